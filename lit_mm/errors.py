@@ -1,0 +1,8 @@
+"""The one exception for what a user can cause and cure."""
+
+
+class UserError(ValueError):
+    """Something in the config, the data or the machine is wrong, and the message says what, where and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
