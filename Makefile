@@ -1,0 +1,40 @@
+# PYTHON makes the environment; any 3.11 or newer will do: make setup PYTHON=/path/to/python3.12
+PYTHON ?= $(shell for p in python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
+CONFIG ?= experiments/xcomposer2.yaml
+ARGS ?=
+
+RUN := .venv/bin/python
+STAMP := .venv/.setup-done
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fit test lint clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## install what requirements.lock pins into .venv (about 5 GB, some minutes; once)
+
+$(STAMP): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "lit_mm needs Python 3.11 or newer, and $$(python3 --version 2>&1 || true) is what" \
+		"python3 gives. Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "lit_mm needs Python 3.11 or newer," \
+		"$(PYTHON) is not. Name another: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	DS_BUILD_OPS=0 $(RUN) -m pip install --requirement requirements.lock
+	$(RUN) -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+fit: setup ## train: make fit CONFIG=experiments/xcomposer2.yaml ARGS="--stages align"
+	$(RUN) -m lit_mm fit --config $(CONFIG) $(ARGS)
+
+test: setup ## run the tests on the CPU
+	CUDA_VISIBLE_DEVICES= $(RUN) -m pytest -q $(ARGS)
+
+lint: setup ## check style and formatting
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+clean: ## remove caches and build leftovers; .venv and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf

@@ -1,0 +1,171 @@
+"""Proves that a stage trained exactly what it names: frozen parameters keep their bytes, trainable parts move."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule
+
+Parts = Mapping[str, Mapping[str, nn.Parameter]]
+Digests = dict[str, dict[str, str]]  # part -> parameter -> digest of its bytes
+
+
+class FreezeAudit(L.Callback):
+    """Checks the optimizer and takes digests at a stage's start; compares them at its end.
+
+    The digests of the start travel with the checkpoint, so a resumed stage is judged over its whole length, and a
+    checkpoint that brings other frozen weights is found at once. Where weights are sharded over ranks (ZeRO-3, FSDP2) a
+    rank knows only its shards, which change with the number of ranks: there each launch is judged by itself.
+    Digests take about a second per gigabyte of weights.
+
+    Raises:
+        RuntimeError: naming the part and parameter, when the promise is broken.
+    """
+
+    def __init__(self) -> None:
+        self.stage = ""
+        self.started_at = 0  # optimizer steps of the stage that were finished when the digests were taken
+        self.digests: Digests = {}
+        self.sharded = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        parts, stage = pl_module.parts(), pl_module.stage
+        late = [part for part, train in stage.train.items() if train.from_step >= pl_module.total_steps]
+        if late:
+            raise UserError(
+                f"stage {stage.name!r}: parts {late} would thaw at or after the stage's end, {pl_module.total_steps} "
+                f"optimizer steps. Lower `from_step`, or take them out of `train`"
+            )
+        for optimizer in trainer.optimizers:
+            check_groups(optimizer_parameters(optimizer), parts, set(stage.train), stage.name)
+        trainer.print(describe_parts(parts, set(stage.train), stage.name))
+        self.sharded = any(_is_sharded(p) for parameters in parts.values() for p in parameters.values())
+        if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
+            self._check_frozen(parts, set(stage.train), "the checkpoint that was loaded")
+            return
+        self.stage, self.started_at, self.digests = stage.name, trainer.global_step, digest_parts(parts)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        parts, trained = pl_module.parts(), set(pl_module.stage.train)
+        self._check_frozen(parts, trained, "training")
+        if trainer.global_step > self.started_at:
+            self._check_moved(trainer, parts, sorted(trained))
+        self.digests = {}
+
+    def _check_frozen(self, parts: Parts, trained: set[str], culprit: str) -> None:
+        for part, parameters in parts.items():
+            changed = [n for n, p in parameters.items() if part not in trained and digest(p) != self.digests[part][n]]
+            if changed:
+                raise RuntimeError(
+                    f"stage {self.stage!r}: {culprit} changed the frozen part {part!r}, in {len(changed)} of "
+                    f"{len(parameters)} parameters, the first is {changed[0]!r}. Nothing of this stage can be trusted"
+                )
+
+    def _check_moved(self, trainer: L.Trainer, parts: Parts, trained: list[str]) -> None:
+        moved = [any(digest(p) != self.digests[part][n] for n, p in parts[part].items()) for part in trained]
+        # A rank's shards may be padding only: the part moved if it did anywhere
+        counts = torch.tensor(moved, dtype=torch.float32, device=trainer.strategy.root_device)
+        counts = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        still = [part for part, count in zip(trained, counts, strict=True) if not count]
+        if still:
+            first = next(iter(parts[still[0]]))
+            raise RuntimeError(
+                f"stage {self.stage!r} trains the part {still[0]!r}, but none of its {len(parts[still[0]])} parameters "
+                f"({first!r} and on) moved in {trainer.global_step - self.started_at} optimizer steps: no gradient "
+                "reaches it, or its learning rate is too small for its precision"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.sharded:
+            return {}
+        return {"stage": self.stage, "started_at": self.started_at, "digests": self.digests}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if state_dict:
+            self.stage, self.started_at = state_dict["stage"], state_dict["started_at"]
+            self.digests = state_dict["digests"]
+
+
+def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained: set[str], stage: str) -> None:
+    """Refuse an optimizer that does not hold exactly the parameters of the parts in training, each once.
+
+    Raises:
+        RuntimeError: naming the part and the parameter.
+    """
+    names = {id(p): (part, name) for part, parameters in parts.items() for name, p in parameters.items()}
+    seen: set[int] = set()
+    for parameter in (parameter for group in groups for parameter in group):
+        part, name = names.get(id(parameter), ("", f"of shape {tuple(parameter.shape)}"))
+        where = f"stage {stage!r}: the optimizer holds parameter {name!r} of part {part!r}"
+        if not part:
+            raise RuntimeError(f"stage {stage!r}: the optimizer holds a parameter {name} that belongs to no part")
+        if part not in trained:
+            raise RuntimeError(f"{where}, which is frozen")
+        if id(parameter) in seen:
+            raise RuntimeError(f"{where} twice; it would be updated twice a step")
+        seen.add(id(parameter))
+    for part, parameters in parts.items():
+        for name, parameter in parameters.items():
+            if parameter.requires_grad != (part in trained):
+                says = (
+                    "asks for gradients but is frozen" if parameter.requires_grad else "is trainable but asks for none"
+                )
+                raise RuntimeError(f"stage {stage!r}: parameter {name!r} of part {part!r} {says}")
+            if part in trained and id(parameter) not in seen:
+                raise RuntimeError(
+                    f"stage {stage!r}: the optimizer lacks the trainable parameter {name!r} of part {part!r}"
+                )
+
+
+def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
+    """The model's parameters by group. DeepSpeed's own groups hold flat partitions; it keeps the originals aside."""
+    for kept in ("bit16_groups", "fp16_groups"):  # ZeRO-1 and ZeRO-2; ZeRO-3
+        if hasattr(optimizer, kept):
+            return [list(group) for group in getattr(optimizer, kept)]
+    return [list(group["params"]) for group in optimizer.param_groups]
+
+
+def digest_parts(parts: Parts) -> Digests:
+    return {part: {name: digest(p) for name, p in parameters.items()} for part, parameters in parts.items()}
+
+
+def digest(parameter: nn.Parameter) -> str:
+    """Digest of a parameter's bytes, or of the shard this rank holds."""
+    flat = _local(parameter).detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.blake2b(flat.numpy(), digest_size=16).hexdigest()
+
+
+def describe_parts(parts: Parts, trained: set[str], stage: str) -> str:
+    """One line: what learns and what stays, with parameter counts."""
+
+    def listed(names: Iterator[str]) -> str:
+        return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "nothing"
+
+    return (
+        f"stage {stage}: trainable are {listed(n for n in parts if n in trained)}; "
+        f"frozen are {listed(n for n in parts if n not in trained)}"
+    )
+
+
+def _count(parameters: Mapping[str, nn.Parameter]) -> str:
+    # ZeRO-3 leaves an empty tensor in place of the whole one, and its size beside it
+    number = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
+    if number < 100_000:
+        return f"{number:,}"
+    return f"{number / 1e6:,.1f} million" if number < 1e9 else f"{number / 1e9:,.2f} billion"
+
+
+def _is_sharded(parameter: nn.Parameter) -> bool:
+    return hasattr(parameter, "ds_tensor") or hasattr(parameter, "to_local")
+
+
+def _local(parameter: nn.Parameter) -> Tensor:
+    held = getattr(parameter, "ds_tensor", parameter)
+    return held.to_local() if hasattr(held, "to_local") else held

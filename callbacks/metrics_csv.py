@@ -1,0 +1,63 @@
+"""metrics.csv: one row per optimizer step, through all stages of a run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import lightning as L
+
+from callbacks.step_table import Row, StepTable, read_rows
+from callbacks.steps import Step, StepObserver
+from lit_mm.module import MultimodalModule
+
+
+class MetricsCSV(StepObserver):
+    """Writes step, stage, loss, tokens, seconds and the learning rate of every part after every optimizer step.
+
+    Rows reach the file before the step's checkpoint is made if this callback stands before the one that saves. A stage
+    that resumes at step s takes back the rows after s, so the file ends as if nothing had happened.
+
+    Args:
+        path: of the file.
+        launched: when the command started, seconds since the epoch (default: now). `seconds` counts from there; a
+            resumed run goes on from its last kept row.
+    """
+
+    def __init__(self, path: str | Path, launched: float | None = None) -> None:
+        self.path = Path(path)
+        self.launched = time.time() if launched is None else launched
+        self.earlier: float | None = None  # seconds of earlier launches
+        self.table: StepTable | None = None
+
+    def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        rates = [f"lr_{part}" for part in sorted(module.parts())]
+        self.table = StepTable(self.path, ["step", "stage", "loss", "tokens", "seconds", *rates])
+        kept = self.table.restart(module.step)
+        if self.earlier is None:
+            self.earlier = kept[-1]["seconds"] if kept else 0.0
+        if [row["step"] for row in kept] != list(range(1, module.step + 1)):
+            trainer.print(
+                f"{self.path} lacks rows of the {module.step} steps before this start; they cannot be restored"
+            )
+
+    def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
+        if self.table is None:
+            return
+        self.table.append(
+            {
+                "step": step.number,
+                "stage": step.stage,
+                "loss": step.loss,
+                "tokens": step.tokens,
+                "seconds": round(self.earlier + time.time() - self.launched, 3),
+                **{f"lr_{part}": rate for part, rate in step.learning_rates.items()},
+            }
+        )
+
+
+def read_metrics(path: str | Path) -> list[Row]:
+    """Rows of a metrics.csv: `step` and `tokens` int, `stage` str, everything else float."""
+    return read_rows(Path(path))

@@ -1,0 +1,153 @@
+"""The progress bar: which stage, how far, loss, useful tokens per second, and the time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from callbacks.steps import Step, StepObserver
+from lit_mm.module import MultimodalModule
+from lit_mm.stages import Stage
+
+WINDOW = 50  # optimizer steps that tokens per second are averaged over
+SMOOTH = 0.9  # weight of the past in the shown loss
+
+
+class StageProgress(StepObserver, ProgressBar):
+    """A bar in a terminal; elsewhere a plain line every ten seconds, so that logs stay readable.
+
+    Args:
+        stages: the recipe, in order, for "1/2" and the time left of the later stages. A later stage whose steps are not
+            known before it begins makes the recipe's time left a lower bound, shown as ">".
+        every_seconds: between plain lines.
+        console: where to write (default: standard output).
+    """
+
+    def __init__(self, stages: Sequence[Stage], every_seconds: float = 10.0, console: Console | None = None) -> None:
+        super().__init__()
+        self.stages = [(stage.name, stage.max_steps) for stage in stages]
+        self.every_seconds = every_seconds
+        self.console = console
+        self.enabled = True
+        self.bar: Progress | None = None
+        self.task: TaskID | None = None
+
+    def enable(self) -> None:
+        self.enabled = True
+
+    def disable(self) -> None:
+        self.enabled = False
+
+    def setup(self, trainer: L.Trainer, pl_module: MultimodalModule, stage: str) -> None:
+        self.enabled = True  # the base class switches it off on the other ranks
+        super().setup(trainer, pl_module, stage)
+
+    def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
+        self.resumed_at, self.done, self.total = trainer.global_step, trainer.global_step, module.total_steps
+        self.label = stage_label(module.stage.name, [name for name, _ in self.stages])
+        self.loss: float | None = None
+        self.steps: deque[Step] = deque(maxlen=WINDOW)
+        self.started = self.spoken = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        super().on_train_epoch_start(trainer, pl_module)
+        if not self.enabled or self.bar is not None:
+            return
+        self.console = self.console or Console(file=sys.stdout)
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("[bold cyan]{task.description}"),
+                BarColumn(bar_width=None, style="grey30", complete_style="cyan", finished_style="green"),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}", style="bold"),
+                TextColumn("{task.fields[status]}"),
+                console=self.console,
+                refresh_per_second=4,
+                expand=True,
+            )
+            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, status="first step ...")
+            self.bar.start()
+        else:
+            resumed = f", resumed after step {self.done}" if self.done else ""
+            self.print(f"{self.label}: {self.total} optimizer steps{resumed}")
+
+    def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
+        self.done = trainer.global_step
+        self.loss = step.loss if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * step.loss
+        self.steps.append(step)
+        now = time.monotonic()
+        if self.done == self.resumed_at + 1:
+            self.started = now  # the first step compiles and fills caches: it would spoil the time left
+        if not self.enabled:
+            return
+        if self.bar is not None:
+            self.bar.update(self.task, completed=self.done, status=self.status(now))
+        elif now - self.spoken >= self.every_seconds or self.done in (self.resumed_at + 1, self.total):
+            self.spoken = now
+            self.print(f"{self.label}  step {self.done}/{self.total}  {self.status(now)}")
+
+    def status(self, now: float) -> str:
+        """Loss, speed and times left."""
+        # The first step's compilation is not the speed of training, unless it is all there is
+        steps = [
+            s for i, s in enumerate(self.steps) if i or self.done - self.resumed_at > WINDOW or len(self.steps) == 1
+        ]
+        speed = sum(s.tokens for s in steps) / max(sum(s.seconds for s in steps), 1e-9)
+        said = f"loss {self.loss:.4f}  {speed:,.0f} tokens/s"
+        if self.done >= self.total:
+            return f"{said}  done"
+        measured = self.done - self.resumed_at - 1
+        if measured < 1:
+            return said
+        per_step = (now - self.started) / measured
+        left = per_step * (self.total - self.done)
+        said += f"  {clock(left)} left"
+        if not self._later():
+            return said
+        more = ">" if None in self._later() else ""
+        # Later stages may be faster or slower; this stage's pace is all that is known
+        return f"{said}, recipe {more}{clock(left + per_step * sum(steps or 0 for steps in self._later()))}"
+
+    def _later(self) -> list[int | None]:
+        """Optimizer steps of the stages after this one; None where not known."""
+        names = [name for name, _ in self.stages]
+        name = self.label.rsplit(" ", 1)[0]
+        return [steps for _, steps in self.stages[names.index(name) + 1 :]] if name in names else []
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: MultimodalModule, exception: BaseException) -> None:
+        self._close()  # a live bar left open hides the cursor and garbles the traceback
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self.bar is not None:
+            self.bar.console.print(*args, markup=False, highlight=False)
+        elif self.enabled:
+            file = self.console.file if self.console else None
+            print(*args, **{"file": file, "flush": True, **kwargs})
+
+
+def stage_label(name: str, names: Sequence[str]) -> str:
+    """`pretrain 1/2`; the name alone where it is not among `names`."""
+    return f"{name} {names.index(name) + 1}/{len(names)}" if name in names else name
+
+
+def clock(seconds: float) -> str:
+    """`0:07`, `12:30`, `3:05:00`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,88 @@
+"""A CSV with one row per step that outlives kill -9: what a run writes again after a restart is first taken back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_mm.errors import UserError
+
+Row = dict[str, Any]
+TYPES = {"step": int, "stage": str, "tokens": int}  # every other column is a float
+
+
+class StepTable:
+    """Rows in the order of their `step`, each written whole and at once.
+
+    Args:
+        path: the file; made by the first `restart`.
+        columns: fixed for the whole run; the first is `step`.
+        types: column -> type of a cell; a column that is not named holds floats.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], types: Mapping[str, type] = TYPES) -> None:
+        if columns[0] != "step" or len(set(columns)) < len(columns):
+            raise UserError(
+                f"the columns of {str(path)!r} start with 'step' and differ from each other, got {list(columns)}"
+            )
+        self.path, self.columns, self.types = path, list(columns), types
+
+    def restart(self, step: int) -> list[Row]:
+        """Drop the rows after `step`, and a last line that a kill cut short. Returns the rows that stay.
+
+        Raises:
+            UserError: the file has other columns, so it belongs to another run.
+        """
+        rows = read_rows(self.path, self.types)
+        if rows and list(rows[0]) != self.columns:
+            raise UserError(
+                f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: the folder belongs "
+                "to another run. Choose another run folder"
+            )
+        kept = [row for row in rows if row["step"] <= step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(_line(self.columns) + "".join(_line([row[c] for c in self.columns]) for row in kept))
+        os.replace(part, self.path)
+        return kept
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row with one call, so that a kill leaves it whole or without its line end."""
+        line = _line([row[column] for column in self.columns])
+        with self.path.open("a") as file:
+            file.write(line)
+
+
+def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
+    """Rows of a table with their types; none if there is no file. A last line without its end is left out.
+
+    Raises:
+        UserError: a line has too few or too many cells, or a cell of the wrong type.
+    """
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    header, *lines = list(csv.reader(io.StringIO(whole))) or [[]]
+    rows = []
+    for number, cells in enumerate(lines, start=2):
+        if len(cells) != len(header):
+            raise UserError(
+                f"{str(path)!r}, line {number}: {len(cells)} cells for {len(header)} columns. Remove the line"
+            )
+        try:
+            rows.append({name: types.get(name, float)(cell) for name, cell in zip(header, cells, strict=True)})
+        except ValueError as error:
+            raise UserError(f"{str(path)!r}, line {number}: {error}. Remove the line") from error
+    return rows
+
+
+def _line(cells: Sequence[Any]) -> str:
+    """One CSV line; floats are written as their `repr`, which reads back to the same bits."""
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(cells)
+    return buffer.getvalue()

@@ -1,0 +1,105 @@
+"""What an optimizer step was, told once to every callback that asks: summed over micro-batches and ranks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lit_mm.batch import Batch
+from lit_mm.module import MultimodalModule
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One finished optimizer step.
+
+    Attributes:
+        number: counted through all stages, from 1.
+        stage: name of its stage.
+        loss: over the step's supervised tokens, all ranks and micro-batches.
+        tokens: useful tokens of the step, over all ranks.
+        seconds: what it took, data included; what callbacks did between two steps is not counted.
+        learning_rates: part -> the learning rate this step was made with; 0 for a frozen part.
+    """
+
+    number: int
+    stage: str
+    loss: float
+    tokens: int
+    seconds: float
+    learning_rates: dict[str, float]
+
+
+class StepObserver(L.Callback):
+    """Base of the callbacks that act once per optimizer step.
+
+    The first observer of a Trainer measures and tells the others in the order of `Trainer.callbacks`, so each step costs
+    one reduction and one wait for the device, however many observers there are. Every hook runs on every rank.
+    """
+
+    def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
+        """Training of a stage is about to start or resume; `module.step` steps are finished."""
+
+    def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
+        """An optimizer step is finished; `module.step == step.number`."""
+
+    # --- measuring: only the first observer does ------------------------------------------------------------------
+    def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self._first = next(callback for callback in trainer.callbacks if isinstance(callback, StepObserver)) is self
+        self._parts = sorted(pl_module.parts())
+        self._finished = trainer.global_step
+        self._begin_step()
+        self.on_stage_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self._since = time.perf_counter()  # after every callback's on_train_start, which may examine or hash
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: MultimodalModule, batch: Batch, batch_idx: int
+    ) -> None:
+        # Before the step: Lightning advances the schedule before on_train_batch_end
+        if self._first and self._rates is None:
+            rates = pl_module.learning_rates
+            self._rates = {part: float(rates.get(part, 0.0)) for part in self._parts}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if not self._first:
+            return
+        # Lists of device scalars: reading them here would make the device wait once per micro-batch
+        self._losses.append(pl_module.micro_loss)
+        self._tokens.append((batch.segment_ids > 0).sum())
+        if trainer.global_step == self._finished:
+            return
+        loss, tokens = self._reduce(trainer)
+        step = Step(
+            number=pl_module.step,
+            stage=pl_module.stage.name,
+            loss=loss,
+            tokens=int(tokens),
+            seconds=time.perf_counter() - self._since,
+            learning_rates=self._rates or {},
+        )
+        self._finished = trainer.global_step
+        self._begin_step()
+        for callback in trainer.callbacks:
+            if isinstance(callback, StepObserver):
+                callback.on_step_end(trainer, pl_module, step)
+        self._since = time.perf_counter()
+
+    def _begin_step(self) -> None:
+        self._losses: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+        self._rates: dict[str, float] | None = None
+
+    def _reduce(self, trainer: L.Trainer) -> list[float]:
+        """Loss and useful tokens of the step over all micro-batches and ranks."""
+        wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
+        sums = torch.stack([torch.stack(self._losses).to(wide).sum(), torch.stack(self._tokens).to(wide).sum()])
+        return trainer.strategy.reduce(sums, reduce_op="sum").tolist()

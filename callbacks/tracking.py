@@ -1,0 +1,156 @@
+"""One W&B run for all stages of a recipe: offline without an account, online with one."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import lightning as L
+import yaml
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from callbacks.steps import Step, StepObserver
+from lit_mm.errors import UserError
+from lit_mm.evaluate import Prediction
+from lit_mm.module import MultimodalModule
+
+
+class RunLogger(WandbLogger):
+    """Lightning's logger with our step axis: optimizer steps counted through all stages.
+
+    Nothing of wandb is imported or started before the first value is logged.
+    """
+
+    @property
+    def experiment(self) -> Any:
+        fresh = self._experiment is None
+        run = super().experiment
+        if fresh and self._experiment is not None:  # on rank 0, the first time
+            run.define_metric("step")
+            run.define_metric("*", step_metric="step")
+        return run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        # No W&B step: it may not go back, but a resumed run logs its last steps a second time
+        self.experiment.log(dict(metrics) if step is None else {**metrics, "step": step})
+
+
+def tracking_logger(
+    run_dir: str | Path, name: str, config: Mapping[str, Any] | str, *, project: str = "lit_mm"
+) -> RunLogger:
+    """The logger of a run folder. Made anew for the same folder, it continues the same W&B run.
+
+    Args:
+        run_dir: run folder; W&B's files go below it, and the run's id is kept in `wandb_id`.
+        name: of the W&B run.
+        config: the resolved config, as a mapping or as YAML.
+        project: W&B project, unless WANDB_PROJECT names one.
+    """
+    run_dir, mode = Path(run_dir), tracking_mode(os.environ)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    return RunLogger(
+        name=name,
+        save_dir=run_dir,
+        id=_run_id(run_dir / "wandb_id"),
+        project=os.environ.get("WANDB_PROJECT") or project,
+        config=yaml.safe_load(config) if isinstance(config, str) else dict(config),
+        mode=mode,
+        resume="allow" if mode == "online" else None,  # offline W&B cannot, and warns
+        # The bar redraws its line: captured, it would fill the W&B console with control characters
+        settings={"silent": True, "console": "off"},
+    )
+
+
+def tracking_mode(environment: Mapping[str, str]) -> str:
+    """`WANDB_MODE` where the user set it; else "online" with an account (key or netrc entry), "offline" without.
+
+    Raises:
+        UserError: the netrc file cannot be parsed.
+    """
+    if environment.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(environment["WANDB_MODE"], environment["WANDB_MODE"])
+    if environment.get("WANDB_API_KEY"):
+        return "online"
+    host = urlparse(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    named = environment.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        if path.is_file():
+            try:
+                hosts = netrc.netrc(path).hosts
+            except netrc.NetrcParseError as error:
+                raise UserError(
+                    f"looking for a W&B account, {str(path)!r} cannot be read ({error.msg}, line {error.lineno}). "
+                    "Correct it, or set WANDB_MODE=offline"
+                ) from error
+            return "online" if host in hosts else "offline"
+    return "offline"
+
+
+def sync_command(logger: WandbLogger) -> str | None:
+    """What to type to send an offline run to an account; None when there is nothing to send."""
+    offline = sorted(Path(logger.save_dir, "wandb").glob("offline-run-*"))
+    # Every resumed launch leaves its own folder of one and the same run
+    append = "--append " if len(offline) > 1 else ""
+    return f"wandb sync {append}{' '.join(str(path) for path in offline)}" if offline else None
+
+
+def _run_id(path: Path) -> str:
+    """The run's id: given by a sweep agent, kept from an earlier launch, or new. Only rank 0 writes it."""
+    if os.environ.get("WANDB_RUN_ID"):
+        return os.environ["WANDB_RUN_ID"]
+    if path.exists() and (kept := path.read_text().strip()):
+        return kept
+    fresh = secrets.token_hex(4)
+    if rank_zero_only.rank == 0:
+        part = path.with_name(path.name + ".part")
+        part.write_text(fresh + "\n")
+        os.replace(part, path)
+    return fresh
+
+
+class Tracking(StepObserver):
+    """Logs loss, useful tokens (per second), learning rate per part and stage after every optimizer step."""
+
+    def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
+        metrics: dict[str, float] = {
+            "loss": step.loss,
+            "tokens": step.tokens,
+            "tokens_per_second": step.tokens / step.seconds,
+            **{f"lr/{part}": rate for part, rate in step.learning_rates.items()},
+        }
+        for logger in trainer.loggers:
+            # Other loggers take numbers only
+            named = {"stage": step.stage} if isinstance(logger, WandbLogger) else {}
+            logger.log_metrics({**metrics, **named}, step=step.number)
+
+
+@rank_zero_only
+def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step: int | None = None) -> None:
+    """Log a table of predictions with their pictures as `examples`.
+
+    Args:
+        predictions: all of them are logged: pass as many as are worth looking at.
+        step: optimizer steps finished, through all stages.
+    """
+    import wandb  # only here: importing it takes 0.7 s
+
+    table = wandb.Table(columns=["skill", "images", "question", "truth", "answer", "correct"])
+    for p in predictions:
+        images = [wandb.Image(picture.read(), caption=f"page {n}") for n, picture in enumerate(p.document.pictures, 1)]
+        table.add_data(p.document.skill, images, p.document.question.strip(), p.document.answer, p.answer, p.correct)
+    logger.log_metrics({"examples": table}, step=step)
+
+
+@rank_zero_only
+def finish(logger: WandbLogger, summary: Mapping[str, Any] | None = None) -> None:
+    """Write the run's closing figures and end it; what is online is sent."""
+    if summary:
+        logger.experiment.summary.update(dict(summary))
+    logger.experiment.finish()

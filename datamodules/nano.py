@@ -1,0 +1,114 @@
+"""The nano world as a data module: generated documents, no file and no download."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from datamodules.stream import Source, StreamDataModule
+from lit_mm.data.document import Document
+from lit_mm.data.order import stable_hash
+from lit_mm.errors import UserError
+from lit_mm.nano.text import reading_document
+from lit_mm.nano.world import SKILLS, caption_document, question_document
+
+KINDS = {"captions": caption_document, "questions": question_document, "text": reading_document}
+
+
+class NanoSource:
+    """Documents of the nano world by number.
+
+    Args:
+        kind: captions (pages with their transcript), questions (pages with questions and answers), text (transcripts with
+            questions and answers, no picture).
+        count: documents.
+        split: the index space; see `lit_mm.nano.world.SPLITS`.
+        skills: drawn with equal weight, or as often as a skill is listed.
+        questions: per document, at most.
+    """
+
+    def __init__(
+        self, kind: str, count: int, *, split: str, seed: int, skills: tuple[str, ...], questions: int
+    ) -> None:
+        self.kind, self.count, self.split, self.seed = kind, count, split, seed
+        self.skills, self.questions = skills, questions
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Document:
+        arguments = {"split": self.split, "seed": self.seed, "skill": self.skills[number % len(self.skills)]}
+        if self.kind != "captions":
+            arguments["questions"] = self.questions
+        return KINDS[self.kind](number, **arguments)
+
+
+class NanoDocuments(StreamDataModule):
+    """Generated pages to read: signs, lists, forms, tables, charts, scenes and stories.
+
+    Args:
+        kind: what is trained on: captions, questions, both ("mixed", alternating), or text alone.
+        documents: size of the training set.
+        split: the index space of the training set.
+        skills: the skills of the training set, all when left out; listed twice, drawn twice as often.
+        questions: questions per training document, at most.
+        heldout_documents: size of the held-out set, balanced over all skills, one question each.
+        world_seed: of the generated documents (not of the run).
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers: see `StreamDataModule`.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["captions", "questions", "mixed", "text"] = "questions",
+        documents: int = 20_000,
+        split: str = "train",
+        skills: list[str] | None = None,
+        questions: int = 3,
+        heldout_documents: int = 450,
+        world_seed: int = 0,
+        global_batch: int = 8,
+        micro_batch: int | None = None,
+        row_tokens: int | None = 512,
+        row_views: int | None = None,
+        window: int = 1024,
+        num_workers: int = 1,
+    ) -> None:
+        super().__init__(global_batch, micro_batch, row_tokens, row_views, window, num_workers)
+        unknown = sorted(set(skills or ()) - set(SKILLS))
+        if unknown:
+            raise UserError(f"the nano world has no skills {unknown}; it has {list(SKILLS)}. Correct `data.init_args.skills`")
+        if documents < 1:
+            raise UserError(f"the data set is empty: `data.init_args.documents` is {documents}, give at least 1")
+        self.kind, self.documents, self.split = kind, documents, split
+        self.skills, self.questions = tuple(skills or SKILLS), questions
+        self.heldout_documents, self.world_seed = heldout_documents, world_seed
+
+    def source(self) -> Source:
+        def of(kind: str) -> NanoSource:
+            return NanoSource(
+                kind,
+                self.documents,
+                split=self.split,
+                seed=stable_hash(self.world_seed, kind),
+                skills=self.skills,
+                questions=self.questions,
+            )
+
+        return Alternating([of("captions"), of("questions")]) if self.kind == "mixed" else of(self.kind)
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        count = count or self.heldout_documents
+        source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
+        return [source[i] for i in range(count)]
+
+
+class Alternating:
+    """One document of each source in turn."""
+
+    def __init__(self, sources: list[NanoSource]) -> None:
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    def __getitem__(self, number: int) -> Document:
+        return self.sources[number % len(self.sources)][number // len(self.sources)]

@@ -1,0 +1,99 @@
+"""Rows of samples -> Batch. Runs in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_mm.batch import IGNORE, Batch
+from lit_mm.processor import TEXT, Processor, Sample
+
+
+def collate(
+    rows: Sequence[Sequence[Sample]], processor: Processor, *, step_tokens: int = 0, left_pad: bool = False, multiple: int = 8
+) -> Batch:
+    """Pack samples into rows, group their views by shape and resolve the index of every visual position.
+
+    Args:
+        rows: the samples that share each row, in order.
+        step_tokens: supervised tokens of the whole optimizer step.
+        left_pad: padding in front, so that the last position of every row is its sample's last; for generation.
+        multiple: the row length is rounded up to a multiple of this.
+    """
+    samples = [sample for row in rows for sample in row]
+    length = max(sum(len(sample) for sample in row) for row in rows)
+    length = -(-length // multiple) * multiple
+    views, first_of_view, num_visual = group_views(samples, processor)
+
+    shape = (len(rows), length)
+    input_ids = np.full(shape, processor.tokenizer.pad_id, dtype=np.int64)
+    labels = np.full(shape, IGNORE, dtype=np.int64)
+    segments, positions, index = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    visual = np.zeros(shape, dtype=bool)
+    view = 0
+    for r, row in enumerate(rows):
+        start = length - sum(len(sample) for sample in row) if left_pad else 0
+        for number, sample in enumerate(row, start=1):
+            span = slice(start, start + len(sample))
+            input_ids[r, span] = sample.input_ids
+            labels[r, span] = sample.labels
+            labels[r, start] = IGNORE  # nothing of its own sample predicts a first position
+            segments[r, span] = number
+            positions[r, span] = np.arange(len(sample))
+            visual[r, span] = sample.index != TEXT
+            index[r, span] = _resolve(sample, first_of_view[view:], num_visual)
+            view += len(sample.tokens_per_view)
+            start += len(sample)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
+        segment_ids=torch.from_numpy(segments),
+        position_ids=torch.from_numpy(positions),
+        visual_mask=torch.from_numpy(visual),
+        index=torch.from_numpy(index),
+        views=views,
+        num_visual=num_visual,
+        sample_ids=tuple(sample.document.id for sample in samples),
+        step_tokens=step_tokens,
+    )
+
+
+def group_views(samples: Sequence[Sample], processor: Processor) -> tuple[tuple[Tensor, ...], list[int], int]:
+    """The views by shape, the place in the bank of every view's first token, and the visual tokens in all.
+
+    Without any view there is one blank one of the size that the family gives to a small square image; a language model
+    alone has none.
+    """
+    if processor.token_grid is None:
+        return (), [], 0
+    views = [(view, n) for s in samples for view, n in zip(processor.views(s), s.tokens_per_view, strict=True)]
+    if not views:
+        height, width = processor.tiling(64, 64).views[0].size
+        rows, columns = processor.token_grid((height, width))
+        views = [(torch.zeros(3, height, width), rows * columns)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, (pixels, _) in enumerate(views):
+        groups.setdefault(tuple(pixels.shape), []).append(number)
+    first = [0] * len(views)
+    total = 0
+    for members in groups.values():
+        for number in members:
+            first[number] = total
+            total += views[number][1]
+    return tuple(torch.stack([views[n][0] for n in members]) for members in groups.values()), first, total
+
+
+def _resolve(sample: Sample, first_of_view: Sequence[int], num_visual: int) -> np.ndarray:
+    """The sample's own index -> places in the batch's bank (0 at text)."""
+    place = np.concatenate(
+        [first + np.arange(n) for first, n in zip(first_of_view, sample.tokens_per_view, strict=False)]
+        or [np.zeros(0, dtype=np.int64)]
+    )
+    resolved = np.zeros(len(sample), dtype=np.int64)
+    ours, learned = sample.index >= 0, (sample.index < 0) & (sample.index != TEXT)
+    resolved[ours] = place[sample.index[ours]]
+    resolved[learned] = num_visual - sample.index[learned] - 1
+    return resolved

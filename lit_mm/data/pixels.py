@@ -1,0 +1,72 @@
+"""Pixels of a view: resize, pad, crop, normalise, as its recipe says. Runs in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lit_mm.tiling.plan import Size, View
+
+
+@dataclass(frozen=True, slots=True)
+class Normalise:
+    """What happens to pixel values.
+
+    Attributes:
+        mean, std: per channel, of values in [0, 1].
+        fill: padding colour, 0 to 255 per channel.
+        backend: "torch" resizes uint8 with antialiased bicubic (2.7 times faster); "pillow" is bit-equal to the
+            authors' preprocessors (mean difference 0.04 of 255).
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fill: tuple[int, int, int] = (255, 255, 255)
+    backend: Literal["torch", "pillow"] = "torch"
+
+
+def cut_views(image: Tensor, views: Sequence[View], normalise: Normalise) -> list[Tensor]:
+    """[3, H, W] uint8 image -> one [3, h, w] float32 tensor per view, normalised."""
+    resized: dict[Size, Tensor] = {}
+    cut = []
+    mean = torch.tensor(normalise.mean).view(3, 1, 1)
+    std = torch.tensor(normalise.std).view(3, 1, 1)
+    for view in views:
+        if view.resize not in resized:
+            resized[view.resize] = resize(image, view.resize, normalise.backend)
+        pixels = _crop(resized[view.resize], view, normalise.fill)
+        pixels = resize(pixels, view.size, normalise.backend)
+        cut.append((pixels.float() / 255 - mean) / std)
+    return cut
+
+
+def resize(image: Tensor, size: Size, backend: str) -> Tensor:
+    """[3, H, W] uint8 -> [3, h, w] uint8, bicubic with antialiasing."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    if backend == "pillow":
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        array = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        return torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return F.interpolate(image[None], size=size, mode="bicubic", antialias=True)[0]
+
+
+def _crop(image: Tensor, view: View, fill: tuple[int, int, int]) -> Tensor:
+    """The view's box of the canvas on which `image` lies at the view's offset; `fill` where it does not cover."""
+    top, left, height, width = view.box
+    if view.offset == (0, 0) and (height, width) == view.resize == view.canvas and (top, left) == (0, 0):
+        return image
+    canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, height, width)
+    y, x = view.offset[0] - top, view.offset[1] - left  # the image's corner inside the box
+    y0, x0 = max(y, 0), max(x, 0)
+    y1, x1 = min(y + image.shape[1], height), min(x + image.shape[2], width)
+    if y1 > y0 and x1 > x0:
+        canvas[:, y0:y1, x0:x1] = image[:, y0 - y : y1 - y, x0 - x : x1 - x]
+    return canvas

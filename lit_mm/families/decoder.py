@@ -1,0 +1,29 @@
+"""A language model alone: the text-only member of every comparison, and how the nano language model is pre-trained."""
+
+from __future__ import annotations
+
+from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.language.llama import Llama
+from lit_mm.model import MultimodalModel
+from lit_mm.module import MultimodalModule
+from lit_mm.processor import Processor
+from lit_mm.prompts.prompt import Prompt
+from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+
+
+class Decoder(MultimodalModule):
+    """A decoder that reads text. Part: language.
+
+    Args:
+        language: the decoder.
+        tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        prompt: chat template and label rule.
+        max_length: longest sample, tokens.
+    """
+
+    def __init__(self, language: Llama, tokenizer: str, prompt: Prompt | None = None, max_length: int = 4096) -> None:
+        super().__init__(
+            network=MultimodalModel(language, fusion=scatter_visual),
+            processor=lambda: Processor(load_tokenizer(tokenizer), prompt or XComposer2Prompt(), max_length=max_length),
+        )

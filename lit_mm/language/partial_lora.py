@@ -1,0 +1,148 @@
+"""Partial LoRA: a low-rank branch on every linear of the decoder, active at visual positions only.
+
+Text positions use the plain weights, so what the model does with text alone stays what the base model does, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+from lit_mm.language.llama import Llama
+from lit_mm.language.routed import Route, receive_routing
+
+
+def is_partial_lora(parameter: str) -> bool:
+    """Does a parameter of this name belong to partial LoRA (and not to the language model around it)?"""
+    return parameter.rsplit(".", 2)[-2:] in (["lora_a", "weight"], ["lora_b", "weight"])
+
+
+def low_rank_input(x: Tensor, index: Tensor, dropout: float, training: bool) -> Tensor:
+    """Rows of [B, L, in] at the places `index` [K], after dropout: [K, in].
+
+    `embedding` and not `x[index]`: its CPU backward is deterministic.
+    """
+    return F.dropout(F.embedding(index, x.flatten(0, -2)), dropout, training)
+
+
+class PartialLoRALinear(nn.Module):
+    """y = W x + b, and + (alpha / rank) B A dropout(x) at the positions that `route` flags as visual.
+
+    The branch sees the visual positions only: they are gathered, and added back to a copy of y. Text positions keep the
+    bits of the base linear, nothing of them (not even a NaN) reaches A and B, and the cost follows the visual tokens.
+    A batch without any gathers zero rows, which gives A and B zero gradients and not missing ones, as distributed
+    training needs (the release runs the branch on the first token, times 0).
+
+    A is kaiming-uniform, B is zero: a new model is its base model. The release means the same, but its initialiser asks
+    for `lora_A` and `lora_B` where the layers are called `Plora_A` and `Plora_B`, so there both are drawn from N(0, 0.02).
+
+    Args:
+        base: the linear to wrap; it stays the same module.
+        rank: of the branch.
+        alpha: scale x rank; None: rank, a scale of 1.
+        dropout: on the branch's input, while training.
+        route: where the layer's routing is left; None: a new one, to be set by hand.
+        shared: the branch's A x comes from `route.low_rank`, and there is no A here (see `apply_partial_lora`).
+    Source: arXiv:2401.16420, section 3.2, equation 1; class PLoRA of the release.
+    """
+
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int,
+        alpha: float | None = None,
+        dropout: float = 0.05,
+        *,
+        route: Route | None = None,
+        shared: bool = False,
+    ) -> None:
+        super().__init__()
+        self.base = base
+        self.lora_a = None if shared else new_down(base, rank)
+        self.lora_b = nn.Linear(rank, base.out_features, bias=False, **like(base))
+        nn.init.zeros_(self.lora_b.weight)
+        self.rank, self.dropout = rank, dropout
+        self.scale = (rank if alpha is None else alpha) / rank
+        self.route = Route() if route is None else route
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, in] -> [B, L, out]."""
+        y = self.base(x)
+        routing = self.route.routing
+        if routing is None:
+            return y
+        low = self.route.low_rank
+        if self.lora_a is not None:
+            low = self.lora_a(low_rank_input(x, routing.index, self.dropout, self.training))
+        delta = self.lora_b(low)  # [K, out]
+        # out of place: under ZeRO-3 the base linear's output is a view that must not be written to
+        return y.flatten(0, -2).index_add(0, routing.index, delta.to(y.dtype), alpha=self.scale).view_as(y)
+
+    def extra_repr(self) -> str:
+        return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout}"
+
+
+def new_down(base: nn.Linear, rank: int) -> nn.Linear:
+    """A fresh A for `base`, [rank, in], on its device and in its dtype."""
+    down = nn.Linear(base.in_features, rank, bias=False, **like(base))
+    nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
+    return down
+
+
+def like(base: nn.Linear) -> dict[str, torch.device | torch.dtype]:
+    return {"device": base.weight.device, "dtype": base.weight.dtype}
+
+
+def share_low_rank(attention: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Pre-hook of an attention: q, k and v read one A x, made once from one dropout mask, as in the packed release."""
+    routing = attention.route.routing
+    if routing is None:
+        return
+    x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    rows = low_rank_input(x, routing.index, attention.q_proj.dropout, attention.training)
+    attention.route.low_rank = attention.lora_a(rows)
+
+
+def forget_low_rank(attention: nn.Module, args: tuple, output: object) -> None:
+    """Forward hook: let go of the product, which holds the graph of the whole forward."""
+    attention.route.low_rank = None
+
+
+def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, dropout: float = 0.05) -> Llama:
+    """Wrap the linears of every decoder layer, in place; returns the same model.
+
+    The release wraps five: wqkv, wo, w1, w3, w2. Its packed wqkv has one A, so here q, k and v share one (`lora_a` of
+    the attention) and own one B each, a slice of the packed B: the same function with the same parameters, 18.87M a
+    layer and 604.0M in all at rank 256 and 7B size. Embeddings and the output projection stay plain.
+
+    Args:
+        rank, alpha, dropout: see `PartialLoRALinear`. Published: 256, 256, 0.05.
+    Raises:
+        UserError: the rank is not positive, or the model has partial LoRA already.
+    Source: arXiv:2401.16420, section 3.2; modeling_internlm2.py of the release.
+    """
+    if rank < 1:
+        raise UserError(f"partial LoRA needs a `rank` of at least 1, got {rank}; for none, leave partial LoRA out")
+    if language.routed:
+        raise UserError("the linears of this language model are routed already; apply partial LoRA once")
+    for layer in language.decoder_layers:
+        attention, route = layer.self_attn, Route()
+        attention.route = route
+        attention.lora_a = new_down(attention.q_proj, rank)
+        for owner, names, shared in (
+            (attention, ("q_proj", "k_proj", "v_proj"), True),
+            (attention, ("o_proj",), False),
+            (layer.mlp, ("gate_proj", "up_proj", "down_proj"), False),
+        ):
+            for name in names:
+                base = getattr(owner, name)
+                setattr(owner, name, PartialLoRALinear(base, rank, alpha, dropout, route=route, shared=shared))
+        attention.register_forward_pre_hook(receive_routing, with_kwargs=True)
+        attention.register_forward_pre_hook(share_low_rank, with_kwargs=True)
+        attention.register_forward_hook(forget_low_rank)
+    language.routed = True
+    return language

@@ -1,0 +1,52 @@
+"""Routed linears: wrappers around a decoder's linears that treat visual positions differently from text.
+
+The route of a batch travels as one keyword argument, `routing`, through the language model to every decoder layer and on
+to its attention, where a pre-hook takes it out and leaves it in the layer's `Route`. Why there: transformers checkpoints a
+decoder layer's `forward`, so hooks on the layer itself do not run again when the backward pass recomputes it, and a
+route left by another forward would be read; hooks on the attention inside it do run again, with the same arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which positions of a batch are visual. Made once per forward: finding them costs a GPU a synchronisation.
+
+    Attributes:
+        visual_mask: [B, L] True on visual tokens.
+        index: [K] their places in the flattened rows, ascending.
+    """
+
+    visual_mask: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, visual_mask: Tensor) -> Routing:
+        """From a boolean [B, L] mask."""
+        return cls(visual_mask, visual_mask.flatten().nonzero().squeeze(1))
+
+
+class Route:
+    """What the routed linears of one decoder layer read during its forward. None: every position is text.
+
+    `low_rank` is the product of a branch shared by several linears (see `partial_lora.py`), [K, rank].
+    """
+
+    def __init__(self) -> None:
+        self.routing: Routing | None = None
+        self.low_rank: Tensor | None = None
+
+
+def receive_routing(attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Pre-hook (with keyword arguments) of an attention that owns a `route`: take `routing` out of its arguments.
+
+    A plain function that asks the module for its route, so that copies of a model keep theirs apart.
+    """
+    kwargs = dict(kwargs)
+    attention.route.routing = kwargs.pop("routing", None)
+    return args, kwargs

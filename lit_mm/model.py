@@ -1,0 +1,93 @@
+"""A multimodal model: vision encoder, connector, fusion and language model, one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_mm.batch import IGNORE, Batch
+
+
+class VisionEncoder(Protocol):
+    """[V, 3, H, W] normalised pixels -> [V, N, D] patch features."""
+
+    width: int
+
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of a view, pixels -> (rows, columns) of patches."""
+        ...
+
+
+class Connector(Protocol):
+    """[V, N, D] patch features -> [V, M, E] visual tokens."""
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of patches -> (rows, columns) of visual tokens."""
+        ...
+
+    def learned(self) -> Tensor:
+        """[K, E] vectors that a layout may place between visual tokens (newline, separator); [0, E] for none."""
+        ...
+
+
+Fusion = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class MultimodalModel(nn.Module):
+    """Composes the parts. `vision` and `connector` are None for a language model alone.
+
+    Letters: B rows, L positions, V views, M visual tokens per view, K vectors in the bank, E language width.
+    """
+
+    def __init__(
+        self, language: nn.Module, vision: nn.Module | None = None, connector: nn.Module | None = None, *, fusion: Fusion
+    ) -> None:
+        super().__init__()
+        self.vision, self.connector, self.language = vision, connector, language
+        self.fusion = fusion
+
+    def bank(self, views: tuple[Tensor, ...]) -> Tensor:
+        """Views grouped by shape -> [K, E]: the visual tokens of all views, then the connector's learned vectors."""
+        tokens = [self.connector(self.vision(group)).flatten(0, 1) for group in views]
+        return torch.cat([*tokens, self.connector.learned().to(tokens[0])])
+
+    def embed(self, batch: Batch) -> Tensor:
+        """[B, L, E]: text embeddings with the vectors of the bank in their places.
+
+        Raises:
+            ValueError: the encoder and connector made another number of visual tokens than the processor counted.
+        """
+        text = self.language.embed(batch.input_ids)
+        if self.vision is None:
+            return text
+        bank = self.bank(batch.views)
+        made = len(bank) - len(self.connector.learned())
+        if made != batch.num_visual:
+            raise ValueError(
+                f"samples {list(batch.sample_ids)}: the processor counted {batch.num_visual} visual tokens, vision encoder and "
+                f"connector made {made} from {batch.num_views} views. Is the processor of another family in use?"
+            )
+        return self.fusion(text, bank, batch.index, batch.visual_mask)
+
+    def hidden(self, batch: Batch, cache: Any = None) -> Tensor:
+        """[B, L, E] after the language model's last norm. `cache` keeps keys and values for decoding."""
+        return self.language(
+            self.embed(batch),
+            segment_ids=batch.segment_ids,
+            position_ids=batch.position_ids,
+            visual_mask=None if self.vision is None else batch.visual_mask,
+            cache=cache,
+        )
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """Sum of the cross-entropy over supervised tokens, fp32. Only supervised positions are projected to the vocabulary."""
+        hidden = self.hidden(batch)
+        learnt = batch.labels[:, 1:] != IGNORE  # position i predicts what i + 1 holds
+        logits = self.language.logits(hidden[:, :-1][learnt])
+        return F.cross_entropy(logits.float(), batch.labels[:, 1:][learnt], reduction="sum")
+
+    forward = loss_sum

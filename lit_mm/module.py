@@ -1,0 +1,141 @@
+"""The base LightningModule: thin. A family's constructor composes a network and a processor; nothing extends a family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lit_mm.batch import Batch
+from lit_mm.data.order import stable_hash
+from lit_mm.errors import UserError
+from lit_mm.model import MultimodalModel
+from lit_mm.processor import Processor
+from lit_mm.stages import Stage, apply_stage, parameter_groups
+from lit_mm.weights.source import load_part
+
+
+class MultimodalModule(L.LightningModule):
+    """Trains a network stage by stage.
+
+    Args:
+        network: the parts and their forward.
+        processor: makes the owner of the token count, which data modules ask for samples and `describe` for lengths.
+            Called when it is first needed: a model can be built without its tokenizer's files.
+    """
+
+    def __init__(self, network: MultimodalModel, processor: Callable[[], Processor]) -> None:
+        super().__init__()
+        self.network = network
+        self._make_processor = processor
+        self.stage: Stage | None = None
+        self.total_steps = 0  # optimizer steps of the current stage
+        self.first_step = 0  # optimizer steps of the stages before it
+        self.seed = 0
+
+    @cached_property
+    def processor(self) -> Processor:
+        return self._make_processor()
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+    def modules_by_part(self) -> dict[str, nn.Module]:
+        """Part name -> module. A module inside another one (partial LoRA in the language model) is listed before it."""
+        named = {"vision": self.network.vision, "connector": self.network.connector, "language": self.network.language}
+        return {name: module for name, module in named.items() if module is not None}
+
+    def part_of(self, parameter: str) -> str:
+        """The part a parameter belongs to, from its name under `network`. A family that adds parts overrides this."""
+        return parameter.split(".", 1)[0]
+
+    def parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Part name -> its parameters by name (relative to the part). Disjoint, and together all parameters."""
+        parts: dict[str, dict[str, nn.Parameter]] = {}
+        for name, parameter in self.network.named_parameters():
+            parts.setdefault(self.part_of(name), {})[name.split(".", 1)[1]] = parameter
+        return parts
+
+    def load_pretrained(self) -> None:
+        """Load every part's published weights, where its `weights` names some. Constructors never do."""
+        for part, module in self.modules_by_part().items():
+            reference = getattr(module, "weights", None)
+            if reference is not None:
+                load_part(module, reference, part)
+
+    # --- stages --------------------------------------------------------------------------------------------------
+    def begin(self, stage: Stage, *, total_steps: int, first_step: int = 0, seed: int = 0) -> None:
+        """Make `stage` the current one: what it does not name is frozen. Called before each stage's Trainer.fit.
+
+        Args:
+            total_steps: optimizer steps of the stage.
+            first_step: optimizer steps of the stages before it; logs count through all stages.
+            seed: of the run; dropout is drawn from it.
+        """
+        self.stage, self.total_steps, self.first_step, self.seed = stage, total_steps, first_step, seed
+        apply_stage(self.parts(), stage)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps finished, counted through all stages."""
+        return self.first_step + self.trainer.global_step
+
+    def configure_optimizers(self) -> dict:
+        if self.stage is None:
+            raise UserError("no stage has begun: the model is trained by a recipe with `stages:` (lit_mm fit)")
+        stage, total = self.stage, self.total_steps
+        layered = {n: m for n, m in self.modules_by_part().items() if hasattr(m, "layer_of")}
+        optimizer = torch.optim.AdamW(parameter_groups(self.parts(), stage, layered), betas=stage.betas, fused=True)
+        starts = [stage.train[group["part"]].from_step for group in optimizer.param_groups]
+        factors = [lambda step, start=start: stage.factor(step, total) * (step >= start) for start in starts]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss over the optimizer step's supervised tokens, whatever the split.
+
+        The sum over this micro-batch is divided by the count over all ranks and micro-batches; Lightning divides by the
+        accumulation and DDP averages over ranks, so both are multiplied back.
+        """
+        self.seed_step(batch_idx)
+        loss = self.network(batch) / batch.step_tokens
+        self.micro_loss = loss.detach()
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def seed_step(self, batch_idx: int) -> None:
+        """Dropout is a function of (seed, stage, micro-batch, rank), so a resumed run draws what the unbroken one drew."""
+        digest = stable_hash(self.seed, self.stage.name if self.stage else "", batch_idx, self.global_rank)
+        torch.manual_seed(digest)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Evaluation mode, no gradients, the trainer's precision; afterwards everything is as it was."""
+        training = self.training
+        precision = self._trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
+        self.eval()
+        try:
+            with torch.inference_mode(), precision:
+                yield
+        finally:
+            self.train(training)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
+        """Clip by the stage's norm. Here, because Lightning refuses it together with a fused optimizer and bf16, although
+        nothing is unscaled in bf16."""
+        if self.stage.clip:
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            torch.nn.utils.clip_grad_norm_(trained, self.stage.clip)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return batch.to(device, non_blocking=True)
+
+    @property
+    def learning_rates(self) -> Mapping[str, float]:
+        """Part -> highest current learning rate of its groups."""
+        rates: dict[str, float] = {}
+        for group in self.optimizers().param_groups:
+            rates[group["part"]] = max(rates.get(group["part"], 0.0), group["lr"])
+        return rates

@@ -1,0 +1,113 @@
+"""The skills of the nano world, each a row of functions: draw facts, transcribe, ask, place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any, NamedTuple
+
+from lit_mm.nano import chart, reading, scenes
+from lit_mm.nano.elements import Element
+from lit_mm.nano.page import FINE, SHORTEST
+from lit_mm.nano.reading import Groups
+
+Facts = Any  # a tuple; its shape is the skill's own affair
+
+
+def _shortest(facts: Facts) -> int:
+    return SHORTEST
+
+
+def _shortest_list(facts: reading.List) -> int:
+    return FINE if facts[1] else SHORTEST
+
+
+class Skill(NamedTuple):
+    """What can be on a page of one kind.
+
+    Attributes:
+        instruction: asks for the transcript.
+        draw: random numbers -> facts. Cheap, since a split takes only some of them.
+        transcribe: facts -> text in raster order.
+        ask: facts -> weighted groups of questions.
+        place: random numbers, facts, squeeze -> elements in raster order.
+        identify: facts -> what makes the page itself; pages of two splits never have the same.
+        shortest: facts -> smallest native side, pixels.
+    """
+
+    instruction: str
+    draw: Callable[[Random], Facts]
+    transcribe: Callable[[Facts], str]
+    ask: Callable[[Facts], Groups]
+    place: Callable[[Random, Facts, float], list[Element]]
+    identify: Callable[[Facts], str]
+    shortest: Callable[[Facts], int] = _shortest
+
+
+def _skill(
+    instruction: str, draw: Callable, transcribe: Callable, ask: Callable, place: Callable, **more: Callable
+) -> Skill:
+    return Skill(instruction, draw, transcribe, ask, place, **{"identify": transcribe, **more})
+
+
+TABLE_OF_SKILLS: dict[str, Skill] = {
+    "read_large": _skill(
+        "read the page", reading.draw_sign, reading.transcribe_sign, reading.ask_sign, reading.place_sign
+    ),
+    "read_small": _skill(
+        "read the page",
+        reading.draw_list,
+        reading.transcribe_list,
+        reading.ask_list,
+        reading.place_list,
+        shortest=_shortest_list,
+    ),
+    "form": _skill("read the page", reading.draw_form, reading.transcribe_form, reading.ask_form, reading.place_form),
+    "table": _skill(
+        "read the page", reading.draw_table, reading.transcribe_table, reading.ask_table, reading.place_table
+    ),
+    "chart": _skill("read the page", chart.draw_chart, chart.transcribe_chart, chart.ask_chart, chart.place_chart),
+    "count": _skill(
+        "name every shape",
+        scenes.draw_count,
+        scenes.transcribe_count,
+        scenes.ask_count,
+        scenes.place_count,
+        identify=scenes.identify_count,
+    ),
+    "shape": _skill(
+        "name every colour and shape",
+        scenes.draw_named,
+        scenes.transcribe_named,
+        scenes.ask_named,
+        scenes.place_named,
+    ),
+    "locate": _skill(
+        "find every shape", scenes.draw_located, scenes.transcribe_located, scenes.ask_located, scenes.place_located
+    ),
+    "story": _skill("read the pages", scenes.draw_scene, scenes.transcribe_scene, scenes.ask_scene, scenes.place_scene),
+}
+SKILLS: tuple[str, ...] = tuple(TABLE_OF_SKILLS)
+
+
+def order_questions(rng: Random, groups: Groups) -> tuple[tuple[str, str], ...]:
+    """All questions in the order of asking: a group by its weight, then any of its questions.
+
+    A group of weight 0 waits until the others are used up.
+    """
+    left = [(weight, list(questions)) for weight, questions in groups]
+    ordered: list[tuple[str, str]] = []
+    while left:
+        point = rng.random() * sum(weight for weight, _ in left)
+        chosen = 0
+        for chosen, (weight, _) in enumerate(left):
+            point -= weight
+            if point < 0:
+                break
+        else:
+            chosen = 0
+        questions = left[chosen][1]
+        ordered.append(questions.pop(int(rng.random() * len(questions))))
+        if not questions:
+            left.pop(chosen)
+    return tuple(ordered)

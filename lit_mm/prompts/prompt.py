@@ -1,0 +1,57 @@
+"""What every prompt makes of a document: runs of token ids and the places of its pictures, in reading order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from lit_mm.data.document import Document
+from lit_mm.prompts.tokenizer import Tokenizer
+
+PICTURE = -100  # stands for a picture in the id sequence that a label rule reads
+
+
+@dataclass(frozen=True, slots=True)
+class TextRun:
+    """Tokens in a row.
+
+    Attributes:
+        ids: token ids.
+        learn: for each token, whether predicting it carries loss.
+    """
+
+    ids: list[int]
+    learn: list[bool]
+
+    def __post_init__(self) -> None:
+        assert len(self.ids) == len(self.learn), f"{len(self.ids)} ids, {len(self.learn)} label flags"
+
+
+@dataclass(frozen=True, slots=True)
+class PictureRun:
+    """The place of `document.pictures[number]`, counted from 0. Pictures are never learnt."""
+
+    number: int
+
+
+Run = TextRun | PictureRun
+
+
+class Prompt(Protocol):
+    """The chat template of a family."""
+
+    def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
+        """The document as runs, in order.
+
+        A document whose last turn is the user's ends with the tokens after which the assistant speaks, so that
+        generation starts from `runs(document.without_answer(), tokenizer)`. A page without any text ends with what
+        precedes the text in training, so that a caption can be asked for.
+
+        Raises:
+            UserError: the template cannot express the document, or the tokenizer lacks one of its markers.
+        """
+        ...
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Tokens that end the assistant's turn in generation."""
+        ...

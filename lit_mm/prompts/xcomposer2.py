@@ -1,0 +1,238 @@
+"""InternLM-XComposer2's chat template, its picture placeholders and its label rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, count, groupby
+
+from lit_mm.data.document import Document, Picture, Turn
+from lit_mm.errors import UserError
+from lit_mm.prompts.prompt import PICTURE, PictureRun, Run, TextRun
+from lit_mm.prompts.tokenizer import Tokenizer
+
+PLACEHOLDER = "<ImageHere>"
+SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+
+Piece = str | int  # text, or the number of a picture
+
+
+def label_mask(ids: Sequence[int], *, turn_end_id: int, eos_id: int, bridge: int = 6) -> list[bool]:
+    """Which positions of a user / assistant conversation carry loss: the answers, each with its end of turn.
+
+    Turn ends are counted from 0: an even one closes a user turn, an odd one an answer. Not learnt are everything from
+    the previous answer's end to `bridge` tokens after a user turn's end, what follows the first eos, and all pictures.
+    The newline after an answer is therefore learnt only after the last one. A sequence that was cut inside a question
+    is not learnt after the newline that follows its last answer.
+
+    Example, with turn end 92542, newline 364, eos 2; the bridge is end, newline, start, "ass", "istant", newline:
+        [1, 92543, 100, 92542, 364, 92543, 525, 11353, 364, 300, 92542, 364, 2] learns the last four.
+
+    Args:
+        ids: token ids, `PICTURE` at the positions of pictures.
+        turn_end_id, eos_id: the ids of the two markers. Padding has the id of eos.
+        bridge: tokens from the user's turn end to the answer, turn end included. 6 for InternLM2.
+
+    Source: `mask_human_targets` of the released XComposer2 model file.
+    """
+    learn = [token != PICTURE for token in ids]
+
+    def hide(start: int, stop: int) -> None:
+        stop = min(stop, len(learn))
+        learn[start:stop] = [False] * (stop - start)
+
+    ends = 0
+    after_answer = 0
+    for position, token in enumerate(ids):
+        if token == turn_end_id:
+            if ends % 2 == 0:
+                hide(after_answer, position + bridge)
+            else:
+                after_answer = position + 1
+            ends += 1
+        elif token == eos_id:
+            hide(position + 1, len(learn))
+            return learn
+    if ends % 2 == 0:
+        hide(after_answer + 1, len(learn))
+    return learn
+
+
+def conversation_to_document(
+    conversation: Sequence[Mapping[str, str]],
+    pictures: Sequence[Picture],
+    *,
+    id: str,
+    source: str = "",
+    skill: str = "",
+) -> Document:
+    """Read the released format, turns of `{"from": ..., "value": ...}` with one `<ImageHere>` per picture.
+
+    One picture without a placeholder goes to the very front, before BOS: the document then starts with a page that
+    holds nothing else. Values are stripped of surrounding white space, as in the released code.
+
+    Raises:
+        UserError: an unknown speaker, a turn without its two keys, or placeholders and pictures differ in number (but
+            for one picture and no placeholder; the released code then goes on with a shifted or a missing picture).
+    Source: `conv2text` and `Mix_dataset` in finetune/data_mix.py of the released code, `interleav_wrap` of the model.
+    """
+    turns: list[Turn] = []
+    values: list[str] = []
+    for number, sentence in enumerate(conversation):
+        if not {"from", "value"} <= sentence.keys():
+            raise UserError(
+                f"document {id!r}, turn {number}: needs the keys 'from' and 'value', got {sorted(sentence)}"
+            )
+        if sentence["from"].lower() not in SPEAKERS:
+            raise UserError(
+                f"document {id!r}, turn {number}: 'from' is one of {sorted(SPEAKERS)}, got {sentence['from']!r}"
+            )
+        values.append(sentence["value"].strip())
+    slots = sum(value.count(PLACEHOLDER) for value in values)
+    unplaced = slots == 0 and len(pictures) == 1
+    if slots != len(pictures) and not unplaced:
+        raise UserError(
+            f"document {id!r}: {len(pictures)} pictures and {slots} {PLACEHOLDER} in its text; write one for each "
+            "picture (only a single picture may go without, it is then put in front)"
+        )
+    if unplaced:
+        turns.append(Turn("page", (pictures[0],)))
+    left = iter(() if unplaced else pictures)
+    for sentence, value in zip(conversation, values, strict=True):
+        head, *rest = value.split(PLACEHOLDER)
+        parts = chain((head,), *((next(left), text) for text in rest))
+        turns.append(Turn(SPEAKERS[sentence["from"].lower()], tuple(part for part in parts if part != "")))
+    return Document(id=id, turns=tuple(turns), source=source, skill=skill)
+
+
+@dataclass(frozen=True, slots=True)
+class XComposer2Prompt:
+    """`<start>role\\n ... <end>\\n` a turn, then eos; BOS only before the first text, so a leading picture precedes it.
+
+    Text between pictures is tokenised piece by piece; nothing marks a picture's beginning or end. Turns become:
+
+    - user and assistant, which must alternate and start with the user: learnt by `label_mask`.
+    - system: never learnt, and not counted by that rule. Training text of the released recipe has none.
+    - page (ours, for captions and interleaved pages; the released code has no such role): the bare text, learnt from
+      start to end, with eos when it ends the document. A page that holds only pictures adds no token.
+
+    Args:
+        turn_start, turn_end: the markers as text; one token each.
+    Source: arXiv:2401.16420, released finetune/data_mix.py and the model's `interleav_wrap`. Without their fixed ids:
+    the length of the bridge between question and answer (six tokens for InternLM2) is measured with the tokenizer.
+    """
+
+    turn_start: str = "[UNUSED_TOKEN_146]"
+    turn_end: str = "[UNUSED_TOKEN_145]"
+
+    def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
+        """See `Prompt.runs`. An answer that starts with white space may share a token with the newline before it."""
+        if tokenizer.bos_id is None:
+            raise UserError("XComposer2Prompt needs a tokenizer with a beginning-of-sequence token; set `bos`")
+        bridge = self._bridge(tokenizer)
+        runs: list[Run] = []
+        begun = False
+        for kind, pieces in self._blocks(document, tokenizer):
+            encoded: list[list[int]] = []
+            for piece in pieces:
+                if isinstance(piece, int):
+                    encoded.append([PICTURE])
+                else:
+                    encoded.append(tokenizer.encode(piece) if begun else [tokenizer.bos_id, *tokenizer.encode(piece)])
+                    begun = True
+            ids = list(chain.from_iterable(encoded))
+            if kind == "page":
+                learn = [token not in (PICTURE, tokenizer.bos_id) for token in ids]
+            elif kind == "system":
+                learn = [False] * len(ids)
+            else:
+                turn_end_id = tokenizer.id_of(self.turn_end)
+                learn = label_mask(ids, turn_end_id=turn_end_id, eos_id=tokenizer.eos_id, bridge=bridge)
+            start = 0
+            for piece, tokens in zip(pieces, encoded, strict=True):
+                stop = start + len(tokens)
+                runs.append(PictureRun(piece) if isinstance(piece, int) else TextRun(tokens, learn[start:stop]))
+                start = stop
+        if not begun:  # a page of pictures alone: its caption is asked for
+            runs.append(TextRun([tokenizer.bos_id], [False]))
+        return runs
+
+    def text(self, document: Document, tokenizer: Tokenizer) -> str:
+        """The prompt as text, `<ImageHere>` for each picture; BOS is left out, eos is written."""
+        pieces = chain.from_iterable(pieces for _, pieces in self._blocks(document, tokenizer))
+        return "".join(PLACEHOLDER if isinstance(piece, int) else piece for piece in pieces)
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        return frozenset({tokenizer.id_of(self.turn_end), tokenizer.eos_id})
+
+    def _bridge(self, tokenizer: Tokenizer) -> int:
+        """Tokens from a user's turn end to the first of the answer."""
+        text = f"{self.turn_end}\n{self.turn_start}assistant\n"
+        ids = tokenizer.encode(text)
+        markers = [tokenizer.id_of(self.turn_end), tokenizer.id_of(self.turn_start)]
+        if ids[0] != markers[0] or markers[1] not in ids:
+            raise UserError(
+                f"the tokenizer breaks the turn markers {self.turn_end!r} (id {markers[0]}) and {self.turn_start!r} "
+                f"(id {markers[1]}) into pieces: {text!r} became {ids}; make them added tokens of the tokenizer"
+            )
+        return len(ids)
+
+    def _blocks(self, document: Document, tokenizer: Tokenizer) -> list[tuple[str, list[Piece]]]:
+        """Neighbouring turns that one label rule covers: ("page" | "system" | "chat", pieces)."""
+        self._check(document, tokenizer)
+        numbers = count()
+        blocks: list[tuple[str, list[Piece]]] = []
+        for kind, turns in groupby(document.turns, key=_kind):
+            pieces: list[Piece] = []
+            for turn in turns:
+                said = turn.parts
+                if kind != "page":
+                    said = (f"{self.turn_start}{turn.role}\n", *said, f"{self.turn_end}\n")
+                for part in said:
+                    _append(pieces, part if isinstance(part, str) else next(numbers))
+            blocks.append((kind, pieces))
+        pieces = blocks[-1][1]
+        if document.turns[-1].role == "user":
+            _append(pieces, f"{self.turn_start}assistant\n")
+        elif any(isinstance(piece, str) for piece in pieces):  # not after a page of pictures alone: its text may follow
+            _append(pieces, tokenizer.eos)
+        return blocks
+
+    def _check(self, document: Document, tokenizer: Tokenizer) -> None:
+        """Refuse what would shift the count of turn ends, and with it the labels, in silence."""
+        where = f"document {document.id!r}"
+        if not document.turns:
+            raise UserError(f"{where} has no turns")
+        for number, turn in enumerate(document.turns):
+            for marker in (self.turn_start, self.turn_end, tokenizer.bos, tokenizer.eos):
+                if marker and marker in turn.text:
+                    raise UserError(
+                        f"{where}, turn {number} ({turn.role}): its text contains the marker {marker!r}, which only "
+                        "the template may write; clean the data"
+                    )
+            before = document.turns[number - 1].role if number else None
+            if turn.role == "assistant" and before != "user":
+                raise UserError(f"{where}, turn {number}: the assistant answers a user turn, but follows {before!r}")
+            if before == "user" and turn.role != "assistant":
+                raise UserError(f"{where}, turn {number}: a user turn is followed by its answer, got {turn.role!r}")
+        if document.turns[-1].role == "system":
+            raise UserError(f"{where} ends with a system turn; add what the user says")
+
+
+def _kind(turn: Turn) -> str:
+    return turn.role if turn.role in ("page", "system") else "chat"
+
+
+def _append(pieces: list[Piece], part: Piece) -> None:
+    """Add a part; text joins the text before it, so that the two are tokenised together."""
+    if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
+        pieces[-1] += part
+    elif part != "":
+        pieces.append(part)

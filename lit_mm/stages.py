@@ -1,0 +1,151 @@
+"""Stages as data: which parts learn, how fast, for how long, and on what. A recipe is an ordered list of stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from torch import nn
+
+from lit_mm.errors import UserError
+
+
+@dataclass
+class Train:
+    """How one part learns.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: AdamW's decoupled decay; vectors (biases, norm weights) are never decayed.
+        layer_decay: the lr of a layer is `lr * layer_decay ** (layers above it)`; 1 gives every layer the same.
+        from_step: optimizer steps of the stage before the part thaws.
+    """
+
+    lr: float
+    weight_decay: float = 0.1
+    layer_decay: float = 1.0
+    from_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or not 0 < self.layer_decay <= 1 or self.weight_decay < 0 or self.from_step < 0:
+            raise UserError(
+                f"a part learns with lr > 0, 0 < layer_decay <= 1, weight_decay >= 0 and from_step >= 0, got {self}"
+            )
+
+
+@dataclass
+class Stage:
+    """One training phase of a recipe.
+
+    Args:
+        name: names the stage in logs, metrics and checkpoints; unique in its recipe.
+        train: part name -> how it learns. Parts that are not listed stay frozen.
+        max_steps: optimizer steps; left out, the stage is one pass over its data.
+        warmup: share of the stage over which the learning rate rises linearly (0.01 = 1 %).
+        schedule: what follows the warm-up.
+        betas: AdamW's moment decay rates.
+        clip: gradient norm limit over all trainable parameters; 0 switches it off.
+        data: arguments of the data module that this stage changes.
+    """
+
+    name: str
+    train: dict[str, Train] = field(default_factory=dict)
+    max_steps: int | None = None
+    warmup: float = 0.01
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UserError(f"stage {self.name!r} trains nothing: name at least one part under `train`")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f"stage {self.name!r}: max_steps is at least 1, got {self.max_steps}")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"stage {self.name!r}: warmup is a share of the stage in [0, 1), got {self.warmup}")
+
+    def factor(self, step: int, total: int) -> float:
+        """Share of the peak learning rate used by optimizer step `step` (from 0) of `total`.
+
+        The warm-up reaches the peak at its last step; cosine and linear end at 0 after the last step.
+        """
+        rise = math.ceil(self.warmup * total)
+        if step < rise:
+            return (step + 1) / rise
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - rise) / max(1, total - rise)
+        return 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
+
+
+class Layered(Protocol):
+    """A part whose learning rate may decay from layer to layer."""
+
+    num_layers: int
+
+    def layer_of(self, name: str) -> int:
+        """0 for the embeddings, i + 1 for block i, of the parameter `name`."""
+        ...
+
+
+def check_recipe(stages: list[Stage], parts: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    """Refuse a recipe that this model cannot run.
+
+    Raises:
+        UserError: no stage, two stages of one name, or a stage that trains a part the model does not have.
+    """
+    if not stages:
+        raise UserError("the recipe has no stages: add `stages:` with at least one entry")
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise UserError(f"stage names must differ, got {names}")
+    for stage in stages:
+        unknown = sorted(stage.train.keys() - parts.keys())
+        if unknown:
+            raise UserError(
+                f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
+                f"Correct `stages.{stage.name}.train`."
+            )
+
+
+def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -> None:
+    """Freeze everything, then thaw the parts that `stage` names."""
+    check_recipe([stage], parts)
+    for name, parameters in parts.items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(name in stage.train)
+
+
+def parameter_groups(
+    parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage, layered: Mapping[str, Layered]
+) -> list[dict[str, Any]]:
+    """The optimizer's groups: one per part, layer (where it decays) and decay switch.
+
+    Args:
+        layered: the parts that can tell a parameter's layer, needed for `layer_decay`.
+    Returns:
+        Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language") and `part`.
+    """
+    groups: dict[tuple[str, int, bool], dict[str, Any]] = {}
+    for part, train in stage.train.items():
+        if train.layer_decay < 1 and part not in layered:
+            raise UserError(f"stage {stage.name!r}: part {part!r} has no layers to decay over; remove `layer_decay`")
+        top = layered[part].num_layers if train.layer_decay < 1 else 0
+        for name, parameter in parts[part].items():
+            layer = layered[part].layer_of(name) if train.layer_decay < 1 else 0
+            decay = parameter.ndim > 1
+            group = groups.setdefault(
+                (part, layer, decay),
+                {
+                    "params": [],
+                    "lr": train.lr * train.layer_decay ** (top - layer),
+                    "weight_decay": train.weight_decay if decay else 0.0,
+                    "name": f"{part}.{layer}" if train.layer_decay < 1 else part,
+                    "part": part,
+                },
+            )
+            group["params"].append(parameter)
+    return list(groups.values())

@@ -1,0 +1,36 @@
+"""Learnt position tables at other image sizes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_mm.errors import UserError
+
+
+def resize_position_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize the patch part of a table bicubically (`align_corners` False); the class token's row is kept.
+
+    Args:
+        table: [1 + N, D], class token first, then a square grid of N patches, row-major.
+        grid: (rows, columns) of patches wanted.
+    Returns:
+        [1 + rows * columns, D], computed in fp32, in the table's dtype; the table itself where the grid is the same.
+    Raises:
+        UserError: N is not a square.
+    Source: `resize_pos` of XComposer2's build_mlp.py (24 x 24 to 16 x 16 or 35 x 35).
+    """
+    patches = len(table) - 1
+    side = math.isqrt(max(patches, 0))
+    if side**2 != patches or not patches:
+        raise UserError(
+            f"resizing a position table needs 1 class token and a square grid, got {len(table)} rows (1 + {patches})"
+        )
+    if grid == (side, side):
+        return table
+    image = table[1:].float().T.unflatten(1, (side, side)).unsqueeze(0)  # [1, D, side, side]
+    image = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], image[0].flatten(1).T.to(table.dtype)])

@@ -1,0 +1,159 @@
+"""The CLIP vision transformer (OpenAI layout): pre-norm blocks, a class token, learnt positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lit_mm.errors import UserError
+from lit_mm.vision.position import resize_position_table
+
+# V views, N patches, D width, P = N + 1 positions (class token first), H heads
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x): OpenAI's CLIP was trained with it, and differs with the exact GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a layer norm. q, k and v are one linear: rows q, then k, then v."""
+
+    def __init__(self, width: int, heads: int, ffn_width: int, activation: str, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.activation = ACTIVATIONS[activation]
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.fc1 = nn.Linear(width, ffn_width)
+        self.fc2 = nn.Linear(ffn_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, P, D] -> [V, P, D]."""
+        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [V, P, 3, H, D / H]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """CLIP ViT; features are the last block's output, before the post layer-norm. That norm is therefore not built: it
+    would be a parameter without a gradient (the release replaces it by an identity when the ViT learns).
+
+    Args:
+        image_size: side of a view, pixels; the position table has its grid.
+        patch: side of a patch, pixels.
+        width: D.
+        layers, heads: of the transformer.
+        mlp_ratio: feed-forward width / D.
+        ffn_width: overrides `mlp_ratio`.
+        activation: "quick_gelu" (OpenAI's weights) or "gelu".
+        drop_cls: leave the class token out of the output.
+        eps: of the layer norms.
+        position_size: image size of the checkpoint to be loaded, pixels. A table of that size is resized bicubically
+            while loading. None: the checkpoint must have the table of `image_size`.
+        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
+        activation_checkpointing: recompute each block in the backward pass.
+    Raises:
+        UserError: sizes that do not divide, or an unknown activation.
+    Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer.
+    """
+
+    def __init__(
+        self,
+        image_size: int,
+        patch: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        ffn_width: int | None = None,
+        activation: str = "quick_gelu",
+        drop_cls: bool = True,
+        eps: float = 1e-5,
+        position_size: int | None = None,
+        weights: str | None = None,
+        activation_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError(f"ViT: `heads` must divide `width`, got {width=}, {heads=}")
+        if activation not in ACTIVATIONS:
+            raise UserError(f"ViT: `activation` is one of {sorted(ACTIVATIONS)}, got {activation!r}")
+        self.image_size, self.patch, self.width, self.num_layers = image_size, patch, width, layers
+        self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
+        self.activation_checkpointing = activation_checkpointing
+        self.grid = self.token_grid((image_size, image_size))
+        if position_size is not None:
+            self.token_grid((position_size, position_size))  # it must divide, too
+        self.patches = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
+        self.cls = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positions = nn.Parameter(torch.randn(1 + self.grid[0] * self.grid[1], width) * width**-0.5)
+        self.pre_norm = nn.LayerNorm(width, eps=eps)
+        hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(layers))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """OpenAI's scheme: what adds to the residual stream is drawn narrower the more layers there are."""
+        residual = self.width**-0.5 * (2 * self.num_layers) ** -0.5
+        for block in self.blocks:
+            nn.init.normal_(block.qkv.weight, std=self.width**-0.5)
+            nn.init.normal_(block.out.weight, std=residual)
+            nn.init.normal_(block.fc1.weight, std=(2 * self.width) ** -0.5)
+            nn.init.normal_(block.fc2.weight, std=residual)
+            for linear in (block.qkv, block.out, block.fc1, block.fc2):
+                nn.init.zeros_(linear.bias)
+
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) of a view, pixels -> (rows, columns) of patches.
+
+        Raises:
+            UserError: a side is not a positive multiple of the patch.
+        """
+        height, width = size
+        if min(size) < self.patch or height % self.patch or width % self.patch:
+            raise UserError(f"ViT: a view must be a multiple of the patch, {self.patch} pixels, got {height} x {width}")
+        return height // self.patch, width // self.patch
+
+    def layer_of(self, parameter_name: str) -> int:
+        """Depth of a parameter, for layer-wise learning rates: 0 = embeddings and pre-norm, i + 1 = block i."""
+        head, _, rest = parameter_name.partition(".")
+        return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
+
+    def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Bring the position table of a checkpoint with images of `position_size` to ours, in place. See `load_strict`."""
+        name, size = f"{prefix}positions", self.position_size
+        if size is None or name not in state:
+            return
+        rows, columns = self.token_grid((size, size))
+        if len(state[name]) == 1 + rows * columns:
+            state[name] = resize_position_table(state[name], self.grid)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, 1 + N, D] with `drop_cls: false`).
+
+        Raises:
+            UserError: views of another size than `image_size`.
+        """
+        if self.token_grid(tuple(pixels.shape[-2:])) != self.grid:
+            raise UserError(
+                f"ViT: built for views of {self.image_size} x {self.image_size} pixels, got {pixels.shape[-2]} x "
+                f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes."
+            )
+        x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
+        x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
+        x = self.pre_norm(x + self.positions)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x[:, 1:] if self.drop_cls else x

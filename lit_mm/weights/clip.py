@@ -1,0 +1,93 @@
+"""CLIP vision checkpoints -> our ViT. Pure renaming; what a map does not know it hands on unchanged, so that
+`load_strict` names it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lit_mm.errors import UserError
+
+HF_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+HF_TOP = {
+    "embeddings.class_embedding": "cls",
+    "embeddings.patch_embedding.weight": "patches.weight",
+    "embeddings.position_embedding.weight": "positions",
+    "pre_layrnorm.weight": "pre_norm.weight",  # the misspelling is theirs
+    "pre_layrnorm.bias": "pre_norm.bias",
+}
+HF_PARTS = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.out_proj": "out",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+}
+HF_UNUSED = ("post_layernorm.", "embeddings.position_ids")  # after the features; 0, 1, 2, ...
+
+OPENAI_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
+OPENAI_TOP = {
+    "class_embedding": "cls",
+    "conv1.weight": "patches.weight",
+    "positional_embedding": "positions",
+    "ln_pre.weight": "pre_norm.weight",
+    "ln_pre.bias": "pre_norm.bias",
+}
+OPENAI_PARTS = {
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "attn.in_proj": "qkv",
+    "attn.out_proj": "out",
+    "mlp.c_fc": "fc1",
+    "mlp.c_proj": "fc2",
+}
+OPENAI_UNUSED = ("ln_post.", "proj")
+
+
+def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face's CLIPVisionModel -> `ViT`. Names may start with `vision_model.`; q, k, v become one linear.
+
+    The post layer-norm is left out: features are taken before it.
+
+    Raises:
+        UserError: a block lacks one of q, k and v.
+    """
+    ours: dict[str, Tensor] = {}
+    packed: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in state.items():
+        name = full_name.removeprefix("vision_model.")
+        found = HF_LAYER.fullmatch(name)
+        if name.startswith(HF_UNUSED):
+            continue
+        if name in HF_TOP:
+            ours[HF_TOP[name]] = tensor
+        elif found and found[2] in HF_PARTS:
+            ours[f"blocks.{found[1]}.{HF_PARTS[found[2]]}.{found[3]}"] = tensor
+        elif found and found[2] in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+            packed.setdefault(f"blocks.{found[1]}.qkv.{found[3]}", {})[found[2][10]] = tensor
+        else:
+            ours[full_name] = tensor
+    for name, rows in packed.items():
+        if len(rows) != 3:
+            raise UserError(f"CLIP checkpoint: {name} is made of q, k and v, the checkpoint has only {sorted(rows)}")
+        ours[name] = torch.cat([rows["q"], rows["k"], rows["v"]])
+    return ours
+
+
+def openai_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's own names -> `ViT`. From a whole CLIP (`visual.` names) the text half is left out, and so are the post
+    layer-norm and the projection, which come after the features."""
+    visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+    ours: dict[str, Tensor] = {}
+    for name, tensor in (visual or state).items():
+        found = OPENAI_LAYER.fullmatch(name)
+        if name in OPENAI_TOP:
+            ours[OPENAI_TOP[name]] = tensor
+        elif found and found[2] in OPENAI_PARTS:
+            ours[f"blocks.{found[1]}.{OPENAI_PARTS[found[2]]}.{found[3]}"] = tensor
+        elif not (name.startswith(OPENAI_UNUSED[0]) or name == OPENAI_UNUSED[1]):
+            ours[name] = tensor
+    return ours

@@ -1,0 +1,157 @@
+"""Reading checkpoints, and loading them without a key left over."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+WHOLE = ("model.safetensors", "pytorch_model.bin")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+SHOWN = 8  # names in an error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint, by name, on the CPU.
+
+    Args:
+        path: a .safetensors file, a torch file (.bin, .pt, .pth, .ckpt; a `state_dict` inside is taken out), or a
+            folder in Hugging Face layout: sharded with an index, or one file.
+    Raises:
+        UserError: nothing there, an unknown kind of file, an unreadable file, or shards that are missing or do not
+            hold what the index says.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_folder(path)
+    if not path.is_file():
+        raise UserError(f"checkpoint {str(path)!r}: no such file or folder. Is the path relative to another folder?")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix not in TORCH_SUFFIXES:
+            raise UserError(
+                f"checkpoint {str(path)!r}: reads .safetensors and {', '.join(TORCH_SUFFIXES)} files and folders of "
+                f"them, got {path.suffix or 'no ending'!r}"
+            )
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:  # cut short, or not what its name says
+        raise UserError(f"checkpoint {str(path)!r} cannot be read ({error}). Is the download complete?") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"checkpoint {str(path)!r} holds more than tensors, which is not loaded since it could run code: {error}"
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        held = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
+        raise UserError(f"checkpoint {str(path)!r} should map names to tensors; it holds {shorten(held)}")
+    return state
+
+
+def read_folder(folder: Path) -> dict[str, Tensor]:
+    """A folder in Hugging Face layout; see `read_checkpoint`."""
+    index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
+    if index is None:
+        whole = [folder / name for name in WHOLE if (folder / name).is_file()]
+        whole = whole or sorted(folder.glob("*.safetensors"))
+        if len(whole) == 0 or (len(whole) > 1 and whole[0].name not in WHOLE):
+            raise UserError(
+                f"checkpoint folder {str(folder)!r}: expected one of {[*INDEXES, *WHOLE]} or a single .safetensors "
+                f"file, found {sorted(path.name for path in folder.iterdir())[:SHOWN]}"
+            )
+        return read_checkpoint(whole[0])
+    wanted: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    missing = sorted(name for name in set(wanted.values()) if not (folder / name).is_file())
+    if missing:
+        raise UserError(f"checkpoint folder {str(folder)!r}: {index.name} names shards that are not there: {missing}")
+    state: dict[str, Tensor] = {}
+    for shard in sorted(set(wanted.values())):
+        state |= read_checkpoint(folder / shard)
+    lost = sorted(wanted.keys() - state.keys())
+    if lost:
+        raise UserError(
+            f"checkpoint folder {str(folder)!r}: {index.name} lists tensors no shard holds: {shorten(lost)}"
+        )
+    return state
+
+
+def load_strict(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    allow_missing: Collection[str] = (),
+    allow_unexpected: Collection[str] = (),
+) -> None:
+    """Load a state in our names; nothing is left over on either side, or nothing is loaded at all.
+
+    A part may have `adapt_state(state, prefix)`, which changes its entries first (the ViT resizes its position table),
+    and `restore_buffers()`, which recomputes afterwards what no checkpoint holds. Parameters on the meta device are
+    replaced by the state's tensors, others are copied into, in their own dtype. A tied copy may be absent.
+
+    Args:
+        allow_missing: pieces of names; a parameter whose name contains one may be absent (it keeps its value).
+        allow_unexpected: pieces of names; an entry whose name contains one is ignored.
+    Raises:
+        UserError: names on either side, shapes that differ, or what would stay on the meta device.
+    """
+    state = dict(state)
+    for prefix, part in module.named_modules():
+        if hasattr(part, "adapt_state"):
+            part.adapt_state(state, f"{prefix}." if prefix else "")
+    ours = module.state_dict(keep_vars=True)
+    given = {
+        id(ours[name]) for name in ours.keys() & state.keys()
+    }  # a tied parameter given under its other name counts
+    absent = [name for name, tensor in ours.items() if name not in state and id(tensor) not in given]
+    missing = [name for name in absent if not any(piece in name for piece in allow_missing)]
+    unexpected = [n for n in state if n not in ours and not any(piece in n for piece in allow_unexpected)]
+    shapes = [
+        f"{name}: expected {tuple(tensor.shape)}, got {tuple(state[name].shape)}"
+        for name, tensor in ours.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} parameters of the model are not in the checkpoint: {shorten(missing)}")
+    if unexpected:
+        problems.append(f"{len(unexpected)} entries of the checkpoint are not in the model: {shorten(unexpected)}")
+    if shapes:
+        problems.append(f"{len(shapes)} shapes differ: {shorten(shapes)}")
+    stranded = [name for name in absent if name not in missing and ours[name].is_meta]
+    if stranded:
+        problems.append(f"{len(stranded)} absent parameters have no value yet (meta device): {shorten(stranded)}")
+    if problems:
+        raise UserError(
+            f"loading a checkpoint of {len(state)} tensors into {type(module).__name__} of {len(ours)}:\n  "
+            + "\n  ".join(problems)
+            + "\nDo the sizes in the config, and the family, fit the checkpoint?"
+        )
+    on_meta = any(tensor.is_meta for tensor in ours.values())
+    if on_meta:  # as parameters keep what learns: assigning must not freeze or thaw, nor untie
+        names_of: dict[int, list[str]] = {}
+        for name, tensor in ours.items():
+            names_of.setdefault(id(tensor), []).append(name)
+        for names in names_of.values():
+            first = next((name for name in names if name in state), None)
+            if first is not None:
+                value = nn.Parameter(state[first], ours[first].requires_grad)
+                state |= dict.fromkeys(names, value if isinstance(ours[first], nn.Parameter) else state[first])
+    module.load_state_dict({name: state[name] for name in ours if name in state}, strict=False, assign=on_meta)
+    for part in module.modules():
+        if hasattr(part, "restore_buffers"):
+            part.restore_buffers()
+
+
+def shorten(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

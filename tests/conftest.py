@@ -1,0 +1,70 @@
+"""Shared by all tests: the golden vectors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir", type=Path, default=HERE / "golden", help="folder of golden vectors (default: tests/golden)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "golden_cases(name): run once per entry of `cases` in name.json, as `case`")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marker = metafunc.definition.get_closest_marker("golden_cases")
+    if marker:
+        cases = Golden(metafunc.config.getoption("--golden-dir")).json(marker.args[0])["cases"]
+        if isinstance(cases, dict):
+            cases = [{"name": name} | case for name, case in cases.items()]
+        metafunc.parametrize("case", cases, ids=[str(case.get("name", at)) for at, case in enumerate(cases)])
+
+
+class Golden:
+    """Reads the golden folder. A file that is not there fails the test that asks for it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def json(self, name: str) -> Any:
+        """`name`.json, parsed."""
+        return json.loads((self.folder / f"{name}.json").read_text())
+
+    def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
+        """The tensors of `name`.safetensors whose names start with `prefix`, which is taken off."""
+        tensors = load_file(self.folder / f"{name}.safetensors")
+        return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+    @staticmethod
+    def runs(encoded: list[list[int]]) -> list[int]:
+        """Run lengths [[value, repeat], ...] -> the values."""
+        return [value for value, repeat in encoded for _ in range(repeat)]
+
+    @staticmethod
+    def tolerance(text: str) -> float:
+        """The number in a file's tolerance: "fp32, 1e-5 abs" -> 1e-5."""
+        return next(float(word) for word in text.replace(",", " ").split() if word[0].isdigit())
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.config.getoption("--golden-dir"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random inputs are the same in every run, whichever tests are picked."""
+    torch.manual_seed(0)
