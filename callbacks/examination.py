@@ -8,7 +8,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.step_table import Row, StepTable, read_rows
 from callbacks.steps import Step, StepObserver
@@ -21,8 +20,8 @@ from lit_mm.module import MultimodalModule
 class Examination(StepObserver):
     """Accuracy per skill before the first optimizer step, every n steps (counted through all stages) and at stage ends.
 
-    Every rank answers every document: sharded models need all ranks in each forward, and the set is small. Rank 0 writes
-    the row. A step that the file already holds is not examined again.
+    Every rank answers every document: sharded models need all ranks in each forward, and the set is small. Rank 0
+    writes the row. A step that the file already holds is not examined again.
 
     Args:
         every_n_steps: optimizer steps between examinations; 0 for step 0 and the ends of stages only.
@@ -63,13 +62,12 @@ class Examination(StepObserver):
         """Answer, record and log; None where this step has been examined."""
         if module.step in self.examined:
             return None
-        with undisturbed(module), trainer.precision_plugin.val_step_context():
+        with undisturbed(module):
             found = score(evaluate(module, self._documents, batch_size=self.batch_size))
         self.examined.add(module.step)
         if self.table is not None:
-            self.table.append(
-                {"step": module.step, "stage": module.stage.name, "overall": found.overall, **found.skills}
-            )
+            row = {"step": module.step, "stage": module.stage.name, "overall": found.overall}
+            self.table.append(row | found.skills)
         metrics = {"accuracy/overall": found.overall} | {f"accuracy/{s}": share for s, share in found.skills.items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=module.step)
@@ -79,23 +77,20 @@ class Examination(StepObserver):
         documents = self.documents
         if isinstance(documents, int):
             if trainer.datamodule is None:
-                raise UserError(
-                    f"Examination(documents={documents}) takes held-out documents from a data module; fit has none"
-                )
+                raise UserError(f"an examination takes {documents} documents from a data module; the Trainer has none")
             documents = trainer.datamodule.heldout(documents)
         if not documents:
-            raise UserError(
-                "an examination needs at least one held-out document. Check `examine_documents` and the data"
-            )
+            raise UserError("an examination needs held-out documents, got none. Check `examine_documents` and the data")
         return list(documents)
 
 
 @contextmanager
 def undisturbed(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each submodule's mode and all random states are as before."""
+    """Evaluation mode without gradients; afterwards each submodule's mode and torch's random states are as before."""
     modes = {part: part.training for part in module.modules()}
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with isolate_rng(), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
             module.eval()
             yield
     finally:

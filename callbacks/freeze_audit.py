@@ -114,9 +114,7 @@ def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained
     for part, parameters in parts.items():
         for name, parameter in parameters.items():
             if parameter.requires_grad != (part in trained):
-                says = (
-                    "asks for gradients but is frozen" if parameter.requires_grad else "is trainable but asks for none"
-                )
+                says = "is frozen but wants gradients" if parameter.requires_grad else "is trainable but wants none"
                 raise RuntimeError(f"stage {stage!r}: parameter {name!r} of part {part!r} {says}")
             if part in trained and id(parameter) not in seen:
                 raise RuntimeError(
@@ -126,7 +124,7 @@ def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained
 
 def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
     """The model's parameters by group. DeepSpeed's own groups hold flat partitions; it keeps the originals aside."""
-    for kept in ("bit16_groups", "fp16_groups"):  # ZeRO-1 and ZeRO-2; ZeRO-3
+    for kept in ("bit16_groups", "fp16_groups", "bf16_groups"):  # ZeRO-1 and 2; ZeRO-3 and fp16; bf16
         if hasattr(optimizer, kept):
             return [list(group) for group in getattr(optimizer, kept)]
     return [list(group["params"]) for group in optimizer.param_groups]

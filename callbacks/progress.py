@@ -52,15 +52,15 @@ class StageProgress(StepObserver, ProgressBar):
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         self.resumed_at, self.done, self.total = trainer.global_step, trainer.global_step, module.total_steps
-        self.label = stage_label(module.stage.name, [name for name, _ in self.stages])
+        self.name = module.stage.name
+        self.label = stage_label(self.name, [name for name, _ in self.stages])
         self.loss: float | None = None
         self.steps: deque[Step] = deque(maxlen=WINDOW)
         self.started = self.spoken = time.monotonic()
+        if self.enabled:
+            self._open()
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
-        if not self.enabled or self.bar is not None:
-            return
+    def _open(self) -> None:
         self.console = self.console or Console(file=sys.stdout)
         if self.console.is_terminal:
             self.bar = Progress(
@@ -96,9 +96,8 @@ class StageProgress(StepObserver, ProgressBar):
     def status(self, now: float) -> str:
         """Loss, speed and times left."""
         # The first step's compilation is not the speed of training, unless it is all there is
-        steps = [
-            s for i, s in enumerate(self.steps) if i or self.done - self.resumed_at > WINDOW or len(self.steps) == 1
-        ]
+        warm = self.done - self.resumed_at > WINDOW or len(self.steps) == 1
+        steps = list(self.steps)[0 if warm else 1 :]
         speed = sum(s.tokens for s in steps) / max(sum(s.seconds for s in steps), 1e-9)
         said = f"loss {self.loss:.4f}  {speed:,.0f} tokens/s"
         if self.done >= self.total:
@@ -118,8 +117,7 @@ class StageProgress(StepObserver, ProgressBar):
     def _later(self) -> list[int | None]:
         """Optimizer steps of the stages after this one; None where not known."""
         names = [name for name, _ in self.stages]
-        name = self.label.rsplit(" ", 1)[0]
-        return [steps for _, steps in self.stages[names.index(name) + 1 :]] if name in names else []
+        return [steps for _, steps in self.stages[names.index(self.name) + 1 :]] if self.name in names else []
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self._close()

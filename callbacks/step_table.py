@@ -40,8 +40,8 @@ class StepTable:
         rows = read_rows(self.path, self.types)
         if rows and list(rows[0]) != self.columns:
             raise UserError(
-                f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: the folder belongs "
-                "to another run. Choose another run folder"
+                f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: it belongs to "
+                "another run. Choose another run folder"
             )
         kept = [row for row in rows if row["step"] <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ class Step:
         stage: name of its stage.
         loss: over the step's supervised tokens, all ranks and micro-batches.
         tokens: useful tokens of the step, over all ranks.
-        seconds: what it took, data included; what callbacks did between two steps is not counted.
+        seconds: what it took, waiting for data included (but for a launch's first step); what observers did is not.
         learning_rates: part -> the learning rate this step was made with; 0 for a frozen part.
     """
 
@@ -38,8 +38,8 @@ class Step:
 class StepObserver(L.Callback):
     """Base of the callbacks that act once per optimizer step.
 
-    The first observer of a Trainer measures and tells the others in the order of `Trainer.callbacks`, so each step costs
-    one reduction and one wait for the device, however many observers there are. Every hook runs on every rank.
+    The first observer of a Trainer measures and tells the others in the order of `Trainer.callbacks`, so each step
+    costs one reduction and one wait for the device, however many observers there are. Every hook runs on every rank.
     """
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
@@ -53,15 +53,15 @@ class StepObserver(L.Callback):
         self._first = next(callback for callback in trainer.callbacks if isinstance(callback, StepObserver)) is self
         self._parts = sorted(pl_module.parts())
         self._finished = trainer.global_step
+        self._since: float | None = None
         self._begin_step()
         self.on_stage_start(trainer, pl_module)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        self._since = time.perf_counter()  # after every callback's on_train_start, which may examine or hash
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: MultimodalModule, batch: Batch, batch_idx: int
     ) -> None:
+        # Not in on_train_start, where other callbacks may examine or hash after this one
+        self._since = self._since or time.perf_counter()
         # Before the step: Lightning advances the schedule before on_train_batch_end
         if self._first and self._rates is None:
             rates = pl_module.learning_rates

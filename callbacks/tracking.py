@@ -5,7 +5,8 @@ from __future__ import annotations
 import netrc
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -14,6 +15,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from callbacks.steps import Step, StepObserver
 from lit_mm.errors import UserError
@@ -141,11 +143,43 @@ def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step
     """
     import wandb  # only here: importing it takes 0.7 s
 
-    table = wandb.Table(columns=["skill", "images", "question", "truth", "answer", "correct"])
-    for p in predictions:
-        images = [wandb.Image(picture.read(), caption=f"page {n}") for n, picture in enumerate(p.document.pictures, 1)]
-        table.add_data(p.document.skill, images, p.document.question.strip(), p.document.answer, p.answer, p.correct)
-    logger.log_metrics({"examples": table}, step=step)
+    with _data_below(Path(logger.save_dir)):
+        table = wandb.Table(columns=["skill", "image", "question", "truth", "answer", "correct"])
+        for p in predictions:
+            image = wandb.Image(side_by_side([picture.read() for picture in p.document.pictures]))
+            table.add_data(p.document.skill, image, p.document.question.strip(), p.document.answer, p.answer, p.correct)
+        logger.log_metrics({"examples": table}, step=step)
+
+
+def side_by_side(pages: Sequence[Image.Image]) -> Image.Image:
+    """One picture of all pages from left to right: a cell of a W&B table shows a single image.
+
+    Returns:
+        As high as the highest page; a white pixel without pages.
+    """
+    width, height = sum(page.width for page in pages), max((page.height for page in pages), default=1)
+    strip = Image.new("RGB", (max(1, width + 4 * (len(pages) - 1)), height), "white")  # 4 pixels between pages
+    left = 0
+    for page in pages:
+        strip.paste(page, (left, 0))
+        left += page.width + 4
+    return strip
+
+
+@contextmanager
+def _data_below(folder: Path) -> Iterator[None]:
+    """Keep the files of tables in the run folder, where W&B would put them in the home directory until they are sent.
+
+    Only the environment tells W&B where. A folder that the user set stays.
+    """
+    if "WANDB_DATA_DIR" in os.environ:
+        yield
+        return
+    os.environ["WANDB_DATA_DIR"] = str(folder.absolute() / "wandb")
+    try:
+        yield
+    finally:
+        del os.environ["WANDB_DATA_DIR"]
 
 
 @rank_zero_only

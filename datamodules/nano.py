@@ -75,7 +75,9 @@ class NanoDocuments(StreamDataModule):
         super().__init__(global_batch, micro_batch, row_tokens, row_views, window, num_workers)
         unknown = sorted(set(skills or ()) - set(SKILLS))
         if unknown:
-            raise UserError(f"the nano world has no skills {unknown}; it has {list(SKILLS)}. Correct `data.init_args.skills`")
+            raise UserError(
+                f"the nano world has no skills {unknown}; it has {list(SKILLS)}. Correct `data.init_args.skills`"
+            )
         if documents < 1:
             raise UserError(f"the data set is empty: `data.init_args.documents` is {documents}, give at least 1")
         self.kind, self.documents, self.split = kind, documents, split

@@ -87,9 +87,9 @@ class StreamDataModule(L.LightningDataModule, ABC):
         """Documents that are never trained on; `count` None for as many as are configured."""
 
     def begin(self, processor: Processor, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
-        """Plan the stage. Returns its optimizer steps: the stage's own, or one pass over the source.
+        """Plan the stage. Returns its optimizer steps: `max_steps`, or as many as its epochs take.
 
-        The last step of a pass is filled with the first rows of the next.
+        The last step of an epoch is filled with the first rows of the next.
         """
         source = self.source()
         self.rows = Rows(source, processor)
@@ -101,7 +101,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             row_views=self.row_views,
             window=self.window,
         )
-        steps = stage.max_steps or -(-plan.rows_per_epoch() // self.global_batch)
+        steps = stage.max_steps or -(-plan.rows_of(stage.epochs) // self.global_batch)
         self.first_step = 0
         self.stream = RowStream(
             plan,
@@ -137,5 +137,3 @@ class StreamDataModule(L.LightningDataModule, ABC):
                 "the stream would not continue. Set it back, or start a new run folder"
             )
         self.first_step = state["finished_steps"]
-
-

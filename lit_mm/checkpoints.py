@@ -47,11 +47,15 @@ def checkpoint_name(number: int, stage: str, step: int) -> str:
     return f"{number:02d}-{stage}-step={step:06d}.ckpt"
 
 
+def published(folder: Path) -> list[Saved]:
+    """The checkpoints of a run's checkpoint folder, the furthest last."""
+    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
+    return sorted(Saved(int(m["number"]), int(m["step"]), m["stage"], path) for m, path in found if m)
+
+
 def newest(folder: Path) -> Saved | None:
     """The furthest published checkpoint of a run's checkpoint folder."""
-    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
-    saved = [Saved(int(m["number"]), int(m["step"]), m["stage"], path) for m, path in found if m]
-    return max(saved, default=None)
+    return (published(folder) or [None])[-1]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -61,7 +65,9 @@ def read(path: Path) -> dict[str, Any]:
         UserError: there is no such file, it cannot be read, or something else wrote it.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {str(path)!r}. Give a run folder, or a .ckpt file inside its checkpoints/")
+        raise UserError(
+            f"there is no checkpoint {str(path)!r}. Give a run folder, or a .ckpt file inside its checkpoints/"
+        )
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -70,7 +76,9 @@ def read(path: Path) -> dict[str, Any]:
             "delete it, and the run resumes from the one before"
         ) from error
     if not isinstance(checkpoint, dict) or "lit_mm" not in checkpoint:
-        raise UserError(f"{str(path)!r} is not a checkpoint of lit_mm; published weights are named by `weights:` of a part")
+        raise UserError(
+            f"{str(path)!r} is not a checkpoint of lit_mm; published weights are named by `weights:` of a part"
+        )
     return checkpoint
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from lit_mm.batch import Batch
 from lit_mm.data.collate import collate
 from lit_mm.data.document import Document
+from lit_mm.language.llama import DecodeCache
 from lit_mm.model import MultimodalModel
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def answer(
     return answers
 
 
-def greedy(network: MultimodalModel, batch: Batch, *, stop_ids: Sequence[int], max_new_tokens: int) -> Tensor:
+def greedy(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int], max_new_tokens: int) -> Tensor:
     """The most likely token, again and again, until every row has made a stop token.
 
     Args:
@@ -51,7 +52,7 @@ def greedy(network: MultimodalModel, batch: Batch, *, stop_ids: Sequence[int], m
         [B, T] new token ids, T <= `max_new_tokens`; what follows a stop token means nothing.
     """
     language = network.language
-    cache = language.new_cache()
+    cache = DecodeCache()
     hidden = network.hidden(batch, cache=cache)
     stops = torch.tensor(sorted(stop_ids), device=hidden.device)
     segments = batch.segment_ids[:, -1:]

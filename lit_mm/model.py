@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.batch import IGNORE, Batch
+from lit_mm.errors import UserError
 
 
 class VisionEncoder(Protocol):
@@ -44,7 +45,12 @@ class MultimodalModel(nn.Module):
     """
 
     def __init__(
-        self, language: nn.Module, vision: nn.Module | None = None, connector: nn.Module | None = None, *, fusion: Fusion
+        self,
+        language: nn.Module,
+        vision: nn.Module | None = None,
+        connector: nn.Module | None = None,
+        *,
+        fusion: Fusion,
     ) -> None:
         super().__init__()
         self.vision, self.connector, self.language = vision, connector, language
@@ -59,17 +65,17 @@ class MultimodalModel(nn.Module):
         """[B, L, E]: text embeddings with the vectors of the bank in their places.
 
         Raises:
-            ValueError: the encoder and connector made another number of visual tokens than the processor counted.
+            UserError: the encoder and connector made another number of visual tokens than the processor counted.
         """
         text = self.language.embed(batch.input_ids)
         if self.vision is None:
             return text
         bank = self.bank(batch.views)
-        made = len(bank) - len(self.connector.learned())
-        if made != batch.num_visual:
-            raise ValueError(
+        learned = len(self.connector.learned())
+        if len(bank) - learned != batch.num_visual:
+            raise UserError(
                 f"samples {list(batch.sample_ids)}: the processor counted {batch.num_visual} visual tokens, vision encoder and "
-                f"connector made {made} from {batch.num_views} views. Is the processor of another family in use?"
+                f"connector made {len(bank) - learned} from {batch.num_views} views. Is the processor of another family in use?"
             )
         return self.fusion(text, bank, batch.index, batch.visual_mask)
 

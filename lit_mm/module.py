@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import lightning as L
 import torch
@@ -33,9 +34,11 @@ class MultimodalModule(L.LightningModule):
         self.network = network
         self._make_processor = processor
         self.stage: Stage | None = None
+        self.stage_number = 1
         self.total_steps = 0  # optimizer steps of the current stage
         self.first_step = 0  # optimizer steps of the stages before it
         self.seed = 0
+        self.config_text = ""  # the resolved config, kept in checkpoints
 
     @cached_property
     def processor(self) -> Processor:
@@ -66,15 +69,17 @@ class MultimodalModule(L.LightningModule):
                 load_part(module, reference, part)
 
     # --- stages --------------------------------------------------------------------------------------------------
-    def begin(self, stage: Stage, *, total_steps: int, first_step: int = 0, seed: int = 0) -> None:
+    def begin(self, stage: Stage, *, total_steps: int, number: int = 1, first_step: int = 0, seed: int = 0) -> None:
         """Make `stage` the current one: what it does not name is frozen. Called before each stage's Trainer.fit.
 
         Args:
+            number: of the stage in the recipe, from 1.
             total_steps: optimizer steps of the stage.
             first_step: optimizer steps of the stages before it; logs count through all stages.
             seed: of the run; dropout is drawn from it.
         """
-        self.stage, self.total_steps, self.first_step, self.seed = stage, total_steps, first_step, seed
+        self.stage, self.stage_number = stage, number
+        self.total_steps, self.first_step, self.seed = total_steps, first_step, seed
         apply_stage(self.parts(), stage)
 
     @property
@@ -129,6 +134,15 @@ class MultimodalModule(L.LightningModule):
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.stage.clip)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A checkpoint says what made it, so that it can be opened without its run folder."""
+        checkpoint["lit_mm"] = {
+            "family": family_of(self),
+            "config": self.config_text,
+            "stage": self.stage.name if self.stage else "",
+            "step": self.step,
+        }
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)
 
@@ -139,3 +153,8 @@ class MultimodalModule(L.LightningModule):
         for group in self.optimizers().param_groups:
             rates[group["part"]] = max(rates.get(group["part"], 0.0), group["lr"])
         return rates
+
+
+def family_of(module: MultimodalModule) -> str:
+    """The import path of a model's class."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"

@@ -93,7 +93,9 @@ class Processor:
             UserError: it is longer than `max_length`, or has pictures and the model has no vision encoder.
         """
         if document.pictures and self.token_grid is None:
-            raise UserError(f"sample {document.id!r} has {len(document.pictures)} pictures, this model reads text alone")
+            raise UserError(
+                f"sample {document.id!r} has {len(document.pictures)} pictures, this model reads text alone"
+            )
         plans = tuple(self.tiling(picture.height, picture.width) for picture in document.pictures)
         pieces = [self._picture(plan) for plan in plans]
         firsts = np.cumsum([0, *(sum(tokens) for _, _, tokens in pieces)])
@@ -163,5 +165,3 @@ def read(picture: Picture, document_id: str) -> Tensor:
             f"{picture.width} x {picture.height}. Rebuild the index of the data set"
         )
     return torch.from_numpy(image.copy()).permute(2, 0, 1)
-
-

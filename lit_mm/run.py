@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +17,7 @@ import yaml
 
 from lit_mm import checkpoints
 from lit_mm.errors import UserError
-from lit_mm.module import MultimodalModule
+from lit_mm.module import MultimodalModule, family_of
 from lit_mm.stages import Stage, check_recipe
 
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
@@ -46,7 +45,9 @@ class RunFolder:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             _point_latest(path)
         except OSError as error:
-            raise UserError(f"the run folder {str(path)!r} cannot be made ({error.strerror}). Choose one with --run_dir") from error
+            raise UserError(
+                f"the run folder {str(path)!r} cannot be made ({error.strerror}). Choose one with --run_dir"
+            ) from error
         return cls(path)
 
     @property
@@ -88,41 +89,12 @@ def _write(file: Path, text: str) -> None:
 def _differences(a: Any, b: Any, key: str = "") -> list[str]:
     """Dotted keys whose values differ."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return [d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)]
+        return [
+            d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)
+        ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{key}.{i}")]
     return [] if a == b else [key]
-
-
-class Progress(L.Callback):
-    """Saves checkpoints, and notes when the first optimizer step was done.
-
-    Args:
-        folder: of the run's checkpoints.
-        every: optimizer steps between checkpoints.
-        keep: how many are kept.
-    """
-
-    def __init__(self, folder: Path, every: int, keep: int = 2) -> None:
-        self.folder, self.every, self.keep = folder, every, keep
-        self.number = 0  # of the current stage, from 1
-        self.first_step_after: float | None = None  # seconds from launch
-        self.seen = 0  # optimizer steps of the current stage that were looked at
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: MultimodalModule, *_: Any) -> None:
-        if self.first_step_after is None and trainer.global_step:
-            self.first_step_after = time.time() - LAUNCHED
-        if trainer.global_step != self.seen and trainer.global_step % self.every == 0:
-            self.save(trainer, pl_module)
-        self.seen = trainer.global_step
-
-    def save(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        name = checkpoints.checkpoint_name(self.number, module.stage.name, trainer.global_step)
-        if not (self.folder / name).exists():
-            trainer.save_checkpoint(self.folder / name)
-        if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("*.ckpt"))[: -self.keep]:
-                old.unlink()
 
 
 def run_stages(
@@ -133,19 +105,23 @@ def run_stages(
     data_of: Callable[[Stage], L.LightningDataModule],
     trainer_of: Callable[..., L.Trainer],
     seed: int,
-    progress: Progress,
+    pretrained: bool = True,
 ) -> L.LightningDataModule:
     """Run a recipe, from the newest checkpoint of the folder if there is one. Returns the last stage's data module.
 
     Args:
         data_of: makes the data module of a stage.
         trainer_of: makes a Trainer with a fresh strategy; takes Trainer arguments.
+        seed: of the stream's order and of dropout.
+        pretrained: load the parts' published weights before the first stage.
     """
     check_recipe(stages, module.parts())
     saved = checkpoints.newest(folder.checkpoints)
     if saved is not None and saved.stage != dict(enumerate((s.name for s in stages), 1)).get(saved.number):
-        raise UserError(f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe")
-    if saved is None:
+        raise UserError(
+            f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe"
+        )
+    if saved is None and pretrained:
         module.load_pretrained()
     first_step = 0
     for number, stage in enumerate(stages, start=1):
@@ -153,32 +129,23 @@ def run_stages(
         trainer = trainer_of(max_steps=stage.max_steps or 1)
         steps = data.begin(module.processor, stage, seed=seed, rank=trainer.global_rank, world=trainer.world_size)
         trainer = trainer_of(max_steps=steps, accumulate_grad_batches=data.stream.accumulation)
-        module.begin(stage, total_steps=steps, first_step=first_step, seed=seed)
+        module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
         first_step += steps
-        progress.number = number
         if saved is not None and (number, steps) <= (saved.number, saved.step):
             if number == saved.number:
                 checkpoints.load_weights(module, checkpoints.read(saved.path), family_of(module), saved.path)
             continue
         resumed = saved is not None and number == saved.number
         trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
-        progress.save(trainer, module)
-    module._trainer = trainer
+    module._trainer = trainer  # a stage that was finished before has no Trainer; evaluation asks it for the precision
     return data
-
-
-def remember(module: MultimodalModule, checkpoint: dict[str, Any], config: str) -> None:
-    """What a checkpoint of lit_mm says of itself."""
-    checkpoint["lit_mm"] = {"family": family_of(module), "config": config, "stage": module.stage.name, "step": module.step}
-
-
-def family_of(module: MultimodalModule) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def peak_memory_mb() -> float:
     """Highest resident memory of this process, plus that of its largest finished worker, MB."""
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    kilobytes = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    )
     return kilobytes / 1024
 
 

@@ -42,7 +42,8 @@ class Stage:
     Args:
         name: names the stage in logs, metrics and checkpoints; unique in its recipe.
         train: part name -> how it learns. Parts that are not listed stay frozen.
-        max_steps: optimizer steps; left out, the stage is one pass over its data.
+        max_steps: optimizer steps; left out, the length is `epochs`.
+        epochs: passes over the stage's data, where `max_steps` is left out.
         warmup: share of the stage over which the learning rate rises linearly (0.01 = 1 %).
         schedule: what follows the warm-up.
         betas: AdamW's moment decay rates.
@@ -53,6 +54,7 @@ class Stage:
     name: str
     train: dict[str, Train] = field(default_factory=dict)
     max_steps: int | None = None
+    epochs: int = 1
     warmup: float = 0.01
     schedule: Literal["cosine", "constant", "linear"] = "cosine"
     betas: tuple[float, float] = (0.9, 0.95)
@@ -62,8 +64,10 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.train:
             raise UserError(f"stage {self.name!r} trains nothing: name at least one part under `train`")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"stage {self.name!r}: max_steps is at least 1, got {self.max_steps}")
+        if (self.max_steps is not None and self.max_steps < 1) or self.epochs < 1:
+            raise UserError(
+                f"stage {self.name!r}: max_steps and epochs are at least 1, got {self.max_steps} and {self.epochs}"
+            )
         if not 0 <= self.warmup < 1:
             raise UserError(f"stage {self.name!r}: warmup is a share of the stage in [0, 1), got {self.warmup}")
 

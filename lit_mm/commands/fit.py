@@ -9,16 +9,18 @@ from functools import partial
 import lightning as L
 import torch
 
-from callbacks.examination import Examination
+from callbacks.checkpointing import Checkpointing
+from callbacks.examination import Examination, read_accuracy
 from callbacks.freeze_audit import FreezeAudit
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
-from callbacks.tracking import Tracking, log_examples, tracking_logger
+from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
 from lit_mm import checkpoints, report
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
+from lit_mm.data.document import Document
 from lit_mm.evaluate import evaluate, score
-from lit_mm.module import MultimodalModule
-from lit_mm.run import LAUNCHED, Progress, RunFolder, family_of, peak_memory_mb, run_stages
+from lit_mm.module import MultimodalModule, family_of
+from lit_mm.run import LAUNCHED, RunFolder, peak_memory_mb, run_stages
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -26,30 +28,74 @@ def fit(arguments: Sequence[str]) -> None:
     quiet()
     torch.use_deterministic_algorithms(True, warn_only=True)
     cli = RecipeCLI(arguments, "fit")
-    folder = RunFolder.open(cli.config.run_dir, experiment_name(arguments))
-    config = cli.resolved()
-    folder.keep_config(config)
-    module = cli.model
-    module.config_text = config
+    module, stages = cli.model, cli.stages
+    config = module.config_text = cli.resolved()
     if cli.config.init_from:
         path = checkpoints.find(cli.config.init_from)
         checkpoints.load_weights(module, checkpoints.read(path), family_of(module), path)
+    experiment = experiment_name(arguments)
+    folder = RunFolder.open(cli.config.run_dir, experiment)
+    folder.keep_config(config)
 
-    progress = Progress(folder.checkpoints, cli.config.checkpoint_every)
-    logger = tracking_logger(folder.path, experiment_name(arguments), config) if cli.config.track else None
-    watchers: list[L.Callback] = [FreezeAudit(), MetricsCSV(folder.path / "metrics.csv")]
-    if cli.datamodule.heldout(1):
-        watchers.append(Examination(cli.config.examine_every, cli.config.examine_documents))
+    logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
+    examined = bool(cli.datamodule.heldout(1))
+    observers: list[L.Callback] = [
+        StageProgress(stages),
+        FreezeAudit(),
+        MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
+    ]
+    if examined:
+        observers.append(
+            Examination(cli.config.examine_every, cli.config.examine_documents, folder.path / "accuracy.csv")
+        )
     if logger is not None:
-        watchers.append(Tracking())
-    # Progress last: a checkpoint is published only after the rows of its steps are written
-    watchers += [StageProgress(len(cli.stages)), progress]
+        observers.append(Tracking())
+    observers.append(Checkpointing(folder.checkpoints, cli.config.checkpoint_every))  # last, see there
     data = run_stages(
         module,
-        cli.stages,
+        stages,
         folder,
         data_of=cli.data_of,
-        trainer_of=partial(cli.trainer_of, watchers, [logger] if logger else []),
+        trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
         seed=cli.seed,
-        progress=progress,
+        pretrained=not cli.config.init_from,
     )
+    if module.trainer.is_global_zero:
+        if examined:
+            conclude(module, data.heldout(), folder, logger)
+        print(next_steps(folder, examined, logger))
+
+
+def conclude(module: MultimodalModule, documents: list[Document], folder: RunFolder, logger: RunLogger | None) -> None:
+    """Examine the trained model with and without sight; draw, tabulate, and keep the figures."""
+    predictions = evaluate(module, documents)
+    sighted, blind = score(predictions), score(evaluate(module, documents, blind=True))
+    metrics = read_metrics(folder.path / "metrics.csv")
+    report.draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
+    report.draw_samples(predictions, folder.path / "samples.png")
+    summary = report.write_summary(
+        folder.path / "summary.json",
+        accuracy=sighted,
+        blind=blind,
+        seconds=round(time.time() - LAUNCHED, 1),
+        seconds_to_first_step=metrics[0]["seconds"],
+        peak_memory_mb=round(peak_memory_mb()),
+        stages=report.stage_summaries(metrics),
+    )
+    if logger is not None:
+        log_examples(logger, predictions[: 3 * len(sighted.skills)], step=module.first_step + module.total_steps)
+        finish(logger, {"accuracy": sighted.overall, "blind": blind.overall, "seconds": summary["seconds"]})
+    print(report.accuracy_table(sighted, blind, predictions))
+
+
+def next_steps(folder: RunFolder, examined: bool, logger: RunLogger | None) -> str:
+    """The last lines of a run: what to look at, and what to type next."""
+    lines = []
+    if logger is not None and (sync := sync_command(logger)):
+        lines.append(f"tracked offline; to send it to an account: {sync}")
+    ask = (
+        f'; ask it: python -m lit_mm generate {folder.path} --image page.png --question "what does the sign say?"'
+        if examined
+        else ""
+    )
+    return "\n".join([*lines, f"everything is in {folder.path}{ask}"])

@@ -45,20 +45,31 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
         parser.add_argument(
-            "--only", type=list[str], default=[], help="names of the stages to run; also `--stages name,name` (default: all)"
+            "--only",
+            type=list[str],
+            default=[],
+            help="names of the stages to run; also `--stages name,name` (default: all)",
         )
         parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="run folder (default: runs/<experiment>/<time>); resumes if it holds a run"
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="run folder (default: runs/<experiment>/<time>); resumes if it holds a run",
         )
         parser.add_argument(
             "--init_from", type=str | None, default=None, help="start from the weights of this run folder or checkpoint"
         )
         parser.add_argument("--checkpoint_every", type=int, default=100, help="optimizer steps between checkpoints")
         parser.add_argument(
-            "--examine_every", type=int, default=0, help="optimizer steps between examinations on held-out documents (0: at stage ends)"
+            "--examine_every",
+            type=int,
+            default=0,
+            help="optimizer steps between examinations on held-out documents (0: at stage ends)",
         )
         parser.add_argument("--examine_documents", type=int, default=90, help="held-out documents of an examination")
-        parser.add_argument("--track", type=bool, default=True, help="keep a W&B run; offline when no account is configured")
+        parser.add_argument(
+            "--track", type=bool, default=True, help="keep a W&B run; offline when no account is configured"
+        )
 
     def instantiate_classes(self) -> None:
         """Everything but the Trainer, which is made per stage."""

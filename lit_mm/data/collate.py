@@ -13,7 +13,12 @@ from lit_mm.processor import TEXT, Processor, Sample
 
 
 def collate(
-    rows: Sequence[Sequence[Sample]], processor: Processor, *, step_tokens: int = 0, left_pad: bool = False, multiple: int = 8
+    rows: Sequence[Sequence[Sample]],
+    processor: Processor,
+    *,
+    step_tokens: int = 0,
+    left_pad: bool = False,
+    multiple: int = 8,
 ) -> Batch:
     """Pack samples into rows, group their views by shape and resolve the index of every visual position.
 

@@ -62,7 +62,9 @@ class Plan:
         window: int = 1024,
     ) -> None:
         if samples < 1:
-            raise UserError("the data set is empty: there is no sample to train on. Check the data section of the config")
+            raise UserError(
+                "the data set is empty: there is no sample to train on. Check the data section of the config"
+            )
         self.samples, self.length, self.seed = samples, length, seed
         self.row_tokens, self.row_views, self.window = row_tokens, row_views, window
         self._windows = -(-samples // window)
@@ -94,11 +96,11 @@ class Plan:
             number += 1
         return chosen
 
-    def rows_per_epoch(self) -> int:
-        """Rows of the first epoch."""
-        while len(self._starts) <= self._windows:
+    def rows_of(self, epochs: int) -> int:
+        """Rows of the first `epochs` passes over the samples."""
+        while len(self._starts) <= epochs * self._windows:
             self._starts.append(self._starts[-1] + len(self._window(len(self._starts) - 1)))
-        return self._starts[self._windows]
+        return self._starts[epochs * self._windows]
 
 
 class RowStream:
@@ -134,5 +136,3 @@ class RowStream:
             for turn in range(self.accumulation):
                 start = (turn * self.world + self.rank) * self.micro_batch
                 yield MicroBatch(tuple(rows[start : start + self.micro_batch]), step_tokens)
-
-

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from torch import nn
+
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import apply_partial_lora, is_partial_lora
-from lit_mm.model import Connector, MultimodalModel, VisionEncoder
+from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.processor import Processor
 from lit_mm.prompts.prompt import Prompt
@@ -26,11 +28,11 @@ class XComposer2(MultimodalModule):
     without an image the model is the base language model, bit for bit.
 
     Args:
-        vision: encoder; its last layer's features before the post layer-norm, class token dropped.
+        vision: encoder (see `lit_mm.model.VisionEncoder`); its last layer's features before the post layer-norm, class token dropped.
         language: decoder that gets the partial LoRA.
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels.
-        connector: called with (vision width, language width).
+        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
         prompt: chat template and label rule.
         rank, alpha, dropout: of the partial LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
         max_length: longest sample, tokens.
@@ -39,11 +41,11 @@ class XComposer2(MultimodalModule):
 
     def __init__(
         self,
-        vision: VisionEncoder,
+        vision: nn.Module,
         language: Llama,
         tokenizer: str,
         image_size: int = 490,
-        connector: Callable[[int, int], Connector] = MLPProjector,
+        connector: Callable[[int, int], nn.Module] = MLPProjector,
         prompt: Prompt | None = None,
         rank: int = 256,
         alpha: float | None = None,

@@ -108,7 +108,8 @@ class Llama(nn.Module):
         super().__init__()
         if width % heads or heads % kv_heads:
             raise UserError(
-                f"Llama: `heads` must divide `width` and be a multiple of `kv_heads`, got {width=}, {heads=}, {kv_heads=}"
+                "Llama: `heads` must divide `width` and be a multiple of `kv_heads`, "
+                f"got {width=}, {heads=}, {kv_heads=}"
             )
         self.width, self.num_layers, self.vocab_size = width, layers, vocab_size
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width or width // heads
@@ -170,7 +171,7 @@ class Llama(nn.Module):
         visual_mask: Tensor | None = None,
         cache: DecodeCache | None = None,
     ) -> Tensor:
-        """Embeddings [B, L, E] -> hidden states [B, L, E] after the last norm. What padding positions hold means nothing.
+        """Embeddings [B, L, E] -> hidden states [B, L, E] after the last norm; meaningless at padding.
 
         Args:
             segment_ids: [B, L] sample of each position, from 1; 0 is padding, on either side. Samples are blind to

@@ -1,6 +1,6 @@
 """Partial LoRA: a low-rank branch on every linear of the decoder, active at visual positions only.
 
-Text positions use the plain weights, so what the model does with text alone stays what the base model does, bit for bit.
+Text positions use the plain weights: what the model does with text alone stays what the base model does, bit for bit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class PartialLoRALinear(nn.Module):
     training needs (the release runs the branch on the first token, times 0).
 
     A is kaiming-uniform, B is zero: a new model is its base model. The release means the same, but its initialiser asks
-    for `lora_A` and `lora_B` where the layers are called `Plora_A` and `Plora_B`, so there both are drawn from N(0, 0.02).
+    for `lora_A` and `lora_B` where the layers are called `Plora_A` and `Plora_B`: both are drawn from N(0, 0.02) there.
 
     Args:
         base: the linear to wrap; it stays the same module.

@@ -1,9 +1,10 @@
 """Routed linears: wrappers around a decoder's linears that treat visual positions differently from text.
 
-The route of a batch travels as one keyword argument, `routing`, through the language model to every decoder layer and on
-to its attention, where a pre-hook takes it out and leaves it in the layer's `Route`. Why there: transformers checkpoints a
-decoder layer's `forward`, so hooks on the layer itself do not run again when the backward pass recomputes it, and a
-route left by another forward would be read; hooks on the attention inside it do run again, with the same arguments.
+The route of a batch travels as one keyword argument, `routing`, through the language model to every decoder layer and
+on to its attention, where a pre-hook takes it out and leaves it in the layer's `Route`. Why there: transformers
+checkpoints a decoder layer's `forward`, so a hook on the layer itself does not run again when the backward pass
+recomputes it, and the route of another forward would be read. A hook on the attention inside it does run again, with
+the arguments of its own forward.
 """
 
 from __future__ import annotations

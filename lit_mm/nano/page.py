@@ -8,7 +8,7 @@ from random import Random
 
 from PIL import Image
 
-from lit_mm.nano.elements import Box, Colour, Element, Rule, Shape, Style, Text
+from lit_mm.nano.elements import Box, Colour, Element, Shape, Style, Text
 from lit_mm.nano.render import FIELD, render
 
 SHORTEST, LONGEST = 112, 448  # sides of a page, pixels
@@ -17,8 +17,8 @@ FINE_CAP = 7.5 / 112  # capitals lower than this are fine print: not for reading
 SHIFT = 5 / 112  # how far `restyle` may move what is on the page
 PLAIN_LIGHT: tuple[Colour, ...] = ((250, 250, 250), (248, 244, 234), (232, 234, 236))
 PLAIN_DARK: tuple[Colour, ...] = ((30, 30, 34), (16, 16, 18))
-LIGHT: tuple[Colour, ...] = PLAIN_LIGHT + ((226, 238, 250), (228, 244, 228), (252, 232, 236), (252, 246, 208))
-DARK: tuple[Colour, ...] = PLAIN_DARK + ((22, 34, 78), (16, 58, 42), (84, 18, 32), (60, 30, 84))
+LIGHT: tuple[Colour, ...] = (*PLAIN_LIGHT, (226, 238, 250), (228, 244, 228), (252, 232, 236), (252, 246, 208))
+DARK: tuple[Colour, ...] = (*PLAIN_DARK, (22, 34, 78), (16, 58, 42), (84, 18, 32), (60, 30, 84))
 DARK_INKS: tuple[Colour, ...] = ((10, 10, 10), (20, 30, 90), (12, 74, 40), (120, 16, 24), (84, 46, 16), (74, 22, 110))
 LIGHT_INKS: tuple[Colour, ...] = ((255, 255, 255), (252, 244, 216), (255, 232, 110), (170, 236, 250), (200, 250, 190))
 COLOURFUL = frozenset(("chart", "count", "shape", "locate", "story"))  # kinds whose colours must stand out

@@ -1,8 +1,8 @@
 """Pages to read: signs, numbered lists, forms and tables.
 
-Each skill is four functions of its facts: draw them, transcribe them, ask about them, place them on the page. `squeeze` is
-how wide letters are, relative to the font, once the page is stretched to a square. `PX` is one pixel of the page stretched
-to 112 x 112, the size at which the smallest models see it.
+Each skill is four functions of its facts: draw them, transcribe them, ask about them, place them on the page. `squeeze`
+is how wide letters are, relative to the font, once the page is stretched to a square. `PX` is one pixel of the page
+stretched to 112 x 112, the size at which the smallest models see it.
 """
 
 from __future__ import annotations
@@ -171,6 +171,8 @@ def place_table(rng: Random, table: Table, squeeze: float) -> list[Element]:
     left = EDGE + rng.random() * (SPAN - across * (len(columns) + 1))
     top = EDGE + rng.random() * (SPAN - down * (len(rows) + 1))
     right, bottom = left + across * (len(columns) + 1), top + down * (len(rows) + 1)
+    widest = max(text_width(number) for numbers in cells for number in numbers) * cap
+    squeeze = min(squeeze, 0.78 * across / widest)  # else "33 19 13" runs into one number in narrow columns
 
     def cell(text: str, row: int, column: int) -> Text:
         return write(text, left + (column + 0.5) * across, top + (row + 0.5) * down, cap, squeeze, 0.5)

@@ -92,7 +92,7 @@ def _font(cap: int) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=1)
 def _cap_share() -> float:
     """Height of the capitals as a share of the font size: 0.7 or so."""
-    left, top, right, bottom = ImageFont.load_default(400).getbbox("H", anchor="ls")
+    _, top, _, bottom = ImageFont.load_default(400).getbbox("H", anchor="ls")
     return (bottom - top) / 400
 
 

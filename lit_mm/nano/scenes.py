@@ -161,7 +161,7 @@ def place_scene(rng: Random, scene: Scene, squeeze: float) -> list[Element]:
 
 
 def _shape_in_cell(rng: Random, kind: str, colour: str, cell: int, num_side: int, side: float, squeeze: float) -> Shape:
-    """A shape somewhere in its cell of a `num_side` x `num_side` lattice; round on the page as far as `squeeze` goes."""
+    """A shape somewhere in its cell of a `num_side` x `num_side` lattice; `squeeze` keeps circles round on the page."""
     pitch = SPAN / num_side
     row, column = divmod(cell, num_side)
     width, height = side * squeeze**0.5, side / squeeze**0.5

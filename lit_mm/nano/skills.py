@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from random import Random
 from typing import Any, NamedTuple
 
@@ -99,13 +100,8 @@ def order_questions(rng: Random, groups: Groups) -> tuple[tuple[str, str], ...]:
     ordered: list[tuple[str, str]] = []
     while left:
         point = rng.random() * sum(weight for weight, _ in left)
-        chosen = 0
-        for chosen, (weight, _) in enumerate(left):
-            point -= weight
-            if point < 0:
-                break
-        else:
-            chosen = 0
+        sums = accumulate(weight for weight, _ in left)
+        chosen = next((place for place, reached in enumerate(sums) if point < reached), 0)
         questions = left[chosen][1]
         ordered.append(questions.pop(int(rng.random() * len(questions))))
         if not questions:

@@ -1,8 +1,8 @@
 """The nano world: generated documents, each a pure function of (seed, split, skill, index).
 
-Splits share no page. What is on a page decides by a checksum which split may have it (`SHARES`), and a split draws again
-until a page is its own; so no transcript of `heldout` occurs in `train`, whatever the seed or the index. (Pages to count
-are told apart by the places of the shapes as well: "circle circle" is on some page of every split.)
+Splits share no page. What is on a page decides by a checksum which split may have it (`SHARES`), and a split draws
+again until a page is its own; so no transcript of `heldout` occurs in `train`, whatever the seed or the index. (Pages
+to count are told apart by the places of the shapes as well: "circle circle" is on some page of every split.)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from random import Random
 from lit_mm.data.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.page import Page, draw_size, draw_style, restyle
-from lit_mm.nano.scenes import ask_story, transcribe_scene
+from lit_mm.nano.scenes import ask_story
 from lit_mm.nano.skills import SKILLS, TABLE_OF_SKILLS, Facts, Skill, order_questions
 
 __all__ = [

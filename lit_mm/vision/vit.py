@@ -129,7 +129,7 @@ class ViT(nn.Module):
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Bring the position table of a checkpoint with images of `position_size` to ours, in place. See `load_strict`."""
+        """Resize the position table of a checkpoint of `position_size`, in place. `load_strict` calls it."""
         name, size = f"{prefix}positions", self.position_size
         if size is None or name not in state:
             return

@@ -1,5 +1,7 @@
-"""CLIP vision checkpoints -> our ViT. Pure renaming; what a map does not know it hands on unchanged, so that
-`load_strict` names it."""
+"""CLIP vision checkpoints -> our ViT.
+
+Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""InternLM2 (and Llama) checkpoints -> our Llama. Pure renaming; what a map does not know it hands on unchanged, so that
-`load_strict` names it."""
+"""InternLM2 (and Llama) checkpoints -> our Llama.
+
+Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+"""
 
 from __future__ import annotations
 

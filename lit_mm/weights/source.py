@@ -18,7 +18,9 @@ State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
     "openai-clip": lambda state, part: openai_clip_to_vit(state),
-    "internlm2": lambda state, part: internlm2_to_llama(state, heads=part.heads, kv_heads=part.kv_heads, partial_lora=False),
+    "internlm2": lambda state, part: internlm2_to_llama(
+        state, heads=part.heads, kv_heads=part.kv_heads, partial_lora=False
+    ),
     "llama": lambda state, part: llama_to_llama(state),
 }
 

@@ -46,4 +46,6 @@ def test_the_linear_agrees_with_the_release(golden: Any, case: dict[str, Any]) -
         gradients["grad_bias"] = linear.base.bias.grad
     assert gradients.keys() == {name for name in tensors if name.startswith("grad_")}
     for name, gradient in gradients.items():
-        torch.testing.assert_close(gradient, tensors[name], rtol=0, atol=GRADIENT_ATOL, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            gradient, tensors[name], rtol=0, atol=GRADIENT_ATOL, msg=lambda m, n=name: f"{n}: {m}"
+        )

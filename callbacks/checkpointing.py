@@ -1,0 +1,46 @@
+"""Publishes checkpoints while a stage runs and at its end, and keeps the last few."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+
+from callbacks.steps import Step, StepObserver
+from lit_mm.checkpoints import checkpoint_name, published
+from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule
+
+
+class Checkpointing(StepObserver):
+    """Saves every n optimizer steps of a stage, and at its end.
+
+    Put it last in `Trainer.callbacks`: a checkpoint then appears after everything else about its step is on disk.
+
+    Args:
+        folder: of the run's checkpoints.
+        every: optimizer steps between checkpoints.
+        keep: how many are kept.
+    """
+
+    def __init__(self, folder: str | Path, every: int = 100, keep: int = 2) -> None:
+        if every < 1 or keep < 1:
+            raise UserError(
+                f"checkpoints are saved every `checkpoint_every` >= 1 steps and at least one is kept, got {every=}, {keep=}"
+            )
+        self.folder, self.every, self.keep = Path(folder), every, keep
+
+    def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
+        if trainer.global_step % self.every == 0 and trainer.global_step < module.total_steps:
+            self.save(trainer, module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self.save(trainer, pl_module)
+
+    def save(self, trainer: L.Trainer, module: MultimodalModule) -> None:
+        trainer.save_checkpoint(
+            self.folder / checkpoint_name(module.stage_number, module.stage.name, trainer.global_step)
+        )
+        if trainer.is_global_zero:
+            for old in published(self.folder)[: -self.keep]:
+                old.path.unlink()

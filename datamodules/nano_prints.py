@@ -1,0 +1,50 @@
+"""Pairs of prints of nano pages, for the vision encoder's pre-training."""
+
+from __future__ import annotations
+
+from datamodules.stream import Source, StreamDataModule
+from lit_mm.data.document import Document
+from lit_mm.data.order import Length, Plan, RowStream, stable_hash
+from lit_mm.nano.prints import Prints
+from lit_mm.processor import Processor
+from lit_mm.stages import Stage
+
+
+class NanoPrints(StreamDataModule):
+    """Pages printed twice; a row is one page.
+
+    Args:
+        pages: size of the training set.
+        size: side of the prints, pixels.
+        split, world_seed: index space and world of the pages.
+        global_batch, micro_batch, num_workers: see `StreamDataModule`.
+    """
+
+    def __init__(
+        self,
+        pages: int = 100_000,
+        size: int = 112,
+        split: str = "pixels",
+        world_seed: int = 0,
+        global_batch: int = 64,
+        micro_batch: int | None = None,
+        num_workers: int = 1,
+    ) -> None:
+        super().__init__(global_batch, micro_batch, num_workers=num_workers)
+        self.pages, self.size, self.split, self.world_seed = pages, size, split, world_seed
+
+    def source(self) -> Source:
+        return range(self.pages)
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        return []  # nothing here has an answer
+
+    def begin(self, processor: Processor | None, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
+        self.rows = Prints(self.size, split=self.split, seed=self.world_seed)
+        plan = Plan(self.pages, lambda number: Length(1, 2, 1), seed=stable_hash(seed, stage.name), row_tokens=None)
+        steps = stage.max_steps or -(-plan.rows_of(stage.epochs) // self.global_batch)
+        micro = self.micro_batch or max(1, self.global_batch // world)
+        self.stream = RowStream(
+            plan, steps=steps, global_batch=self.global_batch, micro_batch=micro, rank=rank, world=world
+        )
+        return steps

@@ -1,0 +1,41 @@
+"""`evaluate`: accuracy per skill and the blind baseline from a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from lit_mm.commands.trained import Arguments, open_trained
+from lit_mm.evaluate import evaluate as ask
+from lit_mm.evaluate import score
+from lit_mm.report import accuracy_table
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Ask a trained model the held-out questions, with the pictures and with shuffled ones."""
+    parser = Arguments(prog="python -m lit_mm evaluate", description=evaluate.__doc__)
+    parser.add_argument(
+        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
+    )
+    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    parser.add_argument("--documents", type=int, help="held-out documents (default: as many as the recipe says)")
+    parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
+    chosen = parser.parse_args(arguments)
+    module, data, path = open_trained(chosen.checkpoint, chosen.config)
+    documents = data.heldout(chosen.documents)
+    sighted = score(ask(module, documents, batch_size=chosen.batch_size))
+    blind = score(ask(module, documents, blind=True, batch_size=chosen.batch_size))
+    if chosen.format == "json":
+        print(
+            json.dumps(
+                {
+                    "checkpoint": str(path),
+                    "documents": sighted.count,
+                    "accuracy": {"overall": sighted.overall, "skills": sighted.skills},
+                    "blind": {"overall": blind.overall, "skills": blind.skills},
+                }
+            )
+        )
+    else:
+        print(accuracy_table(sighted, blind))

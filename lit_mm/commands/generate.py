@@ -1,0 +1,30 @@
+"""`generate`: ask a checkpoint about image files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lit_mm.commands.trained import Arguments, open_trained
+from lit_mm.data.document import Document, Turn
+from lit_mm.data.files import FilePicture
+from lit_mm.errors import UserError
+from lit_mm.generate import answer
+
+
+def generate(arguments: Sequence[str]) -> None:
+    """Answer a question about one image or several, greedily, with cached decoding."""
+    parser = Arguments(prog="python -m lit_mm generate", description=generate.__doc__)
+    parser.add_argument(
+        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
+    )
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; several in order")
+    parser.add_argument("--question", required=True, help="what to ask")
+    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="where a long answer is cut (default: 64)")
+    chosen = parser.parse_args(arguments)
+    if chosen.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens is at least 1, got {chosen.max_new_tokens}")
+    pictures = [FilePicture.open(path) for path in chosen.image]
+    module, _, _ = open_trained(chosen.checkpoint, chosen.config)
+    document = Document("asked", (Turn("user", (*pictures, chosen.question)),))
+    print(answer(module, [document], max_new_tokens=chosen.max_new_tokens)[0])

@@ -1,0 +1,42 @@
+"""Open a trained model: from a checkpoint, or from the run folder that holds it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+import lightning as L
+import yaml
+
+from lit_mm import checkpoints
+from lit_mm.commands.recipe import RecipeCLI, quiet
+from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule, family_of
+
+
+class Arguments(argparse.ArgumentParser):
+    """An argument parser whose errors are `UserError`s."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help)")
+
+
+def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
+    """The model with its weights and precision, the data module of its recipe, and the checkpoint's path.
+
+    Args:
+        place: a run folder (its newest checkpoint) or a checkpoint file.
+        config: build the model from this config file instead of the one kept in the checkpoint.
+    """
+    quiet()
+    path = checkpoints.find(place)
+    checkpoint = checkpoints.read(path)
+    if config is not None:
+        cli = RecipeCLI(["--config", config], "evaluate")
+    else:
+        cli = RecipeCLI(yaml.safe_load(checkpoint["lit_mm"]["config"]), "evaluate")
+    module = cli.model
+    checkpoints.load_weights(module, checkpoint, family_of(module), path)
+    module._trainer = cli.trainer_of([], [])  # its precision is the model's
+    return module.to(module.trainer.strategy.root_device), cli.datamodule, path

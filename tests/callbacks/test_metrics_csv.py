@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from callbacks.metrics_csv import MetricsCSV, read_metrics
+from callbacks.steps import Step, StepObserver
+
+
+def losses(path: Path) -> list[str]:
+    """The loss column as text: equal only if every bit is."""
+    return [line.split(",")[2] for line in path.read_text().splitlines()[1:]]
+
+
+def test_there_is_one_row_per_optimizer_step_through_all_stages(recipe: Any):
+    path = recipe.folder / "metrics.csv"
+    recipe.run(recipe.module(), [MetricsCSV(path)])
+    rows = read_metrics(path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["stage"] for row in rows] == ["pretrain"] * 4 + ["finetune"] * 3
+    assert {row["tokens"] for row in rows} == {14}  # two micro-batches of 7 useful tokens
+    assert all(a["seconds"] <= b["seconds"] for a, b in pairwise(rows))
+
+
+def test_each_row_has_the_rates_its_step_was_made_with_and_0_for_frozen_parts(recipe: Any):
+    path = recipe.folder / "metrics.csv"
+    recipe.run(recipe.module(), [MetricsCSV(path)])
+    rows = read_metrics(path)
+    first, second = recipe.stages
+    assert [row["lr_connector"] for row in rows[:4]] == pytest.approx([1e-2 * first.factor(i, 4) for i in range(4)])
+    assert [row["lr_language"] for row in rows[4:]] == pytest.approx([1e-3 * second.factor(i, 3) for i in range(3)])
+    assert [row["lr_language"] for row in rows[:4]] == [0.0] * 4
+    assert {row["lr_vision"] for row in rows} == {0.0}
+
+
+def test_the_loss_of_a_step_is_the_sum_over_its_micro_batches(recipe: Any):
+    module, micro = recipe.module(), []
+    step = module.training_step
+
+    def recorded(batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = step(batch, batch_idx)
+        micro.append(module.micro_loss.double())
+        return loss
+
+    module.training_step = recorded
+    recipe.run(module, [MetricsCSV(recipe.folder / "metrics.csv")])
+    sums = [float(a + b) for a, b in zip(micro[::2], micro[1::2], strict=True)]
+    assert [row["loss"] for row in read_metrics(recipe.folder / "metrics.csv")] == sums
+
+
+def test_two_runs_with_one_seed_have_bit_identical_losses(recipe: Any):
+    for name in ("a.csv", "b.csv"):
+        recipe.run(recipe.module(), [MetricsCSV(recipe.folder / name)])
+    assert losses(recipe.folder / "a.csv") == losses(recipe.folder / "b.csv")
+    assert len(set(losses(recipe.folder / "a.csv"))) == 7
+
+
+@pytest.mark.parametrize(("stage", "save_at", "die_at"), [("pretrain", 2, 3), ("finetune", 1, 2), ("pretrain", 2, 2)])
+def test_a_killed_run_that_resumes_ends_with_the_same_losses(
+    recipe: Any, killed: type[Exception], save_then_die: Any, stage: str, save_at: int, die_at: int
+):
+    unbroken, broken = recipe.folder / "unbroken.csv", recipe.folder / "broken.csv"
+    recipe.run(recipe.module(), [MetricsCSV(unbroken)])
+    checkpoint = recipe.folder / "last.ckpt"
+    with pytest.raises(killed):
+        recipe.run(recipe.module(), [MetricsCSV(broken), save_then_die(checkpoint, stage, save_at, die_at)])
+    with broken.open("a") as file:
+        file.write("99,finetune,0.12")  # the line the kill cut short
+    number = [s.name for s in recipe.stages].index(stage)
+    recipe.run(recipe.module(), [MetricsCSV(broken)], first=number, checkpoint=checkpoint, steps_done=save_at)
+    assert losses(broken) == losses(unbroken)
+    assert [row["step"] for row in read_metrics(broken)] == list(range(1, 8))
+
+
+def test_the_seconds_of_a_resumed_run_go_on_from_the_last_kept_row(recipe: Any):
+    path = recipe.folder / "metrics.csv"
+    path.write_text(
+        "step,stage,loss,tokens,seconds,lr_connector,lr_language,lr_vision\n"
+        + "".join(f"{step},pretrain,1.0,14,{step * 100.0},0.01,0.0,0.0\n" for step in range(1, 5))
+    )
+    recipe.run(recipe.module(), [MetricsCSV(path)], first=1)
+    seconds = [row["seconds"] for row in read_metrics(path)]
+    assert seconds[:4] == [100.0, 200.0, 300.0, 400.0]
+    assert all(400 <= s < 430 for s in seconds[4:])
+
+
+def test_rows_missing_before_a_resumed_step_are_said_to_be_missing(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    recipe.run(recipe.module(), [MetricsCSV(recipe.folder / "metrics.csv")], first=1)
+    assert "lacks rows of the 4 steps before" in capsys.readouterr().out
+
+
+def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
+    calls = []
+
+    class Strategy:
+        root_device = torch.device("cpu")
+
+        def reduce(self, tensor: torch.Tensor, reduce_op: str) -> torch.Tensor:
+            calls.append((tensor.tolist(), reduce_op))
+            return tensor * 2  # as if the other rank had the same
+
+    writer, seen = MetricsCSV(tmp_path / "metrics.csv"), []
+
+    class Watcher(StepObserver):
+        def on_step_end(self, trainer: Any, module: Any, step: Step) -> None:
+            seen.append(step)
+
+    trainer = SimpleNamespace(
+        callbacks=[writer, Watcher()], global_step=0, is_global_zero=False, strategy=Strategy(), print=print
+    )
+    module = SimpleNamespace(
+        parts=lambda: {"vision": {}},
+        step=0,
+        stage=SimpleNamespace(name="s"),
+        learning_rates={"vision": 0.5},
+        micro_loss=torch.tensor(1.5),
+    )
+    batch = SimpleNamespace(segment_ids=torch.tensor([[1, 1, 0]]))
+    for callback in trainer.callbacks:
+        callback.on_train_start(trainer, module)
+    for step in (0, 1):  # two micro-batches, one optimizer step
+        for callback in trainer.callbacks:
+            callback.on_train_batch_start(trainer, module, batch, step)
+        trainer.global_step = module.step = step
+        for callback in trainer.callbacks:
+            callback.on_train_batch_end(trainer, module, None, batch, step)
+    assert calls == [([3.0, 4.0], "sum")]
+    assert [(s.number, s.loss, s.tokens, s.learning_rates) for s in seen] == [(1, 6.0, 8, {"vision": 0.5})]
+    assert not (tmp_path / "metrics.csv").exists()

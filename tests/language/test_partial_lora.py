@@ -1,0 +1,192 @@
+"""Partial LoRA: text keeps its bits, visual positions do not, whatever the packing, checkpointing and caching."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+from lit_mm.language.llama import DecodeCache, Llama
+from lit_mm.language.partial_lora import PartialLoRALinear, apply_partial_lora, is_partial_lora
+from lit_mm.language.routed import Routing
+
+SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 40}
+IDS = torch.arange(16).view(2, 8)
+MASK = torch.zeros(2, 8, dtype=torch.bool)
+MASK[0, 1:4] = MASK[1, 5:] = True
+ROWS = {"segment_ids": torch.ones_like(IDS), "position_ids": torch.arange(8).expand(2, -1)}
+
+
+def adapted(dropout: float = 0.0, **changes: object) -> Llama:
+    """A tiny Llama with partial LoRA whose B is not zero."""
+    language = apply_partial_lora(Llama(**SIZES | changes), rank=4, alpha=8, dropout=dropout)
+    with torch.no_grad():
+        for name, parameter in language.named_parameters():
+            if name.endswith("lora_b.weight"):
+                parameter.normal_()
+    return language
+
+
+def run(language: Llama, mask: Tensor | None) -> Tensor:
+    return language.logits(language(language.embed(IDS), **ROWS, visual_mask=mask))
+
+
+def lora_gradients(language: Llama) -> dict[str, Tensor | None]:
+    return {name: p.grad for name, p in language.named_parameters() if is_partial_lora(name)}
+
+
+def test_a_new_model_is_its_base_model() -> None:
+    base = Llama(**SIZES)
+    wrapped = apply_partial_lora(copy.deepcopy(base), rank=4)
+    assert torch.equal(run(wrapped, MASK), run(base, None))
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros_like(MASK)], ids=["no mask", "all text"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_text_has_the_bits_of_the_base_model_though_b_is_not_zero(mask: Tensor | None, autocast: bool) -> None:
+    base = Llama(**SIZES)
+    wrapped = apply_partial_lora(copy.deepcopy(base), rank=4, dropout=0.5)
+    for name, parameter in wrapped.named_parameters():
+        if name.endswith("lora_b.weight"):
+            nn.init.normal_(parameter)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(run(wrapped, mask), run(base, None))
+        assert not torch.equal(run(wrapped, MASK), run(base, None))
+
+
+@torch.no_grad()
+def test_text_before_an_image_keeps_its_bits_and_what_follows_does_not() -> None:
+    language = adapted().eval()
+    with_images, plain = run(language, MASK), run(language, None)
+    assert torch.equal(with_images[0, :1], plain[0, :1])
+    assert torch.equal(with_images[1, :5], plain[1, :5])
+    assert not torch.isclose(with_images[0, 1:], plain[0, 1:]).all(-1).any()
+
+
+def test_a_batch_of_text_gives_zero_gradients_and_not_missing_ones() -> None:
+    language = adapted()
+    run(language, torch.zeros_like(MASK)).logsumexp(-1).sum().backward()
+    gradients = lora_gradients(language)
+    assert gradients and all(g is not None and not g.any() for g in gradients.values())
+
+
+def test_visual_positions_give_every_branch_a_gradient() -> None:
+    language = adapted()
+    run(language, MASK).logsumexp(-1).sum().backward()
+    assert all(g is not None and g.any() for g in lora_gradients(language).values())
+
+
+def test_no_nan_of_an_unflagged_position_reaches_the_branch() -> None:
+    linear = PartialLoRALinear(nn.Linear(6, 5), rank=2)
+    nn.init.normal_(linear.lora_b.weight)
+    x = torch.randn(2, 4, 6)
+    x[0, 3] = torch.nan
+    mask = torch.tensor([[True, False, True, False], [True, False, False, False]])
+    linear.route.routing = Routing.of(mask)
+    linear(x)[mask].sum().backward()
+    assert torch.isfinite(linear.lora_a.weight.grad).all() and torch.isfinite(linear.lora_b.weight.grad).all()
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> None:
+    """Two forwards before one backward: the recomputed layers must read the route of their own forward, and with
+    dropout on, draw the same mask again."""
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(3)
+        language = adapted(dropout=0.3, activation_checkpointing=checkpointing).train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            first, second = run(language, MASK), run(language, MASK.flip(1))
+            loss = first.float().logsumexp(-1).sum() + 2 * second.float().logsumexp(-1).sum()
+        run(language, None)  # a forward of text alone between forward and backward must not matter, either
+        loss.backward()
+        gradients.append({name: p.grad for name, p in language.named_parameters()})
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+
+
+@torch.inference_mode()
+def test_packed_samples_have_the_logits_they_have_alone() -> None:
+    language = adapted().eval()
+    packed = language(
+        language.embed(IDS.view(1, 16)),
+        segment_ids=torch.tensor([[1] * 8 + [2] * 8]),
+        position_ids=torch.arange(8).repeat(2)[None],
+        visual_mask=MASK.view(1, 16),
+    )
+    torch.testing.assert_close(language.logits(packed).view(2, 8, -1), run(language, MASK), rtol=0, atol=2e-5)
+
+
+@torch.inference_mode()
+def test_cached_decoding_after_an_image_equals_the_full_forward() -> None:
+    language = adapted().eval()
+    mask = MASK & (torch.arange(8) < 7)
+    full, cache, parts = run(language, mask), DecodeCache(), []
+    for now, flagged in ((slice(0, 7), mask[:, :7]), (slice(7, 8), None)):
+        rows = {name: value[:, now] for name, value in ROWS.items()}
+        parts.append(language(language.embed(IDS[:, now]), **rows, visual_mask=flagged, cache=cache))
+    torch.testing.assert_close(language.logits(torch.cat(parts, dim=1)), full, rtol=0, atol=2e-5)
+
+
+def test_a_copy_keeps_its_own_route() -> None:
+    language = adapted().eval()
+    twin = copy.deepcopy(language)
+    with torch.no_grad():
+        expected = run(language, MASK)
+        assert torch.equal(run(twin, MASK), expected)
+    routes = {id(module.route) for module in language.modules() if isinstance(module, PartialLoRALinear)}
+    assert len(routes) == SIZES["layers"]
+    assert routes.isdisjoint(id(module.route) for module in twin.modules() if isinstance(module, PartialLoRALinear))
+
+
+def test_no_graph_is_held_after_the_forward() -> None:
+    language = adapted()
+    run(language, MASK)
+    assert all(layer.self_attn.route.low_rank is None for layer in language.decoder_layers)
+
+
+def test_q_k_and_v_share_one_a_that_is_listed_once() -> None:
+    language = adapted()
+    names = [name for name, _ in language.named_parameters() if "layers.0" in name and is_partial_lora(name)]
+    assert sorted(name.removeprefix("lm.model.layers.0.") for name in names) == [
+        "mlp.down_proj.lora_a.weight",
+        "mlp.down_proj.lora_b.weight",
+        "mlp.gate_proj.lora_a.weight",
+        "mlp.gate_proj.lora_b.weight",
+        "mlp.up_proj.lora_a.weight",
+        "mlp.up_proj.lora_b.weight",
+        "self_attn.k_proj.lora_b.weight",
+        "self_attn.lora_a.weight",
+        "self_attn.o_proj.lora_a.weight",
+        "self_attn.o_proj.lora_b.weight",
+        "self_attn.q_proj.lora_b.weight",
+        "self_attn.v_proj.lora_b.weight",
+    ]
+    assert language.state_dict().keys() == dict(language.named_parameters()).keys()
+
+
+def test_dropout_is_on_the_branch_alone_and_only_in_training() -> None:
+    language = adapted(dropout=0.5)
+    with torch.no_grad():
+        assert not torch.equal(run(language.train(), MASK), run(language, MASK))
+        assert torch.equal(run(language.train(), None), run(language, None))
+        assert torch.equal(run(language.eval(), MASK), run(language, MASK))
+
+
+def test_at_7b_it_has_the_published_parameter_count() -> None:
+    with torch.device("meta"):
+        language = Llama(width=4096, layers=32, heads=32, kv_heads=8, ffn_width=14336, vocab_size=92544)
+        apply_partial_lora(language, rank=256)
+    added = {name: p.numel() for name, p in language.named_parameters() if is_partial_lora(name)}
+    assert sum(added.values()) == 603_979_776
+    assert sum(count for name, count in added.items() if ".layers.7." in name) == 18_874_368
+    assert sum(p.numel() for p in language.parameters()) == 7_737_708_544 + 603_979_776
+
+
+def test_applying_it_twice_or_without_a_rank_is_refused() -> None:
+    with pytest.raises(UserError, match="once"):
+        apply_partial_lora(adapted(), rank=4)
+    with pytest.raises(UserError, match="rank"):
+        apply_partial_lora(Llama(**SIZES), rank=0)

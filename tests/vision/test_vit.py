@@ -1,0 +1,96 @@
+"""The CLIP ViT against transformers', its sizes, depths and gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from lit_mm.errors import UserError
+from lit_mm.vision.vit import ViT
+from lit_mm.weights.clip import hf_clip_to_vit
+from lit_mm.weights.convert import load_strict
+
+ATOL = 1e-5  # fp32, fused q, k, v: measured 1e-6 on features of size 3
+SIZES = {"image_size": 24, "patch": 4, "width": 32, "layers": 3, "heads": 4}
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("drop_cls", [True, False])
+def test_it_agrees_with_transformers(activation: str, drop_cls: bool) -> None:
+    config = CLIPVisionConfig(
+        image_size=24,
+        patch_size=4,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=72,
+        hidden_act=activation,
+        initializer_factor=20.0,  # weights large enough that attention and activation matter
+    )
+    theirs = CLIPVisionModel(config).eval()
+    ours = ViT(**SIZES, ffn_width=72, activation=activation, drop_cls=drop_cls).eval()
+    load_strict(ours, hf_clip_to_vit(theirs.state_dict()))
+    pixels = torch.randn(2, 3, 24, 24)
+    with torch.inference_mode():
+        expected = theirs(pixels, output_hidden_states=True).hidden_states[-1]
+        got = ours(pixels)
+    torch.testing.assert_close(got, expected[:, 1:] if drop_cls else expected, rtol=1e-5, atol=ATOL)
+
+
+def test_a_checkpoint_of_another_image_size_is_resized_while_loading() -> None:
+    small, large = ViT(**SIZES), ViT(**SIZES | {"image_size": 40}, position_size=24)
+    load_strict(large, small.state_dict())
+    assert large.positions.shape == (101, 32)
+    assert torch.equal(large.positions[0], small.positions[0])
+    load_strict(large, large.state_dict())  # its own size is left alone
+
+
+def test_without_a_position_size_another_table_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"positions: expected \(101, 32\), got \(37, 32\)"):
+        load_strict(ViT(**SIZES | {"image_size": 40}), ViT(**SIZES).state_dict())
+
+
+def test_every_parameter_has_a_depth_and_a_gradient() -> None:
+    vit = ViT(**SIZES)
+    vit(torch.randn(1, 3, 24, 24)).square().sum().backward()
+    depths = {name: vit.layer_of(name) for name, _ in vit.named_parameters()}
+    assert set(depths.values()) == {0, 1, 2, 3} == set(range(vit.num_layers + 1))
+    assert depths["positions"] == depths["pre_norm.weight"] == 0 and depths["blocks.2.qkv.bias"] == 3
+    assert all(p.grad is not None and p.grad.any() for p in vit.parameters())
+
+
+def test_activation_checkpointing_leaves_the_gradients_alone() -> None:
+    pixels, gradients = torch.randn(2, 3, 24, 24), []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        vit = ViT(**SIZES, activation_checkpointing=checkpointing).train()
+        vit(pixels).square().sum().backward()
+        gradients.append([p.grad for p in vit.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_it_runs_under_bf16_autocast() -> None:
+    vit, pixels = ViT(**SIZES), torch.randn(2, 3, 24, 24)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = vit(pixels)
+    features.float().square().mean().backward()
+    torch.testing.assert_close(features.float(), vit(pixels), rtol=0.05, atol=0.1)
+    assert all(torch.isfinite(p.grad).all() for p in vit.parameters())
+
+
+def test_views_of_another_size_are_refused_with_both_sizes() -> None:
+    vit = ViT(**SIZES)
+    assert vit.token_grid((24, 40)) == (6, 10)
+    with pytest.raises(UserError, match="24 x 24 pixels, got 24 x 40"):
+        vit(torch.zeros(1, 3, 24, 40))
+    with pytest.raises(UserError, match="multiple of the patch"):
+        vit.token_grid((24, 25))
+
+
+@pytest.mark.parametrize(("size", "published"), [(224, 303_179_776), (490, 304_172_032)])
+def test_clip_l_has_the_published_parameter_count(size: int, published: int) -> None:
+    with torch.device("meta"):
+        vit = ViT(image_size=size, patch=14, width=1024, layers=24, heads=16)
+    post_norm = 2 * 1024  # counted by the release, never used, not built here
+    assert sum(p.numel() for p in vit.parameters()) == published - post_norm
