@@ -26,7 +26,7 @@ class Checkpointing(StepObserver):
     def __init__(self, folder: str | Path, every: int = 100, keep: int = 2) -> None:
         if every < 1 or keep < 1:
             raise UserError(
-                f"checkpoints are saved every `checkpoint_every` >= 1 steps and at least one is kept, got {every=}, {keep=}"
+                f"`checkpoint_every` is at least 1 step and at least one checkpoint is kept, got {every=}, {keep=}"
             )
         self.folder, self.every, self.keep = Path(folder), every, keep
 

@@ -29,6 +29,10 @@ class RunLogger(WandbLogger):
     Nothing of wandb is imported or started before the first value is logged.
     """
 
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B >= 0.22 warns of it
+
     @property
     def experiment(self) -> Any:
         fresh = self._experiment is None

@@ -16,8 +16,8 @@ from lit_mm.prompts.xcomposer2 import conversation_to_document
 class ConversationFile:
     """A json list, or one json object a line, of conversations with their images.
 
-    Each has `id`, `conversations` (turns of `{"from": "user" | "assistant", "value": text}`, `<ImageHere>` where an image
-    stands) and optionally `image`, a path or a list of paths.
+    Each has `id`, `conversations` (turns of `{"from": "user" | "assistant", "value": text}`, `<ImageHere>` where an
+    image stands) and optionally `image`, a path or a list of paths.
 
     Args:
         path: the .json or .jsonl file.

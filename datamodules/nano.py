@@ -18,8 +18,8 @@ class NanoSource:
     """Documents of the nano world by number.
 
     Args:
-        kind: captions (pages with their transcript), questions (pages with questions and answers), text (transcripts with
-            questions and answers, no picture).
+        kind: captions (pages with their transcript), questions (pages with questions and answers), text (transcripts
+            with questions and answers, no picture).
         count: documents.
         split: the index space; see `lit_mm.nano.world.SPLITS`.
         skills: drawn with equal weight, or as often as a skill is listed.

@@ -133,7 +133,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["global_batch"] != self.global_batch:
             raise UserError(
-                f"the checkpoint was made with global_batch {state['global_batch']}, the config says {self.global_batch}: "
-                "the stream would not continue. Set it back, or start a new run folder"
+                f"the checkpoint was made with global_batch {state['global_batch']}, the config says "
+                f"{self.global_batch}: the stream would not continue. Set it back, or start a new run folder"
             )
         self.first_step = state["finished_steps"]

@@ -24,7 +24,8 @@ class Batch:
         index: [B, L] which vector of the bank; 0 where `visual_mask` is False. The bank is the visual tokens of all
             views, group after group, then the connector's learned vectors.
         views: per shape [V_g, 3, H_g, W_g], normalised pixels. Never empty: a batch without images holds one blank
-            view that nothing refers to, so that every rank makes the same encoder calls and gradients are zero, not missing.
+            view that nothing refers to, so that every rank makes the same encoder calls and gradients are zero, not
+            missing.
         num_visual: visual tokens that `views` must make, blank view included; fusion checks it.
         sample_ids: the samples in reading order.
         step_tokens: supervised tokens of the whole optimizer step, over all ranks and micro-batches.

@@ -17,7 +17,7 @@ NAME = re.compile(r"(?P<number>\d+)-(?P<stage>.+)-step=(?P<step>\d+)\.ckpt")
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes `<name>.part`, syncs it, and renames it: a file under its final name is whole, whatever killed the process."""
+    """Writes `<name>.part`, syncs and renames it: a file under its final name is whole, whatever killed the process."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         final = Path(path)
@@ -98,7 +98,8 @@ def load_weights(module: torch.nn.Module, checkpoint: dict[str, Any], family: st
     made_by = checkpoint["lit_mm"]["family"]
     if made_by != family:
         raise UserError(
-            f"{str(path)!r} is a checkpoint of {made_by}, the model is {family}. Use a config of {made_by}, or another checkpoint"
+            f"{str(path)!r} is a checkpoint of {made_by}, the model is {family}. "
+            f"Use a config of {made_by}, or another checkpoint"
         )
     ours = module.state_dict()
     theirs = checkpoint["state_dict"]
@@ -107,8 +108,8 @@ def load_weights(module: torch.nn.Module, checkpoint: dict[str, Any], family: st
     )
     if odd:
         raise UserError(
-            f"{str(path)!r} does not fit this model: {len(odd)} of {len(ours)} tensors differ in name or shape, the first is "
-            f"{odd[0]!r} ({_shape(theirs, odd[0])} in the checkpoint, {_shape(ours, odd[0])} in the model). "
+            f"{str(path)!r} does not fit this model: {len(odd)} of {len(ours)} tensors differ in name or shape, the "
+            f"first is {odd[0]!r} ({_shape(theirs, odd[0])} in the checkpoint, {_shape(ours, odd[0])} in the model). "
             "Use the config.yaml of the run that made it"
         )
     module.load_state_dict(theirs)

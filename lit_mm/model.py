@@ -74,8 +74,9 @@ class MultimodalModel(nn.Module):
         learned = len(self.connector.learned())
         if len(bank) - learned != batch.num_visual:
             raise UserError(
-                f"samples {list(batch.sample_ids)}: the processor counted {batch.num_visual} visual tokens, vision encoder and "
-                f"connector made {len(bank) - learned} from {batch.num_views} views. Is the processor of another family in use?"
+                f"samples {list(batch.sample_ids)}: the processor counted {batch.num_visual} visual tokens, vision "
+                f"encoder and connector made {len(bank) - learned} from {batch.num_views} views. Is the processor of "
+                "another family in use?"
             )
         return self.fusion(text, bank, batch.index, batch.visual_mask)
 
@@ -90,7 +91,7 @@ class MultimodalModel(nn.Module):
         )
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        """Sum of the cross-entropy over supervised tokens, fp32. Only supervised positions are projected to the vocabulary."""
+        """Sum of the cross-entropy over supervised tokens, fp32. Only their positions are projected."""
         hidden = self.hidden(batch)
         learnt = batch.labels[:, 1:] != IGNORE  # position i predicts what i + 1 holds
         logits = self.language.logits(hidden[:, :-1][learnt])

@@ -1,4 +1,4 @@
-"""The base LightningModule: thin. A family's constructor composes a network and a processor; nothing extends a family."""
+"""The base LightningModule: thin. A family's constructor composes network and processor; nothing extends a family."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class MultimodalModule(L.LightningModule):
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def seed_step(self, batch_idx: int) -> None:
-        """Dropout is a function of (seed, stage, micro-batch, rank), so a resumed run draws what the unbroken one drew."""
+        """Dropout is a function of (seed, stage, micro-batch, rank): a resumed run draws what the unbroken one drew."""
         digest = stable_hash(self.seed, self.stage.name if self.stage else "", batch_idx, self.global_rank)
         torch.manual_seed(digest)
 
@@ -128,8 +128,7 @@ class MultimodalModule(L.LightningModule):
             self.train(training)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Clip by the stage's norm. Here, because Lightning refuses it together with a fused optimizer and bf16, although
-        nothing is unscaled in bf16."""
+        """Clip by the stage's norm. Lightning refuses to for a fused optimizer in bf16, though nothing is unscaled."""
         if self.stage.clip:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.stage.clip)

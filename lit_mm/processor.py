@@ -31,7 +31,7 @@ class Sample:
         document: where it comes from.
         input_ids: [L] token ids, the pad id at visual positions.
         labels: [L] ids where the loss counts, `IGNORE` elsewhere.
-        index: [L] `TEXT`, or a visual token of this sample (i >= 0, picture after picture), or a learned vector (-(k + 1)).
+        index: [L] `TEXT`, a visual token of this sample (i >= 0, picture by picture), or a learned vector (-(k + 1)).
         plans: one tile plan per picture.
         tokens_per_view: visual tokens of every view of every picture, in order.
     """

@@ -1,4 +1,4 @@
-"""Documents: ordered text and image segments with roles. Caption pairs, chats and interleaved pages are all documents."""
+"""Documents: ordered text and image segments with roles. Caption pairs, chats and interleaved pages are documents."""
 
 from __future__ import annotations
 

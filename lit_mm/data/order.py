@@ -115,8 +115,8 @@ class RowStream:
     ) -> None:
         if global_batch % (micro_batch * world):
             raise UserError(
-                f"global_batch must be a multiple of micro_batch x ranks, got {global_batch} and {micro_batch} x {world}. "
-                f"Change `data.init_args.micro_batch` or the number of devices."
+                f"global_batch must be a multiple of micro_batch x ranks, got {global_batch} and {micro_batch} x "
+                f"{world}. Change `data.init_args.micro_batch` or the number of devices."
             )
         self.plan, self.steps, self.first_step = plan, steps, first_step
         self.global_batch, self.micro_batch, self.rank, self.world = global_batch, micro_batch, rank, world

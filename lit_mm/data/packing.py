@@ -17,8 +17,8 @@ def pack(
 ) -> list[tuple[int, ...]]:
     """Group samples into rows of at most `tokens` tokens and `views` views.
 
-    The longest sample first, each into the fullest row that still holds it. Inside a row samples keep the order in which
-    they were given. Deterministic: equal lengths are taken in the given order.
+    The longest sample first, each into the fullest row that still holds it. Inside a row samples keep the order in
+    which they were given. Deterministic: equal lengths are taken in the given order.
 
     Args:
         numbers: sample numbers.
@@ -35,8 +35,8 @@ def pack(
         length = lengths[place]
         if length.tokens > tokens or length.views > limit:
             raise UserError(
-                f"sample {numbers[place]} has {length.tokens} tokens and {length.views} views, a row holds {tokens} and "
-                f"{views if views is not None else 'any number of'} views. Raise `row_tokens` or `row_views` in the data section"
+                f"sample {numbers[place]} has {length.tokens} tokens and {length.views} views, a row holds {tokens} "
+                f"and {'any number of' if views is None else views} views. Raise `row_tokens` or `row_views`"
             )
         spot = bisect_left(free, (length.tokens, -1))
         while spot < len(free) and room[free[spot][1]] < length.views:

@@ -23,12 +23,12 @@ from lit_mm.tiling.plan import plan_square
 class XComposer2(MultimodalModule):
     """XComposer2. Parts: vision, connector, language, partial_lora.
 
-    The image is stretched to `image_size` x `image_size` and becomes one visual token per patch: 256 at 224, 1225 at 490.
-    Visual tokens pass through the plain weights plus a low-rank branch, text through the plain weights alone, so that
-    without an image the model is the base language model, bit for bit.
+    The image is stretched to `image_size` x `image_size` and becomes one visual token per patch: 256 at 224, 1225 at
+    490. Visual tokens pass through the plain weights plus a low-rank branch, text through the plain weights alone, so
+    that without an image the model is the base language model, bit for bit.
 
     Args:
-        vision: encoder (see `lit_mm.model.VisionEncoder`); its last layer's features before the post layer-norm, class token dropped.
+        vision: a `lit_mm.model.VisionEncoder`; the last layer's features before the post layer-norm, no class token.
         language: decoder that gets the partial LoRA.
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels.

@@ -1,4 +1,4 @@
-"""The nano world: generated documents, a tokenizer and small backbones, so that every recipe runs offline in minutes."""
+"""The nano world: generated documents, a tokenizer and small backbones; every recipe runs offline in minutes."""
 
 from pathlib import Path
 

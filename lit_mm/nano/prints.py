@@ -1,8 +1,8 @@
 """How the nano vision encoder is pre-trained: from pixels alone. No text, no label and no question is ever seen.
 
-Each page is printed twice in different looks and a few pixels apart. The encoder learns (1) to tell which patch of the other
-print shows the same thing, among all patches of the batch, and (2) to redraw each patch as the plain print (black on
-white, no noise) would show it. What a patch shows is what survives both.
+Each page is printed twice in different looks and a few pixels apart. The encoder learns (1) to tell which patch of the
+other print shows the same thing, among all patches of the batch, and (2) to redraw each patch as the plain print (black
+on white, no noise) would show it. What a patch shows is what survives both.
 """
 
 from __future__ import annotations

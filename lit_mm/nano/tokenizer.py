@@ -1,7 +1,7 @@
 """The tokenizer of the nano language models, and how it was made: `python -m lit_mm.nano.tokenizer`.
 
-Byte-level BPE, so any text can be written; capitals and digits are never merged with one another, so what is read from a
-page is spelt sign by sign, while the words of questions are one token each.
+Byte-level BPE, so any text can be written; capitals and digits are never merged with one another, so what is read from
+a page is spelt sign by sign, while the words of questions are one token each.
 """
 
 from __future__ import annotations

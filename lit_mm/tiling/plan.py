@@ -1,4 +1,4 @@
-"""What a tiling policy says about one image: which views to cut, at which sizes. Numbers only: no pixels, no tensors."""
+"""What a tiling policy says about one image: which views to cut, at which sizes. Numbers only, no pixels or tensors."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
 
     Args:
         module: the part.
-        reference: "nano:<name>" for a stored nano backbone; "<map>:<place>" with a key map of `MAPS` and a file, a folder
-            or a published name.
+        reference: "nano:<name>" for a stored nano backbone; "<map>:<place>" with a key map of `MAPS` and a file, a
+            folder or a published name.
         part: its name, for errors.
     Raises:
         UserError: an unknown key map, a place that does not exist, or weights that do not fit the part.

@@ -50,6 +50,7 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
     """Every row that was logged, read back from the run's file: a LevelDB log of protocol buffers."""
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # waits until W&B's own process has written everything
     (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     data, at, whole, rows = file.read_bytes(), 7, b"", []  # the first 7 bytes name the format
     while at + 7 <= len(data):
@@ -161,6 +162,7 @@ def test_an_offline_run_can_be_sent_later(tmp_path: Path, offline: None):
     assert sync_command(logger) == f"wandb sync {folder}"
 
 
+@pytest.mark.slow  # a fresh interpreter imports torch
 def test_nothing_of_wandb_is_imported_before_the_first_value():
     code = (
         "import sys; from callbacks.tracking import tracking_logger, Tracking;"
