@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import lightning as L
-import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.step_table import Row, StepTable, read_rows
 from callbacks.steps import Step, StepObserver
 from lit_mm.data.document import Document
 from lit_mm.errors import UserError
-from lit_mm.evaluate import Score, evaluate, score
+from lit_mm.evaluate import evaluate
+from lit_mm.metrics.score import Score, score
 from lit_mm.module import MultimodalModule
 
 
@@ -62,7 +62,7 @@ class Examination(StepObserver):
         """Answer, record and log; None where this step has been examined."""
         if module.step in self.examined:
             return None
-        with undisturbed(module):
+        with isolate_rng():
             found = score(evaluate(module, self._documents, batch_size=self.batch_size))
         self.examined.add(module.step)
         if self.table is not None:
@@ -82,20 +82,6 @@ class Examination(StepObserver):
         if not documents:
             raise UserError("an examination needs held-out documents, got none. Check `examine_documents` and the data")
         return list(documents)
-
-
-@contextmanager
-def undisturbed(module: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards each submodule's mode and torch's random states are as before."""
-    modes = {part: part.training for part in module.modules()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            module.eval()
-            yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def read_accuracy(path: str | Path) -> list[Row]:

@@ -99,7 +99,7 @@ class StageProgress(StepObserver, ProgressBar):
         warm = self.done - self.resumed_at > WINDOW or len(self.steps) == 1
         steps = list(self.steps)[0 if warm else 1 :]
         speed = sum(s.tokens for s in steps) / max(sum(s.seconds for s in steps), 1e-9)
-        said = f"loss {self.loss:.4f}  {speed:,.0f} tokens/s"
+        said = f"loss {self.loss:.3f}  {speed:,.0f} tokens/s"
         if self.done >= self.total:
             return f"{said}  done"
         measured = self.done - self.resumed_at - 1

@@ -19,7 +19,7 @@ from PIL import Image
 
 from callbacks.steps import Step, StepObserver
 from lit_mm.errors import UserError
-from lit_mm.evaluate import Prediction
+from lit_mm.metrics.score import Prediction
 from lit_mm.module import MultimodalModule
 
 
@@ -31,7 +31,7 @@ class RunLogger(WandbLogger):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B >= 0.22 warns of it
+        self._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B warns of it
 
     @property
     def experiment(self) -> Any:

@@ -95,4 +95,4 @@ class Conversations(StreamDataModule):
         if self.heldout_path is None:
             return []
         source = ConversationFile(self.heldout_path, self.images)
-        return [source[i] for i in range(min(count or len(source), len(source)))]
+        return [source[i] for i in range(len(source) if count is None else min(count, len(source)))]

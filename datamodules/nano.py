@@ -98,7 +98,8 @@ class NanoDocuments(StreamDataModule):
         return Alternating([of("captions"), of("questions")]) if self.kind == "mixed" else of(self.kind)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        count = count or self.heldout_documents
+        if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
+            count = self.heldout_documents
         source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
         return [source[i] for i in range(count)]
 

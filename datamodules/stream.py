@@ -72,6 +72,16 @@ class StreamDataModule(L.LightningDataModule, ABC):
         num_workers: int = 1,
     ) -> None:
         super().__init__()
+        counts = {
+            "global_batch": global_batch,
+            "micro_batch": micro_batch,
+            "row_tokens": row_tokens,
+            "row_views": row_views,
+            "window": window,
+        }
+        wrong = {name: count for name, count in counts.items() if count is not None and count < 1}
+        if wrong or num_workers < 0:
+            raise UserError(f"the data section counts from 1 (`num_workers` from 0), got {wrong or num_workers}")
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.row_tokens, self.row_views, self.window = row_tokens, row_views, window
         self.num_workers = num_workers

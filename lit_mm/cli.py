@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from lit_mm.errors import UserError
@@ -15,9 +17,16 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
 
 Every command explains itself with --help. --debug shows tracebacks."""
 
+COMMANDS = ("fit", "evaluate", "generate")
+MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. Exits with 0 only when its work was done, with 2 for a user's mistake."""
+    """Run one command. Returns, or exits with 0, only when its work was done.
+
+    Exits with 2 for a user's mistake, told in one to three lines; with 130 after Ctrl+C. A bug keeps its traceback and
+    exits with 1.
+    """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -25,9 +34,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _command(arguments)(arguments[1:])
     except UserError as error:
         if debug:
-            raise
-        print(f"lit_mm: {error}", file=sys.stderr)
-        sys.exit(2)
+            traceback.print_exc()
+        print(f"lit_mm: {said(error)}", file=sys.stderr)
+        sys.exit(MISTAKE)
+    except KeyboardInterrupt as stop:
+        print(f"\nlit_mm: interrupted. {stop}".rstrip(), file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def said(error: UserError) -> str:
+    """The message of an error, alone: a loader's worker hands it over inside the text of a traceback."""
+    text = str(error)
+    if text.startswith("Caught UserError in "):
+        text = text.rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2]
+    return text.strip()
 
 
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
@@ -36,9 +56,20 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
     if name in ("-h", "--help", "help"):
         print(USAGE)
         sys.exit(0)
-    from lit_mm.environment import check_torch_pair
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        guess = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(COMMANDS)}."
+        raise UserError(f"there is no command {name!r}. {guess} (python -m lit_mm --help)")
+    helping = not {"-h", "--help"}.isdisjoint(arguments)
+    if name == "fit" and helping:
+        from lit_mm.commands.options import fit_help
 
-    check_torch_pair()
+        print(fit_help())
+        sys.exit(0)
+    if not helping:
+        from lit_mm.environment import check_torch_pair
+
+        check_torch_pair()
     if name == "fit":
         from lit_mm.commands.fit import fit
 
@@ -47,8 +78,6 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.evaluate import evaluate
 
         return evaluate
-    if name == "generate":
-        from lit_mm.commands.generate import generate
+    from lit_mm.commands.generate import generate
 
-        return generate
-    raise UserError(f"there is no command {name!r}; there are fit, evaluate and generate (python -m lit_mm --help)")
+    return generate

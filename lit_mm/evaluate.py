@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING
 
-from lit_mm.data.document import Document
+from PIL import Image
+
+from lit_mm.data.document import Document, Picture
 from lit_mm.generate import answer
 from lit_mm.metrics.exact_match import exact_match
+from lit_mm.metrics.score import Prediction
 
 if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model answered to one document."""
-
-    document: Document
-    answer: str
-    correct: bool
-
-
-@dataclass(frozen=True)
-class Score:
-    """Exact match: over all documents, and per skill."""
-
-    overall: float
-    skills: dict[str, float]
-    count: int
-
-
-def score(predictions: Sequence[Prediction]) -> Score:
-    """Share of correct answers, over all and per skill (skills in order of appearance)."""
-    skills: dict[str, list[bool]] = {}
-    for prediction in predictions:
-        skills.setdefault(prediction.document.skill, []).append(prediction.correct)
-    correct = [c for answers in skills.values() for c in answers]
-    return Score(
-        overall=sum(correct) / max(1, len(correct)),
-        skills={skill: sum(answers) / len(answers) for skill, answers in skills.items()},
-        count=len(correct),
-    )
 
 
 def evaluate(
@@ -52,7 +24,7 @@ def evaluate(
     """Ask the model every document's last question.
 
     Args:
-        blind: ask about pictures of another document of the same skill: what the model knows without seeing.
+        blind: ask about pictures of another document (see `without_sight`): what the model knows without seeing.
     """
     asked = without_sight(documents) if blind else documents
     answers = answer(module, asked, batch_size=batch_size)
@@ -63,13 +35,30 @@ def evaluate(
 
 
 def without_sight(documents: Sequence[Document]) -> list[Document]:
-    """Every document with the pictures of the next one of its skill."""
-    by_skill: dict[str, list[int]] = {}
-    for number, document in enumerate(documents):
-        by_skill.setdefault(document.skill, []).append(number)
-    shuffled = list(documents)
-    for numbers in by_skill.values():
-        for here, there in zip(numbers, numbers[1:] + numbers[:1], strict=True):
-            # cycle: a document may have more pictures than the one it borrows from
-            shuffled[here] = documents[here].with_pictures(cycle(documents[there].pictures))
-    return shuffled
+    """Every document with pictures of another one: the next of its skill that shows something else.
+
+    Where its skill has no other, the next of any skill; where nothing else has pictures at all, blank ones.
+    """
+    return [document.with_pictures(_others(documents, number)) for number, document in enumerate(documents)]
+
+
+def _others(documents: Sequence[Document], number: int) -> Iterator[Picture]:
+    """Pictures to show instead of those of document `number`, as many as are asked for."""
+    own = documents[number].pictures
+    places = [*range(number + 1, len(documents)), *range(number)]
+    for place in sorted(places, key=lambda place: documents[place].skill != documents[number].skill):
+        shown = documents[place].pictures
+        if shown and not any(picture in own for picture in shown):  # two documents may ask about one picture
+            return cycle(shown)  # it may have fewer
+    return (Blank(picture.height, picture.width) for picture in own)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A grey picture."""
+
+    height: int
+    width: int
+
+    def read(self) -> Image.Image:
+        return Image.new("RGB", (self.width, self.height), "grey")

@@ -51,6 +51,8 @@ def greedy(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int],
     Returns:
         [B, T] new token ids, T <= `max_new_tokens`; what follows a stop token means nothing.
     """
+    if hasattr(network, "greedy"):  # an encoder-decoder: what it encodes once, its decoder reads at every token
+        return network.greedy(batch, stop_ids=stop_ids, max_new_tokens=max_new_tokens)
     language = network.language
     cache = DecodeCache()
     hidden = network.hidden(batch, cache=cache)

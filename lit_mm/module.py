@@ -117,18 +117,26 @@ class MultimodalModule(L.LightningModule):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, the trainer's precision; afterwards everything is as it was."""
-        training = self.training
+        """Evaluation mode, no gradients, the trainer's precision; afterwards every module's mode is as it was.
+
+        Not torch's inference mode: what a model caches then (rotary tables) could not be used in training again.
+        """
+        modes = {module: module.training for module in self.modules()}
         precision = self._trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
         self.eval()
         try:
-            with torch.inference_mode(), precision:
+            with torch.no_grad(), precision:
                 yield
         finally:
-            self.train(training)
+            for module, training in modes.items():
+                module.training = training
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         """Clip by the stage's norm. Lightning refuses to for a fused optimizer in bf16, though nothing is unscaled."""
+        for group in optimizer.param_groups:
+            if self.trainer.global_step < self.stage.train[group["part"]].from_step:
+                for parameter in group["params"]:
+                    parameter.grad = None  # not thawed yet: no moments, and no share in the norm of the others
         if self.stage.clip:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.stage.clip)
@@ -141,6 +149,14 @@ class MultimodalModule(L.LightningModule):
             "stage": self.stage.name if self.stage else "",
             "step": self.step,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning counts micro-batches, the stream optimizer steps: a resumed stage may be split differently."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        finished = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        for counts in (progress["total"], progress["current"]):
+            shift = finished - counts["ready"]  # what it saved between "processed" and "completed" stays apart
+            counts.update({name: count + shift for name, count in counts.items()})
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         return batch.to(device, non_blocking=True)

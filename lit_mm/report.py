@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lit_mm.metrics.score import Prediction, Score, of_each_skill
+
 if TYPE_CHECKING:  # at run time the curves and the summary need neither torch nor matplotlib
     from matplotlib.axes import Axes
 
-    from lit_mm.evaluate import Prediction, Score
 
 # Colours of Paul Tol's "bright" scheme, told apart by colour-blind readers (https://personal.sron.nl/~pault/)
 PALETTE = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
@@ -161,10 +162,7 @@ def draw_samples(predictions: Sequence[Prediction], path: str | Path, per_skill:
         path: of the PNG.
         per_skill: cards per skill. They are the first ones, not chosen by how well they went.
     """
-    of_skill: dict[str, list[Prediction]] = {}
-    for prediction in predictions:
-        of_skill.setdefault(prediction.document.skill, []).append(prediction)
-    shown = [p for group in of_skill.values() for p in group[:per_skill]]
+    shown = of_each_skill(predictions, per_skill)
     title = f"{sum(p.correct for p in shown)} of these {len(shown)} held-out answers are correct"
     rows = _rows(shown)
     heading = MARGIN + round(2.6 * TEXT)
@@ -204,7 +202,7 @@ def _rows(predictions: Sequence[Prediction]) -> list[list[Image.Image]]:
     for row in rows:
         widths = [_width(pictures) for _, pictures in row]
         spare = (SHEET - GAP * (len(row) - 1) - sum(widths)) // len(row)
-        spare = max(0, min(spare, sum(widths) // len(row)))  # the last row is not blown up
+        spare = max(0, min(spare, sum(widths) // (3 * len(row))))  # the last row is not blown up
         drawn.append([_card(p, pictures, width + spare) for (p, pictures), width in zip(row, widths, strict=True)])
     return drawn
 

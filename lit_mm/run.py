@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,11 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.stages import Stage, check_recipe
 
+# Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
+MAY_CHANGE = re.compile(
+    r"(.*\.)?(num_workers|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
+    r"|track|checkpoint_every|examine_every|examine_documents"
+)
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
 
 
@@ -55,14 +61,18 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def keep_config(self, config: str) -> None:
-        """Write the resolved config, or check that a resumed run has the same.
+        """Write the resolved config, or check that a resumed run has the same up to what no result depends on.
 
         Raises:
             UserError: the folder belongs to a run with another config.
         """
         file = self.path / "config.yaml"
         if file.exists() and (kept := file.read_text()) != config:
-            changed = _differences(yaml.safe_load(kept), yaml.safe_load(config))
+            changed = [
+                key
+                for key in _differences(yaml.safe_load(kept), yaml.safe_load(config))
+                if not MAY_CHANGE.fullmatch(key)
+            ]
             if changed and checkpoints.newest(self.checkpoints):
                 raise UserError(
                     f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(changed[:4])}. "

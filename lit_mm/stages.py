@@ -76,7 +76,7 @@ class Stage:
 
         The warm-up reaches the peak at its last step; cosine and linear end at 0 after the last step.
         """
-        rise = math.ceil(self.warmup * total)
+        rise = math.ceil(round(self.warmup * total, 6))  # 0.07 * 100 is 7.000000000000001
         if step < rise:
             return (step + 1) / rise
         if self.schedule == "constant":

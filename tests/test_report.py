@@ -12,7 +12,7 @@ from PIL import Image, ImageFont
 
 from lit_mm import report
 from lit_mm.data.document import Document, Turn
-from lit_mm.evaluate import Prediction, Score, score
+from lit_mm.metrics.score import Prediction, Score, score
 
 
 @dataclass(frozen=True)

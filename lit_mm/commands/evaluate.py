@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from lit_mm.commands.trained import Arguments, open_trained
-from lit_mm.evaluate import evaluate as ask
-from lit_mm.evaluate import score
-from lit_mm.report import accuracy_table
+from lit_mm.commands.options import Arguments
+from lit_mm.errors import UserError
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -22,6 +20,15 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
     chosen = parser.parse_args(arguments)
+    for name, count in (("documents", chosen.documents), ("batch_size", chosen.batch_size)):
+        if count is not None and count < 1:
+            raise UserError(f"--{name} is at least 1, got {count}")
+
+    from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
+    from lit_mm.evaluate import evaluate as ask
+    from lit_mm.metrics.score import score
+    from lit_mm.report import accuracy_table
+
     module, data, path = open_trained(chosen.checkpoint, chosen.config)
     documents = data.heldout(chosen.documents)
     sighted = score(ask(module, documents, batch_size=chosen.batch_size))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import lightning as L
@@ -18,7 +20,8 @@ from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_c
 from lit_mm import checkpoints, report
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.data.document import Document
-from lit_mm.evaluate import evaluate, score
+from lit_mm.evaluate import evaluate
+from lit_mm.metrics.score import of_each_skill, score
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.run import LAUNCHED, RunFolder, peak_memory_mb, run_stages
 
@@ -28,6 +31,7 @@ def fit(arguments: Sequence[str]) -> None:
     quiet()
     torch.use_deterministic_algorithms(True, warn_only=True)
     cli = RecipeCLI(arguments, "fit")
+    cli.check_stages()
     module, stages = cli.model, cli.stages
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
@@ -51,25 +55,45 @@ def fit(arguments: Sequence[str]) -> None:
     if logger is not None:
         observers.append(Tracking())
     observers.append(Checkpointing(folder.checkpoints, cli.config.checkpoint_every))  # last, see there
-    data = run_stages(
-        module,
-        stages,
-        folder,
-        data_of=cli.data_of,
-        trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
-        seed=cli.seed,
-        pretrained=not cli.config.init_from,
-    )
-    if module.trainer.is_global_zero:
+    with resumable(arguments, folder):
+        data = run_stages(
+            module,
+            stages,
+            folder,
+            data_of=cli.data_of,
+            trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
+            seed=cli.seed,
+            pretrained=not cli.config.init_from,
+        )
         if examined:
             conclude(module, data.heldout(), folder, logger)
+    if module.trainer.is_global_zero:
         print(next_steps(folder, examined, logger))
 
 
+@contextmanager
+def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
+    """Let Ctrl+C inside end in a `KeyboardInterrupt` that says how to resume."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # While a Trainer runs, Lightning makes `sys.exit(1)` of Ctrl+C
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        placed = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
+        again = [*arguments, *([] if placed else ["--run_dir", str(folder.path)])]
+        raise KeyboardInterrupt(f"To resume: python -m lit_mm fit {shlex.join(again)}") from stop
+
+
 def conclude(module: MultimodalModule, documents: list[Document], folder: RunFolder, logger: RunLogger | None) -> None:
-    """Examine the trained model with and without sight; draw, tabulate, and keep the figures."""
+    """Examine the trained model with and without sight; draw, tabulate, and keep the figures.
+
+    Every rank answers, because a sharded model needs all ranks in each forward; rank 0 writes.
+    """
     predictions = evaluate(module, documents)
     sighted, blind = score(predictions), score(evaluate(module, documents, blind=True))
+    if not module.trainer.is_global_zero:
+        return
     metrics = read_metrics(folder.path / "metrics.csv")
     report.draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
     report.draw_samples(predictions, folder.path / "samples.png")
@@ -83,7 +107,7 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
         stages=report.stage_summaries(metrics),
     )
     if logger is not None:
-        log_examples(logger, predictions[: 3 * len(sighted.skills)], step=module.first_step + module.total_steps)
+        log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)
         finish(logger, {"accuracy": sighted.overall, "blind": blind.overall, "seconds": summary["seconds"]})
     print(report.accuracy_table(sighted, blind, predictions))
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_mm.commands.trained import Arguments, open_trained
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.files import FilePicture
+from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
-from lit_mm.generate import answer
 
 
 def generate(arguments: Sequence[str]) -> None:
@@ -24,6 +21,12 @@ def generate(arguments: Sequence[str]) -> None:
     chosen = parser.parse_args(arguments)
     if chosen.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {chosen.max_new_tokens}")
+
+    from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
+    from lit_mm.data.document import Document, Turn
+    from lit_mm.data.files import FilePicture
+    from lit_mm.generate import answer
+
     pictures = [FilePicture.open(path) for path in chosen.image]
     module, _, _ = open_trained(chosen.checkpoint, chosen.config)
     document = Document("asked", (Turn("user", (*pictures, chosen.question)),))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,39 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_mm.checkpoints import AtomicCheckpointIO
+from lit_mm.commands.mistakes import ConfigText, cause_of, config_files, explain
+from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.stages import Stage
+from lit_mm.stages import Stage, Train, check_recipe
 
 RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI that makes the model once, and data and trainer once per stage."""
+    """LightningCLI that makes the model once, and data and trainer once per stage.
 
-    def __init__(self, arguments: Sequence[str], command: str) -> None:
+    Args:
+        arguments: of the command line, or a config that was parsed before, as a checkpoint keeps it.
+        command: for messages and help.
+        label: what messages call a config that is not in a file.
+    Raises:
+        UserError: a mistake in the config or on the command line.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str] | Mapping[str, Any], command: str, label: str = "the kept config"
+    ) -> None:
+        if isinstance(arguments, Mapping):
+            self.texts = [ConfigText.of(arguments, label)]
+        else:
+            self.texts = [ConfigText.read(path) for path in config_files(arguments)]
+            arguments = [
+                "--help" if argument == "--trainer.help" else argument for argument in _stage_choice(arguments)
+            ]
         try:
             super().__init__(
                 model_class=MultimodalModule,
@@ -35,44 +55,48 @@ class RecipeCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 run=False,
-                args=_stage_choice(arguments),
-                parser_kwargs={"exit_on_error": False, "prog": f"python -m lit_mm {command}", "description": None},
+                args=arguments,
+                parser_kwargs={
+                    "exit_on_error": False,
+                    "allow_abbrev": False,
+                    "prog": f"python -m lit_mm {command}",
+                    "usage": f"python -m lit_mm {command} --config FILE [--KEY VALUE ...]",
+                    "description": None,
+                },
                 trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
             )
-        except ArgumentError as error:
-            raise UserError(_short(str(error))) from error
+        except UserError:
+            raise
+        except (ArgumentError, ValueError) as error:
+            raise self.told(error) from error
+
+    def told(self, error: Exception, base: str = "") -> Exception:
+        """A parser's error as the `UserError` that it is; the error itself where a constructor failed otherwise.
+
+        Args:
+            base: see `explain`.
+        """
+        cause = cause_of(error)
+        if cause is not None:
+            return UserError(f"{base}: {cause}") if base else cause
+        if not isinstance(error, ArgumentError):
+            return error
+        options = [option for action in self.parser._actions for option in action.option_strings]
+        return UserError(explain(str(error), self.texts, [o for o in options if o.startswith("--")], base))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
-        parser.add_argument(
-            "--only",
-            type=list[str],
-            default=[],
-            help="names of the stages to run; also `--stages name,name` (default: all)",
-        )
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help="run folder (default: runs/<experiment>/<time>); resumes if it holds a run",
-        )
-        parser.add_argument(
-            "--init_from", type=str | None, default=None, help="start from the weights of this run folder or checkpoint"
-        )
-        parser.add_argument("--checkpoint_every", type=int, default=100, help="optimizer steps between checkpoints")
-        parser.add_argument(
-            "--examine_every",
-            type=int,
-            default=0,
-            help="optimizer steps between examinations on held-out documents (0: at stage ends)",
-        )
-        parser.add_argument("--examine_documents", type=int, default=90, help="held-out documents of an examination")
-        parser.add_argument(
-            "--track", type=bool, default=True, help="keep a W&B run; offline when no account is configured"
-        )
+        for option in RECIPE_OPTIONS:
+            parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help)
 
     def instantiate_classes(self) -> None:
         """Everything but the Trainer, which is made per stage."""
+        for stage in self.config.stages or []:
+            for part, train in stage.train.items():
+                try:
+                    Train(**train.as_dict())
+                except UserError as error:  # it knows neither its stage nor its part
+                    raise UserError(f"stages.{stage.name}.train.{part}: {error}") from error
         self.config_init = self.parser.instantiate_classes(self.config)
         self.model = self._get(self.config_init, "model")
         self.datamodule = self._get(self.config_init, "data")
@@ -94,6 +118,19 @@ class RecipeCLI(LightningCLI):
         kept = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return yaml.safe_dump({key: value for key, value in kept.items() if key not in RUN_KEYS}, sort_keys=False)
 
+    def check_stages(self) -> None:
+        """Refuse before the first step what would stop a later stage: its parts, its data's arguments and files.
+
+        Raises:
+            UserError: a stage trains an unknown part, changes an unknown argument, or has no data.
+        """
+        check_recipe(self.stages, self.model.parts())
+        for stage in self.stages:
+            if not len(self.data_of(stage).source()):
+                raise UserError(
+                    f"stage {stage.name!r}: the data set is empty. Check `data` and `stages.{stage.name}.data`"
+                )
+
     def data_of(self, stage: Stage) -> L.LightningDataModule:
         """The recipe's data module with what `stage` changes."""
         parser = ArgumentParser(exit_on_error=False)
@@ -102,17 +139,24 @@ class RecipeCLI(LightningCLI):
         changed = {**base, "init_args": {**base.get("init_args", {}), **stage.data}}
         try:
             return parser.instantiate_classes(parser.parse_object({"data": changed})).data
-        except ArgumentError as error:
-            raise UserError(f"stage {stage.name!r}, data: {_short(str(error))}") from error
+        except (ArgumentError, ValueError) as error:
+            raise self.told(error, f"stages.{stage.name}.data") from error
 
     def trainer_of(self, callbacks: list[L.Callback], loggers: list[Any], **changes: Any) -> L.Trainer:
-        """A Trainer with a fresh strategy and optimizer."""
+        """A Trainer with a fresh strategy and optimizer.
+
+        Raises:
+            UserError: the Trainer refuses its arguments, such as an accelerator that this machine lacks.
+        """
         config = {**self.config_init.trainer.as_dict(), **changes}
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         config["logger"] = loggers or False
         config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         config["use_distributed_sampler"] = False
-        return L.Trainer(**config)
+        try:
+            return L.Trainer(**config)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"trainer: {str(error).splitlines()[0]} Correct `trainer:` in the config") from error
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:
@@ -131,12 +175,6 @@ def _stage_choice(arguments: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _short(message: str) -> str:
-    """The telling lines of a parser's error."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    return "\n  ".join(lines[:1] + lines[-2:] if len(lines) > 3 else lines)
-
-
 def quiet() -> None:
     """Keep the terminal for what the user asked for."""
     warnings.filterwarnings("ignore", module="lightning|torch|jsonargparse")
@@ -146,8 +184,5 @@ def quiet() -> None:
 
 def experiment_name(arguments: Sequence[str]) -> str:
     """The config file's name without its ending."""
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        key, equals, value = here.partition("=")
-        if key in ("--config", "-c"):
-            return Path(value if equals else following).stem
-    return "unnamed"
+    files = config_files(arguments)
+    return Path(files[0]).stem if files else "unnamed"

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import NoReturn
 
 import lightning as L
 import yaml
 
 from lit_mm import checkpoints
 from lit_mm.commands.recipe import RecipeCLI, quiet
-from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
-
-
-class Arguments(argparse.ArgumentParser):
-    """An argument parser whose errors are `UserError`s."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help)")
 
 
 def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
@@ -35,7 +25,7 @@ def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModul
     if config is not None:
         cli = RecipeCLI(["--config", config], "evaluate")
     else:
-        cli = RecipeCLI(yaml.safe_load(checkpoint["lit_mm"]["config"]), "evaluate")
+        cli = RecipeCLI(yaml.safe_load(checkpoint["lit_mm"]["config"]), "evaluate", f"the config in {str(path)!r}")
     module = cli.model
     checkpoints.load_weights(module, checkpoint, family_of(module), path)
     module._trainer = cli.trainer_of([], [])  # its precision is the model's

@@ -73,7 +73,7 @@ class Document:
 
     def without_answer(self) -> Document:
         """The same document up to the point where the assistant would speak."""
-        return replace(self, turns=self.turns[:-1]) if self.answer else self
+        return replace(self, turns=self.turns[:-1]) if self.turns and self.turns[-1].role == "assistant" else self
 
     def with_pictures(self, pictures: Iterator[Picture]) -> Document:
         """The same text with other pictures in the same places. Draws one picture a slot."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from lit_mm.errors import UserError
+
+# Pillow reports a broken PNG as SyntaxError, and refuses to decode what looks like an attack
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, slots=True)
 class FilePicture:
-    """An image file. Turned upright by its EXIF orientation; alpha is laid on white."""
+    """An image file. Turned upright by its EXIF orientation; alpha is laid on white; of an animation the first frame;
+    16-bit grey is scaled to 8 bits."""
 
     path: Path
     width: int
@@ -23,7 +28,7 @@ class FilePicture:
         """Read the header alone.
 
         Raises:
-            UserError: there is no such file, or it is not an image.
+            UserError: there is no such file, it is not an image, or its values have no agreed range (32-bit TIFF).
         """
         path = Path(path)
         if not path.is_file():
@@ -33,10 +38,15 @@ class FilePicture:
                 width, height = image.size
                 if image.getexif().get(0x0112, 1) >= 5:  # orientations 5 to 8 lie on their side
                     width, height = height, width
-        except (UnidentifiedImageError, OSError) as error:
+                mode = image.mode
+        except UNREADABLE as error:
             raise UserError(
                 f"{str(path)!r} is not an image that can be read ({error}). Give a PNG or JPEG file"
             ) from error
+        if mode in ("I", "F"):
+            raise UserError(
+                f"{str(path)!r} holds 32-bit values, whose black and white nobody knows. Convert it to 8 bits"
+            )
         return cls(path, width, height)
 
     def read(self) -> Image.Image:
@@ -48,9 +58,11 @@ class FilePicture:
         try:
             with Image.open(self.path) as image:
                 upright = ImageOps.exif_transpose(image)
+                if upright.mode.startswith("I;16"):  # Pillow's own conversion clips: nearly all would be white
+                    return Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8)).convert("RGB")
                 if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
                     upright = upright.convert("RGBA")
                     upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright)
                 return upright.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow reports a broken PNG as SyntaxError
+        except UNREADABLE as error:
             raise UserError(f"the image {str(self.path)!r} is damaged ({error}). Replace the file") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -85,7 +86,7 @@ class Plan:
     def rows(self, start: int, stop: int) -> list[Row]:
         """Rows [start, stop) of the stream."""
         chosen: list[Row] = []
-        number = next((w for w, first in enumerate(self._starts) if first > start), len(self._starts)) - 1
+        number = bisect_right(self._starts, start) - 1
         while len(chosen) < stop - start:
             rows = self._window(number)
             if number + 1 == len(self._starts):
@@ -108,6 +109,9 @@ class RowStream:
 
     Step t takes rows [t * global_batch, (t + 1) * global_batch) of the plan; micro-batch a of rank r is a slice of
     `micro_batch` rows. Any ranks x accumulation over one global batch covers the same rows.
+
+    Raises:
+        UserError: the global batch does not split, or (while iterating) a step has nothing to learn.
     """
 
     def __init__(
@@ -133,6 +137,11 @@ class RowStream:
         for step in range(self.first_step, self.steps):
             rows = self.plan.rows(step * self.global_batch, (step + 1) * self.global_batch)
             step_tokens = sum(self.plan.length(i).supervised for row in rows for i in row)
+            if not step_tokens:  # the loss would be 0 / 0
+                raise UserError(
+                    f"optimizer step {step} of the stage has no supervised token in its {len(rows)} rows (samples "
+                    f"{[i for row in rows for i in row][:8]}). Has the data answers? If few have, raise `global_batch`"
+                )
             for turn in range(self.accumulation):
                 start = (turn * self.world + self.rank) * self.micro_batch
                 yield MicroBatch(tuple(rows[start : start + self.micro_batch]), step_tokens)

@@ -24,7 +24,7 @@ from callbacks.tracking import (
 )
 from lit_mm.data.document import Document
 from lit_mm.errors import UserError
-from lit_mm.evaluate import Prediction
+from lit_mm.metrics.score import Prediction
 
 
 @pytest.fixture

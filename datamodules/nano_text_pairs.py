@@ -1,0 +1,115 @@
+"""Pages of the nano world as text, each with one question and its answer: for encoder-decoders that read text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch.utils.data import Dataset
+
+from datamodules.stream import Source, StreamDataModule
+from lit_mm.data.document import Document, Turn
+from lit_mm.data.order import MicroBatch, stable_hash
+from lit_mm.data.pairs import PairBatch, collate_pairs
+from lit_mm.errors import UserError
+from lit_mm.nano.text import reading_document
+from lit_mm.processor import Processor
+from lit_mm.stages import Stage
+
+
+class NanoPairs:
+    """Pairs by number: even ones ask about a page, odd ones let it be read out.
+
+    A page is asked `questions` questions in as many pairs, one in each; where it offers fewer, it is asked again.
+
+    Args:
+        count: pairs.
+        questions: per page, at most.
+        split, seed: index space and world of the pages.
+    """
+
+    def __init__(self, count: int, *, questions: int, split: str, seed: int) -> None:
+        self.count, self.questions, self.split, self.seed = count, questions, split, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Document:
+        if number % 2:
+            return reading_document(number, split=self.split, seed=self.seed)
+        page, turn = divmod(number // 2, self.questions)
+        document = reading_document(2 * page, split=self.split, seed=self.seed, questions=self.questions)
+        return one_question(document, turn % (len(document.turns) // 2))
+
+
+def one_question(document: Document, number: int) -> Document:
+    """The page with question `number` (from 0) of a document that asks several, and its answer.
+
+    The page stands in the first user turn, before the first question, on lines of its own.
+    """
+    if number == 0:
+        return replace(document, turns=document.turns[:2])
+    page, _ = document.turns[0].text.rsplit("\n", 1)
+    question, answer = document.turns[2 * number : 2 * number + 2]
+    asked = Turn("user", (f"{page}\n{question.text}",))
+    return replace(document, id=f"{document.id}/{number}", turns=(asked, answer))
+
+
+class PairRows(Dataset):
+    """Makes the batch of a `MicroBatch`, in the workers."""
+
+    def __init__(self, source: Source, processor: Processor) -> None:
+        self.source, self.processor = source, processor
+
+    def __getitem__(self, micro: MicroBatch) -> PairBatch:
+        rows = [[self.processor.sample(self.source[number]) for number in row] for row in micro.rows]
+        return collate_pairs(rows, self.processor, step_tokens=micro.step_tokens)
+
+
+class NanoTextPairs(StreamDataModule):
+    """(page as text and question) -> answer, and (page and instruction) -> page, by turns. No image.
+
+    Args:
+        pairs: size of the training set.
+        questions: per page, at most; each makes a pair.
+        split: the index space of the training set.
+        heldout_documents: size of the held-out set, balanced over all skills, one question each.
+        world_seed: of the generated pages (not of the run).
+        global_batch, micro_batch, row_tokens, window, num_workers: see `StreamDataModule`; a row's tokens are those of
+            its sources and targets together.
+    """
+
+    def __init__(
+        self,
+        pairs: int = 200_000,
+        questions: int = 3,
+        split: str = "text",
+        heldout_documents: int = 450,
+        world_seed: int = 0,
+        global_batch: int = 32,
+        micro_batch: int | None = None,
+        row_tokens: int | None = 256,
+        window: int = 1024,
+        num_workers: int = 1,
+    ) -> None:
+        super().__init__(global_batch, micro_batch, row_tokens, window=window, num_workers=num_workers)
+        if pairs < 1 or questions < 1:
+            raise UserError(
+                f"`data.init_args` needs at least one pair and one question a page, got {pairs=}, {questions=}"
+            )
+        self.pairs, self.questions, self.split = pairs, questions, split
+        self.heldout_documents, self.world_seed = heldout_documents, world_seed
+
+    def source(self) -> Source:
+        seed = stable_hash(self.world_seed, "pairs")
+        return NanoPairs(self.pairs, questions=self.questions, split=self.split, seed=seed)
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        """Questions about pages of the "heldout" split, as text; skills take turns."""
+        if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
+            count = self.heldout_documents
+        return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]
+
+    def begin(self, processor: Processor, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
+        steps = super().begin(processor, stage, seed=seed, rank=rank, world=world)
+        self.rows = PairRows(self.rows.source, processor)
+        return steps

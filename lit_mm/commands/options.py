@@ -1,0 +1,78 @@
+"""The options of `fit`, and the parser of the other commands. Imports no torch, so that --help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import textwrap
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from lit_mm.errors import UserError
+
+
+class Arguments(argparse.ArgumentParser):
+    """An argument parser whose errors are `UserError`s. No abbreviations: a new option would break them."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        if message != unknown[0] and message.startswith("unrecognized arguments: "):
+            known = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            message = f"there is no option {unknown[0]}" + (f". Did you mean {close[0]}?" if close else "")
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+@dataclass(frozen=True)
+class RecipeOption:
+    """A top-level key of a recipe besides model, stages, data and trainer; on the command line `--name value`."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+RECIPE_OPTIONS = (
+    RecipeOption("only", list[str], [], "names of the stages to run; `--stages a,b` is the same (default: all)"),
+    RecipeOption(
+        "run_dir", str | None, None, "run folder (default: runs/<experiment>/<time>); resumes if it holds a run"
+    ),
+    RecipeOption("init_from", str | None, None, "start from the weights of this run folder or checkpoint"),
+    RecipeOption("checkpoint_every", int, 100, "optimizer steps between checkpoints"),
+    RecipeOption(
+        "examine_every", int, 0, "optimizer steps between examinations on held-out documents (0: at stage ends)"
+    ),
+    RecipeOption("examine_documents", int, 90, "held-out documents of an examination"),
+    RecipeOption("track", bool, True, "keep a W&B run; offline when no account is configured"),
+)
+
+
+def fit_help() -> str:
+    """What `fit --help` prints."""
+    lines = []
+    for option in RECIPE_OPTIONS:
+        default = "" if option.default in (None, []) else f" (default: {str(option.default).lower()})"
+        described = textwrap.wrap(option.help + default, 88)
+        lines += [f"  --{option.name:<18} {described[0]}", *(" " * 23 + line for line in described[1:])]
+    return FIT_HELP.format(options="\n".join(lines))
+
+
+FIT_HELP = """usage: python -m lit_mm fit --config FILE [--KEY VALUE ...]
+
+Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result.
+The same command with the --run_dir of an interrupted run resumes it.
+
+  --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides
+  --stages a,b         run these stages of the recipe only
+{options}
+  --seed_everything    seed of the stream's order, initial weights and dropout (default: 0)
+
+Any other key of the recipe may follow, spelt as in the YAML:
+  --data.init_args.global_batch 32   --model.init_args.rank 8   --trainer.max_time 00:01:00:00
+
+More help: --model.help CLASS and --data.help CLASS (its arguments), --stages.help (a stage's keys),
+           --trainer.help (the Trainer's), --print_config (the resolved recipe, nothing is run)."""

@@ -1,0 +1,33 @@
+"""An encoder-decoder alone, text to text: how the nano encoder-decoder is pre-trained."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lit_mm.encoder_decoder import EncoderDecoderModel
+from lit_mm.language.t5 import T5
+from lit_mm.module import MultimodalModule
+from lit_mm.processor import Processor
+from lit_mm.prompts.prompt import Prompt
+from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.text_to_text import TextToText
+
+
+class EncoderDecoder(MultimodalModule):
+    """An encoder-decoder that reads text and answers. Part: language. Its data module feeds `PairBatch`es.
+
+    Args:
+        language: the encoder-decoder.
+        tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        prompt: which part of a document is the source, and which the target.
+        max_length: longest sample, source and target together, tokens.
+    """
+
+    def __init__(self, language: T5, tokenizer: str, prompt: Prompt | None = None, max_length: int = 4096) -> None:
+        super().__init__(
+            network=EncoderDecoderModel(language),
+            processor=lambda: Processor(load_tokenizer(tokenizer), prompt or TextToText(), max_length=max_length),
+        )
+
+    def modules_by_part(self) -> dict[str, nn.Module]:
+        return {"language": self.network.language}

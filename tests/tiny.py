@@ -1,0 +1,175 @@
+"""A model, documents and a recipe small enough for seconds: what the tests of the core share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from PIL import Image
+
+from callbacks.checkpointing import Checkpointing
+from callbacks.metrics_csv import MetricsCSV
+from callbacks.steps import StepObserver
+from datamodules.stream import Source, StreamDataModule
+from lit_mm.batch import Batch
+from lit_mm.checkpoints import AtomicCheckpointIO
+from lit_mm.data.document import Document, Turn
+from lit_mm.families.decoder import Decoder
+from lit_mm.families.xcomposer2 import XComposer2
+from lit_mm.language.llama import Llama
+from lit_mm.language.partial_lora import is_partial_lora
+from lit_mm.module import MultimodalModule
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.run import RunFolder, run_stages
+from lit_mm.stages import Stage, Train
+from lit_mm.vision.vit import ViT
+
+PROMPT = XComposer2Prompt("<|im_start|>", "<|im_end|>")
+PARTS = ("vision", "connector", "partial_lora", "language")
+WORDS = ("what", "is", "the", "colour", "of", "this", "large", "red", "circle", "near", "page", "ABC", "123", "?")
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A picture of random pixels."""
+
+    seed: int
+    height: int = 20
+    width: int = 30
+
+    def read(self) -> Image.Image:
+        pixels = np.random.default_rng(self.seed).integers(0, 256, (self.height, self.width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+def document(number: int, pictures: int | None = None, skill: str = "") -> Document:
+    """Document `number`: one to three questions of changing length, 0, 1 or 2 pictures unless `pictures` says."""
+    rng = Random(number)
+    shown = [Noise(10 * number + n) for n in range(number % 3 if pictures is None else pictures)]
+    turns: list[Turn] = []
+    for asked in range(rng.randint(1, 3)):
+        question = " ".join(rng.choices(WORDS, k=rng.randint(1, 12)))
+        parts = (*shown[:1], question, *shown[1:]) if not asked else (question,)  # the second stands behind the text
+        turns += [Turn("user", parts), Turn("assistant", (" ".join(rng.choices(WORDS, k=rng.randint(1, 6))),))]
+    return Document(f"tiny/{number}", tuple(turns), skill=skill)
+
+
+def language(seed: int = 0) -> Llama:
+    torch.manual_seed(seed)
+    return Llama(width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, vocab_size=512)
+
+
+def xcomposer2(*, dropout: float = 0.0, trained: bool = False, max_length: int = 4096) -> XComposer2:
+    """One view of 2 x 2 visual tokens a picture.
+
+    Args:
+        trained: draw the up-projections of the partial LoRA, which a new model has at zero.
+    """
+    decoder = language()
+    vision = ViT(image_size=28, patch=14, width=16, layers=2, heads=2)
+    module = XComposer2(
+        vision, decoder, "nano", image_size=28, prompt=PROMPT, rank=4, dropout=dropout, max_length=max_length
+    )
+    if trained:
+        for name, parameter in module.network.named_parameters():
+            if is_partial_lora(name):
+                torch.nn.init.normal_(parameter, std=0.2)
+    return module
+
+
+def decoder() -> Decoder:
+    """The language model of `xcomposer2()`, alone."""
+    return Decoder(language(), "nano", PROMPT)
+
+
+class Documents(StreamDataModule):
+    """`document(0)` to `document(count - 1)`."""
+
+    def __init__(self, count: int = 24, **options: Any) -> None:
+        super().__init__(**{"global_batch": 4, "row_tokens": 192, "window": 16, "num_workers": 0} | options)
+        self.count = count
+
+    def source(self) -> Source:
+        return [document(number) for number in range(self.count)]
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        return [document(1000 + number, pictures=1) for number in range(count or 4)]
+
+
+class Ledger(StepObserver):
+    """Appends "stage micro-batch sample ids" after every micro-batch; what a killed run did twice is there twice."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        with self.path.open("a") as file:
+            file.write(" ".join([pl_module.stage.name, str(batch_idx), *batch.sample_ids]) + "\n")
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+def stages(steps: int = 4) -> list[Stage]:
+    """The published recipe in small: the language model is frozen, then everything learns."""
+    everything = {part: Train(lr=1e-2) for part in PARTS}
+    frozen = {part: train for part, train in everything.items() if part != "language"}
+    return [Stage("pretrain", frozen, max_steps=steps, warmup=0.3), Stage("finetune", everything, max_steps=steps)]
+
+
+def trainer(callbacks: Sequence[L.Callback] = (), *, max_steps: int = 1, accumulate_grad_batches: int = 1) -> L.Trainer:
+    return L.Trainer(
+        max_steps=max_steps,
+        accumulate_grad_batches=accumulate_grad_batches,
+        callbacks=list(callbacks),
+        plugins=[AtomicCheckpointIO()],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+
+
+def run_recipe(
+    module: MultimodalModule,
+    recipe: list[Stage],
+    folder: Path,
+    *,
+    callbacks: Sequence[L.Callback] = (),
+    every: int = 2,
+    seed: int = 0,
+    **data: Any,
+) -> None:
+    """What `fit` does with a recipe: metrics.csv, ledger.txt and checkpoints in `folder`; resumes.
+
+    Args:
+        callbacks: told of a step before metrics.csv is.
+        every: optimizer steps between checkpoints.
+        data: arguments of `Documents`.
+    """
+    run_folder = RunFolder(folder)
+    run_folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    observers = [
+        *callbacks,
+        Ledger(folder / "ledger.txt"),
+        MetricsCSV(folder / "metrics.csv"),
+        Checkpointing(run_folder.checkpoints, every),
+    ]
+    run_stages(
+        module,
+        recipe,
+        run_folder,
+        data_of=lambda stage: Documents(**{**data, **stage.data}),
+        trainer_of=partial(trainer, observers),
+        seed=seed,
+    )
