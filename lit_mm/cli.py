@@ -32,14 +32,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         _command(arguments)(arguments[1:])
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"lit_mm: {said(error)}", file=sys.stderr)
-        sys.exit(MISTAKE)
     except KeyboardInterrupt as stop:
         print(f"\nlit_mm: interrupted. {stop}".rstrip(), file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        mistake = mistake_of(error)
+        if mistake is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"lit_mm: {said(mistake)}", file=sys.stderr)
+        sys.exit(MISTAKE)
+
+
+def mistake_of(error: Exception) -> UserError | None:
+    """The user's mistake that an exception is, or that was being handled when it arose.
+
+    When a loader fails to start, Lightning's cleanup asks that loader for its length, fails in turn, and so hides what
+    was wrong with the data.
+    """
+    for candidate in (error, error.__context__):
+        if isinstance(candidate, UserError):
+            return candidate
+    return None
 
 
 def said(error: UserError) -> str:

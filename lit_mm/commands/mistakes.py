@@ -14,6 +14,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ class ConfigText:
         if file.is_dir():
             raise UserError(f"the config {path!r} is a folder; --config needs a YAML file")
         if not file.is_file():
-            raise UserError(f"there is no config file {path!r}{_near_file(file)}. Correct --config")
+            raise UserError(f"there is no config file {path!r}{_near_file(file)}")
         try:
             root = yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
@@ -89,7 +90,7 @@ class ConfigText:
 def config_files(arguments: Sequence[str]) -> list[str]:
     """What `--config` names, in order."""
     found = []
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, following in pairwise([*arguments, ""]):
         key, equals, value = here.partition("=")
         if key in ("--config", "-c") and (value if equals else following):
             found.append(value if equals else following)
@@ -259,6 +260,8 @@ def locate(
     base: str = "",
 ) -> str:
     """The dotted key with its file and line; without them where no file holds it, which leaves the command line."""
+    if not steps:
+        return "the command line"
     found = _search(texts, steps, accept, base)
     if found is not None:
         return found[0]
@@ -377,7 +380,7 @@ def _members(module: str) -> list[str]:
 def _near_file(file: Path) -> str:
     siblings = [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
     close = difflib.get_close_matches(file.name, siblings, n=1)
-    return f"; did you mean {str(file.parent / close[0])!r}" if close else ""
+    return f". Did you mean {str(file.parent / close[0])!r}?" if close else ". Correct --config"
 
 
 def _unrecognized(words: list[str], options: list[str]) -> str:

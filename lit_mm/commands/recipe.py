@@ -78,7 +78,9 @@ class RecipeCLI(LightningCLI):
         """
         cause = cause_of(error)
         if cause is not None:
-            return UserError(f"{base}: {cause}") if base else cause
+            return UserError(
+                f"{base}: {cause}" if base else str(cause)
+            )  # a new one: raising `cause` would make a circle
         if not isinstance(error, ArgumentError):
             return error
         options = [option for action in self.parser._actions for option in action.option_strings]
@@ -122,9 +124,10 @@ class RecipeCLI(LightningCLI):
         """Refuse before the first step what would stop a later stage: its parts, its data's arguments and files.
 
         Raises:
-            UserError: a stage trains an unknown part, changes an unknown argument, or has no data.
+            UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses.
         """
         check_recipe(self.stages, self.model.parts())
+        self.trainer_of([], [])
         for stage in self.stages:
             if not len(self.data_of(stage).source()):
                 raise UserError(

@@ -125,7 +125,7 @@ class T5(nn.Module):
         nn.init.normal_(self.lm.lm_head.weight, std=width**-0.5)  # logits of size 1: hidden states are normed
         self.activation_checkpointing = activation_checkpointing
         if activation_checkpointing:
-            self.lm.gradient_checkpointing_enable({"use_reentrant": False})
+            self.lm.activation_checkpointing_enable({"use_reentrant": False})
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B, L] -> text embeddings [B, L, E], the same for encoder and decoder."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,8 +63,6 @@ def check_finished(saved: checkpoints.Saved, config: Mapping[str, Any]) -> None:
 
 def describe(folder: Path, saved: checkpoints.Saved, config: str, recipe: str) -> dict[str, str]:
     """What made the weights, for the file's metadata: values that are known, and no others."""
-    from callbacks.metrics_csv import read_metrics  # the command alone needs it
-
     told = {
         "command": f"python -m lit_mm fit --config {recipe}",
         "seed": str(yaml.safe_load(config)["seed_everything"]),
@@ -72,12 +71,13 @@ def describe(folder: Path, saved: checkpoints.Saved, config: str, recipe: str) -
         "config": config,
     }
     if (folder / "metrics.csv").is_file():
-        rows = read_metrics(folder / "metrics.csv")
-        losses = [row["loss"] for row in rows if row["stage"] == saved.stage][-LAST:]
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        losses = [float(row["loss"]) for row in rows if row["stage"] == saved.stage][-LAST:]
         if losses:
             told["final_loss"] = f"{sum(losses) / len(losses):.4f}"
             told["final_loss_is"] = f"mean of the last {len(losses)} optimizer steps"
-            told["seconds"] = f"{rows[-1]['seconds']:.0f}"
+            told["seconds"] = f"{float(rows[-1]['seconds']):.0f}"
     return told
 
 

@@ -60,11 +60,17 @@ class Tokenizer:
             bos, eos, pad: replace the special tokens that the tokenizer's own config names.
 
         Raises:
-            UserError: it has no fast form, or no end-of-sequence token.
+            UserError: it cannot be read or downloaded, has no fast form, or no end-of-sequence token.
         """
         from transformers import AutoTokenizer  # seconds to import, and nano runs do without
 
-        published = AutoTokenizer.from_pretrained(str(name))
+        try:
+            published = AutoTokenizer.from_pretrained(str(name))
+        except (OSError, ValueError) as error:  # transformers raises both for a name or folder that holds no tokenizer
+            raise UserError(
+                f"the tokenizer {str(name)!r} cannot be read ({_first_line(error)}). Give a folder with its files, a "
+                "published name that can be downloaded, or 'nano'"
+            ) from error
         backend = getattr(published, "backend_tokenizer", None)
         if backend is None:
             raise UserError(
@@ -102,3 +108,7 @@ class Tokenizer:
                 "special tokens in the config were made for another tokenizer"
             )
         return number
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -60,4 +60,10 @@ def _local(place: str) -> Path:
         return Path(place)
     from huggingface_hub import snapshot_download  # only where something is downloaded
 
-    return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json"]))
+    try:
+        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json"]))
+    except OSError as error:  # the hub's errors: no such name, no access, no network
+        raise UserError(
+            f"the weights {place!r} cannot be downloaded ({str(error).strip().partition(chr(10))[0]}). "
+            "Correct `weights:`, or give a local file or folder"
+        ) from error

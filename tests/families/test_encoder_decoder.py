@@ -1,0 +1,95 @@
+"""The encoder-decoder alone: its loss, its parts, what it learns, and how it answers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from datamodules.nano_text_pairs import NanoTextPairs
+from lit_mm.data.document import Document, Turn
+from lit_mm.data.pairs import PairBatch, collate_pairs
+from lit_mm.evaluate import evaluate
+from lit_mm.families import EncoderDecoder
+from lit_mm.generate import answer
+from lit_mm.language.t5 import T5
+from lit_mm.stages import Stage, Train
+
+LESSONS = [("what is the code?", "42"), ("what is the name?", "KALO"), ("what is the city?", "MIRUT"), ("count", "3")]
+
+
+def tiny() -> EncoderDecoder:
+    torch.manual_seed(0)
+    return EncoderDecoder(T5(width=32, layers=1, heads=2, ffn_width=48, vocab_size=512), tokenizer="nano")
+
+
+def documents() -> list[Document]:
+    return [Document(q, (Turn("user", (q,)), Turn("assistant", (a,))), skill="lesson") for q, a in LESSONS]
+
+
+def batch(module: EncoderDecoder, rows: list[list[int]]) -> PairBatch:
+    samples = [module.processor.sample(document) for document in documents()]
+    return collate_pairs([[samples[n] for n in row] for row in rows], module.processor, step_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def taught() -> EncoderDecoder:
+    """Four answers by heart."""
+    module = tiny()
+    lessons = batch(module, [[0, 1], [2, 3]])
+    optimizer = torch.optim.AdamW(module.parameters(), lr=2e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        module.network(lessons).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+    return module.eval()
+
+
+def test_its_part_is_the_language_model_and_holds_every_parameter() -> None:
+    module = tiny()
+    assert list(module.parts()) == ["language"]
+    assert len(module.parts()["language"]) == len(list(module.parameters()))
+    module.begin(Stage("read", train={"language": Train(lr=1e-3)}), total_steps=1)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_loss_is_the_sum_over_target_tokens_and_packing_does_not_change_it() -> None:
+    module = tiny().eval()
+    alone = [module.network(batch(module, [[n]])) for n in range(4)]
+    packed = module.network(batch(module, [[0, 1], [2, 3]]))
+    rows = module.network(batch(module, [[0], [1], [2], [3]]))
+    torch.testing.assert_close(packed, sum(alone))
+    torch.testing.assert_close(rows, sum(alone))
+
+
+def test_the_loss_is_that_of_transformers() -> None:
+    module = tiny().eval()
+    one = batch(module, [[1]])
+    lm = module.network.language.lm
+    lm.config.scale_decoder_outputs, lm.config.decoder_start_token_id, lm.config.pad_token_id = False, 0, 0
+    source = one.source.input_ids[one.source.segment_ids > 0][None]
+    target = one.target_ids[one.target_segments > 0][None]
+    logits = lm(input_ids=source, labels=target).logits[0]
+    torch.testing.assert_close(module.network(one), F.cross_entropy(logits, target[0], reduction="sum"))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    module = tiny()
+    module.network(batch(module, [[0, 1], [2, 3]])).backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+def test_it_answers_what_it_was_taught(taught: EncoderDecoder) -> None:
+    assert answer(taught, documents(), batch_size=3) == [text for _, text in LESSONS]
+
+
+def test_it_is_examined_like_every_family(taught: EncoderDecoder) -> None:
+    assert all(prediction.correct for prediction in evaluate(taught, documents()))
+    wrong = [Document("a", (Turn("user", ("count",)), Turn("assistant", ("4",))))]
+    assert not evaluate(taught, wrong)[0].correct
+
+
+def test_held_out_pages_can_be_answered_by_an_untrained_model() -> None:
+    pages = NanoTextPairs().heldout(9)
+    assert len(answer(tiny().eval(), pages, max_new_tokens=3)) == 9

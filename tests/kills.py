@@ -1,0 +1,132 @@
+"""Launches of a tiny recipe that end as they are told to: `python -m tests.kills JOBS.json`.
+
+The jobs run one after the other, each in a process of its own that is forked before torch has started a thread, so the
+imports are paid once. Prints one exit status a line, as `os.waitstatus_to_exitcode` gives it (-9: killed).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import torch
+
+from lit_mm import checkpoints
+from lit_mm.module import MultimodalModule
+from tests.tiny import run_recipe, stages, xcomposer2
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of the command.
+
+    Attributes:
+        folder: run folder; a launch in the folder of a killed one resumes it.
+        workers, micro_batch: of the data module.
+        dropout: of the partial LoRA.
+        kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
+            "finetune start", "pretrain end" (before the stage's last checkpoint), "fsync 4" (the fourth of the run; a
+            checkpoint makes two: its file under the temporary name, then the folder). "" for never.
+    """
+
+    folder: str
+    workers: int = 0
+    micro_batch: int = 2
+    dropout: float = 0.1
+    kill: str = ""
+
+
+def launch_all(launches: list[Launch], folder: Path) -> list[int]:
+    """Exit codes of the launches, run in order by one fresh interpreter."""
+    import subprocess
+
+    jobs = folder / "jobs.json"
+    jobs.write_text(json.dumps([asdict(launch) for launch in launches]))
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kills", str(jobs)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr[-4000:]
+    codes = [int(line) for line in done.stdout.split()]
+    unexpected = [
+        job for job, code in zip(launches, codes, strict=True) if code != (-signal.SIGKILL if job.kill else 0)
+    ]
+    assert not unexpected, f"{codes}: {unexpected}\n{done.stderr[-4000:]}"
+    return codes
+
+
+class Kill(L.Callback):
+    def __init__(self, stage: str, place: str, step: int) -> None:
+        self.stage, self.place, self.step = stage, place, step
+
+    def _die(self, module: MultimodalModule, place: str, step: int = 0) -> None:
+        if (module.stage.name, place, step) == (self.stage, self.place, self.step):
+            kill()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self._die(pl_module, "start")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: MultimodalModule, *_: object) -> None:
+        self._die(pl_module, "step", trainer.global_step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self._die(pl_module, "end")
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_fsync(number: int) -> None:
+    left = iter(range(number - 1, -1, -1))
+
+    def fsync(descriptor: int) -> None:
+        if next(left) == 0:
+            kill()
+        os.fsync(descriptor)
+
+    checkpoints.os = SimpleNamespace(**vars(os) | {"fsync": fsync})
+
+
+def run(launch: Launch) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    callbacks: list[L.Callback] = []
+    where, _, rest = launch.kill.partition(" ")
+    if where == "fsync":
+        kill_at_fsync(int(rest))
+    elif where:
+        place, _, step = rest.partition(" ")
+        callbacks.append(Kill(where, place, int(step or 0)))
+    options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}
+    module = xcomposer2(dropout=launch.dropout)
+    run_recipe(module, stages(steps=5), Path(launch.folder), callbacks=callbacks, every=2, **options)
+
+
+def main(jobs: str) -> None:
+    for job in json.loads(Path(jobs).read_text()):
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            try:
+                os.dup2(2, 1)  # what a run prints is not an exit code
+                run(Launch(**job))
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
