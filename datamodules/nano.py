@@ -36,7 +36,10 @@ class NanoSource:
         return self.count
 
     def __getitem__(self, number: int) -> Document:
-        arguments = {"split": self.split, "seed": self.seed, "skill": self.skills[number % len(self.skills)]}
+        # The form of a text alternates with its number. In step with an even number of skills, each would have one form
+        shift = 0 if len(self.skills) % 2 else number // len(self.skills)
+        skill = self.skills[(number + shift) % len(self.skills)]
+        arguments = {"split": self.split, "seed": self.seed, "skill": skill}
         if self.kind != "captions":
             arguments["questions"] = self.questions
         return KINDS[self.kind](number, **arguments)
@@ -51,7 +54,8 @@ class NanoDocuments(StreamDataModule):
         split: the index space of the training set.
         skills: the skills of the training set, all when left out; listed twice, drawn twice as often.
         questions: questions per training document, at most.
-        heldout_documents: size of the held-out set, balanced over all skills, one question each.
+        heldout_documents: size of the held-out set, balanced over all skills, one question each; without pictures where
+            the kind is text.
         world_seed: of the generated documents (not of the run).
         global_batch, micro_batch, row_tokens, row_views, window, num_workers: see `StreamDataModule`.
     """
@@ -100,6 +104,8 @@ class NanoDocuments(StreamDataModule):
     def heldout(self, count: int | None = None) -> list[Document]:
         if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
             count = self.heldout_documents
+        if self.kind == "text":  # even numbers ask a question
+            return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]
         source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
         return [source[i] for i in range(count)]
 

@@ -87,7 +87,7 @@ class NanoTextPairs(StreamDataModule):
         world_seed: int = 0,
         global_batch: int = 32,
         micro_batch: int | None = None,
-        row_tokens: int | None = 256,
+        row_tokens: int | None = 128,
         window: int = 1024,
         num_workers: int = 1,
     ) -> None:

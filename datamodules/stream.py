@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import islice
 from typing import Any, Protocol
 
 import lightning as L
@@ -15,6 +16,8 @@ from lit_mm.data.order import Length, MicroBatch, Plan, RowStream, stable_hash
 from lit_mm.errors import UserError
 from lit_mm.processor import Processor
 from lit_mm.stages import Stage
+
+PREFETCH = 4  # micro-batches that a worker makes ahead
 
 
 class Source(Protocol):
@@ -127,12 +130,16 @@ class StreamDataModule(L.LightningDataModule, ABC):
         if self.stream is None:
             raise UserError("no stage has begun: this data module is driven by a recipe with `stages:` (lit_mm fit)")
         self.stream.first_step = self.first_step
+        # A loader asks for its first micro-batches while its workers start. A mistake in the data that stops it there
+        # leaves half a loader, whose clean-up writes tracebacks of its own: so the mistake shall show before.
+        for _ in islice(self.stream, PREFETCH * self.num_workers):
+            pass
         return DataLoader(
             self.rows,
             sampler=self.stream,
             batch_size=None,
             num_workers=self.num_workers,
-            prefetch_factor=4 if self.num_workers else None,
+            prefetch_factor=PREFETCH if self.num_workers else None,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 

@@ -326,7 +326,7 @@ def _is_value(given: str) -> Callable[[yaml.Node], bool]:
 def _lacks(key: str) -> Callable[[yaml.Node], bool]:
     def accept(node: yaml.Node) -> bool:
         if not isinstance(node, yaml.MappingNode):
-            return True
+            return node.tag.endswith(":null")  # `connector:` with nothing behind it
         entries = {k.value: v for k, v in node.value}
         if "init_args" in entries:
             return accept(entries["init_args"])

@@ -41,9 +41,9 @@ def cross_mask(segment_ids: Tensor, encoded_segments: Tensor) -> Tensor:
 class T5(nn.Module):
     """transformers' T5 with a gated GELU and an output projection of its own, fed with embeddings.
 
-    Positions are relative and nothing else tells them, so samples that share a row need their segments only. transformers
-    5 ties the output projection to the embeddings, whatever the config says: here it is a linear of its own, and the
-    hidden states are not scaled before it, as in Flan-T5. Weights are random until a checkpoint is loaded.
+    Positions are relative and nothing else tells them, so samples that share a row need their segments only.
+    transformers 5 ties the output projection to the embeddings, whatever the config says: here it is a linear of its
+    own, and the hidden states are not scaled before it, as in Flan-T5. Weights are random until a checkpoint is loaded.
 
     Letters: B rows, S encoded positions, L decoder positions, E width.
 
@@ -135,7 +135,7 @@ class T5(nn.Module):
         """Embeddings [B, S, E] -> encoded states [B, S, E] after the encoder's last norm; meaningless at padding.
 
         Args:
-            segment_ids: [B, S] sample of each position, from 1; 0 is padding, anywhere. Samples are blind to each other.
+            segment_ids: [B, S] sample of each position, from 1; 0 is padding, anywhere. Samples are blind to others.
         """
         return self.lm.encoder(inputs_embeds=inputs_embeds, attention_mask=encoder_mask(segment_ids)).last_hidden_state
 
@@ -204,7 +204,7 @@ class T5(nn.Module):
             encoded_segments: [B, S] 1 where there is one; 0 is padding.
             stop_ids: tokens that end a row.
         Returns:
-            [B, T] new token ids without the start token, T <= `max_new_tokens`; what follows a stop token means nothing.
+            [B, T] new token ids, start token left out, T <= `max_new_tokens`; after a stop token they mean nothing.
         """
         cache = self.new_cache()
         rows, device = len(encoded), encoded.device

@@ -48,6 +48,11 @@ class PrintBatch:
     def num_tokens(self) -> int:
         return len(self.sample_ids)
 
+    @property
+    def segment_ids(self) -> Tensor:
+        """[V, 1] ones: what is counted per step is pages."""
+        return torch.ones(len(self.sample_ids), 1, dtype=torch.long, device=self.prints.device)
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrintBatch:
         return replace(
             self,
@@ -115,8 +120,9 @@ class PrintNetwork(nn.Module):
         one, other = (F.normalize(code[shown].float(), dim=-1) for code in self.code(features).chunk(2))
         likeness = one @ other.T / self.temperature
         same = torch.arange(len(one), device=one.device)
-        contrast = (F.cross_entropy(likeness, same) + F.cross_entropy(likeness.T, same)) / 2
-        return (contrast + redrawn) * len(batch.sample_ids)
+        mean = "mean" if len(one) else "sum"  # a mean over no patch at all would be 0 / 0
+        contrast = F.cross_entropy(likeness, same, reduction=mean) + F.cross_entropy(likeness.T, same, reduction=mean)
+        return (contrast / 2 + redrawn) * len(batch.sample_ids)
 
 
 class PrintPretraining(MultimodalModule):

@@ -102,6 +102,7 @@ def write(module: nn.Module, part: str, name: str, metadata: Mapping[str, str], 
                 f"{total:,}; all together are at most {LIMIT:,}. Make a backbone smaller"
             )
         check_loads(module, part_file)
+        part_file.chmod(0o644)  # safetensors writes files that only their owner may read
         os.replace(part_file, final)
     finally:
         part_file.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from lit_mm.nano import NANO_TOKENIZER
 from lit_mm.nano.world import SKILLS, caption_document, text_document
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
-VOCABULARY = 512
+VOCABULARY = 512  # at most: the words of the nano world run out before
 PIECES = Regex(r" ?[A-Z]| ?[0-9]| ?[a-z]+| ?[^\sA-Za-z0-9]+|\s")
 
 
@@ -51,8 +51,9 @@ def _texts(documents: int) -> Iterator[str]:
 
 
 def main(path: Path = NANO_TOKENIZER) -> None:
-    train_tokenizer().save(str(path), pretty=False)
-    print(f"{path}: {VOCABULARY} tokens")
+    tokenizer = train_tokenizer()
+    tokenizer.save(str(path), pretty=False)
+    print(f"{path}: {tokenizer.get_vocab_size()} tokens")
 
 
 if __name__ == "__main__":

@@ -64,6 +64,6 @@ def _local(place: str) -> Path:
         return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json"]))
     except OSError as error:  # the hub's errors: no such name, no access, no network
         raise UserError(
-            f"the weights {place!r} cannot be downloaded ({str(error).strip().partition(chr(10))[0]}). "
+            f"the weights {place!r} cannot be downloaded ({str(error).strip().partition(chr(10))[0].rstrip('.')}). "
             "Correct `weights:`, or give a local file or folder"
         ) from error

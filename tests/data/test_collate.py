@@ -1,5 +1,7 @@
 """Rows: samples side by side are blind to each other, and a batch without images is no special case for training."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -33,7 +35,12 @@ def test_packed_rows_give_the_loss_and_gradients_of_single_samples():
     processor = module.processor
     samples = [processor.sample(document(number)) for number in range(7)]  # with 0, 1 and 2 pictures
     single = gradients(module, [collate([[sample]], processor) for sample in samples])
-    for name in ("vision.patches", "connector.mlp.0", "language.lm.model.layers.0.self_attn.lora_a", "language.lm.lm_head"):
+    for name in (
+        "vision.patches",
+        "connector.mlp.0",
+        "language.lm.model.layers.0.self_attn.lora_a",
+        "language.lm.lm_head",
+    ):
         assert single[1][f"network.{name}.weight"].any()
     assert_same(gradients(module, [collate([samples[:3], samples[3:4], samples[4:]], processor)]), single)
     assert_same(gradients(module, [collate([samples], processor)]), single)
@@ -96,6 +103,17 @@ def test_a_batch_without_images_gives_zero_and_not_missing_gradients_to_what_see
         seeing = name.startswith(("network.vision", "network.connector")) or "lora_" in name
         assert grad is not None, name
         assert bool(grad.any()) is not seeing, name
+
+
+def test_the_first_token_of_a_sample_is_never_learnt_from_its_neighbour():
+    module = xcomposer2(trained=True)
+    one, two = (module.processor.sample(document(number)) for number in (0, 3))
+    eager = replace(two, labels=two.input_ids)  # a label rule that would learn the first token, too
+    assert eager.length.supervised == len(two) - 1
+    single = gradients(module, [collate([[sample]], module.processor) for sample in (one, eager)])
+    packed = collate([[one, eager]], module.processor)
+    assert packed.num_supervised == one.length.supervised + eager.length.supervised
+    assert_same(gradients(module, [packed]), single)
 
 
 def test_padding_changes_nothing():

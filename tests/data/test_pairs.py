@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from lit_mm.data.document import Document, Turn
 from lit_mm.data.pairs import PairBatch, collate_pairs, split_pair
@@ -23,7 +22,10 @@ def sample(question: str, answer: str) -> Sample:
 
 
 def batch() -> PairBatch:
-    rows = [[sample("what is the code?", "42"), sample("what is the name?", "KALO")], [sample("read the page", "MIRU SI")]]
+    rows = [
+        [sample("what is the code?", "42"), sample("what is the name?", "KALO")],
+        [sample("read the page", "MIRU SI")],
+    ]
     return collate_pairs(rows, PROCESSOR, step_tokens=99)
 
 
@@ -82,13 +84,15 @@ def test_a_document_without_an_answer_is_refused() -> None:
 
 
 def test_a_prompt_that_learns_in_between_is_refused() -> None:
-    turns = tuple(Turn(role, (text,)) for role, text in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")])
+    turns = tuple(
+        Turn(role, (text,)) for role, text in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    )
     chat = Processor(PROCESSOR.tokenizer, XComposer2Prompt(turn_start="<|im_start|>", turn_end="<|im_end|>"))
     with pytest.raises(UserError, match="TextToText"):
         split_pair(chat.sample(Document("chat", turns)))
 
 
-def test_the_batch_survives_pinning_where_there_is_a_device() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("pinned memory needs a CUDA device")
-    assert batch().pin_memory().source.input_ids.is_pinned()
+@pytest.mark.gpu
+def test_a_pinned_batch_is_pinned_in_all_its_parts() -> None:
+    pinned = batch().pin_memory()
+    assert pinned.source.input_ids.is_pinned() and pinned.target_ids.is_pinned() and pinned.target_segments.is_pinned()

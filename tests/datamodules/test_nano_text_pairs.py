@@ -35,7 +35,11 @@ def test_even_pairs_ask_every_question_of_a_page_and_odd_pairs_read_it_out() -> 
         whole = reading_document(2 * page, split="text", seed=5, questions=3)
         asked = [pairs[2 * (3 * page + turn)] for turn in range(3)]
         text = whole.turns[0].text.rsplit("\n", 1)[0]
-        offered = [(turn.text.removeprefix(f"{text}\n"), whole.turns[n + 1].text) for n, turn in enumerate(whole.turns) if n % 2 == 0]
+        offered = [
+            (turn.text.removeprefix(f"{text}\n"), whole.turns[n + 1].text)
+            for n, turn in enumerate(whole.turns)
+            if n % 2 == 0
+        ]
         for turn, pair in enumerate(asked):
             question, answer = offered[turn % len(offered)]
             assert pair.turns[0].text == f"{text}\n{question}"

@@ -61,7 +61,10 @@ def test_the_projection_is_not_the_embedding_table() -> None:
 
 def test_the_activation_is_the_one_asked_for() -> None:
     x = torch.linspace(-3, 3, 7)
-    for name, expected in [("gelu", torch.nn.functional.gelu(x)), ("gelu_new", torch.nn.functional.gelu(x, approximate="tanh"))]:
+    for name, expected in [
+        ("gelu", torch.nn.functional.gelu(x)),
+        ("gelu_new", torch.nn.functional.gelu(x, approximate="tanh")),
+    ]:
         gate = tiny(activation=name).lm.encoder.block[0].layer[-1].DenseReluDense
         torch.testing.assert_close(gate.act(x), expected)
 
@@ -83,9 +86,7 @@ def test_packed_samples_have_the_logits_they_have_alone() -> None:
         encoded_segments=source_segments,
     )
     assert torch.isfinite(hidden).all()
-    alone = [
-        answer(language, s, language.shift(t, torch.ones_like(t))) for s, t in zip(sources, targets, strict=True)
-    ]
+    alone = [answer(language, s, language.shift(t, torch.ones_like(t))) for s, t in zip(sources, targets, strict=True)]
     torch.testing.assert_close(language.logits(hidden)[:, :12], torch.cat(alone, dim=1), rtol=0, atol=ATOL)
 
 
@@ -144,7 +145,7 @@ def test_activation_checkpointing_leaves_the_gradients_alone() -> None:
         language = tiny(activation_checkpointing=checkpointing).train()
         answer(language, torch.randint(40, (2, 6)), torch.randint(40, (2, 4))).logsumexp(-1).sum().backward()
         gradients.append({name: p.grad for name, p in language.named_parameters()})
-    # not bit for bit: what every decoder layer gives back to the encoder is summed in another order; measured 4e-7 of 1.1
+    # not bit for bit: what the decoder layers give back to the encoder is summed in another order; measured 4e-7
     torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=5e-6)
 
 
@@ -153,7 +154,11 @@ def test_a_cache_in_checkpointed_training_is_refused() -> None:
     encoded = language.encode(language.embed(ids), segment_ids=ids + 1)
     with pytest.raises(UserError, match="eval"):
         language(
-            language.embed(ids), segment_ids=ids + 1, encoded=encoded, encoded_segments=ids + 1, cache=language.new_cache()
+            language.embed(ids),
+            segment_ids=ids + 1,
+            encoded=encoded,
+            encoded_segments=ids + 1,
+            cache=language.new_cache(),
         )
 
 

@@ -1,0 +1,85 @@
+"""Conversations about image files."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from datamodules.conversations import ConversationFile, Conversations
+from lit_mm.errors import UserError
+
+TURNS = [{"from": "user", "value": "<ImageHere>what colour ?"}, {"from": "assistant", "value": "red"}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (20, 10), "red").save(tmp_path / "pictures" / name)
+    return tmp_path
+
+
+def entry(identity="one", image="pictures/a.png", turns=TURNS):
+    return {"id": identity, "image": image, "conversations": turns}
+
+
+def written(folder, entries, name="data.json"):
+    lines = "\n\n".join(json.dumps(one) for one in entries)
+    (folder / name).write_text(json.dumps(entries) if name.endswith(".json") else lines, encoding="utf-8")
+    return str(folder / name)
+
+
+@pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
+def test_a_list_and_a_file_of_lines_are_read_alike(folder, name):
+    source = ConversationFile(written(folder, [entry("one"), entry("two", ["pictures/b.png"])], name))
+    assert [source[n].id for n in range(len(source))] == ["one", "two"]
+    assert [p.path.name for p in source[1].pictures] == ["b.png"]
+    assert (source[0].pictures[0].width, source[0].pictures[0].height) == (20, 10)
+    assert source[0].answer == "red"
+    assert source[0].source == "data"
+
+
+def test_images_may_lie_elsewhere_and_text_needs_none(folder):
+    text = {"conversations": [{"from": "user", "value": "hello"}, {"from": "assistant", "value": "hi"}]}
+    source = ConversationFile(written(folder, [entry(image="a.png"), text]), images=str(folder / "pictures"))
+    assert source[0].pictures[0].path == folder / "pictures" / "a.png"
+    assert source[1].pictures == ()
+    assert source[1].id == "data.json:2"
+
+
+def test_a_text_file_named_png_is_refused_where_it_stands(folder):
+    (folder / "pictures" / "a.png").write_text("no pixels")
+    with pytest.raises(UserError, match=r"a\.png' is not an image"):
+        ConversationFile(written(folder, [entry()]))[0]
+
+
+@pytest.mark.parametrize("bad", ["text", 3, {"id": "x"}, {"conversations": "no list"}])
+def test_an_entry_of_another_form_is_named_by_its_place(folder, bad):
+    source = ConversationFile(written(folder, [entry(), bad]))
+    with pytest.raises(UserError, match=r"data\.json:2: an entry is an object with a list `conversations`"):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("", "holds no conversation"), ("[]", "holds no conversation"), ("{", "is not JSON"), ('{"a": 1}', "holds dict")],
+)
+def test_a_file_that_is_no_list_of_conversations_is_refused(tmp_path, text, message):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        ConversationFile(str(tmp_path / "data.json"))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"there is no data file .*`data\.init_args\.path`"):
+        Conversations(str(tmp_path / "absent.json")).source()
+
+
+def test_heldout_conversations_come_from_their_own_file(folder):
+    train = written(folder, [entry("train")])
+    heldout = written(folder, [entry(f"h{n}") for n in range(3)], "heldout.json")
+    assert Conversations(train).heldout() == []
+    data = Conversations(train, heldout_path=heldout)
+    assert [document.id for document in data.heldout()] == ["h0", "h1", "h2"]
+    assert [len(data.heldout(count)) for count in (0, 2, 9)] == [0, 2, 3]
+    assert [document.id for document in (data.source()[0],)] == ["train"]

@@ -1,0 +1,111 @@
+"""The base of all data modules: what it plans, what it keeps, what it refuses."""
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lit_mm.errors import UserError
+from lit_mm.stages import Stage, Train
+from tests.tiny import Documents, document, xcomposer2
+
+STAGE = Stage("a", {"language": Train(lr=1.0)}, max_steps=6)
+
+
+def begun(stage=STAGE, seed=0, rank=0, world=1, **options):
+    data = Documents(**options)
+    data.begin(xcomposer2().processor, stage, seed=seed, rank=rank, world=world)
+    return data
+
+
+def ids(data):
+    return [batch.sample_ids for batch in data.train_dataloader()]
+
+
+def test_batches_carry_the_samples_of_the_plan_and_the_tokens_of_the_step():
+    data = begun(micro_batch=2)
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.train_dataloader()) == 12
+    for micro, batch in zip(data.stream, batches, strict=True):
+        assert batch.sample_ids == tuple(f"tiny/{i}" for row in micro.rows for i in row)
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        assert first.step_tokens == second.step_tokens == first.num_supervised + second.num_supervised
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_stream_does_not_depend_on_the_workers(workers):
+    for here, there in zip(begun().train_dataloader(), begun(num_workers=workers).train_dataloader(), strict=True):
+        assert here.sample_ids == there.sample_ids
+        assert torch.equal(here.input_ids, there.input_ids)
+        assert all(torch.equal(a, b) for a, b in zip(here.views, there.views, strict=True))
+
+
+def test_the_order_depends_on_seed_and_stage():
+    assert ids(begun()) == ids(begun())
+    assert ids(begun(seed=1)) != ids(begun())
+    assert ids(begun(Stage("b", STAGE.train, max_steps=6))) != ids(begun())
+
+
+def test_its_state_is_one_number_and_it_goes_on_from_there():
+    data = begun(micro_batch=1)
+    data.trainer = SimpleNamespace(global_step=4, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    state = data.state_dict()
+    assert state == {"finished_steps": 4, "global_batch": 4}
+    resumed = begun(micro_batch=2)
+    resumed.load_state_dict(state)
+    assert ids(resumed) == ids(begun(micro_batch=2))[8:]
+    assert len(resumed.train_dataloader()) == 12
+
+
+def test_another_stage_begins_at_its_own_first_step():
+    data = begun()
+    data.load_state_dict({"finished_steps": 3, "global_batch": 4})
+    data.begin(xcomposer2().processor, STAGE, seed=0)
+    assert ids(data) == ids(begun())
+
+
+def test_another_global_batch_is_not_continued():
+    with pytest.raises(UserError, match="made with global_batch 8, the config says 4"):
+        begun().load_state_dict({"finished_steps": 3, "global_batch": 8})
+
+
+def test_a_micro_batch_left_out_is_the_share_of_a_rank():
+    assert begun(world=2).stream.micro_batch == 2
+    with pytest.raises(UserError, match="global_batch must be a multiple of micro_batch x ranks, got 4 and 1 x 3"):
+        begun(world=3)
+
+
+def test_without_packing_a_row_is_one_sample():
+    assert all(len(row) == 1 for micro in begun(row_tokens=None).stream for row in micro.rows)
+
+
+def test_lengths_are_computed_once():
+    data = begun()
+    lengths = data.stream.plan.length
+    before = dict(lengths.known)
+    assert len(before) == 0  # `max_steps` needs none
+    list(data.stream)
+    assert lengths.known
+    assert lengths(3) is lengths(3)
+    assert lengths(3) == xcomposer2().processor.sample(document(3)).length
+
+
+def test_the_rows_can_travel_to_a_worker():
+    assert pickle.loads(pickle.dumps(document(2))) == document(2)
+
+
+def test_a_data_module_without_a_stage_says_who_drives_it():
+    with pytest.raises(UserError, match="driven by a recipe with `stages:`"):
+        Documents().train_dataloader()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"global_batch": 0}, {"micro_batch": 0}, {"row_tokens": 0}, {"row_views": -1}, {"window": 0}, {"num_workers": -1}],
+)
+def test_impossible_counts_are_refused(options):
+    ((name, count),) = options.items()
+    with pytest.raises(UserError, match=str(count)):
+        Documents(**options)
+    assert name

@@ -1,0 +1,528 @@
+"""What a user gets wrong ends in one to three lines that say what, where and what to do, and exit code 2."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import lit_mm.environment
+from lit_mm.cli import main, mistake_of, said
+from lit_mm.commands.mistakes import ConfigText, Problem, explain, locate
+from lit_mm.errors import UserError
+from lit_mm.families import XComposer2
+
+Config = dict[str, Any]
+Mistake = Callable[..., str]
+
+MODEL: Config = {
+    "class_path": "lit_mm.families.XComposer2",
+    "init_args": {
+        "vision": {
+            "class_path": "lit_mm.vision.vit.ViT",
+            "init_args": {"image_size": 28, "patch": 14, "width": 16, "layers": 1, "heads": 2},
+        },
+        "language": {
+            "class_path": "lit_mm.language.llama.Llama",
+            "init_args": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "vocab_size": 512},
+        },
+        "tokenizer": "nano",
+        "prompt": {
+            "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
+            "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
+        },
+        "image_size": 28,
+        "rank": 2,
+    },
+}
+STAGES = [
+    {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2},
+    {"name": "finetune", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2, "data": {"kind": "captions"}},
+]
+NANO = {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}}
+RECIPE: Config = {"model": MODEL, "stages": STAGES, "data": NANO, "trainer": {"accelerator": "cpu"}, "track": False}
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test in a folder of its own; what `fit` sets for the process is set back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
+    """Runs a command that must end as a user's mistake; returns what it said."""
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        message = capsys.readouterr().err
+        assert left.value.code == 2, message
+        assert message.startswith("lit_mm: ")
+        assert "Traceback" not in message
+        assert 1 <= len(message.strip().splitlines()) <= 3, message
+        return message.removeprefix("lit_mm: ").strip()
+
+    return run
+
+
+def written(config: Config, name: str = "recipe.yaml") -> str:
+    Path(name).write_text(yaml.safe_dump(config, sort_keys=False))
+    return name
+
+
+def with_key(dotted: str, value: Any) -> Config:
+    """The recipe with one key set; numbers in `dotted` are places in a list."""
+    config = copy.deepcopy(RECIPE)
+    *inner, last = dotted.split(".")
+    at: Any = config
+    for key in inner:
+        at = at[int(key)] if isinstance(at, list) else at[key]
+    at[last] = value
+    return config
+
+
+def line_of(text: str, name: str = "recipe.yaml") -> int:
+    """The only line of a file that has `text`, counted from 1."""
+    lines = [at for at, line in enumerate(Path(name).read_text().splitlines(), 1) if text in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# --- keys, values and classes of a config ----------------------------------------------------------------------------
+VISION = "model.init_args.vision.init_args"
+
+
+@pytest.mark.parametrize(
+    ("dotted", "spoken", "owner", "nearest"),
+    [
+        ("modle", "modle", "a recipe", "model"),
+        ("model.init_args.rnak", "model.init_args.rnak", "lit_mm.families.XComposer2", "rank"),
+        (f"{VISION}.widht", f"{VISION}.widht", "lit_mm.vision.vit.ViT", "width"),
+        (
+            "model.init_args.prompt.init_args.turnstart",
+            "model.init_args.prompt.init_args.turnstart",
+            "lit_mm.prompts.xcomposer2.XComposer2Prompt",
+            "turn_start",
+        ),
+        (
+            "data.init_args.golbal_batch",
+            "data.init_args.golbal_batch",
+            "datamodules.nano.NanoDocuments",
+            "global_batch",
+        ),
+        ("trainer.acelerator", "trainer.acelerator", "`trainer`", "accelerator"),
+        ("stages.1.max_step", "stages.finetune.max_step", "lit_mm.stages.Stage", "max_steps"),
+        (
+            "stages.1.train.connector.wieght_decay",
+            "stages.finetune.train.connector.wieght_decay",
+            "lit_mm.stages.Train",
+            "weight_decay",
+        ),
+        ("stages.1.data.knid", "stages.finetune.data.knid", "datamodules.nano.NanoDocuments", "kind"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
+    mistake: Mistake, dotted: str, spoken: str, owner: str, nearest: str
+) -> None:
+    message = mistake("fit", "--config", written(with_key(dotted, 1)))
+    key = dotted.rpartition(".")[2]
+    line = line_of(f"{key}: 1")
+    assert message == f"recipe.yaml, line {line}: {spoken}: {owner} has no key {key!r}. Did you mean {nearest!r}?"
+    assert not Path("runs").exists(), "no run folder is made before the config is known to be right"
+
+
+def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("stages.0.train.connector.zzz", 1)))
+    assert message.splitlines()[1].strip() == "It has lr, weight_decay, layer_decay, from_step"
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "spoken", "expected"),
+    [
+        ("stages.1.train.connector.lr", "fast", "stages.finetune.train.connector.lr", "expected a number, got 'fast'"),
+        ("model.init_args.rank", "eight", "model.init_args.rank", "expected a whole number, got 'eight'"),
+        (f"{VISION}.width", "wide", f"{VISION}.width", "expected a whole number, got 'wide'"),
+        ("data.init_args.global_batch", "many", "data.init_args.global_batch", "expected a whole number, got 'many'"),
+        (
+            "stages.0.schedule",
+            "cosin",
+            "stages.pretrain.schedule",
+            "expected one of 'cosine', 'constant', 'linear', got 'cosin'. Did you mean 'cosine'?",
+        ),
+        (
+            "stages.1.data.kind",
+            "caption",
+            "stages.finetune.data.kind",
+            "expected one of 'captions', 'questions', 'mixed', 'text', got 'caption'. Did you mean 'captions'?",
+        ),
+        (
+            "model.class_path",
+            "lit_mm.families.XComposer3",
+            "model.class_path",
+            "there is no 'lit_mm.families.XComposer3'. Did you mean 'XComposer2'?",
+        ),
+        (
+            "model.init_args.vision.class_path",
+            "lit_mm.vision.vit.Vit",
+            "model.init_args.vision.class_path",
+            "there is no 'lit_mm.vision.vit.Vit'. Did you mean 'ViT'?",
+        ),
+        (
+            "model.init_args.connector",
+            "lit_mm.connectors.mlp.MLPProjectr",
+            "model.init_args.connector",
+            "there is no 'lit_mm.connectors.mlp.MLPProjectr'. Did you mean 'MLPProjector'?",
+        ),
+        (
+            "data.class_path",
+            "datamodules.nanno.NanoDocuments",
+            "data.class_path",
+            "there is no 'datamodules.nanno'. Did you mean 'nano'?",
+        ),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_line_and_what_is_accepted(
+    mistake: Mistake, dotted: str, value: str, spoken: str, expected: str
+) -> None:
+    message = mistake("fit", "--config", written(with_key(dotted, value)))
+    assert message == f"recipe.yaml, line {line_of(f': {value}')}: {spoken}: {expected}"
+
+
+def test_a_precision_that_lightning_does_not_have_is_answered_with_those_it_has(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("trainer.precision", "bf17")))
+    assert "trainer.precision: expected one of " in message
+    assert "'bf16-mixed'" in message and "got 'bf17'" in message
+
+
+@pytest.mark.parametrize(
+    ("dotted", "missing", "needs"),
+    [
+        ("stages.1.train.connector", {}, "stages.finetune.train.connector: lit_mm.stages.Train needs `lr`"),
+        ("data.init_args", {"init_arg": 1}, "data.init_args.init_arg: datamodules.nano.NanoDocuments has no key"),
+    ],
+)
+def test_a_key_that_must_be_there_is_asked_for(mistake: Mistake, dotted: str, missing: Config, needs: str) -> None:
+    assert needs in mistake("fit", "--config", written(with_key(dotted, missing)))
+
+
+def test_a_part_without_its_required_argument_is_named(mistake: Mistake) -> None:
+    config = copy.deepcopy(RECIPE)
+    del config["model"]["init_args"]["tokenizer"]
+    message = mistake("fit", "--config", written(config))
+    assert message == "recipe.yaml, line 1: model: lit_mm.families.XComposer2 needs `tokenizer`. Add it"
+
+
+def test_a_misspelt_init_args_is_corrected(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("model.init_arg", {})))
+    assert message.endswith("got 'init_arg'. Did you mean 'init_args'?")
+
+
+def test_what_a_part_refuses_is_said_in_its_own_words(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key(f"{VISION}.heads", 3)))
+    assert message == "ViT: `heads` must divide `width`, got width=16, heads=3"
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+def test_a_stage_that_trains_an_unknown_part_is_refused_with_the_parts_there_are(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("stages.1.train", {"visoin": {"lr": 1e-3}})))
+    assert "stage 'finetune' trains unknown parts ['visoin']" in message
+    assert "['connector', 'language', 'partial_lora', 'vision']" in message
+    assert not Path("runs").exists()
+
+
+def test_a_learning_rate_below_zero_names_its_stage_and_part(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("stages.1.train.connector.lr", -1.0)))
+    assert message.startswith("stages.finetune.train.connector: a part learns with lr > 0")
+
+
+def test_what_the_data_module_refuses_of_a_later_stage_is_said_before_the_first_step(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("stages.1.data", {"skills": ["reading"]})))
+    assert message.startswith("stages.finetune.data: the nano world has no skills ['reading']")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("stages", [None, []])
+def test_a_recipe_without_stages_is_refused(mistake: Mistake, stages: list | None) -> None:
+    assert mistake("fit", "--config", written(with_key("stages", stages))).startswith("the recipe has no stages")
+
+
+def test_choosing_a_stage_that_is_not_there_names_those_that_are(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(RECIPE), "--stages", "pretrain,polish")
+    assert message == "--stages names ['polish']; the recipe has ['pretrain', 'finetune']"
+
+
+def test_what_the_trainer_refuses_is_said_before_a_run_folder_is_made(mistake: Mistake) -> None:
+    assert mistake("fit", "--config", written(with_key("trainer.strategy", "dpp"))).startswith("trainer: ")
+    assert mistake("fit", "--config", written(RECIPE), "--trainer.max_time", "soon").startswith("trainer: ")
+    assert not Path("runs").exists()
+
+
+# --- the config file -------------------------------------------------------------------------------------------------
+def test_a_missing_config_file_is_answered_with_the_nearest_name(mistake: Mistake) -> None:
+    written(RECIPE, "xcomposer2.yaml")
+    message = mistake("fit", "--config", "xcomposer.yaml")
+    assert message == "there is no config file 'xcomposer.yaml'. Did you mean 'xcomposer2.yaml'?"
+
+
+@pytest.mark.parametrize(
+    ("text", "said_of_it"),
+    [
+        ("model: {a: [1\nb: }", "bad.yaml, line 2, column 2 is not YAML: "),
+        ("model:\n\tclass_path: x", "bad.yaml, line 2, column 1 is not YAML: "),
+        ("", "the config 'bad.yaml' holds nothing; "),
+        ("hello", "the config 'bad.yaml' holds a scalar; "),
+        ("- model", "the config 'bad.yaml' holds a sequence; "),
+    ],
+)
+def test_a_config_that_is_not_a_yaml_mapping_is_refused(mistake: Mistake, text: str, said_of_it: str) -> None:
+    Path("bad.yaml").write_text(text)
+    assert mistake("fit", "--config", "bad.yaml").startswith(said_of_it)
+
+
+def test_a_folder_or_a_binary_file_is_no_config(mistake: Mistake, tmp_path: Path) -> None:
+    assert "is a folder" in mistake("fit", "--config", str(tmp_path))
+    Path("picture.yaml").write_bytes(b"\x89PNG\xff\xfe\x00")
+    assert mistake("fit", "--config", "picture.yaml").startswith("picture.yaml is not a YAML text: ")
+
+
+def test_fit_without_a_config_says_how_to_give_one(mistake: Mistake) -> None:
+    assert mistake("fit") == "no config was given. Add --config, such as: --config experiments/xcomposer2.yaml"
+    assert mistake("fit", "--config") == "--config needs a value"
+    assert mistake("fit", written(RECIPE)).endswith("a config is given by --config recipe.yaml")
+
+
+def test_a_recipe_without_a_model_is_refused(mistake: Mistake) -> None:
+    config = {key: value for key, value in RECIPE.items() if key != "model"}
+    assert mistake("fit", "--config", written(config)).startswith("recipe.yaml: `model:` missing.")
+
+
+def test_with_two_configs_the_file_that_holds_the_mistake_is_named(mistake: Mistake) -> None:
+    overlay = written({"data": {"init_args": {"golbal_batch": 1}}}, "smoke.yaml")
+    message = mistake("fit", "--config", written(RECIPE), "--config", overlay)
+    assert message.startswith("smoke.yaml, line 3: data.init_args.golbal_batch: ")
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            ("--data.init_args.global_bach", "4"),
+            "data.init_args.global_bach (on the command line): "
+            "datamodules.nano.NanoDocuments has no key 'global_bach'. Did you mean 'global_batch'?",
+        ),
+        (
+            ("--data.init_args.global_batch", "x"),
+            "data.init_args.global_batch (on the command line): expected a whole number, got 'x'",
+        ),
+        ((f"--{VISION}.width=x",), f"{VISION}.width (on the command line): expected a whole number, got 'x'"),
+        (
+            ("--modl.init_args.rank", "8"),
+            "there is no option --modl.init_args.rank. Did you mean --model.init_args.rank?",
+        ),
+        (("--trainer.max_tim", "1"), "there is no option --trainer.max_tim. Did you mean --trainer.max_time?"),
+        (("--checkpoint_evry=4",), "there is no option --checkpoint_evry. Did you mean --checkpoint_every?"),
+        (("--checkpoint_every", "x"), "checkpoint_every (on the command line): expected a whole number, got 'x'"),
+        (("more",), "'more' is not expected on the command line; options start with --"),
+    ],
+)
+def test_a_misspelt_override_is_told_from_a_mistake_in_the_file(
+    mistake: Mistake, option: tuple[str, ...], message: str
+) -> None:
+    assert mistake("fit", "--config", written(RECIPE), *option) == message
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (("fti",), "there is no command 'fti'. Did you mean 'fit'?"),
+        (("evalute", "runs/latest"), "there is no command 'evalute'. Did you mean 'evaluate'?"),
+        (("zzz",), "there is no command 'zzz'. There are fit, evaluate, generate."),
+        (("evaluate", "--docments", "3"), "there is no option --docments. Did you mean --documents?"),
+        (("evaluate", "--documents", "few"), "argument --documents: invalid int value: 'few'"),
+        (("evaluate", "--documents", "0"), "--documents is at least 1, got 0"),
+        (("evaluate", "--format", "xml"), "argument --format: invalid choice: 'xml'"),
+        (("generate", "--queston", "why?"), "the following arguments are required: --question"),
+        (("generate", "--question", "why?", "--imge=x.png"), "there is no option --imge=x.png. Did you mean --image?"),
+        (("generate", "--question", "why?", "--max_new_tokens", "0"), "--max_new_tokens is at least 1, got 0"),
+        (("generate", "--question", "why?", "--image", "none.png"), "there is no image 'none.png'"),
+        (("generate", "nowhere", "--question", "why?"), "there is no checkpoint 'nowhere'"),
+        (("evaluate", "."), "'.' holds no checkpoint"),
+    ],
+)
+def test_a_misspelt_command_or_option_is_corrected(mistake: Mistake, command: tuple[str, ...], message: str) -> None:
+    assert mistake(*command).startswith(message)
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(mistake: Mistake) -> None:
+    Path("x.ckpt").write_text("hello")
+    assert "'x.ckpt' cannot be read as a checkpoint" in mistake("evaluate", "x.ckpt")
+
+
+def test_a_broken_pair_of_torch_and_torchvision_stops_every_command(
+    mistake: Mistake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = {"torch": "2.15.0", "torchvision": "0.27.0"}
+    monkeypatch.setattr(lit_mm.environment, "_installed", versions.get)
+    monkeypatch.setattr(lit_mm.environment.metadata, "requires", lambda package: ["torch==2.13.0"])
+    for command in ("fit", "evaluate", "generate"):
+        message = mistake(command)
+        assert "torch 2.15.0 and torchvision 0.27.0 do not work together" in message
+        assert "pip install" in message
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+def conversations(*images: bytes | None) -> Config:
+    """A recipe over one conversation per image file; None for a proper picture."""
+    entries = []
+    for number, content in enumerate(images):
+        name = f"{number}.jpg"
+        if content is None:
+            Image.fromarray(np.full((20, 30, 3), number, np.uint8)).save(name)
+        else:
+            Path(name).write_bytes(content)
+        turns = [{"from": "user", "value": "<ImageHere>what?"}, {"from": "assistant", "value": "grey"}]
+        entries.append({"id": f"sample-{number}", "image": name, "conversations": turns})
+    Path("data.json").write_text(json.dumps(entries))
+    data = {
+        "class_path": "datamodules.conversations.Conversations",
+        "init_args": {"path": "data.json", "global_batch": 2, "num_workers": 1},
+    }
+    return {**RECIPE, "data": data, "stages": STAGES[:1]}
+
+
+def truncated_jpeg() -> bytes:
+    """A picture whose header is whole and whose pixels are cut off: only decoding it shows the damage."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save("whole.jpg")
+    return Path("whole.jpg").read_bytes()[:2000]
+
+
+def test_a_damaged_image_found_by_a_worker_is_told_without_the_workers_traceback(mistake: Mistake) -> None:
+    damaged = truncated_jpeg()
+    message = mistake("fit", "--config", written(conversations(damaged, damaged)))
+    assert message.startswith("the image '") and ".jpg' is damaged (" in message
+    assert message.endswith("Replace the file")
+
+
+def test_a_file_that_is_no_image_is_named(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(conversations(b"hello", b"hello")))
+    assert ".jpg' is not an image that can be read" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "the data set is empty: 'data.json' holds no conversation"),
+        ("", "the data set is empty: 'data.json' holds no conversation"),
+        ("{", "'data.json' is not JSON"),
+        ('{"a": 1}', "'data.json' holds dict, expected a list of conversations"),
+        (None, "there is no data file 'data.json'"),
+    ],
+)
+def test_an_empty_or_missing_data_set_is_told_before_a_run_folder_is_made(
+    mistake: Mistake, content: str | None, message: str
+) -> None:
+    config = conversations(None, None)
+    Path("data.json").unlink()
+    if content is not None:
+        Path("data.json").write_text(content)
+    assert mistake("fit", "--config", written(config)).startswith(message)
+    assert not Path("runs").exists()
+
+
+def test_a_missing_file_of_a_later_stage_is_told_before_the_first_step(mistake: Mistake) -> None:
+    config = conversations(None, None)
+    config["stages"] = [STAGES[0], {**STAGES[1], "data": {"path": "later.json"}}]
+    assert mistake("fit", "--config", written(config)).startswith("there is no data file 'later.json'")
+
+
+# --- how a command ends ----------------------------------------------------------------------------------------------
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", "none.yaml", "--debug"])
+    assert left.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("Traceback")
+    assert message.splitlines()[-1].startswith("lit_mm: there is no config file 'none.yaml'")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("a bug")
+
+    monkeypatch.setattr(XComposer2, "training_step", broken)
+    with pytest.raises(IndexError, match="a bug"):  # python prints it and exits with 1
+        main(["fit", "--config", written(RECIPE)])
+
+
+def test_ctrl_c_while_training_says_how_to_resume_and_does_not_look_like_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(XComposer2, "training_step", interrupted)
+    with pytest.raises(SystemExit) as left:
+        main(["fit", "--config", written(RECIPE), "--examine_documents", "3"])
+    assert left.value.code == 130
+    folder = Path("runs/latest").resolve().relative_to(Path.cwd())
+    expected = f"python -m lit_mm fit --config recipe.yaml --examine_documents 3 --run_dir {folder}"
+    assert capsys.readouterr().err.strip() == f"lit_mm: interrupted. To resume: {expected}"
+
+
+def test_a_message_from_a_worker_loses_the_traceback_around_it() -> None:
+    inside = "Traceback ...\nlit_mm.errors.UserError: first\nlit_mm.errors.UserError: x.png\n two"
+    assert said(UserError(f"Caught UserError in DataLoader worker process 0.\nOriginal {inside}")) == "x.png\n two"
+    assert said(UserError("plain")) == "plain"
+
+
+def test_a_mistake_that_a_failing_cleanup_hides_is_found_again() -> None:
+    hidden, bug = UserError("the data"), RuntimeError("Please call iter first")
+    bug.__context__ = hidden
+    assert mistake_of(bug) is hidden
+    assert mistake_of(hidden) is hidden
+    assert mistake_of(RuntimeError("alone")) is None
+
+
+# --- the parser's messages, without the parser -----------------------------------------------------------------------
+NESTED = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Errors:
+    - Problem with given class_path 'lit_mm.families.XComposer2':
+        Parser key "vision":
+          Problem with given class_path 'lit_mm.vision.vit.ViT':
+            Option 'widht' is not accepted
+    - Expected a <class 'NoneType'>
+  Given value: {'a': 1}"""
+
+
+def test_the_deepest_complaint_of_a_nested_message_is_picked() -> None:
+    problem = Problem.of(NESTED)
+    assert problem.steps == ("model", None, "vision", None)
+    assert problem.owner == "lit_mm.vision.vit.ViT"
+    assert problem.complaint == "Option 'widht' is not accepted"
+
+
+def test_a_key_is_found_in_the_item_of_a_list_that_has_it() -> None:
+    text = ConfigText.of({"stages": [{"name": "a", "lr": 1}, {"name": "b", "lr": 2}, {"lr": 3}]}, "kept")
+    assert locate([text], ("stages", "lr"), lambda node: node.value == "2") == "kept: stages.b.lr"
+    assert locate([text], ("stages", "lr"), lambda node: node.value == "3") == "kept: stages.2.lr"
+    assert locate([text], ("stages", "lr"), lambda node: node.value == "4") == "stages.lr (on the command line)"
+
+
+def test_a_complaint_that_is_not_known_keeps_its_first_lines() -> None:
+    assert explain('Parser key "data":\n  one\n  two\n  three\n  four', [], []) == "data: one\n  two\n  three"

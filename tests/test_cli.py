@@ -1,0 +1,188 @@
+"""The command line: help that comes at once, overrides, and stages that are picked."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_mm.cli import main
+from lit_mm.commands.options import RECIPE_OPTIONS, Arguments
+from lit_mm.commands.recipe import RecipeCLI, experiment_name
+from lit_mm.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "model": {
+        "class_path": "lit_mm.families.XComposer2",
+        "init_args": {
+            "vision": {
+                "class_path": "lit_mm.vision.vit.ViT",
+                "init_args": {"image_size": 28, "patch": 14, "width": 16, "layers": 1, "heads": 2},
+            },
+            "language": {
+                "class_path": "lit_mm.language.llama.Llama",
+                "init_args": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "vocab_size": 512},
+            },
+            "tokenizer": "nano",
+            "image_size": 28,
+            "rank": 2,
+        },
+    },
+    "stages": [
+        {"name": "pretrain", "train": {"connector": {"lr": "2e-3"}}, "max_steps": 2},
+        {"name": "finetune", "train": {"connector": {"lr": 1e-3}}, "max_steps": 3, "data": {"kind": "captions"}},
+    ],
+    "data": {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
+    "trainer": {"accelerator": "cpu"},
+}
+HELP = """
+import sys
+from lit_mm.cli import main
+try:
+    main({arguments})
+except SystemExit as left:
+    assert not left.code, left.code
+heavy = sorted({{"torch", "lightning", "transformers", "numpy", "jsonargparse"}} & sys.modules.keys())
+assert not heavy, heavy
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The tiny recipe's file, in the folder that the test runs in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    return "tiny.yaml"
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What a command prints that must end well."""
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert not left.value.code
+    return capsys.readouterr().out
+
+
+# --- help ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["fit", "--help"], ["evaluate", "-h"], ["generate", "--help"]])
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELP.format(arguments=arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: python -m lit_mm")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "--help")
+    for command in ("fit", "evaluate", "generate"):
+        assert f"\n  {command} " in text
+        assert printed(capsys, command, "--help").startswith(f"usage: python -m lit_mm {command} ")
+
+
+def test_help_of_fit_names_every_top_level_option(capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "fit", "--help")
+    for option in RECIPE_OPTIONS:
+        assert f"  --{option.name} " in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_help_about_a_class_lists_its_arguments(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--data.row_tokens" in printed(capsys, "fit", "--data.help", "datamodules.NanoDocuments")
+    assert "--model.rank" in printed(capsys, "fit", "--model.help", "lit_mm.families.XComposer2")
+    assert "--stages.warmup" in printed(capsys, "fit", "--stages.help")
+    assert "--trainer.max_time" in printed(capsys, "fit", "--trainer.help")
+
+
+def test_the_resolved_config_can_be_printed_without_running_it(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load(printed(capsys, "fit", "--config", recipe, "--print_config"))
+    assert config["data"]["init_args"]["heldout_documents"] == 450
+    assert not Path("runs").exists()
+
+
+# --- overrides -------------------------------------------------------------------------------------------------------
+def test_any_key_can_be_overridden_in_dotted_form(recipe: str) -> None:
+    overrides = ["--data.init_args.global_batch", "4", "--model.init_args.rank=8", "--checkpoint_every", "7"]
+    overrides += ["--trainer.max_time", "00:00:00:10", "--model.init_args.vision.init_args.width", "32"]
+    cli = RecipeCLI(["--config", recipe, *overrides], "fit")
+    assert cli.datamodule.global_batch == 4
+    assert cli.model.network.vision.width == 32
+    ranks = {name: p.shape[0] for name, p in cli.model.parts()["partial_lora"].items() if "lora_a" in name}
+    assert set(ranks.values()) == {8}
+    assert cli.config.checkpoint_every == 7
+    assert cli.config.trainer.max_time == "00:00:00:10"
+
+
+def test_a_later_config_overrides_an_earlier_one(recipe: str) -> None:
+    Path("overlay.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"global_batch": 6}}}))
+    cli = RecipeCLI(["--config", recipe, "--config", "overlay.yaml"], "fit")
+    assert (cli.datamodule.global_batch, cli.datamodule.documents) == (6, 8)
+
+
+def test_numbers_in_exponent_form_are_numbers(recipe: str) -> None:
+    assert RecipeCLI(["--config", recipe], "fit").stages[0].train["connector"].lr == 2e-3
+
+
+def test_options_are_not_abbreviated(recipe: str) -> None:
+    parser = Arguments(prog="lit_mm x")
+    parser.add_argument("--question")
+    with pytest.raises(UserError, match=r"there is no option --quest\. Did you mean --question\?"):
+        parser.parse_args(["--quest", "why"])
+    with pytest.raises(UserError, match=r"there is no option --checkpoint\. Did you mean --checkpoint_every\?"):
+        RecipeCLI(["--config", recipe, "--checkpoint", "3"], "fit")
+
+
+def test_a_kept_config_makes_the_same_model_again(recipe: str) -> None:
+    made = RecipeCLI(["--config", recipe, "--stages", "finetune"], "fit")
+    kept = made.resolved()
+    again = RecipeCLI(yaml.safe_load(kept), "evaluate")
+    assert again.resolved() == kept
+    assert again.stages == made.stages
+
+
+def test_a_mistake_in_a_kept_config_names_where_it_is_kept(recipe: str) -> None:
+    kept = yaml.safe_load(RecipeCLI(["--config", recipe], "fit").resolved())
+    kept["model"]["init_args"]["rnak"] = 1
+    with pytest.raises(UserError, match=r"^the config in 'x.ckpt': model\.init_args\.rnak: .*Did you mean 'rank'"):
+        RecipeCLI(kept, "evaluate", "the config in 'x.ckpt'")
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ([], ["pretrain", "finetune"]),
+        (["--stages", "finetune"], ["finetune"]),
+        (["--stages=pretrain"], ["pretrain"]),
+        (["--stages", "finetune,pretrain"], ["pretrain", "finetune"]),  # the recipe's order
+        (["--only", "[finetune]"], ["finetune"]),
+        (["--stages", "[{name: other, train: {connector: {lr: 1}}}]"], ["other"]),
+    ],
+)
+def test_stages_are_picked_by_name_or_replaced(recipe: str, option: list[str], names: list[str]) -> None:
+    assert [stage.name for stage in RecipeCLI(["--config", recipe, *option], "fit").stages] == names
+
+
+def test_a_stage_changes_only_the_data_arguments_it_names(recipe: str) -> None:
+    cli = RecipeCLI(["--config", recipe], "fit")
+    pretrain, finetune = (cli.data_of(stage) for stage in cli.stages)
+    assert (pretrain.kind, finetune.kind) == ("questions", "captions")
+    assert pretrain.documents == finetune.documents == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["--config", "experiments/xcomposer2.yaml"], "xcomposer2"),
+        (["--config=a/b.yaml", "--config", "c.yaml"], "b"),
+        (["-c", "d.yml"], "d"),
+        ([], "unnamed"),
+    ],
+)
+def test_an_experiment_is_named_after_its_first_config(arguments: list[str], name: str) -> None:
+    assert experiment_name(arguments) == name

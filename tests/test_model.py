@@ -1,0 +1,102 @@
+"""The composed model: text alone is the language model's own affair, bit for bit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lit_mm.data.collate import collate
+from lit_mm.errors import UserError
+from lit_mm.language.partial_lora import is_partial_lora
+from tests.tiny import decoder, document, run_recipe, stages, xcomposer2
+
+TEXTS = [document(number, pictures=0) for number in range(4)]
+
+
+@torch.no_grad()
+def logits(module, documents=TEXTS):
+    """Of every position of the documents, packed into one row."""
+    module.eval()
+    batch = collate([[module.processor.sample(document) for document in documents]], module.processor)
+    return module.network.language.logits(module.network.hidden(batch))[batch.segment_ids > 0]
+
+
+def language_alone(module):
+    """The plain language model with `module`'s weights, its partial LoRA removed."""
+    plain = decoder()
+    weights = module.network.language.state_dict()
+    kept = {name.replace(".base.", "."): tensor for name, tensor in weights.items() if not is_partial_lora(name)}
+    plain.network.language.load_state_dict(kept, strict=True)
+    return plain
+
+
+def test_a_new_model_says_of_text_what_its_language_model_says():
+    assert torch.equal(logits(xcomposer2()), logits(decoder()))
+    assert torch.equal(logits(xcomposer2(trained=True)), logits(decoder()))
+
+
+def test_after_a_stage_with_the_language_model_frozen_it_still_does(tmp_path):
+    module = xcomposer2()
+    sighted = [document(1)]
+    before = logits(module, sighted)
+    run_recipe(module, stages()[:1], tmp_path)
+    assert torch.equal(logits(module), logits(decoder()))
+    assert not torch.allclose(logits(module, sighted), before, atol=1e-3)  # it has learnt
+
+
+def test_after_all_stages_text_is_what_the_trained_language_model_alone_says(tmp_path):
+    module = xcomposer2()
+    run_recipe(module, stages(), tmp_path)
+    assert torch.equal(logits(module), logits(language_alone(module)))
+    assert not torch.allclose(logits(module), logits(decoder()), atol=1e-3)
+
+
+def test_the_bits_hold_in_training_mode_and_beside_a_sample_with_a_picture():
+    module, plain = xcomposer2(dropout=0.5, trained=True).train(), decoder().train()
+    samples = [module.processor.sample(d) for d in (document(1), TEXTS[0])]
+    beside = module.network.hidden(collate([samples], module.processor, multiple=1))[0, len(samples[0]) :]
+    same_row = collate([[module.processor.sample(document(1, pictures=0)), samples[1]]], plain.processor, multiple=1)
+    alone = plain.network.hidden(same_row)[0, -len(samples[1]) :]
+    torch.testing.assert_close(beside, alone, rtol=0, atol=1e-6)  # rows of other lengths: other sums
+
+
+def test_a_picture_reaches_the_text_behind_it_and_not_before_it():
+    module = xcomposer2(trained=True).eval()
+    sample = module.processor.sample(document(2))
+    batch = collate([[sample]], module.processor)
+    changed = replace(batch, views=tuple(view + 1 for view in batch.views))
+    with torch.no_grad():
+        moved = (module.network.hidden(batch) - module.network.hidden(changed)).abs().amax(-1)[0, : len(sample)]
+    first = int(batch.visual_mask[0].int().argmax())
+    assert (moved[:first] == 0).all()
+    assert (moved[first:] > 0).all()
+
+
+def test_another_number_of_visual_tokens_than_counted_is_refused_with_both_numbers():
+    module = xcomposer2()
+    batch = collate([[module.processor.sample(document(1))]], module.processor)
+    wrong = replace(batch, num_visual=batch.num_visual + 1)
+    with pytest.raises(UserError, match=r"'tiny/1'.* counted 5 visual tokens, .* made 4 from 1 views"):
+        module.network.loss_sum(wrong)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_supervised_tokens():
+    module = decoder()
+    sample = module.processor.sample(TEXTS[1])
+    batch = collate([[sample]], module.processor)
+    every = torch.log_softmax(module.network.language.logits(module.network.hidden(batch))[0], -1)
+    expected = -sum(every[i - 1, token] for i, token in enumerate(batch.labels[0].tolist()) if i and token >= 0)
+    torch.testing.assert_close(module.network.loss_sum(batch), expected)
+
+
+def test_learned_vectors_of_the_connector_stand_behind_the_visual_tokens_and_learn():
+    module = xcomposer2()
+    newline = torch.nn.Parameter(torch.randn(2, 32))
+    module.network.connector.learned = lambda: newline
+    batch = collate([[module.processor.sample(document(1))]], module.processor)
+    place = int(batch.visual_mask[0].nonzero()[-1])
+    batch.index[0, place] = batch.num_visual + 1  # the second learned vector in place of the last visual token
+    assert torch.equal(module.network.embed(batch)[0, place], newline[1])
+    module.network.loss_sum(batch).backward()
+    assert newline.grad[1].any()
+    assert not newline.grad[0].any()
