@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from abc import ABC, abstractmethod
 from itertools import islice
 from typing import Any, Protocol
@@ -50,6 +53,23 @@ class Lengths:
         if number not in self.known:
             self.known[number] = self.processor.sample(self.source[number]).length
         return self.known[number]
+
+
+def end_with_parent(worker: int) -> None:
+    """Start of a loader's worker: it ends as soon as its trainer is gone, however that ended.
+
+    torch's own watchdog asks for its parent's id when it starts. A trainer that is killed before that leaves a worker
+    that takes the adopting process for its trainer, and holds its memory for ever.
+
+    Args:
+        worker: its number; torch passes it.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class StreamDataModule(L.LightningDataModule, ABC):
@@ -139,6 +159,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             sampler=self.stream,
             batch_size=None,
             num_workers=self.num_workers,
+            worker_init_fn=end_with_parent,
             prefetch_factor=PREFETCH if self.num_workers else None,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )

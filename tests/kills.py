@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,25 +46,37 @@ class Launch:
     kill: str = ""
 
 
-def launch_all(launches: list[Launch], folder: Path) -> list[int]:
-    """Exit codes of the launches, run in order by one fresh interpreter."""
-    import subprocess
-
-    jobs = folder / "jobs.json"
+def launch_all(launches: list[Launch], folder: Path) -> None:
+    """Run the launches in order in one fresh interpreter. Fails where one ends otherwise than it should, or where a
+    loader's worker outlives its killed trainer."""
+    jobs, said = folder / "jobs.json", folder / "stderr.txt"
     jobs.write_text(json.dumps([asdict(launch) for launch in launches]))
-    root = Path(__file__).parent.parent
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.kills", str(jobs)],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert not done.returncode, done.stderr[-4000:]
-    codes = [int(line) for line in done.stdout.split()]
-    unexpected = [
-        job for job, code in zip(launches, codes, strict=True) if code != (-signal.SIGKILL if job.kill else 0)
-    ]
-    assert not unexpected, f"{codes}: {unexpected}\n{done.stderr[-4000:]}"
-    return codes
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "tests.kills", str(jobs)]
+    with (folder / "stdout.txt").open("w+") as out, said.open("w") as err:  # a pipe would wait for orphans, too
+        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
+        try:
+            assert not server.wait(timeout=300), said.read_text()[-4000:]
+        finally:
+            orphans = outlives(server.pid, seconds=20)
+        out.seek(0)
+        codes = [int(line) for line in out.read().split()]
+    wrong = [job for job, code in zip(launches, codes, strict=True) if code != (-signal.SIGKILL if job.kill else 0)]
+    assert not wrong, f"{codes}: {wrong}\n{said.read_text()[-4000:]}"
+    assert not orphans, "a worker outlived its trainer"
+
+
+def outlives(group: int, seconds: float) -> bool:
+    """Is a process of the group still there after a while? Then it is ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        time.sleep(0.05)
+    os.killpg(group, signal.SIGKILL)
+    return True
 
 
 class Kill(L.Callback):

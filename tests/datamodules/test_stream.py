@@ -1,11 +1,16 @@
 """The base of all data modules: what it plans, what it keeps, what it refuses."""
 
+import multiprocessing
+import os
 import pickle
+import select
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from datamodules.stream import end_with_parent
 from lit_mm.errors import UserError
 from lit_mm.stages import Stage, Train
 from tests.tiny import Documents, document, xcomposer2
@@ -93,6 +98,31 @@ def test_lengths_are_computed_once():
 
 def test_the_rows_can_travel_to_a_worker():
     assert pickle.loads(pickle.dumps(document(2))) == document(2)
+
+
+def start_worker(write):
+    """A trainer that is killed while its worker starts."""
+
+    def work():
+        time.sleep(0.3)  # its trainer is gone by now
+        end_with_parent(0)
+        time.sleep(60)
+        os.write(write, b"still here")
+
+    multiprocessing.get_context("fork").Process(target=work).start()
+    os._exit(0)
+
+
+def test_a_worker_ends_with_its_trainer_even_when_that_is_killed_at_the_start():
+    read, write = os.pipe()
+    trainer = multiprocessing.get_context("fork").Process(target=start_worker, args=(write,))
+    trainer.start()
+    trainer.join()
+    os.close(write)
+    ended, _, _ = select.select([read], [], [], 20)  # the pipe closes when the last process that holds it ends
+    assert ended
+    assert os.read(read, 100) == b""
+    os.close(read)
 
 
 def test_a_data_module_without_a_stage_says_who_drives_it():
