@@ -19,7 +19,7 @@ class NanoSource:
 
     Args:
         kind: captions (pages with their transcript), questions (pages with questions and answers), text (transcripts
-            with questions and answers, no picture).
+            to read out, or with questions and answers, by turns; no picture).
         count: documents.
         split: the index space; see `lit_mm.nano.world.SPLITS`.
         skills: drawn with equal weight, or as often as a skill is listed.
@@ -49,7 +49,7 @@ class NanoDocuments(StreamDataModule):
     """Generated pages to read: signs, lists, forms, tables, charts, scenes and stories.
 
     Args:
-        kind: what is trained on: captions, questions, both ("mixed", alternating), or text alone.
+        kind: what is trained on, see `NanoSource`; mixed alternates captions and questions.
         documents: size of the training set.
         split: the index space of the training set.
         skills: the skills of the training set, all when left out; listed twice, drawn twice as often.

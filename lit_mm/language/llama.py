@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+import lit_mm.layers.attention  # noqa: F401  registers the kernel that the config names
 from lit_mm.errors import UserError
 from lit_mm.language.routed import Routing
 
@@ -134,7 +135,7 @@ class Llama(nn.Module):
                 bos_token_id=None,  # special ids belong to the processor
                 eos_token_id=None,
                 use_cache=False,
-                attn_implementation="sdpa",
+                attn_implementation="lit_mm",  # registered by `lit_mm.layers.attention`
             )
         )
         self.activation_checkpointing = activation_checkpointing

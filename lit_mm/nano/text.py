@@ -12,7 +12,7 @@ from lit_mm.nano.world import caption_document, text_document
 def reading_document(index: int, *, split: str, seed: int, questions: int = 3, skill: str | None = None) -> Document:
     """A page as text, then either questions about it (even numbers) or the instruction to read it out (odd numbers).
 
-    White space is strewn between the words of the page, as little or as much as an image has empty patches between
+    White space is strewn between the items of the page, as little or as much as an image has empty patches between
     them, so that a model learns to read past it.
     """
     rng = Random(stable_hash("reading", seed, split, index, skill))
@@ -28,9 +28,9 @@ def reading_document(index: int, *, split: str, seed: int, questions: int = 3, s
 
 
 def strew(text: str, rng: Random) -> str:
-    """Line breaks between words, none to three a gap, as often as one number for the whole text says."""
+    """Line breaks between the items of a page, none to three a gap, as often as one number for the whole text says."""
     density = rng.random() * 0.8
-    words = text.split(" ")
-    return words[0] + "".join(
-        "\n" * (1 + int(rng.random() * 3)) * (rng.random() < density) + " " + word for word in words[1:]
+    first, *items = text.split(" ; ")
+    return first + "".join(
+        " ;" + "\n" * (1 + int(rng.random() * 3)) * (rng.random() < density) + " " + i for i in items
     )

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lit_mm.errors import UserError
+from lit_mm.layers.attention import attention
 from lit_mm.vision.position import resize_position_table
 
 # V views, N patches, D width, P = N + 1 positions (class token first), H heads
@@ -39,7 +40,7 @@ class Block(nn.Module):
         """[V, P, D] -> [V, P, D]."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [V, P, 3, H, D / H]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.out(attention(q, k, v).transpose(1, 2).flatten(2))
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 

@@ -43,11 +43,12 @@ def test_a_document_is_a_function_of_its_number_and_seed():
     assert len({document.id for document in documents}) == 20
 
 
-def test_strewing_adds_line_breaks_between_words_and_nothing_else():
+def test_strewing_adds_line_breaks_between_items_and_nothing_else():
     text = "KALO 7 ; red star ; MIRU"
     strewn = [strew(text, Random(seed)) for seed in range(200)]
     assert {line.replace("\n", "") for line in strewn} == {text}
-    assert max(line.count("\n") for line in strewn) > 8
+    assert max(line.count("\n") for line in strewn) > 4
+    assert all("red star" in line and "KALO 7" in line for line in strewn)
     assert min(line.count("\n") for line in strewn) == 0
     assert not any("\n" * 4 in line for line in strewn)
     assert strew("", Random(0)) == ""
