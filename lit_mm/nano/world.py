@@ -73,9 +73,12 @@ def text_document(index: int, *, split: str, seed: int, questions: int = 3, skil
     return Document(f"{split}/{name}/{index:06d}/text", turns, source="nano", skill=name)
 
 
-def page(index: int, *, split: str, seed: int, kind: str) -> Page:
+def page(index: int, *, split: str, seed: int, kind: str, look: int = 0) -> Page:
     """One page; for `story` the first of the document. `question_document` shows the same one under this index.
 
+    Args:
+        look: other numbers lay the same content out anew: the same elements in the same order, in other places where
+            the content leaves them free, in another style and size.
     Raises:
         UserError: an unknown split or kind, a negative index.
     """
@@ -84,7 +87,8 @@ def page(index: int, *, split: str, seed: int, kind: str) -> Page:
     skill = TABLE_OF_SKILLS[kind]
     if kind == "story":
         rng.random()  # the number of pages
-    return _build_page(rng, kind, _draw_facts(rng, skill, split))
+    facts = _draw_facts(rng, skill, split)
+    return _build_page(_rng(seed, split, f"{kind}/{look}", index) if look else rng, kind, facts)
 
 
 def _draw_document(

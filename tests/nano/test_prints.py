@@ -7,6 +7,7 @@ import torch
 
 from lit_mm.data.order import MicroBatch
 from lit_mm.nano.prints import PrintNetwork, PrintPretraining, Prints
+from lit_mm.nano.world import SKILLS, page
 from lit_mm.vision.vit import ViT
 
 SIZE = 56
@@ -69,3 +70,43 @@ def test_a_batch_without_anything_to_compare_still_has_a_finite_loss(batch):
 def test_its_parts_are_the_encoder_and_the_two_heads():
     module = PrintPretraining(ViT(image_size=SIZE, patch=14, width=16, layers=1, heads=2))
     assert set(module.parts()) == set(module.modules_by_part()) == {"vision", "redraw", "code"}
+
+
+def test_a_page_laid_out_anew_shows_the_same_elements_in_the_same_order():
+    moved = 0
+    for index in range(20):
+        for kind in SKILLS:
+            one, other = (page(index, split="pixels", seed=0, kind=kind, look=look) for look in (0, 1))
+            shown = [
+                [getattr(e, "text", getattr(e, "kind", "")) for e in p.elements if not isinstance(e, Rule)]
+                for p in (one, other)
+            ]
+            assert shown[0] == shown[1] and one.transcript == other.transcript
+            moved += one.elements != other.elements
+    assert moved > 90
+
+
+def test_regions_cover_their_elements_in_both_prints():
+    anew = Prints(SIZE, split="pixels", seed=0, anew=True)[MicroBatch(((0,), (6,)), 2)]
+    (pages, whole), (half_pages, halves) = anew.regions
+    assert whole.shape == (2, len(pages), 16) and halves.shape == (2, len(half_pages), 16)
+    assert sorted(set(pages.tolist())) == [0, 1] and len(half_pages) == 2 * len(pages)
+    torch.testing.assert_close(whole, halves[:, ::2] + halves[:, 1::2])  # two halves make the whole
+    first = page(0, split="pixels", seed=0, kind=SKILLS[0])
+    left, top, right, bottom = first.elements[0].box
+    torch.testing.assert_close(whole[0, 0].sum().item(), (right - left) * (bottom - top) * 16, rtol=1e-5, atol=0)
+
+
+def test_the_loss_over_regions_reaches_every_parameter_and_falls():
+    anew = Prints(SIZE, split="pixels", seed=0, anew=True)[MicroBatch(((0,), (5,), (6,), (9,)), 4)]
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = model(anew) / 4
+        loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
