@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lit_mm.data.order import MicroBatch
+from lit_mm.nano.elements import Rule
 from lit_mm.nano.prints import PrintNetwork, PrintPretraining, Prints
 from lit_mm.nano.world import SKILLS, page
 from lit_mm.vision.vit import ViT
