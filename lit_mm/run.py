@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import psutil
-import torch
 import yaml
 
 from lit_mm import checkpoints
@@ -157,8 +156,3 @@ def peak_memory_mb() -> float:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     )
     return kilobytes / 1024
-
-
-def device_peak_mb() -> float:
-    """Highest memory allocated on the accelerator, MB; 0 on a CPU."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0

@@ -42,13 +42,12 @@ def fit(arguments: Sequence[str]) -> None:
     folder.keep_config(config)
 
     logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
-    examined = bool(cli.datamodule.heldout(1))
     observers: list[L.Callback] = [
         StageProgress(stages),
         FreezeAudit(),
         MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
     ]
-    if examined:
+    if cli.datamodule.heldout(1):
         observers.append(
             Examination(cli.config.examine_every, cli.config.examine_documents, folder.path / "accuracy.csv")
         )
@@ -65,10 +64,11 @@ def fit(arguments: Sequence[str]) -> None:
             seed=cli.seed,
             pretrained=not cli.config.init_from,
         )
-        if examined:
-            conclude(module, data.heldout(), folder, logger)
+        documents = data.heldout()
+        if documents:
+            conclude(module, documents, folder, logger)
     if module.trainer.is_global_zero:
-        print(next_steps(folder, examined, logger))
+        print(next_steps(folder, documents, logger))
 
 
 @contextmanager
@@ -112,14 +112,15 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
     print(report.accuracy_table(sighted, blind, predictions))
 
 
-def next_steps(folder: RunFolder, examined: bool, logger: RunLogger | None) -> str:
-    """The last lines of a run: what to look at, and what to type next."""
+def next_steps(folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None) -> str:
+    """The last lines of a run: where everything is, and what to type next. Leaves a held-out page to ask about."""
     lines = []
     if logger is not None and (sync := sync_command(logger)):
         lines.append(f"tracked offline; to send it to an account: {sync}")
-    ask = (
-        f'; ask it: python -m lit_mm generate {folder.path} --image page.png --question "what does the sign say?"'
-        if examined
-        else ""
-    )
+    asked = next((document for document in documents if len(document.pictures) == 1), None)
+    ask = ""
+    if asked is not None:
+        page = folder.path / "page.png"
+        asked.pictures[0].read().save(page)
+        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{asked.question}"'
     return "\n".join([*lines, f"everything is in {folder.path}{ask}"])
