@@ -14,6 +14,7 @@ import torch
 from callbacks.checkpointing import Checkpointing
 from callbacks.examination import Examination, read_accuracy
 from callbacks.freeze_audit import FreezeAudit
+from callbacks.memory_trim import MemoryTrim
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
 from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
@@ -46,6 +47,7 @@ def fit(arguments: Sequence[str]) -> None:
         StageProgress(stages),
         FreezeAudit(),
         MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
+        MemoryTrim(),
     ]
     if cli.datamodule.heldout(1):
         observers.append(
