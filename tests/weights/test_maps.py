@@ -59,8 +59,11 @@ def test_packed_rows_split_by_key_value_head() -> None:
 
 
 def test_internlm2_fits_with_and_without_partial_lora() -> None:
-    load_strict(apply_partial_lora(llama(), rank=3), internlm2_to_llama(internlm2(), **HEADS))
-    load_strict(llama(), internlm2_to_llama(internlm2(rank=None), **HEADS))
+    for language, state in ((apply_partial_lora(llama(), rank=3), internlm2()), (llama(), internlm2(rank=None))):
+        ours = internlm2_to_llama(state, **HEADS)
+        load_strict(language, ours)
+        loaded = language.state_dict()
+        assert all(torch.equal(loaded[name], value) for name, value in ours.items())
 
 
 def test_a_base_checkpoint_loads_below_partial_lora() -> None:
