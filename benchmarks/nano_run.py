@@ -54,7 +54,9 @@ def measure(cli: RecipeCLI, stage: Stage, steps: int, packed: bool) -> Rate:
         data.micro_batch = None
     rate = Rate()
     total = data.begin(cli.model.processor, Stage(stage.name, stage.train, max_steps=steps + WARM), seed=cli.seed)
-    trainer = cli.trainer_of([rate], [], max_steps=total, accumulate_grad_batches=data.stream.accumulation)
+    trainer = cli.trainer_of(
+        [rate], [], max_steps=total, accumulate_grad_batches=data.stream.accumulation, enable_progress_bar=False
+    )
     cli.model.begin(stage, total_steps=total)
     trainer.fit(cli.model, data)
     return rate
