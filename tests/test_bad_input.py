@@ -20,30 +20,11 @@ from lit_mm.cli import main, mistake_of, said
 from lit_mm.commands.mistakes import ConfigText, Problem, explain, locate
 from lit_mm.errors import UserError
 from lit_mm.families import XComposer2
+from tests.tiny import MODEL
 
 Config = dict[str, Any]
 Mistake = Callable[..., str]
 
-MODEL: Config = {
-    "class_path": "lit_mm.families.XComposer2",
-    "init_args": {
-        "vision": {
-            "class_path": "lit_mm.vision.vit.ViT",
-            "init_args": {"image_size": 28, "patch": 14, "width": 16, "layers": 1, "heads": 2},
-        },
-        "language": {
-            "class_path": "lit_mm.language.llama.Llama",
-            "init_args": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "vocab_size": 512},
-        },
-        "tokenizer": "nano",
-        "prompt": {
-            "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
-            "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
-        },
-        "image_size": 28,
-        "rank": 2,
-    },
-}
 STAGES = [
     {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2},
     {"name": "finetune", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2, "data": {"kind": "captions"}},

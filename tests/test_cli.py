@@ -13,25 +13,11 @@ from lit_mm.cli import main
 from lit_mm.commands.options import RECIPE_OPTIONS, Arguments
 from lit_mm.commands.recipe import RecipeCLI, experiment_name
 from lit_mm.errors import UserError
+from tests.tiny import MODEL
 
 ROOT = Path(__file__).parents[1]
 TINY = {
-    "model": {
-        "class_path": "lit_mm.families.XComposer2",
-        "init_args": {
-            "vision": {
-                "class_path": "lit_mm.vision.vit.ViT",
-                "init_args": {"image_size": 28, "patch": 14, "width": 16, "layers": 1, "heads": 2},
-            },
-            "language": {
-                "class_path": "lit_mm.language.llama.Llama",
-                "init_args": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "vocab_size": 512},
-            },
-            "tokenizer": "nano",
-            "image_size": 28,
-            "rank": 2,
-        },
-    },
+    "model": MODEL,
     "stages": [
         {"name": "pretrain", "train": {"connector": {"lr": "2e-3"}}, "max_steps": 2},
         {"name": "finetune", "train": {"connector": {"lr": 1e-3}}, "max_steps": 3, "data": {"kind": "captions"}},

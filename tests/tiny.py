@@ -173,3 +173,26 @@ def run_recipe(
         trainer_of=partial(trainer, observers),
         seed=seed,
     )
+
+
+# The same model as a config has it
+MODEL: dict[str, Any] = {
+    "class_path": "lit_mm.families.XComposer2",
+    "init_args": {
+        "vision": {
+            "class_path": "lit_mm.vision.vit.ViT",
+            "init_args": {"image_size": 28, "patch": 14, "width": 16, "layers": 1, "heads": 2},
+        },
+        "language": {
+            "class_path": "lit_mm.language.llama.Llama",
+            "init_args": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "vocab_size": 512},
+        },
+        "tokenizer": "nano",
+        "prompt": {
+            "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
+            "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
+        },
+        "image_size": 28,
+        "rank": 2,
+    },
+}
