@@ -1,4 +1,4 @@
-"""Pairs of prints of nano pages, for the vision encoder's pre-training."""
+"""Prints of nano pages, for the vision encoder's pre-training."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from lit_mm.stages import Stage
 
 
 class NanoPrints(StreamDataModule):
-    """Pages printed twice; a row is one page.
+    """Printed pages; a row is one page.
 
     Args:
         pages: size of the training set.
         size: side of the prints, pixels.
         split, world_seed: index space and world of the pages.
-        anew: the second print is laid out anew, else it is the first in another look, moved by a few pixels.
         patch: of the encoder, pixels.
         global_batch, micro_batch, num_workers: see `StreamDataModule`.
     """
@@ -28,7 +27,6 @@ class NanoPrints(StreamDataModule):
         size: int = 112,
         split: str = "pixels",
         world_seed: int = 0,
-        anew: bool = False,
         patch: int = 14,
         global_batch: int = 64,
         micro_batch: int | None = None,
@@ -36,7 +34,7 @@ class NanoPrints(StreamDataModule):
     ) -> None:
         super().__init__(global_batch, micro_batch, num_workers=num_workers)
         self.pages, self.size, self.split, self.world_seed = pages, size, split, world_seed
-        self.anew, self.patch = anew, patch
+        self.patch = patch
 
     def source(self) -> Source:
         return range(self.pages)
@@ -45,8 +43,8 @@ class NanoPrints(StreamDataModule):
         return []  # nothing here has an answer
 
     def begin(self, processor: Processor | None, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
-        self.rows = Prints(self.size, split=self.split, seed=self.world_seed, anew=self.anew, patch=self.patch)
-        plan = Plan(self.pages, lambda number: Length(1, 2, 1), seed=stable_hash(seed, stage.name), row_tokens=None)
+        self.rows = Prints(self.size, split=self.split, seed=self.world_seed, patch=self.patch)
+        plan = Plan(self.pages, lambda number: Length(1, 1, 1), seed=stable_hash(seed, stage.name), row_tokens=None)
         steps = stage.max_steps or -(-plan.rows_of(stage.epochs) // self.global_batch)
         micro = self.micro_batch or max(1, self.global_batch // world)
         self.stream = RowStream(

@@ -15,6 +15,7 @@ from lit_mm.batch import Batch
 from lit_mm.data.order import stable_hash
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
+from lit_mm.optim import make_optimizer
 from lit_mm.processor import Processor
 from lit_mm.stages import Stage, apply_stage, parameter_groups
 from lit_mm.weights.source import load_part
@@ -92,7 +93,7 @@ class MultimodalModule(L.LightningModule):
             raise UserError("no stage has begun: the model is trained by a recipe with `stages:` (lit_mm fit)")
         stage, total = self.stage, self.total_steps
         layered = {n: m for n, m in self.modules_by_part().items() if hasattr(m, "layer_of")}
-        optimizer = torch.optim.AdamW(parameter_groups(self.parts(), stage, layered), betas=stage.betas, fused=True)
+        optimizer = make_optimizer(parameter_groups(self.parts(), stage, layered), stage.betas)
         starts = [stage.train[group["part"]].from_step for group in optimizer.param_groups]
         factors = [lambda step, start=start: stage.factor(step, total) * (step >= start) for start in starts]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

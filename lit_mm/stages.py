@@ -18,15 +18,18 @@ class Train:
 
     Args:
         lr: peak learning rate.
-        weight_decay: AdamW's decoupled decay; vectors (biases, norm weights) are never decayed.
+        weight_decay: decoupled decay; vectors (biases, norm weights) are never decayed.
         layer_decay: the lr of a layer is `lr * layer_decay ** (layers above it)`; 1 gives every layer the same.
         from_step: optimizer steps of the stage before the part thaws.
+        optimizer: muon trains the matrices of the part's layers with Muon and the rest with AdamW. It learns in fewer
+            steps from random weights; the published recipes all say AdamW.
     """
 
     lr: float
     weight_decay: float = 0.1
     layer_decay: float = 1.0
     from_step: int = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or not 0 < self.layer_decay <= 1 or self.weight_decay < 0 or self.from_step < 0:
@@ -123,17 +126,22 @@ def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -
             parameter.requires_grad_(name in stage.train)
 
 
+def in_layer(name: str) -> bool:
+    """True for a parameter of a repeated layer ("blocks.3.fc1.weight"), not of embeddings, tables or heads."""
+    return any(piece.isdigit() for piece in name.split("."))
+
+
 def parameter_groups(
     parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage, layered: Mapping[str, Layered]
 ) -> list[dict[str, Any]]:
-    """The optimizer's groups: one per part, layer (where it decays) and decay switch.
+    """The optimizer's groups: one per part, layer (where it decays), decay switch and kind of update.
 
     Args:
         layered: the parts that can tell a parameter's layer, needed for `layer_decay`.
     Returns:
-        Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language") and `part`.
+        Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language"), `part` and `muon`.
     """
-    groups: dict[tuple[str, int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[str, int, bool, bool], dict[str, Any]] = {}
     for part, train in stage.train.items():
         if train.layer_decay < 1 and part not in layered:
             raise UserError(f"stage {stage.name!r}: part {part!r} has no layers to decay over; remove `layer_decay`")
@@ -141,14 +149,16 @@ def parameter_groups(
         for name, parameter in parts[part].items():
             layer = layered[part].layer_of(name) if train.layer_decay < 1 else 0
             decay = parameter.ndim > 1
+            muon = train.optimizer == "muon" and parameter.ndim == 2 and in_layer(name)
             group = groups.setdefault(
-                (part, layer, decay),
+                (part, layer, decay, muon),
                 {
                     "params": [],
                     "lr": train.lr * train.layer_decay ** (top - layer),
                     "weight_decay": train.weight_decay if decay else 0.0,
                     "name": f"{part}.{layer}" if train.layer_decay < 1 else part,
                     "part": part,
+                    "muon": muon,
                 },
             )
             group["params"].append(parameter)

@@ -24,9 +24,6 @@ class Text(NamedTuple):
     def box(self) -> Box:
         return self.left, self.top, self.left + self.width, self.top + self.cap
 
-    def moved(self, x: float, y: float) -> Text:
-        return self._replace(left=self.left + x, top=self.top + y)
-
 
 class Shape(NamedTuple):
     """A filled shape that touches all four sides of its box."""
@@ -35,10 +32,6 @@ class Shape(NamedTuple):
     colour: str  # of `words.COLOURS`
     box: Box
 
-    def moved(self, x: float, y: float) -> Shape:
-        left, top, right, bottom = self.box
-        return self._replace(box=(left + x, top + y, right + x, bottom + y))
-
 
 class Bar(NamedTuple):
     """A filled rectangle of a chart."""
@@ -46,20 +39,12 @@ class Bar(NamedTuple):
     colour: str
     box: Box
 
-    def moved(self, x: float, y: float) -> Bar:
-        left, top, right, bottom = self.box
-        return self._replace(box=(left + x, top + y, right + x, bottom + y))
-
 
 class Rule(NamedTuple):
     """A thin horizontal or vertical line between two corners of `box`."""
 
     box: Box
     strength: float  # 0 invisible, 1 as dark as the text
-
-    def moved(self, x: float, y: float) -> Rule:
-        left, top, right, bottom = self.box
-        return self._replace(box=(left + x, top + y, right + x, bottom + y))
 
 
 Element = Text | Shape | Bar | Rule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import exp, log
 from random import Random
 
@@ -14,7 +14,6 @@ from lit_mm.nano.render import FIELD, render
 SHORTEST, LONGEST = 112, 448  # sides of a page, pixels
 FINE = 224  # shortest side of a page with fine print, pixels
 FINE_CAP = 7.5 / 112  # capitals lower than this are fine print: not for reading once the page is shrunk to 112 x 112
-SHIFT = 5 / 112  # how far `restyle` may move what is on the page
 PLAIN_LIGHT: tuple[Colour, ...] = ((250, 250, 250), (248, 244, 234), (232, 234, 236))
 PLAIN_DARK: tuple[Colour, ...] = ((30, 30, 34), (16, 16, 18))
 LIGHT: tuple[Colour, ...] = (*PLAIN_LIGHT, (226, 238, 250), (228, 244, 228), (252, 232, 236), (252, 246, 208))
@@ -60,29 +59,6 @@ class Page:
         return render(self.height, self.width, self.style, self.elements)
 
 
-def restyle(page: Page, seed: int) -> Page:
-    """The same page printed anew: content and geometry stay, the look and the native size change.
-
-    Everything moves together by up to 5 px of a page stretched to 112 x 112, less where it would leave the page; that
-    is less than half of the tenths in which `locate` measures, so its boxes stay right to the nearest tenth.
-
-    Args:
-        page: of any kind.
-        seed: a look for each number.
-    """
-    rng = Random(seed)
-    boxes = [e.box for e in page.elements]
-    room_left, room_top = min(b[0] for b in boxes), min(b[1] for b in boxes)
-    room_right, room_bottom = 1 - max(b[2] for b in boxes), 1 - max(b[3] for b in boxes)
-    x = rng.uniform(-_clip(room_left, 0, SHIFT), _clip(room_right, 0, SHIFT))
-    y = rng.uniform(-_clip(room_top, 0, SHIFT), _clip(room_bottom, 0, SHIFT))
-    # the words were spaced for the aspect ratio of the page; far from it they would look squeezed
-    aspect = _clip(page.width / page.height * rng.uniform(0.92, 1.08), 1 / 1.8, 1.8)
-    height, width = fit_size(rng, aspect, FINE if page.fine_print else SHORTEST)
-    moved = tuple(e.moved(x, y) for e in page.elements)
-    return replace(page, height=height, width=width, style=draw_style(rng, page.kind), elements=moved)
-
-
 def draw_size(rng: Random, shortest: int = SHORTEST) -> tuple[int, int]:
     """(height, width) of a page, pixels: aspect ratios 3:4 to 4:3 mostly, one in seven up to 1.8 either way."""
     widest = log(4 / 3) if rng.random() < 6 / 7 else log(1.8)
@@ -116,7 +92,3 @@ def draw_style(rng: Random, kind: str) -> Style:
         grain=(int(random() * (FIELD - LONGEST)), int(random() * (FIELD - LONGEST))),
         frame=random() < 0.2 and kind not in ("locate", "count", "shape"),
     )
-
-
-def _clip(value: float, least: float, most: float) -> float:
-    return min(max(value, least), most)

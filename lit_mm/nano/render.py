@@ -61,6 +61,11 @@ def text_width(text: str) -> float:
     return sum(_advances()[letter] for letter in text) + TRACKING * (len(text) - 1)
 
 
+def advance(letter: str) -> float:
+    """Natural advance width of one letter in units of the height of the capitals, tracking not included."""
+    return _advances()[letter]
+
+
 def _draw_text(image: Image.Image, element: Text, style: Style) -> None:
     cap = max(4, round(element.cap * image.height))
     origins, x = [], 0.0

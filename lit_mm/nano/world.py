@@ -13,7 +13,7 @@ from random import Random
 
 from lit_mm.data.document import Document, Turn
 from lit_mm.errors import UserError
-from lit_mm.nano.page import Page, draw_size, draw_style, restyle
+from lit_mm.nano.page import Page, draw_size, draw_style
 from lit_mm.nano.scenes import ask_story
 from lit_mm.nano.skills import SKILLS, TABLE_OF_SKILLS, Facts, Skill, order_questions
 
@@ -24,7 +24,6 @@ __all__ = [
     "caption_document",
     "page",
     "question_document",
-    "restyle",
     "text_document",
 ]
 
@@ -73,12 +72,9 @@ def text_document(index: int, *, split: str, seed: int, questions: int = 3, skil
     return Document(f"{split}/{name}/{index:06d}/text", turns, source="nano", skill=name)
 
 
-def page(index: int, *, split: str, seed: int, kind: str, look: int = 0) -> Page:
+def page(index: int, *, split: str, seed: int, kind: str) -> Page:
     """One page; for `story` the first of the document. `question_document` shows the same one under this index.
 
-    Args:
-        look: other numbers lay the same content out anew: the same elements in the same order, in other places where
-            the content leaves them free, in another style and size.
     Raises:
         UserError: an unknown split or kind, a negative index.
     """
@@ -87,8 +83,7 @@ def page(index: int, *, split: str, seed: int, kind: str, look: int = 0) -> Page
     skill = TABLE_OF_SKILLS[kind]
     if kind == "story":
         rng.random()  # the number of pages
-    facts = _draw_facts(rng, skill, split)
-    return _build_page(_rng(seed, split, f"{kind}/{look}", index) if look else rng, kind, facts)
+    return _build_page(rng, kind, _draw_facts(rng, skill, split))
 
 
 def _draw_document(

@@ -10,7 +10,7 @@ def test_a_row_is_one_page_and_batches_are_prints():
     data = NanoPrints(pages=10, size=28, global_batch=4, micro_batch=2, num_workers=0)
     assert data.begin(None, STAGE, seed=0) == 2
     batches = list(data.train_dataloader())
-    assert [batch.prints.shape for batch in batches] == [(4, 3, 28, 28)] * 4
+    assert [batch.prints.shape for batch in batches] == [(2, 3, 28, 28)] * 4
     assert {batch.step_tokens for batch in batches} == {4}
     assert len({page for batch in batches for page in batch.sample_ids}) == 8
     assert data.heldout() == []

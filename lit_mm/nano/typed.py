@@ -1,0 +1,112 @@
+"""How the nano language model is pre-trained: it reads typed pages, whose cells hold tokens. It never meets a pixel.
+
+The prompt, the questions, the transcripts and the places of the visual tokens are those of the main recipes; only what
+stands in those places differs. So it learns to read a lattice of signs: line after line, column under column.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.language.llama import Llama
+from lit_mm.model import MultimodalModel
+from lit_mm.module import MultimodalModule
+from lit_mm.nano.cells import type_page
+from lit_mm.processor import Processor, Sample
+from lit_mm.prompts.prompt import Prompt
+from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.tiling.plan import plan_square
+
+SLOTS = 6  # tokens a cell: a located shape has as many
+
+
+class TypedProcessor(Processor):
+    """Puts [slots, rows, columns] token ids where `Processor` puts pixels."""
+
+    def views(self, sample: Sample) -> list[Tensor]:
+        rows, columns = self.token_grid((0, 0))
+        return [
+            torch.from_numpy(type_page(page, self.tokenizer, rows, columns, SLOTS)) for page in sample.document.pictures
+        ]
+
+
+class Cells(nn.Module):
+    """Stands where the vision encoder stands: the sum of one vector per (slot, token) of a cell.
+
+    Args:
+        side: rows and columns of cells.
+        width: of the vectors.
+        vocab_size: token ids.
+        pad: the id of an empty slot; its vector is zero.
+    """
+
+    def __init__(self, side: int, width: int, vocab_size: int, pad: int = 0) -> None:
+        super().__init__()
+        self.side, self.width, self.pad = side, width, pad
+        self.table = nn.Parameter(torch.randn(SLOTS, vocab_size, width) * 0.02)
+
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The same for every page."""
+        return self.side, self.side
+
+    def forward(self, typed: Tensor) -> Tensor:
+        """[V, slots, R, C] token ids -> [V, R * C, E]."""
+        ids = typed.flatten(2).long()  # [V, S, N]
+        vectors = self.table[torch.arange(SLOTS, device=ids.device)[:, None], ids]  # [V, S, N, E]
+        return (vectors * (ids != self.pad)[..., None]).sum(dim=1)
+
+
+class Straight(nn.Module):
+    """A connector that changes nothing."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        return grid
+
+    def learned(self) -> Tensor:
+        return torch.zeros(0, self.width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+class TypedPages(MultimodalModule):
+    """Pre-trains a decoder on typed pages. Parts: cells, language.
+
+    Args:
+        language: the decoder.
+        tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        side: rows and columns of cells.
+        prompt: chat template and label rule.
+        max_length: longest sample, tokens.
+    """
+
+    def __init__(
+        self, language: Llama, tokenizer: str, side: int = 8, prompt: Prompt | None = None, max_length: int = 4096
+    ) -> None:
+        cells = Cells(side, language.width, language.vocab_size)
+        super().__init__(
+            network=MultimodalModel(language, cells, Straight(language.width), fusion=scatter_visual),
+            processor=lambda: TypedProcessor(
+                load_tokenizer(tokenizer),
+                prompt or XComposer2Prompt(),
+                tiling=partial(plan_square, size=side),
+                token_grid=cells.token_grid,
+                max_length=max_length,
+            ),
+        )
+
+    def modules_by_part(self) -> dict[str, nn.Module]:
+        return {"cells": self.network.vision, "language": self.network.language}
+
+    def part_of(self, parameter: str) -> str:
+        part = super().part_of(parameter)
+        return "cells" if part == "vision" else part

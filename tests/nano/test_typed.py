@@ -1,0 +1,62 @@
+"""The language model's pre-training on typed pages."""
+
+import pytest
+import torch
+
+from lit_mm.data.collate import collate
+from lit_mm.language.llama import Llama
+from lit_mm.nano.typed import SLOTS, Cells, TypedPages
+from lit_mm.nano.world import caption_document, question_document
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+
+
+@pytest.fixture
+def model() -> TypedPages:
+    torch.manual_seed(0)
+    language = Llama(width=32, layers=1, heads=2, kv_heads=1, ffn_width=32, vocab_size=512, tie_embeddings=True)
+    return TypedPages(language, "nano", prompt=XComposer2Prompt(turn_start="<|im_start|>", turn_end="<|im_end|>"))
+
+
+def batch_of(model: TypedPages, documents: list):
+    samples = [model.processor.sample(document) for document in documents]
+    tokens = sum(sample.length.supervised for sample in samples)
+    return collate([samples], model.processor, step_tokens=tokens)
+
+
+def test_a_page_takes_one_position_a_cell_and_no_pixel(model: TypedPages):
+    document = question_document(0, split="text", seed=0, skill="story")
+    batch = batch_of(model, [document])
+    assert batch.num_visual == 64 * len(document.pictures) == batch.visual_mask.sum()
+    assert [tuple(view.shape) for view in batch.views] == [(len(document.pictures), SLOTS, 8, 8)]
+    assert not batch.views[0].is_floating_point()
+
+
+def test_a_cell_is_the_sum_of_its_slots_and_empty_slots_add_nothing():
+    cells = Cells(side=2, width=4, vocab_size=8)
+    typed = torch.zeros(1, SLOTS, 2, 2, dtype=torch.long)
+    typed[0, 0, 0, 1], typed[0, 1, 0, 1] = 5, 7
+    features = cells(typed)
+    assert features.shape == (1, 4, 4)
+    torch.testing.assert_close(features[0, 1], cells.table[0, 5] + cells.table[1, 7])
+    assert not features[0, [0, 2, 3]].any()
+
+
+def test_its_parts_are_the_table_and_the_language_model(model: TypedPages):
+    assert set(model.parts()) == set(model.modules_by_part()) == {"cells", "language"}
+
+
+def test_the_loss_reaches_every_parameter_and_falls(model: TypedPages):
+    batch = batch_of(
+        model,
+        [question_document(0, split="text", seed=0, skill="form"), caption_document(1, split="text", seed=0)],
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = model.network(batch) / batch.step_tokens
+        loss.backward()
+        assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]

@@ -1,0 +1,89 @@
+"""Muon and AdamW as one optimizer."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lit_mm.optim import MuonWithAdamW, make_optimizer
+from lit_mm.stages import Stage, Train, parameter_groups
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(5, 4)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.table(ids)
+        for block in self.blocks:
+            x = x + block(x).relu()
+        return self.head(x)
+
+
+def groups_of(net: nn.Module, optimizer: str = "muon") -> list[dict]:
+    stage = Stage("s", {"net": Train(lr=1e-2, optimizer=optimizer)}, max_steps=1)
+    return parameter_groups({"net": dict(net.named_parameters())}, stage, {})
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    torch.manual_seed(seed)
+    optimizer.zero_grad()
+    net(torch.randint(5, (8,))).square().mean().backward()
+    optimizer.step()
+
+
+def test_muon_gets_the_matrices_of_repeated_layers_and_adamw_the_rest():
+    net = Net()
+    names = {id(p): n for n, p in net.named_parameters()}
+    muon = {names[id(p)] for group in groups_of(net) if group["muon"] for p in group["params"]}
+    assert muon == {"blocks.0.weight", "blocks.1.weight"}
+    optimizer = make_optimizer(groups_of(net), (0.9, 0.95))
+    assert [type(one).__name__ for one in optimizer.inner] == ["Muon", "AdamW"]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+def test_without_muon_it_is_plain_adamw():
+    assert type(make_optimizer(groups_of(Net(), "adamw"), (0.9, 0.95))) is torch.optim.AdamW
+
+
+def test_parameters_outside_the_layers_move_as_with_adamw_alone():
+    ours, theirs = Net(), Net()
+    step(ours, make_optimizer(groups_of(ours), (0.9, 0.95)), 1)
+    step(theirs, make_optimizer(groups_of(theirs, "adamw"), (0.9, 0.95)), 1)
+    assert torch.equal(ours.head.weight, theirs.head.weight) and torch.equal(ours.table.weight, theirs.table.weight)
+    assert not torch.equal(ours.blocks[0].weight, theirs.blocks[0].weight)
+
+
+def test_a_saved_state_continues_bit_for_bit_and_the_schedule_reaches_both():
+    unbroken = Net()
+    first = make_optimizer(groups_of(unbroken), (0.9, 0.95))
+    schedule = torch.optim.lr_scheduler.LambdaLR(first, lambda step: 0.5**step)
+    for seed in range(2):
+        step(unbroken, first, seed)
+        schedule.step()
+    saved = copy.deepcopy((unbroken.state_dict(), first.state_dict(), schedule.state_dict()))
+    resumed = Net()
+    second = make_optimizer(groups_of(resumed), (0.9, 0.95))
+    again = torch.optim.lr_scheduler.LambdaLR(second, lambda step: 0.5**step)
+    resumed.load_state_dict(saved[0])
+    second.load_state_dict(saved[1])
+    again.load_state_dict(saved[2])
+    for seed in range(2, 4):
+        step(unbroken, first, seed)
+        schedule.step()
+        step(resumed, second, seed)
+        again.step()
+    assert {group["lr"] for group in second.param_groups} == {1e-2 / 16}
+    assert all(torch.equal(a, b) for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_state_of_another_optimizer_is_refused():
+    optimizer = make_optimizer(groups_of(Net()), (0.9, 0.95))
+    with pytest.raises(KeyError, match="inner"):
+        optimizer.load_state_dict(make_optimizer(groups_of(Net(), "adamw"), (0.9, 0.95)).state_dict())
+    assert isinstance(optimizer, MuonWithAdamW)
