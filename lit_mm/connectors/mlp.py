@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
@@ -15,19 +16,35 @@ class MLPProjector(nn.Module):
         vision_width: D.
         language_width: E.
         depth: linears; 1 is LLaVA's single projection.
+        standardise: bring every feature vector to mean 0 and variance 1 first, without learnt weights. The releases do
+            not; the nano vision encoder's features, taken before any last norm, have outliers 70 times as large.
+        start: scale at which the visual tokens start (standard deviation of the last linear times the square root of
+            its width), near that of the text embeddings; None: torch's own, as released.
     Raises:
         UserError: no linear at all.
     """
 
-    def __init__(self, vision_width: int, language_width: int, depth: int = 2) -> None:
+    def __init__(
+        self,
+        vision_width: int,
+        language_width: int,
+        depth: int = 2,
+        standardise: bool = False,
+        start: float | None = None,
+    ) -> None:
         super().__init__()
         if depth < 1:
             raise UserError(f"MLPProjector: `depth` counts its linears and is at least 1, got {depth}")
         self.vision_width, self.language_width = vision_width, language_width
+        self.standardise = standardise
         layers: list[nn.Module] = [nn.Linear(vision_width, language_width)]
         for _ in range(depth - 1):
             layers += [nn.GELU(), nn.Linear(language_width, language_width)]
         self.mlp = nn.Sequential(*layers)
+        if start is not None:
+            last = layers[-1]
+            nn.init.normal_(last.weight, std=start * last.in_features**-0.5)
+            nn.init.zeros_(last.bias)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches -> the same of visual tokens."""
@@ -39,4 +56,4 @@ class MLPProjector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[V, N, D] patch features -> [V, N, E] visual tokens."""
-        return self.mlp(x)
+        return self.mlp(F.layer_norm(x, (self.vision_width,)) if self.standardise else x)

@@ -20,6 +20,7 @@ from lit_mm.processor import Processor, Sample
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.stages import Stage
 from lit_mm.tiling.plan import plan_square
 
 SLOTS = 6  # tokens a cell: a located shape has as many
@@ -42,12 +43,16 @@ class Cells(nn.Module):
         side: rows and columns of cells.
         width: of the vectors.
         vocab_size: token ids.
-        pad: the id of an empty slot; its vector is zero.
+
+    Attributes:
+        noise: standard deviation of what is added to every cell while training. Vision is never exact: without noise a
+            language model comes to need empty cells that are exactly alike, and reads nothing from a picture.
     """
 
-    def __init__(self, side: int, width: int, vocab_size: int, pad: int = 0) -> None:
+    def __init__(self, side: int, width: int, vocab_size: int) -> None:
         super().__init__()
-        self.side, self.width, self.pad = side, width, pad
+        self.side, self.width = side, width
+        self.noise = 0.0
         self.table = nn.Parameter(torch.randn(SLOTS, vocab_size, width) * 0.02)
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -58,7 +63,8 @@ class Cells(nn.Module):
         """[V, slots, R, C] token ids -> [V, R * C, E]."""
         ids = typed.flatten(2).long()  # [V, S, N]
         vectors = self.table[torch.arange(SLOTS, device=ids.device)[:, None], ids]  # [V, S, N, E]
-        return (vectors * (ids != self.pad)[..., None]).sum(dim=1)
+        cells = vectors.sum(dim=1)
+        return cells + self.noise * torch.randn_like(cells) if self.training and self.noise else cells
 
 
 class Straight(nn.Module):
@@ -85,12 +91,19 @@ class TypedPages(MultimodalModule):
         language: the decoder.
         tokenizer: "nano", a tokenizer.json, a folder, or a published name.
         side: rows and columns of cells.
+        noise: stage name -> standard deviation of the noise on the cells; none where a stage is not named.
         prompt: chat template and label rule.
         max_length: longest sample, tokens.
     """
 
     def __init__(
-        self, language: Llama, tokenizer: str, side: int = 8, prompt: Prompt | None = None, max_length: int = 4096
+        self,
+        language: Llama,
+        tokenizer: str,
+        side: int = 8,
+        noise: dict[str, float] | None = None,
+        prompt: Prompt | None = None,
+        max_length: int = 4096,
     ) -> None:
         cells = Cells(side, language.width, language.vocab_size)
         super().__init__(
@@ -103,6 +116,12 @@ class TypedPages(MultimodalModule):
                 max_length=max_length,
             ),
         )
+
+        self.noise = dict(noise or {})
+
+    def begin(self, stage: Stage, **place: int) -> None:
+        super().begin(stage, **place)
+        self.network.vision.noise = self.noise.get(stage.name, 0.0)
 
     def modules_by_part(self) -> dict[str, nn.Module]:
         return {"cells": self.network.vision, "language": self.network.language}

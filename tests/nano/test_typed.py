@@ -8,6 +8,7 @@ from lit_mm.language.llama import Llama
 from lit_mm.nano.typed import SLOTS, Cells, TypedPages
 from lit_mm.nano.world import caption_document, question_document
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.stages import Stage, Train
 
 
 @pytest.fixture
@@ -31,14 +32,27 @@ def test_a_page_takes_one_position_a_cell_and_no_pixel(model: TypedPages):
     assert not batch.views[0].is_floating_point()
 
 
-def test_a_cell_is_the_sum_of_its_slots_and_empty_slots_add_nothing():
+def test_a_cell_is_the_sum_of_its_slots_and_noise_comes_in_training_alone():
     cells = Cells(side=2, width=4, vocab_size=8)
     typed = torch.zeros(1, SLOTS, 2, 2, dtype=torch.long)
     typed[0, 0, 0, 1], typed[0, 1, 0, 1] = 5, 7
     features = cells(typed)
     assert features.shape == (1, 4, 4)
-    torch.testing.assert_close(features[0, 1], cells.table[0, 5] + cells.table[1, 7])
-    assert not features[0, [0, 2, 3]].any()
+    empty = cells.table[:, 0].sum(dim=0)
+    torch.testing.assert_close(features[0, 0], empty)
+    torch.testing.assert_close(
+        features[0, 1], empty - cells.table[0, 0] - cells.table[1, 0] + cells.table[0, 5] + cells.table[1, 7]
+    )
+    cells.noise = 0.1
+    assert not torch.equal(cells(typed), features)
+    assert torch.equal(cells.eval()(typed), features)
+
+
+def test_noise_belongs_to_the_stages_that_are_named(model: TypedPages):
+    model.noise = {"blurred": 0.5}
+    for name, noise in (("read", 0.0), ("blurred", 0.5), ("after", 0.0)):
+        model.begin(Stage(name, {"language": Train(lr=1.0)}, max_steps=1), total_steps=1)
+        assert model.network.vision.noise == noise
 
 
 def test_its_parts_are_the_table_and_the_language_model(model: TypedPages):
