@@ -46,14 +46,14 @@ class Rate(L.Callback):
 
 def measure(cli: RecipeCLI, stage: Stage, steps: int, packed: bool) -> Rate:
     """Train `steps` steps of a stage after the warm-up, about the same number of tokens each either way."""
-    data = cli.data_of(stage)
+    data, processor = cli.data_of(stage), cli.model.processor.of_stage(stage.name)
     if not packed:
         row_tokens, data.row_tokens = data.row_tokens, None
-        mean = sum(len(cli.model.processor.sample(data.source()[i])) for i in range(64)) / 64
+        mean = sum(len(processor.sample(data.source()[i])) for i in range(64)) / 64
         data.global_batch = round(data.global_batch * row_tokens / mean)
         data.micro_batch = None
     rate = Rate()
-    total = data.begin(cli.model.processor, Stage(stage.name, stage.train, max_steps=steps + WARM), seed=cli.seed)
+    total = data.begin(processor, Stage(stage.name, stage.train, max_steps=steps + WARM), seed=cli.seed)
     trainer = cli.trainer_of(
         [rate], [], max_steps=total, accumulate_grad_batches=data.stream.accumulation, enable_progress_bar=False
     )

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from lit_mm.tiling.anyres import Rule, unpad
 from lit_mm.tiling.plan import Size, TilePlan
 
 Run = np.ndarray | str
@@ -26,3 +27,68 @@ def in_order(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
     """All visual tokens of all views as they come; nothing in between. Source: LLaVA, XComposer2 at 224 and 490."""
     total = sum(rows * columns for rows, columns in (token_grid(view.size) for view in plan.views))
     return [np.arange(total, dtype=np.int64)]
+
+
+NEWLINE, SEPARATOR = -1, -2  # the connector's learned vectors, for the layouts below
+
+
+def tokens_of(plan: TilePlan, token_grid: TokenGrid) -> list[np.ndarray]:
+    """Per view the [rows, columns] numbers of its visual tokens."""
+    grids = [token_grid(view.size) for view in plan.views]
+    firsts = np.cumsum([0, *(rows * columns for rows, columns in grids)])[:-1]
+    return [f + np.arange(r * c, dtype=np.int64).reshape(r, c) for f, (r, c) in zip(firsts, grids, strict=True)]
+
+
+def tile_map(plan: TilePlan, token_grid: TokenGrid) -> np.ndarray:
+    """[rows, columns] numbers of the visual tokens of all tiles, put together as the image was cut."""
+    tokens = tokens_of(plan, token_grid)
+    rows, columns = plan.grid
+    tiles = [tokens[view] for view in plan.tiles]
+    return np.block([tiles[row * columns : (row + 1) * columns] for row in range(rows)])
+
+
+def with_newlines(tokens: np.ndarray) -> np.ndarray:
+    """[rows, columns] -> [rows * (columns + 1)], a newline vector after every row."""
+    return np.pad(tokens, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1)
+
+
+def global_then_tiles(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+    """The rows of the global view, a separator, the rows of the map of all tiles; a newline vector after each row.
+
+    With 12 x 12 tokens a view: (rows x columns + 1) x 144 tokens, 1 separator, (rows + 1) x 12 newlines.
+    Source: XComposer2-4KHD, `CLIPVisionTower.forward`.
+    """
+    overview = tokens_of(plan, token_grid)[0]
+    separator = np.array([SEPARATOR], dtype=np.int64)
+    return [np.concatenate([with_newlines(overview), separator, with_newlines(tile_map(plan, token_grid))])]
+
+
+def slices_then_overview(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+    """Slices row by row, the text "," between the slices of a row and "\\n" after each row; the overview last, bare.
+
+    Source: LLaVA-UHD, branch v1; the ids are looked up in the tokenizer at hand, not fixed to Llama's.
+    """
+    tokens = [view.reshape(-1) for view in tokens_of(plan, token_grid)]
+    columns = plan.grid[1]
+    runs: list[Run] = []
+    for number, view in enumerate(plan.tiles, start=1):
+        runs += [tokens[view], "," if number % columns else "\n"]
+    return [*runs, tokens[-1]]
+
+
+def base_then_unpadded_rows(plan: TilePlan, token_grid: TokenGrid, *, rule: Rule = "official") -> list[Run]:
+    """The whole, then the map of all tiles row by row without its padding, a newline vector after every one.
+
+    A plan of one view is its tokens and one newline. Two rows of one tile of 2 x 2 tokens, nothing padded:
+    0 1 2 3, then 4 5 -1, 6 7 -1, 8 9 -1, 10 11 -1.
+
+    Args:
+        rule: as `plan_anyres` was given.
+    Source: LLaVA-NeXT, `mm_patch_merge_type` spatial_unpad of the released code.
+    """
+    base = tokens_of(plan, token_grid)[0].reshape(-1)
+    if not plan.tiles:
+        return [np.append(base, NEWLINE)]
+    cells = tile_map(plan, token_grid)
+    top, left, rows, columns = unpad(plan.image, cells.shape, rule=rule)
+    return [base, with_newlines(cells[top : top + rows, left : left + columns])]

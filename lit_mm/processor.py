@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_mm.batch import IGNORE
-from lit_mm.data.document import Document, Picture
+from lit_mm.data.decode import PictureError
+from lit_mm.data.document import Decodable, Document, Picture
 from lit_mm.data.order import Length
 from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
@@ -34,6 +35,7 @@ class Sample:
         index: [L] `TEXT`, a visual token of this sample (i >= 0, picture by picture), or a learned vector (-(k + 1)).
         plans: one tile plan per picture.
         tokens_per_view: visual tokens of every view of every picture, in order.
+        spans: [start, stop) of the positions that each picture takes, its layout's text included.
     """
 
     document: Document
@@ -42,6 +44,7 @@ class Sample:
     index: np.ndarray
     plans: tuple[TilePlan, ...]
     tokens_per_view: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -64,6 +67,8 @@ class Processor:
             model alone, which takes no pictures.
         normalise: pixel mean and standard deviation, padding colour, resize backend.
         max_length: longest sample in tokens; a longer one is refused.
+        by_stage: stage name -> what lays out the training documents of that stage, where a recipe changes its prompt or
+            tiling from stage to stage. Questions are always asked through this processor.
     """
 
     def __init__(
@@ -76,11 +81,17 @@ class Processor:
         layout: Layout = in_order,
         normalise: Normalise | None = None,
         max_length: int = 4096,
+        by_stage: Mapping[str, Processor] | None = None,
     ) -> None:
         self.tokenizer, self.prompt = tokenizer, prompt
         self.tiling, self.layout, self.token_grid = tiling, layout, token_grid
         self.normalise = normalise or Normalise(CLIP_MEAN, CLIP_STD)
         self.max_length = max_length
+        self.by_stage = dict(by_stage or {})
+
+    def of_stage(self, name: str) -> Processor:
+        """What lays out the training documents of the stage `name`."""
+        return self.by_stage.get(name, self)
 
     def visual_tokens(self, height: int, width: int) -> int:
         """Positions that an image of this size takes in the language model, layout's text included."""
@@ -92,19 +103,36 @@ class Processor:
         Raises:
             UserError: it is longer than `max_length`, or has pictures and the model has no vision encoder.
         """
+        sample = self.lay_out(document)
+        if len(sample) > self.max_length:
+            raise UserError(
+                f"sample {document.id!r} has {len(sample)} tokens ({sum(sample.tokens_per_view)} of them visual), "
+                f"the model takes {self.max_length}. Shorten it, or raise `max_length`"
+            )
+        return sample
+
+    def lay_out(self, document: Document) -> Sample:
+        """As `sample`, however long it becomes: for who truncates it.
+
+        Raises:
+            UserError: it has pictures and the model has no vision encoder, or one that cannot be tiled.
+        """
         if document.pictures and self.token_grid is None:
             raise UserError(
                 f"sample {document.id!r} has {len(document.pictures)} pictures, this model reads text alone"
             )
-        plans = tuple(self.tiling(picture.height, picture.width) for picture in document.pictures)
+        plans = tuple(self._plan(picture, document.id) for picture in document.pictures)
         pieces = [self._picture(plan) for plan in plans]
         firsts = np.cumsum([0, *(sum(tokens) for _, _, tokens in pieces)])
         ids: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         index: list[np.ndarray] = []
+        spans = [(0, 0)] * len(pieces)
         for run in self.prompt.runs(document, self.tokenizer):
             if isinstance(run, PictureRun):
                 own_ids, own_index, _ = pieces[run.number]
+                start = sum(len(piece) for piece in ids)
+                spans[run.number] = (start, start + len(own_ids))
                 ids.append(own_ids)
                 labels.append(np.full(len(own_ids), IGNORE, dtype=np.int64))
                 index.append(np.where(own_index >= 0, own_index + firsts[run.number], own_index))
@@ -113,28 +141,30 @@ class Processor:
                 ids.append(text)
                 labels.append(np.where(np.asarray(run.learn, dtype=bool), text, IGNORE))
                 index.append(np.full(len(text), TEXT, dtype=np.int64))
-        sample = Sample(
+        return Sample(
             document,
             np.concatenate(ids),
             np.concatenate(labels),
             np.concatenate(index),
             plans,
             tuple(n for _, _, tokens in pieces for n in tokens),
+            tuple(spans),
         )
-        if len(sample) > self.max_length:
-            raise UserError(
-                f"sample {document.id!r} has {len(sample)} tokens ({sum(sample.tokens_per_view)} of them visual), "
-                f"the model takes {self.max_length}. Shorten it, or raise `max_length`"
-            )
-        return sample
 
     def views(self, sample: Sample) -> list[Tensor]:
         """Decode and cut the sample's pictures: one [3, H, W] float tensor per view, normalised."""
         return [
             view
-            for picture, plan in zip(sample.document.pictures, sample.plans, strict=True)
+            # A truncated sample has lost its last pictures, its document has not
+            for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
             for view in cut_views(read(picture, sample.document.id), plan.views, self.normalise)
         ]
+
+    def _plan(self, picture: Picture, document_id: str) -> TilePlan:
+        try:
+            return self.tiling(picture.height, picture.width)
+        except UserError as error:
+            raise UserError(f"sample {document_id!r}: {error}") from error
 
     def _picture(self, plan: TilePlan) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         """Token ids, index and tokens per view of one picture."""
@@ -156,12 +186,18 @@ def read(picture: Picture, document_id: str) -> Tensor:
     """Decode to [3, H, W] uint8.
 
     Raises:
-        UserError: the picture is not of the size its metadata promised.
+        PictureError: it cannot be decoded, or is not of the size its metadata promised.
     """
-    image = np.asarray(picture.read().convert("RGB"))
-    if image.shape[:2] != (picture.height, picture.width):
-        raise UserError(
-            f"sample {document_id!r}: a picture is {image.shape[1]} x {image.shape[0]} pixels, its metadata says "
+    try:
+        if isinstance(picture, Decodable):
+            pixels = picture.pixels()
+        else:
+            pixels = torch.from_numpy(np.array(picture.read().convert("RGB"))).permute(2, 0, 1)
+    except PictureError as error:
+        raise PictureError(f"sample {document_id!r}: {error}") from error
+    if tuple(pixels.shape) != (3, picture.height, picture.width):
+        raise PictureError(
+            f"sample {document_id!r}: a picture is {pixels.shape[2]} x {pixels.shape[1]} pixels, its metadata says "
             f"{picture.width} x {picture.height}. Rebuild the index of the data set"
         )
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)
+    return pixels

@@ -14,6 +14,7 @@ from lit_mm.errors import UserError
 from lit_mm.layout import Run, TokenGrid
 from lit_mm.processor import TEXT, Processor
 from lit_mm.prompts.source import load_tokenizer
+from lit_mm.tiling.hd import plan_hd
 from lit_mm.tiling.plan import TilePlan, View
 from tests.tiny import PROMPT, Noise, decoder, document, xcomposer2
 
@@ -30,7 +31,7 @@ def plan_tiles(height: int, width: int) -> TilePlan:
         for r in range(rows)
         for c in range(columns)
     )
-    return TilePlan((rows, columns), (View(thumbnail, thumbnail, (0, 0), (0, 0, *thumbnail), thumbnail), *tiles), True)
+    return TilePlan((height, width), (rows, columns), (View.whole(thumbnail), *tiles), thumbnail="first")
 
 
 def slices_then_overview(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
@@ -178,7 +179,7 @@ def tiled_whole() -> Processor:
     return Processor(
         load_tokenizer("nano"),
         PROMPT,
-        tiling=lambda height, width: TilePlan((1, 1), (View(whole, whole, (0, 0), (0, 0, *whole), whole),)),
+        tiling=lambda height, width: TilePlan((height, width), (1, 1), (View.whole(whole),)),
         token_grid=lambda size: (size[0] // PATCH, size[1] // PATCH),
     )
 
@@ -217,3 +218,11 @@ def test_a_picture_of_another_size_than_promised_is_refused():
     processor = xcomposer2().processor
     with pytest.raises(UserError, match="a picture is 7 x 7 pixels, its metadata says 30 x 20"):
         processor.views(processor.sample(asked(Resized(0))))
+
+
+def test_an_image_that_cannot_be_tiled_is_named_with_its_sample():
+    processor = tiled(overview_then_rows)
+    processor.tiling = plan_hd
+    long = Document("ocr/9", (Turn("user", (Noise(0, height=1, width=30_000), "what?")), Turn("assistant", ("a",))))
+    with pytest.raises(UserError, match=r"sample 'ocr/9': plan_hd cannot tile an image of 30000 x 1"):
+        processor.sample(long)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROLES = ("system", "user", "assistant", "page")
 
@@ -19,6 +22,15 @@ class Picture(Protocol):
 
     def read(self) -> Image.Image:
         """Decode. RGB, `height` x `width` pixels."""
+        ...
+
+
+@runtime_checkable
+class Decodable(Protocol):
+    """A picture that hands over its pixels as a tensor, without the detour through Pillow. Optional."""
+
+    def pixels(self) -> Tensor:
+        """Decode. [3, H, W] uint8 RGB; the caller may not write to it."""
         ...
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+from lit_mm.errors import UserError
 
 Size = tuple[int, int]  # (height, width), pixels
 
@@ -18,6 +21,9 @@ class View:
         resize, canvas, size: (height, width), pixels.
         offset: (top, left), pixels. Negative values crop.
         box: (top, left, height, width) on the canvas, pixels.
+        resample: filter of the first resize, antialiased.
+        antialias: how `box` is brought to `size`, always bicubic: True, antialiased 8-bit pixels as image libraries do;
+            False, normalised values without antialiasing, as some models do inside their forward pass.
     """
 
     resize: Size
@@ -25,6 +31,13 @@ class View:
     offset: Size
     box: tuple[int, int, int, int]
     size: Size
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    antialias: bool = True
+
+    @classmethod
+    def whole(cls, size: Size) -> View:
+        """The whole image stretched to `size`; the aspect ratio is not kept."""
+        return cls(size, size, (0, 0), (0, 0, *size), size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +45,49 @@ class TilePlan:
     """Where to cut one image.
 
     Attributes:
-        grid: (rows, columns) of tiles; (1, 1) for a family that does not tile.
-        views: in the order in which they enter the vision encoder.
-        thumbnail: the first view (`grid` excluded) is the whole image shrunk.
+        image: (height, width) of the source image, pixels.
+        grid: (rows, columns) of tiles; (1, 1) for a family that does not tile, (0, 0) where only the thumbnail is left.
+        views: in the order in which they enter the vision encoder; tiles row-major.
+        thumbnail: which of the views, if any, is the whole image shrunk; `grid` does not count it.
     """
 
+    image: Size
     grid: tuple[int, int]
     views: tuple[View, ...]
-    thumbnail: bool = False
+    thumbnail: Literal["first", "last"] | None = None
+
+    @property
+    def tiles(self) -> range:
+        """Numbers of the views that are tiles."""
+        return range(self.thumbnail == "first", len(self.views) - (self.thumbnail == "last"))
+
+
+def require_pixels(policy: str, height: int, width: int) -> None:
+    """Raises:
+    UserError: the image is empty; `policy` is the function that was asked.
+    """
+    if min(height, width) < 1:
+        raise UserError(f"{policy} needs a non-empty image, got {height=}, {width=}. Leave the image out")
+
+
+def tiles_of(resize: Size, grid: tuple[int, int], tile: Size, **options: object) -> tuple[View, ...]:
+    """Cut a grid of equal tiles, row-major, from a canvas that they cover; the image lies in its middle.
+
+    Args:
+        resize: what the whole image is resized to, pixels; not larger than the canvas. Odd padding leaves the extra
+            pixel at the bottom and at the right.
+        grid: (rows, columns).
+        tile: (height, width) of one tile, pixels.
+        options: further fields of `View`.
+    """
+    (rows, columns), (height, width) = grid, tile
+    canvas = rows * height, columns * width
+    offset = (canvas[0] - resize[0]) // 2, (canvas[1] - resize[1]) // 2
+    return tuple(
+        View(resize, canvas, offset, (row * height, column * width, height, width), tile, **options)
+        for row in range(rows)
+        for column in range(columns)
+    )
 
 
 def plan_square(height: int, width: int, *, size: int) -> TilePlan:
@@ -49,10 +97,8 @@ def plan_square(height: int, width: int, *, size: int) -> TilePlan:
         height, width: source image, pixels.
         size: side of the view, pixels.
     Raises:
-        ValueError: the image is empty.
-    Source: InternLM-XComposer2, non-HD pre-processing (resize to S x S, bicubic).
+        UserError: the image is empty.
+    Source: InternLM-XComposer2, non-HD pre-processing; Qwen-VL; VILA-1.5 (resize to S x S, bicubic).
     """
-    if min(height, width) < 1:
-        raise ValueError(f"plan_square needs a non-empty image, got {height=}, {width=}")
-    side = (size, size)
-    return TilePlan(grid=(1, 1), views=(View(side, side, (0, 0), (0, 0, size, size), side),))
+    require_pixels("plan_square", height, width)
+    return TilePlan((height, width), (1, 1), (View.whole((size, size)),))

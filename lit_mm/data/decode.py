@@ -1,0 +1,217 @@
+"""Image files -> pixels: upright RGB as a person sees it, or an error that names the file. Runs in the workers.
+
+JPEG goes through libjpeg-turbo directly (simplejpeg: twice as fast as Pillow, bit-equal with its default DCT), all
+else, CMYK included, through Pillow. Sizes come from headers; no pixel is decoded before the header has passed.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lit_mm.errors import UserError
+
+LIMIT_PIXELS = 1024**3 // 4 // 3  # 89 megapixels, where Pillow begins to warn: 256 MB of RGB
+# No EPS: to read one runs a program. JPEG includes MPO, the several pictures of a phone; the first is taken.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# What Pillow's readers raise over damaged bytes: beside OSError, whatever their parsing trips over (a broken PNG is a
+# SyntaxError, a text chunk that explodes a ValueError, a broken directory of a TIFF any of the others).
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    AttributeError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+UNPARSED = (SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged EXIF alone
+
+# `limit_pixels` refuses by error what Pillow would only warn of
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class PictureError(UserError):
+    """An image that cannot become pixels: missing, not an image, damaged, too large, or of no agreed range."""
+
+
+def decode(data: bytes | Path, *, limit_pixels: int = LIMIT_PIXELS, name: str = "") -> Tensor:
+    """Decode one image to [3, H, W] uint8 RGB (strided as H x W x 3, the order in which decoders write).
+
+    Turned upright by its EXIF orientation; alpha, also of a palette, is laid on white; of an animation the first frame;
+    16-bit grey is scaled to 8 bits, of 16-bit RGB the high byte is kept, as Pillow does.
+
+    Args:
+        data: the file's bytes, or its path.
+        limit_pixels: more pixels than this are refused before they are decoded. Pillow's own limit, twice the default,
+            holds as well.
+        name: what errors call an image given as bytes, such as "shard-03.tar: 0017.jpg".
+    Raises:
+        PictureError: the image is missing, not an image, truncated or damaged, has more than `limit_pixels`, or holds
+            32-bit values.
+    """
+    name = _name(data, name)
+    if isinstance(data, Path):
+        with _reading(name):
+            data = data.read_bytes()
+    with _reading(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check(image, limit_pixels, name)
+        turn = _orientation(image, io.BytesIO(data))
+        pixels = _jpeg(data) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
+        if pixels is None:
+            pixels = _rgb(image)
+    return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
+
+
+def read_header(data: bytes | Path | BinaryIO, *, limit_pixels: int = LIMIT_PIXELS, name: str = "") -> tuple[int, int]:
+    """(height, width) of the upright image, pixels. Decodes none; of a file it reads the header alone.
+
+    Args:
+        data: the file's bytes, its path, or the file opened for reading bytes (seekable).
+        limit_pixels, name: as for `decode`.
+    Raises:
+        PictureError: the header alone shows that `decode` must fail.
+    """
+    name = _name(data, name)
+    with _reading(name):
+        stream = data.open("rb") if isinstance(data, Path) else io.BytesIO(data) if isinstance(data, bytes) else data
+        try:
+            with Image.open(stream, formats=FORMATS) as image:
+                _check(image, limit_pixels, name)
+                width, height = image.size
+                return (width, height) if _orientation(image, stream) >= 5 else (height, width)
+        finally:
+            if stream is not data:
+                stream.close()
+
+
+def _name(data: bytes | Path | BinaryIO, name: str) -> str:
+    return name or (str(data) if isinstance(data, Path) else getattr(data, "name", None) or "an image given as bytes")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Whatever a reader trips over becomes a PictureError about this image."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise PictureError(f"there is no image {name!r}. Is the path relative to another folder?") from error
+    except Image.UnidentifiedImageError as error:
+        raise PictureError(
+            f"{name!r} is not an image that can be read: it begins like none of {', '.join(FORMATS)}. "
+            "Is it empty, or named wrongly? Replace it, or leave it out"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"the image {name!r} is too large to decode ({error}). Shrink it, or leave it out"
+        ) from error
+    except UNREADABLE as error:
+        raise PictureError(f"the image {name!r} is damaged ({error}). Replace the file, or leave it out") from error
+
+
+def _check(image: Image.Image, limit_pixels: int, name: str) -> None:
+    width, height = image.size
+    if width * height > limit_pixels:
+        raise PictureError(
+            f"the image {name!r} has {width} x {height} = {width * height} pixels, at most {limit_pixels} are decoded. "
+            "Shrink it, or leave it out"
+        )
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # 16-bit PGM arrives as I, 0 to 65535
+        raise PictureError(
+            f"the image {name!r} holds 32-bit values, whose black and white nobody knows. Convert it to 8 bits"
+        )
+
+
+def _orientation(image: Image.Image, stream: BinaryIO) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none or Pillow turns by itself.
+
+    EXIF that cannot be parsed says nothing about orientation and its pixels are good: so do Pillow (of a JPEG) and
+    browsers. Pillow's own look-up decodes a whole PNG, because EXIF may follow the pixels; here its chunks are walked.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        exif = Image.Image.getexif(image)
+        if image.format == "PNG" and ORIENTATION not in exif:
+            late = _png_exif(stream)
+            if late is not None:
+                exif.load(b"Exif\x00\x00" + late)
+        turn = exif.get(ORIENTATION, 1)
+    except UNPARSED:
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def _png_exif(stream: BinaryIO) -> bytes | None:
+    """The eXIf chunk of a PNG, wherever it stands. Skips over pixels; leaves the stream where it was."""
+    before = stream.tell()
+    try:
+        stream.seek(len(PNG_SIGNATURE))
+        while len(head := stream.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                return stream.read(length)
+            stream.seek(length + 4, io.SEEK_CUR)  # and the checksum
+        return None
+    finally:
+        stream.seek(before)
+
+
+def _jpeg(data: bytes) -> np.ndarray | None:
+    """[H, W, 3] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
+
+    Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return None
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """[H, W, 3] uint8 by Pillow, stored orientation."""
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits. Pillow's own conversion clips: nearly all would be white
+        values = np.asarray(image)
+        if "transparency" in image.info:
+            values = np.where(values == image.info["transparency"], 65535, values)
+        grey = (values / 257).round().astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Undo an EXIF orientation. [H, W, 3] -> the same, or [W, H, 3] for 5 to 8."""
+    if turn == 1:
+        return pixels
+    if turn >= 5:  # stored lying down: rows are the picture's columns
+        pixels = pixels.swapaxes(0, 1)
+    if turn in (3, 4, 7, 8):  # upside down
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):  # left and right exchanged
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,33 @@
+"""Sliding windows over one fixed size, then a view of the whole. Monkey."""
+
+from __future__ import annotations
+
+from lit_mm.tiling.plan import Size, TilePlan, View, require_pixels
+
+
+def plan_windows(
+    height: int, width: int, *, size: Size = (896, 896), window: int = 448, stride: int | None = None
+) -> TilePlan:
+    """Stretch the image to `size`, whatever its own, and slide a window over it; the whole, shrunk, comes last.
+
+    Only windows that fit are taken: of 1344 x 895 pixels, 3 x 1 windows of 448.
+
+    Args:
+        height, width: source image, pixels.
+        size: (height, width) that every image is stretched to, pixels. The paper's largest is 896 x 1344.
+        window: side of a window and of the view of the whole, pixels.
+        stride: step from window to window, pixels; None for `window`, without overlap.
+    Raises:
+        UserError: the image is empty.
+    Source: Monkey, `sliding_window` and `VisionTransformer.encode`. The view of the whole is taken from normalised
+        values without antialiasing, as the released forward pass does.
+    """
+    require_pixels("plan_windows", height, width)
+    stride = stride or window
+    tops = range(0, size[0] - window + 1, stride)
+    lefts = range(0, size[1] - window + 1, stride)
+    side = (window, window)
+    views = [View(size, size, (0, 0), (top, left, *side), side) for top in tops for left in lefts]
+    views.append(View(size, size, (0, 0), (0, 0, *size), side, antialias=False))
+    grid = (len(tops), len(lefts)) if tops and lefts else (0, 0)
+    return TilePlan((height, width), grid, tuple(views), thumbnail="last")

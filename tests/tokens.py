@@ -1,0 +1,33 @@
+"""Shared by the tests of tilings: the rows of a golden table, and a processor that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lit_mm.layout import Layout, TokenGrid, in_order
+from lit_mm.processor import Processor
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.tiling.plan import TilePlan
+
+
+def rows_of(table: dict[str, Any], rows: str = "rows", columns: str = "columns") -> list[dict[str, Any]]:
+    """The rows of a golden table by the names of its columns."""
+    return [dict(zip(table[columns], row, strict=True)) for row in table[rows]]
+
+
+class Letters:
+    """A tokenizer with one token a letter, as published ones have for "," and "\\n"."""
+
+    pad_id = 0
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+def counter(
+    tiling: Callable[[int, int], TilePlan], token_grid: TokenGrid | tuple[int, int], layout: Layout = in_order
+) -> Processor:
+    """A processor to be asked for `visual_tokens`. `token_grid` may be the same (rows, columns) for every view."""
+    grid = token_grid if callable(token_grid) else lambda size: token_grid
+    return Processor(Letters(), XComposer2Prompt(), tiling=tiling, token_grid=grid, layout=layout)
