@@ -1,7 +1,9 @@
 """LightningDataModules: one per corpus, and the nano world's."""
 
 from datamodules.conversations import Conversations
+from datamodules.mixture import Mixture
 from datamodules.nano import NanoDocuments
+from datamodules.nano_interleaved import NanoInterleaved
 from datamodules.nano_prints import NanoPrints
 
-__all__ = ["Conversations", "NanoDocuments", "NanoPrints"]
+__all__ = ["Conversations", "Mixture", "NanoDocuments", "NanoInterleaved", "NanoPrints"]

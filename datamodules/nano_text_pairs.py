@@ -111,5 +111,5 @@ class NanoTextPairs(StreamDataModule):
 
     def begin(self, processor: Processor, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
         steps = super().begin(processor, stage, seed=seed, rank=rank, world=world)
-        self.rows = PairRows(self.rows.source, processor)
+        self.rows = PairRows(self.rows.maker.documents, processor)
         return steps

@@ -6,18 +6,23 @@ import multiprocessing
 import os
 import threading
 from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Protocol
 
 import lightning as L
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_mm.batch import Batch
 from lit_mm.data.collate import collate
 from lit_mm.data.document import Document
-from lit_mm.data.order import Length, MicroBatch, Plan, RowStream, stable_hash
+from lit_mm.data.mixture import Interleaved, Joined
+from lit_mm.data.order import MicroBatch, Plan, RowStream, stable_hash
+from lit_mm.data.screen import FEW, BadSample, Fault, SampleMaker, Screen, TooLong, unlearnt
 from lit_mm.errors import UserError
-from lit_mm.processor import Processor
+from lit_mm.processor import Processor, Sample
 from lit_mm.stages import Stage
 
 PREFETCH = 4  # micro-batches that a worker makes ahead
@@ -32,27 +37,57 @@ class Source(Protocol):
 
 
 class Rows(Dataset):
-    """Makes the batch of a `MicroBatch`: tokenising, decoding, tiling and collating happen here, in the workers."""
+    """Makes the batch of a `MicroBatch`: tokenising, decoding, tiling and collating happen here, in the workers.
 
-    def __init__(self, source: Source, processor: Processor) -> None:
-        self.source, self.processor = source, processor
+    A sample whose pixels cannot be read is *lost* unless `on_bad_sample` is fail: it keeps its positions and gets blank
+    views of the same shapes, so nothing moves for the others, and it carries no label. The loss counts it as one that
+    is learnt perfectly: its tokens stay in the planned denominator `step_tokens`, its share of the sum is zero, and
+    every other sample has the gradient it would have had beside a sound neighbour. A sample whose entry has become
+    unreadable since it was planned leaves its row shorter, and counts in the same way.
+
+    Args:
+        maker: makes the samples.
+        on_bad_sample: fail lets the error through.
+    """
+
+    def __init__(self, maker: SampleMaker, on_bad_sample: BadSample = "fail") -> None:
+        self.maker, self.on_bad_sample = maker, on_bad_sample
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
-        rows = [[self.processor.sample(self.source[number]) for number in row] for row in micro.rows]
-        return collate(rows, self.processor, step_tokens=micro.step_tokens)
+        documents = self.maker.documents
+        lost: list[Fault] = []
+        rows = [[(number, *made) for number in row if (made := self._make(number, lost))] for row in micro.rows]
+        gone = {fault.number for fault in lost}
+        held = Counter(documents.source_of(number) for row in micro.rows for number in row if number not in gone)
+        batch = collate(
+            [[sample for _, sample, _ in row] for row in rows],
+            self.maker.processor,
+            step_tokens=micro.step_tokens,
+            views=[views for row in rows for _, _, views in row],
+            sources=[[documents.source_of(number) for number, _, _ in row] for row in rows]
+            if len(documents.names) > 1
+            else None,
+        )
+        return replace(
+            batch,
+            sample_ids=tuple(sample.document.id for row in rows for number, sample, _ in row if number not in gone),
+            held=tuple(held[source] for source in range(len(documents.names))),
+            lost=tuple(lost),
+        )
 
-
-class Lengths:
-    """Sample number -> `Length`, computed once per sample."""
-
-    def __init__(self, source: Source, processor: Processor) -> None:
-        self.source, self.processor = source, processor
-        self.known: dict[int, Length] = {}
-
-    def __call__(self, number: int) -> Length:
-        if number not in self.known:
-            self.known[number] = self.processor.sample(self.source[number]).length
-        return self.known[number]
+    def _make(self, number: int, lost: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
+        """A sample and its views; None, and an entry in `lost`, where there is no sample at all any more."""
+        document: Document | None = None
+        sample: Sample | None = None
+        try:
+            document = self.maker.documents[number]
+            sample, _ = self.maker.make(document)
+            return sample, [] if self.maker.processor.token_grid is None else self.maker.processor.views(sample)
+        except UserError as error:
+            if self.on_bad_sample == "fail":
+                raise
+            lost.append(Fault.of(number, error, document.id if document is not None else ""))
+        return None if sample is None else unlearnt(sample)
 
 
 def end_with_parent(worker: int) -> None:
@@ -79,10 +114,19 @@ class StreamDataModule(L.LightningDataModule, ABC):
         global_batch: rows per optimizer step over all ranks. A row is a pack of samples, or one sample without packing.
         micro_batch: rows per rank and forward; left out, the global batch in one forward per rank. Accumulation is
             derived, and must be whole.
-        row_tokens: packing: the most tokens in a row; None for one sample a row.
-        row_views: packing: the most image views in a row; None for no limit.
+        row_tokens: the most tokens in a packed row. null switches packing off: a row is one sample, and the rows of a
+            micro-batch are padded to the longest.
+        row_views: the most image views in a packed row; null for no limit.
         window: samples that are packed together.
         num_workers: worker processes of the loader; the stream does not depend on it.
+        too_long: what happens to a sample that is longer than the model's `max_length` or than a row: truncate cuts its
+            end off, never a part of an image; refuse makes it a bad sample.
+        on_bad_sample: what happens to a sample that cannot be read, does not fit, or has nothing to learn: fail stops
+            the run; skip leaves it out and counts it by reason; quarantine also lists it by id in ledger.jsonl.
+        max_bad: share of bad samples above which the run stops all the same. It is counted over at least 1000 samples,
+            or over the whole data set where that is smaller.
+        max_unsupervised: the same, before the first step already, for samples with nothing to learn, which `max_bad`
+            does not count.
     """
 
     def __init__(
@@ -93,6 +137,10 @@ class StreamDataModule(L.LightningDataModule, ABC):
         row_views: int | None = None,
         window: int = 1024,
         num_workers: int = 1,
+        too_long: TooLong = "refuse",
+        on_bad_sample: BadSample = "fail",
+        max_bad: float = 0.01,
+        max_unsupervised: float = 0.05,
     ) -> None:
         super().__init__()
         counts = {
@@ -107,9 +155,15 @@ class StreamDataModule(L.LightningDataModule, ABC):
             raise UserError(f"the data section counts from 1 (`num_workers` from 0), got {wrong or num_workers}")
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.row_tokens, self.row_views, self.window = row_tokens, row_views, window
+        shares = {"max_bad": max_bad, "max_unsupervised": max_unsupervised}
+        if wrong := {name: share for name, share in shares.items() if not 0 <= share <= 1}:
+            raise UserError(f"the data section needs shares from 0 to 1, got {wrong}")
         self.num_workers = num_workers
+        self.too_long, self.on_bad_sample = too_long, on_bad_sample
+        self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
         self.first_step = 0
         self.stream: RowStream | None = None
+        self.screen: Screen | None = None  # what became of the samples; None before a stage, or where all are sound
 
     @abstractmethod
     def source(self) -> Source:
@@ -125,14 +179,30 @@ class StreamDataModule(L.LightningDataModule, ABC):
         The last step of an epoch is filled with the first rows of the next.
         """
         source = self.source()
-        self.rows = Rows(source, processor)
+        joined = source if isinstance(source, Joined) else Joined([source], [name_of(source)])
+        maker = SampleMaker(
+            joined,
+            processor,
+            too_long=self.too_long,
+            row_tokens=self.row_tokens,
+            row_views=self.row_views if self.row_tokens else None,
+        )
+        self.rows = Rows(maker, self.on_bad_sample)
+        self.screen = Screen(
+            maker,
+            on_bad_sample=self.on_bad_sample,
+            max_bad=self.max_bad,
+            max_unsupervised=self.max_unsupervised,
+        )
+        seed = stable_hash(seed, stage.name)
         plan = Plan(
-            len(source),
-            Lengths(source, processor),
-            seed=stable_hash(seed, stage.name),
+            sum(joined.draws),
+            self.screen,
+            seed=seed,
             row_tokens=self.row_tokens,
             row_views=self.row_views,
             window=self.window,
+            order=Interleaved(joined, seed) if len(joined.names) > 1 or joined.draws != joined.sizes else None,
         )
         steps = stage.max_steps or -(-plan.rows_of(stage.epochs) // self.global_batch)
         self.first_step = 0
@@ -152,6 +222,9 @@ class StreamDataModule(L.LightningDataModule, ABC):
         self.stream.first_step = self.first_step
         # A loader asks for its first micro-batches while its workers start. A mistake in the data that stops it there
         # leaves half a loader, whose clean-up writes tracebacks of its own: so the mistake shall show before.
+        if self.screen is not None and not self.first_step:
+            for number in self.stream.plan.first(FEW):  # too many samples with nothing to learn end the run here
+                self.screen(number)
         for _ in islice(self.stream, PREFETCH * self.num_workers):
             pass
         return DataLoader(
@@ -165,8 +238,13 @@ class StreamDataModule(L.LightningDataModule, ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer steps finished: the same on every rank, and all there is to the position in the stream."""
-        return {"finished_steps": self.trainer.global_step, "global_batch": self.global_batch}
+        """Optimizer steps finished: the same on every rank, and all there is to the position in the stream.
+
+        `mark` follows from them. It spares a restart the packing of all windows before (see `Plan`).
+        """
+        finished = self.trainer.global_step
+        mark = self.stream.plan.mark(max(0, finished * self.global_batch - 1))
+        return {"finished_steps": finished, "global_batch": self.global_batch, "mark": list(mark)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["global_batch"] != self.global_batch:
@@ -175,3 +253,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
                 f"{self.global_batch}: the stream would not continue. Set it back, or start a new run folder"
             )
         self.first_step = state["finished_steps"]
+        if "mark" in state:  # not in checkpoints of before
+            number, rows = state["mark"]
+            self.stream.plan.go_to((number, rows))
+
+
+def name_of(source: Source) -> str:
+    """A source's name in logs and in the ledger: its own, or its class."""
+    return getattr(source, "name", None) or type(source).__name__

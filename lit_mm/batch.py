@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lit_mm.data.screen import Fault
 
 IGNORE = -100  # the label of a position whose prediction carries no loss
 
@@ -27,8 +31,12 @@ class Batch:
             view that nothing refers to, so that every rank makes the same encoder calls and gradients are zero, not
             missing.
         num_visual: visual tokens that `views` must make, blank view included; fusion checks it.
-        sample_ids: the samples in reading order.
+        sample_ids: the samples in reading order; a lost one is not among them.
         step_tokens: supervised tokens of the whole optimizer step, over all ranks and micro-batches.
+        source_ids: [B, L] number of the data source each position comes from; None where there is but one.
+        held: samples that are learnt here, by source; empty where nobody keeps a ledger.
+        lost: planned samples whose document or pixels could not be read. Their positions carry no label, their tokens
+            stay in `step_tokens`.
     """
 
     input_ids: Tensor
@@ -41,6 +49,9 @@ class Batch:
     num_visual: int
     sample_ids: tuple[str, ...]
     step_tokens: int = 0
+    source_ids: Tensor | None = None
+    held: tuple[int, ...] = ()
+    lost: tuple[Fault, ...] = ()
 
     @property
     def num_tokens(self) -> int:

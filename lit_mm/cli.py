@@ -14,10 +14,11 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   fit        run a recipe's stages:      python -m lit_mm fit --config experiments/xcomposer2.yaml
   evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
+  data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
 
 Every command explains itself with --help. --debug shows tracebacks."""
 
-COMMANDS = ("fit", "evaluate", "generate")
+COMMANDS = ("fit", "evaluate", "generate", "data")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
 
 
@@ -60,8 +61,9 @@ def mistake_of(error: Exception) -> UserError | None:
 def said(error: UserError) -> str:
     """The message of an error, alone: a loader's worker hands it over inside the text of a traceback."""
     text = str(error)
-    if text.startswith("Caught UserError in "):
-        text = text.rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2]
+    kind = type(error)
+    if text.startswith(f"Caught {kind.__name__} in "):
+        text = text.rpartition(f"{kind.__module__}.{kind.__qualname__}: ")[2]
     return text.strip()
 
 
@@ -81,6 +83,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         print(fit_help())
         sys.exit(0)
+    if name == "data":  # checks the pair of torch itself, where it needs torch
+        from lit_mm.commands.data import data
+
+        return data
     if not helping:
         from lit_mm.environment import check_torch_pair
 

@@ -55,6 +55,7 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.vision, self.connector, self.language = vision, connector, language
         self.fusion = fusion
+        self.loss_by_source: Tensor | None = None  # of the last training batch, for whoever keeps account
 
     def bank(self, views: tuple[Tensor, ...]) -> Tensor:
         """Views grouped by shape -> [K, E]: the visual tokens of all views, then the connector's learned vectors."""
@@ -91,10 +92,22 @@ class MultimodalModel(nn.Module):
         )
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        """Sum of the cross-entropy over supervised tokens, fp32. Only their positions are projected."""
+        """Sum of the cross-entropy over supervised tokens, fp32. Only their positions are projected.
+
+        Of a batch from several sources, `loss_by_source` then tells the share of each.
+        """
         hidden = self.hidden(batch)
         learnt = batch.labels[:, 1:] != IGNORE  # position i predicts what i + 1 holds
         logits = self.language.logits(hidden[:, :-1][learnt])
-        return F.cross_entropy(logits.float(), batch.labels[:, 1:][learnt], reduction="sum")
+        losses = F.cross_entropy(logits.float(), batch.labels[:, 1:][learnt], reduction="none")
+        if batch.source_ids is not None:
+            self.loss_by_source = _by_source(losses.detach(), batch.source_ids[:, 1:][learnt], len(batch.held))
+        return losses.sum()
 
     forward = loss_sum
+
+
+def _by_source(losses: Tensor, source_ids: Tensor, num_sources: int) -> Tensor:
+    """[T] losses and their sources -> [2, S]: for each source the sum of its losses, and its tokens."""
+    of_each = [source_ids == source for source in range(num_sources)]  # no scatter: that is not deterministic on GPUs
+    return torch.stack([torch.stack([losses[own].sum(), own.sum().to(losses)]) for own in of_each], dim=1)

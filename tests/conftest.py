@@ -65,6 +65,12 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of test data stay out of the user's cache."""
+    monkeypatch.setenv("LIT_MM_CACHE", str(tmp_path_factory.getbasetemp() / "lit_mm_cache"))
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     """Random inputs are the same in every run, whichever tests are picked."""
     torch.manual_seed(0)

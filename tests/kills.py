@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 
 from lit_mm import checkpoints
 from lit_mm.module import MultimodalModule
+from tests.faulty import FaultyMixture
 from tests.tiny import run_recipe, stages, xcomposer2
 
 
@@ -33,6 +35,9 @@ class Launch:
     Attributes:
         folder: run folder; a launch in the folder of a killed one resumes it.
         workers, micro_batch: of the data module.
+        ranks: processes, joined by gloo.
+        faulty: folder of a mixture with bad samples (`tests.faulty`), in place of the plain documents.
+        policy: other arguments of its data module.
         dropout: of the partial LoRA.
         kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
             "finetune start", "pretrain end" (before the stage's last checkpoint), "fsync 4" (the fourth of the run; a
@@ -44,6 +49,10 @@ class Launch:
     micro_batch: int = 2
     dropout: float = 0.1
     kill: str = ""
+    ranks: int = 1
+    faulty: str = ""
+    policy: dict[str, Any] = field(default_factory=dict)
+    steps: int = 5
 
 
 def launch_all(launches: list[Launch], folder: Path) -> None:
@@ -123,23 +132,47 @@ def run(launch: Launch) -> None:
         place, _, step = rest.partition(" ")
         callbacks.append(Kill(where, place, int(step or 0)))
     options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}
+    if launch.faulty:
+        options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
-    run_recipe(module, stages(steps=5), Path(launch.folder), callbacks=callbacks, every=2, **options)
+    recipe = stages(steps=launch.steps)
+    run_recipe(module, recipe, Path(launch.folder), callbacks=callbacks, every=2, ranks=launch.ranks, **options)
 
 
 def main(jobs: str) -> None:
     for job in json.loads(Path(jobs).read_text()):
         sys.stdout.flush()
-        child = os.fork()
-        if not child:
-            try:
-                os.dup2(2, 1)  # what a run prints is not an exit code
-                run(Launch(**job))
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        launch, port = Launch(**job), free_port()
+        children = [start(launch, rank, port) for rank in range(launch.ranks)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        # A rank that waits for one that was killed a moment before ends by an error of its own
+        print(-signal.SIGKILL if -signal.SIGKILL in codes else max(codes))
+
+
+def start(launch: Launch, rank: int, port: int) -> int:
+    """One process of a launch."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.dup2(2, 1)  # what a run prints is not an exit code
+        if launch.ranks > 1:  # what torchrun sets
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "kills"}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.environ |= {"WORLD_SIZE": str(launch.ranks), "LOCAL_WORLD_SIZE": str(launch.ranks)}
+        run(launch)
+        sys.stderr.flush()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.0.train.connector.zzz", 1)))
-    assert message.splitlines()[1].strip() == "It has lr, weight_decay, layer_decay, from_step"
+    assert message.splitlines()[1].strip() == "It has lr, weight_decay, layer_decay, from_step, optimizer"
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_misspelt_override_is_told_from_a_mistake_in_the_file(
     [
         (("fti",), "there is no command 'fti'. Did you mean 'fit'?"),
         (("evalute", "runs/latest"), "there is no command 'evalute'. Did you mean 'evaluate'?"),
-        (("zzz",), "there is no command 'zzz'. There are fit, evaluate, generate."),
+        (("zzz",), "there is no command 'zzz'. There are fit, evaluate, generate, data."),
         (("evaluate", "--docments", "3"), "there is no option --docments. Did you mean --documents?"),
         (("evaluate", "--documents", "few"), "argument --documents: invalid int value: 'few'"),
         (("evaluate", "--documents", "0"), "--documents is at least 1, got 0"),
@@ -395,8 +395,8 @@ def truncated_jpeg() -> bytes:
 def test_a_damaged_image_found_by_a_worker_is_told_without_the_workers_traceback(mistake: Mistake) -> None:
     damaged = truncated_jpeg()
     message = mistake("fit", "--config", written(conversations(damaged, damaged)))
-    assert message.startswith("the image '") and ".jpg' is damaged (" in message
-    assert message.endswith("Replace the file")
+    assert message.startswith("data.json:") and ".jpg' is damaged (" in message
+    assert message.endswith("Replace the file, or leave it out")
 
 
 def test_a_file_that_is_no_image_is_named(mistake: Mistake) -> None:

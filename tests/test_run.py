@@ -89,9 +89,12 @@ def test_dropout_was_at_work_in_those_runs(runs):
 
 
 def test_no_sample_of_an_epoch_is_trained_twice(runs):
-    samples = [sample for line in ledger(runs / "unbroken")[:10] for sample in line.split()]
-    assert max(Counter(samples[:24]).values()) == 1  # the first epoch of the first stage
-    assert max(Counter(samples[24:48]).values()) == 1
+    lines = ledger(runs / "unbroken")[:10]  # the first stage: five steps of two micro-batches, two epochs and a bit
+    came = Counter({f"tiny/{number}": 0 for number in range(24)})
+    for step in range(5):
+        came.update(sample for line in lines[2 * step : 2 * step + 2] for sample in line.split())
+        assert max(came.values()) - min(came.values()) <= 1
+    assert max(came.values()) >= 2
 
 
 def test_a_run_that_is_split_otherwise_after_each_kill_goes_on_with_the_same_stream(runs):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,10 @@ import lightning as L
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 
 from callbacks.checkpointing import Checkpointing
+from callbacks.ledger import DataLedger
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.steps import StepObserver
 from datamodules.stream import Source, StreamDataModule
@@ -104,7 +107,10 @@ class Documents(StreamDataModule):
 
 
 class Ledger(StepObserver):
-    """Appends "stage micro-batch sample ids" after every micro-batch; what a killed run did twice is there twice."""
+    """Appends "stage micro-batch sample ids" after every micro-batch; what a killed run did twice is there twice.
+
+    Of several ranks each has a file, `ledger-<ranks>-<rank>.txt`.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -113,7 +119,9 @@ class Ledger(StepObserver):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        with self.path.open("a") as file:
+        split = f"-{trainer.world_size}-{trainer.global_rank}" if trainer.world_size > 1 else ""
+        path = self.path.with_stem(self.path.stem + split)
+        with path.open("a") as file:
             file.write(" ".join([pl_module.stage.name, str(batch_idx), *batch.sample_ids]) + "\n")
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -125,8 +133,12 @@ def stages(steps: int = 4) -> list[Stage]:
     return [Stage("pretrain", frozen, max_steps=steps, warmup=0.3), Stage("finetune", everything, max_steps=steps)]
 
 
-def trainer(callbacks: Sequence[L.Callback] = (), *, max_steps: int = 1, accumulate_grad_batches: int = 1) -> L.Trainer:
+def trainer(
+    callbacks: Sequence[L.Callback] = (), *, max_steps: int = 1, accumulate_grad_batches: int = 1, ranks: int = 1
+) -> L.Trainer:
     return L.Trainer(
+        devices=ranks,
+        strategy="ddp" if ranks > 1 else "auto",
         max_steps=max_steps,
         accumulate_grad_batches=accumulate_grad_batches,
         callbacks=list(callbacks),
@@ -148,14 +160,17 @@ def run_recipe(
     callbacks: Sequence[L.Callback] = (),
     every: int = 2,
     seed: int = 0,
+    ranks: int = 1,
+    data_class: Callable[..., StreamDataModule] = Documents,
     **data: Any,
 ) -> None:
-    """What `fit` does with a recipe: metrics.csv, ledger.txt and checkpoints in `folder`; resumes.
+    """What `fit` does with a recipe: metrics.csv, the ledger's files, ledger.txt and checkpoints in `folder`; resumes.
 
     Args:
         callbacks: told of a step before metrics.csv is.
         every: optimizer steps between checkpoints.
-        data: arguments of `Documents`.
+        ranks: processes of the run, of which this is one.
+        data_class, data: the data module and its arguments.
     """
     run_folder = RunFolder(folder)
     run_folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -163,14 +178,15 @@ def run_recipe(
         *callbacks,
         Ledger(folder / "ledger.txt"),
         MetricsCSV(folder / "metrics.csv"),
+        DataLedger(folder, Console(file=io.StringIO())),
         Checkpointing(run_folder.checkpoints, every),
     ]
     run_stages(
         module,
         recipe,
         run_folder,
-        data_of=lambda stage: Documents(**{**data, **stage.data}),
-        trainer_of=partial(trainer, observers),
+        data_of=lambda stage: data_class(**{**data, **stage.data}),
+        trainer_of=partial(trainer, observers, ranks=ranks),
         seed=seed,
     )
 

@@ -14,6 +14,7 @@ import torch
 from callbacks.checkpointing import Checkpointing
 from callbacks.examination import Examination, read_accuracy
 from callbacks.freeze_audit import FreezeAudit
+from callbacks.ledger import DataLedger
 from callbacks.memory_trim import MemoryTrim
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
@@ -47,6 +48,7 @@ def fit(arguments: Sequence[str]) -> None:
         StageProgress(stages),
         FreezeAudit(),
         MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
+        DataLedger(folder.path),
         MemoryTrim(),
     ]
     if cli.datamodule.heldout(1):

@@ -127,6 +127,9 @@ class RecipeCLI(LightningCLI):
             UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses.
         """
         check_recipe(self.stages, self.model.parts())
+        named = {stage.name for stage in self.config_init.stages or []}
+        if unknown := sorted(set(getattr(self.model, "by_stage", ())) - named):
+            raise UserError(f"`model.init_args.by_stage` names {unknown}; the recipe has the stages {sorted(named)}")
         self.trainer_of([], [])
         for stage in self.stages:
             if not len(self.data_of(stage).source()):

@@ -19,6 +19,8 @@ def collate(
     step_tokens: int = 0,
     left_pad: bool = False,
     multiple: int = 8,
+    views: Sequence[Sequence[Tensor]] | None = None,
+    sources: Sequence[Sequence[int]] | None = None,
 ) -> Batch:
     """Pack samples into rows, group their views by shape and resolve the index of every visual position.
 
@@ -27,16 +29,18 @@ def collate(
         step_tokens: supervised tokens of the whole optimizer step.
         left_pad: padding in front, so that the last position of every row is its sample's last; for generation.
         multiple: the row length is rounded up to a multiple of this.
+        views: the views of every sample, in reading order, where they have been read already.
+        sources: number of the data source of every sample, by row; None where there is but one source.
     """
     samples = [sample for row in rows for sample in row]
-    length = max(sum(len(sample) for sample in row) for row in rows)
+    length = max(1, *(sum(len(sample) for sample in row) for row in rows))  # all samples of all rows may be lost
     length = -(-length // multiple) * multiple
-    views, first_of_view, num_visual = group_views(samples, processor)
+    views, first_of_view, num_visual = group_views(samples, processor, views)
 
     shape = (len(rows), length)
     input_ids = np.full(shape, processor.tokenizer.pad_id, dtype=np.int64)
     labels = np.full(shape, IGNORE, dtype=np.int64)
-    segments, positions, index = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    segments, positions, index, source_ids = (np.zeros(shape, dtype=np.int64) for _ in range(4))
     visual = np.zeros(shape, dtype=bool)
     view = 0
     for r, row in enumerate(rows):
@@ -50,6 +54,8 @@ def collate(
             positions[r, span] = np.arange(len(sample))
             visual[r, span] = sample.index != TEXT
             index[r, span] = _resolve(sample, first_of_view[view:], num_visual)
+            if sources is not None:
+                source_ids[r, span] = sources[r][number - 1]
             view += len(sample.tokens_per_view)
             start += len(sample)
     return Batch(
@@ -63,18 +69,29 @@ def collate(
         num_visual=num_visual,
         sample_ids=tuple(sample.document.id for sample in samples),
         step_tokens=step_tokens,
+        source_ids=None if sources is None else torch.from_numpy(source_ids),
     )
 
 
-def group_views(samples: Sequence[Sample], processor: Processor) -> tuple[tuple[Tensor, ...], list[int], int]:
+def group_views(
+    samples: Sequence[Sample], processor: Processor, read: Sequence[Sequence[Tensor]] | None = None
+) -> tuple[tuple[Tensor, ...], list[int], int]:
     """The views by shape, the place in the bank of every view's first token, and the visual tokens in all.
 
     Without any view there is one blank one of the size that the family gives to a small square image; a language model
     alone has none.
+
+    Args:
+        read: the views of every sample, where they have been read already.
     """
     if processor.token_grid is None:
         return (), [], 0
-    views = [(view, n) for s in samples for view, n in zip(processor.views(s), s.tokens_per_view, strict=True)]
+    read = read if read is not None else [processor.views(sample) for sample in samples]
+    views = [
+        (view, n)
+        for sample, own in zip(samples, read, strict=True)
+        for view, n in zip(own, sample.tokens_per_view, strict=True)
+    ]
     if not views:
         height, width = processor.tiling(64, 64).views[0].size
         rows, columns = processor.token_grid((height, width))

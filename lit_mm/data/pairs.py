@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from lit_mm.batch import IGNORE, Batch
 from lit_mm.data.collate import collate
 from lit_mm.errors import UserError
 from lit_mm.processor import Processor, Sample
+
+if TYPE_CHECKING:
+    from lit_mm.data.screen import Fault
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,16 @@ class PairBatch:
     @property
     def sample_ids(self) -> tuple[str, ...]:
         return self.source.sample_ids
+
+    @property
+    def held(self) -> tuple[int, ...]:
+        """As `Batch.held`: pairs come from one source."""
+        return (len(self.sample_ids),)
+
+    @property
+    def lost(self) -> tuple[Fault, ...]:
+        """As `Batch.lost`: text has no pixels that could be lost."""
+        return ()
 
     @property
     def num_tokens(self) -> int:

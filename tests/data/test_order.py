@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from itertools import islice
+from itertools import islice, pairwise
 
+import numpy as np
 import pytest
 
 from lit_mm.data.order import Length, Plan, RowStream, stable_hash
@@ -115,6 +116,68 @@ def test_windows_are_packed_when_they_are_reached():
     micros = iter(stream(source=plan(samples=10_000, length=counted), global_batch=2))
     list(islice(micros, 1))
     assert len(asked) == 16
+
+
+@pytest.mark.parametrize("start", [0, 1, 40, 77, 200, 399])
+def test_a_mark_takes_the_stream_up_without_packing_what_came_before(start):
+    rows = plan().rows(0, 420)
+    mark = plan().mark(start)
+    asked = set()
+
+    def counted(number):
+        asked.add(number)
+        return length(number)
+
+    source = plan(length=counted)
+    source.go_to(mark)
+    assert source.rows(start, start + 4) == rows[start : start + 4]
+    assert len(asked) <= 32  # two windows at most
+    assert source.rows(0, 420) == rows  # what lies before the mark is found as well
+    assert source.mark(start) == mark
+    assert source.rows_of(1) == plan().rows_of(1)
+
+
+def some_left_out(number):
+    return None if number % 5 == 0 or 30 <= number < 70 else length(number)
+
+
+@pytest.mark.parametrize("window", [1, 4, 16, 200])
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_what_is_left_out_is_told_once_whatever_the_steps_and_wherever_they_start(window, step):
+    source = plan(length=some_left_out, window=window)
+    end = source.rows_of(3)
+    cuts = [*range(0, end, step), end]
+    told = [source.left_out(start, stop) for start, stop in pairwise(cuts)]
+    out = [n for n in range(100) if some_left_out(n) is None]
+    assert sorted(n for step in told for n in step) == sorted(out * 3)
+    assert sorted(n for row in source.rows(0, end) for n in row) == sorted([*(set(range(100)) - set(out))] * 3)
+    for at in (1, len(told) // 2, len(told) - 1):
+        fresh = plan(length=some_left_out, window=window)
+        fresh.go_to(fresh.mark(cuts[at] - 1))
+        assert fresh.left_out(cuts[at], cuts[at + 1]) == told[at]
+
+
+def test_an_epoch_is_told_whole_by_the_steps_that_end_with_it():
+    source = plan(length=some_left_out, window=1)
+    end = source.rows_of(1)
+    assert len(source.left_out(0, end)) + sum(len(row) for row in source.rows(0, end)) == 100
+
+
+def test_a_data_set_of_which_everything_is_left_out_is_refused():
+    with pytest.raises(UserError, match="all were left out"):
+        plan(length=lambda number: None).rows(0, 1)
+
+
+def test_another_order_may_be_given():
+    source = Plan(6, length, seed=0, row_tokens=None, window=2, order=lambda epoch: np.arange(6) + 10 * epoch)
+    assert source.rows(4, 8) == [(4,), (5,), (10,), (11,)]
+    assert source.first(3) == [0, 1, 2]
+
+
+def test_a_step_tells_the_samples_that_it_accounts_for():
+    source = stream(source=plan(length=some_left_out))
+    rows = source.plan.rows(8, 16)
+    assert source.samples(1) == ([n for row in rows for n in row], source.plan.left_out(8, 16))
 
 
 def test_a_global_batch_that_cannot_be_split_is_refused_with_the_cure():

@@ -5,7 +5,7 @@ from random import Random
 import pytest
 
 from lit_mm.data.order import Length
-from lit_mm.data.packing import pack
+from lit_mm.data.packing import pack, share_out
 from lit_mm.errors import UserError
 
 
@@ -64,3 +64,32 @@ def test_equal_lengths_keep_the_given_order():
 def test_a_sample_that_alone_exceeds_a_budget_is_refused_with_both_numbers(tokens, views):
     with pytest.raises(UserError, match=rf"sample 7 has {tokens} tokens and {views} views, a row holds 10 and 3"):
         pack([7], [Length(tokens, views, 0)], tokens=10, views=3)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rows_are_shared_out_in_equal_numbers_and_none_twice(seed):
+    rng = Random(seed)
+    costs = [(rng.randint(1, 100), rng.randint(0, 9)) for _ in range(48)]
+    for shares in (1, 2, 8, 48):
+        dealt = share_out(costs, shares)
+        assert [len(places) for places in dealt] == [48 // shares] * shares
+        assert sorted(place for places in dealt for place in places) == list(range(48))
+        assert all(places == sorted(places) for places in dealt)
+        assert dealt == share_out(costs, shares)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_share_has_far_more_tokens_or_views_than_another(seed):
+    rng = Random(seed)
+    costs = [(rng.randint(3900, 4096), rng.randint(1, 20)) for _ in range(64)]  # packed rows; in order: 1.2 and more
+    for kind in (0, 1):
+        loads = [sum(costs[place][kind] for place in places) for places in share_out(costs, 8)]
+        assert max(loads) * 8 <= 1.05 * sum(loads)
+
+
+def test_one_share_gets_all_rows_as_they_are():
+    assert share_out([(1, 1), (9, 0), (5, 5)], 1) == [[0, 1, 2]]
+
+
+def test_rows_without_views_or_tokens_are_shared_out_too():
+    assert share_out([(4, 0), (1, 0), (3, 0), (2, 0)], 2) == [[0, 1], [2, 3]]

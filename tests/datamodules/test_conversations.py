@@ -5,7 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from datamodules.conversations import ConversationFile, Conversations
+from datamodules.conversations import Conversations
+from lit_mm.data.sources import XComposerConversations
 from lit_mm.errors import UserError
 
 TURNS = [{"from": "user", "value": "<ImageHere>what colour ?"}, {"from": "assistant", "value": "red"}]
@@ -31,7 +32,7 @@ def written(folder, entries, name="data.json"):
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 def test_a_list_and_a_file_of_lines_are_read_alike(folder, name):
-    source = ConversationFile(written(folder, [entry("one"), entry("two", ["pictures/b.png"])], name))
+    source = XComposerConversations(written(folder, [entry("one"), entry("two", ["pictures/b.png"])], name))
     assert [source[n].id for n in range(len(source))] == ["one", "two"]
     assert [p.path.name for p in source[1].pictures] == ["b.png"]
     assert (source[0].pictures[0].width, source[0].pictures[0].height) == (20, 10)
@@ -41,7 +42,7 @@ def test_a_list_and_a_file_of_lines_are_read_alike(folder, name):
 
 def test_images_may_lie_elsewhere_and_text_needs_none(folder):
     text = {"conversations": [{"from": "user", "value": "hello"}, {"from": "assistant", "value": "hi"}]}
-    source = ConversationFile(written(folder, [entry(image="a.png"), text]), images=str(folder / "pictures"))
+    source = XComposerConversations(written(folder, [entry(image="a.png"), text]), images=str(folder / "pictures"))
     assert source[0].pictures[0].path == folder / "pictures" / "a.png"
     assert source[1].pictures == ()
     assert source[1].id == "data.json:2"
@@ -50,12 +51,12 @@ def test_images_may_lie_elsewhere_and_text_needs_none(folder):
 def test_a_text_file_named_png_is_refused_where_it_stands(folder):
     (folder / "pictures" / "a.png").write_text("no pixels")
     with pytest.raises(UserError, match=r"a\.png' is not an image"):
-        ConversationFile(written(folder, [entry()]))[0]
+        XComposerConversations(written(folder, [entry()]))[0]
 
 
 @pytest.mark.parametrize("bad", ["text", 3, {"id": "x"}, {"conversations": "no list"}])
 def test_an_entry_of_another_form_is_named_by_its_place(folder, bad):
-    source = ConversationFile(written(folder, [entry(), bad]))
+    source = XComposerConversations(written(folder, [entry(), bad]))
     with pytest.raises(UserError, match=r"data\.json:2: an entry is an object with a list `conversations`"):
         source[1]
 
@@ -67,11 +68,11 @@ def test_an_entry_of_another_form_is_named_by_its_place(folder, bad):
 def test_a_file_that_is_no_list_of_conversations_is_refused(tmp_path, text, message):
     (tmp_path / "data.json").write_text(text)
     with pytest.raises(UserError, match=message):
-        ConversationFile(str(tmp_path / "data.json"))
+        XComposerConversations(str(tmp_path / "data.json"))
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"there is no data file .*`data\.init_args\.path`"):
+    with pytest.raises(UserError, match=r"there is no data file .*Correct the source's `path`"):
         Conversations(str(tmp_path / "absent.json")).source()
 
 
@@ -83,3 +84,20 @@ def test_heldout_conversations_come_from_their_own_file(folder):
     assert [document.id for document in data.heldout()] == ["h0", "h1", "h2"]
     assert [len(data.heldout(count)) for count in (0, 2, 9)] == [0, 2, 3]
     assert [document.id for document in (data.source()[0],)] == ["train"]
+
+
+def test_other_formats_are_declared(folder):
+    turns = [{"from": "human", "value": "<image>what colour ?"}, {"from": "gpt", "value": "red"}]
+    path = written(folder, [entry(turns=turns)])
+    assert Conversations(path, format="llava").source()[0].turns[0].parts[1] == "what colour ?"
+    assert [document.id for document in Conversations(path, heldout_path=path, format="llava").heldout()] == ["one"]
+    turns = [{"from": "user", "value": "<img>pictures/a.png</img>what colour ?"}, {"from": "assistant", "value": "red"}]
+    path = written(folder, [{"id": "one", "conversations": turns}])
+    assert Conversations(path, format="qwen_vl").source()[0].pictures[0].path == folder / "pictures" / "a.png"
+
+
+def test_what_becomes_of_bad_samples_is_passed_on(folder):
+    data = Conversations(
+        written(folder, [entry()]), too_long="truncate", on_bad_sample="skip", max_bad=0.5, max_unsupervised=0.25
+    )
+    assert (data.too_long, data.on_bad_sample, data.max_bad, data.max_unsupervised) == ("truncate", "skip", 0.5, 0.25)

@@ -5,15 +5,19 @@ import os
 import pickle
 import select
 import time
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from datamodules.stream import end_with_parent
+from lit_mm.batch import IGNORE
+from lit_mm.data.decode import PictureError
+from lit_mm.data.order import MicroBatch
 from lit_mm.errors import UserError
 from lit_mm.stages import Stage, Train
-from tests.tiny import Documents, document, xcomposer2
+from tests.tiny import Documents, Noise, document, xcomposer2
 
 STAGE = Stage("a", {"language": Train(lr=1.0)}, max_steps=6)
 
@@ -56,7 +60,8 @@ def test_its_state_is_one_number_and_it_goes_on_from_there():
     data = begun(micro_batch=1)
     data.trainer = SimpleNamespace(global_step=4, strategy=SimpleNamespace(root_device=torch.device("cpu")))
     state = data.state_dict()
-    assert state == {"finished_steps": 4, "global_batch": 4}
+    assert state["finished_steps"] == 4
+    assert state["mark"] == list(begun(micro_batch=2).stream.plan.mark(15))  # follows from the step
     resumed = begun(micro_batch=2)
     resumed.load_state_dict(state)
     assert ids(resumed) == ids(begun(micro_batch=2))[8:]
@@ -87,13 +92,102 @@ def test_without_packing_a_row_is_one_sample():
 
 def test_lengths_are_computed_once():
     data = begun()
-    lengths = data.stream.plan.length
-    before = dict(lengths.known)
-    assert len(before) == 0  # `max_steps` needs none
+    assert data.screen.known == 0  # `max_steps` needs none
     list(data.stream)
-    assert lengths.known
-    assert lengths(3) is lengths(3)
-    assert lengths(3) == xcomposer2().processor.sample(document(3)).length
+    assert 0 < data.screen.known <= 24
+    data.screen.maker = None  # nobody is asked again
+    assert data.screen(3) == xcomposer2().processor.sample(document(3)).length
+
+
+@dataclass(frozen=True)
+class Torn(Noise):
+    """A picture whose pixels cannot be read."""
+
+    def read(self):
+        raise PictureError("the picture is torn")
+
+
+class WithBad(Documents):
+    """Documents of which one has torn pictures."""
+
+    def __init__(self, bad, **options):
+        super().__init__(count=12, window=12, **options)
+        self.bad = bad
+
+    def source(self):
+        documents = super().source()
+        sound = documents[self.bad]
+        documents[self.bad] = sound.with_pictures(Torn(p.seed) for p in sound.pictures)
+        return documents
+
+
+def lost_and_sound(**options):
+    """One step with a sample whose pixels are torn, and the same step with all sound."""
+    made = []
+    for data in (WithBad(2, on_bad_sample="quarantine", **options), Documents(12, window=12, **options)):
+        data.begin(xcomposer2().processor, STAGE, seed=0)
+        step = next(micro for micro in data.stream if any(2 in row for row in micro.rows))
+        assert len(next(row for row in step.rows if 2 in row)) > 1 or options.get("row_tokens", 1) is None
+        made.append(data.rows[step])
+    return made
+
+
+@pytest.mark.parametrize("row_tokens", [192, None])
+def test_a_sample_that_a_worker_loses_keeps_its_place_and_no_label(row_tokens):
+    lost, sound = lost_and_sound(row_tokens=row_tokens)
+    (fault,) = lost.lost
+    assert (fault.number, fault.sample_id, fault.kind) == (2, "tiny/2", "unreadable_image")
+    assert "the picture is torn" in fault.reason
+    assert set(sound.sample_ids) - set(lost.sample_ids) == {"tiny/2"}
+    assert sound.held[0] - lost.held[0] == 1
+    for name in ("input_ids", "segment_ids", "position_ids", "visual_mask", "index", "step_tokens"):
+        assert torch.equal(torch.as_tensor(getattr(lost, name)), torch.as_tensor(getattr(sound, name)))
+    assert [v.shape for v in lost.views] == [v.shape for v in sound.views]
+    gone = xcomposer2().processor.sample(document(2)).length.supervised
+    assert sound.num_supervised - lost.num_supervised == gone > 0
+
+
+def test_the_others_learn_as_if_a_lost_sample_were_learnt_perfectly():
+    """Bit for bit: the gradients are those of the sound step in which only the labels of that sample are hidden."""
+    lost, sound = lost_and_sound()
+    hidden = replace(sound, labels=torch.where(lost.labels == IGNORE, lost.labels, sound.labels))
+    found = []
+    for batch in (lost, hidden):
+        module = xcomposer2(trained=True)
+        loss = module.network.loss_sum(batch)
+        (loss / batch.step_tokens).backward()
+        found.append((loss.detach(), module.network.language.lm.lm_head.weight.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_a_torn_picture_stops_the_run_where_the_policy_is_fail():
+    data = WithBad(2, on_bad_sample="fail")
+    data.begin(xcomposer2().processor, STAGE, seed=0)
+    with pytest.raises(PictureError, match="sample 'tiny/2': the picture is torn"):
+        list(data.train_dataloader())
+
+
+def test_a_step_of_which_a_worker_loses_everything_still_has_its_shape():
+    data = WithBad(2, on_bad_sample="skip")
+    data.begin(xcomposer2().processor, STAGE, seed=0)
+    batch = data.rows[MicroBatch(((2,),), 5)]
+    assert batch.sample_ids == ()
+    assert batch.num_supervised == 0
+    data.rows.maker.documents.sources[0][2] = document(2, pictures=0).without_answer()  # and now not even an entry
+    batch = data.rows[MicroBatch(((2,), (2,)), 5)]
+    assert batch.input_ids.shape == (2, 8)
+    assert not batch.segment_ids.any()
+    assert batch.num_views == 1
+    module = xcomposer2()
+    (module.network.loss_sum(batch) / 5).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in module.network.parameters())
+
+
+@pytest.mark.parametrize("name", ["max_bad", "max_unsupervised"])
+def test_shares_are_from_zero_to_one(name):
+    with pytest.raises(UserError, match=rf"shares from 0 to 1, got {{'{name}': 1.5}}"):
+        Documents(**{name: 1.5})
 
 
 def test_the_rows_can_travel_to_a_worker():

@@ -1,0 +1,125 @@
+"""Several sources in one stream, weighted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from datamodules.stream import Source, StreamDataModule, name_of
+from lit_mm.data.document import Document
+from lit_mm.data.mixture import Joined, draws_per_epoch
+from lit_mm.data.screen import BadSample, TooLong
+from lit_mm.data.sources import open_source
+from lit_mm.errors import UserError
+
+
+@dataclass
+class Member:
+    """One source of a mixture.
+
+    Args:
+        source: documents by number, as a class (`class_path: lit_mm.data.sources.LlavaConversations`) or a declaration
+            (`{format: llava, path: chat.json}`), see `lit_mm.data.sources`.
+        name: in logs and in the ledger; the source's own when left out.
+        weight: its share of an epoch, relative to the others', where `weights: explicit`.
+        repeat: how often an epoch goes through it, where `weights: repeat`; 0.5 takes half of it in turn. 1 if neither
+            this nor `draws` is given.
+        draws: or, in place of `repeat`, samples of it in an epoch (XComposer's data lists give thousands of them).
+    """
+
+    source: Source | dict[str, Any]
+    name: str | None = None
+    weight: float | None = None
+    repeat: float | None = None
+    draws: int | None = None
+
+
+class Mixture(StreamDataModule):
+    """Documents of several sources, interleaved so that every part of an epoch has nearly the weights of the whole.
+
+    Args:
+        sources: the members.
+        weights: how often each is drawn. size: every sample once an epoch. sqrt: in proportion to the square root of
+            its size (InstructBLIP). explicit: to its `weight`. repeat: as many passes, or `draws`, as it says.
+        heldout_source: documents that are never trained on, asked at the end; none when left out.
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers: see `StreamDataModule`.
+        too_long, on_bad_sample, max_bad, max_unsupervised: see `StreamDataModule`.
+    """
+
+    def __init__(
+        self,
+        sources: list[Member],
+        weights: Literal["size", "sqrt", "explicit", "repeat"] = "size",
+        heldout_source: Source | dict[str, Any] | None = None,
+        global_batch: int = 64,
+        micro_batch: int | None = None,
+        row_tokens: int | None = None,
+        row_views: int | None = None,
+        window: int = 1024,
+        num_workers: int = 4,
+        too_long: TooLong = "refuse",
+        on_bad_sample: BadSample = "fail",
+        max_bad: float = 0.01,
+        max_unsupervised: float = 0.05,
+    ) -> None:
+        super().__init__(
+            global_batch,
+            micro_batch,
+            row_tokens,
+            row_views,
+            window,
+            num_workers,
+            too_long,
+            on_bad_sample,
+            max_bad,
+            max_unsupervised,
+        )
+        if not sources:
+            raise UserError("the mixture has no sources: list at least one under `data.init_args.sources`")
+        self.members = [replace(member, source=_opened(member.source)) for member in sources]
+        self.weights = weights
+        self.heldout_source = None if heldout_source is None else _opened(heldout_source)
+        self.joined = self._joined()
+
+    def _joined(self) -> Joined:
+        names = [member.name or name_of(member.source) for member in self.members]
+        sizes = [len(member.source) for member in self.members]
+        if 0 in sizes:
+            raise UserError(f"the data set is empty: source {names[sizes.index(0)]!r} of the mixture holds no sample")
+        reads = {"explicit": ("weight",), "repeat": ("repeat", "draws")}.get(self.weights, ())
+        for name, member in zip(names, self.members, strict=True):
+            given = [key for key in ("weight", "repeat", "draws") if getattr(member, key) is not None]
+            if set(given) - set(reads) or len(given) > 1 or (self.weights == "explicit" and not given):
+                wanted = {"explicit": "a `weight`", "repeat": "`repeat` or `draws`"}.get(self.weights, "none of them")
+                raise UserError(f"source {name!r}: with `weights: {self.weights}` it takes {wanted}, got {given}")
+        if self.weights == "size":
+            draws = sizes
+        elif self.weights == "repeat":
+            draws = [_draws(name, member, size) for name, member, size in zip(names, self.members, sizes, strict=True)]
+        else:
+            ratios = [math.sqrt(n) for n in sizes] if self.weights == "sqrt" else [m.weight for m in self.members]
+            draws = draws_per_epoch(sizes, ratios, names)
+        return Joined([member.source for member in self.members], names, draws)
+
+    def source(self) -> Joined:
+        return self.joined
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        if self.heldout_source is None:
+            return []
+        size = len(self.heldout_source)
+        return [self.heldout_source[i] for i in range(size if count is None else min(count, size))]
+
+
+def _opened(source: Source | dict[str, Any]) -> Source:
+    """A source; a declaration is opened."""
+    return open_source(source) if isinstance(source, dict) else source
+
+
+def _draws(name: str, member: Member, size: int) -> int:
+    """Samples of an epoch by `repeat` or `draws`."""
+    draws = member.draws if member.draws is not None else round(size * (1 if member.repeat is None else member.repeat))
+    if draws < 1:
+        raise UserError(f"source {name!r} of {size} samples is never drawn: raise its `repeat` or `draws`")
+    return draws

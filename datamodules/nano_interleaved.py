@@ -1,0 +1,123 @@
+"""The nano world as VILA's three corpora: captions, web pages with pairs, and questions blended with text alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Literal
+
+from datamodules.nano import NanoSource
+from datamodules.stream import Source, StreamDataModule
+from lit_mm.data.document import Document, Picture, Turn
+from lit_mm.data.order import stable_hash
+from lit_mm.errors import UserError
+from lit_mm.nano.text import reading_document
+from lit_mm.nano.world import SKILLS, caption_document, page, question_document
+
+FEWEST, MOST = 2, 4  # pictures of a web page: three on average, and three pairs beside it make as many
+
+
+def web_page(index: int, *, split: str, seed: int) -> Document:
+    """Two to four pictures, each right before the sentence that says what is on it, and sentences without a picture.
+
+    Sentences are joined by a space, but there is none beside a picture, as in VILA's MMC4.
+    """
+    rng = Random(stable_hash("web page", seed, split, index))
+    shown = [
+        page(MOST * index + number, split=split, seed=seed, kind=rng.choice(SKILLS))
+        for number in range(rng.randint(FEWEST, MOST))
+    ]
+    sentences: list[tuple[Picture | None, str]] = [(picture, picture.transcript) for picture in shown]
+    if rng.random() < 0.5:
+        unseen = caption_document(index, split=split, seed=stable_hash(seed, "unseen"))
+        sentences.insert(rng.randrange(len(sentences) + 1), (None, unseen.answer))
+    parts: list[str | Picture] = []
+    for number, (picture, sentence) in enumerate(sentences):
+        if picture is not None:
+            parts.append(picture)
+        elif number:
+            sentence = f" {sentence}"
+        parts.append(sentence)
+    return Document(f"{split}/web/{index:06d}", (Turn("page", tuple(parts)),), source="nano-web")
+
+
+def pair(index: int, *, split: str, seed: int) -> Document:
+    """A picture (a story has several) and what is on it, as running text."""
+    captioned = caption_document(index, split=split, seed=seed)
+    turn = Turn("page", (*captioned.pictures, captioned.answer))
+    return Document(f"{captioned.id}/pair", (turn,), source="nano-pairs", skill=captioned.skill)
+
+
+class Blend:
+    """Documents of several makers by turns.
+
+    Args:
+        makers: document number n is made by number n of them, from the start again.
+        count: documents.
+    """
+
+    def __init__(self, makers: tuple[Callable[[int], Document], ...], count: int) -> None:
+        self.makers, self.count = makers, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> Document:
+        return self.makers[number % len(self.makers)](number)
+
+
+class NanoInterleaved(StreamDataModule):
+    """Generated pages to read, in the forms that VILA's stages take.
+
+    Args:
+        kind: captions; interleaved, one web page for three pairs, so that half of the pictures are in pages; blended,
+            one text without pictures for three documents of pictures with questions.
+        documents: size of the training set.
+        questions: questions per training document, at most.
+        heldout_documents: size of the held-out set, balanced over all skills, one question each.
+        world_seed: of the generated documents (not of the run).
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers: see `StreamDataModule`.
+    Source: arXiv:2312.07533, sections 3.2 and 3.3: MMC4 and COYO about 1 : 1 in images; joint tuning with text alone.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["captions", "interleaved", "blended"] = "interleaved",
+        documents: int = 20_000,
+        questions: int = 3,
+        heldout_documents: int = 450,
+        world_seed: int = 0,
+        global_batch: int = 8,
+        micro_batch: int | None = None,
+        row_tokens: int | None = 512,
+        row_views: int | None = None,
+        window: int = 1024,
+        num_workers: int = 1,
+    ) -> None:
+        super().__init__(global_batch, micro_batch, row_tokens, row_views, window, num_workers)
+        if documents < 1 or questions < 1:
+            raise UserError(
+                f"`data.init_args` needs at least 1 of `documents` and `questions`, got {documents} and {questions}"
+            )
+        self.kind, self.documents, self.questions = kind, documents, questions
+        self.heldout_documents, self.world_seed = heldout_documents, world_seed
+
+    def source(self) -> Source:
+        seed = stable_hash(self.world_seed, self.kind)
+
+        def make(maker: Callable[..., Document], **more: int) -> Callable[[int], Document]:
+            return lambda number: maker(number, split="train", seed=seed, **more)
+
+        asked = make(question_document, questions=self.questions)
+        makers = {
+            "captions": (make(caption_document),),
+            "interleaved": (make(web_page), *[make(pair)] * 3),
+            "blended": (make(reading_document, questions=self.questions), *[asked] * 3),
+        }
+        return Blend(makers[self.kind], self.documents)
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
+            count = self.heldout_documents
+        source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
+        return [source[i] for i in range(count)]

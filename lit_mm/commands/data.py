@@ -1,0 +1,357 @@
+"""`data`: check a data set, show a sample with what is learnt of it, index the pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lit_mm.commands.options import Arguments
+from lit_mm.errors import UserError
+
+if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
+    import lightning as L
+    import numpy as np
+    from PIL import Image
+    from rich.text import Text
+
+    from lit_mm.data.sources import SampleError
+    from lit_mm.data.sources.check import Summary
+    from lit_mm.processor import Processor, Sample
+
+PROG = "python -m lit_mm data"
+EPILOG = """examples:
+  python -m lit_mm data check --config experiments/xcomposer2.yaml
+  python -m lit_mm data check --source "{format: llava, path: chat.json, images: pictures}" --format json
+  python -m lit_mm data show 17 --config experiments/xcomposer2.yaml --output sample.png
+  python -m lit_mm data index --source "{format: captions, path: 'shards/{00000..00127}.tar'}"
+
+formats: llava, qwen_vl, xcomposer, captions (WebDataset tar shards), obelics, mmc4, folder.
+Indexes lie in $LIT_MM_CACHE (default: ~/.cache/lit_mm)."""
+BROKEN = 2  # exit code of `check` where something is wrong
+GAP = 4  # pixels between views
+
+
+def data(arguments: Sequence[str]) -> None:
+    """Check a data set without decoding pixels, show a sample with its label mask, or index its pictures."""
+    parser = Arguments(prog=PROG, description=data.__doc__, epilog=EPILOG)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check | show | index")
+
+    check_parser = actions.add_parser("check", description=check.__doc__, help="what is wrong, with file and line")
+    check_parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print")
+    check_parser.add_argument("--lines", type=int, default=100, help="errors to list, 0 for all (default: 100)")
+
+    show_parser = actions.add_parser("show", description=show.__doc__, help="one sample as the model sees it")
+    show_parser.add_argument("index", type=int, help="number of the sample, from 0")
+    show_parser.add_argument("--output", metavar="PNG", help="where its views go (default: sample-<index>.png)")
+
+    index_parser = actions.add_parser("index", description=index.__doc__, help="read all picture sizes once")
+    index_parser.add_argument("--rebuild", action="store_true", help="read them again though they are indexed")
+
+    for one in (check_parser, show_parser, index_parser):
+        one.add_argument("--config", help="a recipe: its data section, and its model for `show`")
+        one.add_argument("--stage", help="of the recipe (default: all; the first for `show`)")
+        one.add_argument(
+            "--source", metavar="YAML", help="one source instead of the recipe's: {format: ..., path: ...}"
+        )
+    chosen = parser.parse_args(arguments)
+    if chosen.config is None and (chosen.source is None or chosen.action == "show"):
+        needs = "--config" if chosen.action == "show" else "--config or --source"
+        raise UserError(f"data {chosen.action} needs {needs} ({PROG} {chosen.action} --help)")
+    {"check": check, "show": show, "index": index}[chosen.action](chosen)
+
+
+# --- check -----------------------------------------------------------------------------------------------------------
+def check(chosen: argparse.Namespace) -> None:
+    """Go through all samples without decoding pixels: placeholders against images, ids, files, headers, empty answers,
+    regions, JSON. Exit code 2 if anything is wrong."""
+    from lit_mm.data.sources.check import as_record, check_source
+
+    if chosen.lines < 0:
+        raise UserError(f"--lines is at least 0, got {chosen.lines}")
+    found: list[tuple[str, SampleError]] = []
+    summaries = []
+    for name, source in sources_of(chosen, heldout=True):
+
+        def tell(error: SampleError, name: str = name) -> None:
+            if not chosen.lines or len(found) < chosen.lines:
+                found.append((name, error))
+
+        with bar(f"checking {name}", len(source)) as progress:
+            summaries.append(check_source(name, source, tell, progress))
+    errors = sum(sum(summary.kinds.values()) for summary in summaries)
+    if chosen.format == "json":
+        report = {
+            "ok": not errors,
+            "errors": errors,
+            "findings": [as_record(*one) for one in found],
+            "sources": [summary.as_dict() for summary in summaries],
+        }
+        print(json.dumps(report))
+    else:
+        for _, error in found:
+            print(". ".join(filter(None, (f"{error.where}: {error.kind}: {error.reason}", error.remedy))))
+        if errors > len(found):
+            print(f"... and {errors - len(found)} more; --lines 0 lists all")
+        print(summary_table(summaries))
+    if errors:
+        sys.exit(BROKEN)
+
+
+def summary_table(summaries: Sequence[Summary]) -> str:
+    """Samples, pictures and errors of every source, ready to print."""
+    import io
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAVY, pad_edge=False)
+    for column, justify in (("source", "left"), ("samples", "right"), ("pictures", "right"), ("broken", "right")):
+        table.add_column(column, justify=justify)
+    table.add_column("errors")
+    for one in summaries:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in one.kinds.most_common()) or "none"
+        table.add_row(one.name, str(one.samples), str(one.pictures), str(one.broken), kinds)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(table)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+
+
+# --- index -----------------------------------------------------------------------------------------------------------
+def index(chosen: argparse.Namespace) -> None:
+    """Read the header of every picture once and keep the sizes, so that no later start opens the files for them.
+    Interrupted, it goes on where it was."""
+    from lit_mm.data.sources import Source
+    from lit_mm.data.sources.cache import cache_folder
+
+    for name, source in sources_of(chosen):
+        if not isinstance(source, Source):
+            print(f"{name}: {len(source)} samples are generated, there is nothing to index")
+            continue
+        if chosen.rebuild:
+            source.forget_index()
+        with bar(f"indexing {name}", len(source)) as progress:
+            pictures, unknown = source.build_index(progress)
+        print(
+            f"{name}: {len(source)} samples, {pictures} pictures; the index is in {cache_folder()}"
+            + (f". {unknown} pictures could not be read: `{PROG} check` says why" if unknown else "")
+        )
+
+
+# --- show ------------------------------------------------------------------------------------------------------------
+def show(chosen: argparse.Namespace) -> None:
+    """Print a sample as the model sees it, what is learnt in colour, and write its views into one picture."""
+    from rich.console import Console
+
+    processor, documents = processor_and_documents(chosen)
+    if not 0 <= chosen.index < len(documents):
+        raise UserError(f"there are {len(documents)} samples, from 0 to {len(documents) - 1}; got {chosen.index}")
+    sample = processor.lay_out(documents[chosen.index])
+    length, document = sample.length, sample.document
+    views = processor.views(sample) if length.views else []
+    output = chosen.output or f"sample-{chosen.index}.png"
+    if views:
+        try:
+            side_by_side([seen(view.numpy(), processor) for view in views]).save(output)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"the views cannot be written to {output!r} ({error}). Choose a .png with --output"
+            ) from error
+    visual = sum(stop - start for start, stop in sample.spans)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"sample {document.id!r} of {document.source or 'its source'}", markup=False)
+    console.print(
+        f"{length.tokens} tokens: {length.supervised} learnt, {visual} of pictures ({len(document.pictures)} pictures, "
+        f"{length.views} views); the model takes {processor.max_length}",
+        markup=False,
+    )
+    console.print(marked(sample, processor, coloured=console.is_terminal and console.color_system is not None))
+    if views:
+        console.print(f"its {len(views)} views are in {output}", markup=False)
+
+
+def marked(sample: Sample, processor: Processor, *, coloured: bool) -> Text:
+    """The sample's text; what is learnt stands out, each picture is one mark.
+
+    Args:
+        coloured: mark by colour; otherwise what is learnt stands between {+ and +}.
+    """
+    from rich.text import Text
+
+    from lit_mm.batch import IGNORE
+
+    learnt = sample.labels != IGNORE
+    learnt[:1] = False  # nothing predicts a first position
+    text = Text()
+    pictures = {start: number for number, (start, stop) in enumerate(sample.spans) if stop > start}
+    at = 0
+    while at < len(sample):
+        if at in pictures:
+            number = pictures[at]
+            stop = sample.spans[number][1]
+            picture = sample.document.pictures[number]
+            size = f"{picture.width} x {picture.height}"
+            text.append(f"[picture {number + 1}: {size}, {stop - at} tokens]", style="cyan")
+            at = stop
+            continue
+        stop = at + 1
+        while stop < len(sample) and learnt[stop] == learnt[at] and stop not in pictures:
+            stop += 1
+        said = processor.tokenizer.decode(sample.input_ids[at:stop].tolist(), skip_special=False)
+        if learnt[at]:
+            text.append(said if coloured else f"{{+{said}+}}", style="bold green")
+        else:
+            text.append(said)
+        at = stop
+    return text
+
+
+def seen(view: np.ndarray, processor: Processor) -> Image.Image:
+    """A normalised view [3, H, W] as it looks."""
+    import numpy as np
+    from PIL import Image
+
+    mean, std = (np.array(one).reshape(3, 1, 1) for one in (processor.normalise.mean, processor.normalise.std))
+    pixels = np.clip((view * std + mean) * 255, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(pixels.transpose(1, 2, 0))
+
+
+def side_by_side(views: Sequence[Image.Image]) -> Image.Image:
+    """Views in rows of about a square, in order, on grey."""
+    from PIL import Image
+
+    columns = max(1, round(len(views) ** 0.5 + 0.49))
+    width, height = max(view.width for view in views) + GAP, max(view.height for view in views) + GAP
+    rows = -(-len(views) // columns)
+    sheet = Image.new("RGB", (min(columns, len(views)) * width + GAP, rows * height + GAP), "#808080")
+    for number, view in enumerate(views):
+        sheet.paste(view, (GAP + number % columns * width, GAP + number // columns * height))
+    return sheet
+
+
+# --- where the documents come from -----------------------------------------------------------------------------------
+def sources_of(chosen: argparse.Namespace, *, heldout: bool = False) -> Iterator[tuple[str, Any]]:
+    """(name, source) of everything that is asked about.
+
+    Args:
+        heldout: also what the recipe examines on.
+    """
+    if chosen.source is not None:
+        source = declared(chosen.source)
+        yield source.name, source
+        return
+    for module in data_modules(chosen.config, chosen.stage):
+        yield from flat(module.source())
+    if heldout:
+        # Where held-out documents have a source, it is checked as one; generated ones are made
+        examined = module.heldout_source if hasattr(module, "heldout_source") else module.heldout()
+        if examined:
+            yield "held-out", examined
+
+
+def flat(source: Any) -> Iterator[tuple[str, Any]]:
+    """The sources that a mixture is made of, or the one."""
+    inner = getattr(source, "sources", None)
+    if inner is None:
+        yield getattr(source, "name", None) or type(source).__name__, source
+        return
+    for at, one in enumerate(inner):
+        for name, single in flat(one):
+            yield (source.names[at] if hasattr(source, "names") else name), single
+
+
+def declared(text: str) -> Any:
+    """The source that `--source` declares."""
+    import yaml
+
+    from lit_mm.data.sources import open_source
+
+    try:
+        declaration = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"--source is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(declaration, dict):
+        raise UserError(f'--source is a mapping such as "{{format: llava, path: chat.json}}", got {text!r}')
+    return open_source(declaration)
+
+
+def data_modules(config: str, stage: str | None) -> list[L.LightningDataModule]:
+    """The recipe's data modules, one for each stage whose data differ. The model is not built.
+
+    Raises:
+        UserError: a mistake in the data section, or no such stage.
+    """
+    from lit_mm.environment import check_torch_pair
+
+    check_torch_pair()  # before lightning fails over it
+    import lightning as L
+    import yaml
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from lit_mm.commands.mistakes import ConfigText, cause_of, explain
+    from lit_mm.commands.recipe import quiet
+
+    quiet()
+    text = ConfigText.read(config)
+    with open(config, encoding="utf-8") as file:
+        recipe = yaml.safe_load(file)
+    if not isinstance(recipe.get("data"), dict):
+        raise UserError(f"{config} has no data section")
+    stages = {one.get("name"): one.get("data") or {} for one in recipe.get("stages") or [] if isinstance(one, dict)}
+    if stage is not None and stage not in stages:
+        raise UserError(f"--stage names {stage!r}; the recipe has {list(stages)}")
+    modules, seen = [], []
+    for name, changes in [(stage, stages[stage])] if stage else (stages or {None: {}}).items():
+        described = {**recipe["data"], "init_args": {**(recipe["data"].get("init_args") or {}), **changes}}
+        if described in seen:
+            continue
+        seen.append(described)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(L.LightningDataModule, "data")
+        try:
+            modules.append(parser.instantiate_classes(parser.parse_object({"data": described})).data)
+        except (ArgumentError, ValueError) as error:
+            base = f"stages.{name}.data" if changes else ""
+            if (cause := cause_of(error)) is not None:
+                raise UserError(f"{base}: {cause}" if base else str(cause)) from error
+            raise UserError(explain(str(error), [text], [], base)) from error
+    return modules
+
+
+def processor_and_documents(chosen: argparse.Namespace) -> tuple[Processor, Any]:
+    """The processor of the recipe's stage, and the documents by number."""
+    from lit_mm.environment import check_torch_pair
+
+    check_torch_pair()
+    import torch
+
+    from lit_mm.commands.recipe import RecipeCLI, quiet
+
+    quiet()
+    with torch.device("meta"):  # the processor needs the parts' sizes, not their weights: any model fits
+        cli = RecipeCLI(["--config", chosen.config], "data show")
+    named = {stage.name: stage for stage in cli.stages}
+    if chosen.stage is not None and chosen.stage not in named:
+        raise UserError(f"--stage names {chosen.stage!r}; the recipe has {list(named)}")
+    stage = named[chosen.stage] if chosen.stage else next(iter(named.values()), None)
+    processor = cli.model.processor if stage is None else cli.model.processor.of_stage(stage.name)
+    if chosen.source is not None:
+        return processor, declared(chosen.source)
+    return processor, (cli.datamodule if stage is None else cli.data_of(stage)).source()
+
+
+@contextmanager
+def bar(described: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on the terminal, nothing in a log; gives a function that takes how many are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task(described, total=total)
+        yield lambda done: shown.update(task, completed=done)

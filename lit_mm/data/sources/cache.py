@@ -1,0 +1,140 @@
+"""The index of data files: arrays under a cache folder, named by content, written atomically, read as memory maps."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from lit_mm.errors import UserError
+
+FORMAT = 1  # of the arrays; another number makes old indexes invisible
+Arrays = Mapping[str, np.ndarray]
+
+
+def cache_folder() -> Path:
+    """`$LIT_MM_CACHE`, or ~/.cache/lit_mm; the indexes lie in `index` below it."""
+    return Path(os.environ.get("LIT_MM_CACHE") or Path.home() / ".cache" / "lit_mm")
+
+
+def key_of(*parts: object) -> str:
+    """The name of an index: a hash of what it depends on."""
+    return hashlib.blake2b(repr((FORMAT, *parts)).encode(), digest_size=16).hexdigest()
+
+
+def load(key: str) -> dict[str, np.ndarray] | None:
+    """The arrays of an index as read-only memory maps, which processes share; None where there is none.
+
+    Raises:
+        UserError: a file of the index is damaged.
+    """
+    folder = _folder(key)
+    if not folder.is_dir():
+        return None
+    try:
+        return {
+            file.stem: np.load(file, mmap_mode="r" if file.stat().st_size > 4096 else None)
+            for file in sorted(folder.glob("*.npy"))
+        }
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(
+            f"the index in {str(folder)!r} is damaged ({error}). Delete that folder: it is made again"
+        ) from error
+
+
+def store(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Publish an index all at once, and open it. Of several processes that make it at a time one wins; all are equal.
+
+    Raises:
+        UserError: the cache folder cannot be written.
+    """
+    folder = _folder(key)
+    aside = _make_aside(folder)
+    try:
+        for name, array in arrays.items():
+            _write(aside / f"{name}.npy", array)
+        try:
+            os.rename(aside, folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster
+                raise
+    except OSError as error:
+        raise _unwritable(error) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return load(key)
+
+
+def forget(key: str) -> None:
+    """Remove an index, and what of it was unfinished."""
+    for folder in (_folder(key), _partial(key)):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+
+def resume(key: str, chunks: int, make: Callable[[int], np.ndarray]) -> list[np.ndarray]:
+    """Make an index chunk by chunk, each kept as soon as it is made: interrupted, it goes on where it was.
+
+    Args:
+        key: of the index. What is kept lies beside it until `finish`.
+        chunks: how many.
+        make: chunk number -> its array. Not called for a chunk that is there.
+    """
+    folder = _partial(key)
+    made = []
+    for number in range(chunks):
+        file = folder / f"{number:06d}.npy"
+        if not file.is_file():
+            array = make(number)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                aside = folder / f".{number:06d}.{os.getpid()}"
+                _write(aside, array)
+                os.replace(aside, file)
+            except OSError as error:
+                raise _unwritable(error) from error
+        made.append(np.load(file))
+    return made
+
+
+def finish(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
+    """Publish what `resume` made, and remove the chunks."""
+    published = store(key, arrays)
+    shutil.rmtree(_partial(key), ignore_errors=True)
+    return published
+
+
+def _folder(key: str) -> Path:
+    return cache_folder() / "index" / key
+
+
+def _partial(key: str) -> Path:
+    return cache_folder() / "index" / f"{key}.partial"
+
+
+def _make_aside(folder: Path) -> Path:
+    try:
+        aside = folder.parent / f".making-{uuid.uuid4().hex}"
+        aside.mkdir(parents=True)
+        return aside
+    except OSError as error:
+        raise _unwritable(error) from error
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _unwritable(error: OSError) -> UserError:
+    return UserError(
+        f"the index cannot be written to {str(cache_folder())!r} ({error.strerror}). "
+        "Point LIT_MM_CACHE to a folder with space"
+    )
