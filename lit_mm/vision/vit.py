@@ -45,14 +45,17 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """CLIP ViT; features are the last block's output, before the post layer-norm. That norm is therefore not built: it
-    would be a parameter without a gradient (the release replaces it by an identity when the ViT learns).
+    """CLIP ViT; features are a block's output, before the post layer-norm. That norm is therefore not built, nor is any
+    block behind the features: they would be parameters without a gradient (XComposer2's release replaces the norm by an
+    identity when the ViT learns; LLaVA's loads and runs the last block for nothing).
 
     Args:
         image_size: side of a view, pixels; the position table has its grid.
         patch: side of a patch, pixels.
         width: D.
-        layers, heads: of the transformer.
+        layers, heads: of the published transformer.
+        select_layer: whose output the features are, counted as in its list of hidden states: -1 the last block, -2 the
+            one before it (LLaVA).
         mlp_ratio: feed-forward width / D.
         ffn_width: overrides `mlp_ratio`.
         activation: "quick_gelu" (OpenAI's weights) or "gelu".
@@ -63,7 +66,7 @@ class ViT(nn.Module):
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
         activation_checkpointing: recompute each block in the backward pass.
     Raises:
-        UserError: sizes that do not divide, or an unknown activation.
+        UserError: sizes that do not divide, an unknown activation, or no such layer.
     Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer.
     """
 
@@ -82,13 +85,17 @@ class ViT(nn.Module):
         position_size: int | None = None,
         weights: str | None = None,
         activation_checkpointing: bool = False,
+        select_layer: int = -1,
     ) -> None:
         super().__init__()
+        if not -layers <= select_layer <= -1:
+            raise UserError(f"ViT: `select_layer` is -1 (the last of {layers} layers) to {-layers}, got {select_layer}")
         if width % heads:
             raise UserError(f"ViT: `heads` must divide `width`, got {width=}, {heads=}")
         if activation not in ACTIVATIONS:
             raise UserError(f"ViT: `activation` is one of {sorted(ACTIVATIONS)}, got {activation!r}")
-        self.image_size, self.patch, self.width, self.num_layers = image_size, patch, width, layers
+        self.image_size, self.patch, self.width = image_size, patch, width
+        self.published_layers, self.num_layers = layers, layers + select_layer + 1
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
         self.activation_checkpointing = activation_checkpointing
         self.grid = self.token_grid((image_size, image_size))
@@ -99,7 +106,7 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(torch.randn(1 + self.grid[0] * self.grid[1], width) * width**-0.5)
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
-        self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -130,7 +137,11 @@ class ViT(nn.Module):
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Resize the position table of a checkpoint of `position_size`, in place. `load_strict` calls it."""
+        """Leave out the blocks behind the features and resize the position table of a checkpoint of `position_size`, in
+        place. `load_strict` calls it."""
+        unused = tuple(f"{prefix}blocks.{block}." for block in range(self.num_layers, self.published_layers))
+        for name in [name for name in state if name.startswith(unused)]:
+            del state[name]
         name, size = f"{prefix}positions", self.position_size
         if size is None or name not in state:
             return

@@ -228,7 +228,7 @@ def test_evaluate_refuses_a_config_of_another_family(command: Callable) -> None:
     )
     assert code == 2
     assert "is a checkpoint of lit_mm.families.xcomposer2.XComposer2" in error
-    assert "lit_mm.families.decoder.Decoder" in error
+    assert "lit_mm.nano.typed.TypedPages" in error
     assert len(error.strip().splitlines()) <= 3
 
 

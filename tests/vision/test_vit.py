@@ -38,6 +38,32 @@ def test_it_agrees_with_transformers(activation: str, drop_cls: bool) -> None:
     torch.testing.assert_close(got, expected[:, 1:] if drop_cls else expected, rtol=1e-5, atol=ATOL)
 
 
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+def test_the_features_of_a_layer_are_those_of_transformers_and_what_is_behind_it_is_not_built(layer: int) -> None:
+    config = CLIPVisionConfig(
+        image_size=24, patch_size=4, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128
+    )
+    theirs = CLIPVisionModel(config).eval()
+    ours = ViT(**SIZES, select_layer=layer).eval()
+    load_strict(ours, hf_clip_to_vit(theirs.state_dict()))
+    assert len(ours.blocks) == ours.num_layers == 4 + layer
+    pixels = torch.randn(2, 3, 24, 24)
+    with torch.inference_mode():
+        expected = theirs(pixels, output_hidden_states=True).hidden_states[layer]
+        torch.testing.assert_close(ours(pixels), expected[:, 1:], rtol=1e-5, atol=ATOL)
+
+
+def test_a_checkpoint_with_more_layers_than_published_is_refused() -> None:
+    with pytest.raises(UserError, match=r"not in the model: blocks\.3\."):
+        load_strict(ViT(**SIZES, select_layer=-2), ViT(**SIZES | {"layers": 4}).state_dict())
+
+
+@pytest.mark.parametrize("layer", [0, 1, -4])
+def test_a_layer_that_is_not_there_is_refused(layer: int) -> None:
+    with pytest.raises(UserError, match=f"`select_layer` is -1 .* to -3, got {layer}"):
+        ViT(**SIZES, select_layer=layer)
+
+
 def test_a_checkpoint_of_another_image_size_is_resized_while_loading() -> None:
     small, large = ViT(**SIZES), ViT(**SIZES | {"image_size": 40}, position_size=24)
     load_strict(large, small.state_dict())

@@ -1,0 +1,59 @@
+"""The template of web pages and captions: text and pictures as they stand, all text learnt. VILA's pre-training."""
+
+from __future__ import annotations
+
+from lit_mm.data.document import Document
+from lit_mm.errors import UserError
+from lit_mm.prompts.prompt import Run
+from lit_mm.prompts.rendered import Part, Text, to_runs
+from lit_mm.prompts.tokenizer import Tokenizer
+
+
+class Interleaved:
+    """BOS, text and pictures in the order in which they stand, eos. All text and the eos are learnt.
+
+    A picture stands right before the sentence that it belongs to; a space beside it is left out. That order is what
+    few-shot ability comes from, so nothing is moved.
+
+    Source: VILA (arXiv:2312.07533, section 3.2), github.com/NVlabs/VILA eaadb1e, llava/data/dataset.py. The released
+    code also labels BOS, which nothing predicts.
+    """
+
+    def parts(self, document: Document, eos: str) -> list[Part]:
+        """The rendered document.
+
+        Raises:
+            UserError: it is a conversation.
+        """
+        if any(turn.role != "page" for turn in document.turns) or not document.turns:
+            raise UserError(
+                f"document {document.id!r}: the interleaved template takes pages, got turns "
+                f"{[turn.role for turn in document.turns]}. Use a chat template for conversations"
+            )
+        parts: list[Part] = []
+        pictures = 0
+        said = [part for turn in document.turns for part in turn.parts]
+        for number, part in enumerate(said):
+            if isinstance(part, str):
+                if number and not isinstance(said[number - 1], str):
+                    part = part.removeprefix(" ")
+                if number + 1 < len(said) and not isinstance(said[number + 1], str):
+                    part = part.removesuffix(" ")
+                if eos in part:
+                    raise UserError(
+                        f"document {document.id!r}: its text contains the end-of-sequence marker {eos!r}; clean it"
+                    )
+                parts.append(Text(part, learn=True))
+            else:
+                parts.append(pictures)
+                pictures += 1
+        if any(isinstance(part, Text) and part.text for part in parts):  # pictures alone: their text is asked for
+            parts.append(Text(eos, learn=True))
+        return parts
+
+    def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
+        """See `Prompt.runs`."""
+        return to_runs(self.parts(document, tokenizer.eos), tokenizer)
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        return frozenset({tokenizer.eos_id})

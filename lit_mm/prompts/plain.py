@@ -1,0 +1,53 @@
+"""The template of captions: pictures and the caption, nothing else. LLaVA's first stage."""
+
+from __future__ import annotations
+
+from lit_mm.data.document import Document
+from lit_mm.errors import UserError
+from lit_mm.prompts.prompt import Run
+from lit_mm.prompts.rendered import Part, Text, to_runs
+from lit_mm.prompts.tokenizer import Tokenizer
+
+
+class Plain:
+    """BOS, the pictures, the caption, a newline. The caption and its newline are learnt; there is no eos.
+
+    What a user turn says is thrown away, as the released code does: the instruction of a caption pair carries nothing.
+
+    Source: github.com/haotian-liu/LLaVA c121f04, `preprocess_plain` (the papers keep a random instruction instead).
+    """
+
+    def parts(self, document: Document) -> list[Part]:
+        """The rendered document.
+
+        Raises:
+            UserError: it is not one caption with at least one picture before it.
+        """
+        roles = tuple(turn.role for turn in document.turns)
+        if roles not in (("user", "assistant"), ("page",), ("user",)) or not document.pictures:
+            raise UserError(
+                f"document {document.id!r}: the plain template takes one caption of at least one picture, got "
+                f"{len(document.pictures)} pictures and the turns {list(roles)}. Use a chat template for this data"
+            )
+        said = document.turns[-1]
+        if said.role == "assistant" and any(not isinstance(part, str) for part in said.parts):
+            raise UserError(f"document {document.id!r}: its caption holds a picture; a page of them is `Interleaved`'s")
+        kinds = [isinstance(part, str) for part in said.parts]
+        if said.role == "page" and kinds != sorted(kinds):
+            raise UserError(
+                f"document {document.id!r}: a picture stands behind text; the plain template takes pictures, then one "
+                "caption. Use `Interleaved` for pages"
+            )
+        parts: list[Part] = list(range(len(document.pictures)))
+        caption = "" if said.role == "user" else said.text
+        if said.role == "assistant" or caption:
+            parts.append(Text(f"{caption}\n", learn=True))
+        return parts
+
+    def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
+        """See `Prompt.runs`; without its caption a document ends with its pictures."""
+        return to_runs(self.parts(document), tokenizer)
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """The newline ends a caption."""
+        return frozenset({tokenizer.encode("\n")[-1], tokenizer.eos_id})

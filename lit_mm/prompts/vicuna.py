@@ -1,0 +1,64 @@
+"""Chat templates as data: Vicuna's and those of the other language models that LLaVA was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CURIOUS_USER = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
+)
+CURIOUS_HUMAN = CURIOUS_USER.replace("user", "human")
+CHATML_SYSTEM = (
+    "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What stands around the questions and answers of a chat.
+
+    The text is `opening`, with the system's text at {system}, then for each round
+    `user` question `assistant` answer `end`; `again` stands before every round but the first. Answer and end carry
+    loss.
+
+    Attributes:
+        system: what the system says unless the document has a turn for it.
+        end: closes an answer; its last token is where generation stops.
+    """
+
+    opening: str
+    system: str
+    user: str
+    assistant: str
+    end: str
+    again: str = ""
+
+
+def chatml(system: str) -> Template:
+    return Template(
+        opening="<|im_start|>system\n{system}<|im_end|>",
+        system=system,
+        user="<|im_start|>user\n",
+        assistant="<|im_end|><|im_start|>assistant\n",
+        end="<|im_end|>",
+    )
+
+
+# Source: github.com/haotian-liu/LLaVA c121f04, llava/conversation.py; each under its name there
+TEMPLATES: dict[str, Template] = {
+    "vicuna_v1": Template("{system} ", CURIOUS_USER, "USER: ", " ASSISTANT: ", "</s>"),
+    "llava_v1": Template("{system} ", CURIOUS_HUMAN, "USER: ", " ASSISTANT: ", "</s>"),
+    "mistral_instruct": Template("{system}", "", "[INST] ", " [/INST] ", " </s>"),
+    "llava_llama_2": Template(
+        "[INST] <<SYS>>\n{system}\n<</SYS>>\n\n",
+        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+        "provides, and assist the user with a variety of tasks using natural language.",
+        "",
+        " [/INST] ",
+        " </s>",
+        again="<s>[INST] ",
+    ),
+    "chatml_direct": chatml("Answer the questions."),
+    "mpt": chatml(CHATML_SYSTEM),
+}

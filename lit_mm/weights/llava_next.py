@@ -1,0 +1,41 @@
+"""LLaVA-NeXT checkpoints -> our model's names: LLaVA's, and the newline vector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lit_mm.weights.llava import hf_llava_to_model, llava_to_model
+
+NEWLINE = ("model.image_newline", "image_newline")  # the second in Hugging Face files from before transformers 5
+
+
+def llava_next_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+    """The authors' names -> ours.
+
+    Args:
+        network: where the parts sit in the model to be loaded.
+    """
+    return _with_newline(llava_to_model(state, **_places(network)), network)
+
+
+def hf_llava_next_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+    """LlavaNextForConditionalGeneration's names, of transformers 5 or before -> ours.
+
+    Args:
+        network: where the parts sit in the model to be loaded.
+    """
+    return _with_newline(hf_llava_to_model(state, **_places(network)), network)
+
+
+def _places(network: str) -> dict[str, str]:
+    return {
+        "vision": f"{network}.vision",
+        "connector": f"{network}.connector.projector",
+        "language": f"{network}.language",
+    }
+
+
+def _with_newline(state: Mapping[str, Tensor], network: str) -> dict[str, Tensor]:
+    return {f"{network}.connector.newline" if name in NEWLINE else name: tensor for name, tensor in state.items()}

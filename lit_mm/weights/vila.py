@@ -1,0 +1,31 @@
+"""VILA checkpoints -> our model's names. VILA-1.0 is stored as LLaVA is; VILA-1.5 has another projector."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lit_mm.weights.llava import llava_to_model
+
+# layers.0 joins patches, layers.3 is the GELU: neither has parameters
+DOWNSAMPLE = re.compile(r"(?:model\.mm_projector\.)?layers\.([124])\.(weight|bias)")
+
+
+def vila_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+    """The authors' names -> ours; a projector `layers.*` is VILA-1.5's, of its folder mm_projector or inside a model.
+
+    Args:
+        network: where the parts sit in the model to be loaded.
+    Source: github.com/NVlabs/VILA eaadb1e, and base_projector.py of branch vila1.5.
+    """
+    projector: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if found := DOWNSAMPLE.fullmatch(name):
+            projector[f"{network}.connector.mlp.{int(found[1]) - 1}.{found[2]}"] = tensor
+        else:
+            rest[name] = tensor
+    places = {part: f"{network}.{part}" for part in ("vision", "connector", "language")}
+    return projector | llava_to_model(rest, **places)

@@ -1,0 +1,131 @@
+"""The families of LLaVA and VILA: parts, and inputs that change from stage to stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from datamodules.nano import NanoDocuments
+from lit_mm.batch import Batch
+from lit_mm.connectors.downsample import DownsampleMLP
+from lit_mm.data.collate import collate
+from lit_mm.families import Llava, Llava15, LlavaNext, Vila
+from lit_mm.families.inputs import Inputs
+from lit_mm.module import MultimodalModule
+from lit_mm.processor import CLIP_MEAN, CLIP_STD
+from lit_mm.prompts.interleaved import Interleaved
+from lit_mm.prompts.plain import Plain
+from lit_mm.run import RunFolder, run_stages
+from lit_mm.stages import Stage, Train, apply_stage
+from lit_mm.vision.vit import ViT
+from tests.tiny import Noise, document, language, trainer
+
+FAMILIES = (Llava, Llava15, LlavaNext, Vila)
+SIZE = 28
+
+
+def build(family: Callable[..., MultimodalModule], **options: Any) -> MultimodalModule:
+    vision = ViT(image_size=SIZE, patch=14, width=16, layers=2, heads=2, select_layer=-2)
+    return family(vision, language(), "nano", image_size=SIZE, **options)
+
+
+class Recorder(L.Callback):
+    """The text of all batches by stage."""
+
+    def __init__(self) -> None:
+        self.text: dict[str, str] = {}
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        said = pl_module.processor.tokenizer.decode(batch.input_ids.flatten().tolist())
+        self.text[pl_module.stage.name] = self.text.get(pl_module.stage.name, "") + said
+
+
+def test_each_stage_trains_on_documents_laid_out_for_it(tmp_path: Path) -> None:
+    module = build(Llava15, by_stage={"pretrain": Inputs(Plain(), "crop")})
+    recorder, folder = Recorder(), RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    kinds = {"pretrain": "captions", "finetune": "questions"}
+    run_stages(
+        module,
+        [Stage(name, {"connector": Train(1e-3)}, max_steps=2) for name in kinds],
+        folder,
+        data_of=lambda stage: NanoDocuments(
+            kinds[stage.name], documents=8, global_batch=2, window=8, row_tokens=512, num_workers=0
+        ),
+        trainer_of=partial(trainer, [recorder]),
+        seed=0,
+    )
+    assert "USER:" not in recorder.text["pretrain"] and "artificial" not in recorder.text["pretrain"]
+    assert "USER:" in recorder.text["finetune"] and "ASSISTANT:" in recorder.text["finetune"]
+
+
+def test_a_stage_that_is_not_named_has_the_inputs_of_the_model() -> None:
+    processor = build(Vila, by_stage={"pretrain": Inputs(Interleaved(), "pad", 64)}).processor
+    assert processor.of_stage("finetune") is processor
+    assert (processor.of_stage("pretrain").max_length, processor.max_length) == (64, 4096)
+    assert isinstance(processor.of_stage("pretrain").prompt, Interleaved)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("number", range(3))
+def test_the_processor_counts_what_the_model_makes(family: Callable, number: int) -> None:
+    module = build(family)
+    sample = module.processor.sample(document(number))
+    batch = collate([[sample]], module.processor)
+    assert batch.num_supervised == sample.length.supervised > 0
+    with torch.no_grad():
+        hidden = module.network.hidden(batch)
+    assert hidden.shape[:2] == batch.input_ids.shape and hidden.isfinite().all()
+    visual = (sample.index != np.iinfo(np.int64).min).sum()
+    assert visual == sum(module.processor.visual_tokens(p.height, p.width) for p in document(number).pictures)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_part_that_learns_gets_a_gradient_and_no_other(family: Callable) -> None:
+    module = build(family)
+    parts = module.parts()
+    assert set(parts) == {"vision", "connector", "language"} | ({"newline"} if family is LlavaNext else set())
+    train = {part: Train(1e-3) for part in parts if part != "vision"}
+    apply_stage(parts, Stage("finetune", train))
+    batch = collate([[module.processor.sample(document(1))]], module.processor)
+    module.network.loss_sum(batch).backward()
+    for part, parameters in parts.items():
+        assert all((p.grad is not None and p.grad.any()) == (part in train) for p in parameters.values()), part
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_without_pictures_has_a_gradient_of_zero_and_not_none(family: Callable) -> None:
+    module = build(family)
+    module.network.loss_sum(collate([[module.processor.sample(document(0))]], module.processor)).backward()
+    for part, parameters in module.parts().items():
+        assert all(p.grad is not None for p in parameters.values()), part
+        assert part == "language" or not any(p.grad.any() for p in parameters.values())
+
+
+def test_vila_takes_the_projector_of_its_second_release() -> None:
+    module = build(Vila, connector=DownsampleMLP)
+    sample = module.processor.sample(document(2))
+    assert module.processor.visual_tokens(40, 60) == 1  # of 2 x 2 patches
+    assert len(module.network.bank(collate([[sample]], module.processor).views)) == len(document(2).pictures) == 2
+
+
+def test_padding_has_clips_mean_colour_and_is_black_behind_tiles() -> None:
+    wide = Noise(0, 8, 64)
+
+    def corner(family: Callable) -> torch.Tensor:
+        """The last pixel of the last view, 0 to 255."""
+        processor = build(family).processor
+        views = processor.views(processor.sample(document(1).with_pictures(iter([wide]))))
+        return (views[-1][:, -1, -1] * torch.tensor(CLIP_STD) + torch.tensor(CLIP_MEAN)) * 255
+
+    torch.testing.assert_close(corner(Llava15), torch.tensor([122.0, 116, 104]), rtol=0, atol=1e-3)
+    torch.testing.assert_close(corner(LlavaNext), torch.zeros(3), rtol=0, atol=1e-3)

@@ -1,0 +1,89 @@
+"""The published recipes of LLaVA, LLaVA-1.5, LLaVA-NeXT and VILA have the published numbers of parameters and tokens.
+
+Ours leave out what the features never pass: the last block and the post layer-norm of CLIP.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_mm.commands.recipe import RecipeCLI
+from lit_mm.module import MultimodalModule
+
+PAPER = Path(__file__).parents[2] / "experiments" / "paper"
+PROJECTOR, LINEAR = "lit_mm.connectors.mlp.MLPProjector", "lit_mm.connectors.linear.linear_projector"
+SIZES = {  # by name in a published name: the language model's arguments
+    "7b": {"width": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn_width": 11008},
+    "13b": {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "ffn_width": 13824},
+}
+RECIPES = {  # published name -> recipe and what differs from it
+    "llava_v1_{}_224_linear": ("llava", {}),
+    "llava_v1_{}_336_linear": ("llava", {"image_size": 336, "vision.init_args.image_size": 336}),
+    "llava_1_5_{}": ("llava_1_5", {}),
+    "llava_next_{}": ("llava_next", {}),
+    "vila_1_0_{}_code_mlp2x": ("vila", {}),
+    "vila_paper_{}_linear": ("vila", {"connector": LINEAR}),
+}
+
+
+def build(recipe: str, size: str, changes: dict[str, Any]) -> tuple[MultimodalModule, list[Any]]:
+    """The recipe's model on the meta device, and its stages."""
+    words = ["--config", str(PAPER / f"{recipe}.yaml")]
+    sizes = {f"language.init_args.{name}": value for name, value in SIZES[size].items()}
+    for name, value in ({"tokenizer": "nano"} | sizes | changes).items():
+        words += [f"--model.init_args.{name}", str(value)]
+    with torch.device("meta"):
+        cli = RecipeCLI(words, "fit")
+    return cli.model, cli.stages
+
+
+@pytest.fixture(autouse=True)
+def no_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LightningCLI warns about arguments that are pytest's."""
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_parts_have_the_published_counts(golden: Any, name: str, size: str) -> None:
+    expected = golden.json("llava_params")
+    published = expected["models"][name.format(size)]
+    recipe, changes = RECIPES[name]
+    model, stages = build(recipe, size, changes)
+    count = {part: sum(p.numel() for p in parameters.values()) for part, parameters in model.parts().items()}
+    clip = next(
+        c for n, c in expected["components"].items() if n.startswith("clip") and c["total"] == published["vision"]
+    )
+    unused = clip["total"] - clip["used_for_penultimate_features"]
+    assert count["vision"] + unused == published["vision"]
+    assert count["connector"] == published["projector"]
+    assert count["language"] == published["llm"]
+    assert count.get("newline") == published.get("image_newline")
+    assert sum(count.values()) + unused == published["total"]
+    if isinstance(published["visual_tokens"], int):
+        assert model.processor.visual_tokens(480, 640) == published["visual_tokens"]
+    for number, stage in enumerate(stages, start=1):
+        learns = sum(count[part] for part in stage.train)
+        if f"trainable_stage{number}" in published:
+            assert learns + (unused if "vision" in stage.train else 0) == published[f"trainable_stage{number}"]
+
+
+def test_the_published_numbers_of_visual_tokens_are_those_of_the_recipes(golden: Any) -> None:
+    published = golden.json("llava_params")["visual_tokens"]
+    model, _ = build("llava_next", "7b", {})
+    sizes = [key.removeprefix("llava_next ") for key in published if key.startswith("llava_next ")]
+    assert sizes
+    for size in sizes:
+        width, height = map(int, size.split("x"))
+        assert model.processor.visual_tokens(height, width) == published[f"llava_next {size}"], size
+
+
+def test_every_published_llava_and_vila_model_is_checked(golden: Any) -> None:
+    covered = {name.format(size) for name in RECIPES for size in SIZES}
+    rest = {name for name in golden.json("llava_params")["models"] if name not in covered}
+    assert all(name.startswith("llava_uhd") or name.endswith("downsample_projector") for name in rest), rest
