@@ -35,7 +35,7 @@ from lit_mm.vision.vit import ViT
 PLAIN = Style(ground=(255, 255, 255), ink=(0, 0, 0), tint=(0, 0, 0), weight=0.0, noise=0, grain=(0, 0), frame=False)
 SIGN = 16  # side of the picture of a sign, pixels
 PLACES = 3  # signs of a patch that are told apart; only fine print has more
-REACH = 20  # bins of a page's width and height in which the reach of a shape is told
+TENTHS = 11  # lines across a page, from edge to edge, to which the sides of a shape are told
 CHART = "a chart's bar"
 
 
@@ -47,7 +47,7 @@ class PrintBatch:
         prints: [V, 3, S, S] normalised pixels.
         sheet: [U, 3, SIGN, SIGN] the different pictures of signs, in [0, 1]; the first is blank.
         signs: [V, N, PLACES] which picture of the sheet each place of each patch shows.
-        reach: [V, N, 2, REACH] how much of each column and row of bins the shape or bar of a patch covers, 0 to 1.
+        sides: [V, N, 4] left, top, right and bottom of the shape or bar of a patch, each the nearest of TENTHS lines.
         shaped: [V, N] True where a patch has a shape or bar.
         sample_ids: the V pages.
         step_tokens: pages of the whole optimizer step.
@@ -56,7 +56,7 @@ class PrintBatch:
     prints: Tensor
     sheet: Tensor
     signs: Tensor
-    reach: Tensor
+    sides: Tensor
     shaped: Tensor
     sample_ids: tuple[str, ...]
     step_tokens: int
@@ -71,7 +71,7 @@ class PrintBatch:
         return torch.ones(len(self.sample_ids), 1, dtype=torch.long, device=self.prints.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrintBatch:
-        moved = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "reach", "shaped")}
+        moved = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "sides", "shaped")}
         return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in moved.items()})
 
 
@@ -94,7 +94,7 @@ class Prints(Dataset):
         known: dict[str, int] = {"": 0}
         sheet = [draw_sign(None)]
         signs = np.zeros((len(pages), self.side**2, PLACES), dtype=np.int64)
-        reach = np.zeros((len(pages), self.side**2, 2, REACH), dtype=np.float32)
+        sides = np.zeros((len(pages), self.side**2, 4), dtype=np.int64)
         shaped = np.zeros((len(pages), self.side**2), dtype=bool)
         for number, shown in enumerate(pages):
             used = [0] * self.side**2
@@ -107,12 +107,12 @@ class Prints(Dataset):
                     signs[number, cell, used[cell]] = known[name]
                     used[cell] += 1
                 if isinstance(sign.element, Shape | Bar):
-                    reach[number, cell], shaped[number, cell] = reach_of(sign.element), True
+                    sides[number, cell], shaped[number, cell] = sides_of(sign.element), True
         return PrintBatch(
             prints=self._pixels(pages),
             sheet=torch.stack(sheet),
             signs=torch.from_numpy(signs),
-            reach=torch.from_numpy(reach),
+            sides=torch.from_numpy(sides),
             shaped=torch.from_numpy(shaped),
             sample_ids=tuple(str(number) for number in numbers),
             step_tokens=micro.step_tokens,
@@ -156,16 +156,9 @@ def draw_sign(sign: Sign | None) -> Tensor:
     return _picture(Bar(element.colour, (0.35, 0.0, 0.65, 1.0)))
 
 
-def reach_of(element: Element) -> np.ndarray:
-    """[2, REACH] share of each bin of the page's width, then height, that the box of an element covers."""
-    left, top, right, bottom = element.box
-    edges = np.arange(REACH + 1) / REACH
-    return np.stack(
-        [
-            np.clip(np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start), 0, None) * REACH
-            for start, stop in ((left, right), (top, bottom))
-        ]
-    )
+def sides_of(element: Element) -> list[int]:
+    """Left, top, right and bottom of an element's box, each the nearest of TENTHS lines across the page."""
+    return [round(min(max(side, 0.0), 1.0) * (TENTHS - 1)) for side in element.box]
 
 
 class PrintNetwork(nn.Module):
@@ -180,7 +173,7 @@ class PrintNetwork(nn.Module):
     def __init__(self, vision: ViT, code: int = 64, blank: float = 0.1) -> None:
         super().__init__()
         self.vision = vision
-        self.sizes = (PLACES * code, 2 * REACH, *vision.grid)  # signs, reach, row, column
+        self.sizes = (PLACES * code, 4 * TENTHS, *vision.grid)  # signs, sides, row, column
         self.proof = nn.Sequential(nn.LayerNorm(vision.width), nn.Linear(vision.width, sum(self.sizes)))
         self.sheet = nn.Linear(3 * SIGN**2, code)
         self.code, self.blank = code, blank
@@ -188,19 +181,21 @@ class PrintNetwork(nn.Module):
     def forward(self, batch: PrintBatch) -> Tensor:
         """Sum over the pages of the mean loss of their places."""
         told = self.proof(self.vision(batch.prints)).float()  # [V, N, sum of sizes]
-        places, reach, row, column = told.split(self.sizes, dim=-1)
+        places, sides, row, column = told.split(self.sizes, dim=-1)
         sheet = self.sheet(1 - batch.sheet.flatten(1)).float()  # [U, C]
         likeness = places.unflatten(-1, (PLACES, self.code)) @ sheet.T  # [V, N, PLACES, U]
         signs = batch.signs.flatten()
         weight = torch.where(signs > 0, 1.0, self.blank)
         wrong = F.cross_entropy(likeness.flatten(0, 2), signs, reduction="none")
-        reached = F.mse_loss(reach.unflatten(-1, (2, REACH)), batch.reach, reduction="none").mean(dim=(-2, -1))
-        reached = (reached * batch.shaped).sum() / batch.shaped.sum().clamp(min=1)
+        lines = sides.unflatten(-1, (4, TENTHS)).flatten(0, 2)  # [V * N * 4, TENTHS]
+        reached = F.cross_entropy(lines, batch.sides.flatten(), reduction="none")
+        shaped = batch.shaped.flatten().repeat_interleave(4)
+        reached = (reached * shaped).sum() / shaped.sum().clamp(min=1)
         rows, columns = self.vision.grid
         patch = torch.arange(rows * columns, device=signs.device).expand(len(told), -1)  # [V, N]
         misplaced = F.cross_entropy(row.flatten(0, 1), patch.flatten() // columns)
         misplaced = misplaced + F.cross_entropy(column.flatten(0, 1), patch.flatten() % columns)
-        return ((wrong * weight).sum() / weight.sum() + 4 * reached + 0.1 * misplaced) * len(batch.sample_ids)
+        return ((wrong * weight).sum() / weight.sum() + 0.3 * reached + 0.1 * misplaced) * len(batch.sample_ids)
 
 
 class PrintPretraining(MultimodalModule):

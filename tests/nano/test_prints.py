@@ -2,13 +2,12 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from lit_mm.data.order import MicroBatch
 from lit_mm.nano.elements import Shape
-from lit_mm.nano.prints import PLACES, REACH, SIGN, PrintNetwork, PrintPretraining, Prints, reach_of
+from lit_mm.nano.prints import PLACES, SIGN, TENTHS, PrintNetwork, PrintPretraining, Prints, sides_of
 from lit_mm.vision.vit import ViT
 
 SIZE = 56
@@ -26,7 +25,7 @@ def network():
 
 def test_a_batch_holds_pages_and_what_stands_in_their_patches(batch):
     assert batch.prints.shape == (3, 3, SIZE, SIZE)
-    assert batch.signs.shape == (3, 16, PLACES) and batch.reach.shape == (3, 16, 2, REACH)
+    assert batch.signs.shape == (3, 16, PLACES) and batch.sides.shape == (3, 16, 4)
     assert batch.sheet.shape == (int(batch.signs.max()) + 1, 3, SIGN, SIGN)
     assert batch.sample_ids == ("0", "5", "7")
     assert (batch.step_tokens, batch.num_tokens) == (9, 3)
@@ -48,16 +47,16 @@ def test_a_sign_has_one_picture_whatever_the_look_of_its_page():
     assert len(pages.sheet) <= 1 + 19  # the letters of made-up words
 
 
-def test_shapes_and_bars_alone_have_a_reach(batch):
-    assert not batch.shaped[0].any() and not batch.reach[0].any()  # a sign
-    assert batch.shaped[1].any()  # shapes to count
-    assert torch.equal(batch.shaped, batch.reach.flatten(2).any(-1))
+def test_shapes_and_bars_alone_have_sides(batch):
+    assert not batch.shaped[0].any() and not batch.sides[0].any()  # a sign
+    assert batch.shaped[1:].flatten(1).any(1).all()
+    left, top, right, bottom = batch.sides[batch.shaped].unbind(-1)
+    assert (left < right).all() and (top < bottom).all() and batch.sides.max() < TENTHS
 
 
-def test_the_reach_of_a_box_is_its_width_and_height_in_bins():
-    reach = reach_of(Shape("circle", "red", (0.1, 0.25, 0.4, 0.75)))
-    np.testing.assert_allclose(reach.sum(axis=1) / REACH, [0.3, 0.5])
-    np.testing.assert_allclose(reach[0, :9], [0, 0, 1, 1, 1, 1, 1, 1, 0], atol=1e-9)
+def test_the_sides_of_a_box_are_told_to_the_nearest_line():
+    assert sides_of(Shape("circle", "red", (0.1, 0.26, 0.4, 0.74))) == [1, 3, 4, 7]
+    assert sides_of(Shape("circle", "red", (-0.01, 0.0, 1.0, 1.02))) == [0, 0, 10, 10]
 
 
 def test_the_loss_reaches_every_parameter_and_falls(batch):
