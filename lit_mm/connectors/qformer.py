@@ -136,7 +136,7 @@ class QFormer(nn.Module):
     """BERT layers over learnt queries, and over a text beside them where one is given.
 
     Every `cross_every`-th layer, from the first on, the queries attend to the image. Queries have no positions; those
-    of the text start at 0. Queries and text share one norm at the entrance and the self-attention, not the feed-forward.
+    of the text start at 0. Queries and text share the norm at the entrance and the self-attention, not the FFN.
 
     Args:
         vision_width: D, of the image features.

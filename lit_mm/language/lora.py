@@ -77,6 +77,8 @@ def apply_lora(
             if not isinstance(base, nn.Linear):
                 found = "there is none" if base is None else f"it is a {type(base).__name__}"
                 plain = sorted(n for n, owner in owners.items() if isinstance(getattr(owner, n), nn.Linear))
-                raise UserError(f"LoRA on {name!r}: expected a plain linear of a decoder layer, {found}; it has {plain}")
+                raise UserError(
+                    f"LoRA on {name!r}: expected a plain linear of a decoder layer, {found}; it has {plain}"
+                )
             setattr(owners[name], name, LoRALinear(base, rank, alpha, dropout))
     return language

@@ -48,8 +48,8 @@ class EvaBlock(nn.Module):
 class EvaViT(nn.Module):
     """EVA-CLIP ViT-g/14; features are the output of its last block, with the class token, before any norm.
 
-    As released the fortieth block, the last norm and the head are not built. The families put a norm of their own behind
-    the features (`ln_vision`), which belongs to their connector.
+    As released the fortieth block, the last norm and the head are not built. The families put a norm of their own
+    behind the features (`ln_vision`), which belongs to their connector.
 
     Args:
         image_size: side of a view, pixels; the position table has its grid.
