@@ -14,11 +14,12 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   fit        run a recipe's stages:      python -m lit_mm fit --config experiments/xcomposer2.yaml
   evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
+  compose    an illustrated article:     python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
 
 Every command explains itself with --help. --debug shows tracebacks."""
 
-COMMANDS = ("fit", "evaluate", "generate", "data")
+COMMANDS = ("fit", "evaluate", "generate", "compose", "data")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
 
 
@@ -99,6 +100,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.evaluate import evaluate
 
         return evaluate
+    if name == "compose":
+        from lit_mm.commands.compose import compose
+
+        return compose
     from lit_mm.commands.generate import generate
 
     return generate

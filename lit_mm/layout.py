@@ -29,6 +29,14 @@ def in_order(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
     return [np.arange(total, dtype=np.int64)]
 
 
+FLAG_START, FLAG_END = -1, -2  # the connector's vectors, for the layout below
+
+
+def between_flags(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+    """A start vector, all visual tokens as they come, an end vector. Source: XComposer, 64 + 2 positions an image."""
+    return [np.concatenate([[FLAG_START], *in_order(plan, token_grid), [FLAG_END]]).astype(np.int64)]
+
+
 NEWLINE, SEPARATOR = -1, -2  # the connector's learned vectors, for the layouts below
 
 

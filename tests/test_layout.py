@@ -6,6 +6,7 @@ import numpy as np
 
 from lit_mm.layout import (
     base_then_unpadded_rows,
+    between_flags,
     global_then_tiles,
     in_order,
     slices_then_overview,
@@ -36,6 +37,11 @@ def flat(runs: list) -> list:
 
 def test_in_order_is_view_after_view():
     assert flat(in_order(plan(1, 2, "first"), by_patch)) == list(range(12))
+
+
+def test_flags_stand_around_all_visual_tokens():
+    (run,) = between_flags(plan(1, 1, "none"), by_patch)
+    assert run.tolist() == [-1, *range(8), -2] and run.dtype == np.int64
 
 
 def test_the_map_of_tiles_reads_across_tiles():

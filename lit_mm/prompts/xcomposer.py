@@ -1,10 +1,20 @@
-"""InternLM-XComposer 1.0: which tokens of a conversation are learnt."""
+"""InternLM-XComposer 1.0's chat template and its label rule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, count
 
-from lit_mm.prompts.prompt import PICTURE
+from lit_mm.data.document import Document
+from lit_mm.errors import UserError
+from lit_mm.prompts.prompt import PICTURE, PictureRun, Run, TextRun
+from lit_mm.prompts.tokenizer import Tokenizer
+
+PLACEHOLDER = "<ImageHere>"
+USER, BOT = " <|User|>:", " <|Bot|>:"  # text, of several tokens each
+
+Piece = str | int  # text, or the number of a picture
 
 
 def label_mask_v1(
@@ -44,3 +54,128 @@ def label_mask_v1(
     if answer_end > question_end:
         hide(answer_end + 1, len(learn))
     return learn
+
+
+@dataclass(frozen=True, slots=True)
+class XComposerPrompt:
+    """` <|User|>:` question, newline, end of human, ` <|Bot|>:` answer, end of assistant; after the last turn ` </s>`.
+
+    - user and assistant alternate and start with the user; learnt by `label_mask_v1`, so the space and the eos after
+      the last answer are learnt, and nothing after an earlier one.
+    - system: the text before the first user marker, if there is any. The release trains without, and chats with the
+      text of its `meta_instruction`.
+    - page (ours, for captions and interleaved pages; the released code has no such role): BOS, text and pictures as
+      they stand, eos; the text is learnt from start to end. It is a document of its own. Only a page of pictures may
+      precede a conversation: they then stand right after the first user marker, where the released loader puts its one.
+
+    BOS leads, then come text and pictures in their order; text between pictures is tokenised piece by piece.
+
+    Args:
+        end_of_human, end_of_assistant: the markers as text; one token each.
+    Source: `align_text`, `wrap_text` and `mask_human_targets` of the release's modeling_InternLM_XComposer.py. Its
+        training text has one more space around questions and answers than its prompts; this is the form of the prompts.
+        The length of the bridge from question to answer (six tokens for InternLM) is measured with the tokenizer.
+    """
+
+    end_of_human: str = "<TOKENS_UNUSED_0>"
+    end_of_assistant: str = "<TOKENS_UNUSED_1>"
+
+    def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
+        """See `Prompt.runs`."""
+        if tokenizer.bos_id is None:
+            raise UserError("XComposerPrompt needs a tokenizer with a beginning-of-sequence token; set `bos`")
+        bridge = self._bridge(tokenizer)
+        pieces = self._pieces(document, tokenizer)
+        encoded = [[PICTURE] if isinstance(piece, int) else tokenizer.encode(piece) for piece in pieces]
+        ids = [tokenizer.bos_id, *chain.from_iterable(encoded)]
+        if document.turns[-1].role == "page":
+            learn = [token not in (PICTURE, tokenizer.bos_id) for token in ids]
+        else:
+            learn = label_mask_v1(
+                ids,
+                end_of_human_id=tokenizer.id_of(self.end_of_human),
+                end_of_assistant_id=tokenizer.id_of(self.end_of_assistant),
+                eos_id=tokenizer.eos_id,
+                bridge=bridge,
+            )
+        runs: list[Run] = [TextRun([tokenizer.bos_id], [False])]
+        start = 1
+        for piece, tokens in zip(pieces, encoded, strict=True):
+            stop = start + len(tokens)
+            runs.append(PictureRun(piece) if isinstance(piece, int) else TextRun(tokens, learn[start:stop]))
+            start = stop
+        return runs
+
+    def text(self, document: Document, tokenizer: Tokenizer) -> str:
+        """The prompt as text, `<ImageHere>` for each picture; BOS is left out, eos is written."""
+        return "".join(PLACEHOLDER if isinstance(p, int) else p for p in self._pieces(document, tokenizer))
+
+    def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        return frozenset({tokenizer.id_of(self.end_of_human), tokenizer.id_of(self.end_of_assistant), tokenizer.eos_id})
+
+    def _bridge(self, tokenizer: Tokenizer) -> int:
+        """Tokens from the end of a question to the first of the answer."""
+        ids = tokenizer.encode(self.end_of_human + BOT)
+        if ids[0] != (marker := tokenizer.id_of(self.end_of_human)):
+            raise UserError(
+                f"the tokenizer breaks the marker {self.end_of_human!r} (id {marker}) into pieces: "
+                f"{self.end_of_human + BOT!r} became {ids}; make it an added token of the tokenizer"
+            )
+        return len(ids)
+
+    def _pieces(self, document: Document, tokenizer: Tokenizer) -> list[Piece]:
+        """Text and numbers of pictures in order; text joins the text before it, so that they are tokenised together."""
+        self._check(document, tokenizer)
+        numbers = count()
+        pieces: list[Piece] = []
+        waiting: list[Piece] = []  # pictures in front of a conversation
+        for turn in document.turns:
+            said = [part if isinstance(part, str) else next(numbers) for part in turn.parts]
+            if turn.role == "page" and document.turns[-1].role != "page":
+                waiting += said
+                continue
+            if turn.role == "user":
+                said = [USER, *waiting, *said, f"\n{self.end_of_human}{BOT}"]
+                waiting = []
+            elif turn.role == "assistant":
+                said = [*said, self.end_of_assistant]
+            for part in said:
+                if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
+                    pieces[-1] += part
+                elif part != "":
+                    pieces.append(part)
+        role = document.turns[-1].role
+        if role == "assistant":
+            pieces[-1] += f" {tokenizer.eos}"
+        elif role == "page" and any(
+            isinstance(piece, str) for piece in pieces
+        ):  # of pictures alone: a caption may follow
+            pieces.append(tokenizer.eos)
+        return pieces
+
+    def _check(self, document: Document, tokenizer: Tokenizer) -> None:
+        """Refuse what the template cannot say, and markers in the text, which would shift the labels in silence."""
+        where = f"document {document.id!r}"
+        turns = list(document.turns)
+        if not turns:
+            raise UserError(f"{where} has no turns")
+        for number, turn in enumerate(turns):
+            for marker in (self.end_of_human, self.end_of_assistant, tokenizer.bos, tokenizer.eos):
+                if marker and marker in turn.text:
+                    raise UserError(
+                        f"{where}, turn {number} ({turn.role}): its text contains the marker {marker!r}, which only "
+                        "the template may write; clean the data"
+                    )
+        if all(turn.role == "page" for turn in turns):
+            return
+        while turns and turns[0].role == "page" and all(not isinstance(part, str) for part in turns[0].parts):
+            turns.pop(0)
+        roles = [turn.role for turn in turns]
+        if "page" in roles:
+            raise UserError(f"{where}: a page with text and a conversation are two documents here, got {roles}")
+        spoken = roles[1:] if roles[:1] == ["system"] else roles
+        if not spoken or any(role != ("user", "assistant")[n % 2] for n, role in enumerate(spoken)):
+            raise UserError(
+                f"{where}: user and assistant speak by turns, starting with the user, after at most one system turn; "
+                f"got {roles}"
+            )

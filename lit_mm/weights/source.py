@@ -11,6 +11,7 @@ from lit_mm.errors import UserError
 from lit_mm.nano import NANO_WEIGHTS
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
+from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 
 ADDED = (".lora_a.", ".lora_b.")  # what a family adds to a published part starts fresh
@@ -18,6 +19,7 @@ State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
     "openai-clip": lambda state, part: openai_clip_to_vit(state),
+    "eva": lambda state, part: eva_to_vit(state),
     "internlm2": lambda state, part: internlm2_to_llama(
         state, heads=part.heads, kv_heads=part.kv_heads, partial_lora=False
     ),

@@ -1,0 +1,187 @@
+"""`compose`: let a model write an article and put images of a folder into it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lit_mm.commands.options import Arguments
+from lit_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mm.composition.template import Template
+    from lit_mm.data.files import FilePicture
+    from lit_mm.module import MultimodalModule
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
+LIKELIHOOD = "lit_mm.composition.retrieve.ByLikelihood"
+EPILOG = """From the instruction the model writes an article, names the lines after which images suit and captions
+them; candidates are looked up in the folder, and the model picks one for each place. --out gets
+article.md, article.html, images/ and composition.json, which tells every step.
+
+--retriever is a class such as lit_mm.composition.retrieve.ByFileName, or a YAML file with its class_path
+and init_args; its method over(module, pictures) gives a function (caption, count, exclude) -> numbers."""
+
+
+def compose(arguments: Sequence[str]) -> None:
+    """Write an illustrated article: text by the model, images from a folder."""
+    parser = Arguments(prog="python -m lit_mm compose", description=compose.__doc__, epilog=EPILOG)
+    parser.add_argument(
+        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
+    )
+    parser.add_argument("--instruction", required=True, metavar="TEXT", help="what to write about")
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="images to choose from, subfolders included")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to write; new, or empty")
+    parser.add_argument("--slots", type=int, help="images in the article (default: as many as the model sees fit)")
+    parser.add_argument("--candidates", type=int, default=4, help="images it chooses among at each place (default: 4)")
+    parser.add_argument(
+        "--retriever", default=LIKELIHOOD, help="finds the candidates (default: the model, by likelihood)"
+    )
+    parser.add_argument("--template", help="xcomposer or xcomposer2 (default: that of the model's family)")
+    parser.add_argument("--max_new_tokens", type=int, help="where the article is cut (default: the template's)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
+    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    chosen = parser.parse_args(arguments)
+    if not chosen.instruction.strip():
+        raise UserError("--instruction is empty. Say what the article shall be about")
+    if chosen.slots is not None and chosen.slots < 0:
+        raise UserError(f"--slots is at least 0, got {chosen.slots}")
+    if not 1 <= chosen.candidates <= 26:
+        raise UserError(f"--candidates is 1 to 26, one letter each, got {chosen.candidates}")
+    if chosen.max_new_tokens is not None and chosen.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens is at least 1, got {chosen.max_new_tokens}")
+    files, out = image_files(Path(chosen.images)), Path(chosen.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {chosen.out!r} is there and not an empty folder. Choose another, or clear it")
+
+    from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
+    from lit_mm.composition.compose import compose as run
+    from lit_mm.composition.publish import publish
+    from lit_mm.composition.writer import Writer
+
+    pictures = open_pictures(files)
+    search = make_search(chosen.retriever)
+    module, _, _ = open_trained(chosen.checkpoint, chosen.config)
+    template = template_of(module, chosen.template)
+    if chosen.max_new_tokens is not None:
+        template = replace(
+            template, decode_article=replace(template.decode_article, max_new_tokens=chosen.max_new_tokens)
+        )
+    writer = Writer(module, template.context, chosen.seed)
+    article = run(
+        chosen.instruction,
+        pictures,
+        writer,
+        search.over(module, pictures),
+        template,
+        slots=chosen.slots,
+        candidates=chosen.candidates,
+        fits=writer.fits,
+    )
+    written = publish(article, pictures, out)
+    for note in article.notes:
+        print(f"note: {note}")
+    shown = sum(slot.image is not None for slot in article.slots)
+    print(f"{len(article.lines)} lines and {shown} images: {written['markdown']} and {written['html']}")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder and its subfolders, by their endings, sorted; hidden ones are left out.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--images {str(folder)!r} is no folder")
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and not any(piece.startswith(".") for piece in path.relative_to(folder).parts)
+    ]
+    if not files:
+        raise UserError(f"--images {str(folder)!r} holds no image; files end in {', '.join(SUFFIXES)}")
+    return files
+
+
+def open_pictures(files: Sequence[Path]) -> list[FilePicture]:
+    """Those that can be decoded; the others are named on standard error.
+
+    Raises:
+        UserError: none can.
+    """
+    from lit_mm.data.decode import PictureError, decode
+    from lit_mm.data.files import FilePicture
+
+    pictures = []
+    for path in files:
+        try:
+            decode(path)  # whole: a file cut short has a good header
+            pictures.append(FilePicture.open(path))
+        except PictureError as error:
+            print(f"lit_mm: left out: {error}", file=sys.stderr)
+    if not pictures:
+        raise UserError(f"none of the {len(files)} image files of --images can be decoded")
+    return pictures
+
+
+def template_of(module: MultimodalModule, name: str | None) -> Template:
+    """The composition template of that name, or of the model's chat template.
+
+    Raises:
+        UserError: no such template, or the model's chat template has none.
+    """
+    from lit_mm.composition.template import TEMPLATES
+    from lit_mm.prompts.xcomposer import XComposerPrompt
+    from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+
+    if name is None:
+        prompt = module.processor.prompt
+        name = {XComposerPrompt: "xcomposer", XComposer2Prompt: "xcomposer2"}.get(type(prompt))
+        if name is None:
+            raise UserError(
+                f"compose: {type(prompt).__name__} has no composition template of its own; "
+                f"choose one with --template {' or '.join(TEMPLATES)}"
+            )
+    if module.processor.token_grid is None:
+        raise UserError("compose: this model reads text alone. Use one that takes images")
+    if name not in TEMPLATES:
+        raise UserError(f"--template is one of {', '.join(TEMPLATES)}, got {name!r}")
+    return TEMPLATES[name]
+
+
+def make_search(reference: str) -> Any:
+    """A `lit_mm.composition.retrieve.Search` from a class path, or from a YAML file with `class_path` and `init_args`.
+
+    Raises:
+        UserError: no such file or class, arguments that it does not take, or a class without the method `over`.
+    """
+    path, options = reference, {}
+    if reference.endswith((".yaml", ".yml")):
+        try:
+            held = yaml.safe_load(Path(reference).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise UserError(f"--retriever {reference!r} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(held, dict) or not isinstance(held.get("class_path"), str):
+            raise UserError(f"--retriever {reference!r} needs `class_path:` and, if it takes any, `init_args:`")
+        if odd := sorted(set(held) - {"class_path", "init_args"}):
+            raise UserError(f"--retriever {reference!r} has the keys class_path and init_args, got {odd}")
+        path, options = held["class_path"], held.get("init_args") or {}
+    owner, _, name = path.rpartition(".")
+    try:
+        made = getattr(importlib.import_module(owner), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--retriever: there is no class {path!r} ({error})") from error
+    if not hasattr(made, "over"):
+        raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, so it finds no images")
+    try:
+        return made(**options)
+    except TypeError as error:
+        raise UserError(f"--retriever: {path} does not take {options} ({error})") from error

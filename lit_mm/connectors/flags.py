@@ -1,0 +1,34 @@
+"""Vectors that mark an image's beginning and end, beside any connector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class WithFlags(nn.Module):
+    """Adds two vectors of the language model's width, the layout's -1 (start) and -2 (end). The connector's own follow.
+
+    Args:
+        projector: a `lit_mm.model.Connector`.
+        language_width: E.
+    Source: XComposer's `flag_image_start` and `flag_image_end`: zeros, and never trained by the release.
+    """
+
+    def __init__(self, projector: nn.Module, language_width: int) -> None:
+        super().__init__()
+        self.projector = projector
+        self.start = nn.Parameter(torch.zeros(language_width))
+        self.end = nn.Parameter(torch.zeros(language_width))
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """That of the wrapped connector."""
+        return self.projector.token_grid(grid)
+
+    def learned(self) -> Tensor:
+        """[2 + K, E]: start, end, then the wrapped connector's."""
+        return torch.cat([self.start[None], self.end[None], self.projector.learned()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, N, D] patch features -> [V, M, E] visual tokens."""
+        return self.projector(x)

@@ -1,0 +1,249 @@
+"""The Q-Former: learnt queries that read image features by cross-attention and share self-attention with a text."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+from lit_mm.layers.attention import attention
+
+# V images, N features each, D their width, Q queries, L text positions, P = Q + L (queries first), W width, H heads
+
+Sight = Literal["unimodal", "bidirectional", "multimodal_causal"]
+
+
+def who_sees_whom(sight: Sight, num_queries: int, text_mask: Tensor) -> Tensor:
+    """Who attends to whom among [queries; text], for the objectives that train a Q-Former.
+
+    - unimodal (contrastive): queries see queries, text sees text.
+    - bidirectional (matching, instructions): everyone sees everyone.
+    - multimodal_causal (captioning): queries see queries; text sees all queries, itself and the text before it.
+
+    Nobody sees padding of the text.
+
+    Args:
+        num_queries: Q.
+        text_mask: [V, L] True (or 1) where the text is real.
+    Returns:
+        [V, P, P] boolean, True where the row attends to the column.
+    Source: arXiv:2301.12597, figure 2. Two queries and two tokens, multimodal_causal -> rows 1100, 1100, 1110, 1111.
+    """
+    rows, length = text_mask.shape
+    total = num_queries + length
+    is_text = torch.arange(total, device=text_mask.device) >= num_queries
+    real = torch.cat([text_mask.new_ones(rows, num_queries, dtype=torch.bool), text_mask.bool()], dim=1)
+    if sight == "bidirectional":
+        sees = torch.ones(total, total, dtype=torch.bool, device=text_mask.device)
+    elif sight == "unimodal":
+        sees = is_text[:, None] == is_text
+    else:
+        at = torch.arange(total, device=text_mask.device)
+        sees = ~is_text | (is_text[:, None] & (at[:, None] >= at))
+    return sees & real[:, None, :]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with its residual and the norm behind it, as in BERT."""
+
+    def __init__(self, width: int, key_width: int, heads: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(key_width, width)
+        self.value = nn.Linear(key_width, width)
+        self.out = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[V, P, W] attends to [V, T, key width]; `mask` [V, P, T] is True where it may."""
+        q, k, v = (
+            linear(of).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [V, H, P or T, W / H]
+            for linear, of in ((self.query, x), (self.key, seen), (self.value, seen))
+        )
+        mask = None if mask is None else mask.unsqueeze(1)
+        if self.training and self.dropout:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout)
+        else:
+            y = attention(q, k, v, mask)
+        y = self.out(y.transpose(1, 2).flatten(2))
+        return self.norm(x + F.dropout(y, self.dropout, self.training))
+
+
+class FeedForward(nn.Module):
+    """Linear - exact GELU - linear, residual, norm."""
+
+    def __init__(self, width: int, ffn_width: int, dropout: float, eps: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.fc1 = nn.Linear(width, ffn_width)
+        self.fc2 = nn.Linear(ffn_width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, P, W] -> [V, P, W]."""
+        y = self.fc2(F.gelu(self.fc1(x)))
+        return self.norm(x + F.dropout(y, self.dropout, self.training))
+
+
+class Layer(nn.Module):
+    """Self-attention over queries and text together; then queries look at the image, and each kind has its own FFN."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn_width: int,
+        vision_width: int | None,
+        with_text: bool,
+        dropout: float,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, width, heads, dropout, eps)
+        self.cross = None if vision_width is None else Attention(width, vision_width, heads, dropout, eps)
+        self.query_ffn = FeedForward(width, ffn_width, dropout, eps)
+        self.text_ffn = FeedForward(width, ffn_width, dropout, eps) if with_text else None
+
+    def forward(self, x: Tensor, num_queries: int, features: Tensor | None, mask: Tensor | None) -> Tensor:
+        """[V, P, W] -> [V, P, W]; the first `num_queries` positions are queries."""
+        x = self.attention(x, x, mask)
+        queries, text = x[:, :num_queries], x[:, num_queries:]
+        if num_queries:
+            queries = queries if self.cross is None else self.cross(queries, features)
+            queries = self.query_ffn(queries)
+        return torch.cat([queries, self.text_ffn(text)], dim=1) if text.shape[1] else queries
+
+
+class TextHead(nn.Module):
+    """BERT's transform before the vocabulary; the projection itself is the embedding table."""
+
+    def __init__(self, width: int, vocab_size: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """Hidden states [..., W], table [vocabulary, W] -> [..., vocabulary]."""
+        return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
+
+
+class QFormer(nn.Module):
+    """BERT layers over learnt queries, and over a text beside them where one is given.
+
+    Every `cross_every`-th layer, from the first on, the queries attend to the image. Queries have no positions; those
+    of the text start at 0. Queries and text share the norm at the entrance and the self-attention, not the FFN.
+
+    Args:
+        vision_width: D, of the image features.
+        queries: Q.
+        width, layers, heads, ffn_width: of the transformer. BERT-base: 768, 12, 12, 3072.
+        cross_every: layers from one cross-attention to the next.
+        vocab_size: token ids of the text branch; None builds no text branch (XComposer, BLIP-2's second stage).
+        max_positions: longest text, tokens.
+        head: predict the text's tokens (BLIP-2's first stage); its projection is tied to the embedding table.
+        dropout: of hidden states and attention.
+        eps: of the layer norms.
+    Raises:
+        UserError: heads that do not divide the width, no queries, no layers, or a head without a text branch.
+    Source: arXiv:2301.12597, section 3.1; github.com/salesforce/LAVIS, lavis/models/blip2_models/Qformer.py. That code
+        captions in two passes, keeping the queries' keys and values; one pass with the mask gives the same.
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        queries: int = 32,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        ffn_width: int = 3072,
+        cross_every: int = 2,
+        vocab_size: int | None = None,
+        max_positions: int = 512,
+        head: bool = False,
+        dropout: float = 0.1,
+        eps: float = 1e-12,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError(f"QFormer: `heads` must divide `width`, got {width=}, {heads=}")
+        if min(queries, layers, cross_every) < 1:
+            raise UserError(
+                f"QFormer: `queries`, `layers` and `cross_every` are at least 1, got {queries=}, {layers=}, "
+                f"{cross_every=}"
+            )
+        if head and vocab_size is None:
+            raise UserError("QFormer: `head` predicts text, so it needs a text branch; set `vocab_size`")
+        self.width, self.dropout = width, dropout
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
+        self.words = None if vocab_size is None else nn.Embedding(vocab_size, width)
+        self.positions = None if vocab_size is None else nn.Embedding(max_positions, width)
+        self.norm = nn.LayerNorm(width, eps=eps)
+        self.layers = nn.ModuleList(
+            Layer(
+                width,
+                heads,
+                ffn_width,
+                vision_width if number % cross_every == 0 else None,
+                vocab_size is not None,
+                dropout,
+                eps,
+            )
+            for number in range(layers)
+        )
+        self.head = TextHead(width, vocab_size, eps) if head else None
+        self.apply(_draw)
+
+    def forward(self, features: Tensor | None = None, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Image features and text ids -> hidden states of queries and text.
+
+        Args:
+            features: [V, N, D]; None: no queries, the text alone.
+            ids: [V, L] token ids; None: the queries alone.
+            mask: [V, P, P], True where the row attends to the column (`who_sees_whom`; for a text alone its last L rows
+                and columns); None: everyone sees everyone.
+        Returns:
+            [V, P, W]: Q queries where there are features, then L text positions where there are ids.
+        Raises:
+            UserError: neither features nor ids, or ids without a text branch, or more than it has positions.
+        """
+        if features is None and ids is None:
+            raise UserError("QFormer: give image features, text ids or both")
+        parts = [] if features is None else [self.queries.expand(len(features), -1, -1)]
+        if ids is not None:
+            if self.words is None:
+                raise UserError("QFormer: it was built without a text branch; set `vocab_size`")
+            if ids.shape[1] > self.positions.num_embeddings:
+                raise UserError(
+                    f"QFormer: a text has {ids.shape[1]} tokens, the position table {self.positions.num_embeddings}. "
+                    "Shorten the text, or raise `max_positions`"
+                )
+            parts.append(self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device)))
+        x = F.dropout(self.norm(torch.cat(parts, dim=1)), self.dropout, self.training)  # [V, P, W]
+        num_queries = 0 if features is None else len(self.queries)
+        for layer in self.layers:
+            x = layer(x, num_queries, features, mask)
+        return x
+
+    def logits(self, text: Tensor) -> Tensor:
+        """Hidden states of text positions [..., W] -> [..., vocabulary].
+
+        Raises:
+            UserError: built without `head`.
+        """
+        if self.head is None:
+            raise UserError("QFormer: it was built without the head that predicts text; set `head: true`")
+        return self.head(text, self.words.weight)
+
+
+def _draw(module: nn.Module) -> None:
+    """BERT's initial weights."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

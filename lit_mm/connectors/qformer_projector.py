@@ -1,0 +1,65 @@
+"""A Q-Former between vision encoder and language model: a norm, learnt queries, one linear projection."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from lit_mm.connectors.qformer import QFormer
+
+
+# V views, N features each, D vision width, Q queries, E language width
+class QFormerProjector(nn.Module):
+    """Layer norm of the features - Q-Former without text - linear. Q visual tokens a view, however many features.
+
+    Args:
+        vision_width: D.
+        language_width: E.
+        queries: Q; 32 in BLIP-2, 64 in XComposer (its "perceive sampler").
+        width, layers, heads, ffn_width, cross_every, dropout: of the `QFormer`.
+        start: scale at which the visual tokens start, near that of the text embeddings (what enters the projection is
+            normalised, so it is the standard deviation of a visual token); None: torch's own, as released.
+    Source: arXiv:2301.12597, section 3.1; `encode_img` of the XComposer release.
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        language_width: int,
+        queries: int = 64,
+        width: int = 768,
+        layers: int = 12,
+        heads: int = 12,
+        ffn_width: int = 3072,
+        cross_every: int = 2,
+        dropout: float = 0.1,
+        start: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.language_width = language_width
+        self.norm = nn.LayerNorm(vision_width)
+        self.qformer = QFormer(
+            vision_width,
+            queries=queries,
+            width=width,
+            layers=layers,
+            heads=heads,
+            ffn_width=ffn_width,
+            cross_every=cross_every,
+            dropout=dropout,
+        )
+        self.projection = nn.Linear(width, language_width)
+        if start is not None:
+            nn.init.normal_(self.projection.weight, std=start * width**-0.5)
+            nn.init.zeros_(self.projection.bias)
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Any (rows, columns) of patches -> one row of Q visual tokens."""
+        return 1, len(self.qformer.queries)
+
+    def learned(self) -> Tensor:
+        """[0, E]: no newline, no separator."""
+        return self.projection.weight.new_zeros(0, self.language_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, N, D] features, with or without class token -> [V, Q, E] visual tokens."""
+        return self.projection(self.qformer(self.norm(x)))

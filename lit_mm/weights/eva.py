@@ -1,0 +1,45 @@
+"""EVA-CLIP ViT-g in its authors' names -> our EvaViT.
+
+Pure renaming; what the map does not know it hands on unchanged, so that `load_strict` names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+PARTS = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.qkv": "qkv",
+    "attn.proj": "out",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+}
+BIASES = {"attn.q_bias": "q_bias", "attn.v_bias": "v_bias"}
+PATCHES = {"patch_embed.proj.weight": "patches.weight", "patch_embed.proj.bias": "patches.bias"}
+TABLES = {"cls_token": "cls", "pos_embed": "positions"}
+UNUSED = ("norm.", "fc_norm.", "head.")  # behind the features
+
+
+def eva_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of modeling_vit.py (XComposer) and eva_vit.py (LAVIS: the file eva_vit_g.pth) -> `EvaViT`."""
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith(UNUSED):
+            continue
+        if name in TABLES:
+            ours[TABLES[name]] = tensor.flatten(0, -2).squeeze(0)  # [1, 1, D] -> [D], [1, P, D] -> [P, D]
+            continue
+        found = BLOCK.fullmatch(name)
+        piece, _, kind = found[2].rpartition(".") if found else ("", "", "")
+        if found and found[2] in BIASES:
+            ours[f"blocks.{found[1]}.{BIASES[found[2]]}"] = tensor
+        elif piece in PARTS:
+            ours[f"blocks.{found[1]}.{PARTS[piece]}.{kind}"] = tensor
+        else:
+            ours[PATCHES.get(name, name)] = tensor
+    return ours

@@ -1,0 +1,69 @@
+"""Q-Former checkpoints in their authors' names (LAVIS, XComposer) -> our QFormer.
+
+Pure renaming; what the map does not know it hands on unchanged, so that `load_strict` names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
+PARTS = {
+    f"{theirs}.{piece}": f"{ours}.{name}"
+    for theirs, ours in (("attention", "attention"), ("crossattention", "cross"))
+    for piece, name in (
+        ("self.query", "query"),
+        ("self.key", "key"),
+        ("self.value", "value"),
+        ("output.dense", "out"),
+        ("output.LayerNorm", "norm"),
+    )
+} | {
+    f"{piece}{branch}": f"{ours}.{name}"
+    for branch, ours in (("_query", "query_ffn"), ("", "text_ffn"))
+    for piece, name in (("intermediate", "fc1"), ("output", "fc2"))
+}
+TOP = {
+    "bert.embeddings.word_embeddings.weight": "words.weight",
+    "bert.embeddings.position_embeddings.weight": "positions.weight",
+    "bert.embeddings.LayerNorm.weight": "norm.weight",
+    "bert.embeddings.LayerNorm.bias": "norm.bias",
+    "cls.predictions.bias": "head.bias",
+    "cls.predictions.transform.dense.weight": "head.dense.weight",
+    "cls.predictions.transform.dense.bias": "head.dense.bias",
+    "cls.predictions.transform.LayerNorm.weight": "head.norm.weight",
+    "cls.predictions.transform.LayerNorm.bias": "head.norm.bias",
+}
+UNUSED = (
+    "bert.embeddings.position_ids",  # 0, 1, 2, ...
+    "cls.predictions.decoder.weight",  # tied: the embedding table
+    "cls.predictions.decoder.bias",  # tied: cls.predictions.bias
+)
+QUERIES = "query_tokens"
+
+
+def lavis_to_qformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names below `Qformer.`, and `query_tokens` [1, Q, W] beside them -> `QFormer`."""
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name in UNUSED:
+            continue
+        if name == QUERIES:
+            ours["queries"] = tensor.squeeze(0)
+            continue
+        found = LAYER.fullmatch(name)
+        part = found and (
+            PARTS.get(found[2])
+            or PARTS.get(found[2].removesuffix(".dense"))  # intermediate.dense, output_query.dense
+            or _norm(found[2])
+        )
+        ours[f"layers.{found[1]}.{part}.{found[3]}" if part else TOP.get(name, name)] = tensor
+    return ours
+
+
+def _norm(piece: str) -> str | None:
+    """output.LayerNorm and output_query.LayerNorm."""
+    return {"output.LayerNorm": "text_ffn.norm", "output_query.LayerNorm": "query_ffn.norm"}.get(piece)
