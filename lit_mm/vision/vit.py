@@ -1,4 +1,4 @@
-"""The CLIP vision transformer (OpenAI layout): pre-norm blocks, a class token, learnt positions."""
+"""The CLIP vision transformer (OpenAI layout): pre-norm blocks, learnt positions, with or without a class token."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
+from lit_mm.layers.position import resize_grid
 from lit_mm.vision.position import resize_position_table
 
-# V views, N patches, D width, P = N + 1 positions (class token first), H heads
+# V views, N patches, D width, P positions: N + 1, the class token first, or N without one; H heads
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -65,9 +66,12 @@ class ViT(nn.Module):
             while loading. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
         activation_checkpointing: recompute each block in the backward pass.
+        class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG.
+        any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
+            bicubically to the view's grid, so that it learns at whichever size a stage trains on.
     Raises:
         UserError: sizes that do not divide, an unknown activation, or no such layer.
-    Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer.
+    Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer. Qwen-VL's visual.py for the last two arguments.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class ViT(nn.Module):
         weights: str | None = None,
         activation_checkpointing: bool = False,
         select_layer: int = -1,
+        class_token: bool = True,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         if not -layers <= select_layer <= -1:
@@ -98,12 +104,14 @@ class ViT(nn.Module):
         self.published_layers, self.num_layers = layers, layers + select_layer + 1
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
         self.activation_checkpointing = activation_checkpointing
+        self.any_size = any_size
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
             self.token_grid((position_size, position_size))  # it must divide, too
         self.patches = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
-        self.cls = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positions = nn.Parameter(torch.randn(1 + self.grid[0] * self.grid[1], width) * width**-0.5)
+        self.cls = nn.Parameter(torch.randn(width) * width**-0.5) if class_token else None
+        length = int(class_token) + self.grid[0] * self.grid[1]
+        self.positions = nn.Parameter(torch.randn(length, width) * width**-0.5)
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
@@ -146,26 +154,31 @@ class ViT(nn.Module):
         if size is None or name not in state:
             return
         rows, columns = self.token_grid((size, size))
-        if len(state[name]) == 1 + rows * columns:
-            state[name] = resize_position_table(state[name], self.grid)
+        if len(state[name]) == (self.cls is not None) + rows * columns:
+            state[name] = self._resized(state[name], self.grid)
+
+    def _resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        return resize_grid(table, grid) if self.cls is None else resize_position_table(table, grid)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, 1 + N, D] with `drop_cls: false`).
+        """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, P, D] with `drop_cls: false`).
 
         Raises:
-            UserError: views of another size than `image_size`.
+            UserError: views of another size than `image_size`, without `any_size`.
         """
-        if self.token_grid(tuple(pixels.shape[-2:])) != self.grid:
+        grid = self.token_grid(tuple(pixels.shape[-2:]))
+        if grid != self.grid and not self.any_size:
             raise UserError(
                 f"ViT: built for views of {self.image_size} x {self.image_size} pixels, got {pixels.shape[-2]} x "
                 f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes."
             )
         x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
-        x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
-        x = self.pre_norm(x + self.positions)
+        if self.cls is not None:
+            x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
+        x = self.pre_norm(x + self._resized(self.positions, grid))
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return x[:, 1:] if self.drop_cls else x
+        return x[:, 1:] if self.drop_cls and self.cls is not None else x
