@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class Resampler(nn.Module):
     Source: class Resampler of Qwen-VL's visual.py (arXiv:2308.12966, section 2.1).
     """
 
-    parts_within = {"positions": "position_table"}
+    parts_within: ClassVar[dict[str, str]] = {"positions": "position_table"}
 
     def __init__(
         self,
@@ -142,9 +143,10 @@ class Resampler(nn.Module):
 
 
 class NormalisedResampler(nn.Module):
-    """The resampler, then a layer norm and a square matrix: all that stands between Qwen-VL's encoder and its language
-    model. The release keeps the latter two outside of `attn_pool`, and its fine-tuning script frozen: they are a part of
-    their own, `projection`.
+    """The resampler, then a layer norm and a square matrix: all that lies between Qwen-VL's encoder and language model.
+
+    The release keeps the latter two outside of `attn_pool`, and its fine-tuning script keeps them frozen: they are a
+    part of their own, `projection`.
 
     Args:
         vision_width: D.
@@ -155,7 +157,7 @@ class NormalisedResampler(nn.Module):
     Source: `ln_post` and `proj` of Qwen-VL's visual.py.
     """
 
-    parts_within = {"norm": "projection", "proj": "projection"}
+    parts_within: ClassVar[dict[str, str]] = {"norm": "projection", "proj": "projection"}
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Qwen-VL's resampler, its position tables and the encoder's: outputs of every golden case, through the real key map."""
+"""Qwen-VL's resampler, its position tables and the encoder's: every golden case, through the real key map."""
 
 from __future__ import annotations
 
