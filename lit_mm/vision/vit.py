@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,11 +39,15 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, P, D] -> [V, P, D]."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[V, P, D] -> [V, P, D].
+
+        Args:
+            seen: [V, 1, 1, P] True where a view has a position and not padding; None: everywhere.
+        """
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [V, P, 3, H, D / H]
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        x = x + self.out(attention(q, k, v).transpose(1, 2).flatten(2))
+        x = x + self.out(attention(q, k, v, seen).transpose(1, 2).flatten(2))
         return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
@@ -68,7 +74,8 @@ class ViT(nn.Module):
         activation_checkpointing: recompute each block in the backward pass.
         class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG.
         any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
-            bicubically to the view's grid, so that it learns at whichever size a stage trains on.
+            bicubically to the view's grid, so that it learns at whichever size a stage trains on. Before a connector of
+            `any_grid` (LLaVA-UHD's), the views of a batch may differ in shape: all are encoded in one call.
     Raises:
         UserError: sizes that do not divide, an unknown activation, or no such layer.
     Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer. Qwen-VL's visual.py for the last two arguments.
@@ -160,25 +167,63 @@ class ViT(nn.Module):
     def _resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
         return resize_grid(table, grid) if self.cls is None else resize_position_table(table, grid)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor | Sequence[Tensor]) -> Tensor:
         """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, P, D] with `drop_cls: false`).
+
+        Several groups of views, [V_g, 3, H_g, W_g] each, are encoded together: N is then the patches of the largest, a
+        view's own come first, and what follows them means nothing.
 
         Raises:
             UserError: views of another size than `image_size`, without `any_size`.
         """
+        if isinstance(pixels, Tensor):
+            seen = None
+            x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
+            table = self._resized(self.positions, self._grid(pixels))
+        else:
+            x, table, seen = self._padded(pixels)
+        if self.cls is not None:
+            x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
+        x = self.pre_norm(x + table)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, seen, use_reentrant=False)
+            else:
+                x = block(x, seen)
+        return x[:, 1:] if self.drop_cls and self.cls is not None else x
+
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
         grid = self.token_grid(tuple(pixels.shape[-2:]))
         if grid != self.grid and not self.any_size:
             raise UserError(
                 f"ViT: built for views of {self.image_size} x {self.image_size} pixels, got {pixels.shape[-2]} x "
                 f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes."
             )
-        x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
-        if self.cls is not None:
-            x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
-        x = self.pre_norm(x + self._resized(self.positions, grid))
-        for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x[:, 1:] if self.drop_cls and self.cls is not None else x
+        return grid
+
+    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Patches [V, N, D] and position tables [V, P, D] of all groups, padded to the largest, and `seen` of `Block`.
+
+        One call of `patches` for all: under ZeRO-3 every rank must make the same calls, whatever its views.
+        """
+        grids = [self._grid(group) for group in groups]
+        lengths = [rows * columns for rows, columns in grids]
+        longest = max(lengths)
+        strips, tables = [], []
+        for group, grid, length in zip(groups, grids, lengths, strict=True):
+            strips.append(F.pad(as_strip(group, self.patch), (0, (longest - length) * self.patch)))
+            table = F.pad(self._resized(self.positions, grid), (0, 0, 0, longest - length))
+            tables.append(table.expand(len(group), -1, -1))
+        x = self.patches(torch.cat(strips)).flatten(2).transpose(1, 2)  # [V, N, D]
+        if min(lengths) == longest:
+            return x, torch.cat(tables), None
+        first = int(self.cls is not None)
+        ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
+        seen = torch.arange(first + longest) < ends[:, None]
+        return x, torch.cat(tables), seen[:, None, None].to(x.device)
+
+
+def as_strip(pixels: Tensor, patch: int) -> Tensor:
+    """[V, 3, rows * patch, columns * patch] -> [V, 3, patch, rows * columns * patch]: all patches in one row."""
+    patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [V, 3, rows, patch, columns, patch]
+    return patches.permute(0, 1, 3, 2, 4, 5).flatten(3)
