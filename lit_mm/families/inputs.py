@@ -1,4 +1,4 @@
-"""What a stage changes in how documents become samples, for the families whose recipes do: LLaVA's and VILA."""
+"""What a stage changes in how documents become samples, for the families whose recipes do: LLaVA's, VILA, Qwen-VL."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ class Inputs:
         aspect: what happens to an image that is not square: "stretch" it; "crop" its middle; "pad" it with CLIP's mean
             colour; "anyres", a view of the whole and tiles.
         max_length: longest sample, tokens.
+        image_size: side of a view, pixels; left out, the family's. The vision encoder must take both (`any_size`).
     """
 
     prompt: Prompt | None = None
     aspect: Aspect = "pad"
     max_length: int = 2048
+    image_size: int | None = None
 
 
 def make_processor(
@@ -50,12 +52,12 @@ def make_processor(
     """The family's processor, and in it one for each stage that lays out its training documents differently.
 
     Args:
-        image_size: side of a view, pixels.
+        image_size: side of a view, pixels, of inputs that do not say.
         rule: of AnyRes, see `plan_anyres`.
     """
 
     def make(chosen: Inputs, stages: Mapping[str, Processor]) -> Processor:
-        tiling, layout = _views(chosen.aspect, image_size, rule)
+        tiling, layout = _views(chosen.aspect, chosen.image_size or image_size, rule)
         return Processor(
             tokenizer,
             chosen.prompt or ChatPrompt(),
