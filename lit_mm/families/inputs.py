@@ -1,4 +1,4 @@
-"""What a stage changes in how documents become samples, for the families whose recipes do: LLaVA's and VILA."""
+"""What a stage changes in how documents become samples, for the families whose recipes do: LLaVA's, VILA, Qwen-VL."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ class Inputs:
             "overview", one of the whole; "slices" before it; "slices_arxiv", those of its first version, nothing
             between them.
         max_length: longest sample, tokens.
+        image_size: side of a view, pixels; left out, the family's. The vision encoder must take both (`any_size`).
     """
 
     prompt: Prompt | None = None
     aspect: Aspect = "pad"
     max_length: int = 2048
+    image_size: int | None = None
 
 
 def make_processor(
@@ -56,16 +58,17 @@ def make_processor(
     """The family's processor, and in it one for each stage that lays out its training documents differently.
 
     Args:
-        image_size: side of a view, pixels.
+        image_size: side of a view, pixels, of inputs that do not say.
         rule: of AnyRes, see `plan_anyres`.
         patch, max_slices: of LLaVA-UHD's views, see `plan_uhd`; None: the published limit.
     """
 
     def make(chosen: Inputs, stages: Mapping[str, Processor]) -> Processor:
+        size = chosen.image_size or image_size
         if chosen.aspect in SHAPED:
-            tiling, layout = _shaped(chosen.aspect, image_size, patch, max_slices)
+            tiling, layout = _shaped(chosen.aspect, size, patch, max_slices)
         else:
-            tiling, layout = _views(chosen.aspect, image_size, rule)
+            tiling, layout = _views(chosen.aspect, size, rule)
         return Processor(
             tokenizer,
             chosen.prompt or ChatPrompt(),

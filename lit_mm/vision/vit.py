@@ -72,7 +72,7 @@ class ViT(nn.Module):
             while loading. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
         activation_checkpointing: recompute each block in the backward pass.
-        class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG.
+        class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG; loading leaves out a checkpoint's.
         any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
             bicubically to the view's grid, so that it learns at whichever size a stage trains on. Before a connector of
             `any_grid` (LLaVA-UHD's), the views of a batch may differ in shape: all are encoded in one call.
@@ -152,12 +152,14 @@ class ViT(nn.Module):
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Leave out the blocks behind the features and resize the position table of a checkpoint of `position_size`, in
-        place. `load_strict` calls it."""
+        """Leave out the blocks behind the features, and the class token where this encoder has none; resize the
+        position table of a checkpoint of `position_size`. In place; `load_strict` calls it."""
         unused = tuple(f"{prefix}blocks.{block}." for block in range(self.num_layers, self.published_layers))
         for name in [name for name in state if name.startswith(unused)]:
             del state[name]
         name, size = f"{prefix}positions", self.position_size
+        if self.cls is None and state.pop(f"{prefix}cls", None) is not None:
+            state[name] = state[name][1:]
         if size is None or name not in state:
             return
         rows, columns = self.token_grid((size, size))

@@ -12,6 +12,7 @@ from lit_mm.nano import NANO_WEIGHTS
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
+from lit_mm.weights.qwen_vl import qwen_to_llama
 
 ADDED = (".lora_a.", ".lora_b.")  # what a family adds to a published part starts fresh
 State = dict[str, Tensor]
@@ -22,6 +23,7 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
         state, heads=part.heads, kv_heads=part.kv_heads, partial_lora=False
     ),
     "llama": lambda state, part: llama_to_llama(state),
+    "qwen": lambda state, part: qwen_to_llama(state),
 }
 
 
