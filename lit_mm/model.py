@@ -64,6 +64,7 @@ class MultimodalModel(nn.Module):
         self.fusion = fusion
         # views of any shape: all in one call of each part, since under ZeRO-3 all ranks must make the same calls
         self.together = getattr(vision, "any_size", False) and getattr(connector, "any_grid", False)
+        self.reads_tiles = getattr(vision, "reads_tiles", False)
         self.loss_by_source: Tensor | None = None  # of the last training batch, for whoever keeps account
 
     def bank(self, views: tuple[Tensor, ...], tiles: Tensor | None = None) -> Tensor:
@@ -74,9 +75,13 @@ class MultimodalModel(nn.Module):
         """
         if self.together:
             grids = [self.vision.token_grid(tuple(view.shape[-2:])) for group in views for view in group]
-            made = self.connector(self.vision(views), grids)  # [V, M, E]
+            own = (tiles,) if self.reads_tiles else ()
+            made = self.connector(self.vision(views, *own), grids)  # [V, M, E]
             counts = [rows * columns for rows, columns in map(self.connector.token_grid, grids)]
             tokens = [own[:count] for own, count in zip(made, counts, strict=True)]
+        elif self.reads_tiles:
+            by_group = zip(views, tiles.split([len(group) for group in views]), strict=True)
+            tokens = [self.connector(self.vision(group, own)).flatten(0, 1) for group, own in by_group]
         else:
             tokens = [self.connector(self.vision(group)).flatten(0, 1) for group in views]
         return torch.cat([*tokens, self.connector.learned().to(tokens[0])])
@@ -90,7 +95,7 @@ class MultimodalModel(nn.Module):
         text = self.language.embed(batch.input_ids)
         if self.vision is None:
             return text
-        bank = self.bank(batch.views)
+        bank = self.bank(batch.views, batch.tiles)
         learned = len(self.connector.learned())
         if len(bank) - learned != batch.num_visual:
             raise UserError(

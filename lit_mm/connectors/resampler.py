@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
-from lit_mm.layers.position import resize_grid, sincos_frequencies, sincos_table
+from lit_mm.layers.position import resize_grid, sincos_table
 
 # V views, N patches, D vision width, E language width, Q queries (a square grid), H heads
 
@@ -91,7 +91,8 @@ class Resampler(nn.Module):
         count = per_head // 4  # frequencies a head has room for: sine and cosine, of column and row
         fastest = torch.arange(count)
         channels = torch.cat([fastest + quarter * (width // 4) for quarter in range(4)])
-        step = (1 - sincos_frequencies(width)[:count].cos()).sum().item()  # P . P' falls by this from place to place
+        fall = (1 - math.cos(10000.0 ** (-i / (width // 4))) for i in range(count))  # in Python: also without memory
+        step = sum(fall)  # P . P' falls by this from place to place
         pick = torch.zeros(per_head, width)
         pick[torch.arange(4 * count), channels] = math.sqrt(sharpness * math.sqrt(per_head) / step)
         for linear in (self.q, self.k):
@@ -154,6 +155,7 @@ class NormalisedResampler(nn.Module):
         start: scale at which the visual tokens start; 1 as released. The text embeddings of the nano language model are
             a third of that.
         grid_size, heads, standardise, local: see `Resampler`.
+        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
     Source: `ln_post` and `proj` of Qwen-VL's visual.py.
     """
 
@@ -169,8 +171,10 @@ class NormalisedResampler(nn.Module):
         standardise: bool = False,
         local: float | None = None,
         start: float = 1.0,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
+        self.weights = weights
         self.resampler = Resampler(vision_width, language_width, grid_size, heads, eps, standardise, local)
         self.norm = nn.LayerNorm(language_width, eps=eps)
         self.proj = nn.Linear(language_width, language_width, bias=False)

@@ -6,6 +6,7 @@ from lit_mm.families.llava import Llava
 from lit_mm.families.llava_1_5 import Llava15
 from lit_mm.families.llava_next import LlavaNext
 from lit_mm.families.llava_uhd import LlavaUHD
+from lit_mm.families.monkey import Monkey
 from lit_mm.families.qwen_vl import QwenVL
 from lit_mm.families.vila import Vila
 from lit_mm.families.xcomposer2 import XComposer2
@@ -18,6 +19,7 @@ __all__ = [
     "Llava15",
     "LlavaNext",
     "LlavaUHD",
+    "Monkey",
     "QwenVL",
     "Vila",
     "XComposer2",

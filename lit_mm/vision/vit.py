@@ -45,10 +45,17 @@ class Block(nn.Module):
         Args:
             seen: [V, 1, 1, P] True where a view has a position and not padding; None: everywhere.
         """
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [V, P, 3, H, D / H]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        x = x + self.out(attention(q, k, v, seen).transpose(1, 2).flatten(2))
-        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+        x = x + self.out(self.attend(self.qkv(self.norm1(x)), seen))
+        return x + self.feed_forward(x)
+
+    def attend(self, qkv: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Packed q, k, v [V, P, 3 D] -> what the heads read, [V, P, D]."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
+        return attention(q, k, v, seen).transpose(1, 2).flatten(2)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[V, P, D] -> [V, P, D], its norm included, the residual not."""
+        return self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
 class ViT(nn.Module):
@@ -112,6 +119,8 @@ class ViT(nn.Module):
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
         self.activation_checkpointing = activation_checkpointing
         self.any_size = any_size
+        self.heads = heads
+        self.reads_tiles = False  # a function that gives tiles weights of their own (`apply_window_adapters`) sets it
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
             self.token_grid((position_size, position_size))  # it must divide, too
@@ -169,12 +178,14 @@ class ViT(nn.Module):
     def _resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
         return resize_grid(table, grid) if self.cls is None else resize_position_table(table, grid)
 
-    def forward(self, pixels: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, pixels: Tensor | Sequence[Tensor], tiles: Tensor | None = None) -> Tensor:
         """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, P, D] with `drop_cls: false`).
 
         Several groups of views, [V_g, 3, H_g, W_g] each, are encoded together: N is then the patches of the largest, a
         view's own come first, and what follows them means nothing.
 
+        Args:
+            tiles: [V] see `Batch`, for an encoder that `reads_tiles`; None: every view is treated as a global view.
         Raises:
             UserError: views of another size than `image_size`, without `any_size`.
         """
@@ -187,11 +198,12 @@ class ViT(nn.Module):
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
         x = self.pre_norm(x + table)
+        own = () if tiles is None else (tiles,)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, seen, use_reentrant=False)
+                x = checkpoint(block, x, seen, *own, use_reentrant=False)
             else:
-                x = block(x, seen)
+                x = block(x, seen, *own)
         return x[:, 1:] if self.drop_cls and self.cls is not None else x
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:

@@ -173,3 +173,22 @@ def qwen_vl_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = 
         f"{network}.language.{name}" if name.startswith("lm.") else name: tensor
         for name, tensor in qwen_to_llama(text).items()
     }
+
+
+def qwen_vl_parts(state: Mapping[str, Tensor], *, heads: int = 1) -> dict[str, dict[str, Tensor]]:
+    """The names of a whole Qwen-VL -> those of `ViT`, `NormalisedResampler` and `Llama`, by part.
+
+    For a model that starts from it and has other parts beside these (Monkey).
+
+    Args:
+        heads: of the vision encoder; matters to no other part.
+    Raises:
+        UserError: a name that belongs to no part.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"vision": {}, "connector": {}, "language": {}}
+    for name, tensor in qwen_vl_to_model(state, heads=heads, network="model").items():
+        pieces = name.split(".", 2)
+        if pieces[0] != "model" or pieces[1] not in parts:
+            raise UserError(f"Qwen-VL checkpoint: {name!r} belongs to no part. Is it a checkpoint of another model?")
+        parts[pieces[1]][pieces[2]] = tensor
+    return parts
