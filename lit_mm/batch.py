@@ -37,6 +37,8 @@ class Batch:
         held: samples that are learnt here, by source; empty where nobody keeps a ledger.
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, their tokens
             stay in `step_tokens`.
+        tiles: [V] in the order of `views`, number of each view among the tiles of its picture, row-major from 0; -1 for
+            a global view and for the blank one. For a vision encoder that `reads_tiles`.
     """
 
     input_ids: Tensor
@@ -52,6 +54,7 @@ class Batch:
     source_ids: Tensor | None = None
     held: tuple[int, ...] = ()
     lost: tuple[Fault, ...] = ()
+    tiles: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

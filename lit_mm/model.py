@@ -14,7 +14,11 @@ from lit_mm.errors import UserError
 
 
 class VisionEncoder(Protocol):
-    """[V, 3, H, W] normalised pixels -> [V, N, D] patch features."""
+    """[V, 3, H, W] normalised pixels -> [V, N, D] patch features.
+
+    One of `any_size` also takes groups of views of other shapes together and pads N to the largest, a view's own
+    patches first. One that `reads_tiles` is also given `tiles` [V], see `Batch`.
+    """
 
     width: int
 
@@ -24,7 +28,10 @@ class VisionEncoder(Protocol):
 
 
 class Connector(Protocol):
-    """[V, N, D] patch features -> [V, M, E] visual tokens."""
+    """[V, N, D] patch features -> [V, M, E] visual tokens.
+
+    One of `any_grid` also takes the `grids` of the views, where these differ, and pads M in the same way.
+    """
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches -> (rows, columns) of visual tokens."""
@@ -55,11 +62,28 @@ class MultimodalModel(nn.Module):
         super().__init__()
         self.vision, self.connector, self.language = vision, connector, language
         self.fusion = fusion
+        # views of any shape: all in one call of each part, since under ZeRO-3 all ranks must make the same calls
+        self.together = getattr(vision, "any_size", False) and getattr(connector, "any_grid", False)
+        self.reads_tiles = getattr(vision, "reads_tiles", False)
         self.loss_by_source: Tensor | None = None  # of the last training batch, for whoever keeps account
 
-    def bank(self, views: tuple[Tensor, ...]) -> Tensor:
-        """Views grouped by shape -> [K, E]: the visual tokens of all views, then the connector's learned vectors."""
-        tokens = [self.connector(self.vision(group)).flatten(0, 1) for group in views]
+    def bank(self, views: tuple[Tensor, ...], tiles: Tensor | None = None) -> Tensor:
+        """Views grouped by shape -> [K, E]: the visual tokens of all views, then the connector's learned vectors.
+
+        Args:
+            tiles: see `Batch`; for a vision encoder that `reads_tiles`.
+        """
+        if self.together:
+            grids = [self.vision.token_grid(tuple(view.shape[-2:])) for group in views for view in group]
+            own = (tiles,) if self.reads_tiles else ()
+            made = self.connector(self.vision(views, *own), grids)  # [V, M, E]
+            counts = [rows * columns for rows, columns in map(self.connector.token_grid, grids)]
+            tokens = [own[:count] for own, count in zip(made, counts, strict=True)]
+        elif self.reads_tiles:
+            by_group = zip(views, tiles.split([len(group) for group in views]), strict=True)
+            tokens = [self.connector(self.vision(group, own)).flatten(0, 1) for group, own in by_group]
+        else:
+            tokens = [self.connector(self.vision(group)).flatten(0, 1) for group in views]
         return torch.cat([*tokens, self.connector.learned().to(tokens[0])])
 
     def embed(self, batch: Batch) -> Tensor:
@@ -71,7 +95,7 @@ class MultimodalModel(nn.Module):
         text = self.language.embed(batch.input_ids)
         if self.vision is None:
             return text
-        bank = self.bank(batch.views)
+        bank = self.bank(batch.views, batch.tiles)
         learned = len(self.connector.learned())
         if len(bank) - learned != batch.num_visual:
             raise UserError(

@@ -52,7 +52,16 @@ class MultimodalModule(L.LightningModule):
         return {name: module for name, module in named.items() if module is not None}
 
     def part_of(self, parameter: str) -> str:
-        """The part a parameter belongs to, from its name under `network`. A family that adds parts overrides this."""
+        """The part a parameter belongs to, from its name under `network`. A family that adds parts overrides this.
+
+        A module that holds what is never trained with the rest of it says so in `parts_within`: attribute -> part.
+        """
+        module: Any = self.network
+        for name in parameter.split("."):
+            within = getattr(module, "parts_within", {})
+            if name in within:
+                return within[name]
+            module = getattr(module, name)
         return parameter.split(".", 1)[0]
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:

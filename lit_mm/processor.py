@@ -67,6 +67,7 @@ class Processor:
             model alone, which takes no pictures.
         normalise: pixel mean and standard deviation, padding colour, resize backend.
         max_length: longest sample in tokens; a longer one is refused.
+        by_source: name of a document's source -> its own tiling, where some data is worth more views than other.
         by_stage: stage name -> what lays out the training documents of that stage, where a recipe changes its prompt or
             tiling from stage to stage. Questions are always asked through this processor.
     """
@@ -82,12 +83,13 @@ class Processor:
         normalise: Normalise | None = None,
         max_length: int = 4096,
         by_stage: Mapping[str, Processor] | None = None,
+        by_source: Mapping[str, Callable[[int, int], TilePlan]] | None = None,
     ) -> None:
         self.tokenizer, self.prompt = tokenizer, prompt
         self.tiling, self.layout, self.token_grid = tiling, layout, token_grid
         self.normalise = normalise or Normalise(CLIP_MEAN, CLIP_STD)
         self.max_length = max_length
-        self.by_stage = dict(by_stage or {})
+        self.by_stage, self.by_source = dict(by_stage or {}), dict(by_source or {})
 
     def of_stage(self, name: str) -> Processor:
         """What lays out the training documents of the stage `name`."""
@@ -121,7 +123,7 @@ class Processor:
             raise UserError(
                 f"sample {document.id!r} has {len(document.pictures)} pictures, this model reads text alone"
             )
-        plans = tuple(self._plan(picture, document.id) for picture in document.pictures)
+        plans = tuple(self._plan(picture, document) for picture in document.pictures)
         pieces = [self._picture(plan) for plan in plans]
         firsts = np.cumsum([0, *(sum(tokens) for _, _, tokens in pieces)])
         ids: list[np.ndarray] = []
@@ -160,11 +162,11 @@ class Processor:
             for view in cut_views(read(picture, sample.document.id), plan.views, self.normalise)
         ]
 
-    def _plan(self, picture: Picture, document_id: str) -> TilePlan:
+    def _plan(self, picture: Picture, document: Document) -> TilePlan:
         try:
-            return self.tiling(picture.height, picture.width)
+            return self.by_source.get(document.source, self.tiling)(picture.height, picture.width)
         except UserError as error:
-            raise UserError(f"sample {document_id!r}: {error}") from error
+            raise UserError(f"sample {document.id!r}: {error}") from error
 
     def _picture(self, plan: TilePlan) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         """Token ids, index and tokens per view of one picture."""

@@ -49,6 +49,7 @@ class Stage:
         epochs: passes over the stage's data, where `max_steps` is left out.
         warmup: share of the stage over which the learning rate rises linearly (0.01 = 1 %).
         schedule: what follows the warm-up.
+        floor: share of the peak learning rate at which cosine and linear end.
         betas: AdamW's moment decay rates.
         clip: gradient norm limit over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
@@ -63,6 +64,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
+    floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.train:
@@ -73,11 +75,13 @@ class Stage:
             )
         if not 0 <= self.warmup < 1:
             raise UserError(f"stage {self.name!r}: warmup is a share of the stage in [0, 1), got {self.warmup}")
+        if not 0 <= self.floor < 1:
+            raise UserError(f"stage {self.name!r}: floor is a share of the learning rate in [0, 1), got {self.floor}")
 
     def factor(self, step: int, total: int) -> float:
         """Share of the peak learning rate used by optimizer step `step` (from 0) of `total`.
 
-        The warm-up reaches the peak at its last step; cosine and linear end at 0 after the last step.
+        The warm-up reaches the peak at its last step; cosine and linear end at `floor` after the last step.
         """
         rise = math.ceil(round(self.warmup * total, 6))  # 0.07 * 100 is 7.000000000000001
         if step < rise:
@@ -85,7 +89,8 @@ class Stage:
         if self.schedule == "constant":
             return 1.0
         progress = (step - rise) / max(1, total - rise)
-        return 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
+        falling = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
+        return self.floor + (1 - self.floor) * falling
 
 
 class Layered(Protocol):

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -226,3 +228,19 @@ def test_an_image_that_cannot_be_tiled_is_named_with_its_sample():
     long = Document("ocr/9", (Turn("user", (Noise(0, height=1, width=30_000), "what?")), Turn("assistant", ("a",))))
     with pytest.raises(UserError, match=r"sample 'ocr/9': plan_hd cannot tile an image of 30000 x 1"):
         processor.sample(long)
+
+
+def test_a_source_may_have_a_tiling_of_its_own() -> None:
+    processor = xcomposer2().processor
+    halves = partial(plan_hd, max_tiles=4, tile=28)
+    own = Processor(
+        processor.tokenizer,
+        processor.prompt,
+        tiling=processor.tiling,
+        token_grid=processor.token_grid,
+        by_source={"dense": halves},
+    )
+    shown = document(1, pictures=1)
+    plain, dense = own.sample(shown), own.sample(replace(shown, source="dense"))
+    assert plain.plans[0] == processor.tiling(20, 30)
+    assert dense.plans[0] == halves(20, 30) and len(dense.plans[0].views) == 1 + 2 * 2

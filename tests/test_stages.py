@@ -197,7 +197,25 @@ def test_a_part_with_impossible_numbers_is_refused(options):
         Train(**{"lr": 1.0} | options)
 
 
-@pytest.mark.parametrize("options", [{"train": {}}, {"max_steps": 0}, {"epochs": 0}, {"warmup": 1.0}, {"warmup": -0.1}])
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_may_end_above_zero(schedule):
+    stage = Stage("s", {"connector": Train(lr=1.0)}, warmup=0.1, schedule=schedule, floor=0.2)
+    factors = [stage.factor(step, 100) for step in range(101)]
+    assert factors[9] == 1 and factors[100] == pytest.approx(0.2) and factors[55] == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train": {}},
+        {"max_steps": 0},
+        {"epochs": 0},
+        {"warmup": 1.0},
+        {"warmup": -0.1},
+        {"floor": 1.0},
+        {"floor": -0.1},
+    ],
+)
 def test_a_stage_with_impossible_numbers_is_refused(options):
     with pytest.raises(UserError, match="stage 's'"):
         Stage(**{"name": "s", "train": {"p": Train(lr=1.0)}} | options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,6 +25,8 @@ class MLPProjector(nn.Module):
     Raises:
         UserError: no linear at all.
     """
+
+    any_grid = True
 
     def __init__(
         self,
@@ -54,6 +58,6 @@ class MLPProjector(nn.Module):
         """[0, E]: no newline, no separator."""
         return self.mlp[0].weight.new_zeros(0, self.language_width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, N, D] patch features -> [V, N, E] visual tokens."""
+    def forward(self, x: Tensor, grids: Sequence[tuple[int, int]] | None = None) -> Tensor:
+        """[V, N, D] patch features -> [V, N, E] visual tokens, each of one patch, whatever the `grids` of the views."""
         return self.mlp(F.layer_norm(x, (self.vision_width,)) if self.standardise else x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,11 @@ class WithNewline(nn.Module):
         """[1 + K, E]: newline, then the wrapped connector's."""
         return torch.cat([self.newline[None], self.projector.learned()])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, N, D] patch features -> [V, M, E] visual tokens."""
-        return self.projector(x)
+    @property
+    def any_grid(self) -> bool:
+        """Does the wrapped connector take views of several shapes?"""
+        return getattr(self.projector, "any_grid", False)
+
+    def forward(self, x: Tensor, *grids: Sequence[tuple[int, int]]) -> Tensor:
+        """[V, N, D] patch features, and their `grids` where they differ -> [V, M, E] visual tokens."""
+        return self.projector(x, *grids)

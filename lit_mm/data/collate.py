@@ -35,7 +35,7 @@ def collate(
     samples = [sample for row in rows for sample in row]
     length = max(1, *(sum(len(sample) for sample in row) for row in rows))  # all samples of all rows may be lost
     length = -(-length // multiple) * multiple
-    views, first_of_view, num_visual = group_views(samples, processor, views)
+    views, first_of_view, num_visual, tiles = group_views(samples, processor, views)
 
     shape = (len(rows), length)
     input_ids = np.full(shape, processor.tokenizer.pad_id, dtype=np.int64)
@@ -70,13 +70,14 @@ def collate(
         sample_ids=tuple(sample.document.id for sample in samples),
         step_tokens=step_tokens,
         source_ids=None if sources is None else torch.from_numpy(source_ids),
+        tiles=torch.tensor(tiles, dtype=torch.int64),
     )
 
 
 def group_views(
     samples: Sequence[Sample], processor: Processor, read: Sequence[Sequence[Tensor]] | None = None
-) -> tuple[tuple[Tensor, ...], list[int], int]:
-    """The views by shape, the place in the bank of every view's first token, and the visual tokens in all.
+) -> tuple[tuple[Tensor, ...], list[int], int, list[int]]:
+    """The views by shape, the place in the bank of every view's first token, all visual tokens, and `Batch.tiles`.
 
     Without any view there is one blank one of the size that the family gives to a small square image; a language model
     alone has none.
@@ -85,17 +86,18 @@ def group_views(
         read: the views of every sample, where they have been read already.
     """
     if processor.token_grid is None:
-        return (), [], 0
+        return (), [], 0, []
     read = read if read is not None else [processor.views(sample) for sample in samples]
     views = [
         (view, n)
         for sample, own in zip(samples, read, strict=True)
         for view, n in zip(own, sample.tokens_per_view, strict=True)
     ]
+    tiles = [tile for sample in samples for plan in sample.plans for tile in plan.tile_numbers]
     if not views:
         height, width = processor.tiling(64, 64).views[0].size
         rows, columns = processor.token_grid((height, width))
-        views = [(torch.zeros(3, height, width), rows * columns)]
+        views, tiles = [(torch.zeros(3, height, width), rows * columns)], [-1]
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, (pixels, _) in enumerate(views):
         groups.setdefault(tuple(pixels.shape), []).append(number)
@@ -105,7 +107,8 @@ def group_views(
         for number in members:
             first[number] = total
             total += views[number][1]
-    return tuple(torch.stack([views[n][0] for n in members]) for members in groups.values()), first, total
+    grouped = tuple(torch.stack([views[n][0] for n in members]) for members in groups.values())
+    return grouped, first, total, [tiles[n] for members in groups.values() for n in members]
 
 
 def _resolve(sample: Sample, first_of_view: Sequence[int], num_visual: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,7 @@ class Joined:
 
     Args:
         sources: each gives documents by number.
-        names: of the sources, in logs and in the ledger; they differ.
+        names: of the sources, in logs and in the ledger, and what their documents then call their source; they differ.
         draws: samples of an epoch by source; every sample once when left out.
     """
 
@@ -39,7 +40,7 @@ class Joined:
 
     def __getitem__(self, number: int) -> Document:
         source = self.source_of(number)
-        return self.sources[source][number - self._starts[source]]
+        return replace(self.sources[source][number - self._starts[source]], source=self.names[source])
 
     def source_of(self, number: int) -> int:
         """Which source a sample is of."""

@@ -5,8 +5,25 @@ from lit_mm.families.encoder_decoder import EncoderDecoder
 from lit_mm.families.llava import Llava
 from lit_mm.families.llava_1_5 import Llava15
 from lit_mm.families.llava_next import LlavaNext
+from lit_mm.families.llava_uhd import LlavaUHD
+from lit_mm.families.monkey import Monkey
+from lit_mm.families.qwen_vl import QwenVL
 from lit_mm.families.vila import Vila
 from lit_mm.families.xcomposer import XComposer
 from lit_mm.families.xcomposer2 import XComposer2
+from lit_mm.families.xcomposer2_4khd import XComposer2HD
 
-__all__ = ["Decoder", "EncoderDecoder", "Llava", "Llava15", "LlavaNext", "Vila", "XComposer", "XComposer2"]
+__all__ = [
+    "Decoder",
+    "EncoderDecoder",
+    "Llava",
+    "Llava15",
+    "LlavaNext",
+    "LlavaUHD",
+    "Monkey",
+    "QwenVL",
+    "Vila",
+    "XComposer",
+    "XComposer2",
+    "XComposer2HD",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class Llama(nn.Module):
         rope_theta: base of the rotary frequencies.
         norm_eps: of the RMS norms.
         max_positions: longest sample trained on, tokens. Information only: rotary positions need no table.
-        attention_bias: biases on the four attention linears.
+        attention_bias: biases on the four attention linears; "qkv", on the first three (Qwen).
         tie_embeddings: the output projection is the embedding table.
         activation_checkpointing: recompute each layer in the backward pass (training only; not with a cache).
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
@@ -101,7 +102,7 @@ class Llama(nn.Module):
         rope_theta: float = 10000.0,
         norm_eps: float = 1e-5,
         max_positions: int = 4096,
-        attention_bias: bool = False,
+        attention_bias: bool | Literal["qkv"] = False,
         tie_embeddings: bool = False,
         activation_checkpointing: bool = False,
         weights: str | None = None,
@@ -129,7 +130,7 @@ class Llama(nn.Module):
                 rope_parameters={"rope_type": "default", "rope_theta": float(rope_theta)},
                 rms_norm_eps=norm_eps,
                 max_position_embeddings=max_positions,
-                attention_bias=attention_bias,
+                attention_bias=bool(attention_bias),
                 attention_dropout=0.0,
                 tie_word_embeddings=tie_embeddings,
                 bos_token_id=None,  # special ids belong to the processor
@@ -138,6 +139,9 @@ class Llama(nn.Module):
                 attn_implementation="lit_mm",  # registered by `lit_mm.layers.attention`
             )
         )
+        if attention_bias == "qkv":
+            for layer in self.decoder_layers:
+                layer.self_attn.o_proj.register_parameter("bias", None)
         self.activation_checkpointing = activation_checkpointing
         if activation_checkpointing:
             self.lm.activation_checkpointing_enable({"use_reentrant": False})

@@ -61,6 +61,11 @@ class TilePlan:
         """Numbers of the views that are tiles."""
         return range(self.thumbnail == "first", len(self.views) - (self.thumbnail == "last"))
 
+    @property
+    def tile_numbers(self) -> list[int]:
+        """Of every view: which of the tiles it is, from 0; -1 for the thumbnail."""
+        return [view - self.tiles.start if view in self.tiles else -1 for view in range(len(self.views))]
+
 
 def require_pixels(policy: str, height: int, width: int) -> None:
     """Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.layers.position import resize_grid
 
 
 def resize_position_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -31,6 +31,4 @@ def resize_position_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
         )
     if grid == (side, side):
         return table
-    image = table[1:].float().T.unflatten(1, (side, side)).unsqueeze(0)  # [1, D, side, side]
-    image = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
-    return torch.cat([table[:1], image[0].flatten(1).T.to(table.dtype)])
+    return torch.cat([table[:1], resize_grid(table[1:], grid)])

@@ -1,6 +1,8 @@
-"""The CLIP vision transformer (OpenAI layout): pre-norm blocks, a class token, learnt positions."""
+"""The CLIP vision transformer (OpenAI layout): pre-norm blocks, learnt positions, with or without a class token."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
+from lit_mm.layers.position import resize_grid
 from lit_mm.vision.position import resize_position_table
 
-# V views, N patches, D width, P = N + 1 positions (class token first), H heads
+# V views, N patches, D width, P positions: N + 1, the class token first, or N without one; H heads
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -36,12 +39,23 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, P, D] -> [V, P, D]."""
-        qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1))  # [V, P, 3, H, D / H]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        x = x + self.out(attention(q, k, v).transpose(1, 2).flatten(2))
-        return x + self.fc2(self.activation(self.fc1(self.norm2(x))))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """[V, P, D] -> [V, P, D].
+
+        Args:
+            seen: [V, 1, 1, P] True where a view has a position and not padding; None: everywhere.
+        """
+        x = x + self.out(self.attend(self.qkv(self.norm1(x)), seen))
+        return x + self.feed_forward(x)
+
+    def attend(self, qkv: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Packed q, k, v [V, P, 3 D] -> what the heads read, [V, P, D]."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
+        return attention(q, k, v, seen).transpose(1, 2).flatten(2)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[V, P, D] -> [V, P, D], its norm included, the residual not."""
+        return self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
 class ViT(nn.Module):
@@ -65,9 +79,13 @@ class ViT(nn.Module):
             while loading. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
         activation_checkpointing: recompute each block in the backward pass.
+        class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG; loading leaves out a checkpoint's.
+        any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
+            bicubically to the view's grid, so that it learns at whichever size a stage trains on. Before a connector of
+            `any_grid` (LLaVA-UHD's), the views of a batch may differ in shape: all are encoded in one call.
     Raises:
         UserError: sizes that do not divide, an unknown activation, or no such layer.
-    Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer.
+    Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer. Qwen-VL's visual.py for the last two arguments.
     """
 
     def __init__(
@@ -86,6 +104,8 @@ class ViT(nn.Module):
         weights: str | None = None,
         activation_checkpointing: bool = False,
         select_layer: int = -1,
+        class_token: bool = True,
+        any_size: bool = False,
     ) -> None:
         super().__init__()
         if not -layers <= select_layer <= -1:
@@ -98,12 +118,16 @@ class ViT(nn.Module):
         self.published_layers, self.num_layers = layers, layers + select_layer + 1
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
         self.activation_checkpointing = activation_checkpointing
+        self.any_size = any_size
+        self.heads = heads
+        self.reads_tiles = False  # a function that gives tiles weights of their own (`apply_window_adapters`) sets it
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
             self.token_grid((position_size, position_size))  # it must divide, too
         self.patches = nn.Conv2d(3, width, kernel_size=patch, stride=patch, bias=False)
-        self.cls = nn.Parameter(torch.randn(width) * width**-0.5)
-        self.positions = nn.Parameter(torch.randn(1 + self.grid[0] * self.grid[1], width) * width**-0.5)
+        self.cls = nn.Parameter(torch.randn(width) * width**-0.5) if class_token else None
+        length = int(class_token) + self.grid[0] * self.grid[1]
+        self.positions = nn.Parameter(torch.randn(length, width) * width**-0.5)
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
@@ -137,35 +161,83 @@ class ViT(nn.Module):
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Leave out the blocks behind the features and resize the position table of a checkpoint of `position_size`, in
-        place. `load_strict` calls it."""
+        """Leave out the blocks behind the features, and the class token where this encoder has none; resize the
+        position table of a checkpoint of `position_size`. In place; `load_strict` calls it."""
         unused = tuple(f"{prefix}blocks.{block}." for block in range(self.num_layers, self.published_layers))
         for name in [name for name in state if name.startswith(unused)]:
             del state[name]
         name, size = f"{prefix}positions", self.position_size
+        if self.cls is None and state.pop(f"{prefix}cls", None) is not None:
+            state[name] = state[name][1:]
         if size is None or name not in state:
             return
         rows, columns = self.token_grid((size, size))
-        if len(state[name]) == 1 + rows * columns:
-            state[name] = resize_position_table(state[name], self.grid)
+        if len(state[name]) == (self.cls is not None) + rows * columns:
+            state[name] = self._resized(state[name], self.grid)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, 1 + N, D] with `drop_cls: false`).
+    def _resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        return resize_grid(table, grid) if self.cls is None else resize_position_table(table, grid)
 
+    def forward(self, pixels: Tensor | Sequence[Tensor], tiles: Tensor | None = None) -> Tensor:
+        """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, P, D] with `drop_cls: false`).
+
+        Several groups of views, [V_g, 3, H_g, W_g] each, are encoded together: N is then the patches of the largest, a
+        view's own come first, and what follows them means nothing.
+
+        Args:
+            tiles: [V] see `Batch`, for an encoder that `reads_tiles`; None: every view is treated as a global view.
         Raises:
-            UserError: views of another size than `image_size`.
+            UserError: views of another size than `image_size`, without `any_size`.
         """
-        if self.token_grid(tuple(pixels.shape[-2:])) != self.grid:
+        if isinstance(pixels, Tensor):
+            seen = None
+            x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
+            table = self._resized(self.positions, self._grid(pixels))
+        else:
+            x, table, seen = self._padded(pixels)
+        if self.cls is not None:
+            x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
+        x = self.pre_norm(x + table)
+        own = () if tiles is None else (tiles,)
+        for block in self.blocks:
+            if self.activation_checkpointing and self.training:
+                x = checkpoint(block, x, seen, *own, use_reentrant=False)
+            else:
+                x = block(x, seen, *own)
+        return x[:, 1:] if self.drop_cls and self.cls is not None else x
+
+    def _grid(self, pixels: Tensor) -> tuple[int, int]:
+        grid = self.token_grid(tuple(pixels.shape[-2:]))
+        if grid != self.grid and not self.any_size:
             raise UserError(
                 f"ViT: built for views of {self.image_size} x {self.image_size} pixels, got {pixels.shape[-2]} x "
                 f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes."
             )
-        x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
-        x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
-        x = self.pre_norm(x + self.positions)
-        for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        return x[:, 1:] if self.drop_cls else x
+        return grid
+
+    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Patches [V, N, D] and position tables [V, P, D] of all groups, padded to the largest, and `seen` of `Block`.
+
+        One call of `patches` for all: under ZeRO-3 every rank must make the same calls, whatever its views.
+        """
+        grids = [self._grid(group) for group in groups]
+        lengths = [rows * columns for rows, columns in grids]
+        longest = max(lengths)
+        strips, tables = [], []
+        for group, grid, length in zip(groups, grids, lengths, strict=True):
+            strips.append(F.pad(as_strip(group, self.patch), (0, (longest - length) * self.patch)))
+            table = F.pad(self._resized(self.positions, grid), (0, 0, 0, longest - length))
+            tables.append(table.expand(len(group), -1, -1))
+        x = self.patches(torch.cat(strips)).flatten(2).transpose(1, 2)  # [V, N, D]
+        if min(lengths) == longest:
+            return x, torch.cat(tables), None
+        first = int(self.cls is not None)
+        ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
+        seen = torch.arange(first + longest) < ends[:, None]
+        return x, torch.cat(tables), seen[:, None, None].to(x.device)
+
+
+def as_strip(pixels: Tensor, patch: int) -> Tensor:
+    """[V, 3, rows * patch, columns * patch] -> [V, 3, patch, rows * columns * patch]: all patches in one row."""
+    patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [V, 3, rows, patch, columns, patch]
+    return patches.permute(0, 1, 3, 2, 4, 5).flatten(3)

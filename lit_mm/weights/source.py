@@ -13,8 +13,9 @@ from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
+from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 
-ADDED = (".lora_a.", ".lora_b.")  # what a family adds to a published part starts fresh
+ADDED = (".lora_a.", ".lora_b.", ".adapters.")  # what a family adds to a published part starts fresh
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
@@ -24,6 +25,10 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
         state, heads=part.heads, kv_heads=part.kv_heads, partial_lora=False
     ),
     "llama": lambda state, part: llama_to_llama(state),
+    "qwen": lambda state, part: qwen_to_llama(state),
+    "qwen-vl-vision": lambda state, part: qwen_vl_parts(state, heads=part.heads)["vision"],
+    "qwen-vl-connector": lambda state, part: qwen_vl_parts(state)["connector"],
+    "qwen-vl-language": lambda state, part: qwen_vl_parts(state)["language"],
 }
 
 

@@ -6,6 +6,7 @@ from math import sqrt
 import numpy as np
 import pytest
 
+from lit_mm.data.document import Document
 from lit_mm.data.mixture import Interleaved, Joined, draws_per_epoch
 from lit_mm.data.order import stable_hash
 from lit_mm.errors import UserError
@@ -18,9 +19,12 @@ def joined(sizes=(70, 20, 10), draws=None):
     return Joined(sources, NAMES[: len(sizes)], draws)
 
 
-def test_samples_are_numbered_source_after_source():
-    three = joined((3, 1, 2))
-    assert [three[n] for n in range(len(three))] == [0, 1, 2, 100, 200, 201]
+def test_samples_are_numbered_source_after_source_and_say_which_is_theirs():
+    sizes = {"a": 3, "b": 1, "c": 2}
+    three = Joined([[Document(f"{name}{n}", ()) for n in range(size)] for name, size in sizes.items()], NAMES)
+    read = [three[n] for n in range(len(three))]
+    assert [document.id for document in read] == ["a0", "a1", "a2", "b0", "c0", "c1"]
+    assert [document.source for document in read] == ["a", "a", "a", "b", "c", "c"]
     assert [three.source_of(n) for n in range(6)] == [0, 0, 0, 1, 2, 2]
 
 

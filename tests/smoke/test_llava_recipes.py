@@ -1,4 +1,4 @@
-"""The nano recipes of LLaVA, LLaVA-1.5, LLaVA-NeXT and VILA in tiny: every stage through the real command line."""
+"""The nano recipes of LLaVA, 1.5, NeXT and UHD and of VILA in tiny: every stage through the real command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import yaml
 from lit_mm.cli import main
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-RECIPES = ("llava", "llava_1_5", "llava_next", "vila")
+RECIPES = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
 
 
 def tiny(recipe: str) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def tiny(recipe: str) -> dict[str, Any]:
     model["vision"]["init_args"].update(image_size=28, width=16, layers=2, heads=2, select_layer=-2, weights=None)
     model["language"]["init_args"].update(width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, weights=None)
     model["image_size"] = 28
+    if "heads" in model.get("connector", {}).get("init_args", {}):
+        model["connector"]["init_args"]["heads"] = 2
     config["data"]["init_args"].update(documents=12, global_batch=2, window=8, heldout_documents=9)
     for stage in config["stages"]:
         stage["max_steps"] = 2

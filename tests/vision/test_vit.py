@@ -120,3 +120,60 @@ def test_clip_l_has_the_published_parameter_count(size: int, published: int) -> 
         vit = ViT(image_size=size, patch=14, width=1024, layers=24, heads=16)
     post_norm = 2 * 1024  # counted by the release, never used, not built here
     assert sum(p.numel() for p in vit.parameters()) == published - post_norm
+
+
+def test_views_of_any_size_use_the_stored_table_resized_and_train_it() -> None:
+    vit = ViT(**SIZES, any_size=True)
+    fixed = ViT(**SIZES | {"image_size": 48}, position_size=24)
+    load_strict(fixed, vit.state_dict())
+    pixels = torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(vit(pixels), fixed(pixels), rtol=1e-5, atol=ATOL)
+    assert vit(torch.randn(1, 3, 24, 40)).shape == (1, 60, 32)
+    assert vit.state_dict()["positions"].shape == (37, 32)
+    (vit(pixels) * torch.randn(2, 144, 32)).sum().backward()
+    assert vit.positions.grad.abs().min() > 0
+
+
+def test_there_may_be_no_class_token() -> None:
+    vit = ViT(**SIZES, class_token=False, any_size=True)
+    assert "cls" not in vit.state_dict() and vit.positions.shape == (36, 32)
+    features = vit(torch.randn(2, 3, 32, 32))
+    assert features.shape == (2, 64, 32)
+    features.square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in vit.parameters())
+    larger = ViT(**SIZES | {"image_size": 40}, position_size=24, class_token=False)
+    load_strict(larger, vit.state_dict())
+    assert larger.positions.shape == (100, 32)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_views_of_several_shapes_in_one_call_are_what_they_are_alone(class_token: bool) -> None:
+    vit = ViT(**SIZES, class_token=class_token, any_size=True)
+    groups = [torch.randn(2, 3, 24, 24), torch.randn(1, 3, 4, 60), torch.randn(3, 3, 36, 28)]
+    calls: list[int] = []
+    vit.patches.register_forward_hook(lambda *_: calls.append(1))
+    together = vit(groups)
+    assert len(calls) == 1  # whatever the shapes: ranks must make the same calls
+    assert together.shape == (6, 63, 32)
+    first = 0
+    for group in groups:
+        alone = vit(group)
+        torch.testing.assert_close(together[first : first + len(group), : alone.shape[1]], alone, rtol=0, atol=ATOL)
+        first += len(group)
+
+
+def test_what_padding_holds_reaches_no_gradient() -> None:
+    vit = ViT(**SIZES, any_size=True, activation_checkpointing=True)
+    groups = [torch.randn(1, 3, 8, 8), torch.randn(1, 3, 8, 20)]
+
+    def gradients(x: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(x.square().sum(), list(vit.parameters())))
+
+    together = gradients(vit(groups)[0, :4])
+    for got, expected in zip(together, gradients(vit(groups[0])), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=ATOL)
+
+
+def test_several_groups_are_refused_where_sizes_are_fixed() -> None:
+    with pytest.raises(UserError, match=r"built for views of 24 x 24 pixels, got 8 x 8"):
+        ViT(**SIZES)([torch.zeros(1, 3, 24, 24), torch.zeros(1, 3, 8, 8)])

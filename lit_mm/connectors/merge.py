@@ -1,0 +1,90 @@
+"""XComposer2-4KHD's projector: 2 x 2 patches become one visual token; newline and separator vectors go with them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+
+
+# V views, N patches, D vision width, S merge side, M = N / S^2 tokens, E language width
+class MergeMLP(nn.Module):
+    """Fold each S x S block of patches into channels, then linear - exact GELU - linear.
+
+    The newline and the separator vector live where the folded patches do, and pass through the same projector: a layout
+    places what `learned` returns, newline first. Both start at zero as in the code (the paper says at random).
+
+    Args:
+        vision_width: D.
+        language_width: E.
+        merge: S.
+        standardise, start: see `MLPProjector`; the two vectors are not standardised.
+    Source: arXiv:2404.06512, section 3.2; build_mlp.py of the 4khd checkpoint (`plora_sub_GN`, `plora_glb_GN`).
+    """
+
+    def __init__(
+        self,
+        vision_width: int,
+        language_width: int,
+        merge: int = 2,
+        standardise: bool = False,
+        start: float | None = None,
+    ) -> None:
+        super().__init__()
+        if merge < 1:
+            raise UserError(f"MergeMLP: `merge` is the side of a block of patches and at least 1, got {merge}")
+        self.vision_width, self.language_width, self.merge = vision_width, language_width, merge
+        self.standardise = standardise
+        width = merge**2 * vision_width
+        self.newline = nn.Parameter(torch.zeros(width))
+        self.separator = nn.Parameter(torch.zeros(width))
+        self.mlp = nn.Sequential(nn.Linear(width, language_width), nn.GELU(), nn.Linear(language_width, language_width))
+        if start is not None:
+            nn.init.normal_(self.mlp[2].weight, std=start * language_width**-0.5)
+            nn.init.zeros_(self.mlp[2].bias)
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of patches -> those of visual tokens.
+
+        Raises:
+            UserError: a side that S does not divide.
+        """
+        rows, columns = grid
+        if rows % self.merge or columns % self.merge:
+            raise UserError(
+                f"MergeMLP(merge={self.merge}) needs a grid of patches that {self.merge} divides, got {rows} x "
+                f"{columns}. Choose another tile size"
+            )
+        return rows // self.merge, columns // self.merge
+
+    def learned(self) -> Tensor:
+        """[2, E]: newline, separator."""
+        return self.mlp(torch.stack([self.newline, self.separator]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, N, D] patch features -> [V, M, E] visual tokens, row-major.
+
+        Raises:
+            UserError: the patches are not a square grid that S divides.
+        """
+        return self.mlp(merge_patches(F.layer_norm(x, (self.vision_width,)) if self.standardise else x, self.merge))
+
+
+def merge_patches(x: Tensor, merge: int) -> Tensor:
+    """[V, N, D] -> [V, M, S * S * D]: the block's patches row by row (top left, top right, bottom left, bottom right).
+
+    Raises:
+        UserError: N is not a square whose side S divides.
+    """
+    side = math.isqrt(x.shape[1])
+    if side**2 != x.shape[1] or side % merge:
+        raise UserError(
+            f"MergeMLP(merge={merge}) needs a square grid of patches that {merge} divides, got {x.shape[1]} patches. "
+            "Did the vision encoder keep its class token? Set `drop_cls: true`"
+        )
+    x = x.unflatten(1, (side // merge, merge, side // merge, merge))  # [V, row, S, column, S, D]
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)  # [V, row, column, S * S * D] -> [V, M, S * S * D]

@@ -1,0 +1,193 @@
+"""Qwen-VL's resampler: a grid of learnt queries reads the patches once, by cross-attention that knows positions."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+from lit_mm.layers.attention import attention
+from lit_mm.layers.position import resize_grid, sincos_table
+
+# V views, N patches, D vision width, E language width, Q queries (a square grid), H heads
+
+
+class Resampler(nn.Module):
+    """One cross-attention, no residual, no feed-forward.
+
+    With P the fixed sine-cosine table of the query grid: queries LN(query) + P, keys LN(W x) + P resized bicubically to
+    the grid of patches, values LN(W x). Values carry no position. W is left out where D = E.
+
+    P is kept as a parameter, as in the release, but in a part of its own (`position_table`), which no recipe trains: it
+    is fixed in the paper. The released fine-tuning script trains it by accident, with all of `attn_pool`.
+
+    Args:
+        vision_width: D.
+        language_width: E.
+        grid_size: rows and columns of queries; 16 makes 256 visual tokens of any view.
+        heads: of the attention; None: one for each 128 channels, as released.
+        standardise: bring every feature vector to mean 0 and variance 1 before W, without learnt weights. The release
+            does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
+        local: None: as released, an attention that starts as good as uniform, and learns where to look from billions of
+            pairs. A number s: it starts by looking at its own place, each query giving a patch one query's distance
+            away e^-s of the weight. To that end all heads compare the few channels of P that change fastest, and
+            content starts with zeros there; nothing is held fixed.
+    Raises:
+        UserError: heads that do not divide E, or fewer than 4 channels a head.
+    Source: class Resampler of Qwen-VL's visual.py (arXiv:2308.12966, section 2.1).
+    """
+
+    parts_within: ClassVar[dict[str, str]] = {"positions": "position_table"}
+
+    def __init__(
+        self,
+        vision_width: int,
+        language_width: int,
+        grid_size: int = 16,
+        heads: int | None = None,
+        eps: float = 1e-6,
+        standardise: bool = False,
+        local: float | None = None,
+    ) -> None:
+        super().__init__()
+        heads = max(1, language_width // 128) if heads is None else heads
+        if language_width % heads or language_width // heads < 4:
+            raise UserError(
+                f"Resampler: `heads` must divide the language width, {language_width}, into heads of 4 channels or "
+                f"more, got {heads}"
+            )
+        self.vision_width, self.language_width = vision_width, language_width
+        self.grid_size, self.heads, self.standardise = grid_size, heads, standardise
+        self.positions = nn.Parameter(sincos_table(language_width, grid_size), requires_grad=False)
+        self.query = nn.Parameter(torch.empty(grid_size**2, language_width))
+        same = vision_width == language_width
+        self.kv_proj = nn.Identity() if same else nn.Linear(vision_width, language_width, bias=False)
+        self.norm_q = nn.LayerNorm(language_width, eps=eps)
+        self.norm_kv = nn.LayerNorm(language_width, eps=eps)
+        self.q, self.k, self.v, self.out = (nn.Linear(language_width, language_width) for _ in range(4))
+        self.reset_parameters()
+        if local is not None:
+            self.start_local(local)
+
+    def reset_parameters(self) -> None:
+        """As released: 0.02 wide for all but q, k and v, which torch draws as one matrix of [3 E, E]."""
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for linear in (self.kv_proj, self.out):
+            if isinstance(linear, nn.Linear):
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+        for linear in (self.q, self.k, self.v):
+            nn.init.xavier_uniform_(linear.weight, gain=0.5**0.5)
+        for linear in (self.q, self.k, self.v, self.out):
+            nn.init.zeros_(linear.bias)
+
+    @torch.no_grad()
+    def start_local(self, sharpness: float) -> None:
+        """See `local`."""
+        width, per_head = self.language_width, self.language_width // self.heads
+        count = per_head // 4  # frequencies a head has room for: sine and cosine, of column and row
+        fastest = torch.arange(count)
+        channels = torch.cat([fastest + quarter * (width // 4) for quarter in range(4)])
+        fall = (1 - math.cos(10000.0 ** (-i / (width // 4))) for i in range(count))  # in Python: also without memory
+        step = sum(fall)  # P . P' falls by this from place to place
+        pick = torch.zeros(per_head, width)
+        pick[torch.arange(4 * count), channels] = math.sqrt(sharpness * math.sqrt(per_head) / step)
+        for linear in (self.q, self.k):
+            linear.weight.copy_(pick.repeat(self.heads, 1))
+        kept = torch.ones(width, 1)
+        kept[channels] = 0.0
+        contents = [self.query.T] + ([self.kv_proj.weight] if isinstance(self.kv_proj, nn.Linear) else [])
+        for content in contents:  # [E, ...]; of mean 0, or the layer norm would move the zeros
+            mean = (content * kept).sum(dim=0) / kept.sum()
+            content.copy_((content - mean) * kept)
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of patches -> those of the queries, whatever the patches are.
+
+        Raises:
+            UserError: the patches are not a square grid, which the keys' positions need.
+        """
+        if grid[0] != grid[1]:
+            raise UserError(f"Resampler: reads square grids of patches, got {grid[0]} x {grid[1]}")
+        return self.grid_size, self.grid_size
+
+    def learned(self) -> Tensor:
+        """[0, E]: no newline, no separator."""
+        return self.query.new_zeros(0, self.language_width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, N, D] patch features -> [V, Q, E] visual tokens.
+
+        Raises:
+            UserError: the patches are not a square grid.
+        """
+        side = math.isqrt(x.shape[1])
+        if side**2 != x.shape[1]:
+            raise UserError(
+                f"Resampler: needs a square grid of patches, got {x.shape[1]}. Did the vision encoder keep its class "
+                "token? Set `drop_cls: true`"
+            )
+        x = F.layer_norm(x, (self.vision_width,)) if self.standardise else x
+        x = self.norm_kv(self.kv_proj(x))  # [V, N, E]
+        q = self.q(self.norm_q(self.query) + self.positions)  # [Q, E]
+        k = self.k(x + resize_grid(self.positions, (side, side)))
+        q = self._heads(q[None]).expand(len(x), -1, -1, -1)  # [V, H, Q, E / H]
+        read = attention(q, self._heads(k), self._heads(self.v(x)))  # [V, H, Q, E / H]
+        return self.out(read.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[V, N, E] -> [V, H, N, E / H]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class NormalisedResampler(nn.Module):
+    """The resampler, then a layer norm and a square matrix: all that lies between Qwen-VL's encoder and language model.
+
+    The release keeps the latter two outside of `attn_pool`, and its fine-tuning script keeps them frozen: they are a
+    part of their own, `projection`.
+
+    Args:
+        vision_width: D.
+        language_width: E.
+        start: scale at which the visual tokens start; 1 as released. The text embeddings of the nano language model are
+            a third of that.
+        grid_size, heads, standardise, local: see `Resampler`.
+        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
+    Source: `ln_post` and `proj` of Qwen-VL's visual.py.
+    """
+
+    parts_within: ClassVar[dict[str, str]] = {"norm": "projection", "proj": "projection"}
+
+    def __init__(
+        self,
+        vision_width: int,
+        language_width: int,
+        grid_size: int = 16,
+        heads: int | None = None,
+        eps: float = 1e-6,
+        standardise: bool = False,
+        local: float | None = None,
+        start: float = 1.0,
+        weights: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.weights = weights
+        self.resampler = Resampler(vision_width, language_width, grid_size, heads, eps, standardise, local)
+        self.norm = nn.LayerNorm(language_width, eps=eps)
+        self.proj = nn.Linear(language_width, language_width, bias=False)
+        nn.init.normal_(self.proj.weight, std=start * language_width**-0.5)
+
+    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """See `Resampler.token_grid`."""
+        return self.resampler.token_grid(grid)
+
+    def learned(self) -> Tensor:
+        """[0, E]: no newline, no separator."""
+        return self.resampler.learned()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[V, N, D] patch features -> [V, Q, E] visual tokens."""
+        return self.proj(self.norm(self.resampler(x)))

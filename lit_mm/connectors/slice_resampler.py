@@ -1,0 +1,171 @@
+"""LLaVA-UHD's resampler: the same number of visual tokens from a view of any shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_mm.connectors.region_pooling import pool_regions
+from lit_mm.errors import UserError
+from lit_mm.layers.attention import attention
+from lit_mm.layers.position import resize_grid, sincos_table
+
+Grid = tuple[int, int]  # (rows, columns) of patches
+
+
+# V views, N patches of the largest, D vision width, E language width, S side of the query grid, Q = S^2 queries,
+# H heads; R readers of q queries and P vectors each: Q of 1 query (each its region), or 1 of Q queries (all)
+class SliceResampler(nn.Module):
+    """One cross-attention of a grid of learnt queries, a layer norm and a square matrix.
+
+    With T the fixed sine-cosine table of the query grid: queries LN(query) + T, keys LN(W x) + T resized bicubically to
+    the view's patches, values LN(W x). Two forms, of the same parameters:
+
+    - `regions` (the released v1, of the ECCV paper): the view is divided into S x S equal boxes, keys and values of
+      each are pooled to 6 to 12 vectors, and a query reads those of its own box.
+    - without (the first version on arXiv): every query reads every patch.
+
+    T is recomputed and never trained; in the release it is a parameter without a gradient.
+
+    Args:
+        vision_width: D.
+        language_width: E.
+        side: S; 12, 144 visual tokens a view, as released; 8 on arXiv.
+        heads: of the attention; None: E / 128, as released. 8 on arXiv.
+        regions: which form.
+        eps: of the layer norms.
+        start: scale at which the visual tokens start; 1 as released, where text embeddings are a fiftieth of that.
+    Raises:
+        UserError: heads that do not divide E.
+    Source: LLaVA-UHD, branch v1 dd7f6cc, class AdaptSpatialResampler; d0d857d, class Resampler, for the other form.
+    """
+
+    any_grid = True
+
+    def __init__(
+        self,
+        vision_width: int,
+        language_width: int,
+        side: int = 12,
+        heads: int | None = None,
+        regions: bool = True,
+        eps: float = 1e-6,
+        start: float = 1.0,
+    ) -> None:
+        super().__init__()
+        heads = max(1, language_width // 128) if heads is None else heads
+        if language_width % heads:
+            raise UserError(
+                f"SliceResampler: `heads` divides the language width, got {heads} heads and {language_width} channels"
+            )
+        self.vision_width, self.language_width = vision_width, language_width
+        self.side, self.heads, self.regions = side, heads, regions
+        self.register_buffer("positions", sincos_table(language_width, side), persistent=False)
+        self.query = nn.Parameter(torch.empty(side**2, language_width))
+        same = vision_width == language_width
+        self.kv_proj = nn.Identity() if same else nn.Linear(vision_width, language_width, bias=False)
+        self.norm_q, self.norm_kv, self.norm = (nn.LayerNorm(language_width, eps=eps) for _ in range(3))
+        self.q, self.k, self.v, self.out = (nn.Linear(language_width, language_width) for _ in range(4))
+        self.proj = nn.Linear(language_width, language_width, bias=False)
+        self.reset_parameters(start)
+
+    def reset_parameters(self, start: float = 1.0) -> None:
+        """As released: 0.02 wide for all but q, k and v, which torch draws as one matrix of [3 E, E]."""
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for linear in (self.kv_proj, self.out):
+            if isinstance(linear, nn.Linear):
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+        for linear in (self.q, self.k, self.v):
+            nn.init.xavier_uniform_(linear.weight, gain=0.5**0.5)
+        for linear in (self.q, self.k, self.v, self.out):
+            nn.init.zeros_(linear.bias)
+        nn.init.normal_(self.proj.weight, std=start * self.language_width**-0.5)
+
+    def restore_buffers(self) -> None:
+        """Recompute the table, which no checkpoint of ours holds; needed after a build on the meta device."""
+        self.positions = sincos_table(self.language_width, self.side).to(self.query.device)
+
+    def token_grid(self, grid: Grid) -> Grid:
+        """(rows, columns) of patches -> those of the queries, whatever the patches are."""
+        return self.side, self.side
+
+    def learned(self) -> Tensor:
+        """[0, E]: no newline, no separator."""
+        return self.query.new_zeros(0, self.language_width)
+
+    def forward(self, x: Tensor, grids: Sequence[Grid] | None = None) -> Tensor:
+        """[V, N, D] patch features -> [V, Q, E] visual tokens.
+
+        Args:
+            grids: (rows, columns) of each view, whose patches come first among its N, row-major; what follows them is
+                not read. None: the N patches of every view are a square.
+        Raises:
+            UserError: no grids, and N is not a square.
+        """
+        grids = [self._square(x.shape[1])] * len(x) if grids is None else grids
+        x = self.norm_kv(self.kv_proj(x))  # [V, N, E]
+        q = self.norm_q(self.query) + self.positions  # [Q, E]
+        if self.regions:
+            values, seen = by_grid(x, grids, lambda own, grid: pool_regions(own, grid, self.side))  # [V, Q, P, E]
+        else:
+            values, seen = by_grid(x, grids, lambda own, grid: own[:, None])  # [V, 1, N, E]
+        keys = values + self._positions(grids, values.shape[-2]).to(values.dtype)
+        q = self.q(q[:, None] if self.regions else q[None])  # [R, q, E]
+        q = q.expand(len(x), -1, -1, -1)  # [V, R, q, E]
+        q, k, v = (self._heads(of) for of in (q, self.k(keys), self.v(values)))
+        if seen is not None:
+            seen = seen.repeat_interleave(values.shape[1], dim=0)[:, None, None]  # [V * R, 1, 1, P]
+        read = attention(q, k, v, seen).transpose(1, 2).flatten(2)  # [V * R, q, E]
+        return self.proj(self.norm(self.out(read.reshape(len(x), -1, self.language_width))))
+
+    def _positions(self, grids: Sequence[Grid], length: int) -> Tensor:
+        """[V, R, P, E]: the table as the keys of each view have it, zeros where a view has fewer than P = `length`."""
+
+        def table(grid: Grid) -> Tensor:
+            resized = resize_grid(self.positions, grid)[None]
+            return pool_regions(resized, grid, self.side) if self.regions else resized[:, None]
+
+        of = {grid: table(grid) for grid in set(grids)}
+        return torch.cat([F.pad(of[grid], (0, 0, 0, length - of[grid].shape[2])) for grid in grids])
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[V, R, P, E] -> [V * R, H, P, E / H]."""
+        return x.flatten(0, 1).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    @staticmethod
+    def _square(patches: int) -> Grid:
+        side = math.isqrt(patches)
+        if side**2 != patches:
+            raise UserError(
+                f"SliceResampler: without `grids` the patches of a view must form a square, got {patches} "
+                "patches. Set `any_size: true` of the vision encoder, or `drop_cls: true` if it kept its class token"
+            )
+        return side, side
+
+
+def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Apply `change` to the views of each shape without their padding, and pad again.
+
+    Args:
+        x: [V, N, D]; the patches of a view come first among its N.
+        grids: (rows, columns) of each view.
+        change: ([G, n, D], grid of these G views) -> [G, R, P, D].
+    Returns:
+        [V, R, P, D], P the most of any shape; and [V, P], True where a view has a vector, None where all have P.
+    """
+    changed, start = [], 0
+    for grid, members in groupby(grids):
+        count = len(list(members))
+        changed.append(change(x[start : start + count, : grid[0] * grid[1]], grid))
+        start += count
+    longest = max(of.shape[2] for of in changed)
+    whole = torch.cat([F.pad(of, (0, 0, 0, longest - of.shape[2])) for of in changed])
+    if all(of.shape[2] == longest for of in changed):
+        return whole, None
+    lengths = torch.tensor([of.shape[2] for of in changed for _ in range(len(of))])
+    return whole, (torch.arange(longest) < lengths[:, None]).to(x.device)

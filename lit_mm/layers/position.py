@@ -1,0 +1,72 @@
+"""Positions of square grids: learnt tables at other sizes, and the fixed sine-cosine table."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_mm.errors import UserError
+
+
+def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize a square grid of vectors bicubically (`align_corners` False, no antialiasing).
+
+    A product with two small matrices, whose backward is deterministic; that of CUDA's bicubic kernel is not.
+
+    Args:
+        table: [N, D], a square grid of N positions, row-major.
+        grid: (rows, columns) of positions wanted.
+    Returns:
+        [rows * columns, D], computed in fp32, in the table's dtype; the table itself where the grid is the same.
+    Raises:
+        UserError: N is not a square.
+    Source: `get_abs_pos` of Qwen-VL's visual.py; `resize_pos` of XComposer2's build_mlp.py.
+    """
+    side = math.isqrt(len(table))
+    if side**2 != len(table) or not side:
+        raise UserError(f"resizing a position table needs a square grid of positions, got {len(table)}")
+    if grid == (side, side):
+        return table
+    with torch.autocast(table.device.type, enabled=False):
+        rows, columns = (bicubic_weights(side, length).to(table.device) for length in grid)
+        image = table.float().unflatten(0, (side, side))
+        image = torch.einsum("ri,ijd->rjd", rows, image)
+        image = torch.einsum("cj,rjd->rcd", columns, image)
+    return image.flatten(0, 1).to(table.dtype)
+
+
+def bicubic_weights(source: int, target: int) -> Tensor:
+    """[target, source] fp32: what each of `target` points takes of `source` points along one axis."""
+    eye = torch.eye(source, device="cpu").view(1, 1, source, source)
+    return F.interpolate(eye, size=(target, source), mode="bicubic", align_corners=False)[0, 0]
+
+
+def sincos_frequencies(width: int) -> Tensor:
+    """[width / 4] of a 2-D table, fp64: 1 for the first channel, falling geometrically towards 1 / 10000."""
+    quarter = width // 4
+    return 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+
+
+def sincos_table(width: int, side: int) -> Tensor:
+    """The fixed 2-D table of a square grid.
+
+    The first half of the channels tells the column, the second half the row; each half is sines, then cosines.
+
+    Args:
+        width: D, a multiple of 4.
+        side: S, rows and columns of the grid.
+    Returns:
+        [S * S, D] fp32, row-major.
+    Raises:
+        UserError: the width is not a multiple of 4.
+    Source: `get_2d_sincos_pos_embed` of MAE and of Qwen-VL's visual.py.
+    """
+    if width % 4 or width < 4:
+        raise UserError(f"a 2-D sine-cosine table needs a width that is a multiple of 4, got {width}")
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * sincos_frequencies(width)  # [S, D / 4]
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1).float()  # [S, D / 2]
+    columns, rows = axis.expand(side, -1, -1), axis[:, None].expand(-1, side, -1)  # [row, column, D / 2]
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)

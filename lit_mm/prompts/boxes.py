@@ -1,0 +1,91 @@
+"""Regions of a picture as text, as Qwen-VL writes them: whole thousandths of its width and height, from 0 to 999.
+
+`<ref>the dog</ref><box>(12,0),(999,587)</box>`: a phrase, then its boxes, top left and bottom right corner. The numbers
+are plain digits. Being relative they stay what they are when the picture is stretched to a square.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lit_mm.errors import UserError
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom; thousandths
+STEPS = 1000
+MARKED = re.compile(r"<ref>(?P<ref>.*?)</ref>|<box>\((\d+),(\d+)\),\((\d+),(\d+)\)</box>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What a text says about a place.
+
+    Attributes:
+        phrase: what stands in <ref>; "" for boxes without one.
+        boxes: the boxes that follow it.
+    """
+
+    phrase: str
+    boxes: tuple[Box, ...]
+
+
+def to_thousandths(box: tuple[float, float, float, float], height: int, width: int) -> Box:
+    """A box in pixels, as it is written: floor(1000 x / width), 999 at most.
+
+    Args:
+        box: left, top, right, bottom, pixels.
+        height, width: of the picture, pixels.
+    Raises:
+        UserError: the box is empty the wrong way round, or leaves the picture.
+    Source: the authors do not say how they round when they write; this is what their reading fits best.
+    """
+    left, top, right, bottom = box
+    if not (0 <= left <= right <= width and 0 <= top <= bottom <= height) or not height or not width:
+        raise UserError(
+            f"a box is (left, top, right, bottom) in pixels inside of its picture of {width} x {height}, got {box}"
+        )
+    sides = width, height, width, height
+    written = (min(STEPS - 1, int(STEPS * x / side)) for x, side in zip(box, sides, strict=True))
+    return tuple(written)
+
+
+def to_pixels(box: Box, height: int, width: int) -> tuple[float, float, float, float]:
+    """Where a written box lies, pixels, for measures: 999 is the far side. Source: eval_mm/evaluate_grounding.py."""
+    sides = width, height, width, height
+    return tuple(x / (STEPS - 1) * side for x, side in zip(box, sides, strict=True))
+
+
+def to_drawn_pixels(box: Box, height: int, width: int) -> Box:
+    """Whole pixels to draw a written box at, 1000 being the far side. Source: `_fetch_all_box_with_ref` and
+    `draw_bbox_on_latest_picture` of the released tokenizer."""
+    sides = width, height, width, height
+    return tuple(int(x / STEPS * side) for x, side in zip(box, sides, strict=True))
+
+
+def write_box(box: Box) -> str:
+    """Raises:
+    UserError: a coordinate that is not in 0 to 999, or corners the wrong way round.
+    """
+    left, top, right, bottom = box
+    if not (0 <= left <= right < STEPS and 0 <= top <= bottom < STEPS):
+        raise UserError(f"a box is (left, top, right, bottom) in thousandths from 0 to {STEPS - 1}, got {box}")
+    return f"<box>({left},{top}),({right},{bottom})</box>"
+
+
+def write_region(region: Region) -> str:
+    """`<ref>phrase</ref>` and its boxes."""
+    phrase = f"<ref>{region.phrase}</ref>" if region.phrase else ""
+    return phrase + "".join(map(write_box, region.boxes))
+
+
+def find_regions(text: str) -> list[Region]:
+    """What a model's text says about places, in order. A box that is cut or malformed is not among them."""
+    found: list[Region] = []
+    for match in MARKED.finditer(text):
+        if match["ref"] is not None:
+            found.append(Region(match["ref"], ()))
+            continue
+        box: Box = tuple(int(number) for number in match.groups()[1:])
+        last = found.pop() if found else Region("", ())
+        found.append(Region(last.phrase, (*last.boxes, box)))
+    return found

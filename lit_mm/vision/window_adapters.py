@@ -1,0 +1,121 @@
+"""Monkey's window adapters: a set of low-rank branches on the vision encoder for each window of an image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_mm.errors import UserError
+from lit_mm.vision.vit import Block, ViT
+
+RANKS = {"qkv": 16, "out": 16, "mlp": 32}  # published
+
+
+# V views, P positions, W windows, r rank
+class WindowAdapter(nn.Module):
+    """scale_w B_w A_w dropout(x) for a view of window w; zero for a view of none. No bias, no alpha / rank.
+
+    All views run in one product: each gathers the matrices of its window. So the gradient of a window that no view of
+    the batch has is zero and not missing, as distributed training needs. A is kaiming-uniform, B zero, the scale one: a
+    new model is the plain encoder.
+
+    Args:
+        in_width, out_width: of x and of the result.
+        rank: r.
+        windows: W.
+        dropout: on the input, while training.
+    Source: Monkey, class Lora_Adapter of visual.py.
+    """
+
+    def __init__(self, in_width: int, out_width: int, rank: int, windows: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.down = nn.Parameter(torch.empty(windows, rank, in_width))
+        self.up = nn.Parameter(torch.zeros(windows, out_width, rank))
+        self.scale = nn.Parameter(torch.ones(windows))
+        for down in self.down:
+            nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, tiles: Tensor) -> Tensor:
+        """[V, P, in] and the window of each view [V], -1 for none -> [V, P, out]."""
+        own = tiles.clamp(min=0)
+        # `embedding` and not `self.down[own]`: its backward is deterministic
+        down, up = (F.embedding(own, of.flatten(1)).unflatten(1, of.shape[1:]) for of in (self.down, self.up))
+        scale = F.embedding(own, self.scale[:, None]) * (tiles >= 0)[:, None]  # [V, 1]
+        low = torch.bmm(F.dropout(x, self.dropout, self.training), down.transpose(1, 2))  # [V, P, r]
+        return torch.bmm(low * scale[:, :, None], up.transpose(1, 2))
+
+
+class AdaptedBlock(nn.Module):
+    """A block of the vision encoder with adapters at its places.
+
+    qkv and out: beside these linears, of the same input. mlp: from the residual stream behind the attention, before its
+    norm, to the output of the block; it goes around the feed-forward and wraps none of its linears.
+
+    Args:
+        base: the block; it stays the same module.
+        ranks: place -> rank; a place that is not named has no adapter.
+        windows, dropout: see `WindowAdapter`.
+    Source: Monkey, class VisualAttentionBlock of visual.py.
+    """
+
+    parts_within: ClassVar[dict[str, str]] = {"adapters": "window_adapters"}
+
+    def __init__(self, base: Block, ranks: Mapping[str, int], windows: int, dropout: float) -> None:
+        super().__init__()
+        self.base = base
+        width = base.out.in_features
+        outs = {"qkv": 3 * width, "out": width, "mlp": width}
+        self.adapters = nn.ModuleDict(
+            {place: WindowAdapter(width, outs[place], rank, windows, dropout) for place, rank in ranks.items()}
+        )
+
+    def forward(self, x: Tensor, seen: Tensor | None = None, tiles: Tensor | None = None) -> Tensor:
+        """[V, P, D] -> [V, P, D].
+
+        Args:
+            seen: see `Block`.
+            tiles: [V] window of each view, -1 for none; None: no view has one.
+        """
+        base = self.base
+        if tiles is None:
+            return base(x, seen)
+        normed = base.norm1(x)
+        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), seen)
+        x = x + self._with("out", base.out(read), read, tiles)
+        return x + self._with("mlp", base.feed_forward(x), x, tiles)
+
+    def _with(self, place: str, plain: Tensor, x: Tensor, tiles: Tensor) -> Tensor:
+        return plain + self.adapters[place](x, tiles) if place in self.adapters else plain
+
+
+def apply_window_adapters(
+    vision: ViT, windows: int, ranks: Mapping[str, int] | None = None, dropout: float = 0.05
+) -> ViT:
+    """Give every block one set of adapters for each window, in place; returns the same encoder, which `reads_tiles`.
+
+    Args:
+        windows: W; a global view has no adapter.
+        ranks: place (qkv, out, mlp) -> rank; None: as published, 12.78M parameters a window at Monkey's size. The paper
+            reports 117M in all, which no released placement gives (51.1M for 4 windows).
+        dropout: see `WindowAdapter`.
+    Raises:
+        UserError: no window, an unknown place, a rank that is not positive, or adapters that are there already.
+    Source: arXiv:2311.06607, section 3.1; visual.py of the release, which is followed.
+    """
+    ranks = dict(RANKS if ranks is None else ranks)
+    unknown = sorted(ranks.keys() - RANKS.keys())
+    if unknown or any(rank < 1 for rank in ranks.values()):
+        raise UserError(f"window adapters: `ranks` maps places of {sorted(RANKS)} to ranks of 1 or more, got {ranks}")
+    if windows < 1:
+        raise UserError(f"window adapters need at least one window, got {windows}. Is the image larger than a window?")
+    if vision.reads_tiles:
+        raise UserError("the blocks of this vision encoder have window adapters already; apply them once")
+    vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
+    vision.reads_tiles = True
+    return vision

@@ -1,0 +1,194 @@
+"""Qwen-VL checkpoints -> our model's names: vision encoder, resampler and Qwen-7B.
+
+Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lit_mm.errors import UserError
+
+VISUAL, POOL = "transformer.visual.", "attn_pool."
+
+BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
+ENCODER_TOP = {
+    "conv1.weight": "patches.weight",
+    "positional_embedding": "positions",
+    "ln_pre.weight": "pre_norm.weight",
+    "ln_pre.bias": "pre_norm.bias",
+}
+BLOCK_PARTS = {
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "attn.out_proj": "out",
+    "mlp.c_fc": "fc1",
+    "mlp.c_proj": "fc2",
+}
+
+POOL_TOP = {"query": "query", "pos_embed": "positions", "kv_proj.weight": "kv_proj.weight"} | {
+    f"{theirs}.{kind}": f"{ours}.{kind}"
+    for theirs, ours in (("ln_q", "norm_q"), ("ln_kv", "norm_kv"), ("attn.out_proj", "out"))
+    for kind in ("weight", "bias")
+}
+POOL_PACKED = re.compile(r"attn\.in_proj_(weight|bias)")
+
+LAYER = re.compile(r"transformer\.h\.(\d+)\.(.+)\.(weight|bias)")
+LANGUAGE_TOP = {
+    "transformer.wte.weight": "lm.model.embed_tokens.weight",
+    "transformer.ln_f.weight": "lm.model.norm.weight",
+    "lm_head.weight": "lm.lm_head.weight",
+}
+LAYER_PARTS = {
+    "ln_1": "input_layernorm",
+    "ln_2": "post_attention_layernorm",
+    "attn.c_proj": "self_attn.o_proj",
+    "mlp.w2": "mlp.gate_proj",  # Qwen computes w1(x) * silu(w2(x))
+    "mlp.w1": "mlp.up_proj",
+    "mlp.c_proj": "mlp.down_proj",
+}
+RECOMPUTED = re.compile(r"transformer\.(rotary_emb\.inv_freq|h\.\d+\.attn\.(rotary_emb\.inv_freq|masked_bias|bias))")
+
+
+def per_head_to_thirds(packed: Tensor, heads: int) -> Tensor:
+    """Rows in the order (q, k, v of head 0), (q, k, v of head 1), ... -> all q, all k, all v.
+
+    Also for what is added to the packed rows (Monkey's adapters) and for a packed bias.
+
+    Args:
+        packed: [3 * heads * head width, ...].
+    Raises:
+        UserError: the rows do not divide so.
+    """
+    if len(packed) % (3 * heads):
+        raise UserError(
+            f"a packed qkv has {len(packed)} rows, which 3 x {heads} heads do not divide. Is `heads` right?"
+        )
+    return packed.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2).contiguous()
+
+
+def qwen_visual_to_vit(state: Mapping[str, Tensor], *, heads: int) -> dict[str, Tensor]:
+    """The names of Qwen-VL's vision encoder (below `transformer.visual.`) -> `ViT(class_token=False, any_size=True)`.
+
+    Args:
+        heads: of the encoder; its packed qkv is laid out head by head. Published: 16.
+    Raises:
+        UserError: heads that do not fit the packed rows.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found = BLOCK.fullmatch(name)
+        if name in ENCODER_TOP:
+            ours[ENCODER_TOP[name]] = tensor
+        elif found and found[2] in BLOCK_PARTS:
+            ours[f"blocks.{found[1]}.{BLOCK_PARTS[found[2]]}.{found[3]}"] = tensor
+        elif found and found[2] == "attn.in_proj":
+            ours[f"blocks.{found[1]}.qkv.{found[3]}"] = per_head_to_thirds(tensor, heads)
+        else:
+            ours[name] = tensor
+    return ours
+
+
+def qwen_pool_to_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of Qwen-VL's resampler (below `attn_pool.`) -> `Resampler`."""
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name in POOL_TOP:
+            ours[POOL_TOP[name]] = tensor
+        elif found := POOL_PACKED.fullmatch(name):
+            ours |= {f"{which}.{found[1]}": rows for which, rows in zip("qkv", tensor.chunk(3), strict=True)}
+        else:
+            ours[name] = tensor
+    return ours
+
+
+def qwen_visual_to_parts(
+    state: Mapping[str, Tensor], *, heads: int, vision: str = "vision", connector: str = "connector"
+) -> dict[str, Tensor]:
+    """The names of the whole vision tower (below `transformer.visual.`) -> encoder and `NormalisedResampler`.
+
+    Args:
+        heads: of the encoder.
+        vision, connector: where the parts sit in the model to be loaded.
+    Raises:
+        UserError: heads that do not fit the packed rows.
+    """
+    ours: dict[str, Tensor] = {}
+    pool: dict[str, Tensor] = {}
+    encoder: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.startswith(POOL):
+            pool[name.removeprefix(POOL)] = tensor
+        elif name.startswith("ln_post."):
+            ours[f"{connector}.norm.{name.removeprefix('ln_post.')}"] = tensor
+        elif name == "proj":
+            ours[f"{connector}.proj.weight"] = tensor.T.contiguous()  # theirs multiplies from the right
+        else:
+            encoder[name] = tensor
+    return (
+        ours
+        | {f"{connector}.resampler.{name}": tensor for name, tensor in qwen_pool_to_resampler(pool).items()}
+        | {f"{vision}.{name}": tensor for name, tensor in qwen_visual_to_vit(encoder, heads=heads).items()}
+    )
+
+
+def qwen_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Qwen-7B's names -> `Llama(attention_bias="qkv")`. The packed `c_attn` is all q, all k, all v.
+
+    Rotary frequencies and causal masks, which some files carry, are recomputed: dropped.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        found = LAYER.fullmatch(name)
+        if RECOMPUTED.fullmatch(name):
+            continue
+        if name in LANGUAGE_TOP:
+            ours[LANGUAGE_TOP[name]] = tensor
+        elif found and found[2] in LAYER_PARTS:
+            ours[f"lm.model.layers.{found[1]}.{LAYER_PARTS[found[2]]}.{found[3]}"] = tensor
+        elif found and found[2] == "attn.c_attn":
+            for which, rows in zip("qkv", tensor.chunk(3), strict=True):
+                ours[f"lm.model.layers.{found[1]}.self_attn.{which}_proj.{found[3]}"] = rows
+        else:
+            ours[name] = tensor
+    return ours
+
+
+def qwen_vl_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = "network") -> dict[str, Tensor]:
+    """The names of a whole Qwen-VL -> ours.
+
+    Args:
+        heads: of the vision encoder. Published: 16.
+        network: where the parts sit in the model to be loaded.
+    Raises:
+        UserError: heads that do not fit the packed rows of the encoder.
+    """
+    visual = {name.removeprefix(VISUAL): tensor for name, tensor in state.items() if name.startswith(VISUAL)}
+    text = {name: tensor for name, tensor in state.items() if not name.startswith(VISUAL)}
+    ours = qwen_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
+    return ours | {
+        f"{network}.language.{name}" if name.startswith("lm.") else name: tensor
+        for name, tensor in qwen_to_llama(text).items()
+    }
+
+
+def qwen_vl_parts(state: Mapping[str, Tensor], *, heads: int = 1) -> dict[str, dict[str, Tensor]]:
+    """The names of a whole Qwen-VL -> those of `ViT`, `NormalisedResampler` and `Llama`, by part.
+
+    For a model that starts from it and has other parts beside these (Monkey).
+
+    Args:
+        heads: of the vision encoder; matters to no other part.
+    Raises:
+        UserError: a name that belongs to no part.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"vision": {}, "connector": {}, "language": {}}
+    for name, tensor in qwen_vl_to_model(state, heads=heads, network="model").items():
+        pieces = name.split(".", 2)
+        if pieces[0] != "model" or pieces[1] not in parts:
+            raise UserError(f"Qwen-VL checkpoint: {name!r} belongs to no part. Is it a checkpoint of another model?")
+        parts[pieces[1]][pieces[2]] = tensor
+    return parts
