@@ -14,15 +14,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
-from torch import Tensor
 
 from lit_mm.errors import UserError
+
+if TYPE_CHECKING:  # headers are read without torch
+    from torch import Tensor
 
 LIMIT_PIXELS = 1024**3 // 4 // 3  # 89 megapixels, where Pillow begins to warn: 256 MB of RGB
 # No EPS: to read one runs a program. JPEG includes MPO, the several pictures of a phone; the first is taken.
@@ -80,6 +81,8 @@ def decode(
         PictureError: the image is missing, not an image, truncated or damaged, not of the size that was promised, has
             more than `limit_pixels`, or holds 32-bit values.
     """
+    import torch
+
     name = _name(data, name)
     if isinstance(data, Path):
         with _reading(name):

@@ -33,7 +33,7 @@ NO_MODEL = """
 import sys
 from lit_mm.cli import main
 main({arguments})
-heavy = sorted({{"lightning", "transformers", "jsonargparse"}} & sys.modules.keys())
+heavy = sorted({{"torch", "lightning", "transformers", "jsonargparse"}} & sys.modules.keys())
 assert not heavy, heavy
 """
 
@@ -170,8 +170,9 @@ def test_the_sources_of_a_mixture_are_checked_by_name(capsys):
     ]
 
 
-def test_one_source_is_checked_without_building_a_model():
-    arguments = ["data", "check", "--source", lines(SOUND)]
+@pytest.mark.parametrize("action", ["check", "index"])
+def test_one_source_is_looked_through_without_torch(action):
+    arguments = ["data", action, "--source", lines(SOUND)]
     done = subprocess.run(
         [sys.executable, "-c", NO_MODEL.format(arguments=arguments)],
         env={"PYTHONPATH": str(ROOT), "LIT_MM_CACHE": "cache"},
