@@ -191,8 +191,8 @@ class ParquetRows(Part):
     """A .parquet: one row an entry, read by row group. The index has `ends` [G]: rows up to each group's end.
 
     Parquet has no access to a single row: for one, its row group is decoded (two are kept). A page at random out of a
-    group of 300 MB takes 1.4 s and 900 MB of memory, out of one of 20 MB 0.04 s (measured); reading the group's pages in
-    order as a stream would not help, as writers put a thousand rows into one data page. So large groups are refused.
+    group of 300 MB takes 1.4 s and 900 MB of memory, out of one of 20 MB 0.04 s (measured). Reading a group as a stream
+    would not help, as writers put a thousand rows into one data page. So large groups are refused.
 
     Args:
         columns: what is read; all of them must be there.
