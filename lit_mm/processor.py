@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.batch import IGNORE
-from lit_mm.data.decode import PictureError
+from lit_mm.data.decode import PictureError, reductions
 from lit_mm.data.document import Decodable, Document, Picture
 from lit_mm.data.order import Length
 from lit_mm.data.pixels import Normalise, cut_views
@@ -18,7 +18,7 @@ from lit_mm.errors import UserError
 from lit_mm.layout import Layout, TokenGrid, in_order
 from lit_mm.prompts.prompt import PictureRun, Prompt
 from lit_mm.prompts.tokenizer import Tokenizer
-from lit_mm.tiling.plan import TilePlan, plan_square
+from lit_mm.tiling.plan import Size, TilePlan, plan_square
 
 TEXT = np.iinfo(np.int64).min  # in `Sample.index`: the position holds text
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -159,7 +159,9 @@ class Processor:
             view
             # A truncated sample has lost its last pictures, its document has not
             for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
-            for view in cut_views(read(picture, sample.document.id), plan.views, self.normalise)
+            for view in cut_views(
+                read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
+            )
         ]
 
     def _plan(self, picture: Picture, document: Document) -> TilePlan:
@@ -184,20 +186,23 @@ class Processor:
         return np.concatenate(ids), np.concatenate(index), tokens
 
 
-def read(picture: Picture, document_id: str) -> Tensor:
+def read(picture: Picture, document_id: str, at_least: Size | None = None) -> Tensor:
     """Decode to [3, H, W] uint8.
 
+    Args:
+        at_least: a picture that can be decoded at a fraction of its size may be, down to this; None for the whole.
     Raises:
         PictureError: it cannot be decoded, or is not of the size its metadata promised.
     """
     try:
         if isinstance(picture, Decodable):
-            pixels = picture.pixels()
+            pixels = picture.pixels(at_least)
         else:
             pixels = torch.from_numpy(np.array(picture.read().convert("RGB"))).permute(2, 0, 1)
     except PictureError as error:
         raise PictureError(f"sample {document_id!r}: {error}") from error
-    if tuple(pixels.shape) != (3, picture.height, picture.width):
+    sizes = [size for _, *size in reductions(picture.height, picture.width)][: 1 if at_least is None else None]
+    if list(pixels.shape[1:]) not in sizes:
         raise PictureError(
             f"sample {document_id!r}: a picture is {pixels.shape[2]} x {pixels.shape[1]} pixels, its metadata says "
             f"{picture.width} x {picture.height}. Rebuild the index of the data set"

@@ -23,9 +23,13 @@ import lightning as L
 import torch
 
 from lit_mm import checkpoints
+from lit_mm.cli import main as command_line
+from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
 from lit_mm.module import MultimodalModule
 from tests.faulty import FaultyMixture
 from tests.tiny import run_recipe, stages, xcomposer2
+
+KILL = "LIT_MM_TESTS_KILL_AT"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Launch:
         folder: run folder; a launch in the folder of a killed one resumes it.
         workers, micro_batch: of the data module.
         ranks: processes, joined by gloo.
+        config: a recipe that the real command line is given, in place of the tiny one that is run in the process. Its
+            callbacks name `tests.kills.Kill`, and its checkpoints come every two steps.
         faulty: folder of a mixture with bad samples (`tests.faulty`), in place of the plain documents.
         policy: other arguments of its data module.
         dropout: of the partial LoRA.
@@ -50,6 +56,7 @@ class Launch:
     dropout: float = 0.1
     kill: str = ""
     ranks: int = 1
+    config: str = ""
     faulty: str = ""
     policy: dict[str, Any] = field(default_factory=dict)
     steps: int = 5
@@ -65,7 +72,7 @@ def launch_all(launches: list[Launch], folder: Path) -> None:
     with (folder / "stdout.txt").open("w+") as out, said.open("w") as err:  # a pipe would wait for orphans, too
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
         try:
-            assert not server.wait(timeout=300), said.read_text()[-4000:]
+            assert not server.wait(timeout=120 + 20 * len(launches)), said.read_text()[-4000:]
         finally:
             orphans = outlives(server.pid, seconds=20)
         out.seek(0)
@@ -89,18 +96,17 @@ def outlives(group: int, seconds: float) -> bool:
 
 
 class Kill(L.Callback):
-    def __init__(self, stage: str, place: str, step: int) -> None:
-        self.stage, self.place, self.step = stage, place, step
+    """Kills its process where the launch says; it stands in the environment, as a run may not change its config."""
 
-    def _die(self, module: MultimodalModule, place: str, step: int = 0) -> None:
-        if (module.stage.name, place, step) == (self.stage, self.place, self.step):
+    def _die(self, module: MultimodalModule, place: str) -> None:
+        if f"{module.stage.name} {place}" == os.environ[KILL]:
             kill()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self._die(pl_module, "start")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: MultimodalModule, *_: object) -> None:
-        self._die(pl_module, "step", trainer.global_step)
+        self._die(pl_module, f"step {trainer.global_step}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self._die(pl_module, "end")
@@ -124,19 +130,34 @@ def kill_at_fsync(number: int) -> None:
 def run(launch: Launch) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    callbacks: list[L.Callback] = []
-    where, _, rest = launch.kill.partition(" ")
-    if where == "fsync":
-        kill_at_fsync(int(rest))
-    elif where:
-        place, _, step = rest.partition(" ")
-        callbacks.append(Kill(where, place, int(step or 0)))
+    os.environ[KILL] = launch.kill
+    if launch.kill.startswith("fsync"):
+        kill_at_fsync(int(launch.kill.split()[1]))
+    if launch.config:
+        command_line(arguments_of(launch))
+        return
     options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
     recipe = stages(steps=launch.steps)
-    run_recipe(module, recipe, Path(launch.folder), callbacks=callbacks, every=2, ranks=launch.ranks, **options)
+    run_recipe(module, recipe, Path(launch.folder), callbacks=[Kill()], every=2, ranks=launch.ranks, **options)
+
+
+def arguments_of(launch: Launch) -> list[str]:
+    """The command line of a launch."""
+    options = {
+        "config": launch.config,
+        "run_dir": launch.folder,
+        "checkpoint_every": 2,
+        "track": "false",
+        "data.init_args.num_workers": launch.workers,
+        "data.init_args.micro_batch": launch.micro_batch,
+        "trainer.accelerator": "cpu",
+        "trainer.devices": launch.ranks,
+        "trainer.strategy": "ddp" if launch.ranks > 1 else "auto",
+    }
+    return ["fit", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 
 
 def main(jobs: str) -> None:

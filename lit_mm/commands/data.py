@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from lit_mm.commands.options import Arguments
+from lit_mm.commands.options import RECIPE_OPTIONS, Arguments
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
@@ -18,15 +19,18 @@ if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need 
     from PIL import Image
     from rich.text import Text
 
+    from lit_mm.commands.recipe import RecipeCLI
     from lit_mm.data.sources import SampleError
     from lit_mm.data.sources.check import Summary
     from lit_mm.processor import Processor, Sample
+    from lit_mm.stages import Stage
 
 PROG = "python -m lit_mm data"
 EPILOG = """examples:
   python -m lit_mm data check --config experiments/xcomposer2.yaml
   python -m lit_mm data check --source "{format: llava, path: chat.json, images: pictures}" --format json
   python -m lit_mm data show 17 --config experiments/xcomposer2.yaml --output sample.png
+  python -m lit_mm data show 17 --config experiments/xcomposer2.yaml --data.init_args.questions 1
   python -m lit_mm data index --source "{format: captions, path: 'shards/{00000..00127}.tar'}"
 
 formats: llava, qwen_vl, xcomposer, captions (WebDataset tar shards), obelics, mmc4, folder.
@@ -52,16 +56,41 @@ def data(arguments: Sequence[str]) -> None:
     index_parser.add_argument("--rebuild", action="store_true", help="read them again though they are indexed")
 
     for one in (check_parser, show_parser, index_parser):
-        one.add_argument("--config", help="a recipe: its data section, and its model for `show`")
+        one.add_argument(
+            "--config",
+            action="append",
+            help="a recipe: its data, and its model for `show`. As for fit, a later one overrides, and keys may follow "
+            "(--data.init_args.path FILE)",
+        )
         one.add_argument("--stage", help="of the recipe (default: all; the first for `show`)")
         one.add_argument(
             "--source", metavar="YAML", help="one source instead of the recipe's: {format: ..., path: ...}"
         )
-    chosen = parser.parse_args(arguments)
+    own, overrides = split_overrides(arguments)
+    chosen = parser.parse_args(own)
+    if overrides and chosen.config is None:
+        raise UserError(f"{overrides[0]} changes a recipe: name it with --config")
+    chosen.recipe = [*(word for path in chosen.config or () for word in ("--config", path)), *overrides]
     if chosen.config is None and (chosen.source is None or chosen.action == "show"):
         needs = "--config" if chosen.action == "show" else "--config or --source"
         raise UserError(f"data {chosen.action} needs {needs} ({PROG} {chosen.action} --help)")
     {"check": check, "show": show, "index": index}[chosen.action](chosen)
+
+
+def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments of `data` itself, and those that `fit` knows: keys of the recipe, each with its value."""
+    keys = {"model", "data", "stages", "trainer", "seed_everything", *(option.name for option in RECIPE_OPTIONS)}
+    own: list[str] = []
+    overrides: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--") or re.split(r"[.=]", argument[2:])[0] not in keys:
+            own.append(argument)
+            continue
+        overrides.append(argument)
+        if "=" not in argument and (value := next(rest, None)) is not None:
+            overrides.append(value)
+    return own, overrides
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
@@ -244,7 +273,7 @@ def sources_of(chosen: argparse.Namespace, *, heldout: bool = False) -> Iterator
         source = declared(chosen.source)
         yield source.name, source
         return
-    for module in data_modules(chosen.config, chosen.stage):
+    for module in data_modules(chosen.recipe, chosen.stage):
         yield from flat(module.source())
     if heldout:
         # Where held-out documents have a source, it is checked as one; generated ones are made
@@ -279,61 +308,45 @@ def declared(text: str) -> Any:
     return open_source(declaration)
 
 
-def data_modules(config: str, stage: str | None) -> list[L.LightningDataModule]:
+def data_modules(recipe: Sequence[str], stage: str | None) -> list[L.LightningDataModule]:
     """The recipe's data modules, one for each stage whose data differ. The model is not built.
 
+    Args:
+        recipe: `--config` and overrides, as `fit` takes them.
     Raises:
-        UserError: a mistake in the data section, or no such stage.
+        UserError: a mistake in the recipe, no data section in it, or no such stage.
+    """
+    cli = parsed(recipe, build=False)
+    stages = [one for one in cli.stages if stage in (None, one.name)]
+    if stage is not None and not stages:
+        raise UserError(f"--stage names {stage!r}; the recipe has {[one.name for one in cli.stages]}")
+    differing: list[Stage | None] = [
+        one for at, one in enumerate(stages) if one.data not in [other.data for other in stages[:at]]
+    ]
+    return [cli.data_of(one) for one in differing or [None]]
+
+
+def parsed(recipe: Sequence[str], *, build: bool) -> RecipeCLI:
+    """The recipe, parsed as `fit` does.
+
+    Args:
+        build: make the model, without memory for its weights; otherwise its arguments are only checked.
     """
     from lit_mm.environment import check_torch_pair
 
     check_torch_pair()  # before lightning fails over it
-    import lightning as L
-    import yaml
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from lit_mm.commands.mistakes import ConfigText, cause_of, explain
-    from lit_mm.commands.recipe import quiet
-
-    quiet()
-    text = ConfigText.read(config)
-    with open(config, encoding="utf-8") as file:
-        recipe = yaml.safe_load(file)
-    if not isinstance(recipe.get("data"), dict):
-        raise UserError(f"{config} has no data section")
-    stages = {one.get("name"): one.get("data") or {} for one in recipe.get("stages") or [] if isinstance(one, dict)}
-    if stage is not None and stage not in stages:
-        raise UserError(f"--stage names {stage!r}; the recipe has {list(stages)}")
-    modules, seen = [], []
-    for name, changes in [(stage, stages[stage])] if stage else (stages or {None: {}}).items():
-        described = {**recipe["data"], "init_args": {**(recipe["data"].get("init_args") or {}), **changes}}
-        if described in seen:
-            continue
-        seen.append(described)
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(L.LightningDataModule, "data")
-        try:
-            modules.append(parser.instantiate_classes(parser.parse_object({"data": described})).data)
-        except (ArgumentError, ValueError) as error:
-            base = f"stages.{name}.data" if changes else ""
-            if (cause := cause_of(error)) is not None:
-                raise UserError(f"{base}: {cause}" if base else str(cause)) from error
-            raise UserError(explain(str(error), [text], [], base)) from error
-    return modules
-
-
-def processor_and_documents(chosen: argparse.Namespace) -> tuple[Processor, Any]:
-    """The processor of the recipe's stage, and the documents by number."""
-    from lit_mm.environment import check_torch_pair
-
-    check_torch_pair()
     import torch
 
     from lit_mm.commands.recipe import RecipeCLI, quiet
 
     quiet()
     with torch.device("meta"):  # the processor needs the parts' sizes, not their weights: any model fits
-        cli = RecipeCLI(["--config", chosen.config], "data show")
+        return RecipeCLI(recipe, "data", build=build)
+
+
+def processor_and_documents(chosen: argparse.Namespace) -> tuple[Processor, Any]:
+    """The processor of the recipe's stage, and the documents by number."""
+    cli = parsed(chosen.recipe, build=True)
     named = {stage.name: stage for stage in cli.stages}
     if chosen.stage is not None and chosen.stage not in named:
         raise UserError(f"--stage names {chosen.stage!r}; the recipe has {list(named)}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -32,13 +32,19 @@ class RecipeCLI(LightningCLI):
         arguments: of the command line, or a config that was parsed before, as a checkpoint keeps it.
         command: for messages and help.
         label: what messages call a config that is not in a file.
+        build: make the model too; otherwise only its arguments are checked.
     Raises:
         UserError: a mistake in the config or on the command line.
     """
 
     def __init__(
-        self, arguments: Sequence[str] | Mapping[str, Any], command: str, label: str = "the kept config"
+        self,
+        arguments: Sequence[str] | Mapping[str, Any],
+        command: str,
+        label: str = "the kept config",
+        build: bool = True,
     ) -> None:
+        self.build = build
         if isinstance(arguments, Mapping):
             self.texts = [ConfigText.of(arguments, label)]
         else:
@@ -101,6 +107,9 @@ class RecipeCLI(LightningCLI):
                     Train(**train.as_dict())
                 except UserError as error:  # it knows neither its stage nor its part
                     raise UserError(f"stages.{stage.name}.train.{part}: {error}") from error
+        if not self.build:
+            self.config_init = Namespace(stages=[Stage(**stage.as_dict()) for stage in self.config.stages or []])
+            return
         self.config_init = self.parser.instantiate_classes(self.config)
         self.model = self._get(self.config_init, "model")
         self.datamodule = self._get(self.config_init, "data")
@@ -139,16 +148,17 @@ class RecipeCLI(LightningCLI):
                     f"stage {stage.name!r}: the data set is empty. Check `data` and `stages.{stage.name}.data`"
                 )
 
-    def data_of(self, stage: Stage) -> L.LightningDataModule:
-        """The recipe's data module with what `stage` changes."""
+    def data_of(self, stage: Stage | None) -> L.LightningDataModule:
+        """The recipe's data module with what `stage`, if any, changes."""
+        changes = stage.data if stage is not None else {}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningDataModule, "data")
         base = self.config.data.as_dict()
-        changed = {**base, "init_args": {**base.get("init_args", {}), **stage.data}}
+        changed = {**base, "init_args": {**(base.get("init_args") or {}), **changes}}
         try:
             return parser.instantiate_classes(parser.parse_object({"data": changed})).data
         except (ArgumentError, ValueError) as error:
-            raise self.told(error, f"stages.{stage.name}.data") from error
+            raise self.told(error, f"stages.{stage.name}.data" if changes else "") from error
 
     def trainer_of(self, callbacks: list[L.Callback], loggers: list[Any], **changes: Any) -> L.Trainer:
         """A Trainer with a fresh strategy and optimizer.

@@ -1,7 +1,8 @@
 """Image files -> pixels: upright RGB as a person sees it, or an error that names the file. Runs in the workers.
 
 JPEG goes through libjpeg-turbo directly (simplejpeg: twice as fast as Pillow, bit-equal with its default DCT), all
-else, CMYK included, through Pillow. Sizes come from headers; no pixel is decoded before the header has passed.
+else, CMYK included, through Pillow. Sizes come from headers; no pixel is decoded before the header has passed. Where
+less than half of a JPEG's size is wanted, it is decoded at 1/2, 1/4 or 1/8 from the low frequencies of its blocks.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import simplejpeg
-import torch
 from PIL import Image
-from torch import Tensor
 
 from lit_mm.errors import UserError
+
+if TYPE_CHECKING:  # headers are read without torch
+    from torch import Tensor
 
 LIMIT_PIXELS = 1024**3 // 4 // 3  # 89 megapixels, where Pillow begins to warn: 256 MB of RGB
 # No EPS: to read one runs a program. JPEG includes MPO, the several pictures of a phone; the first is taken.
@@ -54,7 +56,14 @@ class PictureError(UserError):
     """An image that cannot become pixels: missing, not an image, damaged, too large, or of no agreed range."""
 
 
-def decode(data: bytes | Path, *, limit_pixels: int = LIMIT_PIXELS, name: str = "") -> Tensor:
+def decode(
+    data: bytes | Path,
+    *,
+    at_least: tuple[int, int] | None = None,
+    promised: tuple[int, int] | None = None,
+    limit_pixels: int = LIMIT_PIXELS,
+    name: str = "",
+) -> Tensor:
     """Decode one image to [3, H, W] uint8 RGB (strided as H x W x 3, the order in which decoders write).
 
     Turned upright by its EXIF orientation; alpha, also of a palette, is laid on white; of an animation the first frame;
@@ -62,13 +71,18 @@ def decode(data: bytes | Path, *, limit_pixels: int = LIMIT_PIXELS, name: str = 
 
     Args:
         data: the file's bytes, or its path.
+        at_least: (height, width) of the upright image that will do. A JPEG then comes at 1/2, 1/4 or 1/8 of its size
+            (rounded up), the smallest that is not smaller; all else whole. None for the whole image.
+        promised: (height, width) that the metadata says of the whole; an image of another size is refused.
         limit_pixels: more pixels than this are refused before they are decoded. Pillow's own limit, twice the default,
             holds as well.
         name: what errors call an image given as bytes, such as "shard-03.tar: 0017.jpg".
     Raises:
-        PictureError: the image is missing, not an image, truncated or damaged, has more than `limit_pixels`, or holds
-            32-bit values.
+        PictureError: the image is missing, not an image, truncated or damaged, not of the size that was promised, has
+            more than `limit_pixels`, or holds 32-bit values.
     """
+    import torch
+
     name = _name(data, name)
     if isinstance(data, Path):
         with _reading(name):
@@ -76,7 +90,14 @@ def decode(data: bytes | Path, *, limit_pixels: int = LIMIT_PIXELS, name: str = 
     with _reading(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check(image, limit_pixels, name)
         turn = _orientation(image, io.BytesIO(data))
-        pixels = _jpeg(data) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
+        whole = image.size if turn >= 5 else image.size[::-1]
+        if promised is not None and whole != tuple(promised):
+            raise PictureError(
+                f"the image {name!r} is {whole[1]} x {whole[0]} pixels, its metadata says {promised[1]} x "
+                f"{promised[0]}. Rebuild the index of the data set"
+            )
+        least = at_least if at_least is None or turn < 5 else at_least[::-1]  # as it is stored
+        pixels = _jpeg(data, least) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
         if pixels is None:
             pixels = _rgb(image)
     return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
@@ -178,13 +199,25 @@ def _png_exif(stream: BinaryIO) -> bytes | None:
         stream.seek(before)
 
 
-def _jpeg(data: bytes) -> np.ndarray | None:
+def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
+    """(divisor, height, width) of what `decode` may make of a JPEG, the smallest last.
+
+    Of the sixteen scales of libjpeg only those with a fast inverse transform: 7/8 to 5/8 take longer than the whole.
+    """
+    return ((by, -(-height // by), -(-width // by)) for by in (1, 2, 4, 8))
+
+
+def _jpeg(data: bytes, at_least: tuple[int, int] | None) -> np.ndarray | None:
     """[H, W, 3] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
 
     Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
     """
     try:
-        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        if at_least is None:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        whole, *smaller = reductions(*simplejpeg.decode_jpeg_header(data)[:2])
+        by, height, width = max([whole, *(one for one in smaller if one[1] >= at_least[0] and one[2] >= at_least[1])])
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width, min_factor=by)
     except ValueError:
         return None
 

@@ -29,8 +29,12 @@ class Picture(Protocol):
 class Decodable(Protocol):
     """A picture that hands over its pixels as a tensor, without the detour through Pillow. Optional."""
 
-    def pixels(self) -> Tensor:
-        """Decode. [3, H, W] uint8 RGB; the caller may not write to it."""
+    def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
+        """Decode. [3, H, W] uint8 RGB; the caller may not write to it.
+
+        Args:
+            at_least: (height, width) that will do; see `lit_mm.data.decode.decode`.
+        """
         ...
 
 

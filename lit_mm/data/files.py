@@ -29,13 +29,13 @@ class FilePicture:
         height, width = read_header(Path(path))
         return cls(Path(path), width, height)
 
-    def pixels(self) -> Tensor:
-        """Decode to [3, H, W] uint8 RGB.
+    def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
+        """Decode to [3, H, W] uint8 RGB, smaller where `at_least` allows (see `decode`).
 
         Raises:
-            PictureError: the file is damaged.
+            PictureError: the file is damaged, or has changed its size.
         """
-        return decode(self.path)
+        return decode(self.path, at_least=at_least, promised=(self.height, self.width))
 
     def read(self) -> Image.Image:
         """Decode, to look at. RGB. Raises as `pixels`."""

@@ -33,7 +33,7 @@ NO_MODEL = """
 import sys
 from lit_mm.cli import main
 main({arguments})
-heavy = sorted({{"lightning", "transformers", "jsonargparse"}} & sys.modules.keys())
+heavy = sorted({{"torch", "lightning", "transformers", "jsonargparse"}} & sys.modules.keys())
 assert not heavy, heavy
 """
 
@@ -170,8 +170,9 @@ def test_the_sources_of_a_mixture_are_checked_by_name(capsys):
     ]
 
 
-def test_one_source_is_checked_without_building_a_model():
-    arguments = ["data", "check", "--source", lines(SOUND)]
+@pytest.mark.parametrize("action", ["check", "index"])
+def test_one_source_is_looked_through_without_torch(action):
+    arguments = ["data", action, "--source", lines(SOUND)]
     done = subprocess.run(
         [sys.executable, "-c", NO_MODEL.format(arguments=arguments)],
         env={"PYTHONPATH": str(ROOT), "LIT_MM_CACHE": "cache"},
@@ -264,6 +265,9 @@ def test_a_view_looks_as_it_did_before_it_was_normalised():
         (["check", "--source", "{format: llava, path: absent.jsonl}"], "there is no data file 'absent.jsonl'"),
         (["check", "--source", "llava"], "--source is a mapping such as"),
         (["check", "--source", "{format: [}"], "--source is not YAML"),
+        (["check", "--config", "recipe.yaml", "--data.init_args.paht", "x"], "Did you mean"),
+        (["check", "--data.init_args.path", "x"], "--data.init_args.path changes a recipe: name it with --config"),
+        (["check", "--config", "recipe.yaml", "--stages", "later"], "--stages names ['later']"),
         (["check", "--sorce", "x"], "there is no option --sorce"),
         (["check", "--source", "{format: llava, path: chat.jsonl}", "--lines", "-1"], "--lines is at least 0"),
         (["chek"], "invalid choice: 'chek'"),
@@ -284,7 +288,39 @@ def test_a_mistake_in_the_data_section_names_its_key(here):
     text = Path(path).read_text()
     Path(path).write_text(text.replace("format: llava", "fromat: llava"))
     with pytest.raises(UserError, match=r"data\.init_args\.fromat.*Did you mean 'format'"):
-        data_modules(path, None)
+        data_modules(["--config", path], None)
     Path(path).write_text(yaml.safe_dump({"model": MODEL}))
-    with pytest.raises(UserError, match="has no data section"):
-        data_modules(path, None)
+    with pytest.raises(UserError, match=r"`data:` missing. A recipe has model, stages and data"):
+        data_modules(["--config", path], None)
+
+
+# --- recipes as fit takes them ---------------------------------------------------------------------------------------
+def test_a_recipe_may_be_changed_as_for_fit(capsys):
+    lines(SOUND)
+    lines(SOUND, EMPTY, name="other.jsonl")
+    path = recipe()
+    changed = ["--config", path, "--data.init_args.path", "other.jsonl", "--trainer.max_time=00:01:00:00"]
+    code, out, _ = leaves(capsys, "check", *changed, "--format", "json")
+    assert (code, json.loads(out)["sources"][0]["samples"]) == (2, 2)
+    code, out, _ = leaves(capsys, "check", "--data.init_args.path=other.jsonl", "--config", path)
+    assert code == 2
+    Path("overlay.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"path": "other.jsonl"}}}))
+    code, out, _ = leaves(capsys, "index", "--config", path, "--config", "overlay.yaml")
+    assert (code, out.partition(":")[0]) == (0, "other")
+
+
+def test_a_sample_is_shown_as_a_changed_model_sees_it(capsys):
+    lines(SOUND, WIDE)
+    arguments = ["show", "1", "--config", recipe(), "--output", "views.png"]
+    assert "[picture 1: 20 x 20, 4 tokens]" in leaves(capsys, *arguments)[1]
+    larger = ["--model.init_args.image_size", "42", "--model.init_args.vision.init_args.image_size", "42"]
+    assert "[picture 1: 20 x 20, 9 tokens]" in leaves(capsys, *arguments, *larger)[1]
+
+
+def test_some_stages_may_be_chosen_as_for_fit(capsys):
+    lines(SOUND)
+    lines(SOUND, EMPTY, name="later.jsonl")
+    path = recipe(first={}, later={"path": "later.jsonl"})
+    out = leaves(capsys, "check", "--config", path, "--stages", "later", "--format", "json")[1]
+    assert [one["name"] for one in json.loads(out)["sources"]] == ["later"]
+    assert leaves(capsys, "check", "--config", path, "--stages=first")[0] == 0

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageFilter, ImageOps, PngImagePlugin
 
 from lit_mm.data.decode import ORIENTATION, PictureError, decode, read_header
 from lit_mm.data.files import FilePicture
+from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.processor import read
+from lit_mm.tiling.anyres import plan_anyres
 
 HEIGHT, WIDTH = 37, 53  # no multiple of a JPEG block
 
@@ -139,6 +141,66 @@ def test_a_picture_goes_to_the_processor_without_pillow_images(monkeypatch, tmp_
 
     monkeypatch.setattr(FilePicture, "read", refuse)
     assert read(picture, "a").shape == (3, HEIGHT, WIDTH)
+
+
+# --- at a fraction of the size ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("at_least", "expected"),
+    [
+        (None, (203, 317)),
+        ((203, 317), (203, 317)),
+        ((102, 160), (203, 317)),  # a half is 159 wide
+        ((102, 159), (102, 159)),
+        ((51, 81), (102, 159)),
+        ((51, 80), (51, 80)),
+        ((26, 80), (51, 80)),
+        ((26, 40), (26, 40)),
+        ((1, 1), (26, 40)),
+    ],
+)
+def test_a_jpeg_comes_at_the_smallest_fraction_that_will_do(at_least, expected, orientation):
+    """`expected` and `at_least` are of the upright image."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    upright = photo(203, 317).filter(ImageFilter.GaussianBlur(6))
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose.ROTATE_90)  # 6: turned to be undone
+    data = saved(stored, "JPEG", quality=90, exif=exif)
+    pixels = decode(data, at_least=at_least)
+    assert tuple(pixels.shape) == (3, *expected)
+    shrunk = upright.resize(expected[::-1], Image.Resampling.BICUBIC)
+    assert (
+        np.abs(pixels.permute(1, 2, 0).numpy().astype(int) - np.asarray(shrunk)).mean() < 8
+    )  # of the wrong way round: over 40
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
+def test_other_formats_come_whole_whatever_will_do(kind):
+    data = saved(photo(80, 96), kind)
+    np.testing.assert_array_equal(decode(data, at_least=(1, 1)), decode(data))
+
+
+def test_views_of_a_jpeg_decoded_in_part_are_close_to_those_of_the_whole(tmp_path):
+    photo(1200, 1700).filter(ImageFilter.GaussianBlur(1.5)).save(tmp_path / "large.jpg", quality=92)
+    picture = FilePicture.open(tmp_path / "large.jpg")
+    plan = plan_anyres(picture.height, picture.width, tile=112)
+    exact, close = Normalise((0, 0, 0), (1 / 255,) * 3, spare=None), Normalise((0, 0, 0), (1 / 255,) * 3)
+    assert exact.least(plan.views) is None
+    assert Normalise((0, 0, 0), (1, 1, 1), backend="pillow").least(plan.views) is None
+    assert close.least(plan.views) == (2 * 159, 2 * 224)  # twice the tiles' canvas, and the thumbnail is smaller
+    part = read(picture, "a", close.least(plan.views))
+    assert tuple(part.shape) == (3, 600, 850)
+    views = [torch.stack(cut_views(pixels, plan.views, exact)) for pixels in (read(picture, "a"), part)]
+    difference = (views[0] - views[1]).abs()
+    assert 0 < difference.mean() < 0.5  # of 255
+    assert difference.max() < 12
+
+
+def test_a_picture_of_another_size_than_promised_is_refused_though_a_part_will_do(tmp_path):
+    photo(200, 300).save(tmp_path / "a.jpg")
+    for height, width in ((200, 600), (400, 300), (100, 150)):
+        with pytest.raises(PictureError, match=r"its metadata says"):
+            read(FilePicture(tmp_path / "a.jpg", height=height, width=width), "a", (10, 10))
 
 
 @pytest.mark.parametrize("kind", ["CMYK", "YCCK"])

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from lit_mm.data.document import Turn
-from lit_mm.data.sources.parts import Part, open_entries
+from lit_mm.data.sources.parts import LIMIT_GROUP, Part, open_entries
 from lit_mm.data.sources.source import LIMIT_PIXELS, Sample, Source, SourcePicture
 from lit_mm.data.sources.storage import Blob, BytesBlob
 from lit_mm.errors import UserError
@@ -23,13 +23,25 @@ class ObelicsPages(Source):
 
     Args:
         path, images, name, limit_pixels: see `Source`.
+        limit_group: of a parquet, the most bytes of a row group, see `ParquetRows`.
     Source: arXiv:2306.16527, section 3 and the released data set's card.
     """
 
     expected = "page"
 
+    def __init__(
+        self,
+        path: str,
+        images: str | None = None,
+        name: str | None = None,
+        limit_pixels: int = LIMIT_PIXELS,
+        limit_group: int = LIMIT_GROUP,
+    ) -> None:
+        self.limit_group = limit_group
+        super().__init__(path, images, name, limit_pixels)
+
     def open_part(self, path: str) -> Part:
-        return open_entries(path, self.expected, columns=("texts", "images"))
+        return open_entries(path, self.expected, ("texts", "images"), self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         return [
@@ -80,6 +92,7 @@ class Mmc4Pages(Source):
     Args:
         path, images, name, limit_pixels: see `Source`.
         max_images: only the first so many of a page are used, in the order of `image_info`; all when left out.
+        limit_group: of a parquet, the most bytes of a row group, see `ParquetRows`.
     Source: arXiv:2304.06939; the placing is that of VILA, llava/data/dataset.py (`max_images` 6 there; ties are broken
         at random there, because numpy's argsort is not stable).
     """
@@ -93,17 +106,18 @@ class Mmc4Pages(Source):
         name: str | None = None,
         max_images: int | None = None,
         limit_pixels: int = LIMIT_PIXELS,
+        limit_group: int = LIMIT_GROUP,
     ) -> None:
         if max_images is not None and max_images < 1:
             raise UserError(f"`max_images` is at least 1, got {max_images}")
-        self.max_images = max_images
+        self.max_images, self.limit_group = max_images, limit_group
         super().__init__(path, images, name, limit_pixels)
 
     def options(self) -> tuple[Any, ...]:
         return (self.max_images,)
 
     def open_part(self, path: str) -> Part:
-        return open_entries(path, self.expected, columns=("text_list", "image_info"))
+        return open_entries(path, self.expected, ("text_list", "image_info"), self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         return [stored(self, image, f"image_info[{at}]", sample) for at, image in self._in_order(sample)]

@@ -51,8 +51,8 @@ class SourcePicture:
         """The file that holds it; of a URL what follows the scheme."""
         return local_path(self.blob.path)
 
-    def pixels(self) -> Tensor:
-        """Decode. [3, H, W] uint8 RGB.
+    def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
+        """Decode. [3, H, W] uint8 RGB, smaller where `at_least` allows (see `lit_mm.data.decode.decode`).
 
         Raises:
             SampleError: the file is gone or damaged.
@@ -60,7 +60,13 @@ class SourcePicture:
         from lit_mm.data.decode import PictureError, decode
 
         try:
-            return decode(self.blob.read(), limit_pixels=self.limit_pixels, name=self.blob.place)
+            return decode(
+                self.blob.read(),
+                at_least=at_least,
+                promised=(self.height, self.width),
+                limit_pixels=self.limit_pixels,
+                name=self.blob.place,
+            )
         except FileNotFoundError as error:
             raise self._broken(f"there is no image {self.blob.place!r}", "missing_file") from error
         except (PictureError, OSError) as error:

@@ -153,6 +153,16 @@ def test_rows_are_found_through_all_row_groups(folder):
     assert [part.entry(n)["texts"] for n in (10, 0, 3, 2, 8, 9)] == [["10"], ["0"], ["3"], ["2"], ["8"], ["9"]]
 
 
+def test_a_row_group_that_cannot_be_held_is_refused_when_the_file_is_opened(folder):
+    pages = [{"texts": [None], "images": [{"bytes": bytes([n]) * 50_000, "path": None}]} for n in range(8)]
+    path = parquet(folder / "large.parquet", pages)
+    with pytest.raises(UserError, match=r"row group 0 of .* has \d rows in 0 MB.* row_group_size=100.*`limit_group`"):
+        ObelicsPages(path, limit_group=1000)
+    assert len(ObelicsPages(path)) == len(ObelicsPages(path, limit_group=500_000)) == 8
+    beside = [{**page, "clip_scores": "x" * 100_000} for page in pages]
+    assert len(ObelicsPages(parquet(folder / "wide.parquet", beside), limit_group=500_000)) == 8  # it is not read
+
+
 def test_another_table_and_another_file_are_refused(folder):
     path = parquet(folder / "p.parquet", [{"text": "a"}])
     with pytest.raises(UserError, match=r"has no columns \['texts', 'images'\]; it has \['text'\]"):

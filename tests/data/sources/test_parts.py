@@ -33,7 +33,18 @@ def test_any_value_of_a_list_is_found_by_its_offsets(folder, indent, ascii_only)
     path.write_text(json.dumps(AWKWARD, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
     part = JsonList(str(path), "entry")
     assert [part.entry(n) for n in range(len(part))] == AWKWARD
-    assert part.where(3) == "data.json:4"
+
+
+def test_an_element_of_a_list_is_named_by_its_line_and_where_that_has_several_by_its_number(folder):
+    (folder / "data.json").write_text('[\n {"a":\n  1},\n\n {"b": "\\n"}, {"c": 3},\n 4\n]')
+    part = JsonList(str(folder / "data.json"), "entry")
+    assert [part.where(n) for n in range(4)] == [
+        "data.json:2",
+        "data.json:5 (entry 2)",
+        "data.json:5 (entry 3)",
+        "data.json:6",
+    ]
+    assert JsonList(str(folder / "data.json"), "entry").where(2) == "data.json:5 (entry 3)"  # from the kept index
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -85,7 +96,7 @@ def test_a_broken_element_leaves_the_others_sound(folder):
     (folder / "data.json").write_text('[{"a": 1}, {"a": oops}, {"a": 3}]')
     part = JsonList(str(folder / "data.json"), "entry")
     assert (part.entry(0), part.entry(2)) == ({"a": 1}, {"a": 3})
-    with pytest.raises(SampleError, match=r"^data\.json:2: the entry is not JSON") as caught:
+    with pytest.raises(SampleError, match=r"^data\.json:1 \(entry 2\): the entry is not JSON") as caught:
         part.entry(1)
     assert caught.value.kind == "malformed_json"
 

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
+import signal
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -150,6 +157,99 @@ def test_an_index_that_was_interrupted_goes_on(write, monkeypatch):
     assert LlavaConversations(path).known_sizes(9) == [(10, 20)]
     assert not list((cache.cache_folder() / "index").glob("*.partial"))
     assert not list((cache.cache_folder() / "index").glob(".making-*"))
+
+
+KILLED = """
+import os, signal, sys
+from lit_mm.data.sources import source
+source.CHUNK = 4
+sizes, asked = source.Source._sizes, []
+def counted(self, number):
+    asked.append(number)
+    if len(asked) > int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sizes(self, number)
+source.Source._sizes = counted
+from lit_mm.cli import main
+main(["data", "index", "--source", sys.argv[1]])
+print(asked)
+"""
+
+
+def test_an_index_that_was_killed_goes_on_where_it_was(folder, write):
+    """`data index`, ended by kill -9 in its third chunk and again in the next attempt, then left alone."""
+    path = write([llava(id=str(n)) for n in range(14)])
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+
+    def run(asked: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, f"{{format: llava, path: {path}}}", str(asked)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+    assert run(9).returncode == run(2).returncode == -signal.SIGKILL
+    assert not LlavaConversations(path).indexed
+    done = run(100)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("data: 14 samples, 14 pictures; the index is in ")
+    assert done.stdout.splitlines()[-1] == str(list(range(8, 14)))  # two chunks were kept
+    assert LlavaConversations(path).known_sizes(13) == [(10, 20)]
+    assert sorted(p.suffix for p in (cache.cache_folder() / "index").iterdir()) == ["", ""]  # entries and pictures
+
+
+def test_data_and_pictures_may_be_on_a_web_server(folder, write, monkeypatch):
+    write([llava(), llava("tall.jpg", id="b"), llava("absent.jpg", id="c")])
+    shard(folder / "s.tar", pair("0", "a caption"))
+
+    class Quiet(RangeRequestHandler):
+        directory = str(folder)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            remote = LlavaConversations(f"{url}/data.jsonl")
+            assert tuple(remote[1].pictures[0].pixels().shape) == (3, 32, 16)
+            assert (remote.build_index(), remote.known_sizes(0)) == ((3, 1), [(10, 20)])
+            with pytest.raises(SampleError, match=r"data\.jsonl:3: there is no image 'http.*absent\.jpg'"):
+                remote[2]
+            (document,) = CaptionShards(f"{url}/s.tar")
+            assert document.turns[0].text == "a caption"
+            assert tuple(document.pictures[0].pixels().shape) == (3, 8, 12)
+            with pytest.raises(UserError, match="there is no data file 'http"):
+                LlavaConversations(f"{url}/other.jsonl")
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class RangeRequestHandler(BaseHTTPRequestHandler):
+    """A web server's answers to HEAD and GET, ranges included, which http.server's own handler lacks."""
+
+    directory: str
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self, body: bool = True) -> None:
+        path = Path(self.directory) / self.path.lstrip("/")
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        first, last = (int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)) if asked else (0, len(data) - 1)
+        self.send_response(206 if asked else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.end_headers()
+        if body:
+            self.wfile.write(data[first : last + 1])
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_a_forgotten_index_is_made_from_the_files_of_today(folder, write):
