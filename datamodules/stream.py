@@ -8,7 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol
 
 import lightning as L
@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lit_mm.batch import Batch
+from lit_mm.data import lengths
 from lit_mm.data.collate import collate
 from lit_mm.data.document import Document
 from lit_mm.data.mixture import Interleaved, Joined
-from lit_mm.data.order import MicroBatch, Plan, RowStream, stable_hash
+from lit_mm.data.order import Length, MicroBatch, Plan, RowStream, stable_hash
 from lit_mm.data.screen import FEW, BadSample, Fault, SampleMaker, Screen, TooLong, unlearnt
 from lit_mm.errors import UserError
 from lit_mm.processor import Processor, Sample
@@ -56,7 +57,11 @@ class Rows(Dataset):
     def __getitem__(self, micro: MicroBatch) -> Batch:
         documents = self.maker.documents
         lost: list[Fault] = []
-        rows = [[(number, *made) for number in row if (made := self._make(number, lost))] for row in micro.rows]
+        planned = dict(zip(chain(*micro.rows), chain(*micro.lengths), strict=False))
+        rows = [
+            [(number, *made) for number in row if (made := self._make(number, planned.get(number), lost))]
+            for row in micro.rows
+        ]
         gone = {fault.number for fault in lost}
         held = Counter(documents.source_of(number) for row in micro.rows for number in row if number not in gone)
         batch = collate(
@@ -75,19 +80,31 @@ class Rows(Dataset):
             lost=tuple(lost),
         )
 
-    def _make(self, number: int, lost: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
-        """A sample and its views; None, and an entry in `lost`, where there is no sample at all any more."""
+    def _make(self, number: int, planned: Length | None, lost: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
+        """A sample and its views; None, and an entry in `lost`, where there is no sample at all any more.
+
+        Raises:
+            UserError: its length is not the planned one, whatever happens to bad samples: rows would overflow.
+        """
         document: Document | None = None
         sample: Sample | None = None
         try:
             document = self.maker.documents[number]
             sample, _ = self.maker.make(document)
-            return sample, [] if self.maker.processor.token_grid is None else self.maker.processor.views(sample)
+            views = [] if self.maker.processor.token_grid is None else self.maker.processor.views(sample)
         except UserError as error:
             if self.on_bad_sample == "fail":
                 raise
             lost.append(Fault.of(number, error, document.id if document is not None else ""))
-        return None if sample is None else unlearnt(sample)
+            return None if sample is None else unlearnt(sample)
+        if planned is not None and sample.length != planned:
+            raise UserError(
+                f"sample {document.id!r} takes {sample.length.tokens} tokens, {sample.length.views} views and "
+                f"{sample.length.supervised} supervised tokens; it was planned with {planned.tokens}, {planned.views} "
+                f"and {planned.supervised}. Has its image or the model changed? `data index --rebuild` makes the index "
+                "anew"
+            )
+        return sample, views
 
 
 def end_with_parent(worker: int) -> None:
@@ -178,21 +195,15 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
         The last step of an epoch is filled with the first rows of the next.
         """
-        source = self.source()
-        joined = source if isinstance(source, Joined) else Joined([source], [name_of(source)])
-        maker = SampleMaker(
-            joined,
-            processor,
-            too_long=self.too_long,
-            row_tokens=self.row_tokens,
-            row_views=self.row_views if self.row_tokens else None,
-        )
+        maker = self.maker(processor)
+        joined = maker.documents
         self.rows = Rows(maker, self.on_bad_sample)
         self.screen = Screen(
             maker,
             on_bad_sample=self.on_bad_sample,
             max_bad=self.max_bad,
             max_unsupervised=self.max_unsupervised,
+            kept=lengths.load(maker),
         )
         seed = stable_hash(seed, stage.name)
         plan = Plan(
@@ -215,6 +226,17 @@ class StreamDataModule(L.LightningDataModule, ABC):
             world=world,
         )
         return steps
+
+    def maker(self, processor: Processor) -> SampleMaker:
+        """What makes the samples of the current stage."""
+        source = self.source()
+        return SampleMaker(
+            source if isinstance(source, Joined) else Joined([source], [name_of(source)]),
+            processor,
+            too_long=self.too_long,
+            row_tokens=self.row_tokens,
+            row_views=self.row_views if self.row_tokens else None,
+        )
 
     def train_dataloader(self) -> DataLoader:
         if self.stream is None:

@@ -72,7 +72,7 @@ def launch_all(launches: list[Launch], folder: Path) -> None:
     with (folder / "stdout.txt").open("w+") as out, said.open("w") as err:  # a pipe would wait for orphans, too
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
         try:
-            assert not server.wait(timeout=120 + 20 * len(launches)), said.read_text()[-4000:]
+            assert not server.wait(timeout=300 + 60 * len(launches)), said.read_text()[-4000:]
         finally:
             orphans = outlives(server.pid, seconds=20)
         out.seek(0)

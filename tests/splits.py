@@ -1,6 +1,7 @@
-"""One optimizer step in several splits, each in processes of its own: `python -m tests.splits FOLDER`.
+"""One optimizer step in several splits, each in processes of its own: `python -m tests.splits FOLDER MODEL ...`.
 
-Every split leaves a file with the step's loss and gradients, and how many micro-batches had no image.
+The same sixteen documents are the step every time: as rows of one, or packed into four rows. Every split leaves a file
+with the step's loss and gradients, and how many ranks saw no image at all.
 """
 
 from __future__ import annotations
@@ -8,20 +9,77 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import lightning as L
 import torch
+from torch import Tensor
 
+from datamodules.stream import Source, StreamDataModule
 from lit_mm.batch import Batch
+from lit_mm.commands.recipe import RecipeCLI
+from lit_mm.data.document import Document
+from lit_mm.families.llava_next import LlavaNext
+from lit_mm.language.partial_lora import is_partial_lora
+from lit_mm.module import MultimodalModule
 from lit_mm.stages import Stage, Train
+from lit_mm.vision.vit import ViT
 from tests.kills import free_port
-from tests.tiny import PARTS, Documents, trainer, xcomposer2
+from tests.tiny import document, language, trainer, xcomposer2
 
-SPLITS = ((1, 4), (1, 1), (2, 2), (2, 1), (4, 1))  # ranks, rows of a micro-batch; four rows a step
-PACKED = {True: 192, False: None}  # row_tokens
-EVERYTHING = Stage("all", {part: Train(lr=1e-3) for part in PARTS}, max_steps=1, clip=0.0)
+DOCUMENTS, ROWS = 16, 4  # of the step; packed rows of it
+SPLITS = ((1, 1), (1, 4), (2, 2), (4, 1))  # ranks, micro-batches of each; the first is the whole step in one forward
+PACKED = (False, True)
+
+
+class Step(StreamDataModule):
+    """Documents that are one optimizer step, however they are laid in rows.
+
+    Args:
+        shown: pictures of document n.
+    """
+
+    def __init__(self, shown: Callable[[int], int], rows: int, micro_batch: int, row_tokens: int | None) -> None:
+        super().__init__(rows, micro_batch, row_tokens, window=DOCUMENTS, num_workers=0)
+        self.shown = shown
+
+    def source(self) -> Source:
+        return [document(number, pictures=self.shown(number)) for number in range(DOCUMENTS)]
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        return []
+
+
+def tiny_xcomposer2() -> MultimodalModule:
+    return xcomposer2(trained=True)
+
+
+def tiny_llava_next() -> MultimodalModule:
+    """Several views of a picture, and a learned newline vector that only ranks with pictures use."""
+    return LlavaNext(ViT(image_size=28, patch=14, width=16, layers=2, heads=2, select_layer=-2), language(), "nano", 28)
+
+
+def nano_xcomposer2() -> MultimodalModule:
+    """The model of the recipe, with the stored backbones; the up-projections of its partial LoRA, zero there, drawn."""
+    recipe = Path(__file__).parent.parent / "experiments" / "xcomposer2.yaml"
+    module = RecipeCLI(["--config", str(recipe)], "fit").model
+    module.load_pretrained()
+    torch.manual_seed(0)
+    for name, parameter in module.network.named_parameters():
+        if is_partial_lora(name):
+            torch.nn.init.normal_(parameter, std=0.02)
+    return module
+
+
+# name -> model, and the pictures of document n. Two documents with pictures leave two of four ranks without any
+MODELS: dict[str, tuple[Callable[[], MultimodalModule], Callable[[int], int]]] = {
+    "tiny XComposer2": (tiny_xcomposer2, lambda n: n % 3),
+    "tiny LLaVA-NeXT, few images": (tiny_llava_next, lambda n: int(n in (3, 8))),
+    "nano XComposer2": (nano_xcomposer2, lambda n: n % 2),
+    "nano XComposer2, few images": (nano_xcomposer2, lambda n: int(n in (3, 8))),
+}
 
 
 class Gradients(L.Callback):
@@ -29,7 +87,7 @@ class Gradients(L.Callback):
 
     def __init__(self) -> None:
         self.loss = torch.zeros(())
-        self.gradients: dict[str, torch.Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
         self.batches: list[Batch] = []
 
     def on_train_batch_end(
@@ -42,27 +100,47 @@ class Gradients(L.Callback):
         self.gradients = {name: p.grad.clone() for name, p in pl_module.network.named_parameters()}
 
 
-def name_of(ranks: int, micro_batch: int, packed: bool) -> str:
-    return f"{ranks}x{micro_batch}{'-packed' if packed else ''}.pt"
+def name_of(model: str, ranks: int, turns: int, packed: bool) -> str:
+    return f"{model}, {ranks}x{turns}{', packed' if packed else ''}.pt"
 
 
-def run(folder: Path, ranks: int, micro_batch: int, packed: bool) -> None:
+def row_tokens(module: MultimodalModule, shown: Callable[[int], int]) -> int:
+    """Tokens of a row for which all documents fill just `ROWS` rows."""
+    lengths = [len(module.processor.sample(document(n, pictures=shown(n)))) for n in range(DOCUMENTS)]
+    tokens = max(*lengths, -(-sum(lengths) // ROWS))
+    while True:
+        data = Step(shown, ROWS, ROWS, tokens)
+        data.begin(module.processor, everything(module), seed=0)
+        if (rows := data.stream.plan.rows_of(1)) <= ROWS:
+            assert rows == ROWS
+            return tokens
+        tokens += 4
+
+
+def everything(module: MultimodalModule) -> Stage:
+    return Stage("all", {part: Train(lr=1e-3) for part in module.parts()}, max_steps=1, clip=0.0)
+
+
+def run(folder: Path, model: str, ranks: int, turns: int, packed: bool) -> None:
     torch.set_num_threads(1)
-    module, seen = xcomposer2(trained=True), Gradients()
-    data = Documents(micro_batch=micro_batch, row_tokens=PACKED[packed])
-    rank = int(os.environ.get("RANK", 0))
-    module.begin(EVERYTHING, total_steps=data.begin(module.processor, EVERYTHING, seed=0, rank=rank, world=ranks))
+    make, shown = MODELS[model]
+    module, seen = make(), Gradients()
+    rows = ROWS if packed else DOCUMENTS
+    data = Step(shown, rows, rows // (ranks * turns), row_tokens(module, shown) if packed else None)
+    stage, rank = everything(module), int(os.environ.get("RANK", 0))
+    module.begin(stage, total_steps=data.begin(module.processor, stage, seed=0, rank=rank, world=ranks))
     fit = trainer([seen], max_steps=1, accumulate_grad_batches=data.stream.accumulation, ranks=ranks)
+    assert data.stream.accumulation == turns
     fit.fit(module, data)
-    imageless = torch.tensor([sum(not batch.visual_mask.any() for batch in seen.batches)])
-    loss, imageless = (fit.strategy.reduce(n, reduce_op="sum") for n in (seen.loss, imageless))
-    kept = {"loss": loss, "imageless": imageless, "gradients": seen.gradients, "tokens": seen.batches[0].step_tokens}
+    blind = torch.tensor([float(not any(batch.visual_mask.any() for batch in seen.batches))])
+    loss, blind = (fit.strategy.reduce(n, reduce_op="sum") for n in (seen.loss, blind))
+    kept = {"loss": loss, "imageless": blind, "gradients": seen.gradients, "tokens": seen.batches[0].step_tokens}
     if fit.is_global_zero:
-        torch.save(kept, folder / name_of(ranks, micro_batch, packed))
+        torch.save(kept, folder / name_of(model, ranks, turns, packed))
 
 
-def main(folder: str) -> None:
-    for (ranks, micro_batch), packed in product(SPLITS, PACKED):
+def main(folder: str, *models: str) -> None:
+    for model, (ranks, turns), packed in product(models, SPLITS, PACKED):
         port = free_port()
         children = []
         for rank in range(ranks):
@@ -73,16 +151,16 @@ def main(folder: str) -> None:
                         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                         os.environ |= {"TORCHELASTIC_RUN_ID": "splits", "RANK": str(rank), "LOCAL_RANK": str(rank)}
                         os.environ |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-                    run(Path(folder), ranks, micro_batch, packed)
+                    run(Path(folder), model, ranks, turns, packed)
                     os._exit(0)
                 except BaseException:
                     traceback.print_exc()
                     sys.stderr.flush()
                     os._exit(1)
             children.append(child)
-        if any(os.waitpid(child, 0)[1] for child in children):
+        if any([os.waitpid(child, 0)[1] for child in children]):
             sys.exit(1)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -178,9 +178,14 @@ def test_torchrun_killed_from_outside_at_any_moment_goes_on(tmp_path: Path) -> N
         with (tmp_path / f"{name}.log").open("ab") as log:
             return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, process_group=0)
 
-    unbroken = start("unbroken", 2)
-    assert not unbroken.wait(timeout=300), (tmp_path / "unbroken.log").read_text()[-3000:]
-    assert not outlives(unbroken.pid, seconds=20)
+    def finish(name: str, workers: int) -> None:
+        running = start(name, workers)
+        try:
+            assert not running.wait(timeout=900), (tmp_path / f"{name}.log").read_text()[-3000:]
+        finally:
+            assert not outlives(running.pid, seconds=20), "a process outlived its launch"
+
+    finish("unbroken", 2)
     metrics = tmp_path / "killed" / "metrics.csv"
     for steps, workers in ((3, 2), (8, 3)):
         running = start("killed", workers)
@@ -190,7 +195,7 @@ def test_torchrun_killed_from_outside_at_any_moment_goes_on(tmp_path: Path) -> N
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         assert not outlives(running.pid, seconds=20)
-    assert not start("killed", 0).wait(timeout=300), (tmp_path / "killed.log").read_text()[-3000:]
+    finish("killed", 0)
     assert stream(tmp_path / "killed") == stream(tmp_path / "unbroken")
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("killed", "unbroken")]
     assert losses[0] == losses[1]

@@ -152,8 +152,8 @@ def summary_table(summaries: Sequence[Summary]) -> str:
 
 # --- index -----------------------------------------------------------------------------------------------------------
 def index(chosen: argparse.Namespace) -> None:
-    """Read the header of every picture once and keep the sizes, so that no later start opens the files for them.
-    Interrupted, it goes on where it was."""
+    """Read the header of every picture once and keep the sizes; of a recipe, also lay out every sample once and keep
+    its length, so that no later start has to. Interrupted, it goes on where it was."""
     from lit_mm.data.sources import Source
     from lit_mm.data.sources.cache import cache_folder
 
@@ -169,6 +169,36 @@ def index(chosen: argparse.Namespace) -> None:
             f"{name}: {len(source)} samples, {pictures} pictures; the index is in {cache_folder()}"
             + (f". {unknown} pictures could not be read: `{PROG} check` says why" if unknown else "")
         )
+
+    if chosen.source is None:
+        index_lengths(chosen)
+
+
+def index_lengths(chosen: argparse.Namespace) -> None:
+    """Find the lengths of all samples, under the layout of every stage."""
+    from lit_mm.data import lengths
+
+    cli = parsed(chosen.recipe, build=True)
+    done = set()
+    for stage in [one for one in cli.stages if chosen.stage in (None, one.name)] or [None]:
+        name = stage.name if stage is not None else ""
+        module = cli.data_of(stage)
+        if not hasattr(module, "maker"):  # it plans no samples
+            continue
+        maker = module.maker(cli.model.processor.of_stage(name))
+        for source, key in enumerate(lengths.keys_of(maker)):
+            if key is None or key in done:
+                continue
+            done.add(key)
+            if chosen.rebuild:
+                lengths.forget(maker, source)
+            samples, called = maker.documents.sizes[source], maker.documents.names[source]
+            with bar(f"lengths of {called}", samples) as progress:
+                unknown = lengths.build(maker, source, progress)
+            print(
+                f"{called}: lengths of {samples} samples{f' as stage {name!r} lays them out' if name else ''}"
+                + (f"; {unknown} of them cannot be trained on" if unknown else "")
+            )
 
 
 # --- show ------------------------------------------------------------------------------------------------------------

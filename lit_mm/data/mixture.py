@@ -31,20 +31,20 @@ class Joined:
         self.sources, self.names = list(sources), list(names)
         self.sizes = [len(source) for source in sources]
         self.draws = list(draws) if draws is not None else self.sizes
-        self._starts = [0]
+        self.starts = [0]
         for size in self.sizes:
-            self._starts.append(self._starts[-1] + size)
+            self.starts.append(self.starts[-1] + size)
 
     def __len__(self) -> int:
-        return self._starts[-1]
+        return self.starts[-1]
 
     def __getitem__(self, number: int) -> Document:
         source = self.source_of(number)
-        return replace(self.sources[source][number - self._starts[source]], source=self.names[source])
+        return replace(self.sources[source][number - self.starts[source]], source=self.names[source])
 
     def source_of(self, number: int) -> int:
         """Which source a sample is of."""
-        return bisect_right(self._starts, number) - 1
+        return bisect_right(self.starts, number) - 1
 
 
 def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]) -> list[int]:

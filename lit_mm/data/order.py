@@ -33,10 +33,17 @@ class Length:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes in one forward: its rows, and the supervised tokens of the whole optimizer step."""
+    """What one rank computes in one forward.
+
+    Attributes:
+        rows: its rows.
+        step_tokens: supervised tokens of the whole optimizer step.
+        lengths: of the samples of every row, as they were planned; empty where nobody compares.
+    """
 
     rows: tuple[Row, ...]
     step_tokens: int
+    lengths: tuple[tuple[Length, ...], ...] = ()
 
 
 class Window(NamedTuple):
@@ -230,7 +237,11 @@ class RowStream:
             shares = share_out(costs, self.world * self.accumulation)
             for turn in range(self.accumulation):
                 places = shares[turn * self.world + self.rank]
-                yield MicroBatch(tuple(rows[place] for place in places), step_tokens)
+                yield MicroBatch(
+                    tuple(rows[place] for place in places),
+                    step_tokens,
+                    tuple(tuple(lengths[place]) for place in places),
+                )
 
     def samples(self, step: int) -> StepSamples:
         """What optimizer step `step` of the stage (from 0) accounts for, over all ranks and micro-batches."""

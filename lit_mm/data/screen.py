@@ -138,11 +138,19 @@ class Screen:
         on_bad_sample: fail raises; skip and quarantine leave the sample out (quarantine lists it in the ledger).
         max_bad: share of bad samples above which the run stops, those without supervision apart.
         max_unsupervised: the same for samples with nothing to learn.
+        kept: by source, what the index of lengths says (`lit_mm.data.lengths.load`); then these samples need no look.
     """
 
     def __init__(
-        self, maker: SampleMaker, *, on_bad_sample: BadSample = "fail", max_bad: float, max_unsupervised: float
+        self,
+        maker: SampleMaker,
+        *,
+        on_bad_sample: BadSample = "fail",
+        max_bad: float,
+        max_unsupervised: float,
+        kept: Sequence[np.ndarray | None] = (),
     ) -> None:
+        self.kept = kept
         self.maker, self.on_bad_sample = maker, on_bad_sample
         self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
         count = len(maker.documents)
@@ -163,6 +171,8 @@ class Screen:
         return bool(self._state[number] == CUT)
 
     def _look(self, number: int) -> None:
+        if self._is_kept(number):
+            return
         document: Document | None = None
         try:
             document = self.maker.documents[number]
@@ -177,6 +187,20 @@ class Screen:
         self.known += 1
         self._lengths[number] = sample.length.tokens, sample.length.views, sample.length.supervised
         self._state[number] = CUT if cut else WHOLE
+
+    def _is_kept(self, number: int) -> bool:
+        """Take a sample's length from the index, if it is there."""
+        documents = self.maker.documents
+        source = documents.source_of(number)
+        table = self.kept[source] if self.kept else None
+        if table is None:
+            return False
+        *length, state = table[number - documents.starts[source]].tolist()
+        if state == UNKNOWN:
+            return False
+        self.known += 1
+        self._lengths[number], self._state[number] = length, state
+        return True
 
     def _leave_out(self, fault: Fault) -> None:
         self.faults[fault.number] = fault

@@ -15,6 +15,7 @@ from PIL import Image
 
 from lit_mm.cli import main
 from lit_mm.commands.data import data_modules, seen, side_by_side
+from lit_mm.data.screen import SampleMaker
 from lit_mm.errors import UserError
 from tests.tiny import MODEL, xcomposer2
 
@@ -192,6 +193,25 @@ def test_an_index_is_made_once_and_made_again_when_asked(capsys):
     Image.new("RGB", (5, 5)).save("absent.png")
     assert "could not be read" in leaves(capsys, "index", "--source", declared)[1]
     assert "could not be read" not in leaves(capsys, "index", "--source", declared, "--rebuild")[1]
+
+
+def test_the_lengths_of_a_recipe_are_indexed_by_stage_and_layout(capsys, monkeypatch):
+    lines(SOUND, WIDE, EMPTY)
+    path = recipe(first={}, second={}, third={"row_tokens": 64})
+    monkeypatch.setattr("lit_mm.data.lengths.CHUNK", 2)
+    code, out, _ = leaves(capsys, "index", "--config", path)
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("chat: lengths")] == [
+        "chat: lengths of 3 samples as stage 'first' lays them out; 1 of them cannot be trained on",
+        "chat: lengths of 3 samples as stage 'third' lays them out; 1 of them cannot be trained on",
+    ]
+    built: list[int] = []
+    original = SampleMaker.make
+    monkeypatch.setattr(SampleMaker, "make", lambda self, d: built.append(1) or original(self, d))
+    assert leaves(capsys, "index", "--config", path)[1] == out
+    assert not built  # the kept index
+    assert leaves(capsys, "index", "--config", path, "--stage", "third", "--rebuild")[1].count(": lengths of 3") == 1
+    assert len(built) == 2  # the empty answer is no document
 
 
 def test_generated_documents_need_none(capsys):

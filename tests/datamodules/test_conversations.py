@@ -45,7 +45,7 @@ def test_images_may_lie_elsewhere_and_text_needs_none(folder):
     source = XComposerConversations(written(folder, [entry(image="a.png"), text]), images=str(folder / "pictures"))
     assert source[0].pictures[0].path == folder / "pictures" / "a.png"
     assert source[1].pictures == ()
-    assert source[1].id == "data.json:2"
+    assert source[1].id == "data.json:1 (entry 2)"
 
 
 def test_a_text_file_named_png_is_refused_where_it_stands(folder):
@@ -57,7 +57,7 @@ def test_a_text_file_named_png_is_refused_where_it_stands(folder):
 @pytest.mark.parametrize("bad", ["text", 3, {"id": "x"}, {"conversations": "no list"}])
 def test_an_entry_of_another_form_is_named_by_its_place(folder, bad):
     source = XComposerConversations(written(folder, [entry(), bad]))
-    with pytest.raises(UserError, match=r"data\.json:2: an entry is an object with a list `conversations`"):
+    with pytest.raises(UserError, match=r"data\.json:1 \(entry 2\): an entry is an object with a list `conversations`"):
         source[1]
 
 

@@ -222,9 +222,18 @@ class Source(ABC):
     # --- the picture index -------------------------------------------------------------------------------------------
     @property
     def _key(self) -> str:
-        digests = [part.digest for part in self.parts]
+        return cache.key_of("pictures", type(self).__name__, *self.options(), *self._places())
+
+    def _places(self) -> tuple[list[str], list[str]]:
+        """What the data files hold, by their stamps, and where their pictures lie."""
         folders = [self._absolute(self.images if self.images is not None else folder_of(p.path)) for p in self.parts]
-        return cache.key_of("pictures", type(self).__name__, *self.options(), digests, sorted(set(folders)))
+        return [part.digest for part in self.parts], sorted(set(folders))
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What decides its documents: format, arguments, and what its files hold."""
+        plain = {k: v for k, v in vars(self).items() if v is None or isinstance(v, str | int | float | bool)}
+        return type(self).__name__, sorted(plain.items()), *self._places()
 
     @staticmethod
     def _absolute(folder: str) -> str:
