@@ -23,7 +23,7 @@ from lit_mm.stages import Stage, check_recipe
 # Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
 MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
-    r"|track|checkpoint_every|examine_every|examine_documents"
+    r"|track|step_timeout|checkpoint_every|examine_every|examine_documents"
 )
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
 

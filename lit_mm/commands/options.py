@@ -47,6 +47,12 @@ RECIPE_OPTIONS = (
         "examine_every", int, 0, "optimizer steps between examinations on held-out documents (0: at stage ends)"
     ),
     RecipeOption("examine_documents", int, 90, "held-out documents of an examination"),
+    RecipeOption(
+        "step_timeout",
+        float,
+        1800.0,
+        "seconds without progress after which the job ends, naming rank, step and samples",
+    ),
     RecipeOption("track", bool, True, "keep a W&B run; offline when no account is configured"),
 )
 
