@@ -14,11 +14,12 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   fit        run a recipe's stages:      python -m lit_mm fit --config experiments/xcomposer2.yaml
   evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
+  checkpoint inspect, consolidate:       python -m lit_mm checkpoint inspect runs/latest
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
 
 Every command explains itself with --help. --debug shows tracebacks."""
 
-COMMANDS = ("fit", "evaluate", "generate", "data")
+COMMANDS = ("fit", "evaluate", "generate", "checkpoint", "data")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
 
 
@@ -87,6 +88,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.data import data
 
         return data
+    if name == "checkpoint":  # so does this
+        from lit_mm.commands.checkpoint import checkpoint
+
+        return checkpoint
     if not helping:
         from lit_mm.environment import check_torch_pair
 

@@ -56,7 +56,16 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 # --- help ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["fit", "--help"], ["evaluate", "-h"], ["generate", "--help"], ["data", "--help"]]
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["fit", "--help"],
+        ["evaluate", "-h"],
+        ["generate", "--help"],
+        ["data", "--help"],
+        ["checkpoint", "--help"],
+    ],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     done = subprocess.run(
@@ -68,7 +77,7 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--help")
-    for command in ("fit", "evaluate", "generate", "data"):
+    for command in ("fit", "evaluate", "generate", "checkpoint", "data"):
         assert f"\n  {command} " in text
         assert printed(capsys, command, "--help").startswith(f"usage: python -m lit_mm {command} ")
 
