@@ -39,6 +39,7 @@ class Interruption(StepObserver):
         self.checkpointing = checkpointing
         self.received: dict[signal.Signals, float] = {}  # when each came first
         self.training = False
+        self.leaving = False
         self.rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")))
         self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
@@ -66,7 +67,10 @@ class Interruption(StepObserver):
         if again and received == signal.SIGINT and now - self.received[received] > TWICE:
             raise KeyboardInterrupt
         self.received.setdefault(received, now)
+        if self.leaving:
+            return  # srun and torchrun end the other ranks when one has ended; this one may still have to requeue
         if not self.training:
+            self.leaving = True
             raise Interrupted(self.received, "outside training", self.rank)
         if not again and (self.rank == 0 or received != signal.SIGINT):
             more = " (Ctrl+C again stops at once, without saving)" if received == signal.SIGINT else ""
@@ -91,6 +95,7 @@ class Interruption(StepObserver):
             self._leave(trainer, pl_module)
         self.training = False
         if self.received:  # since the ranks were asked
+            self.leaving = True
             raise Interrupted(self.received, f"after stage {pl_module.stage.name!r}, which is saved", self.rank)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

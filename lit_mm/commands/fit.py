@@ -65,7 +65,7 @@ def fit(arguments: Sequence[str]) -> None:
     observers.append(Checkpointing(folder.checkpoints, cli.config.checkpoint_every))  # last, see there
     interruption = Interruption(observers[-1])  # behind it, see there
     observers.append(interruption)
-    with resumable(arguments, folder), interruption:
+    with interruption, resumable(arguments, folder):
         data = run_stages(
             module,
             stages,

@@ -85,6 +85,15 @@ def test_outside_training_a_signal_ends_at_once_and_afterwards_all_handlers_are_
     assert [signal.getsignal(one) for one in HEARD] == before
 
 
+def test_while_a_run_is_leaving_it_is_not_ended_a_second_time(tmp_path):
+    with pytest.raises(Interrupted), listening(tmp_path) as interruption:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # by srun, when another rank has ended
+            assert interruption.received.keys() == {signal.SIGUSR1, signal.SIGTERM}
+
+
 def test_a_second_ctrl_c_ends_at_once_but_not_one_that_a_terminal_and_a_launcher_both_deliver(tmp_path):
     with listening(tmp_path) as interruption:
         interruption.training = True
