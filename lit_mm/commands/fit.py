@@ -12,7 +12,7 @@ import lightning as L
 import torch
 
 from callbacks.checkpointing import Checkpointing
-from callbacks.examination import Examination, read_accuracy
+from callbacks.examination import Examination, accuracy_at, read_accuracy
 from callbacks.freeze_audit import FreezeAudit
 from callbacks.interruption import Interruption
 from callbacks.ledger import DataLedger
@@ -40,11 +40,15 @@ def fit(arguments: Sequence[str]) -> None:
     module, stages = cli.model, cli.stages
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
-        path = checkpoints.find(cli.config.init_from)
-        checkpoints.load_weights(module, checkpoints.read(path), family_of(module), path)
+        given = checkpoints.read(checkpoints.find(cli.config.init_from))
+        given.verify()
+        checkpoints.load_weights(module, given, family_of(module))
     experiment = experiment_name(arguments)
-    folder = RunFolder.open(cli.config.run_dir, experiment)
-    folder.keep_config(config)
+    launch = cli.trainer_of([], [])
+    folder = RunFolder.open(cli.config.run_dir, experiment, launch)
+    if launch.is_global_zero:
+        folder.keep_config(config)
+    module.save_frozen = cli.config.save_frozen
 
     logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
     watchdog = Watchdog(cli.config.step_timeout)
@@ -62,9 +66,14 @@ def fit(arguments: Sequence[str]) -> None:
         )
     if logger is not None:
         observers.append(Tracking())
-    observers.append(Checkpointing(folder.checkpoints, cli.config.checkpoint_every))  # last, see there
-    interruption = Interruption(observers[-1])  # behind it, see there
-    observers.append(interruption)
+    checkpointing = Checkpointing(
+        folder.checkpoints,
+        cli.config.checkpoint_every,
+        cli.config.keep_checkpoints,
+        partial(accuracy_at, folder.path / "accuracy.csv"),
+    )
+    interruption = Interruption(checkpointing)
+    observers += [checkpointing, interruption]  # last, see there
     with interruption, resumable(arguments, folder):
         data = run_stages(
             module,
