@@ -12,6 +12,7 @@ from lit_mm.batch import Batch
 from lit_mm.data.collate import collate
 from lit_mm.data.document import Document
 from lit_mm.language.llama import DecodeCache
+from lit_mm.lockstep import all_done
 from lit_mm.model import MultimodalModel
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def greedy(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int],
         token = language.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)  # [B, 1]
         made.append(token)
         done |= torch.isin(token[:, 0], stops)
-        if done.all():
+        if all_done(done, network):
             break
         positions = positions + 1
         hidden = language(language.embed(token), segment_ids=segments, position_ids=positions, cache=cache)

@@ -35,6 +35,7 @@ class MultimodalModule(L.LightningModule):
     def __init__(self, network: MultimodalModel, processor: Callable[[], Processor]) -> None:
         super().__init__()
         self.network = network
+        self.strict_loading = False  # of a Trainer that resumes: `run_stages` has loaded the weights, and checked them
         self._make_processor = processor
         self.stage: Stage | None = None
         self.stage_number = 1
@@ -135,6 +136,21 @@ class MultimodalModule(L.LightningModule):
             loss = self.network(batch) / batch.step_tokens
         self.micro_loss = loss.detach()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def check_calls(self, batch: Batch) -> None:
+        """Every rank must call the encoder as often as the others, whatever its images: else they wait for each other.
+
+        Raises:
+            UserError: views of several shapes would be encoded one shape after the other, on one of several ranks.
+        """
+        one_call = len(batch.views) <= 1 or getattr(self.network, "together", False)
+        if self.trainer.world_size > 1 and not one_call:
+            shapes = [tuple(views.shape[-2:]) for views in batch.views]
+            raise UserError(
+                f"samples {list(batch.sample_ids)} have views of the shapes {shapes}, which this vision encoder takes "
+                "one after the other; another rank may have fewer, and the ranks would wait for each other. Train with "
+                "one process, or choose an encoder that takes all shapes together, or a tiling with one shape"
+            )
 
     def seed_step(self, batch_idx: int) -> None:
         """Dropout is a function of (seed, stage, micro-batch, rank): a resumed run draws what the unbroken one drew."""

@@ -6,9 +6,9 @@ import json
 import os
 import subprocess
 import sys
-import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lit_mm.stages import Stage, Train
 from lit_mm.strategies import DDP, ZeRO
-from tests.kills import free_port
+from tests.forked import run_ranks
 from tests.tiny import PARTS, Documents, trainer, xcomposer2
 
 STAGE = Stage("most", {part: Train(lr=1e-3) for part in PARTS if part != "language"}, max_steps=2)
@@ -130,23 +130,8 @@ def run(engine: Engine, folder: Path, rank: int) -> None:
 def main(jobs: str) -> None:
     """Each job's ranks, one job after the other."""
     for one in json.loads(Path(jobs).read_text()):
-        engine, port, children = Engine(**one), free_port(), []
-        for rank in range(engine.ranks):
-            child = os.fork()
-            if not child:
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "engines"}
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # what torchrun sets
-                os.environ |= {"WORLD_SIZE": str(engine.ranks), "LOCAL_WORLD_SIZE": str(engine.ranks)}
-                try:
-                    run(engine, Path(jobs).parent, rank)
-                    os._exit(0)
-                except BaseException:
-                    traceback.print_exc()
-                    sys.stderr.flush()
-                    os._exit(1)
-            children.append(child)
-        if any(os.waitpid(child, 0)[1] for child in children):
-            sys.exit(1)
+        engine = Engine(**one)
+        run_ranks(partial(run, engine, Path(jobs).parent), engine.ranks)
 
 
 def measure(engines: list[Engine], folder: Path) -> dict[str, list[dict[str, int]]]:

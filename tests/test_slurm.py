@@ -12,7 +12,7 @@ from lit_mm.interruption import REQUEUE
 from tests.clusters import PATIENCE, ROOT, has_steps, losses, recipe, slurm, started, wait_for
 
 SCRIPT = ROOT / "scripts/slurm.sbatch"
-STEPS = 30
+STEPS = 10
 
 
 def test_the_script_asks_for_a_warning_and_for_being_requeued():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from hashlib import blake2b
@@ -12,10 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_tensors
 
 from lit_mm.cli import main
+from lit_mm.commands.trained import open_trained
 from lit_mm.errors import UserError
 from lit_mm.manifest import covered, damage, find, read
 from lit_mm.weights.stream import Stored, places, write
@@ -266,3 +271,55 @@ def test_a_full_disk_leaves_no_file_and_is_told(tmp_path):
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         write(tmp_path / "x.safetensors", {"a": Stored("float32", (2,))}, full, {})
     assert not list(tmp_path.iterdir())
+
+
+# --- of a real run ---------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of XComposer2 in the nano world, after one step with vision and language frozen."""
+    config = yaml.safe_load((ROOT / "experiments/xcomposer2.yaml").read_text())
+    config["stages"] = config["stages"][:1]
+    config["stages"][0] |= {"max_steps": 1, "train": {"connector": {"lr": 1e-3}, "partial_lora": {"lr": 1e-3}}}
+    config["data"]["init_args"] = {"documents": 8, "global_batch": 1, "heldout_documents": 0}
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(config | {"track": False}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lit_mm"])
+        main(["fit", "--config", "recipe.yaml", "--run_dir", "run"])
+        torch.use_deterministic_algorithms(False)
+    return folder / "run"
+
+
+def test_frozen_parts_are_known_by_digest_and_origin(trained, capsys):
+    main(["checkpoint", "inspect", str(trained), "--verify", "--format", "json"])
+    told = json.loads(capsys.readouterr().out)
+    assert {part: one["origin"] for part, one in told["parts"].items() if one["origin"]} == {
+        "vision": "nano:vision",
+        "language": "nano:language",
+    }
+    assert told["parts"]["partial_lora"]["parameters"] > told["parts"]["connector"]["parameters"] > 0
+    assert told["parts"]["vision"]["parameters"] == 0 and told["damage"] == []
+
+
+def test_consolidate_fetches_frozen_parts_from_their_origin(trained, tmp_path):
+    main(["checkpoint", "consolidate", str(trained), str(tmp_path / "all.safetensors")])
+    found = load_tensors(tmp_path / "all.safetensors")
+    module, _, _ = open_trained(str(trained))
+    expected = dict(module.named_parameters())
+    assert expected.keys() <= found.keys()
+    assert all(torch.equal(found[name], parameter) for name, parameter in expected.items())
+
+
+def test_another_origin_is_refused(trained, tmp_path, capsys):
+    copy = shutil.copytree(find(trained), tmp_path / "01-pretrain-step=000001.ckpt")
+    content = json.loads((copy / "manifest.json").read_text())
+    name = next(iter(content["frozen"]["vision"]["digests"]))
+    content["frozen"]["vision"]["digests"][name] = "0" * 32
+    (copy / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as left:
+        main(["checkpoint", "consolidate", str(copy), str(tmp_path / "all.safetensors")])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert "was trained on the frozen 'nano:vision'" in said and name in said
+    assert not list(tmp_path.glob("all*"))
