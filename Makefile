@@ -8,10 +8,10 @@ RUN := .venv/bin/python
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test lint clean
+.PHONY: help setup fit test test-all lint clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## install what requirements.lock pins into .venv (about 5 GB, some minutes; once)
 
@@ -30,6 +30,9 @@ fit: setup ## train: make fit CONFIG=experiments/xcomposer2.yaml ARGS="--stages 
 
 test: setup ## run the tests on the CPU
 	CUDA_VISIBLE_DEVICES= $(RUN) -m pytest -q $(ARGS)
+
+test-all: setup ## run also the long tests, in several processes
+	CUDA_VISIBLE_DEVICES= $(RUN) -m pytest -q -m "not gpu and not weights" $(ARGS)
 
 lint: setup ## check style and formatting
 	$(RUN) -m ruff check .

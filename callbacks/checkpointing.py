@@ -1,13 +1,14 @@
-"""Publishes checkpoints while a stage runs and at its end, and keeps the last few."""
+"""Publishes checkpoints while a stage runs and at its end, and keeps the last few and the best."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
 
 from callbacks.steps import Step, StepObserver
-from lit_mm.checkpoints import checkpoint_name, published
+from lit_mm.checkpoints import checkpoint_name, published, read, remove
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 
@@ -20,15 +21,23 @@ class Checkpointing(StepObserver):
     Args:
         folder: of the run's checkpoints.
         every: optimizer steps between checkpoints.
-        keep: how many are kept.
+        keep: how many of the last are kept.
+        score_at: optimizer step, counted through all stages, -> how good the model was then, None if nobody asked. The
+            best of the checkpoints with a score is kept, too.
     """
 
-    def __init__(self, folder: str | Path, every: int = 100, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int = 100,
+        keep: int = 2,
+        score_at: Callable[[int], float | None] = lambda step: None,
+    ) -> None:
         if every < 1 or keep < 1:
             raise UserError(
                 f"`checkpoint_every` is at least 1 step and at least one checkpoint is kept, got {every=}, {keep=}"
             )
-        self.folder, self.every, self.keep = Path(folder), every, keep
+        self.folder, self.every, self.keep, self.score_at = Path(folder), every, keep, score_at
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if trainer.global_step % self.every == 0 and trainer.global_step < module.total_steps:
@@ -42,5 +51,14 @@ class Checkpointing(StepObserver):
             self.folder / checkpoint_name(module.stage_number, module.stage.name, trainer.global_step)
         )
         if trainer.is_global_zero:
-            for old in published(self.folder)[: -self.keep]:
-                old.path.unlink()
+            self.tidy()
+
+    def tidy(self) -> None:
+        """Remove all but the last checkpoints and the best one; of equals the later is better."""
+        saved = published(self.folder)
+        scores = [self.score_at(read(one.path).manifest["step"]) for one in saved]
+        scored = [(score, number) for number, score in enumerate(scores) if score is not None]
+        best = max(scored)[1] if scored else None
+        for number, old in enumerate(saved[: -self.keep]):
+            if number != best:
+                remove(old.path)

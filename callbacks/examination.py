@@ -87,3 +87,8 @@ class Examination(StepObserver):
 def read_accuracy(path: str | Path) -> list[Row]:
     """Rows of an accuracy.csv: `step` int, `stage` str, `overall` and the skills float."""
     return read_rows(Path(path), {"step": int, "stage": str})
+
+
+def accuracy_at(path: str | Path, step: int) -> float | None:
+    """Overall accuracy at a step (counted through all stages) in an accuracy.csv; None where none was taken."""
+    return next((row["overall"] for row in read_accuracy(path) if row["step"] == step), None)

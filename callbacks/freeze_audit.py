@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from lit_mm.digests import digest
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.strategies import share_of
 
 Parts = Mapping[str, Mapping[str, nn.Parameter]]
 Digests = dict[str, dict[str, str]]  # part -> parameter -> digest of its bytes
@@ -21,8 +22,8 @@ class FreezeAudit(L.Callback):
     """Checks the optimizer and takes digests at a stage's start; compares them at its end.
 
     The digests of the start travel with the checkpoint, so a resumed stage is judged over its whole length, and a
-    checkpoint that brings other frozen weights is found at once. Where weights are sharded over ranks (ZeRO-3, FSDP2) a
-    rank knows only its shards, which change with the number of ranks: there each launch is judged by itself.
+    checkpoint that brings other frozen weights is found at once. Under ZeRO a rank knows only its shards, which change
+    with the number of ranks: there each launch is judged by itself, and by what it loaded (`load_weights`).
     Digests take about a second per gigabyte of weights.
 
     Raises:
@@ -43,10 +44,11 @@ class FreezeAudit(L.Callback):
                 f"stage {stage.name!r}: parts {late} would thaw at or after the stage's end, {pl_module.total_steps} "
                 f"optimizer steps. Lower `from_step`, or take them out of `train`"
             )
-        for optimizer in trainer.optimizers:
-            check_groups(optimizer_parameters(optimizer), parts, set(stage.train), stage.name)
+        for groups in (*map(optimizer_parameters, trainer.optimizers), getattr(trainer.strategy, "given_groups", None)):
+            if groups is not None:  # DeepSpeed leaves out without a word what it was given and wants no gradients
+                check_groups(groups, parts, set(stage.train), stage.name)
         trainer.print(describe_parts(parts, set(stage.train), stage.name))
-        self.sharded = any(_is_sharded(p) for parameters in parts.values() for p in parameters.values())
+        self.sharded = hasattr(trainer.strategy, "shares")
         if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
             self._check_frozen(parts, set(stage.train), "the checkpoint that was loaded")
             return
@@ -61,7 +63,9 @@ class FreezeAudit(L.Callback):
 
     def _check_frozen(self, parts: Parts, trained: set[str], culprit: str) -> None:
         for part, parameters in parts.items():
-            changed = [n for n, p in parameters.items() if part not in trained and digest(p) != self.digests[part][n]]
+            changed = [
+                n for n, p in parameters.items() if part not in trained and digest_held(p) != self.digests[part][n]
+            ]
             if changed:
                 raise RuntimeError(
                     f"stage {self.stage!r}: {culprit} changed the frozen part {part!r}, in {len(changed)} of "
@@ -69,7 +73,7 @@ class FreezeAudit(L.Callback):
                 )
 
     def _check_moved(self, trainer: L.Trainer, parts: Parts, trained: list[str]) -> None:
-        moved = [any(digest(p) != self.digests[part][n] for n, p in parts[part].items()) for part in trained]
+        moved = [any(digest_held(p) != self.digests[part][n] for n, p in parts[part].items()) for part in trained]
         # A rank's shards may be padding only: the part moved if it did anywhere
         counts = torch.tensor(moved, dtype=torch.float32, device=trainer.strategy.root_device)
         counts = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
@@ -131,13 +135,13 @@ def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[list[nn.Param
 
 
 def digest_parts(parts: Parts) -> Digests:
-    return {part: {name: digest(p) for name, p in parameters.items()} for part, parameters in parts.items()}
+    return {part: {name: digest_held(p) for name, p in parameters.items()} for part, parameters in parts.items()}
 
 
-def digest(parameter: nn.Parameter) -> str:
-    """Digest of a parameter's bytes, or of the shard this rank holds."""
-    flat = _local(parameter).detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(flat.numpy(), digest_size=16).hexdigest()
+def digest_held(parameter: nn.Parameter) -> str:
+    """Digest of a parameter's bytes, or of the shard this rank holds; "" where it holds none of it."""
+    held = share_of(parameter)
+    return "" if held is None else digest(held)
 
 
 def describe_parts(parts: Parts, trained: set[str], stage: str) -> str:
@@ -158,12 +162,3 @@ def _count(parameters: Mapping[str, nn.Parameter]) -> str:
     if number < 100_000:
         return f"{number:,}"
     return f"{number / 1e6:,.1f} million" if number < 1e9 else f"{number / 1e9:,.2f} billion"
-
-
-def _is_sharded(parameter: nn.Parameter) -> bool:
-    return hasattr(parameter, "ds_tensor") or hasattr(parameter, "to_local")
-
-
-def _local(parameter: nn.Parameter) -> Tensor:
-    held = getattr(parameter, "ds_tensor", parameter)
-    return held.to_local() if hasattr(held, "to_local") else held

@@ -25,6 +25,7 @@ class Step:
         tokens: useful tokens of the step, over all ranks.
         seconds: what it took, waiting for data included (but for a launch's first step); what observers did is not.
         learning_rates: part -> the learning rate this step was made with; 0 for a frozen part.
+        stop: an observer of some rank wants the run to end here; the same on every rank.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Step:
     tokens: int
     seconds: float
     learning_rates: dict[str, float]
+    stop: bool = False
 
 
 class StepObserver(L.Callback):
@@ -47,6 +49,10 @@ class StepObserver(L.Callback):
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         """An optimizer step is finished; `module.step == step.number`."""
+
+    def wants_to_stop(self) -> bool:
+        """Asked on every rank when a step is over. One yes, on any rank, is told to all of them by `Step.stop`."""
+        return False
 
     # --- measuring: only the first observer does ------------------------------------------------------------------
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
@@ -77,7 +83,7 @@ class StepObserver(L.Callback):
         self._tokens.append((batch.segment_ids > 0).sum())
         if trainer.global_step == self._finished:
             return
-        loss, tokens = self._reduce(trainer)
+        loss, tokens, stop = self._reduce(trainer)
         step = Step(
             number=pl_module.step,
             stage=pl_module.stage.name,
@@ -85,6 +91,7 @@ class StepObserver(L.Callback):
             tokens=int(tokens),
             seconds=time.perf_counter() - self._since,
             learning_rates=self._rates or {},
+            stop=stop > 0,
         )
         self._finished = trainer.global_step
         self._begin_step()
@@ -99,7 +106,9 @@ class StepObserver(L.Callback):
         self._rates: dict[str, float] | None = None
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
-        """Loss and useful tokens of the step over all micro-batches and ranks."""
+        """Loss and useful tokens of the step over all micro-batches and ranks, and how many want to stop."""
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
+        wishes = sum(c.wants_to_stop() for c in trainer.callbacks if isinstance(c, StepObserver))
         sums = torch.stack([torch.stack(self._losses).to(wide).sum(), torch.stack(self._tokens).to(wide).sum()])
+        sums = torch.cat([sums, sums.new_tensor([wishes])])
         return trainer.strategy.reduce(sums, reduce_op="sum").tolist()

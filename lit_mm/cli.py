@@ -15,11 +15,12 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
   compose    an illustrated article:     python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
+  checkpoint inspect, consolidate:       python -m lit_mm checkpoint inspect runs/latest
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
 
 Every command explains itself with --help. --debug shows tracebacks."""
 
-COMMANDS = ("fit", "evaluate", "generate", "compose", "data")
+COMMANDS = ("fit", "evaluate", "generate", "compose", "checkpoint", "data")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
 
 
@@ -88,6 +89,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.data import data
 
         return data
+    if name == "checkpoint":  # so does this
+        from lit_mm.commands.checkpoint import checkpoint
+
+        return checkpoint
     if not helping:
         from lit_mm.environment import check_torch_pair
 

@@ -16,6 +16,7 @@ from lit_mm.data.document import Document
 from lit_mm.decoding import Chooser, Decoding
 from lit_mm.errors import UserError
 from lit_mm.language.llama import DecodeCache
+from lit_mm.lockstep import all_done
 from lit_mm.model import MultimodalModel
 from lit_mm.processor import Processor, Sample
 
@@ -105,7 +106,7 @@ def decode(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int],
         token = choose(made, language.logits(hidden[:, -1]))  # [B, 1]
         made = torch.cat([made, token], dim=1)
         done |= torch.isin(token[:, 0], stops)
-        if done.all():
+        if all_done(done, network):
             break
         positions = positions + 1
         hidden = language(language.embed(token), segment_ids=segments, position_ids=positions, cache=cache)

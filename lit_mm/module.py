@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.batch import Batch
+from lit_mm.checkpoints import kept_tensors, optimizer_groups
 from lit_mm.data.order import stable_hash
+from lit_mm.digests import digest
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
 from lit_mm.optim import make_optimizer
 from lit_mm.processor import Processor
 from lit_mm.stages import Stage, apply_stage, parameter_groups
-from lit_mm.weights.source import load_part
+from lit_mm.weights.source import is_added, load_part
 
 
 class MultimodalModule(L.LightningModule):
@@ -33,6 +35,7 @@ class MultimodalModule(L.LightningModule):
     def __init__(self, network: MultimodalModel, processor: Callable[[], Processor]) -> None:
         super().__init__()
         self.network = network
+        self.strict_loading = False  # of a Trainer that resumes: `run_stages` has loaded the weights, and checked them
         self._make_processor = processor
         self.stage: Stage | None = None
         self.stage_number = 1
@@ -40,6 +43,9 @@ class MultimodalModule(L.LightningModule):
         self.first_step = 0  # optimizer steps of the stages before it
         self.seed = 0
         self.config_text = ""  # the resolved config, kept in checkpoints
+        self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
+        self.origins: dict[str, str] = {}  # part -> where its weights came from, until a stage trains it
+        self._base: dict[str, dict[str, str]] = {}  # the digests of these parts
 
     @cached_property
     def processor(self) -> Processor:
@@ -73,10 +79,18 @@ class MultimodalModule(L.LightningModule):
 
     def load_pretrained(self) -> None:
         """Load every part's published weights, where its `weights` names some. Constructors never do."""
+        filled: dict[int, str] = {}  # id of a parameter -> origin
         for part, module in self.modules_by_part().items():
             reference = getattr(module, "weights", None)
             if reference is not None:
                 load_part(module, reference, part)
+                filled |= {id(p): reference for name, p in module.named_parameters() if not is_added(name)}
+        self.origins = {
+            part: filled[id(next(iter(named.values())))]
+            for part, named in self.parts().items()
+            if all(id(parameter) in filled for parameter in named.values())
+        }
+        self._base = {}
 
     # --- stages --------------------------------------------------------------------------------------------------
     def begin(self, stage: Stage, *, total_steps: int, number: int = 1, first_step: int = 0, seed: int = 0) -> None:
@@ -91,6 +105,17 @@ class MultimodalModule(L.LightningModule):
         self.stage, self.stage_number = stage, number
         self.total_steps, self.first_step, self.seed = total_steps, first_step, seed
         apply_stage(self.parts(), stage)
+        self.origins = {part: origin for part, origin in self.origins.items() if part not in stage.train}
+        # Now, while the weights are whole and as they were loaded: a strategy may shard and round them
+        self._base = {part: self._base.get(part) or self._digests(part) for part in self.origins}
+
+    def _digests(self, part: str) -> dict[str, str]:
+        """Digest of every parameter of a part, by its name in `state_dict`."""
+        return {
+            name: digest(parameter)
+            for name, parameter in self.named_parameters()
+            if self.part_of(name.removeprefix("network.")) == part
+        }
 
     @property
     def step(self) -> int:
@@ -116,9 +141,25 @@ class MultimodalModule(L.LightningModule):
         accumulation and DDP averages over ranks, so both are multiplied back.
         """
         self.seed_step(batch_idx)
-        loss = self.network(batch) / batch.step_tokens
+        with self.trainer.precision_plugin.forward_context():  # again: DeepSpeed's engine switches autocast off
+            loss = self.network(batch) / batch.step_tokens
         self.micro_loss = loss.detach()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def check_calls(self, batch: Batch) -> None:
+        """Every rank must call the encoder as often as the others, whatever its images: else they wait for each other.
+
+        Raises:
+            UserError: views of several shapes would be encoded one shape after the other, on one of several ranks.
+        """
+        one_call = len(batch.views) <= 1 or getattr(self.network, "together", False)
+        if self.trainer.world_size > 1 and not one_call:
+            shapes = [tuple(views.shape[-2:]) for views in batch.views]
+            raise UserError(
+                f"samples {list(batch.sample_ids)} have views of the shapes {shapes}, which this vision encoder takes "
+                "one after the other; another rank may have fewer, and the ranks would wait for each other. Train with "
+                "one process, or choose an encoder that takes all shapes together, or a tiling with one shape"
+            )
 
     def seed_step(self, batch_idx: int) -> None:
         """Dropout is a function of (seed, stage, micro-batch, rank): a resumed run draws what the unbroken one drew."""
@@ -143,6 +184,8 @@ class MultimodalModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         """Clip by the stage's norm. Lightning refuses to for a fused optimizer in bf16, though nothing is unscaled."""
+        if hasattr(self.trainer.strategy, "engine_optimizer"):
+            return  # ZeRO does both: only the engine sees the gradients of all ranks
         for group in optimizer.param_groups:
             if self.trainer.global_step < self.stage.train[group["part"]].from_step:
                 for parameter in group["params"]:
@@ -152,13 +195,31 @@ class MultimodalModule(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(trained, self.stage.clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint says what made it, so that it can be opened without its run folder."""
+        """A checkpoint says what made it, so that it can be opened without its run folder (see `lit_mm.checkpoints`).
+
+        Parts that nothing in this run has trained are left out, where they can be loaded again.
+        """
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        frozen = {} if self.save_frozen else self._base
+        left_out = {name for digests in frozen.values() for name in digests}
         checkpoint["lit_mm"] = {
             "family": family_of(self),
             "config": self.config_text,
             "stage": self.stage.name if self.stage else "",
+            "stage_number": self.stage_number,
+            "stage_step": self.trainer.global_step,
             "step": self.step,
+            "strategy": type(self.trainer.strategy).__name__,
+            "parts": {part: [names[id(p)] for p in held.values()] for part, held in self.parts().items()},
+            "stored": [name for name, _ in kept_tensors(self) if name not in left_out],
+            "frozen": {part: {"origin": self.origins[part], "digests": digests} for part, digests in frozen.items()},
         }
+        (optimizer,) = self.trainer.optimizers
+        checkpoint["optimizer"] = optimizer_groups(
+            optimizer, names, getattr(self.trainer.strategy, "given_groups", None)
+        )
+        by_name = {names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names}
+        checkpoint["optimizer_states"] = [by_name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning counts micro-batches, the stream optimizer steps: a resumed stage may be split differently."""

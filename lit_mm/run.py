@@ -16,6 +16,7 @@ import psutil
 import yaml
 
 from lit_mm import checkpoints
+from lit_mm.agreement import agree
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.stages import Stage, check_recipe
@@ -23,7 +24,7 @@ from lit_mm.stages import Stage, check_recipe
 # Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
 MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
-    r"|track|checkpoint_every|examine_every|examine_documents"
+    r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
 
@@ -39,13 +40,20 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def open(cls, run_dir: str | None, experiment: str) -> RunFolder:
+    def open(cls, run_dir: str | None, experiment: str, trainer: L.Trainer | None = None) -> RunFolder:
         """Make or reopen a run folder, and let `runs/latest` point to it.
 
         Args:
             run_dir: the folder; `runs/<experiment>/<time>` when left out.
+            trainer: of a run on several ranks, which the first one's choice binds.
         """
-        path = Path(run_dir) if run_dir else Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+
+        def choose() -> str:
+            return run_dir or str(Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+        path = Path(choose() if trainer is None else agree(trainer, "run_dir", choose))
+        if trainer is not None and trainer.global_rank:
+            return cls(path)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             _point_latest(path)
@@ -125,11 +133,7 @@ def run_stages(
         pretrained: load the parts' published weights before the first stage.
     """
     check_recipe(stages, module.parts())
-    saved = checkpoints.newest(folder.checkpoints)
-    if saved is not None and saved.stage != dict(enumerate((s.name for s in stages), 1)).get(saved.number):
-        raise UserError(
-            f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe"
-        )
+    saved = resume_point(folder, stages, trainer_of(max_steps=1))
     if saved is None and pretrained:
         module.load_pretrained()
     first_step = 0
@@ -139,16 +143,39 @@ def run_stages(
         processor = module.processor and module.processor.of_stage(stage.name)  # pixels alone need none
         steps = data.begin(processor, stage, seed=seed, rank=trainer.global_rank, world=trainer.world_size)
         trainer = trainer_of(max_steps=steps, accumulate_grad_batches=data.stream.accumulation)
+        resumed = saved is not None and number == saved.number
+        if resumed:
+            checkpoints.load_weights(module, checkpoints.read(saved.path), family_of(module))
         module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
         first_step += steps
         if saved is not None and (number, steps) <= (saved.number, saved.step):
-            if number == saved.number:
-                checkpoints.load_weights(module, checkpoints.read(saved.path), family_of(module), saved.path)
             continue
-        resumed = saved is not None and number == saved.number
         trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
     module._trainer = trainer  # a stage that was finished before has no Trainer; evaluation asks it for the precision
+    module.to(trainer.strategy.root_device)  # a Trainer leaves the model on the CPU
     return data
+
+
+def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> checkpoints.Saved | None:
+    """The newest checkpoint of a run, whole, and the same on every rank; None for a run that begins.
+
+    Raises:
+        UserError: it is damaged, or of a stage that the recipe does not have there.
+    """
+
+    def newest() -> str:
+        saved = checkpoints.newest(folder.checkpoints)
+        if saved is None:
+            return ""
+        if saved.stage != dict(enumerate((stage.name for stage in stages), 1)).get(saved.number):
+            raise UserError(
+                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe"
+            )
+        checkpoints.read(saved.path).verify()
+        return saved.path.name
+
+    name = agree(trainer, "resume", newest)
+    return checkpoints.saved_as(folder.checkpoints / name) if name else None
 
 
 def peak_memory_mb() -> float:

@@ -14,7 +14,9 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,12 +24,20 @@ from typing import Any
 import lightning as L
 import torch
 
+from callbacks.freeze_audit import FreezeAudit
 from lit_mm import checkpoints
 from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
 from lit_mm.module import MultimodalModule
+from lit_mm.stages import Stage, Train
+from lit_mm.strategies import ZeRO, share_of
 from tests.faulty import FaultyMixture
-from tests.tiny import run_recipe, stages, xcomposer2
+from tests.tiny import PARTS, run_recipe, stages, xcomposer2
+
+# Of a checkpoint: weights, moments, state, config, manifest, its folder, published; the folder it lies in
+FSYNCS = 7
+
+PATIENCE = 120  # seconds for a launch
 
 KILL = "LIT_MM_TESTS_KILL_AT"
 
@@ -45,9 +55,17 @@ class Launch:
         faulty: folder of a mixture with bad samples (`tests.faulty`), in place of the plain documents.
         policy: other arguments of its data module.
         dropout: of the partial LoRA.
+        strategy: a registered name, or the arguments of `lit_mm.strategies.ZeRO`.
+        recipe: "two" stages, "three", "thaw": one in which the vision encoder waits for two steps, or "muon".
+        lr: peak learning rate of every part.
+        base: file with the weights on which the language model starts.
+        meddle: "plant" puts a frozen parameter into the optimizer; "touch" changes one after the first step.
+        keep: checkpoints that are kept.
+        fails: what it says on standard error when it ends with an error, as it should.
         kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
             "finetune start", "pretrain end" (before the stage's last checkpoint), "fsync 4" (the fourth of the run; a
-            checkpoint makes two: its file under the temporary name, then the folder). "" for never.
+            checkpoint makes `FSYNCS`, the last one after it is published), "tick 40" (the fortieth moment of the
+            last rank: the start or end of a micro-batch, or of a call that writes). "" for never.
     """
 
     folder: str
@@ -60,6 +78,14 @@ class Launch:
     faulty: str = ""
     policy: dict[str, Any] = field(default_factory=dict)
     steps: int = 5
+    strategy: str | dict[str, Any] = ""
+    precision: str = "32-true"
+    recipe: str = "two"
+    lr: float = 1e-2
+    base: str = ""
+    meddle: str = ""
+    keep: int = 2
+    fails: str = ""
 
 
 def launch_all(launches: list[Launch], folder: Path) -> None:
@@ -72,14 +98,21 @@ def launch_all(launches: list[Launch], folder: Path) -> None:
     with (folder / "stdout.txt").open("w+") as out, said.open("w") as err:  # a pipe would wait for orphans, too
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
         try:
-            assert not server.wait(timeout=300 + 60 * len(launches)), said.read_text()[-4000:]
+            assert not server.wait(timeout=180 + PATIENCE * len(launches)), said.read_text()[-4000:]
         finally:
             orphans = outlives(server.pid, seconds=20)
         out.seek(0)
         codes = [int(line) for line in out.read().split()]
-    wrong = [job for job, code in zip(launches, codes, strict=True) if code != (-signal.SIGKILL if job.kill else 0)]
-    assert not wrong, f"{codes}: {wrong}\n{said.read_text()[-4000:]}"
+    wrong = [job for job, code in zip(launches, codes, strict=True) if code != ending(job)]
+    text = said.read_text()
+    assert not wrong, f"{codes}: {wrong}\n{text[-4000:]}"
+    unsaid = [job.fails for job in launches if job.fails not in text]
+    assert not unsaid, f"{unsaid} was not said:\n{text[-4000:]}"
     assert not orphans, "a worker outlived its trainer"
+
+
+def ending(launch: Launch) -> int:
+    return -signal.SIGKILL if launch.kill else int(bool(launch.fails))
 
 
 def outlives(group: int, seconds: float) -> bool:
@@ -127,7 +160,71 @@ def kill_at_fsync(number: int) -> None:
     checkpoints.os = SimpleNamespace(**vars(os) | {"fsync": fsync})
 
 
-def run(launch: Launch) -> None:
+class Ticks(L.Callback):
+    """Dies at its n-th moment."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        calls = {name: self.around(getattr(os, name)) for name in ("fsync", "rename")}
+        checkpoints.os = SimpleNamespace(**vars(os) | calls)
+        checkpoints.save_file = self.around(checkpoints.save_file)
+
+    def tick(self) -> None:
+        self.left -= 1
+        if not self.left:
+            kill()
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> None:
+            self.tick()
+            call(*arguments)
+            self.tick()
+
+        return counted
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.tick()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        self.tick()
+
+
+class Touch(L.Callback):
+    """Changes a frozen parameter after the first step."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: MultimodalModule, *_: object) -> None:
+        if trainer.global_step == 1 and pl_module.stage.name == "pretrain":
+            share_of(next(iter(pl_module.parts()["language"].values()))).data += 1
+
+
+def plant(module: MultimodalModule) -> None:
+    """Let the first stage's optimizer hold a parameter of the frozen language model."""
+    configure = module.configure_optimizers
+
+    def planted() -> dict[str, Any]:
+        made = configure()
+        made["optimizer"].param_groups[0]["params"].append(next(iter(module.parts()["language"].values())))
+        return made
+
+    module.configure_optimizers = planted
+
+
+def recipe_of(launch: Launch) -> list[Stage]:
+    everything = {part: Train(lr=launch.lr) for part in PARTS}
+    if launch.recipe == "thaw":
+        return [Stage("thaw", everything | {"vision": Train(lr=launch.lr, from_step=2)}, max_steps=launch.steps)]
+    if launch.recipe == "muon":
+        return [Stage("muon", {"language": Train(lr=launch.lr, optimizer="muon")}, max_steps=launch.steps)]
+    if launch.recipe == "three":
+        learning = {"align": PARTS[1:3], "pretrain": PARTS[:3], "finetune": PARTS}
+        return [
+            Stage(name, {part: everything[part] for part in parts}, max_steps=launch.steps, warmup=0.3)
+            for name, parts in learning.items()
+        ]
+    return stages(steps=launch.steps)
+
+
+def run(launch: Launch, rank: int) -> None:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     os.environ[KILL] = launch.kill
@@ -136,12 +233,32 @@ def run(launch: Launch) -> None:
     if launch.config:
         command_line(arguments_of(launch))
         return
+    callbacks: list[L.Callback] = [FreezeAudit(), Kill()]
+    if launch.kill.startswith("tick") and rank == launch.ranks - 1:
+        callbacks.append(Ticks(int(launch.kill.split()[1])))
     options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
-    recipe = stages(steps=launch.steps)
-    run_recipe(module, recipe, Path(launch.folder), callbacks=[Kill()], every=2, ranks=launch.ranks, **options)
+    if launch.base:
+        module.network.language.weights = f"llama:{launch.base}"
+    if launch.meddle == "plant":
+        plant(module)
+    elif launch.meddle == "touch":
+        callbacks.append(Touch())
+    strategy = launch.strategy or None
+    run_recipe(
+        module,
+        recipe_of(launch),
+        Path(launch.folder),
+        callbacks=callbacks,
+        every=2,
+        ranks=launch.ranks,
+        strategy=partial(ZeRO, **strategy) if isinstance(strategy, dict) else strategy,
+        precision=launch.precision,
+        keep=launch.keep,
+        **options,
+    )
 
 
 def arguments_of(launch: Launch) -> list[str]:
@@ -161,13 +278,23 @@ def arguments_of(launch: Launch) -> list[str]:
 
 
 def main(jobs: str) -> None:
-    for job in json.loads(Path(jobs).read_text()):
+    launches = [Launch(**job) for job in json.loads(Path(jobs).read_text())]
+    if any(launch.strategy for launch in launches):
+        import deepspeed  # noqa: F401  once, before the forks
+    for launch in launches:
         sys.stdout.flush()
-        launch, port = Launch(**job), free_port()
-        children = [start(launch, rank, port) for rank in range(launch.ranks)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        port = free_port()
+        left = {start(launch, rank, port) for rank in range(launch.ranks)}
+        codes = []
+        while left:
+            child, status = os.waitpid(-1, 0)
+            left.remove(child)
+            codes.append(os.waitstatus_to_exitcode(status))
+            if codes[-1]:  # a job ends as a whole
+                for other in left:
+                    os.kill(other, signal.SIGKILL if codes[-1] < 0 else signal.SIGTERM)
         # A rank that waits for one that was killed a moment before ends by an error of its own
-        print(-signal.SIGKILL if -signal.SIGKILL in codes else max(codes))
+        print(-signal.SIGKILL if codes[0] < 0 or (launch.kill and -signal.SIGKILL in codes) else max(codes))
 
 
 def start(launch: Launch, rank: int, port: int) -> int:
@@ -181,7 +308,7 @@ def start(launch: Launch, rank: int, port: int) -> int:
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "kills"}
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             os.environ |= {"WORLD_SIZE": str(launch.ranks), "LOCAL_WORLD_SIZE": str(launch.ranks)}
-        run(launch)
+        run(launch, rank)
         sys.stderr.flush()
         os._exit(0)
     except BaseException:

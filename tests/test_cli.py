@@ -65,6 +65,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ["generate", "--help"],
         ["compose", "-h"],
         ["data", "--help"],
+        ["checkpoint", "--help"],
     ],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
@@ -77,7 +78,7 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--help")
-    for command in ("fit", "evaluate", "generate", "compose", "data"):
+    for command in ("fit", "evaluate", "generate", "compose", "checkpoint", "data"):
         assert f"\n  {command} " in text
         assert printed(capsys, command, "--help").startswith(f"usage: python -m lit_mm {command} ")
 

@@ -10,6 +10,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 
 from callbacks.metrics_csv import read_metrics
@@ -17,7 +18,7 @@ from lit_mm import checkpoints
 from lit_mm.errors import UserError
 from lit_mm.run import RunFolder
 from lit_mm.stages import Stage, Train
-from tests.kills import Launch, launch_all
+from tests.kills import FSYNCS, Launch, launch_all
 from tests.tiny import PARTS, Documents, run_recipe, stages, trainer, xcomposer2
 
 STEPS = 10  # of both stages
@@ -26,9 +27,10 @@ KILLED = {
     "at the first step": "pretrain step 1",
     "before the last checkpoint of a stage": "pretrain end",
     "between stages": "finetune start",
-    "while a checkpoint is written": "fsync 3",
-    "after a checkpoint is published": "fsync 4",
-    "while the last checkpoint of a stage is written": "fsync 5",
+    "while a checkpoint is written": f"fsync {FSYNCS + 2}",
+    "before a checkpoint is published": f"fsync {2 * FSYNCS - 1}",
+    "after a checkpoint is published": f"fsync {2 * FSYNCS}",
+    "while the last checkpoint of a stage is written": f"fsync {2 * FSYNCS + 1}",
     "at the very end": "finetune end",
 }
 
@@ -70,7 +72,7 @@ def ledger(folder: Path) -> list[str]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    return checkpoints.read(checkpoints.find(folder))["state_dict"]
+    return checkpoints.read(checkpoints.find(folder)).weights()
 
 
 @pytest.mark.parametrize("name", ["unbroken, 1 worker", *KILLED, "killed twice"])
@@ -177,7 +179,9 @@ def test_the_loss_that_lightning_is_given_undoes_its_division_and_the_average_ov
     data = Documents(micro_batch=1)
     data.begin(module.processor, EVERYTHING, seed=0)
     batch = data.rows[next(iter(data.stream))]
-    module._trainer = type("Split", (), {"accumulate_grad_batches": 3, "world_size": 5})()
+    module._trainer = type(
+        "Split", (), {"accumulate_grad_batches": 3, "world_size": 5, "precision_plugin": Precision()}
+    )()
     monkeypatch.setattr(type(module), "global_rank", 0)
     given = module.training_step(batch, 0)
     torch.testing.assert_close(given, module.micro_loss * 15)
@@ -214,7 +218,7 @@ def test_a_stage_that_was_renamed_is_not_resumed(tmp_path):
 def test_a_checkpoint_of_another_global_batch_is_not_continued(tmp_path):
     (stage,) = stages(steps=4)[:1]
     run_recipe(xcomposer2(), [stage], tmp_path)
-    (tmp_path / "checkpoints" / "01-pretrain-step=000004.ckpt").unlink()
+    checkpoints.remove(tmp_path / "checkpoints" / "01-pretrain-step=000004.ckpt")
     with pytest.raises(UserError, match="made with global_batch 4, the config says 2"):
         run_recipe(xcomposer2(), [stage], tmp_path, global_batch=2)
 
@@ -250,7 +254,7 @@ def begun(tmp_path) -> RunFolder:
     folder = RunFolder(tmp_path)
     folder.checkpoints.mkdir()
     folder.keep_config(config())
-    (folder.checkpoints / checkpoints.checkpoint_name(1, "a", 2)).touch()
+    (folder.checkpoints / checkpoints.checkpoint_name(1, "a", 2)).mkdir()
     return folder
 
 

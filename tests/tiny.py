@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.strategies import Strategy
 from PIL import Image
 from rich.console import Console
 
@@ -22,7 +22,7 @@ from callbacks.metrics_csv import MetricsCSV
 from callbacks.steps import StepObserver
 from datamodules.stream import Source, StreamDataModule
 from lit_mm.batch import Batch
-from lit_mm.checkpoints import AtomicCheckpointIO
+from lit_mm.checkpoints import FolderCheckpointIO
 from lit_mm.data.document import Document, Turn
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.xcomposer2 import XComposer2
@@ -134,15 +134,22 @@ def stages(steps: int = 4) -> list[Stage]:
 
 
 def trainer(
-    callbacks: Sequence[L.Callback] = (), *, max_steps: int = 1, accumulate_grad_batches: int = 1, ranks: int = 1
+    callbacks: Sequence[L.Callback] = (),
+    *,
+    max_steps: int = 1,
+    accumulate_grad_batches: int = 1,
+    ranks: int = 1,
+    strategy: str | Strategy | None = None,
+    precision: str = "32-true",
 ) -> L.Trainer:
     return L.Trainer(
         devices=ranks,
-        strategy="ddp" if ranks > 1 else "auto",
+        precision=precision,
+        strategy=strategy or ("ddp" if ranks > 1 else "auto"),
         max_steps=max_steps,
         accumulate_grad_batches=accumulate_grad_batches,
         callbacks=list(callbacks),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[FolderCheckpointIO()],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -161,6 +168,9 @@ def run_recipe(
     every: int = 2,
     seed: int = 0,
     ranks: int = 1,
+    strategy: str | Callable[[], Strategy] | None = None,
+    precision: str = "32-true",
+    keep: int = 2,
     data_class: Callable[..., StreamDataModule] = Documents,
     **data: Any,
 ) -> None:
@@ -170,6 +180,8 @@ def run_recipe(
         callbacks: told of a step before metrics.csv is.
         every: optimizer steps between checkpoints.
         ranks: processes of the run, of which this is one.
+        strategy: a registered name, or what makes a fresh one; left out, ddp on several ranks.
+        keep: checkpoints that are kept.
         data_class, data: the data module and its arguments.
     """
     run_folder = RunFolder(folder)
@@ -179,14 +191,20 @@ def run_recipe(
         Ledger(folder / "ledger.txt"),
         MetricsCSV(folder / "metrics.csv"),
         DataLedger(folder, Console(file=io.StringIO())),
-        Checkpointing(run_folder.checkpoints, every),
+        Checkpointing(run_folder.checkpoints, every, keep),
     ]
     run_stages(
         module,
         recipe,
         run_folder,
         data_of=lambda stage: data_class(**{**data, **stage.data}),
-        trainer_of=partial(trainer, observers, ranks=ranks),
+        trainer_of=lambda **changes: trainer(
+            observers,
+            ranks=ranks,
+            strategy=strategy() if callable(strategy) else strategy,
+            precision=precision,
+            **changes,
+        ),
         seed=seed,
     )
 

@@ -12,17 +12,20 @@ import lightning as L
 import torch
 
 from callbacks.checkpointing import Checkpointing
-from callbacks.examination import Examination, read_accuracy
+from callbacks.examination import Examination, accuracy_at, read_accuracy
 from callbacks.freeze_audit import FreezeAudit
+from callbacks.interruption import Interruption
 from callbacks.ledger import DataLedger
 from callbacks.memory_trim import MemoryTrim
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
 from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
+from callbacks.watchdog import Watchdog
 from lit_mm import checkpoints, report
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.data.document import Document
 from lit_mm.evaluate import evaluate
+from lit_mm.interruption import Interrupted, requeue, say
 from lit_mm.metrics.score import of_each_skill, score
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.run import LAUNCHED, RunFolder, peak_memory_mb, run_stages
@@ -37,14 +40,20 @@ def fit(arguments: Sequence[str]) -> None:
     module, stages = cli.model, cli.stages
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
-        path = checkpoints.find(cli.config.init_from)
-        checkpoints.load_weights(module, checkpoints.read(path), family_of(module), path)
+        given = checkpoints.read(checkpoints.find(cli.config.init_from))
+        given.verify()
+        checkpoints.load_weights(module, given, family_of(module))
     experiment = experiment_name(arguments)
-    folder = RunFolder.open(cli.config.run_dir, experiment)
-    folder.keep_config(config)
+    launch = cli.trainer_of([], [])
+    folder = RunFolder.open(cli.config.run_dir, experiment, launch)
+    if launch.is_global_zero:
+        folder.keep_config(config)
+    module.save_frozen = cli.config.save_frozen
 
     logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
+    watchdog = Watchdog(cli.config.step_timeout)
     observers: list[L.Callback] = [
+        watchdog,
         StageProgress(stages),
         FreezeAudit(),
         MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
@@ -57,8 +66,15 @@ def fit(arguments: Sequence[str]) -> None:
         )
     if logger is not None:
         observers.append(Tracking())
-    observers.append(Checkpointing(folder.checkpoints, cli.config.checkpoint_every))  # last, see there
-    with resumable(arguments, folder):
+    checkpointing = Checkpointing(
+        folder.checkpoints,
+        cli.config.checkpoint_every,
+        cli.config.keep_checkpoints,
+        partial(accuracy_at, folder.path / "accuracy.csv"),
+    )
+    interruption = Interruption(checkpointing)
+    observers += [checkpointing, interruption]  # last, see there
+    with interruption, resumable(arguments, folder):
         data = run_stages(
             module,
             stages,
@@ -70,23 +86,30 @@ def fit(arguments: Sequence[str]) -> None:
         )
         documents = data.heldout()
         if documents:
-            conclude(module, documents, folder, logger)
+            with watchdog.watching(module, "examining the trained model"):
+                conclude(module, documents, folder, logger)
     if module.trainer.is_global_zero:
         print(next_steps(folder, documents, logger))
 
 
 @contextmanager
 def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
-    """Let Ctrl+C inside end in a `KeyboardInterrupt` that says how to resume."""
+    """Let Ctrl+C inside end in a `KeyboardInterrupt` that says how to resume; requeue where SLURM's time is up."""
+    placed = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
+    again = shlex.join([*arguments, *([] if placed else ["--run_dir", str(folder.path)])])
     try:
         yield
+    except Interrupted as stop:
+        if not stop.rank:
+            say(f"lit_mm: {stop} To resume: python -m lit_mm fit {again}")
+        if stop.wants_requeue and (outcome := requeue()):
+            say(f"lit_mm: {outcome}")
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:
         # While a Trainer runs, Lightning makes `sys.exit(1)` of Ctrl+C
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
             raise
-        placed = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
-        again = [*arguments, *([] if placed else ["--run_dir", str(folder.path)])]
-        raise KeyboardInterrupt(f"To resume: python -m lit_mm fit {shlex.join(again)}") from stop
+        raise KeyboardInterrupt(f"To resume: python -m lit_mm fit {again}") from stop
 
 
 def conclude(module: MultimodalModule, documents: list[Document], folder: RunFolder, logger: RunLogger | None) -> None:

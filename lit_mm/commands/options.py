@@ -43,10 +43,18 @@ RECIPE_OPTIONS = (
     ),
     RecipeOption("init_from", str | None, None, "start from the weights of this run folder or checkpoint"),
     RecipeOption("checkpoint_every", int, 100, "optimizer steps between checkpoints"),
+    RecipeOption("keep_checkpoints", int, 2, "how many of the last checkpoints are kept, beside the most accurate one"),
+    RecipeOption("save_frozen", bool, False, "keep in checkpoints also parts that can be loaded from their origin"),
     RecipeOption(
         "examine_every", int, 0, "optimizer steps between examinations on held-out documents (0: at stage ends)"
     ),
     RecipeOption("examine_documents", int, 90, "held-out documents of an examination"),
+    RecipeOption(
+        "step_timeout",
+        float,
+        1800.0,
+        "seconds without progress after which the job ends, naming rank, step and samples",
+    ),
     RecipeOption("track", bool, True, "keep a W&B run; offline when no account is configured"),
 )
 

@@ -14,13 +14,14 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lit_mm.checkpoints import AtomicCheckpointIO
+from lit_mm.checkpoints import FolderCheckpointIO
 from lit_mm.commands.mistakes import ConfigText, cause_of, config_files, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.precision import Trainer
 from lit_mm.stages import Stage, Train, check_recipe
+from lit_mm.strategies import check_strategy, fresh
 
 RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
 
@@ -169,12 +170,15 @@ class RecipeCLI(LightningCLI):
         config = {**self.config_init.trainer.as_dict(), **changes}
         config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
         config["logger"] = loggers or False
-        config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
+        config["plugins"] = [*(config.get("plugins") or []), FolderCheckpointIO()]
         config["use_distributed_sampler"] = False
+        config["strategy"] = fresh(config["strategy"])
         try:
-            return Trainer(**config)
+            trainer = Trainer(**config)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]} Correct `trainer:` in the config") from error
+        check_strategy(trainer.strategy)
+        return trainer
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModul
     """The model with its weights and precision, the data module of its recipe, and the checkpoint's path.
 
     Args:
-        place: a run folder (its newest checkpoint) or a checkpoint file.
+        place: a run folder (its newest checkpoint) or a checkpoint.
         config: build the model from this config file instead of the one kept in the checkpoint.
     """
     quiet()
@@ -25,8 +25,9 @@ def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModul
     if config is not None:
         cli = RecipeCLI(["--config", config], "evaluate")
     else:
-        cli = RecipeCLI(yaml.safe_load(checkpoint["lit_mm"]["config"]), "evaluate", f"the config in {str(path)!r}")
+        cli = RecipeCLI(yaml.safe_load(checkpoint.config), "evaluate", f"the config in {str(path)!r}")
     module = cli.model
-    checkpoints.load_weights(module, checkpoint, family_of(module), path)
-    module._trainer = cli.trainer_of([], [])  # its precision is the model's
+    checkpoints.load_weights(module, checkpoint, family_of(module))
+    # Its precision is the model's; one process is enough, however many have trained
+    module._trainer = cli.trainer_of([], [], strategy="auto", devices=1, num_nodes=1)
     return module.to(module.trainer.strategy.root_device), cli.datamodule, path

@@ -11,6 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 
 from lit_mm.errors import UserError
 from lit_mm.language.llama import DecodeCache, attention_mask
+from lit_mm.lockstep import all_done
 
 
 def encoder_mask(segment_ids: Tensor) -> Tensor:
@@ -224,6 +225,6 @@ class T5(nn.Module):
             token = self.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)  # [B, 1]
             made.append(token)
             done |= torch.isin(token[:, 0], stops)
-            if done.all():
+            if all_done(done, self):
                 break
         return torch.cat(made, dim=1)

@@ -148,7 +148,7 @@ def store(run: str | Path, part: str, name: str, recipe: str | None = None, fold
     recipe = recipe or f"experiments/backbones/{name}.yaml"
     if not Path(recipe).is_file():
         raise UserError(f"there is no recipe {recipe!r} to name as the origin of {name!r}. Give it with --recipe")
-    config = checkpoints.read(saved.path)["lit_mm"]["config"]
+    config = checkpoints.read(saved.path).config
     check_finished(saved, yaml.safe_load(config))
     model, _, _ = open_trained(str(run))
     parts = model.modules_by_part()

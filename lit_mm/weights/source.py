@@ -32,6 +32,11 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
 }
 
 
+def is_added(name: str) -> bool:
+    """Is a parameter of this name one that a family adds to a published part?"""
+    return any(added in f".{name}" for added in ADDED)
+
+
 def load_part(module: nn.Module, reference: str, part: str) -> None:
     """Fill a part with published weights.
 

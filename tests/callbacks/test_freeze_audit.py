@@ -6,8 +6,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from callbacks.freeze_audit import FreezeAudit, check_groups, digest
+from callbacks.freeze_audit import FreezeAudit, check_groups
+from lit_mm.digests import digest
 from lit_mm.errors import UserError
 from lit_mm.stages import Stage, Train
 
@@ -109,9 +111,10 @@ def test_a_resumed_stage_is_judged_over_its_whole_length(
         recipe.run(recipe.module(), [FreezeAudit(), save_then_die(checkpoint, "pretrain", 2, 3)])
     recipe.run(recipe.module(), [FreezeAudit()], checkpoint=checkpoint, steps_done=2)
 
-    content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"]["network.vision.bias"] += 1.0
-    torch.save(content, checkpoint)
+    file = checkpoint / "weights-00000-00.safetensors"
+    content = load_file(file)
+    content["network.vision.bias"] += 1.0
+    save_file(content, file)
     with pytest.raises(RuntimeError, match=r"the checkpoint that was loaded changed the frozen part 'vision'"):
         recipe.run(recipe.module(), [FreezeAudit()], checkpoint=checkpoint, steps_done=2)
 

@@ -118,7 +118,7 @@ def test_on_as_many_ranks_it_ends_bit_for_bit_the_same(runs: Path, name: str, un
     losses = [[row["loss"] for row in read_metrics(runs / n / "metrics.csv")] for n in (name, unbroken)]
     assert losses[0] == losses[1]
     assert rows(runs / name) == rows(runs / unbroken)
-    ours, theirs = (checkpoints.read(checkpoints.find(runs / n))["state_dict"] for n in (name, unbroken))
+    ours, theirs = (checkpoints.read(checkpoints.find(runs / n)).weights() for n in (name, unbroken))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 

@@ -107,6 +107,9 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
     writer, seen = MetricsCSV(tmp_path / "metrics.csv"), []
 
     class Watcher(StepObserver):
+        def wants_to_stop(self) -> bool:
+            return True
+
         def on_step_end(self, trainer: Any, module: Any, step: Step) -> None:
             seen.append(step)
 
@@ -129,6 +132,7 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         trainer.global_step = module.step = step
         for callback in trainer.callbacks:
             callback.on_train_batch_end(trainer, module, None, batch, step)
-    assert calls == [([3.0, 4.0], "sum")]
+    assert calls == [([3.0, 4.0, 1.0], "sum")]
     assert [(s.number, s.loss, s.tokens, s.learning_rates) for s in seen] == [(1, 6.0, 8, {"vision": 0.5})]
+    assert seen[0].stop
     assert not (tmp_path / "metrics.csv").exists()

@@ -10,7 +10,7 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from lit_mm.checkpoints import AtomicCheckpointIO, checkpoint_name
+from lit_mm.checkpoints import checkpoint_name, publish
 from lit_mm.errors import UserError
 from lit_mm.families import EncoderDecoder
 from lit_mm.language.llama import Llama
@@ -52,16 +52,16 @@ def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """A checkpoint as `fit` writes it, its weights drawn from the step's number."""
     torch.manual_seed(step)
     state = EncoderDecoder(T5(**SIZES), tokenizer="nano").state_dict()
-    made = {
-        "state_dict": state,
-        "lit_mm": {
-            "family": "lit_mm.families.encoder_decoder.EncoderDecoder",
-            "config": yaml.safe_dump(RECIPE),
-            "stage": "read",
-            "step": step,
-        },
+    said = {
+        "family": "lit_mm.families.encoder_decoder.EncoderDecoder",
+        "config": yaml.safe_dump(RECIPE),
+        "stage": "read",
+        "step": step,
+        "stored": list(state),
+        "frozen": {},
     }
-    AtomicCheckpointIO().save_checkpoint(made, folder / "checkpoints" / checkpoint_name(1, "read", step))
+    path = folder / "checkpoints" / checkpoint_name(1, "read", step)
+    publish({"state_dict": state, "optimizer_states": [], "lit_mm": said}, path)
     return state
 
 

@@ -1,0 +1,76 @@
+"""How a run ends when it is asked to, and what the scheduler is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Collection, Mapping
+
+# Exit codes. EX_TEMPFAIL of sysexits.h, "try again later": what a scheduler may be configured to requeue on (SLURM's
+# RequeueExit). torchrun with --max_restarts starts its group again on any code but 0.
+REQUEUE = 75
+CTRL_C = 130  # what a shell reports after Ctrl+C
+STALLED = 124  # what timeout(1) reports
+
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interrupted(SystemExit):
+    """Signals ended the run; what was done so far is in a checkpoint.
+
+    Args:
+        signals: the signals that any rank received.
+        kept: what the message says about the state that was kept.
+        rank: of this process, over all nodes.
+    """
+
+    def __init__(self, signals: Collection[signal.Signals], kept: str, rank: int = 0) -> None:
+        self.signals, self.kept, self.rank = frozenset(signals), kept, rank
+        super().__init__(CTRL_C if self.signals == {signal.SIGINT} else REQUEUE)
+
+    def __str__(self) -> str:
+        return f"stopped by {', '.join(sorted(one.name for one in self.signals))} {self.kept}."
+
+    @property
+    def wants_requeue(self) -> bool:
+        """SIGUSR1 is the scheduler's word that time is up. SIGTERM may be the user's `scancel`, which is meant."""
+        return signal.SIGUSR1 in self.signals and not self.rank
+
+
+def slurm_job(environ: Mapping[str, str]) -> str | None:
+    """The id that `scontrol requeue` takes for the job this process belongs to, None outside SLURM.
+
+    A task of a job array is requeued alone: "<array job>_<task>".
+    """
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ.get("SLURM_JOB_ID")
+
+
+def requeue(environ: Mapping[str, str] = os.environ) -> str:
+    """Ask SLURM to run this job again. Call it last, on one rank: SLURM ends the job's processes right away.
+
+    Returns:
+        What to tell the user; "" outside SLURM.
+    """
+    job = slurm_job(environ)
+    if job is None:
+        return ""
+    by_hand = f"requeue it by hand: scontrol requeue {job}"
+    if not re.fullmatch(r"\d+(_\d+)?", job):
+        return f"the job id {job!r} is not one of SLURM's; {by_hand}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"SLURM job {job} could not be requeued ({error}); {by_hand}"
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+        return f"SLURM job {job} could not be requeued ({said}). Was it submitted with --requeue?"
+    return f"SLURM job {job} is requeued."
+
+
+def say(text: str) -> None:
+    """Write a line to standard error from a signal handler, or from a thread while others may hold its lock."""
+    os.write(2, f"{text}\n".encode())

@@ -1,0 +1,23 @@
+"""Ranks that share one sharded model must call its modules the same number of times: each call is a collective."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+def is_shared(network: nn.Module) -> bool:
+    """Do the ranks hold shards of this model (ZeRO-3), so that a forward needs all of them?"""
+    return dist.is_initialized() and any(hasattr(parameter, "ds_id") for parameter in network.parameters())
+
+
+def all_done(done: Tensor, network: nn.Module) -> bool:
+    """Is every entry of `done` True, on every rank that a forward of the network needs?
+
+    Ranks may answer different documents, and even the same ones need not end at the same token on unlike devices.
+    """
+    if not is_shared(network):
+        return bool(done.all())
+    left = (~done).sum()
+    dist.all_reduce(left)
+    return not left.item()

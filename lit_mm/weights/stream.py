@@ -1,0 +1,123 @@
+"""safetensors files as bytes: a tensor is copied from file to file without ever being held. Needs no torch.
+
+Source: the format as the safetensors repository describes it: eight bytes with the length of a JSON header, the header
+(name -> dtype, shape, [begin, end) behind the header), then the tensors without a gap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_mm.errors import UserError
+
+CHUNK = 1 << 20  # bytes held at once
+DTYPES = {  # as torch calls them -> as safetensors does, bytes of an element
+    "float64": ("F64", 8),
+    "int64": ("I64", 8),
+    "float32": ("F32", 4),
+    "int32": ("I32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "int16": ("I16", 2),
+    "int8": ("I8", 1),
+    "uint8": ("U8", 1),
+    "bool": ("BOOL", 1),
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor's kind, without its elements.
+
+    Attributes:
+        dtype: as torch calls it.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * DTYPES[self.dtype][1]
+
+
+def places(path: Path) -> dict[str, tuple[int, int]]:
+    """[begin, end) of every tensor in a safetensors file, bytes from its start.
+
+    Raises:
+        UserError: it is no such file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            if length > path.stat().st_size:
+                raise ValueError("the header is longer than the file")
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise UserError(f"{str(path)!r} is not a safetensors file, or a damaged one ({error})") from error
+    start = 8 + length
+    return {
+        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def run(path: Path, begin: int, end: int) -> Iterator[bytes]:
+    """Bytes [begin, end) of a file, in pieces of at most `CHUNK`."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        while begin < end:
+            chunk = file.read(min(CHUNK, end - begin))
+            if not chunk:
+                raise UserError(f"{str(path)!r} ends {end - begin} bytes too early: it is damaged")
+            begin += len(chunk)
+            yield chunk
+
+
+def write(
+    path: Path,
+    tensors: Mapping[str, Stored],
+    elements: Callable[[str], Iterable[bytes | memoryview]],
+    metadata: Mapping[str, str],
+) -> int:
+    """Write a safetensors file tensor by tensor, aside, and publish it by a rename. Returns its bytes.
+
+    Args:
+        tensors: what the file will hold. Wide elements come first, so that all are aligned.
+        elements: a tensor's bytes, in any pieces; asked for one tensor after the other.
+    Raises:
+        UserError: the file cannot be written, or a tensor has other bytes than its kind says; nothing is left behind.
+    """
+    names = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype][1], name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].bytes
+        dtype, _ = DTYPES[tensors[name].dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in names:
+                written = sum(file.write(chunk) for chunk in elements(name))
+                if written != tensors[name].bytes:
+                    raise UserError(f"tensor {name!r} should have {tensors[name].bytes} bytes, {written} were found")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"{str(path)!r} cannot be written ({error.strerror}). Make room, or give another place"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return 8 + len(text) + end

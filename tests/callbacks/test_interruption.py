@@ -1,0 +1,143 @@
+"""Signals end a run at a step boundary, on all ranks, and the same command again continues exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from callbacks.checkpointing import Checkpointing
+from callbacks.interruption import Interruption
+from callbacks.metrics_csv import read_metrics
+from lit_mm.interruption import CTRL_C, HEARD, REQUEUE, Interrupted, requeue, slurm_job
+from tests.signals import Job, run_all
+
+PAIR = {"ranks": 2, "workers": 1}
+INTERRUPTED = {  # folder -> the launch that is ended, its exit code, and what it says
+    "SIGTERM": (Job("SIGTERM", 1, "SIGTERM", 0, "pretrain 3", 1), REQUEUE, "after step 3 of 5 of stage 'pretrain'"),
+    "Ctrl+C": (Job("Ctrl+C", 1, "SIGINT", 0, "finetune 2", 2), CTRL_C, "after step 2 of 5 of stage 'finetune'"),
+    "at the end of a stage": (
+        Job("at the end of a stage", 1, "SIGTERM", 0, "pretrain end"),
+        REQUEUE,
+        "after step 5 of 5 of stage 'pretrain'",
+    ),
+    "between stages": (Job("between stages", 1, "SIGUSR1", 0, "finetune start"), REQUEUE, "outside training"),
+    "one of two ranks": (
+        Job("one of two ranks", event="SIGUSR1", rank=1, place="pretrain 2", **PAIR),
+        REQUEUE,
+        "stopped by SIGUSR1 after step 2 of 5 of stage 'pretrain'",
+    ),
+    "both ranks": (
+        Job("both ranks", event="SIGTERM", rank=-1, place="finetune 4", **PAIR),
+        REQUEUE,
+        "after step 4 of 5 of stage 'finetune'",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[list[int]]]]:
+    """The folder of all runs, and per run the exit codes of its launches."""
+    folder = tmp_path_factory.mktemp("signals")
+    jobs = [Job("unbroken, 1"), Job("unbroken, 2", ranks=2)]
+    for name, (job, _, _) in INTERRUPTED.items():
+        jobs += [job, Job(name, ranks=job.ranks)]
+    codes: dict[str, list[list[int]]] = {}
+    for job, code in zip(jobs, run_all(jobs, folder), strict=True):
+        codes.setdefault(job.folder, []).append(code)
+    return folder, codes
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_a_signal_ends_every_rank_after_the_same_step_with_its_exit_code(ended, name):
+    folder, codes = ended
+    job, code, said = INTERRUPTED[name]
+    assert codes[name] == [[code] * job.ranks, [0] * job.ranks]
+    for rank in range(job.ranks):
+        assert said in (folder / f"{name}.stderr-{rank}").read_text()
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_the_same_command_again_continues_to_the_last_bit(ended, name):
+    folder, _ = ended
+
+    def figures(run: str) -> list[tuple]:
+        return [(row["step"], row["stage"], row["loss"]) for row in read_metrics(folder / run / "metrics.csv")]
+
+    ranks = INTERRUPTED[name][0].ranks
+    assert figures(name) == figures(f"unbroken, {ranks}")
+    for rank in range(ranks):  # no micro-batch was made twice
+        file = f"ledger-{ranks}-{rank}.txt" if ranks > 1 else "ledger.txt"
+        assert (folder / name / file).read_text() == (folder / f"unbroken, {ranks}" / file).read_text()
+
+
+def listening(tmp_path: Path) -> Interruption:
+    return Interruption(Checkpointing(tmp_path))
+
+
+def test_outside_training_a_signal_ends_at_once_and_afterwards_all_handlers_are_back(tmp_path):
+    before = [signal.getsignal(one) for one in HEARD]
+    with pytest.raises(Interrupted) as left, listening(tmp_path):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert left.value.code == REQUEUE and not left.value.wants_requeue
+    assert [signal.getsignal(one) for one in HEARD] == before
+
+
+def test_while_a_run_is_leaving_it_is_not_ended_a_second_time(tmp_path):
+    with pytest.raises(Interrupted), listening(tmp_path) as interruption:
+        try:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # by srun, when another rank has ended
+            assert interruption.received.keys() == {signal.SIGUSR1, signal.SIGTERM}
+
+
+def test_a_second_ctrl_c_ends_at_once_but_not_one_that_a_terminal_and_a_launcher_both_deliver(tmp_path):
+    with listening(tmp_path) as interruption:
+        interruption.training = True
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.wants_to_stop()
+        interruption.received[signal.SIGINT] -= 3
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_only_rank_0_requeues_and_only_when_the_scheduler_said_that_time_is_up():
+    assert Interrupted({signal.SIGUSR1, signal.SIGTERM}, "").wants_requeue
+    assert not Interrupted({signal.SIGUSR1}, "", rank=1).wants_requeue
+    assert not Interrupted({signal.SIGTERM}, "").wants_requeue  # scancel
+    assert Interrupted({signal.SIGINT, signal.SIGTERM}, "").code == REQUEUE
+
+
+def test_a_task_of_a_job_array_is_requeued_alone():
+    assert slurm_job({"SLURM_JOB_ID": "71"}) == "71"
+    assert slurm_job({"SLURM_JOB_ID": "73", "SLURM_ARRAY_JOB_ID": "71", "SLURM_ARRAY_TASK_ID": "2"}) == "71_2"
+    assert slurm_job({}) is None and requeue({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ('echo "$@" > asked', "SLURM job 71 is requeued."),
+        (
+            "echo disabled >&2; exit 1",
+            "SLURM job 71 could not be requeued (disabled). Was it submitted with --requeue?",
+        ),
+    ],
+)
+def test_what_scontrol_answers_is_told(tmp_path, monkeypatch, script, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert requeue({"SLURM_JOB_ID": "71"}) == said
+    if "asked" in script:
+        assert (tmp_path / "asked").read_text() == "requeue 71\n"
+
+
+def test_without_scontrol_the_user_is_told_what_to_type(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert requeue({"SLURM_JOB_ID": "71"}).endswith("requeue it by hand: scontrol requeue 71")

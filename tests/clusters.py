@@ -1,0 +1,214 @@
+"""A tiny recipe on clusters that are not there: two network namespaces for two nodes, commands that act as SLURM's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from callbacks.metrics_csv import read_metrics
+from tests.tiny import MODEL
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 600.0  # seconds; a busy machine takes minutes to import torch
+
+
+def recipe(folder: Path, steps: int, **changes: Any) -> str:
+    """Writes recipe.yaml: two stages of `steps` optimizer steps of four rows. Returns its path."""
+    config = {
+        "model": MODEL,
+        "stages": [
+            {
+                "name": "pretrain",
+                "train": {"connector": {"lr": 1e-3}, "partial_lora": {"lr": 1e-3}},
+                "max_steps": steps,
+            },
+            {"name": "finetune", "train": {"language": {"lr": 1e-3}}, "max_steps": steps},
+        ],
+        "data": {
+            "class_path": "datamodules.nano.NanoDocuments",
+            "init_args": {"documents": 16, "global_batch": 4, "micro_batch": 2, "heldout_documents": 0},
+        },
+        "trainer": {"accelerator": "cpu", "precision": "32-true"},
+        "track": False,
+        "checkpoint_every": 5,
+        **changes,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that is to be started: one thread, no GPU, our own code."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | more
+
+
+def losses(folder: Path) -> list[tuple[int, str, float]]:
+    """(step, stage, loss) of a run's metrics.csv."""
+    return [(row["step"], row["stage"], row["loss"]) for row in read_metrics(folder / "metrics.csv")]
+
+
+def wait_for(what: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def has_steps(folder: Path, steps: int) -> bool:
+    file = folder / "metrics.csv"
+    return file.exists() and file.read_text().count("\n") > steps
+
+
+@contextmanager
+def started(command: list[str], folder: Path, log: str, **env: str) -> Iterator[subprocess.Popen]:
+    """A process in a session of its own, whose children are gone when the block is left."""
+    with (folder / log).open("ab") as file:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment(**env), stdout=file, stderr=file, start_new_session=True
+        )
+    family = psutil.Process(process.pid)
+    try:
+        yield process
+    finally:
+        left = [family, *family.children(recursive=True)] if family.is_running() else []
+        for one in left:
+            if one.is_running():
+                one.kill()
+        process.wait()
+
+
+# --- two nodes -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Node:
+    """A network namespace with one address.
+
+    Attributes:
+        name: of the namespace.
+        link: the network device that leads to the other node.
+    """
+
+    name: str
+    link: str
+    address: str
+
+    def command(self, *words: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *words]
+
+
+def why_no_nodes() -> str:
+    """Why this machine cannot make network namespaces; "" if it can."""
+    if shutil.which("ip") is None:
+        return "there is no `ip` command"
+    if os.geteuid():
+        return "network namespaces need root"
+    probe = f"lit-mm-probe-{os.getpid()}"
+    made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
+    if made.returncode:
+        return f"network namespaces are not allowed: {made.stderr.strip()}"
+    try:
+        link = ["ip", "link", "add", f"lmp{os.getpid()}", "type", "veth", "peer", "name", "peer", "netns", probe]
+        linked = subprocess.run(link, capture_output=True, text=True)
+        return f"no veth pair can be made: {linked.stderr.strip()}" if linked.returncode else ""
+    finally:
+        subprocess.run(["ip", "netns", "del", probe], check=True)  # takes the pair along
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[Node, Node]]:
+    """Two namespaces joined by a veth pair. Nothing outside them is reachable, and they are gone afterwards."""
+    tag = f"{os.getpid()}"
+    nodes = tuple(Node(f"lit-mm-{tag}-{n}", f"lm{tag}n{n}", f"10.77.0.{n + 1}") for n in range(2))
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+
+    made = []
+    try:
+        for node in nodes:
+            ip("netns", "add", node.name)
+            made.append(node)
+        ip(
+            *("link", "add", nodes[0].link, "netns", nodes[0].name, "type", "veth"),
+            *("peer", "name", nodes[1].link, "netns", nodes[1].name),
+        )
+        for node in nodes:
+            for words in (
+                ("addr", "add", f"{node.address}/24", "dev", node.link),
+                ("link", "set", node.link, "up"),
+                ("link", "set", "lo", "up"),
+            ):
+                ip("-n", node.name, *words)
+        yield nodes
+    finally:
+        for node in made:
+            pids = subprocess.run(["ip", "netns", "pids", node.name], capture_output=True, text=True).stdout.split()
+            for pid in pids:
+                os.kill(int(pid), signal.SIGKILL)
+            ip("netns", "del", node.name)
+
+
+# --- SLURM -----------------------------------------------------------------------------------------------------------
+SRUN = f"""#!{sys.executable}
+# Starts SLURM_NTASKS tasks of one node, hands signals on to all their processes, and ends with the worst exit code.
+import os, signal, subprocess, sys
+words = sys.argv[1:]
+while words[0].startswith("--"):
+    words.pop(0)
+tasks = [
+    subprocess.Popen(
+        words,
+        env=os.environ | {{"SLURM_PROCID": str(n), "SLURM_LOCALID": str(n), "SLURM_NODEID": "0"}},
+        start_new_session=True,
+    )
+    for n in range(int(os.environ["SLURM_NTASKS"]))
+]
+def hand_on(number, frame):
+    for task in tasks:
+        if task.poll() is None:
+            os.killpg(task.pid, number)
+for number in (signal.SIGUSR1, signal.SIGTERM):
+    signal.signal(number, hand_on)
+sys.exit(max(task.wait() % 256 for task in tasks))
+"""
+SCONTROL = """#!/bin/sh
+case "$1" in
+    show) echo localhost ;;
+    requeue) echo "$2" >> "$SLURM_LOG" ;;
+    *) exit 1 ;;
+esac
+"""
+
+
+def slurm(folder: Path, tasks: int, job: str) -> dict[str, str]:
+    """Put srun and scontrol into a folder. Returns the environment of a job's script."""
+    commands = folder / "slurm"
+    commands.mkdir(exist_ok=True)
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    return {
+        "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "SLURM_LOG": str(folder / "requeued"),
+        "SLURM_JOB_ID": job,
+        "SLURM_JOB_NAME": "lit_mm",
+        "SLURM_JOB_NODELIST": "localhost",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NNODES": "1",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NTASKS_PER_NODE": str(tasks),
+    }

@@ -1,0 +1,151 @@
+"""Runs of a tiny recipe that get signals or stall: `python -m tests.signals JOBS.json`.
+
+Like `tests.kills`: every process is forked from one that has paid the imports. Prints a line a job: the exit statuses
+of its ranks, and how many of them left a process behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from callbacks.checkpointing import Checkpointing
+from callbacks.interruption import Interruption
+from callbacks.metrics_csv import MetricsCSV
+from callbacks.watchdog import Watchdog
+from lit_mm.module import MultimodalModule
+from lit_mm.run import RunFolder, run_stages
+from tests.kills import free_port, outlives
+from tests.tiny import Documents, Ledger, stages, trainer, xcomposer2
+
+
+@dataclass(frozen=True)
+class Job:
+    """One launch of a recipe of two stages of five steps.
+
+    Attributes:
+        folder: run folder.
+        ranks: processes.
+        event: what happens: the name of a signal, sleep, or lock (sleeping with the interpreter's lock held).
+        rank: to whom, -1 for all.
+        place: where: "pretrain 3" is inside the third step of the stage, "finetune start" between stages.
+        seconds: of the watchdog.
+    """
+
+    folder: str
+    ranks: int = 1
+    event: str = ""
+    rank: int = 0
+    place: str = ""
+    workers: int = 0
+    seconds: float = 60.0
+
+
+class Event(L.Callback):
+    def __init__(self, job: Job, rank: int) -> None:
+        self.job, self.rank = job, rank
+
+    def _happens(self, place: str) -> None:
+        if place != self.job.place or self.job.rank not in (-1, self.rank):
+            return
+        if self.job.event == "sleep":
+            time.sleep(120)
+        elif self.job.event == "lock":
+            ctypes.PyDLL(None).sleep(120)  # unlike CDLL, it keeps the lock
+        else:
+            # To the workers, too, as a terminal, a launcher or SLURM does, and like theirs not from the trainer
+            kill = ["kill", f"-{signal.Signals[self.job.event].value}", "--", f"-{os.getpgrp()}"]
+            subprocess.run(kill, check=True, start_new_session=True)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self._happens(f"{pl_module.stage.name} start")
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: MultimodalModule, loss: Any) -> None:
+        self._happens(f"{pl_module.stage.name} {trainer.global_step + 1}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        self._happens(f"{pl_module.stage.name} end")
+
+
+def run(job: Job, rank: int) -> None:
+    torch.set_num_threads(1)
+    folder = RunFolder(Path(job.folder))
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpointing = Checkpointing(folder.checkpoints, every=100)
+    interruption = Interruption(checkpointing)
+    metrics, ledger = MetricsCSV(folder.path / "metrics.csv"), Ledger(folder.path / "ledger.txt")
+    observers = [Watchdog(job.seconds), Event(job, rank), ledger, metrics, checkpointing, interruption]
+    with interruption:
+        run_stages(
+            xcomposer2(dropout=0.1),
+            stages(steps=5),
+            folder,
+            data_of=lambda stage: Documents(micro_batch=1, num_workers=job.workers, **stage.data),
+            trainer_of=partial(trainer, observers, ranks=job.ranks),
+            seed=0,
+        )
+
+
+def start(job: Job, rank: int, port: int) -> int:
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setpgid(0, 0)  # a group of its own, for signals to it and to its workers
+        said = os.open(f"{job.folder}.stderr-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(said, 2)
+        os.dup2(said, 1)
+        if job.ranks > 1:  # what torchrun sets
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "signals"}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            os.environ |= {"WORLD_SIZE": str(job.ranks), "LOCAL_WORLD_SIZE": str(job.ranks)}
+        run(job, rank)
+        code = 0
+    except SystemExit as end:
+        print(end, file=sys.stderr)
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main(jobs: str) -> None:
+    for one in json.loads(Path(jobs).read_text()):
+        sys.stdout.flush()
+        job, port = Job(**one), free_port()
+        children = [start(job, rank, port) for rank in range(job.ranks)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        left = [child for child in children if outlives(child, seconds=10)]
+        print(json.dumps({"codes": codes, "left": len(left)}))
+
+
+def run_all(jobs: list[Job], folder: Path) -> list[list[int]]:
+    """The exit codes of every job's ranks. Fails where a process, a loader's worker included, is left running."""
+    listed = folder / "jobs.json"
+    listed.write_text(json.dumps([asdict(job) for job in jobs]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "tests.signals", str(listed)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    assert not done.returncode, done.stderr[-4000:]
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert not any(result["left"] for result in results), results
+    return [result["codes"] for result in results]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

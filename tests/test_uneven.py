@@ -1,0 +1,93 @@
+"""Ranks with unlike batches train under every engine, call their encoder alike, and get one process's gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lit_mm.batch import Batch
+from lit_mm.errors import UserError
+from tests.tiny import Documents, xcomposer2
+from tests.uneven import ENGINES, EVERYTHING
+
+RTOL = 1e-6  # fp32; of the loss, and of the largest gradient of each tensor
+CORE = ("alone", "ddp", "zero3")
+
+Kept = dict[str, list[dict[str, Any]]]
+
+
+def trained(folder: Path, engines: tuple[str, ...]) -> Kept:
+    """What every rank of every engine kept."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "tests.uneven", str(folder), *engines]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {engine: [torch.load(file) for file in sorted(folder.glob(f"{engine}-*.pt"))] for engine in engines}
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    return trained(tmp_path_factory.mktemp("uneven"), CORE)
+
+
+@pytest.fixture(scope="module")
+def rest(core: Kept, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    engines = tuple(engine for engine in ENGINES if engine not in CORE)
+    return {"alone": core["alone"]} | trained(tmp_path_factory.mktemp("rest"), engines)
+
+
+def assert_like_one_process(kept: Kept, engine: str) -> None:
+    (alone,) = kept["alone"]
+    for number, expected in enumerate(alone["steps"]):
+        ours = [rank["steps"][number] for rank in kept[engine]]
+        torch.testing.assert_close(sum(one["loss"] for one in ours), expected["loss"], rtol=RTOL, atol=0)
+        for name, gradient in expected["gradients"].items():
+            for one in ours:  # the same on every rank
+                worst = float((one["gradients"][name] - gradient).abs().max())
+                assert worst <= RTOL * float(gradient.abs().max()), f"step {number}, {name}: {worst}"
+
+
+@pytest.mark.parametrize("engine", CORE[1:])
+def test_gradients_are_those_of_one_process(core, engine):
+    assert_like_one_process(core, engine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero1", "zero2"])
+def test_gradients_are_those_of_one_process_here_too(rest, engine):
+    assert_like_one_process(rest, engine)
+
+
+def test_ranks_had_none_against_five_one_against_five_and_text_only(core):
+    ranks = [[step["pictures"] for step in rank["steps"]] for rank in core["zero3"]]
+    assert {(0, 5), (0, 1), (0, 0), (1, 5)} <= {tuple(sorted(step)) for step in zip(*ranks, strict=True)}
+
+
+def test_every_rank_calls_its_encoder_once_whatever_it_has_to_see(core):
+    assert {step["calls"] for kept in core.values() for rank in kept for step in rank["steps"]} == {1}
+
+
+def test_ranks_may_stop_answering_at_different_tokens(core):
+    goes_on, stops = (rank["answers"][0] for rank in core["zero3"])
+    assert stops == "" and len(goes_on) > 0
+
+
+def test_views_of_several_shapes_on_several_ranks_are_refused_with_the_reason():
+    module, data = xcomposer2(), Documents()
+    data.begin(module.processor, EVERYTHING, seed=0)
+    batch: Batch = data.rows[next(iter(data.stream))]
+    both = replace(batch, views=(batch.views[0], torch.zeros(1, 3, 28, 56)))
+    module._trainer = SimpleNamespace(world_size=1)
+    module.check_calls(both)
+    module._trainer = SimpleNamespace(world_size=2)
+    module.check_calls(batch)
+    with pytest.raises(UserError, match=r"shapes \[\(28, 28\), \(28, 56\)\].*one after the other"):
+        module.check_calls(both)

@@ -1,0 +1,104 @@
+"""Ranks with unlike batches, under every engine: `python -m tests.uneven FOLDER ENGINE...`.
+
+Each engine trains the same steps on two processes, or one, and leaves the gradients of every step, the loss, and what
+each rank had and how often it called its vision encoder; then both ranks answer different questions.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import lightning as L
+import torch
+from deepspeed.utils import safe_get_full_grad
+from lightning.pytorch.strategies import Strategy
+
+from datamodules.stream import Source
+from lit_mm.batch import Batch
+from lit_mm.generate import answer
+from lit_mm.stages import Stage, Train
+from lit_mm.strategies import ZeRO
+from tests.forked import run_ranks
+from tests.tiny import PARTS, Documents, document, trainer, xcomposer2
+
+EVERYTHING = Stage("all", {part: Train(lr=1e-12) for part in PARTS}, max_steps=6, clip=0.0)  # AdamW enlarges rounding
+PICTURES = (0, 5, 1, 0, 0, 5, 1, 1, 0, 0, 5, 0)  # of the documents, of which each step takes two
+ENGINES = ("alone", "ddp", "zero1", "zero2", "zero3")
+
+
+class Uneven(Documents):
+    """One document a row, two rows a step: one a rank."""
+
+    def __init__(self, micro_batch: int) -> None:
+        super().__init__(global_batch=2, micro_batch=micro_batch, row_tokens=None, window=2)
+
+    def source(self) -> Source:
+        return [document(number, pictures) for number, pictures in enumerate(PICTURES)]
+
+
+class Seen(L.Callback):
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []
+        self.calls = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.network.vision.register_forward_pre_hook(self._called)
+
+    def _called(self, *_: object) -> None:
+        self.calls += 1
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self.calls = 0
+        pictures = batch.num_views if batch.visual_mask.any() else 0
+        self.steps.append({"pictures": pictures})
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        gradients = {}
+        for name, parameter in pl_module.network.named_parameters():
+            gradients[name] = safe_get_full_grad(parameter).detach().float().clone()
+        self.steps[-1] |= {"gradients": gradients}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        self.steps[-1] |= {"calls": self.calls, "loss": pl_module.micro_loss.clone()}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last rank stops after one token, the others go on: together, where the model is shared."""
+        answers_at_once = trainer.global_rank == trainer.world_size - 1 > 0
+        stop_ids = frozenset(range(512)) if answers_at_once else frozenset[int]()
+        with patch.object(type(pl_module.processor.prompt), "stop_ids", lambda *_: stop_ids):
+            mine = [document(100 + trainer.global_rank, pictures=trainer.global_rank)]
+            self.answers = answer(pl_module, mine, max_new_tokens=5)
+
+
+def strategy_of(engine: str) -> str | Strategy:
+    if engine in ("alone", "ddp"):
+        return "auto" if engine == "alone" else "ddp"
+    return ZeRO(int(engine[-1]), keep_whole=100, bucket=1 << 20)
+
+
+def run(engine: str, folder: Path, rank: int) -> None:
+    torch.set_num_threads(1)
+    ranks = 1 if engine == "alone" else 2
+    module, seen = xcomposer2(trained=True), Seen()
+    data = Uneven(micro_batch=2 // ranks)
+    module.begin(EVERYTHING, total_steps=data.begin(module.processor, EVERYTHING, seed=2, rank=rank, world=ranks))
+    strategy = strategy_of(engine)
+    trainer([seen], max_steps=EVERYTHING.max_steps, ranks=ranks, strategy=strategy).fit(module, data)
+    torch.save({"steps": seen.steps, "answers": seen.answers}, folder / f"{engine}-{rank}.pt")
+
+
+def main(folder: str, *engines: str) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    for engine in engines:
+        run_ranks(partial(run, engine, Path(folder)), 1 if engine == "alone" else 2)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
