@@ -31,13 +31,19 @@ class RecipeCLI(LightningCLI):
         arguments: of the command line, or a config that was parsed before, as a checkpoint keeps it.
         command: for messages and help.
         label: what messages call a config that is not in a file.
+        options: of the command itself, that a misspelt one may have meant.
     Raises:
         UserError: a mistake in the config or on the command line.
     """
 
     def __init__(
-        self, arguments: Sequence[str] | Mapping[str, Any], command: str, label: str = "the kept config"
+        self,
+        arguments: Sequence[str] | Mapping[str, Any],
+        command: str,
+        label: str = "the kept config",
+        options: Sequence[str] = (),
     ) -> None:
+        self.own_options = options
         if isinstance(arguments, Mapping):
             self.texts = [ConfigText.of(arguments, label)]
         else:
@@ -84,6 +90,7 @@ class RecipeCLI(LightningCLI):
         if not isinstance(error, ArgumentError):
             return error
         options = [option for action in self.parser._actions for option in action.option_strings]
+        options += self.own_options
         return UserError(explain(str(error), self.texts, [o for o in options if o.startswith("--")], base))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
