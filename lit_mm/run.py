@@ -136,7 +136,7 @@ def run_stages(
     for number, stage in enumerate(stages, start=1):
         data = data_of(stage)
         trainer = trainer_of(max_steps=stage.max_steps or 1)
-        processor = module.processor.of_stage(stage.name)
+        processor = module.processor and module.processor.of_stage(stage.name)  # pixels alone need none
         steps = data.begin(processor, stage, seed=seed, rank=trainer.global_rank, world=trainer.world_size)
         trainer = trainer_of(max_steps=steps, accumulate_grad_batches=data.stream.accumulation)
         module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)

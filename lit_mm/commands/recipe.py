@@ -19,6 +19,7 @@ from lit_mm.commands.mistakes import ConfigText, cause_of, config_files, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.precision import Trainer
 from lit_mm.stages import Stage, Train, check_recipe
 
 RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
@@ -55,6 +56,7 @@ class RecipeCLI(LightningCLI):
             super().__init__(
                 model_class=MultimodalModule,
                 datamodule_class=L.LightningDataModule,
+                trainer_class=Trainer,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 save_config_callback=None,
@@ -167,7 +169,7 @@ class RecipeCLI(LightningCLI):
         config["plugins"] = [*(config.get("plugins") or []), AtomicCheckpointIO()]
         config["use_distributed_sampler"] = False
         try:
-            return L.Trainer(**config)
+            return Trainer(**config)
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]} Correct `trainer:` in the config") from error
 

@@ -3,7 +3,8 @@
 A page comes in any look: fonts heavy or light, in any size and colour, on any ground, with noise. The encoder learns to
 proof-read it: to tell of every patch which signs have their middle in it, and in which order, by picking the pictures
 of these signs in one plain hand out of a sheet that holds the pictures of all signs of the batch. What a sign is called
-or means it cannot know; for that it takes a language model. Of shapes and bars it also learns how far they reach.
+or means it cannot know; for that it takes a language model. It also learns how far shapes and bars reach, and where on
+the page each patch is.
 """
 
 from __future__ import annotations
@@ -179,14 +180,15 @@ class PrintNetwork(nn.Module):
     def __init__(self, vision: ViT, code: int = 64, blank: float = 0.1) -> None:
         super().__init__()
         self.vision = vision
-        self.proof = nn.Sequential(nn.LayerNorm(vision.width), nn.Linear(vision.width, PLACES * code + 2 * REACH))
+        self.sizes = (PLACES * code, 2 * REACH, *vision.grid)  # signs, reach, row, column
+        self.proof = nn.Sequential(nn.LayerNorm(vision.width), nn.Linear(vision.width, sum(self.sizes)))
         self.sheet = nn.Linear(3 * SIGN**2, code)
         self.code, self.blank = code, blank
 
     def forward(self, batch: PrintBatch) -> Tensor:
         """Sum over the pages of the mean loss of their places."""
-        told = self.proof(self.vision(batch.prints)).float()  # [V, N, PLACES * C + 2 * REACH]
-        places, reach = told.split([PLACES * self.code, 2 * REACH], dim=-1)
+        told = self.proof(self.vision(batch.prints)).float()  # [V, N, sum of sizes]
+        places, reach, row, column = told.split(self.sizes, dim=-1)
         sheet = self.sheet(1 - batch.sheet.flatten(1)).float()  # [U, C]
         likeness = places.unflatten(-1, (PLACES, self.code)) @ sheet.T  # [V, N, PLACES, U]
         signs = batch.signs.flatten()
@@ -194,7 +196,11 @@ class PrintNetwork(nn.Module):
         wrong = F.cross_entropy(likeness.flatten(0, 2), signs, reduction="none")
         reached = F.mse_loss(reach.unflatten(-1, (2, REACH)), batch.reach, reduction="none").mean(dim=(-2, -1))
         reached = (reached * batch.shaped).sum() / batch.shaped.sum().clamp(min=1)
-        return ((wrong * weight).sum() / weight.sum() + 4 * reached) * len(batch.sample_ids)
+        rows, columns = self.vision.grid
+        patch = torch.arange(rows * columns, device=signs.device).expand(len(told), -1)  # [V, N]
+        misplaced = F.cross_entropy(row.flatten(0, 1), patch.flatten() // columns)
+        misplaced = misplaced + F.cross_entropy(column.flatten(0, 1), patch.flatten() % columns)
+        return ((wrong * weight).sum() / weight.sum() + 4 * reached + 0.1 * misplaced) * len(batch.sample_ids)
 
 
 class PrintPretraining(MultimodalModule):

@@ -37,7 +37,10 @@ class TypedProcessor(Processor):
 
 
 class Cells(nn.Module):
-    """Stands where the vision encoder stands: the sum of one vector per (slot, token) of a cell.
+    """Stands where the vision encoder stands: the sum of one vector per (slot, token) of a cell, and two for its place.
+
+    A vision encoder's features tell where they are from, so a cell tells its row and column. Without them a language
+    model finds what stands below a letter by counting positions, and answers one table in seven.
 
     Args:
         side: rows and columns of cells.
@@ -54,6 +57,8 @@ class Cells(nn.Module):
         self.side, self.width = side, width
         self.noise = 0.0
         self.table = nn.Parameter(torch.randn(SLOTS, vocab_size, width) * 0.02)
+        self.row = nn.Parameter(torch.randn(side, 1, width) * 0.02)
+        self.column = nn.Parameter(torch.randn(1, side, width) * 0.02)
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """The same for every page."""
@@ -63,7 +68,7 @@ class Cells(nn.Module):
         """[V, slots, R, C] token ids -> [V, R * C, E]."""
         ids = typed.flatten(2).long()  # [V, S, N]
         vectors = self.table[torch.arange(SLOTS, device=ids.device)[:, None], ids]  # [V, S, N, E]
-        cells = vectors.sum(dim=1)
+        cells = vectors.sum(dim=1) + (self.row + self.column).flatten(0, 1)
         return cells + self.noise * torch.randn_like(cells) if self.training and self.noise else cells
 
 

@@ -39,10 +39,10 @@ def test_a_cell_is_the_sum_of_its_slots_and_noise_comes_in_training_alone():
     features = cells(typed)
     assert features.shape == (1, 4, 4)
     empty = cells.table[:, 0].sum(dim=0)
-    torch.testing.assert_close(features[0, 0], empty)
-    torch.testing.assert_close(
-        features[0, 1], empty - cells.table[0, 0] - cells.table[1, 0] + cells.table[0, 5] + cells.table[1, 7]
-    )
+    torch.testing.assert_close(features[0, 0], empty + cells.row[0, 0] + cells.column[0, 0])
+    torch.testing.assert_close(features[0, 3], empty + cells.row[1, 0] + cells.column[0, 1])
+    signs = empty - cells.table[0, 0] - cells.table[1, 0] + cells.table[0, 5] + cells.table[1, 7]
+    torch.testing.assert_close(features[0, 1], signs + cells.row[0, 0] + cells.column[0, 1])
     cells.noise = 0.1
     assert not torch.equal(cells(typed), features)
     assert torch.equal(cells.eval()(typed), features)

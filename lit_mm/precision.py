@@ -1,0 +1,45 @@
+"""Which arithmetic a machine is fast in, and the Trainer whose `precision: auto` means that one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import lightning as L
+import torch
+from lightning.fabric.connector import _PRECISION_INPUT
+
+
+def fast_bf16(device: str) -> bool:
+    """True where bf16 products run in hardware. Where they do not, torch imitates them, 50 times slower than fp32.
+
+    Args:
+        device: "cpu", "cuda", "mps".
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities()
+    return device == "cpu" and any(able.get(unit, False) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def best_precision(accelerator: str) -> str:
+    """What `trainer.precision: auto` means: bf16-mixed where the hardware multiplies in bf16, else 32-true.
+
+    Args:
+        accelerator: as the Trainer takes it; "auto" is what the machine has.
+    """
+    if accelerator in ("auto", "gpu"):
+        accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
+    return "bf16-mixed" if fast_bf16(accelerator) else "32-true"
+
+
+class Trainer(L.Trainer):
+    """Lightning's Trainer, and one more precision.
+
+    Args:
+        precision: as Lightning's; auto is bf16-mixed where the hardware multiplies in bf16, else 32-true.
+    """
+
+    def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs) -> None:
+        if precision == "auto":
+            precision = best_precision(kwargs.get("accelerator", "auto"))
+        super().__init__(precision=precision, **kwargs)
