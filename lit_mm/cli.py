@@ -16,11 +16,13 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
   compose    an illustrated article:     python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
   checkpoint inspect, consolidate:       python -m lit_mm checkpoint inspect runs/latest
+  describe   the plan of a recipe:       python -m lit_mm describe --config experiments/xcomposer2.yaml
+  tiles      what happens to an image:   python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
 
 Every command explains itself with --help. --debug shows tracebacks."""
 
-COMMANDS = ("fit", "evaluate", "generate", "compose", "checkpoint", "data")
+COMMANDS = ("fit", "evaluate", "generate", "compose", "describe", "tiles", "checkpoint", "data")
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
 
 
@@ -109,6 +111,14 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.compose import compose
 
         return compose
+    if name == "describe":
+        from lit_mm.commands.describe import describe
+
+        return describe
+    if name == "tiles":
+        from lit_mm.commands.tiles import tiles
+
+        return tiles
     from lit_mm.commands.generate import generate
 
     return generate

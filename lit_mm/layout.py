@@ -2,7 +2,8 @@
 
 A layout turns a `TilePlan` into runs. A run of numbers indexes the image's vectors: `i >= 0` is its i-th visual token
 (view after view, row-major inside a view), `-(k + 1)` the k-th learned vector of the connector (newline, separator).
-A run of text is tokenised and embedded as text. The model does `bank[index]` and nothing else.
+A run of text is a separator: one token, embedded as text (the count therefore needs no tokenizer). The model does
+`bank[index]` and nothing else.
 """
 
 from __future__ import annotations

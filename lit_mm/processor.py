@@ -17,7 +17,7 @@ from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
 from lit_mm.layout import Layout, TokenGrid, in_order
 from lit_mm.prompts.prompt import PictureRun, Prompt
-from lit_mm.prompts.tokenizer import Tokenizer
+from lit_mm.prompts.tokenizer import Tokenizer, token_inside
 from lit_mm.tiling.plan import Size, TilePlan, plan_square
 
 TEXT = np.iinfo(np.int64).min  # in `Sample.index`: the position holds text
@@ -96,8 +96,12 @@ class Processor:
         return self.by_stage.get(name, self)
 
     def visual_tokens(self, height: int, width: int) -> int:
-        """Positions that an image of this size takes in the language model, layout's text included."""
-        return len(self._picture(self.tiling(height, width))[0])
+        """Positions that an image of this size takes in the language model, layout's text included.
+
+        Arithmetic alone: a run of text is one token, whatever the tokenizer.
+        """
+        runs = self.layout(self.tiling(height, width), self.token_grid)
+        return sum(1 if isinstance(run, str) else len(run) for run in runs)
 
     def sample(self, document: Document) -> Sample:
         """Lay out a document. Reads sizes, not pixels.
@@ -177,9 +181,8 @@ class Processor:
         index: list[np.ndarray] = []
         for run in self.layout(plan, self.token_grid):
             if isinstance(run, str):
-                text = np.asarray(self.tokenizer.encode(run), dtype=np.int64)
-                ids.append(text)
-                index.append(np.full(len(text), TEXT, dtype=np.int64))
+                ids.append(np.array([token_inside(self.tokenizer, run)], dtype=np.int64))
+                index.append(np.array([TEXT], dtype=np.int64))
             else:
                 ids.append(np.full(len(run), self.tokenizer.pad_id, dtype=np.int64))
                 index.append(np.asarray(run, dtype=np.int64))

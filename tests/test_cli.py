@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_mm.cli import main
+from lit_mm.cli import COMMANDS, main
 from lit_mm.commands.options import RECIPE_OPTIONS, Arguments
 from lit_mm.commands.recipe import RecipeCLI, experiment_name
 from lit_mm.errors import UserError
@@ -57,16 +57,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # --- help ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "arguments",
-    [
-        [],
-        ["--help"],
-        ["fit", "--help"],
-        ["evaluate", "-h"],
-        ["generate", "--help"],
-        ["compose", "-h"],
-        ["data", "--help"],
-        ["checkpoint", "--help"],
-    ],
+    [[], ["--help"], ["fit", "--help"], ["evaluate", "-h"], *([name, "--help"] for name in COMMANDS[2:])],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     done = subprocess.run(
@@ -78,7 +69,7 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(capsys, "--help")
-    for command in ("fit", "evaluate", "generate", "compose", "checkpoint", "data"):
+    for command in COMMANDS:
         assert f"\n  {command} " in text
         assert printed(capsys, command, "--help").startswith(f"usage: python -m lit_mm {command} ")
 

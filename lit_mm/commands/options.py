@@ -17,11 +17,15 @@ class Arguments(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
+    @property
+    def options(self) -> list[str]:
+        """All option strings."""
+        return [option for action in self._actions for option in action.option_strings]
+
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message != unknown[0] and message.startswith("unrecognized arguments: "):
-            known = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], self.options, n=1)
             message = f"there is no option {unknown[0]}" + (f". Did you mean {close[0]}?" if close else "")
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 

@@ -34,6 +34,7 @@ class RecipeCLI(LightningCLI):
         command: for messages and help.
         label: what messages call a config that is not in a file.
         build: make the model too; otherwise only its arguments are checked.
+        options: of the command itself, that a misspelt one may have meant.
     Raises:
         UserError: a mistake in the config or on the command line.
     """
@@ -44,8 +45,9 @@ class RecipeCLI(LightningCLI):
         command: str,
         label: str = "the kept config",
         build: bool = True,
+        options: Sequence[str] = (),
     ) -> None:
-        self.build = build
+        self.build, self.own_options = build, options
         if isinstance(arguments, Mapping):
             self.texts = [ConfigText.of(arguments, label)]
         else:
@@ -93,6 +95,7 @@ class RecipeCLI(LightningCLI):
         if not isinstance(error, ArgumentError):
             return error
         options = [option for action in self.parser._actions for option in action.option_strings]
+        options += self.own_options
         return UserError(explain(str(error), self.texts, [o for o in options if o.startswith("--")], base))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

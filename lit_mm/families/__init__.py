@@ -8,6 +8,7 @@ from lit_mm.families.llava_next import LlavaNext
 from lit_mm.families.llava_uhd import LlavaUHD
 from lit_mm.families.monkey import Monkey
 from lit_mm.families.qwen_vl import QwenVL
+from lit_mm.families.recombined import Recombined
 from lit_mm.families.vila import Vila
 from lit_mm.families.xcomposer import XComposer
 from lit_mm.families.xcomposer2 import XComposer2
@@ -22,6 +23,7 @@ __all__ = [
     "LlavaUHD",
     "Monkey",
     "QwenVL",
+    "Recombined",
     "Vila",
     "XComposer",
     "XComposer2",

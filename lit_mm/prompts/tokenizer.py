@@ -110,5 +110,24 @@ class Tokenizer:
         return number
 
 
+def token_inside(tokenizer: Tokenizer, text: str) -> int:
+    """The id of the one token that `text` is in the middle of a line.
+
+    Alone it may be another: Llama's tokenizer puts a space before what starts a text, and so makes "," its token 1919
+    and of "\\n" the two 29871 and 13. Inside they are 29892 and 13.
+
+    Raises:
+        UserError: it is not one token of its own there.
+    """
+    before = tokenizer.encode("a")
+    after = tokenizer.encode(f"a{text}")
+    if after[:-1] != before:
+        raise UserError(
+            f"a layout puts {text!r} between visual tokens, which must be one token of the tokenizer; behind 'a' it "
+            f"becomes {after[len(before) :]}. Choose a layout without it, or another tokenizer"
+        )
+    return after[-1]
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0].rstrip(".")

@@ -1,0 +1,48 @@
+"""Image sizes as they are typed: WIDTHxHEIGHT. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lit_mm.errors import UserError
+
+TYPED = re.compile(r"([1-9]\d*)[xX]([1-9]\d*)")
+
+
+def read_size(text: str, option: str) -> tuple[int, int]:
+    """ "1008x672" -> (width, height), pixels.
+
+    Raises:
+        UserError: it is written otherwise; `option` is where it was given.
+    """
+    found = TYPED.fullmatch(text.strip())
+    if found is None:
+        raise UserError(f"{option} takes sizes as WIDTHxHEIGHT in pixels, such as 1008x672; got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def read_sizes(text: str, option: str = "--images") -> list[tuple[int, int]]:
+    """ "336x336,1008x672", or "@FILE" of a JSON list of [width, height] -> [(width, height)], pixels.
+
+    Raises:
+        UserError: a size is written otherwise, or the file holds something else.
+    """
+    if not text.startswith("@"):
+        return [read_size(one, option) for one in text.split(",")]
+    path = text[1:]
+    try:
+        listed = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else f"it is no JSON: {error}"
+        raise UserError(f"{option}: {path!r} cannot be read ({said})") from error
+    if not isinstance(listed, list) or not all(map(_is_size, listed)):
+        wrong = listed if not isinstance(listed, list) else next(one for one in listed if not _is_size(one))
+        raise UserError(f"{option}: {path!r} must be a JSON list of [width, height] in pixels, got {str(wrong)[:80]}")
+    return [(width, height) for width, height in listed]
+
+
+def _is_size(one: Any) -> bool:
+    return isinstance(one, list) and len(one) == 2 and all(type(side) is int and side > 0 for side in one)

@@ -1,0 +1,139 @@
+"""`tiles`: what a recipe's tiling does to an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from lit_mm.commands.describe import aligned, images, open_recipe
+from lit_mm.commands.options import Arguments
+from lit_mm.commands.sizes import read_size
+from lit_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mm.commands.recipe import RecipeCLI
+    from lit_mm.processor import Processor
+    from lit_mm.tiling.plan import TilePlan
+
+EPILOG = """\
+Any key of the recipe may follow, spelt as in the YAML: --model.init_args.image_size 448
+
+The JSON has `width`, `height`, `views`, `grid` as [columns, rows] of tiles, `visual_tokens`, `thumbnail` (which view is
+the whole image shrunk: "first", "last" or null), and `cuts`, one for each view in the order in which the vision encoder
+sees them: `number` from 1, `kind` ("tile" or "whole"), `size` [width, height], `tokens` [columns, rows], `shows` [left,
+top, right, bottom] in pixels of the image (outside of it is padding); and how it is made: the image is resized to
+`resize` [width, height], laid on a canvas `canvas` with its corner at `offset` [left, top], `box` [left, top, width,
+height] is cut out and brought to `size`."""
+
+
+def tiles(arguments: Sequence[str]) -> None:
+    """Say, or draw, what a recipe's tiling does to an image or to a size. No checkpoint is needed, no weight loaded."""
+    parser = Arguments(
+        prog="python -m lit_mm tiles",
+        usage="python -m lit_mm tiles --config FILE (--image FILE | --size WIDTHxHEIGHT) [--stage NAME]\n"
+        "       [--format text|json] [--picture FILE] [--KEY VALUE ...]",
+        description=tiles.__doc__,
+        epilog=EPILOG,
+    )
+    parser.add_argument(
+        "--config", action="append", required=True, metavar="FILE", help="the recipe; later ones override"
+    )
+    parser.add_argument("--image", metavar="FILE", help="the image")
+    parser.add_argument("--size", metavar="WxH", help="a size instead of an image, pixels: 1008x672")
+    parser.add_argument(
+        "--stage", metavar="NAME", help="as training sees it in this stage (default: the finished model)"
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
+    parser.add_argument("--picture", metavar="FILE", help="draw the tiles, numbered, into this .png")
+    chosen, overrides = parser.parse_known_args(arguments)
+    if (chosen.image is None) == (chosen.size is None):
+        raise UserError("tiles needs either --image FILE or --size WIDTHxHEIGHT (python -m lit_mm tiles --help)")
+    size = None if chosen.size is None else read_size(chosen.size, "--size")
+
+    from lit_mm.data.files import FilePicture
+
+    picture = None if chosen.image is None else FilePicture.open(chosen.image)
+    width, height = size or (picture.width, picture.height)
+    processor = processor_of(open_recipe(parser, chosen.config, overrides), chosen.stage)
+    found = cut(processor, width, height)
+    print(json.dumps(found) if chosen.format == "json" else told(found))
+    if chosen.picture is not None:
+        from lit_mm.tiling.picture import draw_plan
+
+        drawn = draw_plan(
+            processor.tiling(height, width), None if picture is None else picture.read(), told(found, brief=True)
+        )
+        try:
+            drawn.save(chosen.picture)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the picture cannot be written to {chosen.picture!r} ({error}). Choose a .png") from error
+
+
+def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
+    """The processor of the finished model, or of a stage.
+
+    Raises:
+        UserError: no such stage, or the model takes no images.
+    """
+    processor, names = cli.model.processor, [one.name for one in cli.stages]
+    if getattr(processor, "token_grid", None) is None:
+        raise UserError("tiles: the model of this recipe lays out no images")
+    if stage is None:
+        return processor
+    if stage not in names:
+        raise UserError(f"--stage names {stage!r}; the recipe has {names}")
+    return processor.of_stage(stage)
+
+
+def cut(processor: Processor, width: int, height: int) -> dict[str, Any]:
+    """What becomes of an image, ready for JSON; see the command's help."""
+    from lit_mm.tiling.picture import region
+
+    plan: TilePlan = processor.tiling(height, width)
+    cuts = []
+    for number, view in enumerate(plan.views):
+        rows, columns = processor.token_grid(view.size)
+        top, left, high, wide = view.box
+        cuts.append(
+            {
+                "number": number + 1,
+                "kind": "tile" if number in plan.tiles else "whole",
+                "size": [view.size[1], view.size[0]],
+                "tokens": [columns, rows],
+                "shows": [round(edge, 2) for edge in region(view, plan.image)],
+                "resize": [view.resize[1], view.resize[0]],
+                "canvas": [view.canvas[1], view.canvas[0]],
+                "offset": [view.offset[1], view.offset[0]],
+                "box": [left, top, wide, high],
+            }
+        )
+    return images(processor, [(width, height)])[0] | {"thumbnail": plan.thumbnail, "cuts": cuts}
+
+
+def told(found: dict[str, Any], *, brief: bool = False) -> str:
+    """What `cut` found, for people.
+
+    Args:
+        brief: views of one kind and size in one line, without where they lie.
+    """
+    columns, rows = found["grid"]
+    views = f"{found['views']} view" + ("s" if found["views"] > 1 else "")
+    head = (
+        f"{found['width']} x {found['height']} pixels: {columns} x {rows} tiles, {views}, "
+        f"{found['visual_tokens']:,} visual tokens"
+    )
+    if brief:
+        lines = [head]
+        for (kind, size), same in groupby(found["cuts"], key=lambda one: (one["kind"], tuple(one["size"]))):
+            numbers = [one["number"] for one in same]
+            which = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
+            lines.append(f"{which}: {kind}, {size[0]} x {size[1]} pixels")
+        return "\n".join(lines)
+    table = [["view", "kind", "size", "tokens", "shows (left, top, right, bottom)"]]
+    for one in found["cuts"]:
+        shows = ", ".join(f"{edge:g}" for edge in one["shows"])
+        sizes = ["{} x {}".format(*one[key]) for key in ("size", "tokens")]
+        table.append([str(one["number"]), one["kind"], *sizes, shows])
+    return f"{head}\n{aligned(table)}"

@@ -1,0 +1,212 @@
+"""`describe` on the tiny recipe and on every recipe of the project."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lit_mm.cli import main
+from lit_mm.commands.sizes import read_sizes
+from lit_mm.errors import UserError
+from tests.tiny import MODEL
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RECIPES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "overlays")
+LLAVA = {
+    "class_path": "lit_mm.families.LlavaNext",
+    "init_args": {
+        **{name: MODEL["init_args"][name] for name in ("vision", "tokenizer")},
+        "language": {
+            "class_path": "lit_mm.language.llama.Llama",
+            "init_args": {**MODEL["init_args"]["language"]["init_args"], "tie_embeddings": True},
+        },
+        "image_size": 28,
+        "by_stage": {"pretrain": {"aspect": "crop"}},
+    },
+}
+EMBEDDINGS = 512 * 16
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def described(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """What `describe --format json` says of a config file."""
+
+    def run(path: str | Path, *options: str) -> dict[str, Any]:
+        capsys.readouterr()
+        main(["describe", "--config", str(path), "--format", "json", *options])
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def write(model: dict[str, Any] = LLAVA, **data: Any) -> str:
+    """A recipe in which a part thaws late, `newline` learns last, and one stage counts epochs."""
+    stages = [
+        {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 3},
+        {
+            "name": "finetune",
+            "train": {"language": {"lr": 1e-3}, "connector": {"lr": 1e-3, "from_step": 7}},
+            "epochs": 2,
+            "data": {"global_batch": 6},
+        },
+    ]
+    made = {"documents": 8, "global_batch": 2, "row_tokens": None} | data
+    described = {"class_path": "datamodules.nano.NanoDocuments", "init_args": made}
+    recipe = {"model": model, "stages": stages, "data": described, "trainer": {"accelerator": "cpu"}}
+    Path("tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return "tiny.yaml"
+
+
+# --- every recipe ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
+def test_every_recipe_is_described_and_its_counts_add_up(path: Path, described: Callable) -> None:
+    plan = described(path)
+    recipe = yaml.safe_load(path.read_text())
+    total, parts = plan["parameters"]["total"], plan["parameters"]["parts"]
+    assert total == sum(parts.values()) > 0
+    assert [stage["name"] for stage in plan["stages"]] == [stage["name"] for stage in recipe["stages"]]
+    for stage, written in zip(plan["stages"], recipe["stages"], strict=True):
+        assert stage["trainable"] == {part: parts[part] for part in written["train"]}
+        assert stage["trainable_total"] == sum(stage["trainable"].values())
+        assert stage["frozen_total"] == total - stage["trainable_total"]
+        assert stage["steps"] == written.get("max_steps")
+
+
+@pytest.mark.parametrize("path", sorted((EXPERIMENTS / "paper").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_published_recipe_counts_visual_tokens_without_its_tokenizer(
+    path: Path, described: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise AssertionError("a tokenizer was asked for")
+
+    monkeypatch.setattr("lit_mm.prompts.tokenizer.Tokenizer.from_pretrained", missing)
+    counted = described(path, "--images", "336x336,1008x672")["images"]
+    assert [(one["width"], one["height"]) for one in counted] == [(336, 336), (1008, 672)]
+    assert all(one["visual_tokens"] > 0 and one["views"] > 0 for one in counted)
+
+
+# --- stages ----------------------------------------------------------------------------------------------------------
+def test_tied_embeddings_count_once_and_parts_that_no_stage_names_are_frozen(described: Callable) -> None:
+    plan = described(write())
+    untied = described(write(), "--model.init_args.language.init_args.tie_embeddings", "false")
+    parts = plan["parameters"]["parts"]
+    assert set(parts) == {"vision", "connector", "newline", "language"}
+    assert untied["parameters"]["total"] - plan["parameters"]["total"] == EMBEDDINGS
+    assert untied["stages"][1]["trainable"]["language"] - plan["stages"][1]["trainable"]["language"] == EMBEDDINGS
+    pretrain, finetune = plan["stages"]
+    assert pretrain["trainable"] == {"connector": parts["connector"]}
+    assert finetune["frozen_total"] == parts["vision"] + parts["newline"]
+
+
+def test_a_part_that_thaws_late_is_trainable_from_its_step(described: Callable) -> None:
+    pretrain, finetune = described(write())["stages"]
+    assert (pretrain["from_step"], finetune["from_step"]) == ({}, {"connector": 7})
+    assert finetune["trainable"].keys() == {"language", "connector"}
+
+
+def test_length_and_batch_are_told_where_they_are_known(described: Callable) -> None:
+    pretrain, finetune = described(write())["stages"]
+    assert (pretrain["steps"], pretrain["epochs"], pretrain["samples_per_step"]) == (3, None, 2)
+    assert (finetune["steps"], finetune["epochs"], finetune["samples_per_step"]) == (None, 2, 6)
+    packed = described(write(row_tokens=64))["stages"][0]
+    assert (packed["rows_per_step"], packed["samples_per_step"]) == (2, None)
+
+
+def test_picked_stages_are_described_alone(described: Callable) -> None:
+    assert [stage["name"] for stage in described(write(), "--stages", "finetune")["stages"]] == ["finetune"]
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+def test_images_are_laid_out_as_the_model_does_and_per_stage_where_that_differs(described: Callable) -> None:
+    plan = described(write(), "--images", "56x28,28x28")
+    # 2 x 1 tiles of 2 x 2 patches and a view of the whole: 4, then 2 rows of 4 and a newline each
+    wide, square = plan["images"]
+    assert wide == {"width": 56, "height": 28, "views": 3, "grid": [2, 1], "visual_tokens": 4 + 2 * (4 + 1)}
+    assert square["grid"] == [1, 2]
+    pretrain, finetune = plan["stages"]
+    assert [one["visual_tokens"] for one in pretrain["images"]] == [4, 4]
+    assert [one["views"] for one in pretrain["images"]] == [1, 1]
+    assert "images" not in finetune
+
+
+def test_sizes_come_from_a_file_too(described: Callable) -> None:
+    Path("sizes.json").write_text("[[56, 28], [28, 28]]")
+    config = write()
+    assert described(config, "--images", "@sizes.json") == described(config, "--images", "56x28,28x28")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("336", "--images takes sizes as WIDTHxHEIGHT in pixels, such as 1008x672; got '336'"),
+        ("336x336,0x5", "got '0x5'"),
+        ("", "got ''"),
+        ("@none.json", "'none.json' cannot be read (No such file or directory)"),
+        ("@broken.json", "'broken.json' cannot be read (it is no JSON"),
+        ("@wrong.json", r"must be a JSON list of [width, height] in pixels, got [1.5, 2]"),
+        ("@flat.json", "got 3"),
+    ],
+)
+def test_sizes_that_are_none_are_refused(text: str, said: str, here: Path) -> None:
+    for name, content in (("broken", "[["), ("wrong", "[[1, 2], [1.5, 2]]"), ("flat", "3")):
+        (here / f"{name}.json").write_text(content)
+    with pytest.raises(UserError) as refused:
+        read_sizes(text)
+    assert said in str(refused.value)
+
+
+# --- for people ------------------------------------------------------------------------------------------------------
+def test_the_table_names_parts_stages_and_images(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["describe", "--config", write(), "--images", "56x28"])
+    lines = capsys.readouterr().out.splitlines()
+    cells = {line.split("  ")[0].strip(): line.split() for line in lines}
+    assert cells["part"] == ["part", "parameters", "pretrain", "finetune"]
+    assert cells["connector"][2:] == ["trained", "from", "step", "7"]
+    assert cells["vision"][2:] == ["frozen", "frozen"]
+    assert cells["length"] == ["length", "3", "steps", "2", "epochs"]
+    assert cells["batch"] == ["batch", "2", "samples", "6", "samples"]
+    assert [line.split() for line in lines if line.startswith("56x28")] == [
+        ["56x28", "3", "2", "x", "1", "14"],
+        ["56x28", "1", "1", "x", "1", "4"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--config", "tiny.yaml", "--imags", "3x3"], "no option --imags. Did you mean --images?"),
+        (["--config", "tiny.yaml", "--model.init_args.image_sze", "3"], "image_sze"),
+        (["--config", "tiny.yaml", "--stages", "other"], "--stages names ['other']"),
+        (["--config", "tiny.yaml", "--images", "3"], "WIDTHxHEIGHT"),
+        (["--config", "text.yaml", "--images", "3x3"], "lays out no images"),
+    ],
+)
+def test_a_mistake_exits_with_2_and_is_told_in_three_lines(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    language = {name: LLAVA["init_args"][name] for name in ("language", "tokenizer")}
+    stages = [{"name": "read", "train": {"language": {"lr": 1e-3}}, "max_steps": 1}]
+    text = write({"class_path": "lit_mm.families.Decoder", "init_args": language})
+    Path("text.yaml").write_text(yaml.safe_dump(yaml.safe_load(Path(text).read_text()) | {"stages": stages}))
+    write()
+    with pytest.raises(SystemExit) as left:
+        main(["describe", *arguments])
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.strip().splitlines()) <= 3

@@ -1,0 +1,314 @@
+"""Parts of several papers in one model: every legal combination is found from tables of parts, and at least 40 of them
+build from a config, train, save, load and generate; what does not go together is refused at build time."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from functools import cache
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from lit_mm import checkpoints
+from lit_mm.commands.mistakes import cause_of
+from lit_mm.connectors.learned import WithLearned
+from lit_mm.data.collate import collate
+from lit_mm.declared import Tiling, require_combination
+from lit_mm.errors import UserError
+from lit_mm.families.recombined import Recombined
+from lit_mm.generate import answer
+from lit_mm.module import MultimodalModule, family_of
+from lit_mm.named import Function, resolve
+from lit_mm.stages import Stage, Train
+from tests.tiny import MODEL, document, run_recipe
+
+AT_LEAST = 44  # combinations that are trained
+SIDE = 28  # of a view, pixels: 2 x 2 patches
+VIT = "lit_mm.vision.vit.ViT"
+WIDTH = MODEL["init_args"]["language"]["init_args"]["width"]
+SIZE = {"patch": 14, "width": 16, "layers": 2, "heads": 2}
+
+
+def spec(path: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": path, "init_args": arguments}
+
+
+def function(path: str, **arguments: Any) -> dict[str, Any]:
+    return {"function": path, "arguments": arguments}
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+VISION = {
+    "last block": spec(VIT, image_size=SIDE, **SIZE),
+    "last block but one": spec(VIT, image_size=SIDE, select_layer=-2, **SIZE),
+    "of another size": spec(VIT, image_size=2 * SIDE, **SIZE),
+    "any size": spec(VIT, image_size=SIDE, any_size=True, **SIZE),
+    "class token": spec(VIT, image_size=SIDE, drop_cls=False, **SIZE),
+}
+CONNECTORS = {
+    "linear": spec("lit_mm.connectors.mlp.MLPProjector", depth=1),
+    "mlp": spec("lit_mm.connectors.mlp.MLPProjector", standardise=True, start=0.3),
+    "downsample": spec("lit_mm.connectors.downsample.DownsampleMLP"),
+    "merge": spec("lit_mm.connectors.merge.MergeMLP"),
+    "resampler": spec("lit_mm.connectors.resampler.NormalisedResampler", grid_size=2, heads=2),
+    "slice resampler": spec("lit_mm.connectors.slice_resampler.SliceResampler", side=2, heads=2),
+    "q-former": spec(
+        "lit_mm.connectors.qformer_projector.QFormerProjector", queries=4, width=16, layers=2, heads=2, ffn_width=32
+    ),
+}
+TILINGS = {
+    "stretch": function("lit_mm.tiling.plan.plan_square", size=SIDE),
+    "crop": function("lit_mm.tiling.square.plan_centre_crop", size=SIDE),
+    "pad": function("lit_mm.tiling.square.plan_pad", size=SIDE),
+    "anyres": function("lit_mm.tiling.anyres.plan_anyres", tile=SIDE),
+    "hd": function("lit_mm.tiling.hd.plan_hd", tile=SIDE, max_tiles=4),
+    "windows": function("lit_mm.tiling.windows.plan_windows", size=[SIDE, 2 * SIDE], window=SIDE),
+    "slices": function("lit_mm.tiling.uhd.plan_uhd", size=SIDE, max_slices=4),
+}
+LAYOUTS = {
+    "in order": "lit_mm.layout.in_order",
+    "unpadded rows": "lit_mm.layout.base_then_unpadded_rows",
+    "global then tiles": "lit_mm.layout.global_then_tiles",
+    "slices then overview": "lit_mm.layout.slices_then_overview",
+}
+LEARNED = {"none": [], "newline": ["newline"], "both": ["newline", "separator"]}
+INJECTIONS = {
+    "plain": None,
+    "partial lora": function("lit_mm.language.partial_lora.apply_partial_lora", rank=2, dropout=0.0),
+    "lora": function("lit_mm.language.lora.apply_lora", rank=2, dropout=0.0),
+}
+PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora"}
+
+
+def is_there(part: Any) -> bool:
+    """Families are written side by side: a part that this tree does not have yet is left out of its table."""
+    if not isinstance(part, dict):
+        return True
+    path, arguments = part.get("class_path") or part["function"], part.get("init_args") or part.get("arguments") or {}
+    place, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(place), name)
+    except ModuleNotFoundError:
+        return False
+    return arguments.keys() <= inspect.signature(found).parameters.keys()
+
+
+TABLES = (VISION, CONNECTORS, TILINGS, LAYOUTS, LEARNED, INJECTIONS)
+NAMES = [[name for name, part in table.items() if is_there(part)] for table in TABLES]
+
+
+class Combination(NamedTuple):
+    """One name of each table."""
+
+    vision: str
+    connector: str
+    tiling: str
+    layout: str
+    learned: str
+    injection: str
+
+    def config(self) -> dict[str, Any]:
+        """As a recipe has it."""
+        return {
+            "class_path": "lit_mm.families.Recombined",
+            "init_args": {
+                "vision": VISION[self.vision],
+                "language": MODEL["init_args"]["language"],
+                "tokenizer": "nano",
+                "inputs": {
+                    "tiling": TILINGS[self.tiling],
+                    "layout": LAYOUTS[self.layout],
+                    "prompt": MODEL["init_args"]["prompt"],
+                },
+                "connector": CONNECTORS[self.connector],
+                "learned": LEARNED[self.learned],
+                "injection": INJECTIONS[self.injection],
+            },
+        }
+
+
+def build(config: dict[str, Any]) -> Recombined:
+    """The model of a config.
+
+    Raises:
+        UserError: it was refused.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MultimodalModule, "model")
+    torch.manual_seed(0)
+    try:
+        return parser.instantiate(parser.parse_object({"model": config})).model
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is None:
+            raise
+        raise UserError(str(cause)) from error
+
+
+# --- which go together -----------------------------------------------------------------------------------------------
+@cache
+def parts_of(vision: str, connector: str, learned: str) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Vision encoder, connector, and the connector without the vectors beside it."""
+    encoder = made(VISION[vision])
+    bare = made(CONNECTORS[connector], encoder.width, WIDTH)
+    return encoder, WithLearned(bare, LEARNED[learned], WIDTH) if LEARNED[learned] else bare, bare
+
+
+def made(part: dict[str, Any], *given: int) -> nn.Module:
+    place, _, name = part["class_path"].rpartition(".")
+    return getattr(importlib.import_module(place), name)(*given, **part["init_args"])
+
+
+@cache
+def tiling_of(name: str) -> Tiling:
+    return resolve(Function(**TILINGS[name]), given=2, key="tiling")
+
+
+@cache
+def refusal(vision: str, connector: str, tiling: str, layout: str, learned: str) -> str | None:
+    """Why the parts do not go together."""
+    encoder, beside, bare = parts_of(vision, connector, learned)
+    plan, arrange = tiling_of(tiling), resolve(LAYOUTS[layout], given=2, key="layout")
+    try:
+        require_combination(encoder, beside, plan, arrange, "model.init_args.inputs", bare=bare)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@cache
+def sorted_out() -> tuple[list[Combination], dict[Combination, str]]:
+    """The legal combinations, and the illegal ones with the reason. The injection goes with everything."""
+    reasons = {one: refusal(*one[:-1]) for one in map(Combination._make, product(*NAMES))}
+    legal = [one for one, reason in reasons.items() if reason is None]
+    return legal, {one: reason for one, reason in reasons.items() if reason is not None}
+
+
+@cache
+def trained() -> list[Combination]:
+    """Few legal combinations in which every two parts meet that ever do, and evenly spread others up to `AT_LEAST`."""
+    legal, _ = sorted_out()
+    pairs = {one: set(combinations(enumerate(one), 2)) for one in legal}
+    unmet, chosen = set().union(*pairs.values()), []
+    while unmet:
+        chosen.append(max(legal, key=lambda one: len(pairs[one] & unmet)))
+        unmet -= pairs[chosen[-1]]
+    rest = [one for one in legal if one not in chosen]
+    missing = max(0, AT_LEAST - len(chosen))
+    return chosen + [rest[number * len(rest) // missing] for number in range(missing)]
+
+
+def test_at_least_forty_legal_combinations_train_save_load_and_generate(tmp_path: Path) -> None:
+    chosen = trained()
+    assert len(set(chosen)) == len(chosen) >= AT_LEAST
+    for number, one in enumerate(chosen):
+        try:
+            run(one, tmp_path / str(number))
+        except Exception as error:
+            error.add_note(f"in the combination {one}")
+            raise
+
+
+def run(one: Combination, folder: Path) -> None:
+    """Build, train two steps, save, load into a new model, compare, and ask both."""
+    config = one.config()
+    module = build(config)
+    before = {name: value.clone() for name, value in module.network.state_dict().items()}
+    parts = module.parts()
+    expected = {"vision", "connector", "language", *LEARNED[one.learned], PART[one.injection]} - {None}
+    assert expected <= parts.keys()
+    stage = Stage("all", {part: Train(lr=1e-2) for part in parts}, max_steps=2, warmup=0.0)
+    run_recipe(module, [stage], folder, count=6, global_batch=2, row_tokens=512, window=6)
+    changed = [name for name, value in module.network.state_dict().items() if not value.equal(before[name])]
+    assert {"vision", "connector", "language", PART[one.injection]} - {None} <= set(map(module.part_of, changed))
+
+    path = checkpoints.find(str(folder))
+    again = build(config)
+    checkpoints.load_weights(again, checkpoints.read(path), family_of(again), path)
+    assert torch.equal(logits(module), logits(again))
+    asked = [document(number, pictures=2) for number in range(2)]
+    said = answer(module, asked, max_new_tokens=3)
+    assert said == answer(again, asked, max_new_tokens=3)
+    assert len(said) == 2
+
+
+@torch.no_grad()
+def logits(module: Recombined) -> Tensor:
+    """What the model makes of two documents with two images each."""
+    samples = [[module.processor.sample(document(number, pictures=2))] for number in range(2)]
+    hidden = module.eval().network.hidden(collate(samples, module.processor))
+    return module.network.language.logits(hidden)
+
+
+def test_what_is_refused_is_refused_when_it_is_built_with_reason_and_nearest_choice() -> None:
+    _, illegal = sorted_out()
+    told: dict[str, Combination] = {}
+    for one, reason in illegal.items():
+        told.setdefault(reason.partition(" The nearest")[0], one)
+    assert len(told) > 4
+    for one in told.values():
+        with pytest.raises(UserError, match=f"^{re.escape(illegal[one])}$"):
+            build(one.config())
+
+
+def test_the_nearest_choice_is_one_that_is_built() -> None:
+    """What a message writes as YAML is taken at its word."""
+    _, illegal = sorted_out()
+    tried = set()
+    for one, reason in illegal.items():
+        choice = reason.partition("The nearest that goes: ")[2]
+        written = re.findall(r"`([a-z_.]+: [^`]+)`", choice)
+        if written and len(written) == choice.count(" and ") + 1 and choice not in tried:
+            tried.add(choice)
+            config = one.config()
+            for line in written:
+                ((key, value),) = yaml.safe_load(line).items()
+                change(config["init_args"], key, value)
+            if is_there(config["init_args"]["vision"]):
+                assert isinstance(build(config), Recombined), reason
+    assert len(tried) > 4
+
+
+def change(arguments: dict[str, Any], key: str, value: Any) -> None:
+    """Write what a message says: a key of the model, or of its inputs or vision encoder."""
+    if key.startswith("vision.init_args."):
+        options = arguments["vision"]["init_args"] | {key.rpartition(".")[2]: value}
+        arguments["vision"] = arguments["vision"] | {"init_args": options}
+    elif key in ("layout", "tiling"):
+        arguments["inputs"] = arguments["inputs"] | {key: value}
+    else:
+        arguments[key] = {"class_path": value} if key == "connector" else value
+
+
+def test_a_stage_with_inputs_that_do_not_go_is_named() -> None:
+    config = Combination("last block", "mlp", "pad", "in order", "none", "plain").config()
+    config["init_args"]["by_stage"] = {"pretrain": {"tiling": TILINGS["pad"], "layout": LAYOUTS["unpadded rows"]}}
+    with pytest.raises(UserError, match=r"^model\.init_args\.by_stage\.pretrain: the layout places 1 learned vector"):
+        build(config)
+
+
+def test_a_stage_may_lay_out_its_documents_otherwise() -> None:
+    config = Combination("last block", "mlp", "anyres", "unpadded rows", "newline", "plain").config()
+    config["init_args"]["by_stage"] = {"pretrain": {"tiling": TILINGS["crop"]}}
+    processor = build(config).processor
+    assert processor.visual_tokens(28, 56) == 4 + 2 * (4 + 1)
+    assert processor.of_stage("pretrain").visual_tokens(28, 56) == 4
+
+
+def test_what_an_injection_adds_is_a_part_named_after_it() -> None:
+    config = Combination("last block", "mlp", "pad", "in order", "none", "partial lora").config()
+    module = build(config)
+    parts = module.parts()
+    assert set(parts) == {"vision", "connector", "language", "partial_lora"}
+    assert all(".lora_" in name for name in parts["partial_lora"])
+    assert not any(".lora_" in name for name in parts["language"])
+    plain = build(config | {"init_args": config["init_args"] | {"injection": None}}).parts()["language"]
+    assert sum(p.numel() for p in plain.values()) == sum(p.numel() for p in parts["language"].values())
