@@ -122,8 +122,8 @@ def test_options_are_not_abbreviated(recipe: str) -> None:
     parser.add_argument("--question")
     with pytest.raises(UserError, match=r"there is no option --quest\. Did you mean --question\?"):
         parser.parse_args(["--quest", "why"])
-    with pytest.raises(UserError, match=r"there is no option --checkpoint\. Did you mean --checkpoint_every\?"):
-        RecipeCLI(["--config", recipe, "--checkpoint", "3"], "fit")
+    with pytest.raises(UserError, match=r"there is no option --checkpoint_eve\. Did you mean --checkpoint_every\?"):
+        RecipeCLI(["--config", recipe, "--checkpoint_eve", "3"], "fit")
 
 
 def test_a_kept_config_makes_the_same_model_again(recipe: str) -> None:
