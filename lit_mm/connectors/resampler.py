@@ -91,7 +91,8 @@ class Resampler(nn.Module):
         count = per_head // 4  # frequencies a head has room for: sine and cosine, of column and row
         fastest = torch.arange(count)
         channels = torch.cat([fastest + quarter * (width // 4) for quarter in range(4)])
-        step = (1 - sincos_frequencies(width)[:count].cos()).sum().item()  # P . P' falls by this from place to place
+        with torch.device("cpu"):  # a number is wanted, also of a model on the meta device
+            step = (1 - sincos_frequencies(width)[:count].cos()).sum().item()  # P . P' falls by it from place to place
         pick = torch.zeros(per_head, width)
         pick[torch.arange(4 * count), channels] = math.sqrt(sharpness * math.sqrt(per_head) / step)
         for linear in (self.q, self.k):
