@@ -70,6 +70,12 @@ def test_the_released_start_hardly_looks_at_places_and_the_local_one_at_its_own(
     assert between[0, 1, :2, 2:].sum() > 0.8 and between[1, 0, 2:, :2].sum() > 0.8
 
 
+def test_it_builds_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        connector = NormalisedResampler(12, 32, grid_size=2, heads=2, local=4.0, start=0.3)
+    assert all(parameter.is_meta for parameter in connector.parameters())
+
+
 def test_the_start_sets_the_scale_of_the_visual_tokens() -> None:
     torch.manual_seed(0)
     for start in (1.0, 0.3):
