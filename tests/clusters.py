@@ -42,7 +42,7 @@ def recipe(folder: Path, steps: int, **changes: Any) -> str:
         },
         "trainer": {"accelerator": "cpu", "precision": "32-true"},
         "track": False,
-        "checkpoint_every": 5,
+        "checkpoint_every": 4,
         **changes,
     }
     path = folder / "recipe.yaml"

@@ -139,7 +139,7 @@ def measure(engines: list[Engine], folder: Path) -> dict[str, list[dict[str, int
     (folder / "jobs.json").write_text(json.dumps([asdict(engine) for engine in engines]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "tests.engines", str(folder / "jobs.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
     assert not done.returncode, done.stderr[-4000:]
     return {
         engine.name: [json.loads((folder / f"{engine.name}-{rank}.json").read_text()) for rank in range(engine.ranks)]

@@ -43,6 +43,7 @@ class Job:
         rank: to whom, -1 for all.
         place: where: "pretrain 3" is inside the third step of the stage, "finetune start" between stages.
         seconds: of the watchdog.
+        strategy: left out, ddp on several ranks.
     """
 
     folder: str
@@ -51,7 +52,8 @@ class Job:
     rank: int = 0
     place: str = ""
     workers: int = 0
-    seconds: float = 60.0
+    seconds: float = 300.0
+    strategy: str = ""
 
 
 class Event(L.Callback):
@@ -94,7 +96,7 @@ def run(job: Job, rank: int) -> None:
             stages(steps=5),
             folder,
             data_of=lambda stage: Documents(micro_batch=1, num_workers=job.workers, **stage.data),
-            trainer_of=partial(trainer, observers, ranks=job.ranks),
+            trainer_of=partial(trainer, observers, ranks=job.ranks, strategy=job.strategy or None),
             seed=0,
         )
 
@@ -140,7 +142,7 @@ def run_all(jobs: list[Job], folder: Path) -> list[list[int]]:
     listed.write_text(json.dumps([asdict(job) for job in jobs]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "tests.signals", str(listed)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
     assert not done.returncode, done.stderr[-4000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert not any(result["left"] for result in results), results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from subprocess import Popen
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.clusters import PATIENCE, Node, has_steps, losses, recipe, started, two_nodes, wait_for, why_no_nodes
 
-STEPS = 10  # of each of two stages
+STEPS = 6  # of each of two stages
 PORT = 29400
 STATIC = ("--master_addr", "{first}", "--master_port", f"{PORT}", "--node_rank", "{number}")
 ELASTIC = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"{{first}}:{PORT}", "--rdzv_id", "lit_mm")
@@ -28,24 +28,28 @@ def nodes() -> Iterator[tuple[Node, Node]]:
         yield made
 
 
+def agent_on(
+    nodes: tuple[Node, Node], number: int, folder: Path, run_dir: str, meeting: tuple[str, ...]
+) -> AbstractContextManager[Popen]:
+    """torchrun on one of the nodes, as the README has it. Writes `<run_dir>-<node>.log`."""
+    node = nodes[number]
+    facts = {"first": nodes[0].address, "own": node.address, "number": number, "is_host": number == 0}
+    command = node.command(
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"),
+        *("--max_restarts", "3", *(word.format(**facts) for word in meeting)),
+        *("-m", "lit_mm", "fit", "--config", "recipe.yaml", "--run_dir", run_dir),
+        *("--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "zero2"),
+    )
+    return started(command, folder, f"{run_dir}-{number}.log", GLOO_SOCKET_IFNAME=node.link)
+
+
 @contextmanager
 def torchrun(
-    nodes: tuple[Node, Node], folder: Path, run_dir: str, *meeting: str, restarts: int = 3, strategy: str = "zero2"
+    nodes: tuple[Node, Node], folder: Path, run_dir: str, meeting: tuple[str, ...] = STATIC
 ) -> Iterator[list[Popen]]:
-    """The same command on both nodes, as the README has it. Leaves `<run_dir>-<node>.log`."""
+    """The same command on both nodes."""
     with ExitStack() as stack:
-        agents = []
-        for number, node in enumerate(nodes):
-            facts = {"first": nodes[0].address, "own": node.address, "number": number, "is_host": number == 0}
-            command = node.command(
-                *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"),
-                *("--max_restarts", str(restarts), *(word.format(**facts) for word in meeting)),
-                *("-m", "lit_mm", "fit", "--config", "recipe.yaml", "--run_dir", run_dir),
-                *("--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", strategy),
-            )
-            log = f"{run_dir}-{number}.log"
-            agents.append(stack.enter_context(started(command, folder, log, GLOO_SOCKET_IFNAME=node.link)))
-        yield agents
+        yield [stack.enter_context(agent_on(nodes, number, folder, run_dir, meeting)) for number in range(2)]
 
 
 def ended(agents: list[Popen]) -> list[int]:
@@ -69,16 +73,36 @@ def logs(folder: Path, run_dir: str) -> str:
     return "\n".join((folder / f"{run_dir}-{number}.log").read_text()[-3000:] for number in range(2))
 
 
-@pytest.mark.slow
-def test_a_node_whose_process_is_killed_comes_back_and_the_run_ends_as_it_would_have(nodes, tmp_path):
+@pytest.fixture(scope="module")
+def whole(nodes, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
+    """The losses of a run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole")
+    recipe(folder, STEPS)
+    with torchrun(nodes, folder, "run") as agents:
+        assert ended(agents) == [0, 0], logs(folder, "run")
+    return losses(folder / "run")
+
+
+@pytest.mark.distributed
+def test_a_process_that_is_killed_comes_back_and_the_run_ends_as_it_would_have(nodes, whole, tmp_path):
     recipe(tmp_path, STEPS)
-    with torchrun(nodes, tmp_path, "whole", *STATIC) as agents:
-        assert ended(agents) == [0, 0], logs(tmp_path, "whole")
-    with torchrun(nodes, tmp_path, "killed", *STATIC) as agents:
-        wait_for(lambda: has_steps(tmp_path / "killed", 6))
-        victim = trainer_of(agents[1])
-        victim.kill()
-        assert ended(agents) == [0, 0], logs(tmp_path, "killed")
-    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
-    assert len(losses(tmp_path / "killed")) == 2 * STEPS
-    assert "Restarting worker group" in logs(tmp_path, "killed") or "attempts left" in logs(tmp_path, "killed")
+    with torchrun(nodes, tmp_path, "run") as agents:
+        wait_for(lambda: has_steps(tmp_path / "run", STEPS + 1))
+        trainer_of(agents[1]).kill()
+        assert ended(agents) == [0, 0], logs(tmp_path, "run")
+    assert losses(tmp_path / "run") == whole
+    assert [step for step, _, _ in whole] == list(range(1, 2 * STEPS + 1))
+    assert (tmp_path / "run-0.log").read_text().count(
+        "stage pretrain: trainable"
+    ) == 1  # finetune goes on, nothing else
+
+
+@pytest.mark.distributed
+def test_a_node_that_is_lost_as_a_whole_may_join_again(nodes, whole, tmp_path):
+    recipe(tmp_path, STEPS)
+    with agent_on(nodes, 0, tmp_path, "run", ELASTIC) as stays:
+        with agent_on(nodes, 1, tmp_path, "run", ELASTIC):
+            wait_for(lambda: has_steps(tmp_path / "run", STEPS + 1))
+        with agent_on(nodes, 1, tmp_path, "run", ELASTIC) as back:
+            assert ended([stays, back]) == [0, 0], logs(tmp_path, "run")
+    assert losses(tmp_path / "run") == whole

@@ -21,7 +21,7 @@ def test_the_script_asks_for_a_warning_and_for_being_requeued():
     assert options["signal"].startswith("USR1@") and "requeue" in options and options["open-mode"] == "append"
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 def test_a_job_whose_time_is_up_is_requeued_and_goes_on_exactly(tmp_path: Path):
     config = recipe(tmp_path, STEPS)
     command = ["bash", str(SCRIPT), "--config", config, "--trainer.strategy", "ddp"]

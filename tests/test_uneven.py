@@ -60,7 +60,7 @@ def test_gradients_are_those_of_one_process(core, engine):
     assert_like_one_process(core, engine)
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize("engine", ["zero1", "zero2"])
 def test_gradients_are_those_of_one_process_here_too(rest, engine):
     assert_like_one_process(rest, engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,23 +35,41 @@ INTERRUPTED = {  # folder -> the launch that is ended, its exit code, and what i
         REQUEUE,
         "after step 4 of 5 of stage 'finetune'",
     ),
+    "ZeRO-2": (
+        Job("ZeRO-2", event="SIGTERM", rank=1, place="finetune 2", strategy="zero2", **PAIR),
+        REQUEUE,
+        "after step 2 of 5 of stage 'finetune'",
+    ),
 }
 
 
+CORE = ("SIGTERM", "one of two ranks")
+CASES = [pytest.param(name, marks=[] if name in CORE else pytest.mark.distributed) for name in INTERRUPTED]
+
+
+def unbroken(job: Job) -> str:
+    """Folder of the run that nothing happened to."""
+    return f"unbroken {job.ranks} {job.strategy}"
+
+
 @pytest.fixture(scope="module")
-def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[list[int]]]]:
-    """The folder of all runs, and per run the exit codes of its launches."""
+def ended(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, dict[str, list[list[int]]]]:
+    """The folder of the runs that were asked for, and per run the exit codes of its launches."""
     folder = tmp_path_factory.mktemp("signals")
-    jobs = [Job("unbroken, 1"), Job("unbroken, 2", ranks=2)]
-    for name, (job, _, _) in INTERRUPTED.items():
-        jobs += [job, Job(name, ranks=job.ranks)]
+    here = [item for item in request.session.items if item.module is request.module and "ended" in item.fixturenames]
+    chosen = dict.fromkeys(item.callspec.params["name"] for item in here)
+    again = [Job(name, ranks=INTERRUPTED[name][0].ranks, strategy=INTERRUPTED[name][0].strategy) for name in chosen]
+    whole = dict.fromkeys(replace(job, folder=unbroken(job)) for job in again)
+    jobs = [*whole, *(INTERRUPTED[name][0] for name in chosen), *again]
     codes: dict[str, list[list[int]]] = {}
     for job, code in zip(jobs, run_all(jobs, folder), strict=True):
         codes.setdefault(job.folder, []).append(code)
     return folder, codes
 
 
-@pytest.mark.parametrize("name", INTERRUPTED)
+@pytest.mark.parametrize("name", CASES)
 def test_a_signal_ends_every_rank_after_the_same_step_with_its_exit_code(ended, name):
     folder, codes = ended
     job, code, said = INTERRUPTED[name]
@@ -59,18 +78,19 @@ def test_a_signal_ends_every_rank_after_the_same_step_with_its_exit_code(ended, 
         assert said in (folder / f"{name}.stderr-{rank}").read_text()
 
 
-@pytest.mark.parametrize("name", INTERRUPTED)
+@pytest.mark.parametrize("name", CASES)
 def test_the_same_command_again_continues_to_the_last_bit(ended, name):
     folder, _ = ended
 
     def figures(run: str) -> list[tuple]:
         return [(row["step"], row["stage"], row["loss"]) for row in read_metrics(folder / run / "metrics.csv")]
 
-    ranks = INTERRUPTED[name][0].ranks
-    assert figures(name) == figures(f"unbroken, {ranks}")
+    job = INTERRUPTED[name][0]
+    ranks, whole = job.ranks, unbroken(job)
+    assert figures(name) == figures(whole)
     for rank in range(ranks):  # no micro-batch was made twice
         file = f"ledger-{ranks}-{rank}.txt" if ranks > 1 else "ledger.txt"
-        assert (folder / name / file).read_text() == (folder / f"unbroken, {ranks}" / file).read_text()
+        assert (folder / name / file).read_text() == (folder / whole / file).read_text()
 
 
 def listening(tmp_path: Path) -> Interruption:

@@ -15,8 +15,8 @@ from lit_mm.errors import UserError
 from lit_mm.interruption import STALLED
 from tests.signals import Job, run_all
 
-JOBS = {
-    "sleeps": Job("sleeps", 2, "sleep", 1, "finetune 2", workers=1, seconds=4),
+SLEEPS = Job("sleeps", 2, "sleep", 1, "finetune 2", workers=1, seconds=4)
+OTHERS = {
     "holds the lock": Job("holds the lock", 2, "lock", 1, "finetune 2", seconds=4),
     "alone": Job("alone", 1, "sleep", 0, "pretrain 4", workers=1, seconds=2),
 }
@@ -26,7 +26,13 @@ JOBS = {
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
     """The folder of the runs, and their ranks' exit codes. (`run_all` fails where a process is left running.)"""
     folder = tmp_path_factory.mktemp("stalls")
-    return folder, dict(zip(JOBS, run_all(list(JOBS.values()), folder), strict=True))
+    return folder, {"sleeps": run_all([SLEEPS], folder)[0]}
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
+    folder = tmp_path_factory.mktemp("stalls")
+    return folder, dict(zip(OTHERS, run_all(list(OTHERS.values()), folder), strict=True))
 
 
 def message(folder: Path, name: str, rank: int) -> str:
@@ -50,16 +56,18 @@ def test_the_line_that_hangs_is_shown(ended):
     assert "in _happens" in message(ended[0], "sleeps", 1)
 
 
-def test_a_rank_that_holds_the_interpreters_lock_is_ended_too(ended):
-    waiting, holding = ended[1]["holds the lock"]
+@pytest.mark.distributed
+def test_a_rank_that_holds_the_interpreters_lock_is_ended_too(others):
+    waiting, holding = others[1]["holds the lock"]
     assert waiting == STALLED and holding == 1
-    assert "in _happens" in message(ended[0], "holds the lock", 1)
-    assert re.search(r"s ago, rank 1 of 2", message(ended[0], "holds the lock", 0))
+    assert "in _happens" in message(others[0], "holds the lock", 1)
+    assert re.search(r"s ago, rank 1 of 2", message(others[0], "holds the lock", 0))
 
 
-def test_one_process_is_watched_as_well(ended):
-    assert ended[1]["alone"] == [STALLED]
-    assert "rank 0 of 1" in message(ended[0], "alone", 0)
+@pytest.mark.distributed
+def test_one_process_is_watched_as_well(others):
+    assert others[1]["alone"] == [STALLED]
+    assert "rank 0 of 1" in message(others[0], "alone", 0)
 
 
 def test_a_timeout_is_positive():
