@@ -197,7 +197,8 @@ class MultimodalModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """A checkpoint says what made it, so that it can be opened without its run folder (see `lit_mm.checkpoints`).
 
-        Parts that nothing in this run has trained are left out, where they can be loaded again.
+        Parts that nothing in this run has trained are left out, where they can be loaded again. `parts` names the
+        parameters of every part, stored or not.
         """
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         frozen = {} if self.save_frozen else self._base
