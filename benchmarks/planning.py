@@ -3,10 +3,10 @@
     python benchmarks/planning.py                  # about a minute
     python benchmarks/planning.py --rows 100000    # quicker
 
-Prints: seconds to plan so many packed rows, beside a plain best fit over all samples that tries every open row; seconds
-to take the stream up at its end, with the mark that a checkpoint keeps and without; tokens wasted by windows of 1024,
-beside next-fit in the order drawn and best-fit-decreasing over the whole set; how evenly steps fall on 8 ranks, beside
-dealing rows in order. Lengths are drawn like those of visual instruction data.
+Prints: CPU seconds to plan so many packed rows, beside a plain best fit over all samples that tries every open row;
+and to take the stream up at its end, with the mark that a checkpoint keeps and without; tokens wasted by windows of
+1024, beside next-fit in the order drawn and best-fit-decreasing over the whole set; how evenly steps fall on 8 ranks,
+beside dealing rows in order. Lengths are drawn like those of visual instruction data.
 """
 
 from __future__ import annotations
@@ -113,24 +113,24 @@ def spread(rows: Sequence[Row], table: np.ndarray, *, evenly: bool) -> tuple[flo
 def planning(rows: int) -> None:
     table = lengths_of(FAMILIES["fixed 576"][0], 200_000)
     plan = plan_of(table, 4096)
-    begun = time.perf_counter()
+    begun = time.process_time()
     drawn = 0
     for start in range(0, rows, STEP_ROWS):
         drawn += sum(len(row) for row in plan.rows(start, min(rows, start + STEP_ROWS)))
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     print(f"plan {rows:,} packed rows ({drawn:,} samples): {seconds:.1f} s, {seconds / drawn * 1e6:.1f} us a sample")
 
     naive = sorted(table[:NAIVE, 0].tolist(), reverse=True)
-    begun = time.perf_counter()
+    begun = time.process_time()
     best_fit_of_all(naive, 4096)
-    each = (time.perf_counter() - begun) / len(naive)
+    each = (time.process_time() - begun) / len(naive)
     print(f"  naively, without windows, trying every open row: {each * 1e6:.0f} us a sample of only {NAIVE:,}")
 
-    begun = time.perf_counter()
+    begun = time.process_time()
     for start in range(0, SHARED * STEP_ROWS, STEP_ROWS):
         rows_of_step = plan.rows(start, start + STEP_ROWS)
         share_out([tuple(table[list(row), :2].sum(axis=0).tolist()) for row in rows_of_step], RANKS)
-    each = (time.perf_counter() - begun) / SHARED
+    each = (time.process_time() - begun) / SHARED
     print(f"  share a step of {STEP_ROWS} rows out to {RANKS} ranks: {each * 1e3:.1f} ms")
 
     mark = plan.mark(rows - 1)
@@ -140,11 +140,11 @@ def planning(rows: int) -> None:
         (f"at row {rows:,} without it", rows, None),
     ):
         fresh = plan_of(table, 4096)
-        begun = time.perf_counter()
+        begun = time.process_time()
         if taken_up is not None:
             fresh.go_to(taken_up)
         first = fresh.rows(place, place + STEP_ROWS)
-        seconds = time.perf_counter() - begun
+        seconds = time.process_time() - begun
         assert first == plan.rows(place, place + STEP_ROWS)
         print(f"  start {said}: {seconds:.3f} s to the first step")
 

@@ -1,0 +1,132 @@
+"""Resident memory of a data module's loader workers over many samples, beside the usual way of loading.
+
+    python benchmarks/memory.py [--samples 50000] [--workers 2]
+
+Ours: `datamodules.Conversations` on a .jsonl of so many entries with small JPEGs, read through its byte offsets, laid
+out, decoded and collated in the workers. Theirs: a map-style dataset that holds the parsed entries in a list, as most
+training code does, Pillow and transformers' CLIP image processor, in the same DataLoader. What the workers hold in all
+(RSS, shared pages counted in each) and alone (USS) is read twenty times; the first fifth warms up. Run it by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from transformers import CLIPImageProcessor
+
+from datamodules.conversations import Conversations
+from lit_mm.processor import Processor
+from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.stages import Stage, Train
+from lit_mm.tiling.plan import plan_square
+
+SIDE, PATCH, BATCH = 56, 14, 8
+FILES, POINTS = 64, 20
+WORDS = ["what", "is", "the", "colour", "of", "this", "large", "red", "circle", "near", "page", "one", "two", "three"]
+
+
+def write(folder: Path, samples: int) -> Path:
+    """`FILES` JPEGs and a .jsonl in LLaVA's format whose entries share them."""
+    rng, noise = Random(0), np.random.default_rng(0)
+    for number in range(FILES):
+        pixels = noise.integers(0, 256, (8, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((96 + number, 64)).save(folder / f"{number}.jpg")
+    path = folder / "data.jsonl"
+    with path.open("w") as file:
+        for number in range(samples):
+            asked, said = (" ".join(rng.choices(WORDS, k=rng.randint(3, 20))) for _ in range(2))
+            turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": said}]
+            file.write(json.dumps({"id": str(number), "image": f"{number % FILES}.jpg", "conversations": turns}) + "\n")
+    return path
+
+
+def ours(path: Path, samples: int, workers: int) -> DataLoader:
+    tokenizer = load_tokenizer("nano")
+    processor = Processor(
+        tokenizer,
+        XComposer2Prompt("<|im_start|>", "<|im_end|>"),
+        tiling=lambda height, width: plan_square(height, width, size=SIDE),
+        token_grid=lambda size: (size[0] // PATCH, size[1] // PATCH),
+    )
+    data = Conversations(str(path), format="llava", global_batch=BATCH, num_workers=workers)
+    data.begin(processor, Stage("all", {"connector": Train(1e-3)}, max_steps=samples // BATCH), seed=0)
+    return data.train_dataloader()
+
+
+class Entries(Dataset):
+    """Parsed entries in a list."""
+
+    def __init__(self, path: Path) -> None:
+        self.folder, self.tokenizer = path.parent, load_tokenizer("nano")
+        self.entries = [json.loads(line) for line in path.read_text().splitlines()]
+        size = {"height": SIDE, "width": SIDE}
+        self.processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        entry = self.entries[number]
+        with Image.open(self.folder / entry["image"]) as image:
+            pixels = self.processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        text = " ".join(turn["value"] for turn in entry["conversations"])
+        return {"pixels": pixels, "ids": self.tokenizer.encode(text)}
+
+
+def theirs(path: Path, workers: int) -> DataLoader:
+    def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        ids = [torch.tensor(sample["ids"]) for sample in samples]
+        stacked = torch.stack([sample["pixels"] for sample in samples])
+        return {"pixels": stacked, "ids": torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)}
+
+    generator = torch.Generator().manual_seed(0)
+    return DataLoader(Entries(path), BATCH, shuffle=True, num_workers=workers, collate_fn=collate, generator=generator)
+
+
+def watch(name: str, loader: Iterable[Any], samples: int) -> None:
+    """Go through a loader, and tell what its workers hold."""
+    here = psutil.Process()
+    before = {child.pid for child in here.children()}
+    every, seen, points = max(samples // POINTS, 1), 0, []
+    begun = time.perf_counter()
+    for _ in loader:
+        seen += BATCH
+        if seen // every > len(points):
+            held = [child.memory_full_info() for child in here.children() if child.pid not in before]
+            points.append((seen, sum(h.rss for h in held) / 2**20, sum(h.uss for h in held) / 2**20))
+    steady = np.array(points[len(points) // 5 :])
+    seconds = time.perf_counter() - begun
+    told = []
+    for kind, values in zip(("RSS", "USS"), steady.T[1:], strict=True):
+        slope = np.polyfit(steady[:, 0], values, 1)[0] * 10_000
+        told.append(f"{kind} {values[0]:6.0f} -> {values[-1]:6.0f} MB, {slope:+6.2f} MB per 10,000 samples")
+    print(f"{name:7s}{seen} samples, {seen / seconds:5.0f} a second: {'; '.join(told)}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=50_000)
+    parser.add_argument("--workers", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder), given.samples)
+        watch("ours", ours(path, given.samples, given.workers), given.samples)
+        watch("theirs", theirs(path, given.workers), given.samples)
+
+
+if __name__ == "__main__":
+    main()
