@@ -8,6 +8,7 @@ layout does to a set of probes; a sample that turns out otherwise stops the run 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from lit_mm.data.document import Document, Turn
 from lit_mm.data.screen import CUT, UNKNOWN, WHOLE, SampleMaker
 from lit_mm.data.sources import Source, cache
 from lit_mm.errors import UserError
-from lit_mm.processor import Processor
+from lit_mm.processor import Processor, Sample
 
 CHUNK = 4096  # samples that are kept at a time
 PROBES = (
@@ -39,10 +40,7 @@ def fingerprint(processor: Processor) -> str:
     if processor.token_grid is not None:
         for height in SIDES:
             for width in SIDES:
-                try:
-                    seen.append(processor.visual_tokens(height, width))
-                except UserError as error:
-                    seen.append(str(error))
+                seen.append(_of(lambda size: processor.visual_tokens(*size), (height, width)))
     shown = [] if processor.token_grid is None else [Sized(337, 640)]
     chat = (
         Turn("user", (*shown, PROBES[0])),
@@ -51,13 +49,21 @@ def fingerprint(processor: Processor) -> str:
         Turn("assistant", (PROBES[1],)),
     )
     for turns in (chat, (Turn("system", (PROBES[0],)), *chat), (Turn("page", (*shown, PROBES[1])),)):
-        try:
-            sample = processor.lay_out(Document("probe", turns))
-        except UserError as error:  # a prompt may know no pages
-            seen.append(str(error))
-        else:
-            seen += [sample.input_ids.tolist(), sample.labels.tolist(), sample.index.tolist()]
+        sample = _of(processor.lay_out, Document("probe", turns))
+        laid_out = isinstance(sample, Sample)
+        seen += [sample.input_ids.tolist(), sample.labels.tolist(), sample.index.tolist()] if laid_out else [sample]
     return cache.key_of("layout", seen)
+
+
+def _of(lay_out: Callable[[Any], Any], probe: Any) -> Any:
+    """What a layout makes of a probe, or how it refuses it: a prompt may know no pages, a tiling no narrow images.
+
+    Whatever it raises only names the index here; where a document of the data is refused, that is told.
+    """
+    try:
+        return lay_out(probe)
+    except Exception as error:
+        return type(error).__name__
 
 
 def keys_of(maker: SampleMaker) -> list[str | None]:
