@@ -35,6 +35,7 @@ class MultimodalModule(L.LightningModule):
     def __init__(self, network: MultimodalModel, processor: Callable[[], Processor]) -> None:
         super().__init__()
         self.network = network
+        self.strict_loading = False  # of a Trainer that resumes: `run_stages` has loaded the weights, and checked them
         self._make_processor = processor
         self.stage: Stage | None = None
         self.stage_number = 1
