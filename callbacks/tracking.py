@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import netrc
 import os
 import secrets
@@ -26,11 +27,16 @@ from lit_mm.module import MultimodalModule
 class RunLogger(WandbLogger):
     """Lightning's logger with our step axis: optimizer steps counted through all stages.
 
+    A run that was killed takes up steps that it has logged already: they are not logged a second time. The last step of
+    each kind of row is kept in `wandb_steps.json` in the run folder, as W&B does not tell it without a network.
+
     Nothing of wandb is imported or started before the first value is logged.
     """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._steps_file = Path(arguments["save_dir"]) / "wandb_steps.json"
+        self._steps: dict[str, int] = json.loads(self._steps_file.read_text()) if self._steps_file.exists() else {}
         self._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B warns of it
 
     @property
@@ -44,8 +50,17 @@ class RunLogger(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        # No W&B step: it may not go back, but a resumed run logs its last steps a second time
-        self.experiment.log(dict(metrics) if step is None else {**metrics, "step": step})
+        if step is None:
+            self.experiment.log(dict(metrics))
+            return
+        kind = min(metrics)
+        if step <= self._steps.get(kind, -1):
+            return
+        self.experiment.log({**metrics, "step": step})
+        self._steps[kind] = step
+        part = self._steps_file.with_name(self._steps_file.name + ".part")
+        part.write_text(json.dumps(self._steps))
+        os.replace(part, self._steps_file)  # whole, whenever the process is killed
 
 
 def tracking_logger(

@@ -85,6 +85,8 @@ class RunFolder:
                     f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(changed[:4])}. "
                     "Resume with the same config, or choose another folder with --run_dir"
                 )
+            for of_another_run in ("wandb_id", "wandb_steps.json") if changed else ():
+                (self.path / of_another_run).unlink(missing_ok=True)
         _write(file, config)
 
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -81,6 +83,10 @@ class ZeROPrecision(DeepSpeedPrecision):
     def convert_input(self, data: Any) -> Any:
         return data
 
+    def backward(self, tensor: Tensor, model: L.LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        # Lightning has divided by the accumulation already, which its own plugin lets the engine do a second time
+        model.trainer.model.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
+
     def forward_context(self) -> AbstractContextManager:
         if not self.precision.startswith("bf16"):
             return nullcontext()
@@ -117,12 +123,13 @@ class ZeRO(DeepSpeedStrategy):
         keep_whole: int = 100_000,
         bucket: int = 200_000_000,
         timeout_minutes: float = default_pg_timeout.total_seconds() / 60,
-        **lightning: Any,
     ) -> None:
         if stage not in (1, 2, 3):
             raise UserError(f"ZeRO has the stages 1, 2 and 3, got {stage}")
         if offload_parameters and stage < 3:
             raise UserError(f"ZeRO-{stage} keeps the parameters whole on every device; to offload them take stage 3")
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed wonders aloud that it found no GPU
         config: dict[str, Any] = {
             "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own log only; rows are packed, the guess would fail
             "zero_allow_untested_optimizer": True,
@@ -140,7 +147,7 @@ class ZeRO(DeepSpeedStrategy):
                 "offload_param": {"device": "cpu" if offload_parameters else "none"},
             },
         }
-        super().__init__(config=config, timeout=timedelta(minutes=timeout_minutes), **lightning)
+        super().__init__(config=config, timeout=timedelta(minutes=timeout_minutes))
         self.stage = stage
         self.given_groups: list[list[nn.Parameter]] = []  # the optimizer's groups before DeepSpeed took them
         self._exact: dict[str, Tensor] = {}  # fp32 values of parameters that bf16 cannot hold
@@ -306,7 +313,8 @@ class ZeRO(DeepSpeedStrategy):
         checkpoints.publish_pieces(checkpoint, filepath, weights(), moments(), steps)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
+        saved = checkpoints.read(Path(checkpoint_path))
+        return {**saved.state, "state_dict": {}, "optimizer_states": [], "saved": saved}
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -318,6 +326,8 @@ class ZeRO(DeepSpeedStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         saved: checkpoints.Checkpoint = checkpoint["saved"]
         optimizer = self.engine_optimizer.optimizer
+        for group, kept in zip(optimizer.param_groups, checkpoint["optimizer"]["groups"], strict=True):
+            group["lr"] = kept["lr"]  # the schedule sets it after a step, not when it is restored
         for share in self.shares():
             step = saved.optimizer_step(share.name)
             if step is None:

@@ -293,8 +293,12 @@ def test_a_folder_without_a_checkpoint_takes_any_config(tmp_path):
     folder = RunFolder(tmp_path)
     folder.checkpoints.mkdir()
     folder.keep_config(config())
+    (tmp_path / "wandb_id").write_text("first")
+    folder.keep_config(config(trainer__devices=2))
+    assert (tmp_path / "wandb_id").exists()
     folder.keep_config(config(trainer__precision="32"))
     assert "32" in (tmp_path / "config.yaml").read_text()
+    assert not (tmp_path / "wandb_id").exists()  # another run
 
 
 def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):

@@ -38,9 +38,14 @@ def launch(folder: str, **options: Any) -> Launch:
     return Launch(folder, **given)
 
 
+RATES = ("lr_connector", "lr_language", "lr_partial_lora", "lr_vision")
+
+
 def losses(folder: Path) -> list[float]:
     rows = read_metrics(folder / "metrics.csv")
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    for row, other in zip(rows, read_metrics(folder.parent / "one process" / "metrics.csv"), strict=False):
+        assert [row[rate] for rate in RATES] == [other[rate] for rate in RATES]
     return [row["loss"] for row in rows]
 
 
@@ -82,6 +87,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             launch("on other ranks", ranks=1, base=base),
             launch("killed", strategy=CUT, base=base, kill="pretrain step 3"),
             launch("killed", strategy=CUT, base=base),
+            launch("accumulating", strategy=CUT, base=base, micro_batch=1),
             launch("planted", strategy="zero2", recipe="two", meddle="plant", fails="holds parameter"),
             launch("touched", strategy=CUT, recipe="two", meddle="touch", fails="changed the frozen part 'language'"),
         ],
@@ -121,6 +127,10 @@ def test_a_rank_writes_only_what_it_updates(runs: Path) -> None:
 
 def test_a_run_goes_on_under_other_strategies_on_other_numbers_of_ranks(runs: Path) -> None:
     assert losses(runs / "on other ranks") == pytest.approx(losses(runs / "one process"), rel=RTOL)
+
+
+def test_micro_batches_add_up_to_the_same_step(runs: Path) -> None:
+    assert losses(runs / "accumulating") == pytest.approx(losses(runs / "one process"), rel=RTOL)
 
 
 def test_on_as_many_ranks_a_killed_run_ends_bit_for_bit_the_same(runs: Path) -> None:

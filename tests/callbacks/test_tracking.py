@@ -47,12 +47,15 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
-    """Every row that was logged, read back from the run's file: a LevelDB log of protocol buffers."""
+    """Every row that was logged, read back from the files of its launches: LevelDB logs of protocol buffers."""
+    wandb.teardown()  # waits until W&B's own process has written everything
+    return [row for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")) for row in rows_of(file.read_bytes())]
+
+
+def rows_of(data: bytes) -> list[dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
 
-    wandb.teardown()  # waits until W&B's own process has written everything
-    (file,) = run_dir.glob("wandb/offline-run-*/*.wandb")
-    data, at, whole, rows = file.read_bytes(), 7, b"", []  # the first 7 bytes name the format
+    at, whole, rows = 7, b"", []  # the first 7 bytes name the format
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # no record header fits into the rest of a block
             at += 32768 - at % 32768
@@ -121,6 +124,20 @@ def test_the_same_folder_continues_the_same_run(tmp_path: Path, offline: None):
     other = tracking_logger(tmp_path / "other", "tiny", {})
     assert first.version == second.version == (tmp_path / "wandb_id").read_text().strip()
     assert other.version != first.version
+
+
+def test_a_step_that_was_logged_before_a_kill_is_not_logged_again(tmp_path: Path, offline: None):
+    for launch in ([1, 2, 3], [2, 3, 4]):
+        logger = tracking_logger(tmp_path, "tiny", {})
+        for step in launch:
+            logger.log_metrics({"loss": 1.0 / step}, step=step)
+            if step == 3 and launch[0] == 1:
+                break  # killed before it was examined
+            if step >= 3:
+                logger.log_metrics({"accuracy/overall": 0.5}, step=step)
+        finish(logger)
+    assert sorted(row["step"] for row in history(tmp_path) if "loss" in row) == [1, 2, 3, 4]
+    assert sorted(row["step"] for row in history(tmp_path) if "accuracy/overall" in row) == [3, 4]
 
 
 def test_a_sweep_agents_run_is_used(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
-from lit_mm.checkpoints import checkpoint_name, publish
+from lit_mm.checkpoints import checkpoint_name, kept_tensors, publish, remove
 from lit_mm.errors import UserError
 from lit_mm.families import EncoderDecoder
 from lit_mm.language.llama import Llama
@@ -51,13 +51,14 @@ def run(tmp_path: Path) -> Path:
 def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
     """A checkpoint as `fit` writes it, its weights drawn from the step's number."""
     torch.manual_seed(step)
-    state = EncoderDecoder(T5(**SIZES), tokenizer="nano").state_dict()
+    module = EncoderDecoder(T5(**SIZES), tokenizer="nano")
+    state = module.state_dict()
     said = {
         "family": "lit_mm.families.encoder_decoder.EncoderDecoder",
         "config": yaml.safe_dump(RECIPE),
         "stage": "read",
         "step": step,
-        "stored": list(state),
+        "stored": [name for name, _ in kept_tensors(module)],
         "frozen": {},
     }
     path = folder / "checkpoints" / checkpoint_name(1, "read", step)
@@ -96,7 +97,7 @@ def test_without_metrics_no_loss_is_told(run: Path) -> None:
 
 
 def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
-    (run / "checkpoints" / checkpoint_name(1, "read", STEPS)).unlink()
+    remove(run / "checkpoints" / checkpoint_name(1, "read", STEPS))
     checkpoint(run, STEPS - 2)
     with pytest.raises(UserError, match=r"step 5 of stage 'read'.*step 7"):
         store(run, "language", "tiny", str(run.parent / "tiny.yaml"), run.parent / "weights")

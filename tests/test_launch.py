@@ -1,0 +1,93 @@
+"""Several processes from the command line: Lightning's launcher and torchrun, one run folder that all agree on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from callbacks.metrics_csv import read_metrics
+from lit_mm import checkpoints
+from lit_mm.agreement import agree
+from tests.kills import free_port
+from tests.test_cli import TINY
+from tests.tiny import trainer
+
+ROOT = Path(__file__).parents[1]
+ZERO3 = ["--trainer.strategy", "zero3", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+# By its class, so that no parameter stays whole and the examinations of a stage gather every layer
+CUT = ["--trainer.strategy", "lit_mm.strategies.ZeRO", "--trainer.strategy.stage", "3"]
+CUT += ["--trainer.strategy.keep_whole", "0", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+
+
+def recipe(folder: Path) -> None:
+    config = TINY | {"track": False, "examine_documents": 2, "checkpoint_every": 1}
+    config["stages"] = [
+        {"name": "align", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2},
+        {"name": "all", "train": {part: {"lr": 1e-3} for part in ("connector", "language")}, "max_steps": 2},
+    ]
+    config["data"] = {**TINY["data"], "init_args": {"documents": 8, "heldout_documents": 2, "global_batch": 2}}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def run(folder: Path, *command: str) -> str:
+    kept = ("MASTER_", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LIT_MM_AGREED")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(kept)}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.distributed
+def test_zero3_is_one_key_and_its_run_is_evaluated_by_one_process(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    run(tmp_path, sys.executable, "-m", "lit_mm", "fit", "--config", "tiny.yaml", *ZERO3)
+    (folder,) = [path for path in (tmp_path / "runs" / "tiny").iterdir()]  # both ranks wrote into one
+    assert [row["step"] for row in read_metrics(folder / "metrics.csv")] == [1, 2, 3, 4]
+    saved = checkpoints.read(checkpoints.find(folder))
+    assert (saved.manifest["strategy"], saved.manifest["ranks"]) == ("ZeRO", 2)
+    told = run(tmp_path, sys.executable, "-m", "lit_mm", "evaluate", "runs/latest", "--format", "json")
+    overall = json.loads(told.splitlines()[-1])["accuracy"]["overall"]
+    assert overall == json.loads((folder / "summary.json").read_text())["accuracy"]["overall"]
+
+
+@pytest.mark.distributed
+def test_the_ranks_of_torchrun_agree_on_the_run_folder(tmp_path: Path) -> None:
+    recipe(tmp_path)
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    run(tmp_path, sys.executable, *launcher, "-m", "lit_mm", "fit", "--config", "tiny.yaml", *CUT)
+    (folder,) = [path for path in (tmp_path / "runs" / "tiny").iterdir()]
+    assert [row["step"] for row in read_metrics(folder / "metrics.csv")] == [1, 2, 3, 4]
+
+
+AGREES = """
+import os, sys
+from tests.tiny import trainer
+from lit_mm.agreement import agree
+it = trainer(ranks=2)
+rank = it.global_rank
+print(rank, agree(it, "run_dir", lambda: f"of {rank}"), agree(it, "resume", lambda: f"at {rank}"))
+"""
+
+
+def test_what_the_first_rank_decides_reaches_the_others_before_they_are_joined(tmp_path: Path) -> None:
+    port = str(free_port())
+    ranks = []
+    for rank in range(2):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+        ranks.append(
+            subprocess.Popen([sys.executable, "-c", AGREES], env=environment, stdout=subprocess.PIPE, text=True)
+        )
+    said = [process.communicate(timeout=300)[0].split("\n")[-2] for process in ranks]
+    assert said == ["0 of 0 at 0", "1 of 0 at 0"]
+
+
+def test_one_process_decides_alone() -> None:
+    assert agree(trainer(), "run_dir", lambda: "mine") == "mine"
