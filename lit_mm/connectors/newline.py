@@ -26,7 +26,7 @@ class WithNewline(nn.Module):
 
     def learned(self) -> Tensor:
         """[1 + K, E]: newline, then the wrapped connector's."""
-        return torch.cat([self.newline[None], self.projector.learned()])
+        return torch.cat([self.newline[None], self.projector.learned().to(self.newline)])
 
     def forward(self, x: Tensor) -> Tensor:
         """[V, N, D] patch features -> [V, M, E] visual tokens."""
