@@ -158,20 +158,20 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     learnt = sum(map(sum, groups))
     if spread.zero == 1:
         gradients = size * learnt
-    elif size == FP32 and spread.accumulation > 1 and not spread.offload_optimizer:
+    elif size == FP32 and spread.accumulation > 1:
         # Accumulated in the gradients themselves, which are kept whole where a rank's part touches them
         gradients = FP32 * max(
-            sum(_touched(group, size, rank, spread.ranks) for group, size in zip(groups, flat, strict=True))
+            sum(_touched(group, length, rank, spread.ranks) for group, length in zip(groups, flat, strict=True))
             for rank in range(spread.ranks)
         )
     else:
         gradients = FP32 * part
     frozen = sum(w.numel for w in weights if w.group is None)
-    device = {"weights": size * (frozen + sum(flat)), "buckets": size * spread.bucket}
+    device = {"weights": size * (frozen + sum(flat)), "buckets": size * spread.bucket, "gradients": gradients}
     host: dict[str, int] = {}
-    _put(
-        host if spread.offload_optimizer else device, masters=FP32 * part, gradients=gradients, moments=FP32 * 2 * part
-    )
+    _put(host if spread.offload_optimizer else device, masters=FP32 * part, moments=FP32 * 2 * part)
+    if spread.offload_optimizer:
+        _put(host, gradients=FP32 * part)  # a copy, which the update on the host reads
     return RankMemory(Holding(**device), Holding(**host))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -126,6 +127,21 @@ def why_no_nodes() -> str:
         subprocess.run(["ip", "netns", "del", probe], check=True)  # takes the pair along
 
 
+def remove(name: str) -> None:
+    """End what runs in a namespace, and delete it; its end of the veth pair takes the other along."""
+    for pid in subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    subprocess.run(["ip", "netns", "del", name], check=True)
+
+
+def sweep() -> None:
+    """Remove the namespaces of tests that were killed."""
+    listed = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
+    for name, pid in re.findall(r"^(lit-mm-(\d+)-\d)\b", listed, re.MULTILINE):
+        if not psutil.pid_exists(int(pid)):
+            remove(name)
+
+
 @contextmanager
 def two_nodes() -> Iterator[tuple[Node, Node]]:
     """Two namespaces joined by a veth pair. Nothing outside them is reachable, and they are gone afterwards."""
@@ -135,6 +151,7 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
+    sweep()
     made = []
     try:
         for node in nodes:
@@ -154,10 +171,7 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
         yield nodes
     finally:
         for node in made:
-            pids = subprocess.run(["ip", "netns", "pids", node.name], capture_output=True, text=True).stdout.split()
-            for pid in pids:
-                os.kill(int(pid), signal.SIGKILL)
-            ip("netns", "del", node.name)
+            remove(node.name)
 
 
 # --- SLURM -----------------------------------------------------------------------------------------------------------

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Sequence
 
+=======
+import torch
+>>>>>>> nodes
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,7 +60,7 @@ class MLPProjector(nn.Module):
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""
-        return self.mlp[0].weight.new_zeros(0, self.language_width)
+        return torch.zeros(0, self.language_width)  # asking a weight for its kind would gather it under ZeRO-3
 
     def forward(self, x: Tensor, grids: Sequence[tuple[int, int]] | None = None) -> Tensor:
         """[V, N, D] patch features -> [V, N, E] visual tokens, each of one patch, whatever the `grids` of the views."""

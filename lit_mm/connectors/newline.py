@@ -28,7 +28,7 @@ class WithNewline(nn.Module):
 
     def learned(self) -> Tensor:
         """[1 + K, E]: newline, then the wrapped connector's."""
-        return torch.cat([self.newline[None], self.projector.learned()])
+        return torch.cat([self.newline[None], self.projector.learned().to(self.newline)])
 
     @property
     def any_grid(self) -> bool:
