@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Sequence
 
-=======
 import torch
->>>>>>> nodes
 import torch.nn.functional as F
 from torch import Tensor, nn
 
