@@ -222,9 +222,9 @@ class Source(ABC):
     # --- the picture index -------------------------------------------------------------------------------------------
     @property
     def _key(self) -> str:
-        return cache.key_of("pictures", type(self).__name__, *self.options(), *self._places())
+        return cache.key_of("pictures", type(self).__name__, *self.options(), *self._files())
 
-    def _places(self) -> tuple[list[str], list[str]]:
+    def _files(self) -> tuple[list[str], list[str]]:
         """What the data files hold, by their stamps, and where their pictures lie."""
         folders = [self._absolute(self.images if self.images is not None else folder_of(p.path)) for p in self.parts]
         return [part.digest for part in self.parts], sorted(set(folders))
@@ -233,7 +233,7 @@ class Source(ABC):
     def content(self) -> tuple[Any, ...]:
         """What decides its documents: format, arguments, and what its files hold."""
         plain = {k: v for k, v in vars(self).items() if v is None or isinstance(v, str | int | float | bool)}
-        return type(self).__name__, sorted(plain.items()), *self._places()
+        return type(self).__name__, sorted(plain.items()), *self._files()
 
     @staticmethod
     def _absolute(folder: str) -> str:
