@@ -58,7 +58,7 @@ class QFormerProjector(nn.Module):
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""
-        return self.projection.weight.new_zeros(0, self.language_width)
+        return torch.zeros(0, self.language_width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[V, N, D] features, with or without class token -> [V, Q, E] visual tokens."""

@@ -116,7 +116,7 @@ class Resampler(nn.Module):
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""
-        return self.query.new_zeros(0, self.language_width)
+        return torch.zeros(0, self.language_width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[V, N, D] patch features -> [V, Q, E] visual tokens.

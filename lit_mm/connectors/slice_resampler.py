@@ -96,7 +96,7 @@ class SliceResampler(nn.Module):
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""
-        return self.query.new_zeros(0, self.language_width)
+        return torch.zeros(0, self.language_width)
 
     def forward(self, x: Tensor, grids: Sequence[Grid] | None = None) -> Tensor:
         """[V, N, D] patch features -> [V, Q, E] visual tokens.
