@@ -101,7 +101,7 @@ def changes(p: Properties) -> Iterator[tuple[str, Properties]]:
         if p.view[0] == p.view[1]:
             yield f"`vision.init_args.image_size: {p.view[0]}`", replace(p, takes_view=p.view)
     if p.takes_view is not None:
-        yield "`vision.init_args.any_size: true`", replace(p, takes_view=None)
+        yield "`vision.init_args.any_size: true` (of ViT)", replace(p, takes_view=None)
     for name, places, whole, rows in (
         ("base_then_unpadded_rows", 1, "first", True),
         ("global_then_tiles", 2, "first", True),

@@ -63,7 +63,7 @@ def test_what_agrees_is_legal(changed: dict[str, Any]) -> None:
         (
             {**SLICES, "takes_view": (28, 28)},
             "the tiling makes views of sizes that follow the image, the vision encoder takes 28 x 28 pixels alone",
-            ["`vision.init_args.any_size: true`"],
+            ["`vision.init_args.any_size: true` (of ViT)"],
         ),
         (
             {"class_token": True},
