@@ -151,9 +151,9 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mist
         ),
         (
             "model.class_path",
-            "lit_mm.families.XComposer3",
+            "lit_mm.families.XCompozer2",
             "model.class_path",
-            "there is no 'lit_mm.families.XComposer3'. Did you mean 'XComposer2'?",
+            "there is no 'lit_mm.families.XCompozer2'. Did you mean 'XComposer2'?",
         ),
         (
             "model.init_args.vision.class_path",
@@ -331,7 +331,7 @@ def test_a_misspelt_override_is_told_from_a_mistake_in_the_file(
     [
         (("fti",), "there is no command 'fti'. Did you mean 'fit'?"),
         (("evalute", "runs/latest"), "there is no command 'evalute'. Did you mean 'evaluate'?"),
-        (("zzz",), "there is no command 'zzz'. There are fit, evaluate, generate, data."),
+        (("zzz",), "there is no command 'zzz'. There are fit, evaluate, generate, compose, describe, tiles, checkpoint, data."),
         (("evaluate", "--docments", "3"), "there is no option --docments. Did you mean --documents?"),
         (("evaluate", "--documents", "few"), "argument --documents: invalid int value: 'few'"),
         (("evaluate", "--documents", "0"), "--documents is at least 1, got 0"),
@@ -350,7 +350,7 @@ def test_a_misspelt_command_or_option_is_corrected(mistake: Mistake, command: tu
 
 def test_a_file_that_is_no_checkpoint_is_refused(mistake: Mistake) -> None:
     Path("x.ckpt").write_text("hello")
-    assert "'x.ckpt' cannot be read as a checkpoint" in mistake("evaluate", "x.ckpt")
+    assert "'x.ckpt' is a file; a checkpoint is a folder" in mistake("evaluate", "x.ckpt")
 
 
 def test_a_broken_pair_of_torch_and_torchvision_stops_every_command(

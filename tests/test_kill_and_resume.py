@@ -128,7 +128,7 @@ def check_against_unbroken(runs: Path, before: Split, after: Split, kill: str) -
     assert account == (unbroken / "ledger.json").read_text()
     if before[0] == after[0]:
         assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
-        mine, other = (checkpoints.read(checkpoints.find(f))["state_dict"] for f in (runs / name, unbroken))
+        mine, other = (checkpoints.read(checkpoints.find(f)).weights() for f in (runs / name, unbroken))
         assert all(torch.equal(mine[key], other[key]) for key in other)
 
 

@@ -247,7 +247,7 @@ def test_the_same_command_again_resumes_and_changes_no_loss(run: Run, command: C
 def test_a_run_that_lost_its_last_step_makes_it_again(run: Run, command: Callable) -> None:
     before = [row["loss"] for row in run.rows("metrics.csv")]
     shutil.copytree(run.folder, run.place / "runs/cut")
-    (run.place / "runs/cut/checkpoints/02-finetune-step=000002.ckpt").unlink()
+    shutil.rmtree(run.place / "runs/cut/checkpoints/02-finetune-step=000002.ckpt")
     assert command("fit", "--config", "tiny.yaml", "--run_dir", "runs/cut")[0] == 0
     resumed = Run(run.place, run.place / "runs/cut", (), "")
     assert [float(row["loss"]) for row in resumed.rows("metrics.csv")] == pytest.approx([float(x) for x in before])
