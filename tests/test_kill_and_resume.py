@@ -6,8 +6,8 @@ combinations of 0, 2 and 3 workers and 1 and 2 ranks under the marker `slow`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -192,9 +193,14 @@ def test_torchrun_killed_from_outside_at_any_moment_goes_on(tmp_path: Path) -> N
         while running.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) <= steps):
             time.sleep(0.01)
         assert running.poll() is None, (tmp_path / "killed.log").read_text()[-3000:]
-        os.killpg(running.pid, signal.SIGKILL)
+        # torchrun's ranks have sessions of their own: a signal to its group would leave them at work
+        launched = [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]
+        assert len(launched) > 2
+        for process in launched:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         running.wait()
-        assert not outlives(running.pid, seconds=20)
+        assert not psutil.wait_procs(launched, timeout=20)[1], "a process outlived its launch"
     finish("killed", 0)
     assert stream(tmp_path / "killed") == stream(tmp_path / "unbroken")
     losses = [[row["loss"] for row in read_metrics(tmp_path / name / "metrics.csv")] for name in ("killed", "unbroken")]

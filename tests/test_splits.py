@@ -15,7 +15,10 @@ import torch
 
 from tests.splits import MODELS, PACKED, SPLITS, name_of
 
-RTOL = 1e-6  # fp32; of the loss, and of the norm of each gradient
+RTOL = 1e-6  # fp32; of the loss, of the norm of the whole gradient, and of each tensor's where rows are the same
+# Rows of another length sum their scores in another order: measured up to 1.4e-6 of a tensor's norm on the nano model,
+# 1e-15 in fp64
+RTOL_PACKED = 2e-6
 Kept = dict[str, dict[str, Any]]
 ALL = [
     pytest.param(model, *split, packed, marks=pytest.mark.slow if model.startswith("nano") else (), id=None)
@@ -51,9 +54,10 @@ def test_loss_and_gradients_do_not_depend_on_ranks_accumulation_and_packing(
     assert split["tokens"] == whole["tokens"] > 0
     torch.testing.assert_close(split["loss"], whole["loss"], rtol=RTOL, atol=0)
     assert split["gradients"].keys() == whole["gradients"].keys()
-    for name, expected in whole["gradients"].items():
-        apart = float((split["gradients"][name] - expected).norm())
-        assert apart <= RTOL * float(expected.norm()), f"{name}: {apart / float(expected.norm())}"
+    apart = {name: float((split["gradients"][name] - g).norm() / g.norm()) for name, g in whole["gradients"].items()}
+    assert max(apart.values()) <= (RTOL_PACKED if packed else RTOL), max(zip(apart.values(), apart, strict=True))
+    of_all, expected = (torch.cat([g.flatten() for g in one["gradients"].values()]) for one in (split, whole))
+    assert float((of_all - expected).norm()) <= RTOL * float(expected.norm())
 
 
 @pytest.mark.parametrize(

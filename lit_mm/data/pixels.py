@@ -27,8 +27,8 @@ class Normalise:
             authors' preprocessors (mean difference 0.04 of 255).
         spare: how many times larger than its first resize, in each direction, an image is still decoded; a JPEG that
             is larger by more is read at a fraction of its size (see `lit_mm.data.decode`). With 2, views then differ
-            from those of the whole image by 0.4 to 0.7 of 255 on average, with 3 by 0.2 to 0.4 (photographs). None
-            decodes all of every image, as "pillow" always does.
+            from those of the whole image by 0.2 to 0.8 of 255 on average (1.1 at an eighth; photographs). None decodes
+            all of every image, as "pillow" always does.
     """
 
     mean: tuple[float, float, float]
