@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
+from lit_mm.layers.dropout import dropout
 
 # V images, N features each, D their width, Q queries, L text positions, P = Q + L (queries first), W width, H heads
 
@@ -70,7 +71,7 @@ class Attention(nn.Module):
         else:
             y = attention(q, k, v, mask)
         y = self.out(y.transpose(1, 2).flatten(2))
-        return self.norm(x + F.dropout(y, self.dropout, self.training))
+        return self.norm(x + dropout(y, self.dropout, self.training))
 
 
 class FeedForward(nn.Module):
@@ -86,7 +87,7 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[V, P, W] -> [V, P, W]."""
         y = self.fc2(F.gelu(self.fc1(x)))
-        return self.norm(x + F.dropout(y, self.dropout, self.training))
+        return self.norm(x + dropout(y, self.dropout, self.training))
 
 
 class Layer(nn.Module):
@@ -224,7 +225,7 @@ class QFormer(nn.Module):
                     "Shorten the text, or raise `max_positions`"
                 )
             parts.append(self.words(ids) + self.positions(torch.arange(ids.shape[1], device=ids.device)))
-        x = F.dropout(self.norm(torch.cat(parts, dim=1)), self.dropout, self.training)  # [V, P, W]
+        x = dropout(self.norm(torch.cat(parts, dim=1)), self.dropout, self.training)  # [V, P, W]
         num_queries = 0 if features is None else len(self.queries)
         for layer in self.layers:
             x = layer(x, num_queries, features, mask)

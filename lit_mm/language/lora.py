@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
+from lit_mm.layers.dropout import dropout
 
 XCOMPOSER_LINEARS = ("q_proj", "v_proj", "up_proj", "down_proj")
 
@@ -46,7 +47,7 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        branch = self.lora_b(self.lora_a(F.dropout(x, self.dropout, self.training)))
+        branch = self.lora_b(self.lora_a(dropout(x, self.dropout, self.training)))
         return self.base(x) + self.scale * branch
 
     def extra_repr(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.routed import Route, receive_routing
+from lit_mm.layers.dropout import dropout
 
 
 def is_partial_lora(parameter: str) -> bool:
@@ -21,12 +22,12 @@ def is_partial_lora(parameter: str) -> bool:
     return parameter.rsplit(".", 2)[-2:] in (["lora_a", "weight"], ["lora_b", "weight"])
 
 
-def low_rank_input(x: Tensor, index: Tensor, dropout: float, training: bool) -> Tensor:
-    """Rows of [B, L, in] at the places `index` [K], after dropout: [K, in].
+def low_rank_input(x: Tensor, index: Tensor, p: float, training: bool) -> Tensor:
+    """Rows of [B, L, in] at the places `index` [K], after dropout of probability p: [K, in].
 
     `embedding` and not `x[index]`: its CPU backward is deterministic.
     """
-    return F.dropout(F.embedding(index, x.flatten(0, -2)), dropout, training)
+    return dropout(F.embedding(index, x.flatten(0, -2)), p, training)
 
 
 class PartialLoRALinear(nn.Module):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
+from lit_mm.layers.dropout import dropout
 from lit_mm.vision.vit import Block, ViT
 
 RANKS = {"qkv": 16, "out": 16, "mlp": 32}  # published
@@ -47,7 +48,7 @@ class WindowAdapter(nn.Module):
         # `embedding` and not `self.down[own]`: its backward is deterministic
         down, up = (F.embedding(own, of.flatten(1)).unflatten(1, of.shape[1:]) for of in (self.down, self.up))
         scale = F.embedding(own, self.scale[:, None]) * (tiles >= 0)[:, None]  # [V, 1]
-        low = torch.bmm(F.dropout(x, self.dropout, self.training), down.transpose(1, 2))  # [V, P, r]
+        low = torch.bmm(dropout(x, self.dropout, self.training), down.transpose(1, 2))  # [V, P, r]
         return torch.bmm(low * scale[:, :, None], up.transpose(1, 2))
 
 

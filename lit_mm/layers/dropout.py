@@ -1,0 +1,28 @@
+"""Dropout whose random numbers cost a CPU little."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEVELS = 1 << 16
+
+
+def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
+    """Zeroes each element with probability p and divides the rest by 1 - p, while training.
+
+    A CPU draws one random number after the other, on one core, whatever it computes with: in a nano step with partial
+    LoRA torch's dropout takes a tenth of the time. So one draw of 64 bits serves four elements there, and p is rounded
+    to a 65,536th, in the mask and in the scale. On a GPU this is torch's.
+
+    Args:
+        x: any shape.
+        p: in [0, 1).
+    """
+    if not training or not p or x.device.type != "cpu":
+        return F.dropout(x, p, training)
+    dropped = min(max(round(p * LEVELS), 1), LEVELS - 1)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
+    kept = (draws.view(torch.int16)[: x.numel()] >= dropped - LEVELS // 2).view(x.shape)
+    return x * kept.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
