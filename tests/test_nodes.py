@@ -36,11 +36,13 @@ def agent_on(
     facts = {"first": nodes[0].address, "own": node.address, "number": number, "is_host": number == 0}
     command = node.command(
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"),
-        *("--max_restarts", "3", *(word.format(**facts) for word in meeting)),
+        *("--max_restarts", "3", "--shutdown-timeout", "600", *(word.format(**facts) for word in meeting)),
         *("-m", "lit_mm", "fit", "--config", "recipe.yaml", "--run_dir", run_dir),
         *("--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "zero2"),
     )
-    return started(command, folder, f"{run_dir}-{number}.log", GLOO_SOCKET_IFNAME=node.link)
+    # torch 2.15's agents keep what they learnt in the first round, and one that comes later would never hear of it
+    apart = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if meeting is ELASTIC else {}
+    return started(command, folder, f"{run_dir}-{number}.log", GLOO_SOCKET_IFNAME=node.link, **apart)
 
 
 @contextmanager
