@@ -3,6 +3,8 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 CONFIG ?= experiments/xcomposer2.yaml
 ARGS ?=
+# Test files run side by side in so many processes, of one thread each
+TEST_JOBS ?= 2
 
 RUN := .venv/bin/python
 STAMP := .venv/.setup-done
@@ -29,7 +31,7 @@ fit: setup ## train: make fit CONFIG=experiments/xcomposer2.yaml ARGS="--stages 
 	$(RUN) -m lit_mm fit --config $(CONFIG) $(ARGS)
 
 test: setup ## run the tests on the CPU
-	CUDA_VISIBLE_DEVICES= $(RUN) -m pytest -q $(ARGS)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
 test-all: setup ## run also the long tests, in several processes
 	CUDA_VISIBLE_DEVICES= $(RUN) -m pytest -q -m "not gpu and not weights" $(ARGS)
