@@ -29,6 +29,9 @@ HF_PARTS = {
     "mlp.fc2": "fc2",
 }
 HF_UNUSED = ("post_layernorm.", "embeddings.position_ids")  # after the features; 0, 1, 2, ...
+# Of a whole CLIPModel, what is not its vision encoder
+HF_TEXT = ("text_model.embeddings.", "text_model.encoder.", "text_model.final_layer_norm.")
+HF_CONTRAST = ("text_projection.weight", "visual_projection.weight", "logit_scale")
 
 OPENAI_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
 OPENAI_TOP = {
@@ -50,9 +53,10 @@ OPENAI_UNUSED = ("ln_post.", "proj")
 
 
 def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's CLIPVisionModel -> `ViT`. Names may start with `vision_model.`; q, k, v become one linear.
+    """Hugging Face's CLIPVisionModel, or the vision half of its CLIPModel -> `ViT`; q, k, v become one linear.
 
-    The post layer-norm is left out: features are taken before it.
+    Names may start with `vision_model.`. The post layer-norm is left out: features are taken before it. Of a whole
+    CLIPModel the text half, the two projections and the temperature are left out, too.
 
     Raises:
         UserError: a block lacks one of q, k and v.
@@ -62,7 +66,7 @@ def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for full_name, tensor in state.items():
         name = full_name.removeprefix("vision_model.")
         found = HF_LAYER.fullmatch(name)
-        if name.startswith(HF_UNUSED):
+        if name.startswith(HF_UNUSED) or full_name.startswith(HF_TEXT) or full_name in HF_CONTRAST:
             continue
         if name in HF_TOP:
             ours[HF_TOP[name]] = tensor
