@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.weights.names import below, without
 
 HF_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 HF_TOP = {
@@ -86,14 +87,21 @@ def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def openai_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's own names -> `ViT`. From a whole CLIP (`visual.` names) the text half is left out, and so are the post
     layer-norm and the projection, which come after the features."""
-    visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+    norm, projection = OPENAI_UNUSED
+    features = without(below(state, "visual.") or state, norm)
+    features.pop(projection, None)
+    return openai_to_vit(features)
+
+
+def openai_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's names of a vision transformer's layers -> `ViT`; whoever started from that code has them, too."""
     ours: dict[str, Tensor] = {}
-    for name, tensor in (visual or state).items():
+    for name, tensor in state.items():
         found = OPENAI_LAYER.fullmatch(name)
         if name in OPENAI_TOP:
             ours[OPENAI_TOP[name]] = tensor
         elif found and found[2] in OPENAI_PARTS:
             ours[f"blocks.{found[1]}.{OPENAI_PARTS[found[2]]}.{found[3]}"] = tensor
-        elif not (name.startswith(OPENAI_UNUSED[0]) or name == OPENAI_UNUSED[1]):
+        else:
             ours[name] = tensor
     return ours
