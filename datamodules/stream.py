@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -22,6 +23,7 @@ from lit_mm.data.collate import collate
 from lit_mm.data.document import Document
 from lit_mm.data.mixture import Interleaved, Joined
 from lit_mm.data.order import Length, MicroBatch, Plan, RowStream, stable_hash
+from lit_mm.data.progress import bar
 from lit_mm.data.screen import FEW, BadSample, Fault, SampleMaker, Screen, TooLong, unlearnt
 from lit_mm.errors import UserError
 from lit_mm.processor import Processor, Sample
@@ -229,7 +231,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             window=self.window,
             order=Interleaved(joined, seed) if len(joined.names) > 1 or joined.draws != joined.sizes else None,
         )
-        steps = stage.max_steps or -(-plan.rows_of(stage.epochs) // self.global_batch)
+        steps = stage.max_steps or self._steps_of(plan, stage, tell=rank == 0)
         self.first_step = 0
         self.stream = RowStream(
             plan,
@@ -240,6 +242,25 @@ class StreamDataModule(L.LightningDataModule, ABC):
             world=world,
         )
         return steps
+
+    def _steps_of(self, plan: Plan, stage: Stage, *, tell: bool) -> int:
+        """Optimizer steps of a stage that counts epochs. Every sample without a kept length is laid out for it.
+
+        Args:
+            tell: what takes so long, on standard error.
+        """
+        documents = self.screen.maker.documents
+        missing = [source for source, kept in zip(documents.sources, self.screen.kept, strict=True) if kept is None]
+        if not missing or not tell:
+            return -(-plan.rows_of(stage.epochs) // self.global_batch)
+        text = f"lit_mm: stage {stage.name!r} counts epochs: to know its steps, all samples are laid out first"
+        if any(isinstance(source, lengths.Source) for source in missing):  # others have no files to name an index by
+            text += ". `python -m lit_mm data index --config RECIPE` keeps their lengths, and later starts are quick"
+        print(text, file=sys.stderr, flush=True)
+        with bar(f"laying out {stage.name}", len(documents)) as self.screen.progress:
+            rows = plan.rows_of(stage.epochs)
+        self.screen.progress = None
+        return -(-rows // self.global_batch)
 
     def maker(self, processor: Processor) -> SampleMaker:
         """What makes the samples of the current stage."""

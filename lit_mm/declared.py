@@ -1,8 +1,9 @@
 """What parts declare about themselves, read off their own arithmetic: no part is registered anywhere.
 
 A tiling shows it in its plans, a layout in what it does to three small plans, a connector in its `token_grid`. What
-arithmetic cannot tell is an attribute, and optional: `image_size`, `any_size` and `drop_cls` of a vision encoder;
-`grids`, `order` and `reads_class_token` of a connector, named and explained as in `lit_mm.combination.Properties`.
+arithmetic cannot tell is an attribute, and optional: `image_size`, `any_size`, `drop_cls` and `windows` (that have
+adapters of their own) of a vision encoder; `grids`, `order` and `reads_class_token` of a connector, named and explained
+as in `lit_mm.combination.Properties`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Callable
 import numpy as np
 from torch import nn
 
-from lit_mm.combination import Properties, Thumbnail, nearest, objection
+from lit_mm.combination import EVERYTHING, Part, Properties, Thumbnail, nearest, objection
+from lit_mm.connectors.beside import Beside
 from lit_mm.errors import UserError
 from lit_mm.layout import Layout
+from lit_mm.processor import Processor
 from lit_mm.tiling.plan import Size, TilePlan, View
 
 Tiling = Callable[[int, int], TilePlan]
@@ -22,21 +25,43 @@ PROBES = ((336, 336), (672, 1008), (1008, 672), (448, 1344), (1344, 448), (61, 9
 SQUARES, OBLONG = ((12, 12), (24, 24)), (12, 24)  # grids of patches that 2, 3, 4 and 6 divide
 
 
+def require_parts(vision: nn.Module, connector: nn.Module, processor: Processor, free: frozenset[Part]) -> None:
+    """Refuse parts that do not go together in the model in use, in a stage, or for a source.
+
+    Args:
+        processor: of the model; it holds those of the stages.
+        free: the parts that the family lets a recipe choose.
+    Raises:
+        UserError: see `require_combination`.
+    """
+    laid_out = {"model.init_args": processor}
+    laid_out |= {f"model.init_args.by_stage.{name}": own for name, own in processor.by_stage.items()}
+    for key, own in laid_out.items():
+        for tiling in (own.tiling, *own.by_source.values()):
+            require_combination(vision, connector, tiling, own.layout, key, free)
+
+
 def require_combination(
-    vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: Layout, key: str, *, bare: nn.Module
+    vision: nn.Module,
+    connector: nn.Module,
+    tiling: Tiling,
+    layout: Layout,
+    key: str,
+    free: frozenset[Part] = EVERYTHING,
 ) -> None:
     """Refuse parts that do not go together.
 
     Args:
-        connector: as the model has it; `bare`: without the vectors that were put beside it.
         key: of the recipe, for the error.
+        free: the parts that the recipe may choose, for the nearest choice.
     Raises:
         UserError: why, and the nearest legal choice; or what a part itself says of the views that the tiling makes.
     """
-    found = properties(vision, connector, tiling, layout, bare=bare)
+    found = properties(vision, connector, tiling, layout)
     reason = objection(found)
     if reason is not None:
-        raise UserError(f"{key}: {reason}. The nearest that goes: {' and '.join(nearest(found))}")
+        choice = nearest(found, free)
+        raise UserError(f"{key}: {reason}." + (f" The nearest that goes: {' and '.join(choice)}" if choice else ""))
     try:
         for height, width in PROBES:
             for view in tiling(height, width).views:
@@ -45,12 +70,14 @@ def require_combination(
         raise UserError(f"{key}: {error}") from error
 
 
-def properties(
-    vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: Layout, *, bare: nn.Module
-) -> Properties:
-    """What the parts declare; arguments as `require_combination`."""
+def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: Layout) -> Properties:
+    """What the parts declare. A connector with vectors beside it declares what it does without them."""
+    bare = connector
+    while isinstance(bare, Beside):
+        bare = bare.projector
     plans = [tiling(*size) for size in PROBES]
     views = {tuple(view.size) for plan in plans for view in plan.views}
+    same = plans[0].thumbnail is not None and all(plan.views == plans[0].views for plan in plans)
     grids, order = of_connector(bare)
     places, lays_out, rows = of_layout(layout)
     size = getattr(vision, "image_size", None)
@@ -66,6 +93,8 @@ def properties(
         places=places,
         lays_out=lays_out,
         rows=rows,
+        adapters=getattr(vision, "windows", 0),
+        windows=len(plans[0].tiles) if same else 0,
     )
 
 

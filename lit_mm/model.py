@@ -75,13 +75,13 @@ class MultimodalModel(nn.Module):
         """
         if self.together:
             grids = [self.vision.token_grid(tuple(view.shape[-2:])) for group in views for view in group]
-            own = (tiles,) if self.reads_tiles else ()
-            made = self.connector(self.vision(views, *own), grids)  # [V, M, E]
+            features = self.vision(views, tiles) if self.reads_tiles else self.vision(views)
+            padded = self.connector(features, grids)  # [V, M, E]
             counts = [rows * columns for rows, columns in map(self.connector.token_grid, grids)]
-            tokens = [own[:count] for own, count in zip(made, counts, strict=True)]
+            tokens = [of_view[:count] for of_view, count in zip(padded, counts, strict=True)]
         elif self.reads_tiles:
             by_group = zip(views, tiles.split([len(group) for group in views]), strict=True)
-            tokens = [self.connector(self.vision(group, own)).flatten(0, 1) for group, own in by_group]
+            tokens = [self.connector(self.vision(group, its_tiles)).flatten(0, 1) for group, its_tiles in by_group]
         else:
             tokens = [self.connector(self.vision(group)).flatten(0, 1) for group in views]
         return torch.cat([*tokens, self.connector.learned().to(tokens[0])])

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from lit_mm.batch import Batch
 from lit_mm.checkpoints import kept_tensors, optimizer_groups
+from lit_mm.combination import IN_A_FAMILY, Part
 from lit_mm.data.order import stable_hash
+from lit_mm.declared import require_parts
 from lit_mm.digests import digest
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
@@ -29,10 +31,18 @@ class MultimodalModule(L.LightningModule):
     Args:
         network: the parts and their forward.
         processor: makes the owner of the token count, which data modules ask for samples and `describe` for lengths.
-            Called when it is first needed: a model can be built without its tokenizer's files.
+            Called at once where images are read; a published tokenizer's files are only read when they are needed.
+        free: the parts that the family lets a recipe choose.
+    Raises:
+        UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination`.
     """
 
-    def __init__(self, network: MultimodalModel, processor: Callable[[], Processor]) -> None:
+    def __init__(
+        self,
+        network: MultimodalModel,
+        processor: Callable[[], Processor],
+        free: frozenset[Part] = IN_A_FAMILY,
+    ) -> None:
         super().__init__()
         self.network = network
         self.strict_loading = False  # of a Trainer that resumes: `run_stages` has loaded the weights, and checked them
@@ -46,6 +56,8 @@ class MultimodalModule(L.LightningModule):
         self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
         self.origins: dict[str, str] = {}  # part -> where its weights came from, until a stage trains it
         self._base: dict[str, dict[str, str]] = {}  # the digests of these parts
+        if isinstance(network, MultimodalModel) and network.vision is not None:
+            require_parts(network.vision, network.connector, self.processor, free)
 
     @cached_property
     def processor(self) -> Processor:

@@ -95,12 +95,16 @@ class Processor:
         """What lays out the training documents of the stage `name`."""
         return self.by_stage.get(name, self)
 
-    def visual_tokens(self, height: int, width: int) -> int:
+    def tiling_of(self, source: str) -> Callable[[int, int], TilePlan]:
+        """What tiles the images of documents from this source."""
+        return self.by_source.get(source, self.tiling)
+
+    def visual_tokens(self, height: int, width: int, source: str = "") -> int:
         """Positions that an image of this size takes in the language model, layout's text included.
 
         Arithmetic alone: a run of text is one token, whatever the tokenizer.
         """
-        runs = self.layout(self.tiling(height, width), self.token_grid)
+        runs = self.layout(self.tiling_of(source)(height, width), self.token_grid)
         return sum(1 if isinstance(run, str) else len(run) for run in runs)
 
     def sample(self, document: Document) -> Sample:
@@ -170,7 +174,7 @@ class Processor:
 
     def _plan(self, picture: Picture, document: Document) -> TilePlan:
         try:
-            return self.by_source.get(document.source, self.tiling)(picture.height, picture.width)
+            return self.tiling_of(document.source)(picture.height, picture.width)
         except UserError as error:
             raise UserError(f"sample {document.id!r}: {error}") from error
 

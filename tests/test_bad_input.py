@@ -18,6 +18,7 @@ from PIL import Image
 import lit_mm.environment
 from lit_mm.cli import main, mistake_of, said
 from lit_mm.commands.mistakes import ConfigText, Problem, explain, locate
+from lit_mm.commands.options import RECIPE_OPTIONS, nearest_option
 from lit_mm.errors import UserError
 from lit_mm.families import XComposer2
 from tests.tiny import MODEL
@@ -315,6 +316,8 @@ def test_with_two_configs_the_file_that_holds_the_mistake_is_named(mistake: Mist
             "there is no option --modl.init_args.rank. Did you mean --model.init_args.rank?",
         ),
         (("--trainer.max_tim", "1"), "there is no option --trainer.max_tim. Did you mean --trainer.max_time?"),
+        (("--checkpoint", "4"), "there is no option --checkpoint. Did you mean --checkpoint_every?"),
+        (("--batch_size", "4"), "there is no option --batch_size (see --help)"),
         (("--checkpoint_evry=4",), "there is no option --checkpoint_evry. Did you mean --checkpoint_every?"),
         (("--checkpoint_every", "x"), "checkpoint_every (on the command line): expected a whole number, got 'x'"),
         (("more",), "'more' is not expected on the command line; options start with --"),
@@ -324,6 +327,34 @@ def test_a_misspelt_override_is_told_from_a_mistake_in_the_file(
     mistake: Mistake, option: tuple[str, ...], message: str
 ) -> None:
     assert mistake("fit", "--config", written(RECIPE), *option) == message
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--checkpoint", "--checkpoint_every"),  # by letters alone it is as near to --keep_checkpoints
+        ("--checkpoints", "--keep_checkpoints"),
+        ("--keep", "--keep_checkpoints"),
+        ("--examine", "--examine_every"),
+        ("--exam", "--examine_every"),
+        ("--run_folder", "--run_dir"),
+        ("--rundir", "--run_dir"),
+        ("--timeout", "--step_timeout"),
+        ("--max_steps", "--trainer.max_steps"),
+        ("--modle", "--model"),  # the word it is, not the one in --trainer.inference_mode
+        ("--trainer.progress_bar", "--trainer.enable_progress_bar"),
+        ("--lr", None),
+        ("--batch_size", None),
+        ("--resume", None),
+        ("--wandb", None),
+        ("--", None),
+        ("-x", None),
+    ],
+)
+def test_an_option_is_corrected_by_its_words_and_not_at_all_where_none_is_near(typed: str, meant: str | None) -> None:
+    trainer = ("max_epochs", "max_steps", "max_time", "inference_mode", "enable_progress_bar", "overfit_batches")
+    options = ["-h", "--help", "--config", "--model", "--data", "--stages", *(f"--trainer.{name}" for name in trainer)]
+    assert nearest_option(typed, [*options, *(f"--{option.name}" for option in RECIPE_OPTIONS)]) == meant
 
 
 @pytest.mark.parametrize(

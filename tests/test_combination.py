@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lit_mm.combination import Properties, changes, nearest, objection
+from lit_mm.combination import IN_A_FAMILY, Properties, changes, nearest, objection
 
 EVERY = frozenset({"first", "last", None})
 FIRST, LAST = frozenset({"first"}), frozenset({"last"})
@@ -45,6 +45,8 @@ SLICES = {"view": None, "takes_view": None, "thumbnail": "last", "lays_out": LAS
         {**ROWS, "learned": 2},
         SLICES,
         {**SLICES, "order": "queries"},
+        {"thumbnail": "last", "adapters": 3, "windows": 3},
+        {"thumbnail": "last", "windows": 3},
     ],
 )
 def test_what_agrees_is_legal(changed: dict[str, Any]) -> None:
@@ -117,6 +119,21 @@ def test_what_agrees_is_legal(changed: dict[str, Any]) -> None:
             "the tiling makes views of 56 x 56 pixels, the vision encoder takes 28 x 28 pixels alone",
             ["`vision.init_args.drop_cls: true`", "the same tiling with views of 28 x 28 pixels"],
         ),
+        (
+            {"thumbnail": "last", "adapters": 4, "windows": 6},
+            "the vision encoder has adapters for 4 windows, the tiling cuts every image into 6",
+            ["`vision_injection.arguments.windows: 6`"],
+        ),
+        (
+            {"adapters": 1},
+            "the vision encoder has adapters for 1 window, the tiling cuts none that are the same for every image",
+            ["`vision_injection: null`"],
+        ),
+        (
+            {**SLICES, "adapters": 4},
+            "the vision encoder has adapters for 4 windows, the tiling cuts none that are the same for every image",
+            ["`vision_injection: null`"],
+        ),
     ],
 )
 def test_what_does_not_agree_is_refused_with_the_reason_and_the_nearest_choice(
@@ -127,12 +144,36 @@ def test_what_does_not_agree_is_refused_with_the_reason_and_the_nearest_choice(
     assert list(nearest(properties)) == choice
 
 
+COLUMNS = {"order": "columns", "grids": "square"}
+IN_FAMILIES = [
+    (
+        {**ROWS, "learned": 1, "order": "columns", "grids": "square"},
+        ["`connector: lit_mm.connectors.mlp.MLPProjector`"],
+    ),
+    ({**ROWS, "places": 2}, ["`connector: lit_mm.connectors.merge.MergeMLP`"]),
+    ({**SLICES, "grids": "square"}, ["`connector: lit_mm.connectors.mlp.MLPProjector`"]),
+    (
+        {**ROWS, "learned": 1, "order": "queries", "class_token": True},
+        ["`vision.init_args.drop_cls: true`", "`connector: lit_mm.connectors.mlp.MLPProjector`"],
+    ),
+    ({"lays_out": LAST}, []),  # what would mend it is the family's own
+]
+
+
+@pytest.mark.parametrize(("changed", "choice"), IN_FAMILIES)
+def test_a_family_is_offered_what_it_lets_a_recipe_choose(changed: dict[str, Any], choice: list[str]) -> None:
+    properties = replace(LEGAL, **changed)
+    assert objection(properties) is not None
+    assert list(nearest(properties, IN_A_FAMILY)) == choice
+    assert len(nearest(properties)) == 1 or choice  # where all may change, something always does
+
+
 def everything() -> list[Properties]:
     """Every mixture of properties."""
     layouts = [(0, EVERY, False), (1, FIRST, True), (2, FIRST, True), (0, LAST, False), (2, EVERY, False)]
     return [
-        Properties(view, thumbnail, takes, token, reads, grids, order, learned, *layout)
-        for view, thumbnail, takes, token, reads, grids, order, learned, layout in product(
+        Properties(view, thumbnail, takes, token, reads, grids, order, learned, *layout, *windows)
+        for view, thumbnail, takes, token, reads, grids, order, learned, layout, windows in product(
             (None, (28, 28), (28, 56)),
             ("first", "last", None),
             (None, (28, 28), (56, 56)),
@@ -142,6 +183,7 @@ def everything() -> list[Properties]:
             ("rows", "columns", "queries"),
             (0, 1, 2),
             layouts,
+            ((0, 0), (3, 0), (3, 2)),
         )
     ]
 
@@ -149,7 +191,7 @@ def everything() -> list[Properties]:
 def test_there_is_always_a_nearest_choice_and_no_shorter_one() -> None:
     mixtures = everything()
     assert sum(objection(one) is None for one in mixtures) > 100
-    for properties in islice(mixtures, 0, None, 17):
+    for properties in islice(mixtures, 0, None, 53):
         choice = nearest(properties)
         assert bool(choice) == (objection(properties) is not None)
         if len(choice) > 1:

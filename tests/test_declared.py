@@ -11,9 +11,11 @@ from torch import nn
 
 from lit_mm import layout as layouts
 from lit_mm.connectors.downsample import DownsampleMLP
+from lit_mm.connectors.flags import WithFlags
 from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.linear import linear_projector
 from lit_mm.connectors.mlp import MLPProjector
+from lit_mm.connectors.newline import WithNewline
 from lit_mm.declared import of_connector, of_layout, properties, require_combination
 from lit_mm.errors import UserError
 from lit_mm.tiling.anyres import plan_anyres
@@ -23,6 +25,7 @@ from lit_mm.tiling.square import plan_centre_crop, plan_pad
 from lit_mm.tiling.uhd import plan_uhd, plan_uhd_arxiv
 from lit_mm.tiling.windows import plan_windows
 from lit_mm.vision.vit import ViT
+from lit_mm.vision.window_adapters import apply_window_adapters
 
 EVERY = {"first", "last", None}
 
@@ -102,29 +105,52 @@ def test_a_layout_tells_what_it_places_and_for_which_plans(layout: Any, declared
     ],
 )
 def test_a_tiling_tells_the_size_of_its_views(tiling: Any, view: Any, thumbnail: str | None) -> None:
-    found = properties(vit(), MLPProjector(8, 8), tiling, layouts.in_order, bare=MLPProjector(8, 8))
+    found = properties(vit(), MLPProjector(8, 8), tiling, layouts.in_order)
     assert (found.view, found.thumbnail) == (view, thumbnail)
 
 
 def test_a_vision_encoder_tells_its_size_and_its_class_token() -> None:
     tiling, connector = partial(plan_square, size=28), MLPProjector(8, 8)
-    found = properties(vit(), connector, tiling, layouts.in_order, bare=connector)
+    found = properties(vit(), connector, tiling, layouts.in_order)
     assert (found.takes_view, found.class_token) == ((28, 28), False)
-    assert properties(vit(drop_cls=False), connector, tiling, layouts.in_order, bare=connector).class_token
+    assert properties(vit(drop_cls=False), connector, tiling, layouts.in_order).class_token
     anything = vit()
     anything.any_size = True
-    assert properties(anything, connector, tiling, layouts.in_order, bare=connector).takes_view is None
+    assert properties(anything, connector, tiling, layouts.in_order).takes_view is None
+
+
+@pytest.mark.parametrize(
+    ("tiling", "windows"),
+    [
+        (partial(plan_windows, size=(56, 84), window=28), 6),
+        (partial(plan_windows, size=(28, 28), window=28), 1),
+        (partial(plan_square, size=28), 0),  # the one view is the whole, not a window
+        (partial(plan_anyres, tile=28), 0),
+        (partial(plan_uhd, size=28), 0),
+    ],
+)
+def test_windows_are_tiles_that_are_the_same_for_every_image(tiling: Any, windows: int) -> None:
+    found = properties(apply_window_adapters(vit(), 3), MLPProjector(8, 8), tiling, layouts.in_order)
+    assert (found.adapters, found.windows) == (3, windows)
+    assert properties(vit(), MLPProjector(8, 8), tiling, layouts.in_order).adapters == 0
+
+
+def test_a_connector_with_vectors_beside_it_declares_what_it_does_alone() -> None:
+    tiling = partial(plan_square, size=28)
+    for wrapped in (WithFlags(DownsampleMLP(8, 8), 8), WithNewline(WithFlags(DownsampleMLP(8, 8), 8), 8)):
+        found = properties(vit(), wrapped, tiling, layouts.in_order)
+        assert (found.grids, found.order, found.learned) == ("square", "columns", len(wrapped.learned()))
 
 
 def test_vectors_beside_a_connector_count() -> None:
     bare = MLPProjector(8, 8)
     both = WithLearned(bare, ["newline", "separator"], 8)
     tiling = partial(plan_hd, tile=28, max_tiles=6)
-    require_combination(vit(), both, tiling, layouts.global_then_tiles, "inputs", bare=bare)
+    require_combination(vit(), both, tiling, layouts.global_then_tiles, "inputs")
     with pytest.raises(
         UserError, match=r"^inputs: the layout places 2 .* has none\. .* goes: `learned: \[newline, sep"
     ):
-        require_combination(vit(), bare, tiling, layouts.global_then_tiles, "inputs", bare=bare)
+        require_combination(vit(), bare, tiling, layouts.global_then_tiles, "inputs")
 
 
 def test_a_side_that_a_part_does_not_divide_is_refused_in_its_own_words() -> None:
@@ -134,4 +160,4 @@ def test_a_side_that_a_part_does_not_divide_is_refused_in_its_own_words() -> Non
     with pytest.raises(
         UserError, match=r"^inputs: ViT: a view must be a multiple of the patch, 14 pixels, got 30 x 30"
     ):
-        require_combination(free, bare, tiling, layouts.in_order, "inputs", bare=bare)
+        require_combination(free, bare, tiling, layouts.in_order, "inputs")

@@ -6,11 +6,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.options import RECIPE_OPTIONS, Arguments
+from lit_mm.data.progress import bar
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
@@ -385,16 +385,3 @@ def processor_and_documents(chosen: argparse.Namespace) -> tuple[Processor, Any]
     if chosen.source is not None:
         return processor, declared(chosen.source)
     return processor, (cli.datamodule if stage is None else cli.data_of(stage)).source()
-
-
-@contextmanager
-def bar(described: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on the terminal, nothing in a log; gives a function that takes how many are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task(described, total=total)
-        yield lambda done: shown.update(task, completed=done)

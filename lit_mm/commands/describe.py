@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.options import Arguments
@@ -22,8 +22,9 @@ Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
 `frozen_total`, `from_step` of parts that thaw later, `steps` or `epochs`, `rows_per_step`, `samples_per_step`) and,
 with --images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles, `visual_tokens`) as the
-finished model sees them. A stage that sees them otherwise has `images` of its own. What is not known beforehand is
-null."""
+finished model sees them. A stage that sees them otherwise has `images` of its own. Where documents of some sources are
+tiled otherwise, `images_by_source` has what the same images become there, by the source's name, of the model and of
+every stage that differs. What is not known beforehand is null."""
 
 
 def describe(arguments: Sequence[str]) -> None:
@@ -88,11 +89,11 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None) -> d
         processor = model.processor
         if getattr(processor, "token_grid", None) is None:
             raise UserError(f"--images: {plan['family']} lays out no images. Leave it out")
-        plan["images"] = images(processor, sizes)
+        seen = seen_images(processor, sizes)
+        plan |= seen
         for stage, planned in zip(stages, plan["stages"], strict=True):
-            seen = images(processor.of_stage(stage.name), sizes)
-            if seen != plan["images"]:
-                planned["images"] = seen
+            of_stage = seen_images(processor.of_stage(stage.name), sizes)
+            planned |= {key: of_stage.get(key, {}) for key in seen | of_stage if of_stage.get(key) != seen.get(key)}
     return plan
 
 
@@ -116,15 +117,22 @@ def stage_plan(cli: RecipeCLI, stage: Stage) -> dict[str, Any]:
     }
 
 
-def images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+def seen_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """`images` and, where sources have tilings of their own, `images_by_source`."""
+    by_source = {source: images(processor, sizes, source) for source in processor.by_source}
+    return {"images": images(processor, sizes)} | ({"images_by_source": by_source} if by_source else {})
+
+
+def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str = "") -> list[dict[str, Any]]:
     """What images become.
 
     Args:
         sizes: (width, height), pixels.
+        source: of the documents that they are in.
     """
     laid_out = []
     for width, height in sizes:
-        plan = processor.tiling(height, width)
+        plan = processor.tiling_of(source)(height, width)
         rows, columns = plan.grid
         laid_out.append(
             {
@@ -132,7 +140,7 @@ def images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> list[dict[
                 "height": height,
                 "views": len(plan.views),
                 "grid": [columns, rows],
-                "visual_tokens": processor.visual_tokens(height, width),
+                "visual_tokens": processor.visual_tokens(height, width, source),
             }
         )
     return laid_out
@@ -150,15 +158,22 @@ def tables(plan: dict[str, Any]) -> str:
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
     text = [plan["family"], "", aligned(rows)]
-    seen = [("the finished model", plan["images"])] if "images" in plan else []
-    seen += [(f"stage {stage['name']}", stage["images"]) for stage in stages if "images" in stage]
-    for who, listed in seen:
+    for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         for one in listed:
             grid = "{} x {}".format(*one["grid"])
             sizes.append([f"{one['width']}x{one['height']}", str(one["views"]), grid, f"{one['visual_tokens']:,}"])
         text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes)]
     return "\n".join(text)
+
+
+def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Who sees images how: the model, then the stages that differ, each before its sources."""
+    for who, of in (("the finished model", plan), *((f"stage {stage['name']}", stage) for stage in plan["stages"])):
+        if "images" in of:
+            yield who, of["images"]
+        for source, listed in of.get("images_by_source", {}).items():
+            yield f"{who}, source {source}", listed
 
 
 def _learns(stage: dict[str, Any], part: str) -> str:

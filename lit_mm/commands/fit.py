@@ -54,7 +54,8 @@ def fit(arguments: Sequence[str]) -> None:
     watchdog = Watchdog(cli.config.step_timeout)
     observers: list[L.Callback] = [
         watchdog,
-        StageProgress(stages),
+        # Lightning refuses a progress bar of ours where it is asked for none
+        *([] if cli.config.trainer.enable_progress_bar is False else [StageProgress(stages)]),
         FreezeAudit(),
         MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
         DataLedger(folder.path),

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from lit_mm.commands.options import nearest_option
 from lit_mm.errors import UserError
 
 KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\":(?P<inline>.*)")
@@ -391,9 +392,11 @@ def _unrecognized(words: list[str], options: list[str]) -> str:
         return f"{word!r} is not expected on the command line; {cure}"
     option, _, _ = word.partition("=")
     head, dot, rest = option.partition(".")
-    heads = difflib.get_close_matches(head, {known.partition(".")[0] for known in options}, n=1)
-    close = difflib.get_close_matches(option, options, n=1) or [f"{heads[0]}.{rest}" for _ in heads if dot]
-    return f"there is no option {option}" + (f". Did you mean {close[0]}?" if close else " (see --help)")
+    close = nearest_option(option, options)
+    if close is None and dot:  # options do not list what is inside a model or data
+        head = nearest_option(head, sorted({known.partition(".")[0] for known in options}))
+        close = f"{head}.{rest}" if head else None
+    return f"there is no option {option}" + (f". Did you mean {close}?" if close else " (see --help)")
 
 
 def _choices(kind: str) -> list[Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -25,9 +27,41 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message != unknown[0] and message.startswith("unrecognized arguments: "):
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], self.options, n=1)
-            message = f"there is no option {unknown[0]}" + (f". Did you mean {close[0]}?" if close else "")
+            close = nearest_option(unknown[0].partition("=")[0], self.options)
+            message = f"there is no option {unknown[0]}" + (f". Did you mean {close}?" if close else "")
         raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+SAME_WORD, BEGUN_WORD, SAME_LETTERS = 0.75, 0.9, 0.8  # ratios of equal letters, 0 to 1
+HALF = 0.5  # of the words of what was typed
+
+
+def nearest_option(typed: str, options: Iterable[str]) -> str | None:
+    """The option that was meant, or None where none is near.
+
+    An option is near if it has half of the typed words, misspelt or begun ones counting a little less, or nearly all
+    of the letters (`--rundir` is `--run_dir`). The nearest has the most of both together: `--checkpoint` is
+    `--checkpoint_every`, which has that word, and not `--keep_checkpoints`.
+    """
+
+    def alike(word: str, other: str) -> float:
+        return difflib.SequenceMatcher(None, word, other).ratio()
+
+    def has(option: list[str], word: str) -> float:
+        same = max((alike(word, other) for other in option), default=0.0)
+        begun = BEGUN_WORD if len(word) > 2 and any(other.startswith(word) for other in option) else 0.0
+        return max(same if same >= SAME_WORD else 0.0, begun)
+
+    def words(option: str) -> list[str]:
+        return [word for word in re.split(r"[-._]", option) if word]
+
+    near: dict[str, float] = {}
+    for option in options:
+        letters = alike(typed.lstrip("-"), option.lstrip("-"))
+        shared = sum(has(words(option), word) for word in words(typed)) / max(1, len(words(typed)))
+        if shared >= HALF or letters >= SAME_LETTERS:
+            near[option] = shared + letters
+    return max(near, key=near.__getitem__, default=None)
 
 
 @dataclass(frozen=True)

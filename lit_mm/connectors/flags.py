@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lit_mm.connectors.beside import Beside
 
-class WithFlags(nn.Module):
+
+class WithFlags(Beside):
     """Adds two vectors of the language model's width, the layout's -1 (start) and -2 (end). The connector's own follow.
 
     Args:
@@ -16,19 +18,10 @@ class WithFlags(nn.Module):
     """
 
     def __init__(self, projector: nn.Module, language_width: int) -> None:
-        super().__init__()
-        self.projector = projector
+        super().__init__(projector)
         self.start = nn.Parameter(torch.zeros(language_width))
         self.end = nn.Parameter(torch.zeros(language_width))
-
-    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """That of the wrapped connector."""
-        return self.projector.token_grid(grid)
 
     def learned(self) -> Tensor:
         """[2 + K, E]: start, end, then the wrapped connector's."""
         return torch.cat([self.start[None], self.end[None], self.projector.learned()])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, N, D] patch features -> [V, M, E] visual tokens."""
-        return self.projector(x)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lit_mm.connectors.beside import Beside
 from lit_mm.errors import UserError
 
 
-class WithLearned(nn.Module):
+class WithLearned(Beside):
     """Adds vectors of the language model's width: the layout's -1, -2, ... in this order; the wrapped connector's own
     follow them. `WithNewline`, LLaVA-NeXT's, is the case of one.
 
@@ -23,26 +24,12 @@ class WithLearned(nn.Module):
     """
 
     def __init__(self, projector: nn.Module, names: Sequence[str], language_width: int) -> None:
-        super().__init__()
+        super().__init__(projector)
         if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
             raise UserError(f"learned vectors need names that differ, such as [newline, separator], got {list(names)}")
-        self.projector = projector
         drawn = {name: nn.Parameter(torch.randn(language_width) * language_width**-0.5) for name in names}
         self.vectors = nn.ParameterDict(drawn)
-
-    @property
-    def any_grid(self) -> bool:
-        """Does the wrapped connector take views of several shapes together?"""
-        return getattr(self.projector, "any_grid", False)
-
-    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """That of the wrapped connector."""
-        return self.projector.token_grid(grid)
 
     def learned(self) -> Tensor:
         """[K, E]: the vectors in order, then the wrapped connector's."""
         return torch.cat([torch.stack(list(self.vectors.values())), self.projector.learned()])
-
-    def forward(self, x: Tensor, *grids: Sequence[tuple[int, int]]) -> Tensor:
-        """[V, N, D] patch features, and their `grids` where they differ -> [V, M, E] visual tokens."""
-        return self.projector(x, *grids)

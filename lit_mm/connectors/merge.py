@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
+from lit_mm.layers.start import start_at
 
 
 # V views, N patches, D vision width, S merge side, M = N / S^2 tokens, E language width
@@ -46,8 +47,7 @@ class MergeMLP(nn.Module):
         self.separator = nn.Parameter(torch.zeros(width))
         self.mlp = nn.Sequential(nn.Linear(width, language_width), nn.GELU(), nn.Linear(language_width, language_width))
         if start is not None:
-            nn.init.normal_(self.mlp[2].weight, std=start * language_width**-0.5)
-            nn.init.zeros_(self.mlp[2].bias)
+            start_at(self.mlp[2], start)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches -> those of visual tokens.

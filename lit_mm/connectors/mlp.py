@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
+from lit_mm.layers.start import start_at
 
 
 # V views, N patches, D vision width, E language width
@@ -47,9 +48,7 @@ class MLPProjector(nn.Module):
             layers += [nn.GELU(), nn.Linear(language_width, language_width)]
         self.mlp = nn.Sequential(*layers)
         if start is not None:
-            last = layers[-1]
-            nn.init.normal_(last.weight, std=start * last.in_features**-0.5)
-            nn.init.zeros_(last.bias)
+            start_at(layers[-1], start)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches -> the same of visual tokens."""

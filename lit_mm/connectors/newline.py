@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
+from lit_mm.connectors.beside import Beside
 
-class WithNewline(nn.Module):
+
+class WithNewline(Beside):
     """Adds one vector of the language model's width; the layout's -1. The wrapped connector's own follow it.
 
     Args:
@@ -18,23 +18,9 @@ class WithNewline(nn.Module):
     """
 
     def __init__(self, projector: nn.Module, language_width: int) -> None:
-        super().__init__()
-        self.projector = projector
+        super().__init__(projector)
         self.newline = nn.Parameter(torch.randn(language_width) * language_width**-0.5)
-
-    def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """That of the wrapped connector."""
-        return self.projector.token_grid(grid)
 
     def learned(self) -> Tensor:
         """[1 + K, E]: newline, then the wrapped connector's."""
         return torch.cat([self.newline[None], self.projector.learned().to(self.newline)])
-
-    @property
-    def any_grid(self) -> bool:
-        """Does the wrapped connector take views of several shapes?"""
-        return getattr(self.projector, "any_grid", False)
-
-    def forward(self, x: Tensor, *grids: Sequence[tuple[int, int]]) -> Tensor:
-        """[V, N, D] patch features, and their `grids` where they differ -> [V, M, E] visual tokens."""
-        return self.projector(x, *grids)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.qformer import QFormer
+from lit_mm.layers.start import start_at
 
 
 # V views, N features each, D vision width, Q queries, E language width
@@ -52,8 +53,7 @@ class QFormerProjector(nn.Module):
         )
         self.projection = nn.Linear(width, language_width)
         if start is not None:
-            nn.init.normal_(self.projection.weight, std=start * width**-0.5)
-            nn.init.zeros_(self.projection.bias)
+            start_at(self.projection, start)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Any (rows, columns) of patches -> one row of Q visual tokens."""

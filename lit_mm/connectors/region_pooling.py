@@ -72,7 +72,8 @@ def region_weights(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
     height = math.sqrt(rows * columns / side**2 / (columns / rows))
     width = height * (columns / rows)
     high, wide = pooled_shape(grid)
-    return axis_weights(rows, height, side, high), axis_weights(columns, width, side, wide)
+    with torch.inference_mode(False):  # what is kept from an inference may be asked for by a training
+        return axis_weights(rows, height, side, high), axis_weights(columns, width, side, wide)
 
 
 def pool_regions(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:

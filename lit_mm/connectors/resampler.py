@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
+from lit_mm.layers.start import start_at, start_resampler
 
 # V views, N patches, D vision width, E language width, Q queries (a square grid), H heads
 
@@ -69,20 +70,9 @@ class Resampler(nn.Module):
         self.norm_q = nn.LayerNorm(language_width, eps=eps)
         self.norm_kv = nn.LayerNorm(language_width, eps=eps)
         self.q, self.k, self.v, self.out = (nn.Linear(language_width, language_width) for _ in range(4))
-        self.reset_parameters()
+        start_resampler(self.query, self.kv_proj, (self.q, self.k, self.v), self.out)
         if local is not None:
             self.start_local(local)
-
-    def reset_parameters(self) -> None:
-        """As released: 0.02 wide for all but q, k and v, which torch draws as one matrix of [3 E, E]."""
-        nn.init.trunc_normal_(self.query, std=0.02)
-        for linear in (self.kv_proj, self.out):
-            if isinstance(linear, nn.Linear):
-                nn.init.trunc_normal_(linear.weight, std=0.02)
-        for linear in (self.q, self.k, self.v):
-            nn.init.xavier_uniform_(linear.weight, gain=0.5**0.5)
-        for linear in (self.q, self.k, self.v, self.out):
-            nn.init.zeros_(linear.bias)
 
     @torch.no_grad()
     def start_local(self, sharpness: float) -> None:
@@ -178,7 +168,7 @@ class NormalisedResampler(nn.Module):
         self.resampler = Resampler(vision_width, language_width, grid_size, heads, eps, standardise, local)
         self.norm = nn.LayerNorm(language_width, eps=eps)
         self.proj = nn.Linear(language_width, language_width, bias=False)
-        nn.init.normal_(self.proj.weight, std=start * language_width**-0.5)
+        start_at(self.proj, start)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """See `Resampler.token_grid`."""

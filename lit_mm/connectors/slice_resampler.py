@@ -14,6 +14,7 @@ from lit_mm.connectors.region_pooling import pool_regions
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
+from lit_mm.layers.start import start_at, start_resampler
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -72,19 +73,8 @@ class SliceResampler(nn.Module):
         self.norm_q, self.norm_kv, self.norm = (nn.LayerNorm(language_width, eps=eps) for _ in range(3))
         self.q, self.k, self.v, self.out = (nn.Linear(language_width, language_width) for _ in range(4))
         self.proj = nn.Linear(language_width, language_width, bias=False)
-        self.reset_parameters(start)
-
-    def reset_parameters(self, start: float = 1.0) -> None:
-        """As released: 0.02 wide for all but q, k and v, which torch draws as one matrix of [3 E, E]."""
-        nn.init.trunc_normal_(self.query, std=0.02)
-        for linear in (self.kv_proj, self.out):
-            if isinstance(linear, nn.Linear):
-                nn.init.trunc_normal_(linear.weight, std=0.02)
-        for linear in (self.q, self.k, self.v):
-            nn.init.xavier_uniform_(linear.weight, gain=0.5**0.5)
-        for linear in (self.q, self.k, self.v, self.out):
-            nn.init.zeros_(linear.bias)
-        nn.init.normal_(self.proj.weight, std=start * self.language_width**-0.5)
+        start_resampler(self.query, self.kv_proj, (self.q, self.k, self.v), self.out)
+        start_at(self.proj, start)
 
     def restore_buffers(self) -> None:
         """Recompute the table, which no checkpoint of ours holds; needed after a build on the meta device."""

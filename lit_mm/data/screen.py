@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -156,6 +156,7 @@ class Screen:
         count = len(maker.documents)
         self.few = min(FEW, count)
         self.known = 0  # samples that were looked at
+        self.progress: Callable[[int], None] | None = None  # told how many these are
         self.faults: dict[int, Fault] = {}
         self._unsupervised = 0
         # Twelve bytes a sample: a million lengths as objects would take ten times as much
@@ -165,6 +166,8 @@ class Screen:
     def __call__(self, number: int) -> Length | None:
         if self._state[number] == UNKNOWN:
             self._look(number)
+            if self.progress is not None:
+                self.progress(self.known)
         return None if self._state[number] == BAD else Length(*self._lengths[number].tolist())
 
     def was_cut(self, number: int) -> bool:

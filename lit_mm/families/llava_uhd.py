@@ -7,8 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from lit_mm.connectors.slice_resampler import SliceResampler
-from lit_mm.errors import UserError
-from lit_mm.families.inputs import SHAPED, Inputs, make_processor
+from lit_mm.families.inputs import Inputs, make_processor
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
 from lit_mm.model import MultimodalModel
@@ -36,8 +35,6 @@ class LlavaUHD(MultimodalModule):
         inputs: prompt, aspect and length of the model in use, and of every stage that `by_stage` does not name.
         by_stage: stage name -> inputs of its training documents.
         max_slices: see `plan_uhd` and `plan_uhd_arxiv`; None: 7 and 6, as published.
-    Raises:
-        UserError: views of any shape, and an encoder or a connector that cannot take them.
     Source: arXiv:2403.11703 (ECCV 2024); github.com/thunlp/LLaVA-UHD, branch LLaVA-UHD-v1 dd7f6cc, which is followed
         where the arXiv version differs (6 slices, 64 tokens). Of the code of March 2024 only tiling and resampler are;
         its forward pass is known to be broken. The random resizing of training images is left out.
@@ -55,20 +52,11 @@ class LlavaUHD(MultimodalModule):
         max_slices: int | None = None,
     ) -> None:
         projector = connector(vision.width, language.width)
-        inputs = inputs or Inputs(aspect="slices")
-        network = MultimodalModel(language, vision, projector, fusion=scatter_visual)
-        shaped = {of.aspect for of in (inputs, *(by_stage or {}).values())} & set(SHAPED)
-        if shaped and not network.together:
-            raise UserError(
-                f"the aspect {sorted(shaped)} makes views of many shapes: the vision encoder needs `any_size: true` (a "
-                f"ViT's option) and the connector must take any grid of patches (SliceResampler, MLPProjector), got "
-                f"{type(vision).__name__} and {type(projector).__name__}. Or set the aspect to pad"
-            )
         super().__init__(
-            network=network,
+            network=MultimodalModel(language, vision, projector, fusion=scatter_visual),
             processor=lambda: make_processor(
                 load_tokenizer(tokenizer),
-                inputs,
+                inputs or Inputs(aspect="slices"),
                 by_stage,
                 image_size=image_size,
                 token_grid=lambda size: projector.token_grid(vision.token_grid(size)),

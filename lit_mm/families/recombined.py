@@ -6,19 +6,21 @@ from collections.abc import Callable
 
 from torch import nn
 
+from lit_mm.combination import EVERYTHING
 from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.mlp import MLPProjector
-from lit_mm.families.views import Chosen, Views
+from lit_mm.families.views import Views, make_processor
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.named import Function, resolve
+from lit_mm.prompts.source import load_tokenizer
 
 
 class Recombined(MultimodalModule):
     """Parts of several papers in one model. Parts: vision, connector, language; one for each name in `learned`; and, if
-    there is an injection, what it adds, named after it (`apply_partial_lora` adds partial_lora).
+    there are injections, what they add, named after them (`apply_partial_lora` adds partial_lora).
 
     Args:
         vision: a `lit_mm.model.VisionEncoder`.
@@ -29,6 +31,8 @@ class Recombined(MultimodalModule):
         learned: names of vectors beside the connector, which a layout places in this order: [newline, separator].
         injection: what changes the language model, in place: lit_mm.language.partial_lora.apply_partial_lora with
             {rank: 256}, or any other function of a decoder; None: nothing does.
+        vision_injection: the same of the vision encoder: lit_mm.vision.window_adapters.apply_window_adapters with
+            {windows: 4}, for a tiling that cuts every image into 4 windows.
         by_stage: stage name -> inputs of its training documents.
     Raises:
         UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination`.
@@ -43,30 +47,46 @@ class Recombined(MultimodalModule):
         connector: Callable[[int, int], nn.Module] = MLPProjector,
         learned: list[str] | None = None,
         injection: str | Function | None = None,
+        vision_injection: str | Function | None = None,
         by_stage: dict[str, Views] | None = None,
     ) -> None:
-        bare = connector(vision.width, language.width)
-        projector = WithLearned(bare, learned, language.width) if learned else bare
-        parts = (vision, projector, bare)
-        chosen = Chosen(inputs, "model.init_args.inputs", *parts)
-        of_stage = {
-            name: Chosen(views, f"model.init_args.by_stage.{name}", *parts) for name, views in (by_stage or {}).items()
-        }
-        plain = {id(parameter) for parameter in language.parameters()}
-        if injection is not None:
-            resolve(injection, given=1, key="model.init_args.injection")(language)
+        projector = connector(vision.width, language.width)
+        if learned:
+            projector = WithLearned(projector, learned, language.width)
+        added = injected(language, "language", injection, "model.init_args.injection")
+        added |= injected(vision, "vision", vision_injection, "model.init_args.vision_injection")
         super().__init__(
             network=MultimodalModel(language, vision, projector, fusion=scatter_visual),
-            processor=lambda: chosen.processor(tokenizer, of_stage),
+            processor=lambda: make_processor(
+                load_tokenizer(tokenizer),
+                inputs,
+                by_stage,
+                token_grid=lambda size: projector.token_grid(vision.token_grid(size)),
+            ),
+            free=EVERYTHING,
         )
         self.by_stage = by_stage or {}
-        path = injection.function if isinstance(injection, Function) else injection or ""
-        self.injected = path.rpartition(".")[2].removeprefix("apply_")
-        self.added = {f"language.{name}" for name, own in language.named_parameters() if id(own) not in plain}
+        self.added = added
 
     def part_of(self, parameter: str) -> str:
         if parameter in self.added:
-            return self.injected
+            return self.added[parameter]
         return (
             parameter.rpartition(".")[2] if parameter.startswith("connector.vectors.") else super().part_of(parameter)
         )
+
+
+def injected(model: nn.Module, name: str, change: str | Function | None, key: str) -> dict[str, str]:
+    """Change a model in place. Returns the parameters it gained -> their part, named after the function.
+
+    Args:
+        name: of the model, before those of its parameters.
+        key: of the recipe, for errors.
+    """
+    if change is None:
+        return {}
+    plain = {id(parameter) for parameter in model.parameters()}
+    resolve(change, given=1, key=key)(model)
+    path = change.function if isinstance(change, Function) else change
+    part = path.rpartition(".")[2].removeprefix("apply_")
+    return {f"{name}.{own}": part for own, gained in model.named_parameters() if id(gained) not in plain}

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from lit_mm.data.pixels import Normalise
-from lit_mm.declared import require_combination
 from lit_mm.families.inputs import MEAN_COLOUR
+from lit_mm.layout import TokenGrid
 from lit_mm.named import Function, resolve
 from lit_mm.processor import CLIP_MEAN, CLIP_STD, Processor
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.prompt import Prompt
-from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.tokenizer import Tokenizer
 
 
 @dataclass
@@ -36,32 +34,26 @@ class Views:
     max_length: int = 4096
 
 
-class Chosen:
-    """Tiling and layout of one `Views`, checked against vision encoder and connector.
+def make_processor(
+    tokenizer: Tokenizer, inputs: Views, by_stage: Mapping[str, Views] | None, *, token_grid: TokenGrid
+) -> Processor:
+    """What lays out documents, and in it one for each stage that lays out its training documents differently.
 
-    Args:
-        views: what was chosen.
-        key: where in the recipe, for errors.
-        connector, bare: with and without the vectors that were put beside it.
     Raises:
-        UserError: no such function, or parts that do not go together.
+        UserError: there is no such function, or it does not take these arguments.
     """
 
-    def __init__(self, views: Views, key: str, vision: nn.Module, connector: nn.Module, bare: nn.Module) -> None:
-        self.views, self.vision, self.connector = views, vision, connector
-        self.tiling = resolve(views.tiling, given=2, key=f"{key}.tiling")
-        self.layout = resolve(views.layout, given=2, key=f"{key}.layout")
-        require_combination(vision, connector, self.tiling, self.layout, key, bare=bare)
-
-    def processor(self, tokenizer: str, by_stage: Mapping[str, Chosen]) -> Processor:
-        """What lays out documents, and by stage name what does where a stage differs."""
+    def make(views: Views, key: str, stages: Mapping[str, Processor]) -> Processor:
         return Processor(
-            load_tokenizer(tokenizer),
-            self.views.prompt or ChatPrompt(),
-            tiling=self.tiling,
-            layout=self.layout,
-            token_grid=lambda size: self.connector.token_grid(self.vision.token_grid(size)),
-            normalise=Normalise(CLIP_MEAN, CLIP_STD, fill=self.views.fill),
-            max_length=self.views.max_length,
-            by_stage={name: chosen.processor(tokenizer, {}) for name, chosen in by_stage.items()},
+            tokenizer,
+            views.prompt or ChatPrompt(),
+            tiling=resolve(views.tiling, given=2, key=f"{key}.tiling"),
+            layout=resolve(views.layout, given=2, key=f"{key}.layout"),
+            token_grid=token_grid,
+            normalise=Normalise(CLIP_MEAN, CLIP_STD, fill=views.fill),
+            max_length=views.max_length,
+            by_stage=stages,
         )
+
+    stages = {name: make(views, f"model.init_args.by_stage.{name}", {}) for name, views in (by_stage or {}).items()}
+    return make(inputs, "model.init_args.inputs", stages)

@@ -106,9 +106,11 @@ def apply_window_adapters(
             reports 117M in all, which no released placement gives (51.1M for 4 windows).
         dropout: see `WindowAdapter`.
     Raises:
-        UserError: no window, an unknown place, a rank that is not positive, or adapters that are there already.
+        UserError: no ViT, no window, an unknown place, a rank that is not positive, or adapters that are there already.
     Source: arXiv:2311.06607, section 3.1; visual.py of the release, which is followed.
     """
+    if not isinstance(vision, ViT):
+        raise UserError(f"window adapters go into the blocks of a ViT, got {type(vision).__name__}. Leave them out")
     ranks = dict(RANKS if ranks is None else ranks)
     unknown = sorted(ranks.keys() - RANKS.keys())
     if unknown or any(rank < 1 for rank in ranks.values()):
@@ -118,5 +120,5 @@ def apply_window_adapters(
     if vision.reads_tiles:
         raise UserError("the blocks of this vision encoder have window adapters already; apply them once")
     vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
-    vision.reads_tiles = True
+    vision.reads_tiles, vision.windows = True, windows
     return vision

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.weights.names import below, without
 
 HF_LAYER = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
 HF_TOP = {
@@ -29,6 +30,9 @@ HF_PARTS = {
     "mlp.fc2": "fc2",
 }
 HF_UNUSED = ("post_layernorm.", "embeddings.position_ids")  # after the features; 0, 1, 2, ...
+# Of a whole CLIPModel, what is not its vision encoder
+HF_TEXT = ("text_model.embeddings.", "text_model.encoder.", "text_model.final_layer_norm.")
+HF_CONTRAST = ("text_projection.weight", "visual_projection.weight", "logit_scale")
 
 OPENAI_LAYER = re.compile(r"transformer\.resblocks\.(\d+)\.(.+?)[._](weight|bias)")
 OPENAI_TOP = {
@@ -50,9 +54,10 @@ OPENAI_UNUSED = ("ln_post.", "proj")
 
 
 def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's CLIPVisionModel -> `ViT`. Names may start with `vision_model.`; q, k, v become one linear.
+    """Hugging Face's CLIPVisionModel, or the vision half of its CLIPModel -> `ViT`; q, k, v become one linear.
 
-    The post layer-norm is left out: features are taken before it.
+    Names may start with `vision_model.`. The post layer-norm is left out: features are taken before it. Of a whole
+    CLIPModel the text half, the two projections and the temperature are left out, too.
 
     Raises:
         UserError: a block lacks one of q, k and v.
@@ -62,7 +67,7 @@ def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for full_name, tensor in state.items():
         name = full_name.removeprefix("vision_model.")
         found = HF_LAYER.fullmatch(name)
-        if name.startswith(HF_UNUSED):
+        if name.startswith(HF_UNUSED) or full_name.startswith(HF_TEXT) or full_name in HF_CONTRAST:
             continue
         if name in HF_TOP:
             ours[HF_TOP[name]] = tensor
@@ -82,14 +87,21 @@ def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def openai_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's own names -> `ViT`. From a whole CLIP (`visual.` names) the text half is left out, and so are the post
     layer-norm and the projection, which come after the features."""
-    visual = {name.removeprefix("visual."): tensor for name, tensor in state.items() if name.startswith("visual.")}
+    norm, projection = OPENAI_UNUSED
+    features = without(below(state, "visual.") or state, norm)
+    features.pop(projection, None)
+    return openai_to_vit(features)
+
+
+def openai_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """OpenAI's names of a vision transformer's layers -> `ViT`; whoever started from that code has them, too."""
     ours: dict[str, Tensor] = {}
-    for name, tensor in (visual or state).items():
+    for name, tensor in state.items():
         found = OPENAI_LAYER.fullmatch(name)
         if name in OPENAI_TOP:
             ours[OPENAI_TOP[name]] = tensor
         elif found and found[2] in OPENAI_PARTS:
             ours[f"blocks.{found[1]}.{OPENAI_PARTS[found[2]]}.{found[3]}"] = tensor
-        elif not (name.startswith(OPENAI_UNUSED[0]) or name == OPENAI_UNUSED[1]):
+        else:
             ours[name] = tensor
     return ours

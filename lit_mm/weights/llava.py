@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_mm.weights.clip import hf_clip_to_vit
 from lit_mm.weights.internlm2 import llama_to_llama
+from lit_mm.weights.names import placed
 
 VISION = "model.vision_tower.vision_tower."
 PROJECTOR = "model.mm_projector."
@@ -58,7 +59,7 @@ def llava_to_model(
             text[name] = tensor
         else:
             rest[name] = tensor
-    return ours | rest | _below(vision, hf_clip_to_vit(tower)) | _below(language, llama_to_llama(text))
+    return ours | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)
 
 
 def hf_llava_to_model(
@@ -88,8 +89,4 @@ def hf_llava_to_model(
             text[spoken[1] + name.removeprefix(spoken[0])] = tensor
         else:
             rest[name] = tensor
-    return ours | rest | _below(vision, hf_clip_to_vit(tower)) | _below(language, llama_to_llama(text))
-
-
-def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+    return ours | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.weights.names import below, placed, without
 from lit_mm.weights.qwen_vl import VISUAL, per_head_to_thirds, qwen_to_llama, qwen_visual_to_parts
 
 ADAPTER = re.compile(
@@ -69,10 +70,6 @@ def monkey_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = "
     Raises:
         UserError: see `monkey_visual_to_parts`.
     """
-    visual = {name.removeprefix(VISUAL): tensor for name, tensor in state.items() if name.startswith(VISUAL)}
-    text = {name: tensor for name, tensor in state.items() if not name.startswith(VISUAL)}
+    visual = below(state, VISUAL)
     ours = monkey_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
-    return ours | {
-        f"{network}.language.{name}" if name.startswith("lm.") else name: tensor
-        for name, tensor in qwen_to_llama(text).items()
-    }
+    return ours | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")

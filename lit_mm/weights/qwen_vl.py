@@ -11,23 +11,12 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.weights.clip import openai_to_vit
+from lit_mm.weights.names import below, placed, without
 
-VISUAL, POOL = "transformer.visual.", "attn_pool."
+VISUAL, POOL, NORM = "transformer.visual.", "attn_pool.", "ln_post."
 
-BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)\.(weight|bias)")
-ENCODER_TOP = {
-    "conv1.weight": "patches.weight",
-    "positional_embedding": "positions",
-    "ln_pre.weight": "pre_norm.weight",
-    "ln_pre.bias": "pre_norm.bias",
-}
-BLOCK_PARTS = {
-    "ln_1": "norm1",
-    "ln_2": "norm2",
-    "attn.out_proj": "out",
-    "mlp.c_fc": "fc1",
-    "mlp.c_proj": "fc2",
-}
+PACKED = re.compile(r"transformer\.resblocks\.\d+\.attn\.in_proj\.(weight|bias)")
 
 POOL_TOP = {"query": "query", "pos_embed": "positions", "kv_proj.weight": "kv_proj.weight"} | {
     f"{theirs}.{kind}": f"{ours}.{kind}"
@@ -78,18 +67,12 @@ def qwen_visual_to_vit(state: Mapping[str, Tensor], *, heads: int) -> dict[str, 
     Raises:
         UserError: heads that do not fit the packed rows.
     """
-    ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        found = BLOCK.fullmatch(name)
-        if name in ENCODER_TOP:
-            ours[ENCODER_TOP[name]] = tensor
-        elif found and found[2] in BLOCK_PARTS:
-            ours[f"blocks.{found[1]}.{BLOCK_PARTS[found[2]]}.{found[3]}"] = tensor
-        elif found and found[2] == "attn.in_proj":
-            ours[f"blocks.{found[1]}.qkv.{found[3]}"] = per_head_to_thirds(tensor, heads)
-        else:
-            ours[name] = tensor
-    return ours
+    return openai_to_vit(
+        {
+            name: per_head_to_thirds(tensor, heads) if PACKED.fullmatch(name) else tensor
+            for name, tensor in state.items()
+        }
+    )
 
 
 def qwen_pool_to_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -116,22 +99,13 @@ def qwen_visual_to_parts(
     Raises:
         UserError: heads that do not fit the packed rows.
     """
-    ours: dict[str, Tensor] = {}
-    pool: dict[str, Tensor] = {}
-    encoder: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.startswith(POOL):
-            pool[name.removeprefix(POOL)] = tensor
-        elif name.startswith("ln_post."):
-            ours[f"{connector}.norm.{name.removeprefix('ln_post.')}"] = tensor
-        elif name == "proj":
-            ours[f"{connector}.proj.weight"] = tensor.T.contiguous()  # theirs multiplies from the right
-        else:
-            encoder[name] = tensor
+    encoder = without(state, POOL, NORM)
+    matrix = encoder.pop("proj", None)  # that features are multiplied by from the left
     return (
-        ours
-        | {f"{connector}.resampler.{name}": tensor for name, tensor in qwen_pool_to_resampler(pool).items()}
-        | {f"{vision}.{name}": tensor for name, tensor in qwen_visual_to_vit(encoder, heads=heads).items()}
+        placed(below(state, NORM), f"{connector}.norm")
+        | ({} if matrix is None else {f"{connector}.proj.weight": matrix.T.contiguous()})
+        | placed(qwen_pool_to_resampler(below(state, POOL)), f"{connector}.resampler")
+        | placed(qwen_visual_to_vit(encoder, heads=heads), vision)
     )
 
 
@@ -166,13 +140,9 @@ def qwen_vl_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = 
     Raises:
         UserError: heads that do not fit the packed rows of the encoder.
     """
-    visual = {name.removeprefix(VISUAL): tensor for name, tensor in state.items() if name.startswith(VISUAL)}
-    text = {name: tensor for name, tensor in state.items() if not name.startswith(VISUAL)}
+    visual = below(state, VISUAL)
     ours = qwen_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
-    return ours | {
-        f"{network}.language.{name}" if name.startswith("lm.") else name: tensor
-        for name, tensor in qwen_to_llama(text).items()
-    }
+    return ours | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")
 
 
 def qwen_vl_parts(state: Mapping[str, Tensor], *, heads: int = 1) -> dict[str, dict[str, Tensor]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import llama_to_llama
+from lit_mm.weights.names import below, placed, without
 from lit_mm.weights.qformer import QUERIES, lavis_to_qformer
 
 VISION, NORM, QFORMER, PROJECTION, LANGUAGE = (
@@ -38,29 +39,18 @@ def xcomposer_to_model(
         vision, connector, language: where the parts sit in the model to be loaded.
     Source: modeling_InternLM_XComposer.py of the release and its pytorch_model.bin.index.json.
     """
-    rest: dict[str, Tensor] = {}
-    below: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (VISION, NORM, QFORMER, PROJECTION, LANGUAGE)}
-    ours: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        prefix = next((prefix for prefix in below if name.startswith(prefix)), None)
-        if prefix is not None:
-            below[prefix][name.removeprefix(prefix)] = tensor
-        elif name in FLAGS:
-            ours[f"{connector}.{FLAGS[name]}"] = tensor.flatten()  # [1, 1, E] -> [E]
-        elif name == QUERIES:
-            below[QFORMER][name] = tensor
-        else:
-            rest[name] = tensor
-    places = (
-        (vision, eva_to_vit(below[VISION])),
-        (f"{connector}.projector.norm", below[NORM]),
-        (f"{connector}.projector.qformer", lavis_to_qformer(below[QFORMER])),
-        (f"{connector}.projector.projection", below[PROJECTION]),
-        (language, internlm_to_llama(below[LANGUAGE])),
+    rest = without(state, VISION, NORM, QFORMER, PROJECTION, LANGUAGE)
+    qformer = below(state, QFORMER) | {name: tensor for name, tensor in state.items() if name == QUERIES}
+    flags = {FLAGS[name]: tensor.flatten() for name, tensor in state.items() if name in FLAGS}  # [1, 1, E] -> [E]
+    return (
+        {name: tensor for name, tensor in rest.items() if name not in (QUERIES, *FLAGS)}
+        | placed(eva_to_vit(below(state, VISION)), vision)
+        | placed(below(state, NORM), f"{connector}.projector.norm")
+        | placed(lavis_to_qformer(qformer), f"{connector}.projector.qformer")
+        | placed(below(state, PROJECTION), f"{connector}.projector.projection")
+        | placed(flags, connector)
+        | placed(internlm_to_llama(below(state, LANGUAGE)), language)
     )
-    for place, tensors in places:
-        ours |= {f"{place}.{name}": tensor for name, tensor in tensors.items()}
-    return ours | rest
 
 
 def internlm_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

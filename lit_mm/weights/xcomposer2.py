@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_mm.weights.clip import hf_clip_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama
+from lit_mm.weights.names import below, placed, without
 
 VISION, CONNECTOR = "vit.vision_tower.", "vision_proj."
 
@@ -29,12 +30,9 @@ def xcomposer2_to_model(
     Raises:
         UserError: heads that do not fit, an incomplete vision block.
     """
-
-    def below(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith((VISION, CONNECTOR))}
-    text = internlm2_to_llama(rest, heads=heads, kv_heads=kv_heads)
-    ours = {f"{vision}.{name}": tensor for name, tensor in hf_clip_to_vit(below(VISION)).items()}
-    ours |= {f"{connector}.mlp.{name}": tensor for name, tensor in below(CONNECTOR).items()}
-    return ours | {f"{language}.{name}" if name.startswith("lm.") else name: tensor for name, tensor in text.items()}
+    text = internlm2_to_llama(without(state, VISION, CONNECTOR), heads=heads, kv_heads=kv_heads)
+    return (
+        placed(hf_clip_to_vit(below(state, VISION)), vision)
+        | placed(below(state, CONNECTOR), f"{connector}.mlp")
+        | placed(text, language, only="lm.")
+    )

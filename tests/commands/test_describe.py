@@ -142,6 +142,40 @@ def test_images_are_laid_out_as_the_model_does_and_per_stage_where_that_differs(
     assert "images" not in finetune
 
 
+def test_sources_with_limits_of_their_own_are_told_apart(
+    described: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {name: MODEL["init_args"][name] for name in ("vision", "tokenizer", "language", "prompt", "rank")}
+    finetune = {"max_tiles": 4, "by_source": {"docvqa": 9, "chartqa": 4}}
+    arguments = parts | {"tile": 28, "limits": {"max_tiles": 2}, "by_stage": {"finetune": finetune}}
+    config = write({"class_path": "lit_mm.families.XComposer2HD", "init_args": arguments})
+    recipe = yaml.safe_load(Path(config).read_text())
+    recipe["stages"][1]["train"] = {"partial_lora": {"lr": 1e-3}}
+    Path(config).write_text(yaml.safe_dump(recipe))
+    plan = described(config, "--images", "90x90,200x100")
+    assert "images_by_source" not in plan
+    pretrain, stage = plan["stages"]
+    assert not {"images", "images_by_source"} & pretrain.keys()
+    assert [one["grid"] for one in plan["images"]] == [[1, 1], [2, 1]]
+    assert [one["grid"] for one in stage["images"]] == [[2, 2], [2, 1]]
+    assert stage["images_by_source"]["chartqa"] == stage["images"]
+    docvqa = stage["images_by_source"]["docvqa"]
+    assert [(one["grid"], one["views"], one["width"]) for one in docvqa] == [([3, 3], 10, 90), ([4, 2], 9, 200)]
+    # 2 x 2 patches make a token: 9 + 1 views of one, a separator, 3 + 1 newlines
+    assert docvqa[0]["visual_tokens"] == 10 + 1 + 4
+    arguments["limits"] |= {"by_source": {"docvqa": 9}}  # which `finetune` has, too, and `pretrain` not
+    arguments["by_stage"] = {"pretrain": {"max_tiles": 2}, "finetune": {"max_tiles": 2, "by_source": {"docvqa": 9}}}
+    recipe["model"]["init_args"] = arguments
+    Path("other.yaml").write_text(yaml.safe_dump(recipe))
+    other = described("other.yaml", "--images", "90x90")
+    assert other["images_by_source"]["docvqa"][0]["grid"] == [3, 3]
+    assert other["stages"][0]["images_by_source"] == {} and "images_by_source" not in other["stages"][1]
+    main(["describe", "--config", config, "--images", "90x90"])
+    said = capsys.readouterr().out
+    assert "images in stage finetune, source docvqa (grids are columns x rows of tiles)" in said
+    assert ["90x90", "10", "3", "x", "3", "15"] in [line.split() for line in said.splitlines()]
+
+
 def test_sizes_come_from_a_file_too(described: Callable) -> None:
     Path("sizes.json").write_text("[[56, 28], [28, 28]]")
     config = write()

@@ -51,3 +51,11 @@ def test_it_stays_fp32_inside_a_reduced_precision() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got = pool_regions(x, (6, 9), 3)
     assert torch.equal(got, pool_regions(x, (6, 9), 3))
+
+
+def test_what_is_kept_from_an_inference_can_be_trained_with() -> None:
+    x = torch.randn(1, 33, 4, requires_grad=True)  # a shape that no other test keeps
+    with torch.inference_mode():
+        pool_regions(x.detach(), (3, 11), 2)
+    pool_regions(x, (3, 11), 2).sum().backward()
+    assert x.grad.any()

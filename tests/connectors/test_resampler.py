@@ -7,10 +7,9 @@ import torch
 
 from lit_mm.connectors.resampler import NormalisedResampler, Resampler
 from lit_mm.errors import UserError
+from lit_mm.families import QwenVL
 from lit_mm.language.llama import Llama
 from lit_mm.layers.position import sincos_table
-from lit_mm.model import MultimodalModel
-from lit_mm.module import MultimodalModule
 from lit_mm.vision.vit import ViT
 
 
@@ -88,10 +87,10 @@ def test_standardised_features_may_have_any_scale_and_offset() -> None:
     torch.testing.assert_close(resampler(70 * x + 5), resampler(x), rtol=1e-4, atol=1e-5)
 
 
-def module(connector: NormalisedResampler) -> MultimodalModule:
+def module(connector: NormalisedResampler) -> QwenVL:
     vision = ViT(image_size=28, patch=14, width=16, layers=1, heads=2)
     language = Llama(width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, vocab_size=64)
-    return MultimodalModule(MultimodalModel(language, vision, connector, fusion=None), processor=None)
+    return QwenVL(vision, language, "nano", image_size=28, connector=lambda *_: connector)
 
 
 def test_the_table_and_the_projection_are_parts_of_their_own() -> None:

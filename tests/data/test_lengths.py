@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from datamodules import stream
 from datamodules.mixture import Member, Mixture
 from lit_mm.data import lengths
 from lit_mm.data.mixture import Joined
@@ -22,7 +25,7 @@ from lit_mm.prompts.plain import Plain
 from lit_mm.stages import Stage, Train
 from lit_mm.tiling.anyres import plan_anyres
 from tests.faulty import FaultyMixture, write
-from tests.tiny import document, xcomposer2
+from tests.tiny import Documents, document, xcomposer2
 
 
 @pytest.fixture
@@ -80,6 +83,39 @@ def test_a_stage_of_epochs_lays_out_only_what_is_bad(data, processor, tmp_path, 
     assert again.stream.plan.rows(0, 12) == rows
     assert len(again.screen.faults) == bad
     assert 0 < len(laid_out) <= bad
+
+
+def test_a_stage_of_epochs_without_an_index_says_that_it_lays_out_all_samples(
+    data, processor, tmp_path, monkeypatch, capsys
+):
+    shown: list[tuple[str, int]] = []
+    done: list[int] = []
+
+    @contextmanager
+    def noted(described: str, total: int) -> Iterator[Callable[[int], None]]:
+        shown.append((described, total))
+        yield done.append
+
+    monkeypatch.setattr(stream, "bar", noted)
+    stage = Stage("one", {"connector": Train(1e-3)}, epochs=2)
+    steps = data.begin(processor, stage, seed=0)
+    said = capsys.readouterr().err
+    assert said.startswith("lit_mm: stage 'one' counts epochs") and "`python -m lit_mm data index --config" in said
+    assert shown == [("laying out one", 60)]
+    assert done == list(range(1, 61))  # each sample once, whatever the epochs
+    assert FaultyMixture(str(tmp_path)).begin(processor, stage, seed=0, rank=1, world=2) == steps
+    assert FaultyMixture(str(tmp_path)).begin(processor, replace(stage, max_steps=3), seed=0) == 3
+    assert not capsys.readouterr().err  # one rank tells, and a stage of steps lays out what it reaches
+    for source in (0, 1):
+        lengths.build(data.maker(processor), source)
+    assert FaultyMixture(str(tmp_path)).begin(processor, stage, seed=0) == steps
+    assert not capsys.readouterr().err and len(shown) == 1
+
+
+def test_an_index_is_no_remedy_for_documents_without_files(processor, capsys):
+    Documents(6).begin(processor, Stage("one", {"connector": Train(1e-3)}, epochs=1), seed=0)
+    said = capsys.readouterr().err
+    assert "all samples are laid out" in said and "data index" not in said
 
 
 OPTIONS = {"global_batch": 4, "row_tokens": 192, "window": 16, "num_workers": 0, "too_long": "truncate"}

@@ -118,11 +118,22 @@ def test_the_limit_of_slices_may_be_raised() -> None:
     assert [len(build(max_slices=most).processor.tiling(28, 700).views) for most in (None, 16)] == [8, 17]
 
 
-@pytest.mark.parametrize("options", [{"any_size": False}, {"connector": DownsampleMLP}])
-def test_parts_that_cannot_take_any_shape_are_refused_and_told_what_can(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"'slices'.*any_size: true.*SliceResampler, MLPProjector.*aspect to pad"):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"any_size": False}, r"sizes that follow the image, .* takes 28 x 28 .*: `vision\.init_args\.any_size: true`"),
+        (
+            {"connector": DownsampleMLP},
+            r"takes square grids .*: `connector: lit_mm\.connectors\.mlp\.MLPProjector`",
+        ),
+    ],
+)
+def test_parts_that_cannot_take_any_shape_are_refused_and_told_what_can(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
         build(**options)
     build(**options, inputs=Inputs(aspect="pad"))
+    with pytest.raises(UserError, match=r"^model\.init_args\.by_stage\.finetune: .*" + said):
+        build(**options, inputs=Inputs(aspect="pad"), by_stage={"finetune": Inputs(aspect="slices")})
 
 
 def test_a_whole_checkpoint_of_the_authors_fits() -> None:

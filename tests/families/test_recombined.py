@@ -53,6 +53,12 @@ VISION = {
     "any size": spec(VIT, image_size=SIDE, any_size=True, **SIZE),
     "class token": spec(VIT, image_size=SIDE, drop_cls=False, **SIZE),
     "eva": spec("lit_mm.vision.eva.EvaViT", image_size=SIDE, **SIZE),
+    "window adapters": spec(VIT, image_size=SIDE, **SIZE),
+}
+VISION_INJECTIONS = {
+    "window adapters": function(
+        "lit_mm.vision.window_adapters.apply_window_adapters", windows=2, ranks={"qkv": 2, "mlp": 2}, dropout=0.0
+    )
 }
 CONNECTORS = {
     "linear": spec("lit_mm.connectors.mlp.MLPProjector", depth=1),
@@ -120,6 +126,7 @@ class Combination(NamedTuple):
                 "connector": CONNECTORS[self.connector],
                 "learned": LEARNED[self.learned],
                 "injection": INJECTIONS[self.injection],
+                "vision_injection": VISION_INJECTIONS.get(self.vision),
             },
         }
 
@@ -144,11 +151,13 @@ def build(config: dict[str, Any]) -> Recombined:
 
 # --- which go together -----------------------------------------------------------------------------------------------
 @cache
-def parts_of(vision: str, connector: str, learned: str) -> tuple[nn.Module, nn.Module, nn.Module]:
-    """Vision encoder, connector, and the connector without the vectors beside it."""
+def parts_of(vision: str, connector: str, learned: str) -> tuple[nn.Module, nn.Module]:
+    """Vision encoder, and connector with the vectors beside it."""
     encoder = made(VISION[vision])
+    if vision in VISION_INJECTIONS:
+        resolve(Function(**VISION_INJECTIONS[vision]), given=1, key="vision_injection")(encoder)
     bare = made(CONNECTORS[connector], encoder.width, WIDTH)
-    return encoder, WithLearned(bare, LEARNED[learned], WIDTH) if LEARNED[learned] else bare, bare
+    return encoder, WithLearned(bare, LEARNED[learned], WIDTH) if LEARNED[learned] else bare
 
 
 def made(part: dict[str, Any], *given: int) -> nn.Module:
@@ -169,10 +178,10 @@ def layout_of(name: str) -> Layout:
 @cache
 def refusal(vision: str, connector: str, tiling: str, layout: str, learned: str) -> str | None:
     """Why the parts do not go together."""
-    encoder, beside, bare = parts_of(vision, connector, learned)
+    encoder, beside = parts_of(vision, connector, learned)
     plan, arrange = tiling_of(tiling), layout_of(layout)
     try:
-        require_combination(encoder, beside, plan, arrange, "model.init_args.inputs", bare=bare)
+        require_combination(encoder, beside, plan, arrange, "model.init_args")
     except UserError as error:
         return str(error)
     return None
@@ -217,12 +226,13 @@ def run(one: Combination, folder: Path) -> None:
     module = build(config)
     before = {name: value.clone() for name, value in module.network.state_dict().items()}
     parts = module.parts()
-    expected = {"vision", "connector", "language", *LEARNED[one.learned], PART[one.injection]} - {None}
+    added = {PART[one.injection], *(["window_adapters"] if one.vision in VISION_INJECTIONS else [])} - {None}
+    expected = {"vision", "connector", "language", *LEARNED[one.learned], *added}
     assert expected <= parts.keys()
     stage = Stage("all", {part: Train(lr=1e-2) for part in parts}, max_steps=2, warmup=0.0)
     run_recipe(module, [stage], folder, count=6, global_batch=2, row_tokens=512, window=6)
     changed = [name for name, value in module.network.state_dict().items() if not value.equal(before[name])]
-    assert {"vision", "connector", "language", PART[one.injection]} - {None} <= set(map(module.part_of, changed))
+    assert {"vision", "connector", "language", *added} <= set(map(module.part_of, changed))
 
     path = checkpoints.find(str(folder))
     again = build(config)
@@ -276,6 +286,9 @@ def change(arguments: dict[str, Any], key: str, value: Any) -> None:
     if key.startswith("vision.init_args."):
         options = arguments["vision"]["init_args"] | {key.rpartition(".")[2]: value}
         arguments["vision"] = arguments["vision"] | {"init_args": options}
+    elif key == "vision_injection.arguments.windows":
+        chosen = arguments["vision_injection"]
+        arguments["vision_injection"] = chosen | {"arguments": chosen["arguments"] | {"windows": value}}
     elif key in ("layout", "tiling"):
         arguments["inputs"] = arguments["inputs"] | {key: value}
     else:
@@ -286,6 +299,22 @@ def test_a_stage_with_inputs_that_do_not_go_is_named() -> None:
     config = Combination("last block", "mlp", "pad", "in order", "none", "plain").config()
     config["init_args"]["by_stage"] = {"pretrain": {"tiling": TILINGS["pad"], "layout": LAYOUTS["unpadded rows"]}}
     with pytest.raises(UserError, match=r"^model\.init_args\.by_stage\.pretrain: the layout places 1 learned vector"):
+        build(config)
+
+
+def test_window_adapters_go_with_windows_alone() -> None:
+    legal, illegal = sorted_out()
+    assert {one.tiling for one in legal if one.vision == "window adapters"} == {"windows"}
+    told = {reason for one, reason in illegal.items() if one.vision == "window adapters" and one.tiling != "slices"}
+    assert any("has adapters for 2 windows, the tiling cuts none that are the same for every" in one for one in told)
+    config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
+    assert {"vision", "window_adapters"} <= build(config).parts().keys()
+    config["init_args"]["by_stage"] = {"pretrain": {"tiling": TILINGS["windows"] | {"arguments": {"window": SIDE}}}}
+    with pytest.raises(UserError, match=r"by_stage\.pretrain: .* for 2 windows, the tiling cuts every image into 1024"):
+        build(config)
+    config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
+    config["init_args"]["vision"] = VISION["eva"]
+    with pytest.raises(UserError, match="go into the blocks of a ViT, got EvaViT"):
         build(config)
 
 

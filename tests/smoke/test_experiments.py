@@ -188,6 +188,15 @@ def test_the_summary_has_sighted_and_blind_accuracy_time_and_memory(run: Run) ->
     assert len(summary["stages"]) == 2
 
 
+def test_the_progress_bar_can_be_switched_off(run: Run, command: Callable) -> None:
+    assert "pretrain 1/2: 2 optimizer steps" in run.output and "tokens/s" in run.output
+    options = ("--stages", "pretrain", "--run_dir", "runs/quiet", "--trainer.enable_progress_bar", "false")
+    code, output, errors = command("fit", "--config", "tiny.yaml", *options)
+    assert code == 0, errors
+    assert "everything is in runs/quiet" in output
+    assert "optimizer steps" not in output and "tokens/s" not in output
+
+
 def test_the_kept_config_is_complete_and_leaves_out_the_launch(run: Run) -> None:
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
     assert config["model"]["init_args"]["vision"]["init_args"]["mlp_ratio"] == 4.0  # a default, filled in

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig, CLIPVisionModel
 
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.errors import UserError
@@ -110,6 +110,22 @@ def test_openai_and_hugging_face_names_of_one_clip_give_the_same_vit() -> None:
     back = openai_clip_to_vit(openai)
     assert back.keys() == ours.keys() and all(torch.equal(back[name], ours[name]) for name in ours)
     load_strict(vit(), back)
+
+
+def test_the_vision_half_of_a_whole_clip_is_what_is_published_alone() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    text = CLIPTextConfig(vocab_size=30, max_position_embeddings=8, **sizes)
+    whole = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=CLIP.to_dict(), projection_dim=12))
+    alone = CLIPVisionModel(CLIP)
+    alone.load_state_dict({n.removeprefix("vision_model."): t for n, t in whole.vision_model.state_dict().items()})
+    state = whole.state_dict() | {"text_model.embeddings.position_ids": torch.arange(8)[None]}
+    assert {"logit_scale", "visual_projection.weight", "text_projection.weight"} < state.keys()
+    ours, expected = hf_clip_to_vit(state), hf_clip_to_vit(alone.state_dict())
+    assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)
+    load_strict(vit(), ours)
+    for odd in ("text_model.head.weight", "visual_projection.bias", "vision_model.logit_scale"):
+        with pytest.raises(UserError, match=odd):
+            load_strict(vit(), hf_clip_to_vit(state | {odd: torch.zeros(1)}))
 
 
 def test_a_block_without_its_keys_is_refused() -> None:

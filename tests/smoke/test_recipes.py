@@ -1,0 +1,122 @@
+"""The nano recipes in tiny: every stage through the real command line, then questions to what was trained.
+
+Those of XComposer and XComposer2 are trained in test_compose.py and test_experiments.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lit_mm.cli import main
+from lit_mm.commands.trained import open_trained
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+LLAVA = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
+RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined")
+
+
+def tiny(recipe: str) -> dict[str, Any]:
+    """The recipe with its stages and data, a few steps wide and long, from random weights."""
+    config = yaml.safe_load((EXPERIMENTS / f"{recipe}.yaml").read_text())
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    model["vision"]["init_args"].update(image_size=28, width=16, layers=2, heads=2, weights=None)
+    model["language"]["init_args"].update(width=16, layers=1, heads=2, kv_heads=1, ffn_width=32, weights=None)
+    if "heads" in model.get("connector", {}).get("init_args", {}):
+        model["connector"]["init_args"]["heads"] = 2
+    data.update(global_batch=2, window=8)
+    if "documents" in data:
+        data.update(documents=12, heldout_documents=0 if recipe == "recombined" else 9)
+    for stage in config["stages"]:
+        stage["max_steps"] = 2
+        stage.get("data", {}).pop("global_batch", None)
+    if recipe in LLAVA:
+        model["vision"]["init_args"]["select_layer"] = -2
+        model["image_size"] = 28
+    elif recipe == "qwen_vl":
+        model["connector"]["init_args"]["grid_size"] = 2
+        model["image_size"], model["by_stage"]["pretrain"]["image_size"] = 56, 28
+    elif recipe == "monkey":
+        model["connector"]["init_args"]["grid_size"] = 2
+        model.update(size=[56, 56], window=28, ranks={"qkv": 2, "mlp": 2})
+    elif recipe == "xcomposer2_4khd":
+        model.update(tile=28, rank=2)
+        data["heldout_source"]["init_args"]["count"] = 9
+        for member in data["sources"] + config["stages"][1]["data"]["sources"]:
+            member["source"]["init_args"]["count"] = 12
+    elif recipe == "recombined":
+        model["injection"]["arguments"]["rank"] = 2
+        for views in (model["inputs"], *model["by_stage"].values()):
+            views["tiling"]["arguments"] = dict.fromkeys(views["tiling"]["arguments"], 28)
+    return config | {"track": False, "examine_documents": 9, "checkpoint_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
+
+
+def written(config: dict[str, Any], name: str = "tiny.yaml") -> str:
+    Path(name).write_text(yaml.safe_dump(config, sort_keys=False))
+    return name
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_it_trains_every_stage_and_can_be_asked_afterwards(
+    recipe: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny(recipe)
+    assert main(["fit", "--config", written(config), "--run_dir", "run"]) in (0, None)
+    with (place / "run/metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["stage"] for row in rows] == [stage["name"] for stage in config["stages"] for _ in range(2)]
+    assert all(3 < float(row["loss"]) < 10 for row in rows)  # ln 512 = 6.2: a random model guesses among 512 tokens
+    for row, stage in zip(rows[::2], config["stages"], strict=True):
+        learns = {name.removeprefix("lr_") for name, rate in row.items() if name.startswith("lr_") and float(rate)}
+        assert learns == set(stage["train"])
+    capsys.readouterr()
+    if recipe == "recombined":
+        Image.new("RGB", (60, 20), "red").save("page.png")
+        main(["generate", "run", "--image", "page.png", "--question", "what?", "--max_new_tokens", "2"])
+        assert capsys.readouterr().out.endswith("\n")
+        return
+    assert main(["evaluate", "run", "--documents", "9", "--format", "json"]) in (0, None)
+    assert 0 <= json.loads(capsys.readouterr().out)["accuracy"]["overall"] <= 1
+    if recipe in OTHER_VIEWS:
+        ask_with_other_views(config, *OTHER_VIEWS[recipe])
+
+
+OTHER_VIEWS = {  # of the model's arguments; what then becomes of 100 x 100 pixels: size of the first view, grid
+    "qwen_vl": ({"image_size": 84}, (84, 84), (1, 1)),
+    "xcomposer2_4khd": ({"limits": {"max_tiles": 9}}, (28, 28), (3, 3)),
+}
+
+
+def ask_with_other_views(config: dict, changes: dict, size: tuple[int, int], grid: tuple[int, int]) -> None:
+    """A config with another size or limit asks the same weights. (Monkey's belong to the windows they learned on.)"""
+    config["model"]["init_args"].update(changes)
+    other, _, _ = open_trained("run", written(config, "other.yaml"))
+    plan = other.processor.tiling(100, 100)
+    assert (plan.views[0].size, plan.grid) == (size, grid)
+    assert main(["evaluate", "run", "--config", "other.yaml", "--documents", "9"]) in (0, None)
+
+
+def test_inputs_of_a_stage_that_the_recipe_does_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny("llava")
+    config["model"]["init_args"]["by_stage"] = {"pretrian": {"aspect": "crop"}}
+    with pytest.raises(SystemExit) as left:
+        sys.exit(main(["fit", "--config", written(config), "--run_dir", "run"]))
+    assert left.value.code == 2
+    assert "by_stage` names ['pretrian']; the recipe has the stages ['finetune', 'pretrain']" in capsys.readouterr().err
