@@ -146,6 +146,20 @@ def test_a_frozen_parameter_that_changes_ends_the_run_before_the_stage_is_saved(
     assert checkpoints.newest(runs / "touched" / "checkpoints").step < 3
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["zero2", CUT], ids=str)
+def test_a_full_disk_of_one_rank_ends_all_and_the_run_goes_on_from_the_checkpoint_before(
+    tmp_path: Path, strategy: Any
+) -> None:
+    options = {"strategy": strategy, "recipe": "two"}
+    launch_all([launch("run", meddle="full", fails="(rank 1): [Errno 28] No space left", **options)], tmp_path)
+    assert [saved.step for saved in checkpoints.published(tmp_path / "run" / "checkpoints")] == [2]
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+    launch_all([launch("run", **options), launch("unbroken", **options)], tmp_path)
+    assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
+    assert_equal(weights(tmp_path / "run"), weights(tmp_path / "unbroken"))
+
+
 # --- frozen parts ---------------------------------------------------------------------------------------------------
 def frozen_in(run: Path) -> dict[str, Any]:
     return trained(run).manifest["frozen"]
