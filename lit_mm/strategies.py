@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ class ZeRO(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         if self._on_cpu:
-            _deepspeed_on_cpu()
+            deepspeed_on_cpu()
         self.accelerator.setup_device(self.root_device)
         self.setup_distributed()
 
@@ -409,17 +410,18 @@ def _shard(parameter: nn.Parameter) -> tuple[int, int]:
     return start, min(size, parameter.ds_numel - start)
 
 
-def _deepspeed_on_cpu() -> None:
+def deepspeed_on_cpu() -> None:
     """Let DeepSpeed use the CPU, on a machine with a GPU too, and without its compiled shared-memory messages.
 
     These take a minute to compile on first use, and add up in another order than gloo does.
     """
-    import deepspeed.comm.torch
+    # The attribute `deepspeed.comm.torch` is torch itself, which that package imports under the same name
+    backend = import_module("deepspeed.comm.torch")
     from deepspeed.accelerator import set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     set_accelerator(CPU_Accelerator())
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    backend.build_shm_op = lambda: None
 
 
 def fresh(strategy: Any) -> Any:

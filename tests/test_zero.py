@@ -17,7 +17,7 @@ from callbacks.metrics_csv import read_metrics
 from lit_mm import checkpoints
 from lit_mm.checkpoints import Checkpoint
 from lit_mm.errors import UserError
-from lit_mm.strategies import NAMES, ZeRO, check_strategy
+from lit_mm.strategies import NAMES, ZeRO, check_strategy, deepspeed_on_cpu
 from tests.kills import Launch, launch_all
 from tests.tiny import language, trainer, xcomposer2
 
@@ -260,6 +260,17 @@ def test_bf16_keeps_fp32_masters_through_stages_and_resumes(tmp_path: Path, stra
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     rounded = [name for name, tensor in found.items() if torch.equal(tensor, tensor.bfloat16().float())]
     assert not [name for name in rounded if "lora_b" not in name and "norm" not in name and "bias" not in name]
+
+
+# --- CPUs -----------------------------------------------------------------------------------------------------------
+def test_nothing_is_compiled_to_send_messages_between_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.comm.torch import TorchBackend
+
+    read_by_the_backend = TorchBackend.__init__.__globals__
+    monkeypatch.setitem(read_by_the_backend, "build_shm_op", lambda: "compiled")
+    monkeypatch.setattr("deepspeed.accelerator.real_accelerator.ds_accelerator", None)
+    deepspeed_on_cpu()
+    assert read_by_the_backend["build_shm_op"]() is None
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
