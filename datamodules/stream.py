@@ -237,7 +237,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             plan,
             steps=steps,
             global_batch=self.global_batch,
-            micro_batch=self.micro_batch or max(1, self.global_batch // world),
+            micro_batch=self.micro_batch_on(world),
             rank=rank,
             world=world,
         )
@@ -261,6 +261,10 @@ class StreamDataModule(L.LightningDataModule, ABC):
             rows = plan.rows_of(stage.epochs)
         self.screen.progress = None
         return -(-rows // self.global_batch)
+
+    def micro_batch_on(self, world: int) -> int:
+        """Rows per rank and forward on so many ranks."""
+        return self.micro_batch or max(1, self.global_batch // world)
 
     def maker(self, processor: Processor) -> SampleMaker:
         """What makes the samples of the current stage."""

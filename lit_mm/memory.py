@@ -47,7 +47,7 @@ class Spread:
         zero: ZeRO stage; 0 for DDP, and for a single process.
         ranks: processes.
         bf16: precision bf16-mixed or bf16-true. DDP keeps fp32 weights under bf16-mixed, see `pure`.
-        pure: precision bf16-true.
+        pure: precision bf16-true, or 16-true: without ZeRO the weights themselves have two bytes an element.
         accumulation: micro-batches of an optimizer step.
         offload_optimizer, offload_parameters: to the CPU's memory.
         keep_whole: ZeRO-3: parameters of at most so many elements stay whole on every rank.
@@ -207,10 +207,13 @@ def chains(weights: Iterable[Weight]) -> list[int]:
     own: Counter[str] = Counter()
     for weight in weights:
         own[weight.owner] += weight.numel
-    return [
-        sum(numel for other, numel in own.items() if owner == other or owner.startswith(f"{other}.") or not other)
-        for owner in own
-    ]
+    return [sum(own[around] for around in _with_those_around(owner) if around in own) for owner in own]
+
+
+def _with_those_around(owner: str) -> list[str]:
+    """A module's path and the paths of the modules that it lies in: a.b, a and "" for a.b."""
+    names = owner.split(".") if owner else []
+    return [".".join(names[:depth]) for depth in range(len(names) + 1)]
 
 
 def _groups(weights: Sequence[Weight]) -> list[list[int]]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import lightning as L
 import torch
-from lightning.fabric.connector import _PRECISION_INPUT
+from lightning.fabric.connector import _PRECISION_INPUT, _convert_precision_to_unified_args
 
 
 def fast_bf16(device: str) -> bool:
@@ -30,6 +30,12 @@ def best_precision(accelerator: str) -> str:
     if accelerator in ("auto", "gpu"):
         accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
     return "bf16-mixed" if fast_bf16(accelerator) else "32-true"
+
+
+def resolved(precision: _PRECISION_INPUT | Literal["auto"] | None, accelerator: str) -> str:
+    """The precision that a Trainer of these arguments has, such as 32-true."""
+    chosen = best_precision(accelerator) if precision == "auto" else precision
+    return _convert_precision_to_unified_args(chosen) or "32-true"
 
 
 class Trainer(L.Trainer):

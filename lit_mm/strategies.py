@@ -18,8 +18,9 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from torch import Tensor, nn
 from lit_mm import checkpoints
 from lit_mm.checkpoints import Piece
 from lit_mm.errors import UserError
+from lit_mm.memory import Spread
 from lit_mm.optim import MuonWithAdamW
 
+ZERO_STAGE = 2  # of ZeRO, where none is named
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter besides its step count
 
 
@@ -117,7 +120,7 @@ class ZeRO(DeepSpeedStrategy):
 
     def __init__(
         self,
-        stage: int = 2,
+        stage: int = ZERO_STAGE,
         offload_optimizer: bool = False,
         offload_parameters: bool = False,
         keep_whole: int = 100_000,
@@ -163,7 +166,7 @@ class ZeRO(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         if self._on_cpu:
-            _deepspeed_on_cpu()
+            deepspeed_on_cpu()
         self.accelerator.setup_device(self.root_device)
         self.setup_distributed()
 
@@ -177,8 +180,7 @@ class ZeRO(DeepSpeedStrategy):
     def setup(self, trainer: L.Trainer) -> None:
         precision = self.precision_plugin.precision
         self.precision_plugin = ZeROPrecision(precision)
-        if precision.startswith("16"):
-            raise UserError(f"trainer.precision {precision} scales the loss; under ZeRO take bf16-mixed or 32-true")
+        check_zero_precision(precision)
         module = self.lightning_module
         stage = module.stage
         if "gradient_clipping" not in self.config:
@@ -408,17 +410,18 @@ def _shard(parameter: nn.Parameter) -> tuple[int, int]:
     return start, min(size, parameter.ds_numel - start)
 
 
-def _deepspeed_on_cpu() -> None:
+def deepspeed_on_cpu() -> None:
     """Let DeepSpeed use the CPU, on a machine with a GPU too, and without its compiled shared-memory messages.
 
     These take a minute to compile on first use, and add up in another order than gloo does.
     """
-    import deepspeed.comm.torch
+    # The attribute `deepspeed.comm.torch` is torch itself, which that package imports under the same name
+    backend = import_module("deepspeed.comm.torch")
     from deepspeed.accelerator import set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     set_accelerator(CPU_Accelerator())
-    deepspeed.comm.torch.build_shm_op = lambda: None
+    backend.build_shm_op = lambda: None
 
 
 def fresh(strategy: Any) -> Any:
@@ -433,10 +436,58 @@ def check_strategy(strategy: Any) -> None:
         UserError: it is none of single device, DDP and ZeRO.
     """
     if not isinstance(strategy, (SingleDeviceStrategy, DDP, ZeRO)):
-        raise UserError(
-            f"trainer.strategy is {type(strategy).__name__}; stages are trained with one of {', '.join(NAMES)}, or "
-            "class_path: lit_mm.strategies.ZeRO"
-        )
+        raise _unknown(type(strategy).__name__)
+
+
+def _unknown(strategy: str) -> UserError:
+    return UserError(
+        f"trainer.strategy is {strategy}; stages are trained with one of {', '.join(NAMES)}, or class_path: "
+        "lit_mm.strategies.ZeRO"
+    )
+
+
+def spread_of(strategy: str | Mapping[str, Any], *, ranks: int, precision: str, accumulation: int = 1) -> Spread | None:
+    """What a recipe's `trainer.strategy` means for the memory of a rank (see `lit_mm.memory`). No engine is made.
+
+    None for a precision whose weights the plan does not know, such as 64-true.
+
+    Args:
+        strategy: a name, or `class_path` and `init_args` as the resolved config has them.
+        ranks: processes.
+        precision: as `lit_mm.precision.resolved` gives it.
+        accumulation: micro-batches of an optimizer step.
+    Raises:
+        UserError: stages are not trained with this strategy, or not in this precision.
+    """
+    if isinstance(strategy, str):
+        if strategy not in NAMES:
+            raise _unknown(strategy)
+        known = StrategyRegistry[strategy if strategy != "auto" else "ddp"]  # `auto` is DDP, where there are ranks
+        kind, given = known["strategy"], known["init_params"]
+    else:
+        own = {f"{each.__module__}.{each.__qualname__}": each for each in (DDP, ZeRO)}
+        if strategy["class_path"] not in own:
+            raise _unknown(strategy["class_path"])
+        kind, given = own[strategy["class_path"]], strategy.get("init_args") or {}
+    if kind is DDP:
+        if precision not in ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"):
+            return None
+        return Spread(ranks=ranks, pure=precision in ("16-true", "bf16-true"), accumulation=accumulation)
+    check_zero_precision(precision)
+    options = {name: value for name, value in given.items() if name in {field.name for field in fields(Spread)}}
+    stage = given.get("stage", ZERO_STAGE)
+    return Spread(stage, ranks, precision.startswith("bf16"), accumulation=accumulation, **options)
+
+
+def check_zero_precision(precision: str) -> None:
+    """Refuse a precision that scales the loss, or that DeepSpeed does not have.
+
+    Raises:
+        UserError: it is none of bf16-mixed, bf16-true and 32-true.
+    """
+    if precision not in ("bf16-mixed", "bf16-true", "32-true"):
+        why = "scales the loss" if precision.startswith("16") else "is unknown to DeepSpeed"
+        raise UserError(f"trainer.precision {precision} {why}; under ZeRO take bf16-mixed or 32-true")
 
 
 def share_of(parameter: nn.Parameter) -> Tensor | None:

@@ -6,6 +6,7 @@ imports are paid once. Prints one exit status a line, as `os.waitstatus_to_exitc
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -60,7 +61,8 @@ class Launch:
         recipe: "two" stages, "three", "thaw": one in which the vision encoder waits for two steps, or "muon".
         lr: peak learning rate of every part.
         base: file with the weights on which the language model starts.
-        meddle: "plant" puts a frozen parameter into the optimizer; "touch" changes one after the first step.
+        meddle: "plant" puts a frozen parameter into the optimizer; "touch" changes one after the first step; "full"
+            leaves the last rank no space on its disk for the second checkpoint.
         keep: checkpoints that are kept.
         fails: what it says on standard error when it ends with an error, as it should.
         kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
@@ -198,6 +200,20 @@ class Touch(L.Callback):
             share_of(next(iter(pl_module.parts()["language"].values()))).data += 1
 
 
+def fill_disk(write: Callable[..., Any] = checkpoints.save_file) -> None:
+    """From the third file on, that is the second checkpoint, there is no space."""
+    left = iter([write, write])
+
+    def full(*arguments: Any) -> None:
+        next(left, no_space)(*arguments)
+
+    checkpoints.save_file = full
+
+
+def no_space(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def plant(module: MultimodalModule) -> None:
     """Let the first stage's optimizer hold a parameter of the frozen language model."""
     configure = module.configure_optimizers
@@ -247,6 +263,8 @@ def run(launch: Launch, rank: int) -> None:
         plant(module)
     elif launch.meddle == "touch":
         callbacks.append(Touch())
+    elif launch.meddle == "full" and rank == launch.ranks - 1:
+        fill_disk()
     strategy = launch.strategy or None
     run_recipe(
         module,
@@ -292,7 +310,7 @@ def main(jobs: str) -> None:
             child, status = os.waitpid(-1, 0)
             left.remove(child)
             codes.append(os.waitstatus_to_exitcode(status))
-            if codes[-1]:  # a job ends as a whole
+            if codes[-1] and not launch.fails:  # a job ends as a whole; of a mistake each rank must learn by itself
                 for other in left:
                     os.kill(other, signal.SIGKILL if codes[-1] < 0 else signal.SIGTERM)
         # A rank that waits for one that was killed a moment before ends by an error of its own

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,8 @@ CUT += ["--trainer.strategy.keep_whole", "0", "--trainer.devices", "2", "--train
 
 
 def recipe(folder: Path) -> None:
-    config = TINY | {"track": False, "examine_documents": 2, "checkpoint_every": 1}
+    config = deepcopy(TINY) | {"track": False, "examine_documents": 2, "checkpoint_every": 1}
+    config["model"]["init_args"]["language"]["init_args"]["activation_checkpointing"] = True
     config["stages"] = [
         {"name": "align", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2},
         {"name": "all", "train": {part: {"lr": 1e-3} for part in ("connector", "language")}, "max_steps": 2},

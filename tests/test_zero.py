@@ -17,7 +17,7 @@ from callbacks.metrics_csv import read_metrics
 from lit_mm import checkpoints
 from lit_mm.checkpoints import Checkpoint
 from lit_mm.errors import UserError
-from lit_mm.strategies import NAMES, ZeRO, check_strategy
+from lit_mm.strategies import NAMES, ZeRO, check_strategy, deepspeed_on_cpu
 from tests.kills import Launch, launch_all
 from tests.tiny import language, trainer, xcomposer2
 
@@ -146,6 +146,20 @@ def test_a_frozen_parameter_that_changes_ends_the_run_before_the_stage_is_saved(
     assert checkpoints.newest(runs / "touched" / "checkpoints").step < 3
 
 
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["zero2", CUT], ids=str)
+def test_a_full_disk_of_one_rank_ends_all_and_the_run_goes_on_from_the_checkpoint_before(
+    tmp_path: Path, strategy: Any
+) -> None:
+    options = {"strategy": strategy, "recipe": "two"}
+    launch_all([launch("run", meddle="full", fails="(rank 1): [Errno 28] No space left", **options)], tmp_path)
+    assert [saved.step for saved in checkpoints.published(tmp_path / "run" / "checkpoints")] == [2]
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.part"))
+    launch_all([launch("run", **options), launch("unbroken", **options)], tmp_path)
+    assert losses(tmp_path / "run") == losses(tmp_path / "unbroken")
+    assert_equal(weights(tmp_path / "run"), weights(tmp_path / "unbroken"))
+
+
 # --- frozen parts ---------------------------------------------------------------------------------------------------
 def frozen_in(run: Path) -> dict[str, Any]:
     return trained(run).manifest["frozen"]
@@ -246,6 +260,17 @@ def test_bf16_keeps_fp32_masters_through_stages_and_resumes(tmp_path: Path, stra
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
     rounded = [name for name, tensor in found.items() if torch.equal(tensor, tensor.bfloat16().float())]
     assert not [name for name in rounded if "lora_b" not in name and "norm" not in name and "bias" not in name]
+
+
+# --- CPUs -----------------------------------------------------------------------------------------------------------
+def test_nothing_is_compiled_to_send_messages_between_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.comm.torch import TorchBackend
+
+    read_by_the_backend = TorchBackend.__init__.__globals__
+    monkeypatch.setitem(read_by_the_backend, "build_shm_op", lambda: "compiled")
+    monkeypatch.setattr("deepspeed.accelerator.real_accelerator.ds_accelerator", None)
+    deepspeed_on_cpu()
+    assert read_by_the_backend["build_shm_op"]() is None
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.options import Arguments
@@ -12,6 +13,7 @@ from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mm.commands.recipe import RecipeCLI
+    from lit_mm.memory import Holding
     from lit_mm.processor import Processor
     from lit_mm.stages import Stage
 
@@ -20,21 +22,27 @@ Any key of the recipe may follow, spelt as in the YAML: --model.init_args.image_
 Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
-`frozen_total`, `from_step` of parts that thaw later, `steps` or `epochs`, `rows_per_step`, `samples_per_step`) and,
-with --images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles, `visual_tokens`) as the
-finished model sees them. A stage that sees them otherwise has `images` of its own. Where documents of some sources are
-tiled otherwise, `images_by_source` has what the same images become there, by the source's name, of the model and of
-every stage that differs. What is not known beforehand is null."""
+`frozen_total`, `from_step` of parts that thaw later, `steps` or `epochs`, `rows_per_step`, `samples_per_step`,
+`memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles,
+`visual_tokens`) as the 
+`memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
+have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
+must gather at once at least. It depends on `strategy`, `zero` (its stage; 0 is none), `ranks`, `ranks_from` (recipe,
+option or assumed: `trainer.devices` auto counts as one), `precision` and `accumulation` (micro-batches of a step; null,
+and planned as 1, where the batch does not split over the ranks)."""
+
+GIB, MIB = 1 << 30, 1 << 20
 
 
 def describe(arguments: Sequence[str]) -> None:
-    """Say what a recipe makes: parameters by part, what learns in each stage, visual tokens of images.
+    """Say what a recipe makes: parameters by part, what learns in each stage and the memory it takes, visual tokens.
 
     No weight is loaded and no data is read.
     """
     parser = Arguments(
         prog="python -m lit_mm describe",
-        usage="python -m lit_mm describe --config FILE [--images SIZES] [--format text|json] [--KEY VALUE ...]",
+        usage="python -m lit_mm describe --config FILE [--images SIZES] [--ranks N] [--format text|json] "
+        "[--KEY VALUE ...]",
         description=describe.__doc__,
         epilog=EPILOG,
     )
@@ -42,10 +50,15 @@ def describe(arguments: Sequence[str]) -> None:
         "--config", action="append", required=True, metavar="FILE", help="the recipe; later ones override"
     )
     parser.add_argument("--images", metavar="SIZES", help="image sizes: 336x336,1008x672 or @FILE")
+    parser.add_argument(
+        "--ranks", type=int, metavar="N", help="plan the memory of so many processes (default: devices x num_nodes)"
+    )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
     chosen, overrides = parser.parse_known_args(arguments)
     sizes = None if chosen.images is None else read_sizes(chosen.images)
-    plan = plan_of(open_recipe(parser, chosen.config, overrides), sizes)
+    if chosen.ranks is not None and chosen.ranks < 1:
+        raise UserError(f"--ranks counts processes from 1, got {chosen.ranks}")
+    plan = plan_of(open_recipe(parser, chosen.config, overrides), sizes, chosen.ranks)
     print(json.dumps(plan) if chosen.format == "json" else tables(plan))
 
 
@@ -66,13 +79,15 @@ def open_recipe(parser: Arguments, configs: Sequence[str], overrides: Sequence[s
         return RecipeCLI([*words, *overrides], parser.prog.split()[-1], options=parser.options)
 
 
-def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None) -> dict[str, Any]:
+def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, ranks: int | None = None) -> dict[str, Any]:
     """The facts of a recipe, ready for JSON.
 
     Args:
         sizes: (width, height) of images to lay out, pixels.
+        ranks: processes, in place of those that the recipe asks for.
     Raises:
-        UserError: the recipe's stages do not fit its model, or it is asked about images and reads none.
+        UserError: the recipe's stages do not fit its model, it cannot be trained under its strategy on so many ranks,
+            or it is asked about images and reads none.
     """
     from lit_mm.module import family_of
     from lit_mm.stages import check_recipe
@@ -83,7 +98,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None) -> d
     plan: dict[str, Any] = {
         "family": family_of(model),
         "parameters": {"total": sum(parts.values()), "parts": parts},
-        "stages": [stage_plan(cli, stage) for stage in stages],
+        "stages": [stage_plan(cli, stage, ranks) for stage in stages],
     }
     if sizes is not None:
         processor = model.processor
@@ -97,8 +112,8 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None) -> d
     return plan
 
 
-def stage_plan(cli: RecipeCLI, stage: Stage) -> dict[str, Any]:
-    """What learns in a stage, and for how long."""
+def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[str, Any]:
+    """What learns in a stage, for how long, and the memory it takes."""
     model, data = cli.model, cli.data_of(stage)
     model.begin(stage, total_steps=stage.max_steps or 0)  # as `fit` does: what it freezes is frozen here
     parts = model.parts()
@@ -114,7 +129,68 @@ def stage_plan(cli: RecipeCLI, stage: Stage) -> dict[str, Any]:
         "epochs": stage.epochs if stage.max_steps is None else None,
         "rows_per_step": data.global_batch,
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row holds several
+        "memory": memory_plan(cli, data, ranks),
     }
+
+
+def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str, Any] | None:
+    """What the fullest rank will hold in the stage that has begun; None where its precision has no plan.
+
+    Args:
+        data: the stage's data module, which splits its batch.
+        ranks: processes, in place of those that the recipe asks for.
+    """
+    from lit_mm.memory import plan_memory, weights_of
+    from lit_mm.precision import resolved
+    from lit_mm.strategies import spread_of
+
+    trainer = cli.config.trainer.as_dict()
+    asked, ranks_from = ranks_of(trainer) if ranks is None else (ranks, "option")
+    precision = resolved(trainer["precision"], trainer["accelerator"])
+    accumulation, rest = divmod(data.global_batch, data.micro_batch_on(asked) * asked)
+    if rest:
+        accumulation = None
+    spread = spread_of(trainer["strategy"], ranks=asked, precision=precision, accumulation=accumulation or 1)
+    if spread is None:
+        return None
+    planned = plan_memory(weights_of(cli.model), spread)
+    named = trainer["strategy"]
+    return {
+        "strategy": named if isinstance(named, str) else named["class_path"],
+        "zero": spread.zero,
+        "ranks": asked,
+        "ranks_from": ranks_from,
+        "precision": precision,
+        "accumulation": accumulation,
+        "device": _bytes(planned.device),
+        "host": _bytes(planned.host),
+        "largest_layer": planned.largest_layer,
+    }
+
+
+def _bytes(holding: Holding) -> dict[str, int]:
+    return asdict(holding) | {"total": holding.total}
+
+
+def ranks_of(trainer: Mapping[str, Any]) -> tuple[int, str]:
+    """The processes that a recipe's `trainer` asks for, and where that is from: recipe or assumed.
+
+    "auto" and -1 devices are as many as a machine has; they count as one a node.
+
+    Raises:
+        UserError: `devices` is no number of devices.
+    """
+    devices = trainer["devices"]
+    if str(devices) in ("auto", "-1"):
+        return trainer["num_nodes"], "assumed"
+    listed = devices.strip(",").split(",") if isinstance(devices, str) and "," in devices else devices
+    try:
+        count = len(listed) if isinstance(listed, list) else int(listed)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise UserError(f"trainer.devices takes a number of devices, a list of them, or auto; got {devices!r}")
+    return count * trainer["num_nodes"], "recipe"
 
 
 def seen_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
@@ -157,7 +233,7 @@ def tables(plan: dict[str, Any]) -> str:
     rows.append(["frozen", "", *(f"{stage['frozen_total']:,}" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows)]
+    text = [plan["family"], "", aligned(rows), "", memory_table(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         for one in listed:
@@ -174,6 +250,33 @@ def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]
             yield who, of["images"]
         for source, listed in of.get("images_by_source", {}).items():
             yield f"{who}, source {source}", listed
+
+
+def memory_table(stages: Sequence[dict[str, Any]]) -> str:
+    """What a rank will hold in each stage, for people. Rows that are nought in all stages are left out."""
+    planned = [stage["memory"] for stage in stages]
+    if None in planned:
+        return "memory: not known beforehand in this precision"
+    largest = max(memory[place]["total"] for memory in planned for place in ("device", "host"))
+    unit, size = ("GiB", GIB) if largest >= GIB else ("MiB", MIB)
+    rows = [[f"{unit} per rank", *(stage["name"] for stage in stages)]]
+    for place, where in (("device", ""), ("host", "host: ")):
+        for name in planned[0][place]:
+            held = [memory[place][name] for memory in planned]
+            if any(held):
+                rows.append([where + name, *(f"{one / size:,.2f}" for one in held)])
+    turns = [
+        "batch does not split" if memory["accumulation"] is None else f"{memory['accumulation']:,}"
+        for memory in planned
+    ]
+    rows.append(["micro-batches a step", *turns])
+    first = planned[0]
+    ranks = f"{first['ranks']:,} rank" + "s" * (first["ranks"] > 1)
+    assumed = " (trainer.devices counts as one: --ranks N plans for N)" if first["ranks_from"] == "assumed" else ""
+    return (
+        f"memory under {first['strategy']} on {ranks}{assumed}, {first['precision']}. Activations come on top: they "
+        f"depend on the batch\n{aligned(rows)}"
+    )
 
 
 def _learns(stage: dict[str, Any], part: str) -> str:

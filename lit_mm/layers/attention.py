@@ -45,9 +45,9 @@ def segment_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], s
     """Causal attention inside each of the segments that packed rows consist of, one segment after the other.
 
     The same as `attention` under the mask of these segments. But with four samples in a row three quarters of what a
-    mask covers is computed in vain, and on a CPU a call costs less than that: 8 rows of 320 positions with samples of 90
-    take half the time, forward and backward (one core, 6 heads of 32, fp32). And a sample's result is the same bits in
-    every row.
+    mask covers is computed in vain, and on a CPU a call costs less than that: 8 rows of 320 positions with samples of
+    90 take half the time, forward and backward (one core, 6 heads of 32, fp32). And a sample's result is the same bits
+    in every row.
 
     Args:
         q: [B, H, L, D].

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,11 @@ import pytest
 import yaml
 
 from lit_mm.cli import main
+from lit_mm.commands.describe import open_recipe
+from lit_mm.commands.options import Arguments
 from lit_mm.commands.sizes import read_sizes
 from lit_mm.errors import UserError
+from lit_mm.memory import RankMemory, Spread, plan_memory, weights_of
 from tests.tiny import MODEL
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -129,6 +135,122 @@ def test_picked_stages_are_described_alone(described: Callable) -> None:
     assert [stage["name"] for stage in described(write(), "--stages", "finetune")["stages"]] == ["finetune"]
 
 
+# --- memory ----------------------------------------------------------------------------------------------------------
+def figures(plan: RankMemory) -> dict[str, Any]:
+    """A plan as the JSON has it."""
+    held = {place: asdict(getattr(plan, place)) for place in ("device", "host")}
+    totals = {"device": plan.device.total, "host": plan.host.total}
+    return {place: held[place] | {"total": totals[place]} for place in held} | {"largest_layer": plan.largest_layer}
+
+
+CLASS = ["--trainer.strategy", "lit_mm.strategies.ZeRO"]
+SMALL = ["--trainer.strategy.bucket", "4096", "--trainer.strategy.keep_whole", "0"]
+OFFLOADED = ["--trainer.strategy.offload_optimizer", "true", "--trainer.strategy.offload_parameters", "true"]
+
+
+@pytest.mark.parametrize(
+    ("options", "spread"),
+    [
+        ([], Spread(0, 1, accumulation=2)),
+        (["--trainer.precision", "bf16-true"], Spread(0, 1, pure=True, accumulation=2)),
+        (["--trainer.devices", "2"], Spread(0, 2)),
+        (["--trainer.strategy", "ddp", "--trainer.devices", "2"], Spread(0, 2)),
+        (["--trainer.strategy", "zero2"], Spread(2, 1, accumulation=2)),
+        (["--trainer.strategy", "zero2", "--trainer.devices", "2"], Spread(2, 2)),
+        (["--trainer.strategy", "zero1", "--trainer.devices", "[0, 1]"], Spread(1, 2)),
+        (["--trainer.strategy", "zero3", "--trainer.devices", "1", "--trainer.num_nodes", "2"], Spread(3, 2)),
+        (["--trainer.strategy", "zero3", "--trainer.precision", "bf16-mixed", "--ranks", "2"], Spread(3, 2, bf16=True)),
+        (["--trainer.strategy", "zero2_offload", "--ranks", "2"], Spread(2, 2, offload_optimizer=True)),
+        (
+            [*CLASS, "--trainer.strategy.stage", "3", *SMALL, *OFFLOADED, "--ranks", "2"],
+            Spread(3, 2, keep_whole=0, bucket=4096, offload_optimizer=True, offload_parameters=True),
+        ),
+    ],
+    ids=str,
+)
+def test_the_memory_of_a_stage_is_that_of_its_plan(
+    options: list[str], spread: Spread, described: Callable[..., dict[str, Any]]
+) -> None:
+    config = write(micro_batch=1)
+    told = described(config, *options)["stages"]
+    cli = open_recipe(Arguments(prog="lit_mm describe"), [config], [])
+    for stage, said, split in zip(
+        cli.stages, told, (spread, replace(spread, accumulation=6 // spread.ranks)), strict=True
+    ):
+        cli.model.begin(stage, total_steps=1)
+        assert {key: said["memory"][key] for key in ("device", "host", "largest_layer")} == figures(
+            plan_memory(weights_of(cli.model), split)
+        )
+        assert (said["memory"]["zero"], said["memory"]["ranks"]) == (spread.zero, spread.ranks)
+        assert said["memory"]["accumulation"] == split.accumulation
+
+
+def test_ranks_are_those_of_the_recipe_unless_others_are_asked_for(described: Callable[..., dict[str, Any]]) -> None:
+    def memory(*options: str) -> dict[str, Any]:
+        return described(write(), "--trainer.strategy", "zero3", *options)["stages"][0]["memory"]
+
+    assumed, recipe, asked = (
+        memory(),
+        memory("--trainer.devices", "2"),
+        memory("--trainer.devices", "2", "--ranks", "1"),
+    )
+    assert [(m["ranks"], m["ranks_from"]) for m in (assumed, recipe, asked)] == [
+        (1, "assumed"),
+        (2, "recipe"),
+        (1, "option"),
+    ]
+    assert assumed["device"] == asked["device"]
+    for kind in ("masters", "gradients", "moments"):
+        assert asked["device"][kind] == pytest.approx(2 * recipe["device"][kind], rel=0.01)
+
+
+def test_a_batch_that_does_not_split_over_the_ranks_is_told(
+    described: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [stage["memory"]["accumulation"] for stage in described(write(), "--ranks", "3")["stages"]] == [None, 1]
+    main(["describe", "--config", write(), "--ranks", "3"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("micro-batches")]
+    assert line.split("  ")[1:] and line.endswith(" 1") and "batch does not split" in line
+
+
+def test_a_precision_that_has_no_plan_is_null(
+    described: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--trainer.precision", "64-true"]
+    assert [stage["memory"] for stage in described(write(), *options)["stages"]] == [None, None]
+    main(["describe", "--config", write(), *options])
+    assert "memory: not known beforehand" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("strategy", "gradient"), [("zero1", 2), ("zero2", 4), ("zero3", 4)])
+def test_a_published_7b_takes_2_4_and_8_bytes_a_parameter_and_its_gradient(
+    strategy: str, gradient: int, described: Callable[..., dict[str, Any]]
+) -> None:
+    """Weights in bf16, masters, two moments; ZeRO-1 keeps gradients in bf16, 2 and 3 in fp32: 16 and 18 bytes.
+
+    Source: arXiv:1910.02054, section 3.1, whose 16 bytes are those of ZeRO-1.
+    """
+    recipe = str(EXPERIMENTS / "paper" / "xcomposer2.yaml")
+    finetune = described(recipe, "--trainer.strategy", strategy, "--ranks", "64")["stages"][1]
+    assert finetune["frozen_total"] == 0
+    held, ranks, size = finetune["memory"]["device"], finetune["memory"]["ranks"], finetune["trainable_total"]
+    assert size > 8e9
+    spread_out = {"zero1": ("masters", "moments"), "zero2": ("masters", "moments", "gradients")}
+    spread_out["zero3"] = (*spread_out["zero2"], "weights")
+    over_ranks = {kind: held[kind] * (ranks if kind in spread_out[strategy] else 1) / size for kind in held}
+    expected = {"weights": 2, "masters": 4, "moments": 8, "gradients": gradient}
+    for kind, bytes_each in expected.items():
+        assert over_ranks[kind] == pytest.approx(bytes_each, rel=0.01), kind
+    assert sum(over_ranks[kind] for kind in expected) == pytest.approx(14 + gradient, rel=0.01)
+
+
+def test_engines_are_described_without_importing_them(described: Callable[..., dict[str, Any]]) -> None:
+    code = "import sys; from lit_mm.cli import main; main(sys.argv[1:]); sys.exit('deepspeed' in sys.modules)"
+    command = [sys.executable, "-c", code, "describe", "--config", write(), "--trainer.strategy", "zero3"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent)}, capture_output=True)
+    assert done.returncode == 0
+
+
 # --- images ----------------------------------------------------------------------------------------------------------
 def test_images_are_laid_out_as_the_model_does_and_per_stage_where_that_differs(described: Callable) -> None:
     plan = described(write(), "--images", "56x28,28x28")
@@ -212,6 +334,14 @@ def test_the_table_names_parts_stages_and_images(capsys: pytest.CaptureFixture[s
     assert cells["vision"][2:] == ["frozen", "frozen"]
     assert cells["length"] == ["length", "3", "steps", "2", "epochs"]
     assert cells["batch"] == ["batch", "2", "samples", "6", "samples"]
+    (heading,) = [line for line in lines if line.startswith("memory under auto on 1 rank ")]
+    assert "--ranks N plans for N" in heading and "Activations come on top" in heading
+    assert cells["MiB per rank"][3:] == ["pretrain", "finetune"]
+    held = [[float(cell) for cell in cells[kind][1:]] for kind in ("weights", "gradients", "moments")]
+    sums = [
+        float(cell) for line in lines[lines.index(heading) :] if line.startswith("total") for cell in line.split()[1:]
+    ]
+    assert sums == pytest.approx([sum(column) for column in zip(*held, strict=True)], abs=0.02)
     assert [line.split() for line in lines if line.startswith("56x28")] == [
         ["56x28", "3", "2", "x", "1", "14"],
         ["56x28", "1", "1", "x", "1", "4"],
@@ -227,6 +357,13 @@ def test_the_table_names_parts_stages_and_images(capsys: pytest.CaptureFixture[s
         (["--config", "tiny.yaml", "--model.init_args.image_sze", "3"], "image_sze"),
         (["--config", "tiny.yaml", "--stages", "other"], "--stages names ['other']"),
         (["--config", "tiny.yaml", "--images", "3"], "WIDTHxHEIGHT"),
+        (["--config", "tiny.yaml", "--ranks", "0"], "--ranks counts processes from 1, got 0"),
+        (["--config", "tiny.yaml", "--trainer.devices", "some"], "trainer.devices takes a number of devices"),
+        (["--config", "tiny.yaml", "--trainer.strategy", "fsdp"], "trainer.strategy is fsdp; stages are trained with"),
+        (
+            ["--config", "tiny.yaml", "--trainer.strategy", "zero2", "--trainer.precision", "16-mixed"],
+            "scales the loss",
+        ),
         (["--config", "text.yaml", "--images", "3x3"], "lays out no images"),
     ],
 )
