@@ -152,6 +152,8 @@ class MultimodalModule(L.LightningModule):
         The sum over this micro-batch is divided by the count over all ranks and micro-batches; Lightning divides by the
         accumulation and DDP averages over ranks, so both are multiplied back.
         """
+        if isinstance(batch, Batch):  # pairs of texts and the like have no views
+            self.check_calls(batch)
         self.seed_step(batch_idx)
         with self.trainer.precision_plugin.forward_context():  # again: DeepSpeed's engine switches autocast off
             loss = self.network(batch) / batch.step_tokens
@@ -164,8 +166,7 @@ class MultimodalModule(L.LightningModule):
         Raises:
             UserError: views of several shapes would be encoded one shape after the other, on one of several ranks.
         """
-        one_call = len(batch.views) <= 1 or getattr(self.network, "together", False)
-        if self.trainer.world_size > 1 and not one_call:
+        if self.trainer.world_size > 1 and len(batch.views) > 1 and not self.network.together:
             shapes = [tuple(views.shape[-2:]) for views in batch.views]
             raise UserError(
                 f"samples {list(batch.sample_ids)} have views of the shapes {shapes}, which this vision encoder takes "

@@ -400,7 +400,15 @@ class ZeRO(DeepSpeedStrategy):
         return bits.view(torch.float32).view(shape).cpu()
 
 
-ENGINE_ATTRIBUTES = ("_original_parameters", "_external_params")  # what ZeRO-3 leaves on modules
+# What ZeRO-3 leaves on modules beside ds_...; the engine of the next stage would call the functions of the one before
+ENGINE_ATTRIBUTES = (
+    "_original_parameters",
+    "_external_params",
+    "all_parameters",
+    "pre_bwd_fn",
+    "post_bwd_fn",
+    "applied_pre_backward_ref_cnt",
+)
 
 
 def _shard(parameter: nn.Parameter) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from lit_mm.errors import UserError
 from tests.tiny import Documents, xcomposer2
 from tests.uneven import ENGINES, EVERYTHING
 
-RTOL = 1e-6  # fp32; of the loss, and of the largest gradient of each tensor
+RTOL = 2e-6  # fp32; of the loss, and of the largest gradient of each tensor: measured 1.4e-6 (ZeRO-3), 6e-7 (DDP)
 CORE = ("alone", "ddp", "zero3")
 
 Kept = dict[str, list[dict[str, Any]]]
@@ -44,13 +44,16 @@ def rest(core: Kept, tmp_path_factory: pytest.TempPathFactory) -> Kept:
     return {"alone": core["alone"]} | trained(tmp_path_factory.mktemp("rest"), engines)
 
 
-def assert_like_one_process(kept: Kept, engine: str) -> None:
+def assert_like_one_process(kept: Kept, engine: str, stage: str = "steps", accumulation: int = 1) -> None:
     (alone,) = kept["alone"]
-    for number, expected in enumerate(alone["steps"]):
-        ours = [rank["steps"][number] for rank in kept[engine]]
-        torch.testing.assert_close(sum(one["loss"] for one in ours), expected["loss"], rtol=RTOL, atol=0)
+    for number, expected in enumerate(alone[stage]):
+        first = number * accumulation
+        ours = [rank[stage][first : first + accumulation] for rank in kept[engine]]
+        assert {len(turns) for turns in ours} == {accumulation}
+        loss = sum(one["loss"] for turns in ours for one in turns)
+        torch.testing.assert_close(loss, expected["loss"], rtol=RTOL, atol=0)
         for name, gradient in expected["gradients"].items():
-            for one in ours:  # the same on every rank
+            for *_, one in ours:  # the same on every rank, when the last micro-batch is over
                 worst = float((one["gradients"][name] - gradient).abs().max())
                 assert worst <= RTOL * float(gradient.abs().max()), f"step {number}, {name}: {worst}"
 
@@ -60,10 +63,17 @@ def test_gradients_are_those_of_one_process(core, engine):
     assert_like_one_process(core, engine)
 
 
+@pytest.mark.parametrize("engine", CORE[1:])
+def test_gradients_of_accumulated_micro_batches_are_those_of_one_forward(core, engine):
+    assert [len(rank["accumulating"]) for rank in core[engine]] == [6, 6]
+    assert_like_one_process(core, engine, "accumulating", accumulation=2)
+
+
 @pytest.mark.distributed
 @pytest.mark.parametrize("engine", ["zero1", "zero2"])
 def test_gradients_are_those_of_one_process_here_too(rest, engine):
     assert_like_one_process(rest, engine)
+    assert_like_one_process(rest, engine, "accumulating", accumulation=2)
 
 
 def test_ranks_had_none_against_five_one_against_five_and_text_only(core):
@@ -72,7 +82,12 @@ def test_ranks_had_none_against_five_one_against_five_and_text_only(core):
 
 
 def test_every_rank_calls_its_encoder_once_whatever_it_has_to_see(core):
-    assert {step["calls"] for kept in core.values() for rank in kept for step in rank["steps"]} == {1}
+    steps = [step for kept in core.values() for rank in kept for step in rank["steps"] + rank["accumulating"]]
+    assert {step["calls"] for step in steps} == {1}
+
+
+def test_an_engine_leaves_nothing_on_the_modules_that_the_next_one_would_call(core):
+    assert [rank["left"] for kept in core.values() for rank in kept] == [[]] * 5
 
 
 def test_ranks_may_stop_answering_at_different_tokens(core):
@@ -90,4 +105,4 @@ def test_views_of_several_shapes_on_several_ranks_are_refused_with_the_reason():
     module._trainer = SimpleNamespace(world_size=2)
     module.check_calls(batch)
     with pytest.raises(UserError, match=r"shapes \[\(28, 28\), \(28, 56\)\].*one after the other"):
-        module.check_calls(both)
+        module.training_step(both, 0)

@@ -1,13 +1,15 @@
 """Ranks with unlike batches, under every engine: `python -m tests.uneven FOLDER ENGINE...`.
 
 Each engine trains the same steps on two processes, or one, and leaves the gradients of every step, the loss, and what
-each rank had and how often it called its vision encoder; then both ranks answer different questions.
+each rank had and how often it called its vision encoder; then both ranks answer different questions. A second stage has
+steps of twice the rows, for which two processes accumulate two micro-batches, and one none.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,16 @@ from tests.tiny import PARTS, Documents, document, trainer, xcomposer2
 
 EVERYTHING = Stage("all", {part: Train(lr=1e-12) for part in PARTS}, max_steps=6, clip=0.0)  # AdamW enlarges rounding
 PICTURES = (0, 5, 1, 0, 0, 5, 1, 1, 0, 0, 5, 0)  # of the documents, of which each step takes two
+ACCUMULATING = replace(EVERYTHING, name="accumulating", max_steps=3)
 ENGINES = ("alone", "ddp", "zero1", "zero2", "zero3")
 
 
 class Uneven(Documents):
-    """One document a row, two rows a step: one a rank."""
+    """One document a row, two rows a step, or four: one a rank and micro-batch, or all in one."""
 
-    def __init__(self, micro_batch: int) -> None:
-        super().__init__(global_batch=2, micro_batch=micro_batch, row_tokens=None, window=2)
+    def __init__(self, global_batch: int, ranks: int) -> None:
+        micro_batch = global_batch if ranks == 1 else 1
+        super().__init__(global_batch=global_batch, micro_batch=micro_batch, row_tokens=None, window=2)
 
     def source(self) -> Source:
         return [document(number, pictures) for number, pictures in enumerate(PICTURES)]
@@ -60,6 +64,8 @@ class Seen(L.Callback):
         self.steps.append({"pictures": pictures})
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        if len(self.steps) % trainer.accumulate_grad_batches:
+            return  # DeepSpeed's engine is asked for a step after every micro-batch
         gradients = {}
         for name, parameter in pl_module.network.named_parameters():
             gradients[name] = safe_get_full_grad(parameter).detach().float().clone()
@@ -70,6 +76,8 @@ class Seen(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last rank stops after one token, the others go on: together, where the model is shared."""
+        if pl_module.stage is ACCUMULATING:
+            return
         answers_at_once = trainer.global_rank == trainer.world_size - 1 > 0
         stop_ids = frozenset(range(512)) if answers_at_once else frozenset[int]()
         with patch.object(type(pl_module.processor.prompt), "stop_ids", lambda *_: stop_ids):
@@ -86,12 +94,25 @@ def strategy_of(engine: str) -> str | Strategy:
 def run(engine: str, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
     ranks = 1 if engine == "alone" else 2
-    module, seen = xcomposer2(trained=True), Seen()
-    data = Uneven(micro_batch=2 // ranks)
-    module.begin(EVERYTHING, total_steps=data.begin(module.processor, EVERYTHING, seed=2, rank=rank, world=ranks))
-    strategy = strategy_of(engine)
-    trainer([seen], max_steps=EVERYTHING.max_steps, ranks=ranks, strategy=strategy).fit(module, data)
-    torch.save({"steps": seen.steps, "answers": seen.answers}, folder / f"{engine}-{rank}.pt")
+    module = xcomposer2(trained=True)
+    attributes = {name: set(vars(part)) for name, part in module.network.named_modules()}
+
+    def train(stage: Stage, global_batch: int) -> Seen:
+        seen, data = Seen(), Uneven(global_batch, ranks)
+        module.begin(stage, total_steps=data.begin(module.processor, stage, seed=2, rank=rank, world=ranks))
+        trainer(
+            [seen],
+            max_steps=stage.max_steps,
+            accumulate_grad_batches=data.stream.accumulation,
+            ranks=ranks,
+            strategy=strategy_of(engine),
+        ).fit(module, data)
+        return seen
+
+    seen, accumulating = train(EVERYTHING, global_batch=2), train(ACCUMULATING, global_batch=4)
+    left = {a for name, part in module.network.named_modules() for a in vars(part).keys() - attributes[name]}
+    kept = {"steps": seen.steps, "answers": seen.answers, "accumulating": accumulating.steps, "left": sorted(left)}
+    torch.save(kept, folder / f"{engine}-{rank}.pt")
 
 
 def main(folder: str, *engines: str) -> None:
