@@ -34,7 +34,8 @@ test: setup ## run the tests on the CPU
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
 test-all: setup ## run also the long tests, in several processes
-	CUDA_VISIBLE_DEVICES= $(RUN) -m pytest -q -m "not gpu and not weights" $(ARGS)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile \
+		-m "not gpu and not weights" $(ARGS)
 
 lint: setup ## check style and formatting
 	$(RUN) -m ruff check .
