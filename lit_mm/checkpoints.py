@@ -17,6 +17,7 @@ strategy, is just loading.
 manifest.json has
     format          1
     family, stage, stage_number, stage_step, step (through all stages), strategy, ranks
+    parts           part -> names of all its parameters, stored or not, in the model's order
     files           file -> {"bytes", "blake2b"}
     weights         name -> {"shape", "dtype", "pieces": [[file, key, start, count], ...]}; names as in `state_dict`
     moments         "<moment>/<name>" -> the same; steps: name -> optimizer steps that the parameter has had
@@ -31,7 +32,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -47,68 +47,37 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_mm.digests import digest, digest_file
+from lit_mm import manifest as manifests
+from lit_mm.digests import digest
 from lit_mm.errors import UserError
+
+# Which checkpoints there are, and their names: to be asked for here, too
+from lit_mm.manifest import DAMAGED, FORMAT, Saved, checkpoint_name, digest_file, find, newest, published, saved_as
 
 if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule
 
-NAME = re.compile(r"(?P<number>\d+)-(?P<stage>.+)-step=(?P<step>\d+)\.ckpt")
-FORMAT = 1
+__all__ = [
+    "Checkpoint",
+    "FolderCheckpointIO",
+    "Piece",
+    "Saved",
+    "checkpoint_name",
+    "find",
+    "kept_buffers",
+    "kept_tensors",
+    "load_weights",
+    "newest",
+    "optimizer_groups",
+    "publish",
+    "publish_pieces",
+    "published",
+    "read",
+    "remove",
+    "saved_as",
+]
+
 LARGEST_FILE = 2 << 30  # bytes of tensors in one file: what a rank copies to the CPU's memory at a time
-DAMAGED = "It is damaged: delete it, and the run resumes from the one before"
-
-
-# --- which there are ------------------------------------------------------------------------------------------------
-@dataclass(frozen=True, order=True)
-class Saved:
-    """A published checkpoint of a run."""
-
-    number: int  # of the stage, from 1
-    step: int  # optimizer steps of the stage
-    stage: str
-    path: Path
-
-
-def checkpoint_name(number: int, stage: str, step: int) -> str:
-    return f"{number:02d}-{stage}-step={step:06d}.ckpt"
-
-
-def published(folder: Path) -> list[Saved]:
-    """The checkpoints of a run's checkpoint folder, the furthest last.
-
-    Raises:
-        UserError: one is a single file, as earlier versions wrote them.
-    """
-    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
-    if old := [path for match, path in found if match and path.is_file()]:
-        raise UserError(
-            f"{str(old[0])!r} was written by an earlier version of lit_mm, whose checkpoints were single files. Finish "
-            "the run with that version, or choose another run folder"
-        )
-    return sorted(saved_as(path) for match, path in found if match)
-
-
-def saved_as(path: Path) -> Saved:
-    """What a checkpoint's name says."""
-    match = NAME.fullmatch(path.name)
-    return Saved(int(match["number"]), int(match["step"]), match["stage"], path)
-
-
-def newest(folder: Path) -> Saved | None:
-    """The furthest published checkpoint of a run's checkpoint folder."""
-    return (published(folder) or [None])[-1]
-
-
-def find(place: str | Path) -> Path:
-    """The checkpoint that a run folder, its checkpoint folder or a checkpoint's own folder stands for."""
-    place = Path(place)
-    if place.is_dir() and not (place / "manifest.json").exists() and not NAME.fullmatch(place.name):
-        saved = newest(place / "checkpoints") or newest(place)
-        if saved is None:
-            raise UserError(f"{str(place)!r} holds no checkpoint: is it a run folder, and did its run save one?")
-        return saved.path
-    return place
 
 
 def remove(path: Path) -> None:
@@ -214,29 +183,11 @@ def read(path: Path) -> Checkpoint:
     Raises:
         UserError: there is no such checkpoint, it is damaged, or something else wrote it.
     """
-    if path.is_file():
-        raise UserError(
-            f"{str(path)!r} is a file; a checkpoint is a folder NN-stage-step=N.ckpt in a run folder's checkpoints/. "
-            "Published weights are named by `weights:` of a part"
-        )
-    if not path.is_dir():
-        raise UserError(f"there is no checkpoint {str(path)!r}. Give a run folder, or a folder inside its checkpoints/")
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        version, files = manifest["format"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{str(path)!r} cannot be read as a checkpoint: its manifest.json is missing or spoilt "
-            f"({type(error).__name__}). {DAMAGED}"
-        ) from error
-    if version != FORMAT:
-        raise UserError(f"{str(path)!r} has format {version}, this version of lit_mm reads format {FORMAT}")
-    for name, entry in files.items():
-        size = (path / name).stat().st_size if (path / name).exists() else None
-        if size != entry["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes"
-            raise UserError(f"{str(path / name)!r} {found}, {entry['bytes']} were written. {DAMAGED}")
-    return Checkpoint(path, manifest)
+    opened = manifests.read(path)
+    for name in opened.files(""):
+        if problem := opened.problem_of(name):
+            raise UserError(f"{str(path / name)!r} {problem}. {DAMAGED}")
+    return Checkpoint(path, opened.content)
 
 
 def load_weights(module: MultimodalModule, checkpoint: Checkpoint, family: str) -> None:

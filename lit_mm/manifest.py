@@ -1,4 +1,4 @@
-"""What a checkpoint's manifest says, read without torch: what is in a checkpoint, and whether it is whole.
+"""Which checkpoints a run has, what is in one, and whether it is whole: all that is known without torch.
 
 The format is described in `lit_mm.checkpoints`, which writes it.
 """
@@ -18,10 +18,68 @@ from typing import Any
 from lit_mm.errors import UserError
 
 FORMAT = 1
-NAME = re.compile(r"(\d+)-.+-step=(\d+)\.ckpt")
+NAME = re.compile(r"(?P<number>\d+)-(?P<stage>.+)-step=(?P<step>\d+)\.ckpt")
 CHUNK = 1 << 20  # bytes read at once
+DAMAGED = "It is damaged: delete it, and the run resumes from the one before"
 
 
+# --- which there are ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, order=True)
+class Saved:
+    """A published checkpoint of a run."""
+
+    number: int  # of the stage, from 1
+    step: int  # optimizer steps of the stage
+    stage: str
+    path: Path
+
+
+def checkpoint_name(number: int, stage: str, step: int) -> str:
+    return f"{number:02d}-{stage}-step={step:06d}.ckpt"
+
+
+def published(folder: Path) -> list[Saved]:
+    """The checkpoints of a run's checkpoint folder, the furthest last.
+
+    Raises:
+        UserError: one is a single file, as earlier versions wrote them.
+    """
+    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
+    if old := [path for match, path in found if match and path.is_file()]:
+        raise UserError(
+            f"{str(old[0])!r} was written by an earlier version of lit_mm, whose checkpoints were single files. Finish "
+            "the run with that version, or choose another run folder"
+        )
+    return sorted(saved_as(path) for match, path in found if match)
+
+
+def saved_as(path: Path) -> Saved:
+    """What a checkpoint's name says."""
+    match = NAME.fullmatch(path.name)
+    return Saved(int(match["number"]), int(match["step"]), match["stage"], path)
+
+
+def newest(folder: Path) -> Saved | None:
+    """The furthest published checkpoint of a run's checkpoint folder."""
+    return (published(folder) or [None])[-1]
+
+
+def find(place: str | Path) -> Path:
+    """The checkpoint that a run folder (its newest), its checkpoint folder or a checkpoint's own folder stands for.
+
+    Raises:
+        UserError: there is none in that folder.
+    """
+    place = Path(place)
+    if place.is_dir() and not (place / "manifest.json").exists() and place.suffix not in (".ckpt", ".part"):
+        saved = newest(place / "checkpoints") or newest(place)
+        if saved is None:
+            raise UserError(f"{str(place)!r} holds no checkpoint: is it a run folder, and did its run save one?")
+        return saved.path
+    return place
+
+
+# --- what is in one ---------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Manifest:
     """A checkpoint's folder and its manifest.json, parsed."""
@@ -37,44 +95,37 @@ class Manifest:
         """The files whose names start with one of `kinds`: weights, optimizer, state, config."""
         return {name: entry for name, entry in self.content["files"].items() if name.startswith(kinds)}
 
-
-def find(place: str | Path) -> Path:
-    """The checkpoint's folder that a run folder (its newest), a folder of checkpoints or its own path stands for.
-
-    Raises:
-        UserError: there is none.
-    """
-    place = Path(place)
-    if not place.exists():
-        raise UserError(
-            f"there is no checkpoint {str(place)!r}. Give a run folder, or a folder inside its checkpoints/"
-        )
-    if place.is_file():
-        raise UserError(f"{str(place)!r} is a file; a checkpoint is a folder NN-stage-step=N.ckpt in a run folder")
-    if (place / "manifest.json").exists() or place.suffix in (".ckpt", ".part"):
-        return place
-    for folder in (place / "checkpoints", place):
-        found = [(int(m[1]), int(m[2]), path) for path in folder.glob("*.ckpt") if (m := NAME.fullmatch(path.name))]
-        if found:
-            return max(found)[2]
-    raise UserError(f"{str(place)!r} holds no checkpoint: is it a run folder, and did its run save one?")
+    def problem_of(self, name: str) -> str:
+        """What is wrong with a file at first sight: it is missing, or has another length than it was written with."""
+        file, written = self.path / name, self.content["files"][name]["bytes"]
+        if not file.is_file():
+            return "is missing"
+        size = file.stat().st_size
+        return f"has {size} bytes, {written} were written" if size != written else ""
 
 
 def read(path: Path) -> Manifest:
     """The manifest of a checkpoint. What it says of its files is not checked here; see `damage`.
 
     Raises:
-        UserError: there is no manifest, it is spoilt, or of another format.
+        UserError: there is no such checkpoint, or its manifest is missing, spoilt, or of another format.
     """
     if path.suffix == ".part":
         raise UserError(f"{str(path)!r} was not published: its run was stopped while it wrote. Nothing ever reads it")
+    if path.is_file():
+        raise UserError(
+            f"{str(path)!r} is a file; a checkpoint is a folder NN-stage-step=N.ckpt in a run folder's checkpoints/. "
+            "Published weights are named by `weights:` of a part"
+        )
+    if not path.is_dir():
+        raise UserError(f"there is no checkpoint {str(path)!r}. Give a run folder, or a folder inside its checkpoints/")
     try:
         content = json.loads((path / "manifest.json").read_text())
-        version = content["format"]
+        version, _ = content["format"], content["files"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{str(path)!r} is damaged: its manifest.json is missing or spoilt ({type(error).__name__}). Delete the "
-            "folder, and the run resumes from the checkpoint before"
+            f"{str(path)!r} cannot be read as a checkpoint: its manifest.json is missing or spoilt "
+            f"({type(error).__name__}). {DAMAGED}"
         ) from error
     if version != FORMAT:
         raise UserError(f"{str(path)!r} has format {version}, this version of lit_mm reads format {FORMAT}")
@@ -90,13 +141,9 @@ def damage(manifest: Manifest, *, verify: bool = False, kinds: tuple[str, ...] =
     """
     found = []
     for name, entry in manifest.files(*kinds).items():
-        file = manifest.path / name
-        size = file.stat().st_size if file.is_file() else None
-        if size is None:
-            found.append(f"{name} is missing")
-        elif size != entry["bytes"]:
-            found.append(f"{name} has {size} bytes, {entry['bytes']} were written")
-        elif verify and digest_file(file) != entry["blake2b"]:
+        if problem := manifest.problem_of(name):
+            found.append(f"{name} {problem}")
+        elif verify and digest_file(manifest.path / name) != entry["blake2b"]:
             found.append(f"{name} does not have the bytes that were written")
     for kind in ("weights", "moments"):
         for name, entry in manifest.content[kind].items():
