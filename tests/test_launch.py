@@ -15,6 +15,8 @@ import yaml
 from callbacks.metrics_csv import read_metrics
 from lit_mm import checkpoints
 from lit_mm.agreement import agree
+from lit_mm.commands.recipe import RecipeCLI
+from lit_mm.errors import UserError
 from tests.kills import free_port
 from tests.test_cli import TINY
 from tests.tiny import trainer
@@ -66,6 +68,24 @@ def test_the_ranks_of_torchrun_agree_on_the_run_folder(tmp_path: Path) -> None:
     run(tmp_path, sys.executable, *launcher, "-m", "lit_mm", "fit", "--config", "tiny.yaml", *CUT)
     (folder,) = [path for path in (tmp_path / "runs" / "tiny").iterdir()]
     assert [row["step"] for row in read_metrics(folder / "metrics.csv")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"), [([], "1: trainer.num_nodes 1 x trainer.devices 1"), (ZERO3, "2: trainer.num_nodes 1 x")]
+)
+def test_other_ranks_than_torchrun_started_are_refused_before_they_wait_for_each_other(
+    options: list[str], asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    started = {"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "2", "WORLD_SIZE": "3", "TORCHELASTIC_RUN_ID": "x"}
+    for name, value in (started | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    cli = RecipeCLI(["--config", "tiny.yaml", *options], "fit")
+    with pytest.raises(UserError, match=f"torchrun started 3 processes, the recipe asks for {asked}"):
+        cli.check_stages()
+    monkeypatch.setenv("WORLD_SIZE", asked[0])
+    cli.check_stages()
 
 
 AGREES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.distributed import is_torchelastic_launched
 
 from lit_mm.checkpoints import FolderCheckpointIO
 from lit_mm.commands.mistakes import ConfigText, cause_of, config_files, explain
@@ -139,13 +141,14 @@ class RecipeCLI(LightningCLI):
         """Refuse before the first step what would stop a later stage: its parts, its data's arguments and files.
 
         Raises:
-            UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses.
+            UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses;
+                torchrun started other ranks.
         """
         check_recipe(self.stages, self.model.parts())
         named = {stage.name for stage in self.config_init.stages or []}
         if unknown := sorted(set(getattr(self.model, "by_stage", ())) - named):
             raise UserError(f"`model.init_args.by_stage` names {unknown}; the recipe has the stages {sorted(named)}")
-        self.trainer_of([], [])
+        check_launch(self.trainer_of([], []))
         for stage in self.stages:
             if not len(self.data_of(stage).source()):
                 raise UserError(
@@ -182,6 +185,22 @@ class RecipeCLI(LightningCLI):
             raise UserError(f"trainer: {str(error).splitlines()[0]} Correct `trainer:` in the config") from error
         check_strategy(trainer.strategy)
         return trainer
+
+
+def check_launch(trainer: L.Trainer) -> None:
+    """Refuse other ranks than torchrun started: they would wait for those that are missing, or each train alone.
+
+    Raises:
+        UserError: the numbers differ.
+    """
+    if not is_torchelastic_launched():
+        return
+    started, asked = int(os.environ["WORLD_SIZE"]), trainer.num_nodes * trainer.num_devices
+    if started != asked:
+        raise UserError(
+            f"torchrun started {started} processes, the recipe asks for {asked}: trainer.num_nodes {trainer.num_nodes} "
+            f"x trainer.devices {trainer.num_devices}. Set them to torchrun's --nnodes and --nproc-per-node"
+        )
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:
