@@ -67,8 +67,8 @@ class Launch:
         fails: what it says on standard error when it ends with an error, as it should.
         kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
             "finetune start", "pretrain end" (before the stage's last checkpoint), "fsync 4" (the fourth of the run; a
-            checkpoint makes `FSYNCS`, the last one after it is published), "tick 40" (the fortieth moment of the
-            last rank: the start or end of a micro-batch, or of a call that writes). "" for never.
+            checkpoint makes `FSYNCS`, the last one after it is published), "tick 40" (the fortieth moment of
+            rank 0: the start or end of a micro-batch, or of a call that writes). "" for never.
     """
 
     folder: str
@@ -251,7 +251,7 @@ def run(launch: Launch, rank: int) -> None:
         command_line(arguments_of(launch))
         return
     callbacks: list[L.Callback] = [FreezeAudit(), Kill()]
-    if launch.kill.startswith("tick") and rank == launch.ranks - 1:
+    if launch.kill.startswith("tick") and rank == 0:  # who publishes checkpoints
         callbacks.append(Ticks(int(launch.kill.split()[1])))
     options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}
     if launch.faulty:

@@ -5,64 +5,26 @@ from __future__ import annotations
 import json
 from itertools import chain
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from callbacks.metrics_csv import read_metrics
 from lit_mm import checkpoints
-from lit_mm.checkpoints import Checkpoint
 from lit_mm.errors import UserError
 from lit_mm.strategies import NAMES, ZeRO, check_strategy, deepspeed_on_cpu
-from tests.kills import Launch, launch_all
+from tests.kills import launch_all
+from tests.three_stages import CUT, RTOL, assert_equal, launch, losses, trained, weights
 from tests.tiny import language, trainer, xcomposer2
 
-RTOL = 1e-5  # of the loss, fp32: the order in which ranks are summed up
-# Everything of ZeRO-3 is cut up, where by default parameters as small as these stay whole
-CUT = {"stage": 3, "keep_whole": 0}
 SPLITS: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp"},
     "zero1": {"strategy": "zero1"},
     "zero2": {"strategy": "zero2"},
     "zero3": {"strategy": CUT},
 }
-KILLS = 20
-
-
-def launch(folder: str, **options: Any) -> Launch:
-    given = {"recipe": "three", "steps": 3, "lr": 1e-3, "dropout": 0.0, "ranks": 2} | options
-    return Launch(folder, **given)
-
-
-RATES = ("lr_connector", "lr_language", "lr_partial_lora", "lr_vision")
-
-
-def losses(folder: Path) -> list[float]:
-    rows = read_metrics(folder / "metrics.csv")
-    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-    for row, other in zip(rows, read_metrics(folder.parent / "one process" / "metrics.csv"), strict=False):
-        assert [row[rate] for rate in RATES] == [other[rate] for rate in RATES]
-    return [row["loss"] for row in rows]
-
-
-def trained(folder: Path) -> Checkpoint:
-    saved = checkpoints.read(checkpoints.find(folder))
-    saved.verify()
-    return saved
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return trained(folder).weights()
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    different = [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)]
-    assert not different
 
 
 def base_weights(folder: Path, seed: int = 5) -> Path:
@@ -201,25 +163,6 @@ def test_resuming_on_two_one_and_two_ranks_continues_the_stream(tmp_path: Path, 
     assert losses(tmp_path / "2-1-2") == pytest.approx(losses(tmp_path / "unbroken"), rel=RTOL)
     tokens = [[row["tokens"] for row in read_metrics(tmp_path / n / "metrics.csv")] for n in ("2-1-2", "unbroken")]
     assert tokens[0] == tokens[1]
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", CUT], ids=str)
-def test_killed_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_path: Path, strategy: Any) -> None:
-    """Each launch goes on from what the one before left, so the moments are drawn from its first few steps."""
-    rng = Random(str(strategy))
-    options = {"strategy": strategy, "dropout": 0.1, "steps": 16}
-    kills = [f"tick {rng.randint(1, 60)}" for _ in range(KILLS)]
-    launch_all(
-        [
-            launch("unbroken", **options),
-            *(launch("killed", kill=k, **options) for k in kills),
-            launch("killed", **options),
-        ],
-        tmp_path,
-    )
-    assert losses(tmp_path / "killed") == losses(tmp_path / "unbroken")
-    assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "unbroken"))
 
 
 @pytest.mark.distributed
