@@ -33,7 +33,7 @@ FAMILIES = (
     "monkey",
     "xcomposer2_4khd",
 )
-START, END = "<!-- families: python benchmarks/families.py --write -->", "<!-- end of families -->"
+START, END = "<!-- families -->", "<!-- end of families -->"
 
 
 def visual_tokens(config: str) -> tuple[float, int]:
