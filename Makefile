@@ -10,10 +10,10 @@ RUN := .venv/bin/python
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test test-all lint clean
+.PHONY: help setup fit test test-distributed test-all lint clean
 
 help: ## show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## install what requirements.lock pins into .venv (about 5 GB, some minutes; once)
 
@@ -33,7 +33,10 @@ fit: setup ## train: make fit CONFIG=experiments/xcomposer2.yaml ARGS="--stages 
 test: setup ## run the tests on the CPU
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
-test-all: setup ## run also the long tests, in several processes
+test-distributed: setup ## run the tests that train in several processes for minutes
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile -m distributed $(ARGS)
+
+test-all: setup ## run all tests that need no GPU and no download
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile \
 		-m "not gpu and not weights" $(ARGS)
 
