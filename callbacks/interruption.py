@@ -107,7 +107,7 @@ class Interruption(StepObserver):
         kept = (
             f"after step {trainer.global_step} of {module.total_steps} of stage {module.stage.name!r}, which is saved"
         )
-        raise Interrupted(signals, kept, trainer.global_rank)
+        raise Interrupted(signals, kept, trainer.global_rank, together=True)
 
     def _heard_anywhere(self, trainer: L.Trainer) -> list[float]:
         """For each of the signals that are heard, how many ranks have received it."""

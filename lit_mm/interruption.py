@@ -24,10 +24,13 @@ class Interrupted(SystemExit):
         signals: the signals that any rank received.
         kept: what the message says about the state that was kept.
         rank: of this process, over all nodes.
+        together: all ranks end here, after the same step.
     """
 
-    def __init__(self, signals: Collection[signal.Signals], kept: str, rank: int = 0) -> None:
-        self.signals, self.kept, self.rank = frozenset(signals), kept, rank
+    def __init__(
+        self, signals: Collection[signal.Signals], kept: str, rank: int = 0, *, together: bool = False
+    ) -> None:
+        self.signals, self.kept, self.rank, self.together = frozenset(signals), kept, rank, together
         super().__init__(CTRL_C if self.signals == {signal.SIGINT} else REQUEUE)
 
     def __str__(self) -> str:
@@ -35,8 +38,12 @@ class Interrupted(SystemExit):
 
     @property
     def wants_requeue(self) -> bool:
-        """SIGUSR1 is the scheduler's word that time is up. SIGTERM may be the user's `scancel`, which is meant."""
-        return signal.SIGUSR1 in self.signals and not self.rank
+        """SIGUSR1 is the scheduler's word that time is up, SIGTERM that the job must make room.
+
+        A SIGTERM on which the ranks do not end together may be srun's, which ends them all when one has failed: a job
+        that fails is not to come back for ever.
+        """
+        return not self.rank and (signal.SIGUSR1 in self.signals or (self.together and signal.SIGTERM in self.signals))
 
 
 def slurm_job(environ: Mapping[str, str]) -> str | None:
@@ -52,6 +59,9 @@ def slurm_job(environ: Mapping[str, str]) -> str | None:
 def requeue(environ: Mapping[str, str] = os.environ) -> str:
     """Ask SLURM to run this job again. Call it last, on one rank: SLURM ends the job's processes right away.
 
+    Only a running job is requeued: one that SLURM is ending by itself was cancelled, and is meant to stay so, or is
+    already on its way back into the queue.
+
     Returns:
         What to tell the user; "" outside SLURM.
     """
@@ -62,6 +72,10 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str:
     if not re.fullmatch(r"\d+(_\d+)?", job):
         return f"the job id {job!r} is not one of SLURM's; {by_hand}"
     try:
+        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60)
+        state = re.search(r"JobState=(\w+)", shown.stdout)
+        if state and state[1] != "RUNNING":
+            return f"SLURM job {job} is {state[1]} and is left so; to go on, {by_hand}"
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"SLURM job {job} could not be requeued ({error}); {by_hand}"

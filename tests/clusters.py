@@ -199,7 +199,7 @@ sys.exit(max(task.wait() % 256 for task in tasks))
 """
 SCONTROL = """#!/bin/sh
 case "$1" in
-    show) echo localhost ;;
+    show) [ "$2" = job ] && echo "   JobState=${SLURM_STATE:-RUNNING} Reason=None" || echo localhost ;;
     requeue) echo "$2" >> "$SLURM_LOG" ;;
     *) exit 1 ;;
 esac

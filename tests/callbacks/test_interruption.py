@@ -125,10 +125,12 @@ def test_a_second_ctrl_c_ends_at_once_but_not_one_that_a_terminal_and_a_launcher
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_only_rank_0_requeues_and_only_when_the_scheduler_said_that_time_is_up():
+def test_rank_0_requeues_but_not_on_a_sigterm_that_may_come_from_a_failing_rank():
     assert Interrupted({signal.SIGUSR1, signal.SIGTERM}, "").wants_requeue
-    assert not Interrupted({signal.SIGUSR1}, "", rank=1).wants_requeue
-    assert not Interrupted({signal.SIGTERM}, "").wants_requeue  # scancel
+    assert Interrupted({signal.SIGTERM}, "", together=True).wants_requeue
+    assert not Interrupted({signal.SIGUSR1, signal.SIGTERM}, "", rank=1, together=True).wants_requeue
+    assert not Interrupted({signal.SIGTERM}, "").wants_requeue
+    assert not Interrupted({signal.SIGINT}, "", together=True).wants_requeue
     assert Interrupted({signal.SIGINT, signal.SIGTERM}, "").code == REQUEUE
 
 
@@ -141,7 +143,11 @@ def test_a_task_of_a_job_array_is_requeued_alone():
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ('echo "$@" > asked', "SLURM job 71 is requeued."),
+        ('echo JobState=RUNNING Reason=None; echo "$@" > asked', "SLURM job 71 is requeued."),
+        (
+            "echo JobState=COMPLETING; [ $1 = show ] || exit 1",
+            "SLURM job 71 is COMPLETING and is left so; to go on, requeue it by hand: scontrol requeue 71",
+        ),
         (
             "echo disabled >&2; exit 1",
             "SLURM job 71 could not be requeued (disabled). Was it submitted with --requeue?",
