@@ -51,7 +51,7 @@ class Spread:
         accumulation: micro-batches of an optimizer step.
         offload_optimizer, offload_parameters: to the CPU's memory.
         keep_whole: ZeRO-3: parameters of at most so many elements stay whole on every rank.
-        bucket: elements that are reduced in one message.
+        bucket: at most so many elements are reduced in one message.
         prefetch: ZeRO-3: elements that are gathered ahead; a quarter of the bucket when left out.
         reuse: ZeRO-3: a gathered parameter that is needed again within so many elements is kept.
     """
@@ -167,7 +167,8 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     else:
         gradients = FP32 * part
     frozen = sum(w.numel for w in weights if w.group is None)
-    device = {"weights": size * (frozen + sum(flat)), "buckets": size * spread.bucket, "gradients": gradients}
+    buckets = size * min(spread.bucket, learnt)
+    device = {"weights": size * (frozen + sum(flat)), "buckets": buckets, "gradients": gradients}
     host: dict[str, int] = {}
     _put(host if spread.offload_optimizer else device, masters=FP32 * part, moments=FP32 * 2 * part)
     if spread.offload_optimizer:
@@ -185,7 +186,8 @@ def _sharded(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     chain = max(chains(large), default=0)
     ahead = spread.bucket // 4 if spread.prefetch is None else spread.prefetch
     gathered = min(sum(w.numel for w in large), chain + ahead + spread.reuse)
-    device = {"weights": whole, "gathered": size * gathered, "buckets": size * spread.bucket}
+    learnt = sum(w.numel for w in weights if w.group is not None)
+    device = {"weights": whole, "gathered": size * gathered, "buckets": size * min(spread.bucket, learnt)}
     host: dict[str, int] = {}
     _put(host if spread.offload_parameters else device, weights=shards)
     _put(

@@ -112,7 +112,8 @@ class ZeRO(DeepSpeedStrategy):
         offload_optimizer: masters and moments stay in the CPU's memory, and the update is made there.
         offload_parameters: stage 3 only: so do the parameters that no layer needs at the moment.
         keep_whole: stage 3 only: parameters of at most so many elements stay whole on every rank, which saves messages.
-        bucket: elements reduced or gathered in one message.
+        bucket: at most so many elements are reduced or gathered in one message. The buffer of gradients to reduce has
+            this size, or that of all that a stage learns if it is less.
         timeout_minutes: longest wait of one rank for another.
     Raises:
         UserError: an impossible stage, or offloaded parameters below stage 3.
@@ -151,7 +152,7 @@ class ZeRO(DeepSpeedStrategy):
             },
         }
         super().__init__(config=config, timeout=timedelta(minutes=timeout_minutes))
-        self.stage = stage
+        self.stage, self.bucket = stage, bucket
         self.given_groups: list[list[nn.Parameter]] = []  # the optimizer's groups before DeepSpeed took them
         self._exact: dict[str, Tensor] = {}  # fp32 values of parameters that bf16 cannot hold
 
@@ -189,6 +190,8 @@ class ZeRO(DeepSpeedStrategy):
             # Stage 1 with fp32 accumulation would be another engine class, with another bookkeeping
             self.config["data_types"] = {"grad_accum_dtype": "fp32" if self.stage > 1 else "bf16"}
             self.config["bf16"] = {"enabled": True}
+        learnt = sum(max(p.numel(), getattr(p, "ds_numel", 0)) for p in module.parameters() if p.requires_grad)
+        self.config["zero_optimization"]["reduce_bucket_size"] = min(self.bucket, learnt)
         whole = {name: p.data for name, p in module.named_parameters()} if precision.startswith("bf16") else {}
         super().setup(trainer)
         if whole:

@@ -29,6 +29,7 @@ __all__ = [
 
 SPLITS = ("train", "heldout", "text", "pixels")
 SHARES = {"heldout": (0, 1), "train": (1, 6), "text": (6, 8), "pixels": (8, 10)}  # last digits of a page's checksum
+CAPTION = "/caption"  # ends the id of a document whose answer is all that its page says
 SQUEEZE = (0.85, 1.15)  # letters keep the font's proportions where that stays within this after stretching to a square
 
 
@@ -58,7 +59,7 @@ def caption_document(index: int, *, split: str, seed: int, skill: str | None = N
     name, pages, _ = _draw_document(index, split, seed, skill, 1)
     instruction = TABLE_OF_SKILLS[name].instruction
     turns = _turns(pages, ((instruction, _transcript(pages)),))
-    return Document(f"{split}/{name}/{index:06d}/caption", turns, source="nano", skill=name)
+    return Document(f"{split}/{name}/{index:06d}{CAPTION}", turns, source="nano", skill=name)
 
 
 def text_document(index: int, *, split: str, seed: int, questions: int = 3, skill: str | None = None) -> Document:
