@@ -5,8 +5,11 @@ import torch
 
 from lit_mm.data.collate import collate
 from lit_mm.language.llama import Llama
-from lit_mm.nano.typed import SLOTS, Cells, TypedPages
+from lit_mm.nano.typed import SLOTS, Cells, Templates, TypedPages
 from lit_mm.nano.world import caption_document, question_document
+from lit_mm.prompts.llava import ChatPrompt
+from lit_mm.prompts.plain import Plain
+from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.stages import Stage, Train
 
@@ -74,3 +77,24 @@ def test_the_loss_reaches_every_parameter_and_falls(model: TypedPages):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_templates_are_drawn_by_document_and_a_question_is_never_given_to_one_of_captions():
+    tokenizer = load_tokenizer("nano")
+    chat, plain = ChatPrompt(), Plain()
+    templates = Templates(chats=[chat], captions=[chat, plain])
+    question = question_document(0, split="text", seed=0)
+    assert templates.runs(question, tokenizer) == chat.runs(question, tokenizer)
+    captions = [caption_document(index, split="text", seed=0) for index in range(20)]
+    drawn = [templates.runs(caption, tokenizer) == plain.runs(caption, tokenizer) for caption in captions]
+    assert drawn == [templates.runs(caption, tokenizer) != chat.runs(caption, tokenizer) for caption in captions]
+    assert set(drawn) == {True, False}
+    assert templates.stop_ids(tokenizer) == chat.stop_ids(tokenizer)
+
+
+def test_a_stage_may_have_its_own_prompt():
+    language = Llama(width=32, layers=1, heads=2, kv_heads=1, ffn_width=32, vocab_size=512, tie_embeddings=True)
+    own = ChatPrompt()
+    model = TypedPages(language, "nano", by_stage={"settle": own})
+    assert model.processor.of_stage("settle").prompt is own
+    assert isinstance(model.processor.of_stage("read").prompt, XComposer2Prompt)
