@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from lit_mm.errors import UserError
 
@@ -36,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        _command(arguments)(arguments[1:])
+        with no_collection():
+            command = _command(arguments)
+        command(arguments[1:])
     except KeyboardInterrupt as stop:
         print(f"\nlit_mm: interrupted. {stop}".rstrip(), file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -48,6 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"lit_mm: {said(mistake)}", file=sys.stderr)
         sys.exit(MISTAKE)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Import without collecting garbage: thousands of modules hold none, and to look takes a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def mistake_of(error: Exception) -> UserError | None:

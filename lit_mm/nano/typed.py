@@ -76,8 +76,9 @@ class Cells(nn.Module):
         vocab_size: token ids.
 
     Attributes:
-        noise: standard deviation of what is added to every cell while training. Vision is never exact: without noise a
-            language model comes to need empty cells that are exactly alike, and reads nothing from a picture.
+        noise: standard deviation of what is added to every cell while training, at most: each page draws its own.
+            Vision is never exact: without noise a language model comes to need empty cells that are exactly alike, and
+            reads nothing from a picture.
     """
 
     def __init__(self, side: int, width: int, vocab_size: int) -> None:
@@ -97,7 +98,10 @@ class Cells(nn.Module):
         ids = typed.flatten(2).long()  # [V, S, N]
         vectors = self.table[torch.arange(SLOTS, device=ids.device)[:, None], ids]  # [V, S, N, E]
         cells = vectors.sum(dim=1) + (self.row + self.column).flatten(0, 1)
-        return cells + self.noise * torch.randn_like(cells) if self.training and self.noise else cells
+        if self.training and self.noise:
+            level = self.noise * torch.rand(len(cells), 1, 1, device=cells.device)
+            cells = cells + level * torch.randn_like(cells)
+        return cells
 
 
 class Straight(nn.Module):
@@ -124,7 +128,7 @@ class TypedPages(MultimodalModule):
         language: the decoder.
         tokenizer: "nano", a tokenizer.json, a folder, or a published name.
         side: rows and columns of cells.
-        noise: stage name -> standard deviation of the noise on the cells; none where a stage is not named.
+        noise: stage name -> most standard deviation of the noise on the cells; none where a stage is not named.
         prompt: chat template and label rule.
         by_stage: stage name -> the prompt of its training documents.
         max_length: longest sample, tokens.
