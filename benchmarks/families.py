@@ -1,19 +1,24 @@
 """Every family's nano recipe, trained through all its stages, and one table of what came out.
 
-    python benchmarks/families.py [--runs runs/families] [--only llava_next ...] [--table-only] [--write README.md]
+    python benchmarks/families.py [--runs runs/families] [--only llava_next ...] [--jobs 2] [--table-only]
+                                  [--write README.md]
 
-Runs `python -m lit_mm fit` on one recipe after the other; called again, it resumes what was interrupted and leaves out
-what is finished. Then prints the table: held-out exact match per skill, the blind baseline, visual tokens per held-out
-picture and the seconds of each run. With --write, the table replaces what stands between the two markers of a Markdown
-file. Run it with nothing else on the machine: some minutes a family.
+Runs `python -m lit_mm fit` on one recipe after the other, or on `--jobs` of them side by side, each with its share of
+the cores; called again, it resumes what was interrupted and leaves out what is finished. Then prints the table:
+held-out exact match per skill, the blind baseline, visual tokens per held-out picture and the seconds of each run. With
+--write, the table replaces what stands between the two markers of a Markdown file. Run it with nothing else on the
+machine: some minutes a family.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,6 +39,14 @@ FAMILIES = (
     "xcomposer2_4khd",
 )
 START, END = "<!-- families -->", "<!-- end of families -->"
+
+
+def train(family: str, runs: Path, threads: int) -> None:
+    """Run a recipe to its end, or on from where it was."""
+    print(f"== {family}", flush=True)
+    command = ["fit", "--config", f"experiments/{family}.yaml", "--run_dir", str(runs / family)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-m", "lit_mm", *command], check=True, env=environment)
 
 
 def visual_tokens(config: str) -> tuple[float, int]:
@@ -83,16 +96,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="where the run folders go")
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=FAMILIES, help="some of the families")
+    parser.add_argument("--jobs", type=int, default=1, help="so many recipes side by side")
     parser.add_argument("--table-only", action="store_true", help="train nothing: the table of what is finished")
     parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file with the two markers")
     chosen = parser.parse_args()
     quiet()
-    for family in () if chosen.table_only else chosen.only:
-        run = chosen.runs / family
-        if not (run / "summary.json").exists():
-            print(f"== {family}", flush=True)
-            command = ["fit", "--config", f"experiments/{family}.yaml", "--run_dir", str(run)]
-            subprocess.run([sys.executable, "-m", "lit_mm", *command], check=True)
+    if not chosen.table_only:
+        missing = [family for family in chosen.only if not (chosen.runs / family / "summary.json").exists()]
+        with ThreadPoolExecutor(chosen.jobs) as pool:
+            for _ in pool.map(
+                partial(train, runs=chosen.runs, threads=max(1, (os.cpu_count() or 1) // chosen.jobs)), missing
+            ):
+                pass
     finished = [family for family in chosen.only if (chosen.runs / family / "summary.json").exists()]
     text = table([row(family, chosen.runs / family) for family in finished])
     print(text)

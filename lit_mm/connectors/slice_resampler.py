@@ -41,6 +41,8 @@ class SliceResampler(nn.Module):
         regions: which form.
         eps: of the layer norms.
         start: scale at which the visual tokens start; 1 as released, where text embeddings are a fiftieth of that.
+        standardise: bring every feature vector to mean 0 and variance 1 before W, without learnt weights. The release
+            does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
     Raises:
         UserError: heads that do not divide E.
     Source: LLaVA-UHD, branch v1 dd7f6cc, class AdaptSpatialResampler; d0d857d, class Resampler, for the other form.
@@ -57,6 +59,7 @@ class SliceResampler(nn.Module):
         regions: bool = True,
         eps: float = 1e-6,
         start: float = 1.0,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         heads = max(1, language_width // 128) if heads is None else heads
@@ -65,7 +68,7 @@ class SliceResampler(nn.Module):
                 f"SliceResampler: `heads` divides the language width, got {heads} heads and {language_width} channels"
             )
         self.vision_width, self.language_width = vision_width, language_width
-        self.side, self.heads, self.regions = side, heads, regions
+        self.side, self.heads, self.regions, self.standardise = side, heads, regions, standardise
         self.register_buffer("positions", sincos_table(language_width, side), persistent=False)
         self.query = nn.Parameter(torch.empty(side**2, language_width))
         same = vision_width == language_width
@@ -98,6 +101,8 @@ class SliceResampler(nn.Module):
             UserError: no grids, and N is not a square.
         """
         grids = [self._square(x.shape[1])] * len(x) if grids is None else grids
+        if self.standardise:
+            x = F.layer_norm(x, x.shape[-1:])
         x = self.norm_kv(self.kv_proj(x))  # [V, N, E]
         q = self.norm_q(self.query) + self.positions  # [Q, E]
         if self.regions:

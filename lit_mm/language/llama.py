@@ -202,7 +202,8 @@ class Llama(nn.Module):
         if cache is not None and self.activation_checkpointing and self.training:
             raise UserError("Llama: cached decoding with activation checkpointing needs `.eval()` first")
         keys = None if cache is None else cache.extend(segment_ids)
-        apart = cache is None and segment_ids.device.type == "cpu"  # on a GPU one call under a mask is the faster way
+        first = keys is None or keys.shape == segment_ids.shape
+        apart = first and segment_ids.device.type == "cpu"  # on a GPU one call under a mask is the faster way
         routing = Routing.of(visual_mask) if self.routed and visual_mask is not None else None
         return self.lm.model(
             inputs_embeds=inputs_embeds,

@@ -19,12 +19,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale
     Args:
         q: [B, H, L, D].
         k, v: [B, H, T, D]; with fewer heads, each is shared by H / heads query heads.
-        mask: boolean, broadcastable to [B, H, L, T]: True where a query sees a key. Every query sees at least one.
+        mask: boolean, broadcastable to [B, H, L, T], by one head where k has fewer: True where a query sees a key.
+            Every query sees at least one.
         scale: 1 / sqrt(D) when left out.
     Returns:
         [B, H, L, D].
     """
     if q.shape[1] != k.shape[1]:
+        if q.shape[2] == 1:  # cached decoding: the heads that share keys are as good as queries of one head
+            return attention(q.reshape(len(q), k.shape[1], -1, q.shape[3]), k, v, mask, scale).reshape(q.shape)
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     if not _by_products(q):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
