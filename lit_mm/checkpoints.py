@@ -472,8 +472,6 @@ def optimizer_groups(
         names: id of a parameter -> its name.
         given: the parameters of each group, where the optimizer holds something else in their place (ZeRO).
     """
-    if hasattr(optimizer, "inner"):
-        return {"inner": [optimizer_groups(inner, names) for inner in optimizer.inner]}
     groups = []
     for number, group in enumerate(optimizer.param_groups):
         held = group["params"] if given is None else given[number]
@@ -483,8 +481,6 @@ def optimizer_groups(
 
 def _torch_state(groups: Mapping[str, Any], saved: Checkpoint) -> dict[str, Any]:
     """The state dict that torch's optimizers load, from groups by name and a checkpoint. Tensors are read at once."""
-    if "inner" in groups:
-        return {"inner": [_torch_state(inner, saved) for inner in groups["inner"]]}
     state: dict[int, dict[str, Tensor]] = {}
     torch_groups, number = [], 0
     for group in groups["groups"]:

@@ -170,7 +170,9 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     buckets = size * min(spread.bucket, learnt)
     device = {"weights": size * (frozen + sum(flat)), "buckets": buckets, "gradients": gradients}
     host: dict[str, int] = {}
-    _put(host if spread.offload_optimizer else device, masters=FP32 * part, moments=FP32 * 2 * part)
+    kept = {w.group: w.moments for w in weights if w.group is not None}.values()
+    moments = FP32 * sum(length // spread.ranks * count for length, count in zip(flat, kept, strict=True))
+    _put(host if spread.offload_optimizer else device, masters=FP32 * part, moments=moments)
     if spread.offload_optimizer:
         _put(host, gradients=FP32 * part)  # a copy, which the update on the host reads
     return RankMemory(Holding(**device), Holding(**host))
@@ -194,7 +196,7 @@ def _sharded(weights: Sequence[Weight], spread: Spread) -> RankMemory:
         host if spread.offload_optimizer else device,
         masters=FP32 * part,
         gradients=FP32 * part,
-        moments=FP32 * 2 * part,
+        moments=FP32 * sum(_shard(w, spread) * w.moments for w in weights if w.group is not None),
     )
     return RankMemory(Holding(**device), Holding(**host), size * chain)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,20 +34,43 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where this rank's piece of a matrix lies in a flat tensor that ZeRO has made of a group.
+
+    Attributes:
+        shape: of the matrix.
+        start, count: elements of the flattened matrix that this rank has; a count of 0: none.
+        offset: where they begin in the flat tensor.
+    """
+
+    shape: torch.Size
+    start: int = 0
+    count: int = 0
+    offset: int = 0
+
+
 class Muon(Optimizer):
     """Momentum whose update is orthogonalised. torch's own always works in bf16, which most laptops only imitate.
 
-    Matrices of one shape are orthogonalised together.
+    Matrices of one shape are orthogonalised together. Where ZeRO has cut them, every rank puts the pieces together for
+    as long as that takes, and moves its own.
 
     Args:
         groups: with `params` (matrices), `lr` and `weight_decay`.
         momentum: Nesterov's.
+    Attributes:
+        cuts: flat parameter -> the matrices of its group, in the same order on every rank; empty where `params` are the
+            matrices themselves.
+        add_up: sums a tensor over the ranks, in place of it or as a new one; needed with `cuts`.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the scale of the update,
         that of AdamW's, is arXiv:2502.16982, section 2.2.
     """
 
     def __init__(self, groups: list[dict[str, Any]], momentum: float = 0.95) -> None:
         super().__init__(groups, {"lr": 1e-3, "weight_decay": 0.0, "momentum": momentum})
+        self.cuts: Mapping[Tensor, Sequence[Cut]] = {}
+        self.add_up: Callable[[Tensor], Tensor] = lambda pieces: pieces
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -55,7 +79,7 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            of_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+            of_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Cut]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -64,12 +88,17 @@ class Muon(Optimizer):
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])
-                of_shape[parameter.shape].append((parameter, update))
+                for cut in self.cuts.get(parameter, (Cut(parameter.shape, count=parameter.numel()),)):
+                    of_shape[cut.shape].append((parameter.view(-1), update.view(-1), cut))
             for shape, moved in of_shape.items():
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
-                updates = orthogonalise(torch.stack([update for _, update in moved]))
-                for (parameter, _), update in zip(moved, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update.to(parameter), alpha=size)
+                whole = moved[0][1].new_zeros(len(moved), shape.numel())
+                for matrix, (_, update, cut) in zip(whole, moved, strict=True):
+                    matrix.narrow(0, cut.start, cut.count).copy_(update.narrow(0, cut.offset, cut.count))
+                updates = orthogonalise(self.add_up(whole).view(len(moved), *shape)).flatten(1)
+                for (parameter, _, cut), update in zip(moved, updates, strict=True):
+                    mine, its = parameter.narrow(0, cut.offset, cut.count), update.narrow(0, cut.start, cut.count)
+                    mine.mul_(1 - group["lr"] * group["weight_decay"]).sub_(its.to(mine), alpha=size)
         return loss
 
 
@@ -85,38 +114,21 @@ class MuonWithAdamW(Optimizer):
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
         matrices, others = [g for g in groups if g["muon"]], [g for g in groups if not g["muon"]]
-        self.inner: list[Optimizer] = []
-        if matrices:
-            self.inner.append(Muon(matrices))
-        if others:
-            self.inner.append(AdamW(others, betas=betas, fused=True))
-        super().__init__([group for one in self.inner for group in one.param_groups], {})
-        self._share()
-
-    def _share(self) -> None:
-        """One list of groups and one table of states, seen from here and from the optimizers inside."""
-        self.param_groups = [group for one in self.inner for group in one.param_groups]
-        self.state = defaultdict(dict)
-        for one in self.inner:
-            self.state.update(one.state)
+        self.muon, self.adamw = Muon(matrices), AdamW(others, betas=betas, fused=True) if others else None
+        super().__init__([*self.muon.param_groups, *(self.adamw.param_groups if self.adamw else ())], {})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        """Of the groups that are in `param_groups` now: DeepSpeed steps one at a time."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for one in self.inner:
-            one.step()
+        for one in (self.muon, self.adamw):
+            if groups := [group for group in self.param_groups if group["muon"] == (one is self.muon)]:
+                one.param_groups, one.state = groups, self.state
+                one.step()
         return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"inner": [one.state_dict() for one in self.inner]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for one, state in zip(self.inner, state_dict["inner"], strict=True):
-            one.load_state_dict(state)
-        self._share()
 
 
 def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float]) -> Optimizer:

@@ -38,10 +38,11 @@ from lit_mm import checkpoints
 from lit_mm.checkpoints import Piece
 from lit_mm.errors import UserError
 from lit_mm.memory import Spread
-from lit_mm.optim import MuonWithAdamW
+from lit_mm.optim import Cut, MuonWithAdamW
 
 ZERO_STAGE = 2  # of ZeRO, where none is named
-MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of a parameter besides its step count
+# What AdamW keeps of a parameter besides its step count, and what Muon keeps
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
 
 
 class DDP(DDPStrategy):
@@ -104,8 +105,8 @@ class ZeRO(DeepSpeedStrategy):
     Stage 1 spreads the optimizer state over the ranks, 2 the gradients as well, 3 the parameters as well, frozen ones
     included. With precision bf16-mixed or bf16-true the weights are bf16 and the optimizer's masters fp32.
 
-    AdamW only: Muon needs whole matrices. A part with `from_step` gives zero gradients until then, and the optimizer
-    passes over its group, so it has no moments and no share in the norm.
+    Muon, which needs whole matrices, puts each together on every rank in every step. A part with `from_step` gives zero
+    gradients until then, and the optimizer passes over its group, so it has no moments and no share in the norm.
 
     Args:
         stage: of ZeRO.
@@ -196,15 +197,12 @@ class ZeRO(DeepSpeedStrategy):
         super().setup(trainer)
         if whole:
             self._keep_exact(whole)
+        if self.optimizers and isinstance(self.engine_optimizer.optimizer, MuonWithAdamW):
+            muon = self.engine_optimizer.optimizer.muon
+            muon.cuts, muon.add_up = self._cuts(), self._sum
         self._wait_until_thawed()
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
-        if isinstance(optimizer, MuonWithAdamW):
-            parts = sorted({group["part"] for group in optimizer.param_groups if group["muon"]})
-            raise UserError(
-                f"stage {self.lightning_module.stage.name!r}: `optimizer: muon` of {parts} needs whole matrices, which "
-                "ZeRO cuts into pieces. Use `optimizer: adamw`, or `trainer.strategy: ddp`"
-            )
         self.given_groups = [list(group["params"]) for group in optimizer.param_groups]
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
@@ -272,6 +270,30 @@ class ZeRO(DeepSpeedStrategy):
                 flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
                 yield Share(name, low.start, low.numel, flat, high.start)
 
+    def _cuts(self) -> dict[Tensor, list[Cut]]:
+        """Flat tensor -> the matrices that are cut into it, in the order of its group."""
+        zero, held = self.engine_optimizer, {share.name: share for share in self.shares()}
+        names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
+        cuts: dict[Tensor, list[Cut]] = {}
+        for number, parameters in enumerate(self.given_groups):
+            if not zero.optimizer.param_groups[number]["muon"]:
+                continue
+            for parameter in parameters:
+                if self.stage == 3:
+                    flat = zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(parameter)][0]]
+                else:
+                    flat = zero.single_partition_of_fp32_groups[number]
+                share = held.get(names[id(parameter)])
+                place = (share.start, share.count, share.offset) if share else ()
+                cuts.setdefault(flat, []).append(Cut(getattr(parameter, "ds_shape", parameter.shape), *place))
+        return cuts
+
+    def _sum(self, pieces: Tensor) -> Tensor:
+        """Over the ranks."""
+        there = pieces.to(self.root_device)
+        dist.all_reduce(there)
+        return there.to(pieces.device)
+
     def _frozen_pieces(self, names: set[str]) -> Iterator[Piece]:
         """The frozen parameters among `names`: under ZeRO-3 this rank's shards, else every n-th as a whole."""
         frozen = [(n, p) for n, p in self.lightning_module.named_parameters() if not p.requires_grad and n in names]
@@ -313,7 +335,8 @@ class ZeRO(DeepSpeedStrategy):
                     if key in state:
                         yield key, Piece(share.name, shapes[share.name], share.start, share.of(state[key]))
 
-        steps = {s.name: float(optimizer.state[s.flat]["step"]) for s in self.shares() if optimizer.state.get(s.flat)}
+        states = {share.name: optimizer.state.get(share.flat, {}) for share in self.shares()}
+        steps = {name: float(state["step"]) for name, state in states.items() if "step" in state}
         checkpoint = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
         checkpoints.publish_pieces(checkpoint, filepath, weights(), moments(), steps)
 
@@ -334,19 +357,20 @@ class ZeRO(DeepSpeedStrategy):
         for group, kept in zip(optimizer.param_groups, checkpoint["optimizer"]["groups"], strict=True):
             group["lr"] = kept["lr"]  # the schedule sets it after a step, not when it is restored
         for share in self.shares():
-            step = saved.optimizer_step(share.name)
-            if step is None:
+            step, moments = saved.optimizer_step(share.name), saved.moments_of(share.name)
+            if not moments:
                 continue
             state = optimizer.state[share.flat]
             if not state:
-                state["step"] = torch.tensor(step, dtype=torch.float32, device=share.flat.device)
-                state.update({key: torch.zeros_like(share.flat.detach()) for key in MOMENTS})
-            elif float(state["step"]) != step:
+                state.update({key: torch.zeros_like(share.flat.detach()) for key in moments})
+                if step is not None:
+                    state["step"] = torch.tensor(step, dtype=torch.float32, device=share.flat.device)
+            elif step is not None and float(state["step"]) != step:
                 raise UserError(
                     f"{str(saved.path)!r}: parameter {share.name!r} was updated {step:g} times, others of its group "
                     f"{float(state['step']):g} times; ZeRO counts by group. Resume with `trainer.strategy: ddp`"
                 )
-            for key in MOMENTS:
+            for key in moments:
                 share.of(state[key]).copy_(saved.moment(key, share.name, share.start, share.count))
 
     # --- end of a stage -------------------------------------------------------------------------------------------

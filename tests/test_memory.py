@@ -129,6 +129,9 @@ def test_muon_keeps_one_moment_of_matrices():
         expected = sum(w.numel * (factor if w.moments == 1 else 8) for w in weights)
         assert plan.device.moments == expected
         assert any(weight.moments == 1 for weight in weights) == (optimizer == "muon")
+        for stage in (1, 2, 3):  # ranks share them, and pad each group or parameter a little
+            spread = plan_memory(weights, Spread(stage, ranks=2, keep_whole=0)).device
+            assert expected / 2 <= spread.moments < expected / 2 + 16 * len(weights)
 
 
 def test_a_7b_model_fits_as_published():

@@ -237,9 +237,27 @@ def test_a_strategy_whose_pieces_cannot_be_saved_is_refused() -> None:
 
 
 @pytest.mark.distributed
-def test_muon_is_refused_where_matrices_are_cut(tmp_path: Path) -> None:
-    says = "`optimizer: muon` of ['language'] needs whole matrices"
-    launch_all([launch("run", strategy="zero2", ranks=1, recipe="muon", fails=says)], tmp_path)
+def test_muon_moves_whole_matrices_whoever_holds_their_pieces(tmp_path: Path) -> None:
+    options = {"recipe": "muon", "steps": 6}
+    launch_all(
+        [
+            launch("one process", ranks=1, **options),
+            *(launch(name, **split, **options) for name, split in SPLITS.items()),
+            launch("offloaded", strategy="zero2_offload", **options),
+            launch("killed", **SPLITS["zero3"], kill="muon step 5", **options),
+            launch("killed", **SPLITS["zero3"], **options),
+            launch("on other ranks", **SPLITS["zero2"], kill="muon step 3", **options),
+            launch("on other ranks", ranks=1, **options),
+        ],
+        tmp_path,
+    )
+    for name in (*SPLITS, "offloaded", "on other ranks"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one process"), rel=RTOL)
+    for name in SPLITS:
+        assert trained(tmp_path / name).manifest["moments"].keys() == (
+            trained(tmp_path / "one process").manifest["moments"].keys()
+        )
+    assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "zero3"))
 
 
 def test_the_manifest_is_json_of_names_and_pieces(runs: Path) -> None:
