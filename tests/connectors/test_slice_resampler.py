@@ -93,3 +93,10 @@ def test_views_are_changed_shape_by_shape_and_padded_again() -> None:
     assert got[..., 0].tolist() == [[[0, 1, 0]], [[4, 5, 0]], [[8, 9, 10]]]
     assert seen.tolist() == [[True, True, False]] * 2 + [[True] * 3]
     assert by_grid(x, [(2, 2)] * 3, lambda own, grid: own[:, None])[1] is None
+
+
+def test_standardised_features_may_have_any_scale_and_offset() -> None:
+    connector, x = SliceResampler(32, 16, side=2, heads=2, standardise=True), torch.randn(1, 16, 32)
+    torch.testing.assert_close(connector(x), connector(x * 30 + 5), rtol=0, atol=1e-4)
+    plain = SliceResampler(32, 16, side=2, heads=2)
+    assert not torch.allclose(plain(x), plain(x * 30 + 5), atol=1e-2)
