@@ -128,6 +128,10 @@ class Watchdog(L.Callback):
         self.stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # A collective fails at once when the rank that hung has ended: that is what happened, not a broken connection
+        now = replace(self.doing, seconds=time.monotonic() - self._moved, told=time.time())
+        if self._thread is not None and (ended := self._exchange(now)):
+            self._end(f"rank {ended} hangs and has ended", now)
         self.stop()
 
     @contextmanager
