@@ -17,8 +17,14 @@ KILLS = 20
 STEPS, LATEST = 20, 60
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("strategy", ["ddp", "zero1", "zero2", CUT], ids=str)
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *(pytest.param(strategy, marks=pytest.mark.distributed) for strategy in ("ddp", "zero2", CUT)),
+        pytest.param("zero1", marks=pytest.mark.slow),  # cuts what zero2 cuts, but for the gradients
+    ],
+    ids=str,
+)
 def test_killed_at_random_moments_a_run_ends_bit_for_bit_the_same(tmp_path: Path, strategy: Any) -> None:
     rng = Random(str(strategy))
     options = {"strategy": strategy, "dropout": 0.1, "steps": STEPS}
