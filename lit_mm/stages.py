@@ -21,8 +21,9 @@ class Train:
         weight_decay: decoupled decay; vectors (biases, norm weights) are never decayed.
         layer_decay: the lr of a layer is `lr * layer_decay ** (layers above it)`; 1 gives every layer the same.
         from_step: optimizer steps of the stage before the part thaws.
-        optimizer: muon trains the matrices of the part's layers with Muon and the rest with AdamW. It learns in fewer
-            steps from random weights; the published recipes all say AdamW.
+        optimizer: muon trains the matrices that activations are multiplied with by Muon, and the rest (vectors,
+            embeddings, heads, learnt queries) by AdamW. It learns in fewer steps from random weights; the published
+            recipes all say AdamW.
     """
 
     lr: float
@@ -131,9 +132,19 @@ def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -
             parameter.requires_grad_(name in stage.train)
 
 
-def in_layer(name: str) -> bool:
-    """True for a parameter of a repeated layer ("blocks.3.fc1.weight"), not of embeddings, tables or heads."""
-    return any(piece.isdigit() for piece in name.split("."))
+# Of vocabularies and positions: matrices whose rows are looked up, and heads that score a vocabulary
+LOOKED_UP = ("embed", "shared", "head", "relative_attention_bias", "table")
+
+
+def multiplies(name: str) -> bool:
+    """True for a matrix that activations are multiplied with, by its name: "blocks.3.fc1.weight", "resampler.q.weight".
+
+    Not for embeddings, vocabulary heads, and what is no weight of a layer ("query", "positions").
+    """
+    pieces = name.split(".")
+    if any(piece.startswith(LOOKED_UP) or piece.endswith(("embeddings", "_head")) for piece in pieces):
+        return False
+    return pieces[-1] == "weight" or any(piece.isdigit() for piece in pieces)
 
 
 def parameter_groups(
@@ -154,7 +165,7 @@ def parameter_groups(
         for name, parameter in parts[part].items():
             layer = layered[part].layer_of(name) if train.layer_decay < 1 else 0
             decay = parameter.ndim > 1
-            muon = train.optimizer == "muon" and parameter.ndim == 2 and in_layer(name)
+            muon = train.optimizer == "muon" and parameter.ndim == 2 and multiplies(name)
             group = groups.setdefault(
                 (part, layer, decay, muon),
                 {

@@ -58,6 +58,7 @@ class Launch:
         policy: other arguments of its data module.
         dropout: of the partial LoRA.
         strategy: a registered name, or the arguments of `lit_mm.strategies.ZeRO`.
+        accelerator: of the Trainer.
         recipe: "two" stages, "three", "thaw": one in which the vision encoder waits for two steps, or "muon".
         lr: peak learning rate of every part.
         base: file with the weights on which the language model starts.
@@ -82,6 +83,7 @@ class Launch:
     policy: dict[str, Any] = field(default_factory=dict)
     steps: int = 5
     strategy: str | dict[str, Any] = ""
+    accelerator: str = "cpu"
     precision: str = "32-true"
     recipe: str = "two"
     lr: float = 1e-2
@@ -96,7 +98,8 @@ def launch_all(launches: list[Launch], folder: Path) -> None:
     loader's worker outlives its killed trainer."""
     jobs, said = folder / "jobs.json", folder / "stderr.txt"
     jobs.write_text(json.dumps([asdict(launch) for launch in launches]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     command = [sys.executable, "-m", "tests.kills", str(jobs)]
     with (folder / "stdout.txt").open("w+") as out, said.open("w") as err:  # a pipe would wait for orphans, too
         server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
@@ -275,6 +278,7 @@ def run(launch: Launch, rank: int) -> None:
         ranks=launch.ranks,
         strategy=partial(ZeRO, **strategy) if isinstance(strategy, dict) else strategy,
         precision=launch.precision,
+        accelerator=launch.accelerator,
         keep=launch.keep,
         **options,
     )

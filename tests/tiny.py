@@ -141,6 +141,7 @@ def trainer(
     ranks: int = 1,
     strategy: str | Strategy | None = None,
     precision: str = "32-true",
+    accelerator: str = "cpu",
 ) -> L.Trainer:
     return L.Trainer(
         devices=ranks,
@@ -150,7 +151,7 @@ def trainer(
         accumulate_grad_batches=accumulate_grad_batches,
         callbacks=list(callbacks),
         plugins=[FolderCheckpointIO()],
-        accelerator="cpu",
+        accelerator=accelerator,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -170,6 +171,7 @@ def run_recipe(
     ranks: int = 1,
     strategy: str | Callable[[], Strategy] | None = None,
     precision: str = "32-true",
+    accelerator: str = "cpu",
     keep: int = 2,
     data_class: Callable[..., StreamDataModule] = Documents,
     **data: Any,
@@ -203,6 +205,7 @@ def run_recipe(
             ranks=ranks,
             strategy=strategy() if callable(strategy) else strategy,
             precision=precision,
+            accelerator=accelerator,
             **changes,
         ),
         seed=seed,

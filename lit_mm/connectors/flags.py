@@ -24,4 +24,4 @@ class WithFlags(Beside):
 
     def learned(self) -> Tensor:
         """[2 + K, E]: start, end, then the wrapped connector's."""
-        return torch.cat([self.start[None], self.end[None], self.projector.learned()])
+        return torch.cat([self.start[None], self.end[None], self.projector.learned().to(self.end)])

@@ -32,4 +32,5 @@ class WithLearned(Beside):
 
     def learned(self) -> Tensor:
         """[K, E]: the vectors in order, then the wrapped connector's."""
-        return torch.cat([torch.stack(list(self.vectors.values())), self.projector.learned()])
+        own = torch.stack(list(self.vectors.values()))
+        return torch.cat([own, self.projector.learned().to(own)])

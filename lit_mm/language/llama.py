@@ -12,6 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 import lit_mm.layers.attention  # noqa: F401  registers the kernel that the config names
 from lit_mm.errors import UserError
 from lit_mm.language.routed import Routing
+from lit_mm.layers.activations import checkpoint_activations
 
 
 @dataclass
@@ -154,7 +155,7 @@ class Llama(nn.Module):
                 layer.self_attn.o_proj.register_parameter("bias", None)
         self.activation_checkpointing = activation_checkpointing
         if activation_checkpointing:
-            self.lm.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(self.lm)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:

@@ -11,6 +11,7 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 
 from lit_mm.errors import UserError
 from lit_mm.language.llama import DecodeCache, attention_mask
+from lit_mm.layers.activations import checkpoint_activations
 from lit_mm.lockstep import all_done
 
 
@@ -126,7 +127,7 @@ class T5(nn.Module):
         nn.init.normal_(self.lm.lm_head.weight, std=width**-0.5)  # logits of size 1: hidden states are normed
         self.activation_checkpointing = activation_checkpointing
         if activation_checkpointing:
-            self.lm.activation_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(self.lm)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B, L] -> text embeddings [B, L, E], the same for encoder and decoder."""
