@@ -7,7 +7,8 @@ Takes the last stage of each recipe as published (widths, vocabulary, image size
 the first `--layers` blocks of its language model, no pretrained weights and the nano tokenizer, and trains it on random
 photographs and words through `python -m lit_mm fit`, one device, two micro-batches a step. The columns:
 
-- held, GiB: what torch has allocated at the start of a step, and the plan's weights, masters and moments;
+- held, GiB: what torch has allocated at the start of the second step, gradients of the first included, and the plan
+  without what ZeRO-3 gathers for a time;
 - peak, GiB: the most within the steps after the first, and the whole plan, which leaves activations out;
 - time: a step's median, as a multiple of that of the undivided model (`auto` with the same checkpointing, where run);
 - matmul: the share of the rate of one large bf16 matrix product, measured first, that the products with weights reach
@@ -172,7 +173,7 @@ def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Nam
         first = (folder / "run" / "metrics.csv").read_text().splitlines()[:2]
     loss = float(dict(zip(first[0].split(","), first[1].split(","), strict=True))["loss"])
     planned = plan["stages"][0]["memory"]["device"]
-    lasting = sum(planned[name] for name in ("weights", "masters", "moments"))
+    lasting = planned["total"] - planned["gathered"]
     case = {"recipe": recipe, "strategy": strategy, "checkpointing": checkpointing, "loss": loss}
     return case | figures | {"planned_held": lasting, "planned_peak": planned["total"]}
 
