@@ -33,8 +33,8 @@ class Properties:
         lays_out: layout: the thumbnails of plans whose visual tokens it places, all and once.
         rows: layout: takes the tokens of a view apart into rows.
         adapters: vision encoder: windows that have adapters of their own (Monkey's); 0: there are none.
-        windows: tiling: windows that it cuts every image into, the same ones whatever its size; 0: none, or they follow
-            the image.
+        windows: tiling: windows that it cuts every image into, the same ones whatever its size; 0: they follow the
+            image. As many as `adapters` where it makes views of the whole alone, which have none.
     """
 
     view: Size | None

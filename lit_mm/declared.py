@@ -81,6 +81,8 @@ def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: 
     grids, order = of_connector(bare)
     places, lays_out, rows = of_layout(layout)
     size = getattr(vision, "image_size", None)
+    adapters = getattr(vision, "windows", 0)
+    windows = adapters if not any(plan.tiles for plan in plans) else len(plans[0].tiles) if same else 0
     return Properties(
         view=views.pop() if len(views) == 1 else None,
         thumbnail=plans[0].thumbnail,
@@ -93,8 +95,8 @@ def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: 
         places=places,
         lays_out=lays_out,
         rows=rows,
-        adapters=getattr(vision, "windows", 0),
-        windows=len(plans[0].tiles) if same else 0,
+        adapters=adapters,
+        windows=windows,
     )
 
 

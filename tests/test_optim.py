@@ -37,7 +37,7 @@ def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
     optimizer.step()
 
 
-def test_muon_gets_the_matrices_of_repeated_layers_and_adamw_the_rest():
+def test_muon_gets_the_matrices_that_multiply_and_adamw_the_rest():
     net = Net()
     names = {id(p): n for n, p in net.named_parameters()}
     muon = {names[id(p)] for group in groups_of(net) if group["muon"] for p in group["params"]}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lit_mm.errors import UserError
-from lit_mm.stages import Stage, Train, apply_stage, check_recipe, parameter_groups
+from lit_mm.stages import Stage, Train, apply_stage, check_recipe, multiplies, parameter_groups
 from tests.tiny import PARTS, Documents, trainer, xcomposer2
 
 
@@ -228,3 +228,27 @@ def test_the_gradient_norm_is_limited_over_all_trainable_parts():
     train(stage, callbacks=[norms])
     assert len(norms.seen) == 2
     assert max(norms.seen) <= 1e-2 * (1 + 1e-4)
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.3.fc1.weight", "q.weight", "resampler.kv_proj.weight", "proj.weight", "layers.0.q.lora_A"]
+)
+def test_matrices_that_multiply_are_muons(name):
+    assert multiplies(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "query",
+        "positions",
+        "lm.model.embed_tokens.weight",
+        "lm.lm_head.weight",
+        "lm.shared.weight",
+        "head.weight",
+        "block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "embeddings.word_embeddings.weight",
+    ],
+)
+def test_tables_and_heads_are_not(name):
+    assert not multiplies(name)

@@ -13,6 +13,7 @@ import torch
 
 from callbacks.checkpointing import Checkpointing
 from callbacks.examination import Examination, accuracy_at, read_accuracy
+from callbacks.finite_loss import FiniteLoss
 from callbacks.freeze_audit import FreezeAudit
 from callbacks.interruption import Interruption
 from callbacks.ledger import DataLedger
@@ -54,6 +55,7 @@ def fit(arguments: Sequence[str]) -> None:
     watchdog = Watchdog(cli.config.step_timeout)
     observers: list[L.Callback] = [
         watchdog,
+        FiniteLoss(),
         # Lightning refuses a progress bar of ours where it is asked for none
         *([] if cli.config.trainer.enable_progress_bar is False else [StageProgress(stages)]),
         FreezeAudit(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
-from lit_mm.layers.start import start_at, start_resampler
+from lit_mm.layers.start import start_at, start_local, start_resampler
 
 # V views, N patches, D vision width, E language width, Q queries (a square grid), H heads
 
@@ -35,10 +35,9 @@ class Resampler(nn.Module):
             does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
         local: None: as released, an attention that starts as good as uniform, and learns where to look from billions of
             pairs. A number s: it starts by looking at its own place, each query giving a patch one query's distance
-            away e^-s of the weight. To that end all heads compare the few channels of P that change fastest, and
-            content starts with zeros there; nothing is held fixed.
+            away e^-s of the weight, and hands on what is there (see `start_local`).
     Raises:
-        UserError: heads that do not divide E, or fewer than 4 channels a head.
+        UserError: heads that do not divide E, fewer than 4 channels a head, or `local` with a single head.
     Source: class Resampler of Qwen-VL's visual.py (arXiv:2308.12966, section 2.1).
     """
 
@@ -72,27 +71,7 @@ class Resampler(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(language_width, language_width) for _ in range(4))
         start_resampler(self.query, self.kv_proj, (self.q, self.k, self.v), self.out)
         if local is not None:
-            self.start_local(local)
-
-    @torch.no_grad()
-    def start_local(self, sharpness: float) -> None:
-        """See `local`."""
-        width, per_head = self.language_width, self.language_width // self.heads
-        count = per_head // 4  # frequencies a head has room for: sine and cosine, of column and row
-        fastest = torch.arange(count)
-        channels = torch.cat([fastest + quarter * (width // 4) for quarter in range(4)])
-        fall = (1 - math.cos(10000.0 ** (-i / (width // 4))) for i in range(count))  # in Python: also without memory
-        step = sum(fall)  # P . P' falls by this from place to place
-        pick = torch.zeros(per_head, width)
-        pick[torch.arange(4 * count), channels] = math.sqrt(sharpness * math.sqrt(per_head) / step)
-        for linear in (self.q, self.k):
-            linear.weight.copy_(pick.repeat(self.heads, 1))
-        kept = torch.ones(width, 1)
-        kept[channels] = 0.0
-        contents = [self.query.T] + ([self.kv_proj.weight] if isinstance(self.kv_proj, nn.Linear) else [])
-        for content in contents:  # [E, ...]; of mean 0, or the layer norm would move the zeros
-            mean = (content * kept).sum(dim=0) / kept.sum()
-            content.copy_((content - mean) * kept)
+            start_local(self.query, self.kv_proj, (self.q, self.k, self.v), self.out, heads, local)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches -> those of the queries, whatever the patches are.

@@ -14,7 +14,7 @@ from lit_mm.connectors.region_pooling import pool_regions
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
-from lit_mm.layers.start import start_at, start_resampler
+from lit_mm.layers.start import start_at, start_local, start_resampler
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -43,8 +43,11 @@ class SliceResampler(nn.Module):
         start: scale at which the visual tokens start; 1 as released, where text embeddings are a fiftieth of that.
         standardise: bring every feature vector to mean 0 and variance 1 before W, without learnt weights. The release
             does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
+        local: None: as released. A number: every query starts by looking at its own place, see `Resampler`; only
+            without `regions`, where it would have to find that first. The last layer norm and matrix are then a part of
+            their own, `projection`, as in Qwen-VL: what stands before them needs a lower learning rate to stay local.
     Raises:
-        UserError: heads that do not divide E.
+        UserError: heads that do not divide E, or `local` with `regions` or a single head.
     Source: LLaVA-UHD, branch v1 dd7f6cc, class AdaptSpatialResampler; d0d857d, class Resampler, for the other form.
     """
 
@@ -60,12 +63,17 @@ class SliceResampler(nn.Module):
         eps: float = 1e-6,
         start: float = 1.0,
         standardise: bool = False,
+        local: float | None = None,
     ) -> None:
         super().__init__()
         heads = max(1, language_width // 128) if heads is None else heads
         if language_width % heads:
             raise UserError(
                 f"SliceResampler: `heads` divides the language width, got {heads} heads and {language_width} channels"
+            )
+        if local is not None and regions:
+            raise UserError(
+                "SliceResampler: `local` is of the form without `regions`, whose queries see their own alone"
             )
         self.vision_width, self.language_width = vision_width, language_width
         self.side, self.heads, self.regions, self.standardise = side, heads, regions, standardise
@@ -77,6 +85,9 @@ class SliceResampler(nn.Module):
         self.q, self.k, self.v, self.out = (nn.Linear(language_width, language_width) for _ in range(4))
         self.proj = nn.Linear(language_width, language_width, bias=False)
         start_resampler(self.query, self.kv_proj, (self.q, self.k, self.v), self.out)
+        self.parts_within = {} if local is None else {"norm": "projection", "proj": "projection"}
+        if local is not None:
+            start_local(self.query, self.kv_proj, (self.q, self.k, self.v), self.out, heads, local)
         start_at(self.proj, start)
 
     def restore_buffers(self) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 from torch import nn
 
@@ -16,7 +17,8 @@ from lit_mm.processor import Processor
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.qwen_vl import QwenPlain
 from lit_mm.prompts.source import load_tokenizer
-from lit_mm.tiling.windows import plan_windows
+from lit_mm.tiling.plan import TilePlan
+from lit_mm.tiling.windows import plan_whole, plan_windows
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import apply_window_adapters
 
@@ -39,6 +41,8 @@ class Monkey(MultimodalModule):
         prompt: template and label rule; left out, texts as they stand (`QwenPlain`), as released.
         ranks, dropout: of the adapters, see `apply_window_adapters`.
         max_length: longest sample, tokens.
+        by_stage: stage name -> "whole": its training documents have the view of the whole alone, as Qwen-VL has it. For
+            a run that trains first what the published model starts from; the release loads the finished Qwen-VL.
     Raises:
         UserError: an image smaller than a window, or ranks that are none.
     Source: arXiv:2311.06607; monkey_model/visual.py and modeling_monkey.py of the release. The paper reports adapters
@@ -58,17 +62,26 @@ class Monkey(MultimodalModule):
         ranks: dict[str, int] | None = None,
         dropout: float = 0.05,
         max_length: int = 2048,
+        by_stage: dict[str, Literal["whole"]] | None = None,
     ) -> None:
         resampler = connector(vision.width, language.width)
         tiling = partial(plan_windows, size=tuple(size), window=window, stride=stride)
         apply_window_adapters(vision, len(tiling(*size).tiles), ranks, dropout)
-        super().__init__(
-            network=MultimodalModel(language, vision, resampler, fusion=scatter_visual),
-            processor=lambda: Processor(
+        whole = partial(plan_whole, size=tuple(size), window=window)
+
+        def lay_out(tiling: Callable[[int, int], TilePlan], stages: Mapping[str, Processor]) -> Processor:
+            return Processor(
                 load_tokenizer(tokenizer),
                 prompt or QwenPlain(),
                 tiling=tiling,
                 token_grid=lambda size: resampler.token_grid(vision.token_grid(size)),
                 max_length=max_length,
-            ),
+                by_stage=stages,
+            )
+
+        by_stage = by_stage or {}
+        super().__init__(
+            network=MultimodalModel(language, vision, resampler, fusion=scatter_visual),
+            processor=lambda: lay_out(tiling, {name: lay_out(whole, {}) for name in by_stage}),
         )
+        self.by_stage = by_stage

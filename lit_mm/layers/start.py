@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
+
+from lit_mm.errors import UserError
 
 
 def start_at(linear: nn.Linear, scale: float) -> None:
@@ -28,3 +33,57 @@ def start_resampler(query: Tensor, kv_proj: nn.Module, read: tuple[nn.Linear, ..
         nn.init.xavier_uniform_(linear.weight, gain=0.5**0.5)
     for linear in (*read, out):
         nn.init.zeros_(linear.bias)
+
+
+@torch.no_grad()
+def start_local(
+    query: Tensor,
+    kv_proj: nn.Module,
+    read: tuple[nn.Linear, nn.Linear, nn.Linear],
+    out: nn.Linear,
+    heads: int,
+    sharpness: float,
+) -> None:
+    """A resampler that looks at its own place and hands on what it sees there; nothing is held fixed.
+
+    Queries and keys: all heads compare the few channels of the position table that change fastest, and content has
+    zeros there, so that a patch one query's distance away gets e^-sharpness of the weight. Values: `kv_proj` starts
+    orthogonal, v and `out` as identities. A chain of random matrices, as released, hands on little of some directions,
+    and the matrix behind it would have to undo that.
+
+    Args:
+        query: [Q, E] learnt queries, to which the table is added.
+        kv_proj: vision width to E; no linear where these are equal.
+        read, out: q, k and v, each E to E; what follows the attention.
+        heads: of the attention.
+        sharpness: see above.
+    Raises:
+        UserError: a single head, whose channels are all taken by the table.
+    """
+    if heads < 2:
+        raise UserError("a resampler that starts `local` with one head has no channels left for content; give it 2")
+    width = query.shape[1]
+    per_head = width // heads
+    count = per_head // 4  # frequencies a head has room for: sine and cosine, of column and row
+    channels = [quarter * (width // 4) + fastest for quarter in range(4) for fastest in range(count)]
+    fall = (1 - math.cos(10000.0 ** (-i / (width // 4))) for i in range(count))  # in Python: also without memory
+    step = sum(fall)  # P . P' falls by this from place to place
+    pick = torch.zeros(per_head, width)
+    pick[range(4 * count), channels] = math.sqrt(sharpness * math.sqrt(per_head) / step)
+    q, k, v = read
+    for linear in (q, k):
+        linear.weight.copy_(pick.repeat(heads, 1))
+    for linear in (v, out):
+        nn.init.eye_(linear.weight)
+    kept = torch.ones(width, 1)
+    kept[channels] = 0.0
+    contents = [query.T]  # [E, ...] each
+    if isinstance(kv_proj, nn.Linear):
+        rest = [channel for channel in range(width) if channel not in channels]
+        orthogonal = torch.zeros_like(kv_proj.weight)
+        orthogonal[rest] = nn.init.orthogonal_(orthogonal[rest].clone())
+        kv_proj.weight.copy_(orthogonal)
+        contents.append(kv_proj.weight)
+    for content in contents:  # of mean 0, or the layer norm would move the zeros
+        mean = (content * kept).sum(dim=0) / kept.sum()
+        content.copy_((content - mean) * kept)

@@ -28,6 +28,16 @@ def plan_windows(
     lefts = range(0, size[1] - window + 1, stride)
     side = (window, window)
     views = [View(size, size, (0, 0), (top, left, *side), side) for top in tops for left in lefts]
-    views.append(View(size, size, (0, 0), (0, 0, *size), side, antialias=False))
+    views.extend(plan_whole(height, width, size=size, window=window).views)
     grid = (len(tops), len(lefts)) if tops and lefts else (0, 0)
     return TilePlan((height, width), grid, tuple(views), thumbnail="last")
+
+
+def plan_whole(height: int, width: int, *, size: Size = (896, 896), window: int = 448) -> TilePlan:
+    """The view of the whole that `plan_windows` makes, alone.
+
+    Args and errors: see `plan_windows`.
+    """
+    require_pixels("plan_whole", height, width)
+    view = View(size, size, (0, 0), (0, 0, *size), (window, window), antialias=False)
+    return TilePlan((height, width), (0, 0), (view,), thumbnail="last")

@@ -54,3 +54,11 @@ def test_views_of_several_shapes_still_take_one_call(
 @pytest.mark.parametrize(("wrapper", "_"), WRAPPERS)
 def test_a_connector_that_takes_one_shape_at_a_time_stays_one(wrapper: Callable[..., Beside], _: int) -> None:
     assert not wrapper(QFormerProjector(16, 32, queries=2, width=8, layers=1, heads=1, ffn_width=8), 32).any_grid
+
+
+@pytest.mark.parametrize(("wrapper", "vectors"), WRAPPERS)
+def test_learned_vectors_are_where_the_connector_is(wrapper: Callable[..., Beside], vectors: int) -> None:
+    """Those of the wrapped connector, of which there are none, too: on a GPU the two would not go together."""
+    with torch.device("meta"):
+        connector = wrapper(MLPProjector(6, 8), 8)
+    assert connector.learned().is_meta and len(connector.learned()) == vectors

@@ -29,6 +29,27 @@ def test_every_view_becomes_as_many_tokens_as_there_are_queries(regions: bool, w
     assert isinstance(connector.kv_proj, torch.nn.Identity) == (widths[0] == widths[1])
 
 
+def test_a_local_start_looks_at_its_own_place_in_a_view_of_any_shape() -> None:
+    connector = SliceResampler(160, 192, side=4, heads=6, regions=False, local=8.0)
+    assert set(connector.parts_within.values()) == {"projection"}
+    for grid in ((4, 4), (8, 4), (4, 6)):
+        x = torch.randn(1, grid[0] * grid[1], 160).requires_grad_()
+        before: list[torch.Tensor] = []
+        connector.out.register_forward_hook(lambda module, args, out, before=before: before.append(args[0]))
+        connector(x, [grid])
+        for query in (0, 5, 15):  # how far what it reads depends on each patch
+            (seen,) = torch.autograd.grad(before[0][0, query].square().sum(), x, retain_graph=True)
+            row, column = divmod(int(seen.norm(dim=-1).argmax()), grid[1])
+            own = ((query // 4 + 0.5) / 4 * grid[0] - 0.5, (query % 4 + 0.5) / 4 * grid[1] - 0.5)
+            assert abs(row - own[0]) <= 1 and abs(column - own[1]) <= 1
+
+
+def test_a_local_start_is_refused_where_a_query_sees_its_own_region_alone() -> None:
+    with pytest.raises(UserError, match="`local` needs `regions: false`"):
+        SliceResampler(6, 8, side=3, heads=2, local=4.0)
+    assert not SliceResampler(6, 8, side=3, heads=2).parts_within
+
+
 @pytest.mark.parametrize("regions", [True, False])
 def test_what_follows_a_views_patches_is_not_read(regions: bool) -> None:
     connector, x = SliceResampler(6, 8, side=2, heads=2, regions=regions), padded(GRIDS, fill=float("nan"))

@@ -43,6 +43,18 @@ def trained(module: Monkey) -> Monkey:
     return module
 
 
+def test_a_stage_may_see_the_whole_alone_without_any_adapter() -> None:
+    module = trained(build(by_stage={"align": "whole"}))
+    stage = module.processor.of_stage("align")
+    assert stage.visual_tokens(20, 900) == 9 and stage.prompt is module.processor.prompt
+    batch = collate([[stage.sample(document(1))]], stage)
+    assert batch.tiles.tolist() == [-1]
+    whole = collate([[module.processor.sample(document(1))]], module.processor)
+    with torch.no_grad():
+        seen = module.network.bank(batch.views, batch.tiles)
+        assert torch.allclose(seen, module.network.bank(whole.views, whole.tiles)[-9:], atol=1e-5)
+
+
 def test_windows_come_row_by_row_and_the_whole_last_whatever_the_image() -> None:
     processor = build().processor
     assert processor.visual_tokens(20, 900) == processor.visual_tokens(600, 10) == 7 * 9

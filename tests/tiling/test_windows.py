@@ -7,7 +7,7 @@ import torch
 
 from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
-from lit_mm.tiling.windows import plan_windows
+from lit_mm.tiling.windows import plan_whole, plan_windows
 
 
 def test_every_image_is_stretched_to_the_same_windows():
@@ -34,6 +34,12 @@ def test_a_size_smaller_than_a_window_leaves_the_whole_alone():
     assert [view.size for view in plan.views] == [(448, 448)]
 
 
-def test_an_empty_image_is_refused():
-    with pytest.raises(UserError, match="plan_windows needs a non-empty image"):
-        plan_windows(0, 1)
+def test_the_whole_alone_is_the_last_of_the_views_and_no_window():
+    alone = plan_whole(30, 500)
+    assert alone.views == plan_windows(30, 500).views[-1:] and alone.tile_numbers == [-1]
+
+
+@pytest.mark.parametrize("plan", [plan_windows, plan_whole])
+def test_an_empty_image_is_refused(plan):
+    with pytest.raises(UserError, match=f"{plan.__name__} needs a non-empty image"):
+        plan(0, 1)

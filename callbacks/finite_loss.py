@@ -1,0 +1,36 @@
+"""Training ends at the first loss that is no number: what follows would be lost, and paid for."""
+
+from __future__ import annotations
+
+import math
+
+import lightning as L
+
+from callbacks.steps import Step, StepObserver
+from lit_mm.batch import Batch
+from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule
+
+
+class FiniteLoss(StepObserver):
+    """Ends the run, on every rank, where an optimizer step's loss is nan or infinite. Nothing of it is saved.
+
+    Raises:
+        UserError: names stage, step and the samples of this rank's last micro-batch.
+    """
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: MultimodalModule, batch: Batch, batch_idx: int
+    ) -> None:
+        self._samples = batch.sample_ids
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
+    def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
+        if math.isfinite(step.loss):
+            return
+        seen = ", ".join(self._samples[:4]) + (", ..." if len(self._samples) > 4 else "")
+        raise UserError(
+            f"stage {step.stage!r}, step {step.number}: the loss is {step.loss}. Rank {trainer.global_rank} had just "
+            f"seen the samples {seen}. Lower the learning rates or lengthen the warm-up, and begin in another folder "
+            "(--run_dir); --init_from with this one keeps what its last checkpoint has learnt"
+        )
