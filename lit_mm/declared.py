@@ -82,7 +82,9 @@ def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: 
     places, lays_out, rows = of_layout(layout)
     size = getattr(vision, "image_size", None)
     adapters = getattr(vision, "windows", 0)
-    windows = adapters if not any(plan.tiles for plan in plans) else len(plans[0].tiles) if same else 0
+    windows = len(plans[0].tiles) if same else 0
+    if not any(plan.tiles for plan in plans):
+        windows = adapters  # which views of the whole pass by
     return Properties(
         view=views.pop() if len(views) == 1 else None,
         thumbnail=plans[0].thumbnail,

@@ -72,9 +72,7 @@ class SliceResampler(nn.Module):
                 f"SliceResampler: `heads` divides the language width, got {heads} heads and {language_width} channels"
             )
         if local is not None and regions:
-            raise UserError(
-                "SliceResampler: `local` is of the form without `regions`, whose queries see their own alone"
-            )
+            raise UserError("SliceResampler: with `regions` a query sees its own alone; `local` needs `regions: false`")
         self.vision_width, self.language_width = vision_width, language_width
         self.side, self.heads, self.regions, self.standardise = side, heads, regions, standardise
         self.register_buffer("positions", sincos_table(language_width, side), persistent=False)
