@@ -1,4 +1,4 @@
-"""Two nodes, in network namespaces: one's process is killed, comes back, and the run ends as it would have."""
+"""Two nodes, in network namespaces: one's process is killed, and the run ends as it would have."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from tests.clusters import PATIENCE, Node, has_steps, losses, recipe, started, t
 
 STEPS = 6  # of each of two stages
 PORT = 29400
+# No restarts: each agent would count its own, and processes of different counts never meet
 STATIC = ("--master_addr", "{first}", "--master_port", f"{PORT}", "--node_rank", "{number}")
 ELASTIC = ("--rdzv_backend", "c10d", "--rdzv_endpoint", f"{{first}}:{PORT}", "--rdzv_id", "lit_mm")
-ELASTIC += ("--rdzv_conf", "is_host={is_host}", "--local_addr", "{own}")
+ELASTIC += ("--rdzv_conf", "is_host={is_host}", "--local_addr", "{own}", "--max_restarts", "3")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def agent_on(
     facts = {"first": nodes[0].address, "own": node.address, "number": number, "is_host": number == 0}
     command = node.command(
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"),
-        *("--max_restarts", "3", "--shutdown-timeout", "600", *(word.format(**facts) for word in meeting)),
+        *("--shutdown-timeout", "600", *(word.format(**facts) for word in meeting)),
         *("-m", "lit_mm", "fit", "--config", "recipe.yaml", "--run_dir", run_dir),
         *("--trainer.num_nodes", "2", "--trainer.devices", "1", "--trainer.strategy", "zero2"),
     )
@@ -88,15 +89,30 @@ def whole(nodes, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, st
 @pytest.mark.distributed
 def test_a_process_that_is_killed_comes_back_and_the_run_ends_as_it_would_have(nodes, whole, tmp_path):
     recipe(tmp_path, STEPS)
-    with torchrun(nodes, tmp_path, "run") as agents:
+    with torchrun(nodes, tmp_path, "run", ELASTIC) as agents:
         wait_for(lambda: has_steps(tmp_path / "run", STEPS + 1))
         trainer_of(agents[1]).kill()
         assert ended(agents) == [0, 0], logs(tmp_path, "run")
-    assert losses(tmp_path / "run") == whole
+    check(tmp_path, whole)
+
+
+@pytest.mark.distributed
+def test_without_restarts_the_job_ends_on_both_nodes_and_the_same_command_goes_on(nodes, whole, tmp_path):
+    recipe(tmp_path, STEPS)
+    with torchrun(nodes, tmp_path, "run") as agents:
+        wait_for(lambda: has_steps(tmp_path / "run", STEPS + 1))
+        trainer_of(agents[1]).kill()
+        assert 0 not in ended(agents), logs(tmp_path, "run")
+    with torchrun(nodes, tmp_path, "run") as agents:
+        assert ended(agents) == [0, 0], logs(tmp_path, "run")
+    check(tmp_path, whole)
+
+
+def check(folder: Path, whole: list[tuple[int, str, float]]) -> None:
+    assert losses(folder / "run") == whole
     assert [step for step, _, _ in whole] == list(range(1, 2 * STEPS + 1))
-    assert (tmp_path / "run-0.log").read_text().count(
-        "stage pretrain: trainable"
-    ) == 1  # finetune goes on, nothing else
+    said = (folder / "run-0.log").read_text()
+    assert said.count("stage pretrain: trainable") == 1  # finetune goes on, nothing else
 
 
 @pytest.mark.distributed
