@@ -113,7 +113,7 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[
     for part in ("vision", "language"):
         model[part]["init_args"]["weights"] = None
     model["language"]["init_args"]["layers"] = layers
-    model |= {"tokenizer": "nano"}
+    model["tokenizer"] = "nano"
     if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # the nano tokenizer's own marks of a turn
         model["prompt"] = {
             "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",

@@ -58,6 +58,10 @@ class Golden:
         """The number in a file's tolerance: "fp32, 1e-5 abs" -> 1e-5."""
         return next(float(word) for word in text.replace(",", " ").split() if word[0].isdigit())
 
+    def assert_close(self, ours: Tensor, theirs: Tensor, stated: str) -> None:
+        """Compare within a file's tolerance, which is absolute: "fp32, 1e-5 abs"."""
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=self.tolerance(stated))
+
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:

@@ -58,9 +58,8 @@ def network(golden: Any, config: dict[str, Any]) -> MultimodalModel:
     return network.eval()
 
 
-def close(golden: Any, ours: Tensor, theirs: Tensor) -> None:
-    atol = golden.tolerance(golden.json("monkey_tiles")["lora_file"]["tolerance"])
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+def assert_close(golden: Any, ours: Tensor, theirs: Tensor) -> None:
+    golden.assert_close(ours, theirs, golden.json("monkey_tiles")["lora_file"]["tolerance"])
 
 
 def cut(golden: Any, config: dict[str, Any]) -> tuple[TilePlan, Tensor]:
@@ -78,7 +77,7 @@ def test_all_windows_and_the_whole_in_one_call_make_the_tokens_of_the_release(
     plan, views = cut(golden, config)
     assert plan.tile_numbers == [*range(len(views) - 1), -1] and len(views) - 1 <= config["lora_repeat_num"]
     tokens = network.bank((views,), torch.tensor(plan.tile_numbers))
-    close(golden, tokens, golden.tensors(FILE)["visual_tokens"][0])
+    assert_close(golden, tokens, golden.tensors(FILE)["visual_tokens"][0])
 
 
 @torch.inference_mode()
@@ -90,7 +89,7 @@ def test_one_window_through_every_adapter_set_is_as_released(
     _, views = cut(golden, config)
     sets = torch.tensor([-1 if name == "None" else int(name) for name in tensors])
     tokens = network.connector(network.vision(views[:1].expand(len(sets), -1, -1, -1), sets))
-    close(golden, tokens, torch.cat(list(tensors.values())))
+    assert_close(golden, tokens, torch.cat(list(tensors.values())))
 
 
 @torch.inference_mode()
@@ -101,7 +100,7 @@ def test_a_block_with_an_adapter_set_is_as_released(golden: Any, network: Multim
     for name, expected in tensors.items():
         number = name.removeprefix("y_lora_")
         tiles = torch.tensor([-1 if number == "None" else int(number)])
-        close(golden, block(x, None, tiles).transpose(0, 1), expected)
+        assert_close(golden, block(x, None, tiles).transpose(0, 1), expected)
         if number == "None":
             assert torch.equal(block(x), block(x, None, tiles))
 

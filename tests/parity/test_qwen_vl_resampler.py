@@ -26,9 +26,8 @@ def build(golden: Any, prefix: str, config: dict[str, Any], eps: float) -> Resam
     return resampler
 
 
-def close(golden: Any, ours: Tensor, theirs: Tensor) -> None:
-    atol = golden.tolerance(golden.json(FILE)["tolerance"])
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+def assert_close(golden: Any, ours: Tensor, theirs: Tensor) -> None:
+    golden.assert_close(ours, theirs, golden.json(FILE)["tolerance"])
 
 
 @pytest.mark.golden_cases(FILE)
@@ -39,8 +38,8 @@ def test_the_resampler_agrees_with_the_release_at_every_grid(golden: Any, case: 
     tensors = golden.tensors(FILE)
     x = tensors[f"x.grid{side}"]
     assert x.shape[1] == case["tokens"]
-    close(golden, resize_grid(resampler.positions, (side, side)), tensors[f"kv_pos.grid{side}"])
-    close(golden, resampler(x), tensors[f"y.grid{side}"])
+    assert_close(golden, resize_grid(resampler.positions, (side, side)), tensors[f"kv_pos.grid{side}"])
+    assert_close(golden, resampler(x), tensors[f"y.grid{side}"])
 
 
 @torch.inference_mode()
@@ -50,12 +49,12 @@ def test_the_resampler_without_a_projection_agrees_with_the_release(golden: Any)
     inputs, outputs = golden.tensors(FILE, "x2."), golden.tensors(FILE, "y2.")
     assert inputs and inputs.keys() == outputs.keys()
     for name, x in inputs.items():
-        close(golden, resampler(x), outputs[name])
+        assert_close(golden, resampler(x), outputs[name])
 
 
 def test_the_fixed_table_is_that_of_the_checkpoint_and_of_the_full_size(golden: Any) -> None:
     config, tensors = golden.json(FILE)["config"], golden.tensors(FILE)
-    close(golden, sincos_table(config["embed_dim"], config["grid_size"]), tensors["w.pos_embed"])
+    assert_close(golden, sincos_table(config["embed_dim"], config["grid_size"]), tensors["w.pos_embed"])
     tables = golden.tensors(FILE, "sincos.")
     checked = 0
     for name, expected in tables.items():
@@ -64,7 +63,7 @@ def test_the_fixed_table_is_that_of_the_checkpoint_and_of_the_full_size(golden: 
         if samples:  # some rows, at even distances along the channels
             side, every = math.isqrt(len(table)), table.shape[1] // expected.shape[1]
             table = table[[0, 1, side, side + 1, len(table) - 1], ::every]
-        close(golden, table, expected)
+        assert_close(golden, table, expected)
         checked += 1
     assert checked
 
@@ -76,4 +75,4 @@ def test_the_encoders_table_is_resized_as_released(golden: Any) -> None:
     assert wanted
     for name, expected in wanted.items():
         side = math.isqrt(int(name.removeprefix("at_")))
-        close(golden, resize_grid(source, (side, side)), expected)
+        assert_close(golden, resize_grid(source, (side, side)), expected)

@@ -44,9 +44,8 @@ def tower(golden: Any) -> nn.ModuleDict:
     return parts
 
 
-def close(golden: Any, ours: Tensor, theirs: Tensor) -> None:
-    atol = golden.tolerance(golden.json("monkey_tiles")["lora_file"]["tolerance"])
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+def assert_close(golden: Any, ours: Tensor, theirs: Tensor) -> None:
+    golden.assert_close(ours, theirs, golden.json("monkey_tiles")["lora_file"]["tolerance"])
 
 
 @torch.inference_mode()
@@ -54,13 +53,13 @@ def test_the_tower_agrees_with_the_release(golden: Any) -> None:
     tensors, parts = golden.tensors(FILE), tower(golden)
     size = tensors["global_resized"].shape[-1]
     window = tensors["image_int8"][..., :size, :size].float() / 32
-    close(golden, parts["connector"](parts["vision"](window)), tensors["tile0_lora_None"])
+    assert_close(golden, parts["connector"](parts["vision"](window)), tensors["tile0_lora_None"])
     whole = parts["connector"](parts["vision"](tensors["global_resized"]))
-    close(golden, whole, tensors["visual_tokens"][:, -whole.shape[1] :])
+    assert_close(golden, whole, tensors["visual_tokens"][:, -whole.shape[1] :])
 
 
 @torch.inference_mode()
 def test_a_block_agrees_with_the_release(golden: Any) -> None:
     tensors, parts = golden.tensors(FILE), tower(golden)
     block = parts["vision"].blocks[0]
-    close(golden, block(tensors["block.x"].transpose(0, 1)).transpose(0, 1), tensors["block.y_lora_None"])
+    assert_close(golden, block(tensors["block.x"].transpose(0, 1)).transpose(0, 1), tensors["block.y_lora_None"])
