@@ -18,6 +18,7 @@ class NanoPrints(StreamDataModule):
         size: side of the prints, pixels.
         split, world_seed: index space and world of the pages.
         patch: of the encoder, pixels.
+        close_ups: share of the pages of which a part is shown, enlarged.
         global_batch, micro_batch, num_workers: see `StreamDataModule`.
     """
 
@@ -28,13 +29,14 @@ class NanoPrints(StreamDataModule):
         split: str = "pixels",
         world_seed: int = 0,
         patch: int = 14,
+        close_ups: float = 0.0,
         global_batch: int = 64,
         micro_batch: int | None = None,
         num_workers: int = 1,
     ) -> None:
         super().__init__(global_batch, micro_batch, num_workers=num_workers)
         self.pages, self.size, self.split, self.world_seed = pages, size, split, world_seed
-        self.patch = patch
+        self.patch, self.close_ups = patch, close_ups
 
     def source(self) -> Source:
         return range(self.pages)
@@ -43,7 +45,9 @@ class NanoPrints(StreamDataModule):
         return []  # nothing here has an answer
 
     def begin(self, processor: Processor | None, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
-        self.rows = Prints(self.size, split=self.split, seed=self.world_seed, patch=self.patch)
+        self.rows = Prints(
+            self.size, split=self.split, seed=self.world_seed, patch=self.patch, close_ups=self.close_ups
+        )
         plan = Plan(self.pages, lambda number: Length(1, 1, 1), seed=stable_hash(seed, stage.name), row_tokens=None)
         steps = stage.max_steps or -(-plan.rows_of(stage.epochs) // self.global_batch)
         micro = self.micro_batch or max(1, self.global_batch // world)

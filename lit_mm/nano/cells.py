@@ -13,10 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_mm.nano.chart import BASE, TOP, UNITS
-from lit_mm.nano.elements import Bar, Element, Rule, Shape, Text
+from lit_mm.nano.elements import Bar, Box, Element, Rule, Shape, Text
 from lit_mm.nano.page import Page
 from lit_mm.nano.render import TRACKING, advance, text_width
 from lit_mm.prompts.tokenizer import Tokenizer
+
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class Sign(NamedTuple):
@@ -60,11 +62,20 @@ def signs(page: Page, *, whole_words: bool = False) -> Iterator[Sign]:
             assert isinstance(element, Rule)  # lines mean nothing
 
 
-def cells(page: Page, rows: int, columns: int, *, whole_words: bool = False) -> Iterator[tuple[int, Sign]]:
-    """(cell, sign) for every sign; cells are numbered in raster order."""
+def cells(
+    page: Page, rows: int, columns: int, *, whole_words: bool = False, window: Box = WHOLE
+) -> Iterator[tuple[int, Sign]]:
+    """(cell, sign) for every sign; cells are numbered in raster order.
+
+    Args:
+        whole_words: see `signs`.
+        window: the part of the page over which the cells lie, in unit coordinates; signs outside are left out.
+    """
+    left, top, right, bottom = window
     for sign in signs(page, whole_words=whole_words):
-        row, column = int(min(sign.y, 0.999) * rows), int(min(sign.x, 0.999) * columns)
-        yield row * columns + column, sign
+        x, y = (min(sign.x, 0.999) - left) / (right - left), (min(sign.y, 0.999) - top) / (bottom - top)
+        if 0 <= x < 1 and 0 <= y < 1:
+            yield int(y * rows) * columns + int(x * columns), sign
 
 
 def words(sign: Sign, kind: str) -> list[str]:
@@ -78,14 +89,17 @@ def words(sign: Sign, kind: str) -> list[str]:
     return [element.colour, element.kind, *box]
 
 
-def type_page(page: Page, tokenizer: Tokenizer, rows: int, columns: int, slots: int) -> np.ndarray:
+def type_page(page: Page, tokenizer: Tokenizer, rows: int, columns: int, slots: int, window: Box = WHOLE) -> np.ndarray:
     """[slots, rows, columns] token ids: the page as a typist would set it, `slots` tokens a cell at most, then padding.
 
     Of a word that the tokenizer splits, the last token stands for all: "10", the end of a box, is "0" behind a digit.
+
+    Args:
+        window: the part of the page that is set, in unit coordinates; outside of the page nothing stands.
     """
     typed = np.full((slots, rows * columns), tokenizer.pad_id, dtype=np.int64)
     used = np.zeros(rows * columns, dtype=np.int64)
-    for cell, sign in cells(page, rows, columns, whole_words=True):
+    for cell, sign in cells(page, rows, columns, whole_words=True, window=window):
         for word in words(sign, page.kind):
             if used[cell] < slots:
                 typed[used[cell], cell] = tokenizer.encode(word)[-1]

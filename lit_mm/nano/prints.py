@@ -3,15 +3,15 @@
 A page comes in any look: fonts heavy or light, in any size and colour, on any ground, with noise. The encoder learns to
 proof-read it: to tell of every patch which signs have their middle in it, and in which order, by picking the pictures
 of these signs in one plain hand out of a sheet that holds the pictures of all signs of the batch. What a sign is called
-or means it cannot know; for that it takes a language model. It also learns how far shapes and bars reach, and where on
-the page each patch is.
+or means it cannot know; for that it takes a language model. It also learns how far shapes and bars reach, and where in
+the view each patch is. Of some pages it sees a close-up, as a family that tiles will show it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from random import Random
 
 import numpy as np
 import torch
@@ -19,23 +19,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from lit_mm.data.order import MicroBatch
+from lit_mm.data.order import MicroBatch, stable_hash
 from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.module import MultimodalModule
-from lit_mm.nano.cells import Sign, cells
-from lit_mm.nano.elements import Bar, Element, Shape, Style, Text
+from lit_mm.nano.cells import WHOLE, Sign, cells
+from lit_mm.nano.elements import Bar, Box, Element, Shape, Style, Text
 from lit_mm.nano.page import Page
 from lit_mm.nano.reading import write
 from lit_mm.nano.render import render
 from lit_mm.nano.world import SKILLS, page
 from lit_mm.processor import CLIP_MEAN, CLIP_STD, read
-from lit_mm.tiling.plan import plan_square
+from lit_mm.tiling.plan import View
 from lit_mm.vision.vit import ViT
 
 PLAIN = Style(ground=(255, 255, 255), ink=(0, 0, 0), tint=(0, 0, 0), weight=0.0, noise=0, grain=(0, 0), frame=False)
 SIGN = 16  # side of the picture of a sign, pixels
 PLACES = 3  # signs of a patch that are told apart; only fine print has more
 TENTHS = 11  # lines across a page, from edge to edge, to which the sides of a shape are told
+CLOSEST = 3.0  # how much larger a close-up shows things, at most: a family cuts a page into 3 x 3 tiles at most
 CHART = "a chart's bar"
 
 
@@ -81,24 +82,26 @@ class Prints(Dataset):
     Args:
         split, seed: index space and world of the pages.
         patch: of the encoder, pixels.
+        close_ups: share of the pages of which a part is shown, enlarged.
     """
 
-    def __init__(self, size: int, *, split: str, seed: int, patch: int = 14) -> None:
-        self.size, self.split, self.seed = size, split, seed
+    def __init__(self, size: int, *, split: str, seed: int, patch: int = 14, close_ups: float = 0.0) -> None:
+        self.size, self.split, self.seed, self.close_ups = size, split, seed, close_ups
         self.side = size // patch
         self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
 
     def __getitem__(self, micro: MicroBatch) -> PrintBatch:
         numbers = [number for row in micro.rows for number in row]
         pages = [self._page(number) for number in numbers]
+        windows = [draw_window(self.rng(number), self.close_ups) for number in numbers]
         known: dict[str, int] = {"": 0}
         sheet = [draw_sign(None)]
         signs = np.zeros((len(pages), self.side**2, PLACES), dtype=np.int64)
         sides = np.zeros((len(pages), self.side**2, 4), dtype=np.int64)
         shaped = np.zeros((len(pages), self.side**2), dtype=bool)
-        for number, shown in enumerate(pages):
+        for number, (shown, window) in enumerate(zip(pages, windows, strict=True)):
             used = [0] * self.side**2
-            for cell, sign in cells(shown, self.side, self.side):
+            for cell, sign in cells(shown, self.side, self.side, window=window):
                 name = _look(sign)
                 if name not in known:
                     known[name] = len(sheet)
@@ -107,9 +110,9 @@ class Prints(Dataset):
                     signs[number, cell, used[cell]] = known[name]
                     used[cell] += 1
                 if isinstance(sign.element, Shape | Bar):
-                    sides[number, cell], shaped[number, cell] = sides_of(sign.element), True
+                    sides[number, cell], shaped[number, cell] = sides_of(sign.element, window), True
         return PrintBatch(
-            prints=self._pixels(pages),
+            prints=torch.stack([self._pixels(p, window) for p, window in zip(pages, windows, strict=True)]),
             sheet=torch.stack(sheet),
             signs=torch.from_numpy(signs),
             sides=torch.from_numpy(sides),
@@ -118,16 +121,32 @@ class Prints(Dataset):
             step_tokens=micro.step_tokens,
         )
 
+    def rng(self, number: int) -> Random:
+        """What draws the window of a page."""
+        return Random(stable_hash(self.seed, "window", number))
+
     def _page(self, number: int) -> Page:
         index, kind = divmod(number, len(SKILLS))
         return page(index, split=self.split, seed=self.seed, kind=SKILLS[kind])
 
-    def _pixels(self, pages: Sequence[Page]) -> Tensor:
-        cut = [
-            cut_views(read(p, p.kind), plan_square(p.height, p.width, size=self.size).views, self.normalise)
-            for p in pages
-        ]
-        return torch.stack([views[0] for views in cut])
+    def _pixels(self, page: Page, window: Box) -> Tensor:
+        """[3, size, size]: the window, stretched to a square."""
+        left, top, right, bottom = window
+        native, size = (page.height, page.width), (self.size, self.size)
+        y, x = round(top * page.height), round(left * page.width)
+        box = (y, x, round(bottom * page.height) - y, round(right * page.width) - x)
+        view = View.whole(size) if window == WHOLE else View(native, native, (0, 0), box, size)
+        return cut_views(read(page, page.kind), [view], self.normalise)[0]
+
+
+def draw_window(rng: Random, close_ups: float) -> Box:
+    """The whole page, or with probability `close_ups` a part of its shape anywhere on it: up to `CLOSEST` times as
+    large, all factors equally likely on a logarithmic scale."""
+    if rng.random() >= close_ups:
+        return WHOLE
+    side = CLOSEST ** -rng.random()
+    left, top = rng.random() * (1 - side), rng.random() * (1 - side)
+    return left, top, left + side, top + side
 
 
 def _look(sign: Sign) -> str:
@@ -156,9 +175,12 @@ def draw_sign(sign: Sign | None) -> Tensor:
     return _picture(Bar(element.colour, (0.35, 0.0, 0.65, 1.0)))
 
 
-def sides_of(element: Element) -> list[int]:
-    """Left, top, right and bottom of an element's box, each the nearest of TENTHS lines across the page."""
-    return [round(min(max(side, 0.0), 1.0) * (TENTHS - 1)) for side in element.box]
+def sides_of(element: Element, window: Box = WHOLE) -> list[int]:
+    """Left, top, right and bottom of an element's box, each the nearest of TENTHS lines across the window."""
+    left, top, right, bottom = window
+    starts, lengths = (left, top) * 2, (right - left, bottom - top) * 2
+    sides = [(side - start) / length for side, start, length in zip(element.box, starts, lengths, strict=True)]
+    return [round(min(max(side, 0.0), 1.0) * (TENTHS - 1)) for side in sides]
 
 
 class PrintNetwork(nn.Module):

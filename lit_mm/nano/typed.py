@@ -1,20 +1,25 @@
 """How the nano language model is pre-trained: it reads typed pages, whose cells hold tokens. It never meets a pixel.
 
 The prompt, the questions, the transcripts and the places of the visual tokens are those of the main recipes; only what
-stands in those places differs. So it learns to read a lattice of signs: line after line, column under column.
+stands in those places differs. So it learns to read a lattice of signs: line after line, column under column, and
+across the views of a page where a family cuts it into several.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lit_mm.data.document import Document
 from lit_mm.data.order import stable_hash
+from lit_mm.errors import UserError
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
+from lit_mm.layout import Layout, base_then_unpadded_rows, global_then_tiles, in_order, slices_then_overview
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.nano.cells import type_page
@@ -25,9 +30,24 @@ from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.tokenizer import Tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.stages import Stage
-from lit_mm.tiling.plan import plan_square
+from lit_mm.tiling.anyres import plan_anyres
+from lit_mm.tiling.hd import plan_hd
+from lit_mm.tiling.plan import TilePlan, View, plan_square
+from lit_mm.tiling.uhd import plan_uhd
+from lit_mm.tiling.windows import plan_windows
 
 SLOTS = 6  # tokens a cell: a located shape has as many
+TILE = 112  # side of a view of the nano recipes, pixels
+LEARNED = 2  # vectors that a layout may place: newline, separator
+
+# How the families show a page: tiling, layout, and the side of what a visual token covers, in cells of a view
+WAYS: dict[str, tuple[Callable[[int, int], TilePlan], Layout, int]] = {
+    "whole": (partial(plan_square, size=TILE), in_order, 1),
+    "anyres": (partial(plan_anyres, tile=TILE), base_then_unpadded_rows, 1),
+    "hd": (partial(plan_hd, tile=TILE, max_tiles=4), global_then_tiles, 2),
+    "slices": (partial(plan_uhd, size=TILE, max_slices=4), slices_then_overview, 1),
+    "windows": (partial(plan_windows, size=(2 * TILE, 2 * TILE), window=TILE), in_order, 1),
+}
 
 
 class Templates:
@@ -58,10 +78,46 @@ class TypedProcessor(Processor):
     """Puts [slots, rows, columns] token ids where `Processor` puts pixels."""
 
     def views(self, sample: Sample) -> list[Tensor]:
-        rows, columns = self.token_grid((0, 0))
         return [
-            torch.from_numpy(type_page(page, self.tokenizer, rows, columns, SLOTS)) for page in sample.document.pictures
+            torch.from_numpy(type_page(page, self.tokenizer, *self.token_grid(view.size), SLOTS, window_of(view)))
+            for page, plan in zip(sample.document.pictures, sample.plans, strict=True)
+            for view in plan.views
         ]
+
+
+class DrawnProcessor(TypedProcessor):
+    """Shows each document in one of several ways, drawn by its id.
+
+    Args:
+        ways: one that is named twice is drawn twice as often.
+    """
+
+    def __init__(self, ways: Sequence[TypedProcessor]) -> None:
+        first = ways[0]
+        super().__init__(
+            first.tokenizer,
+            first.prompt,
+            tiling=first.tiling,
+            layout=first.layout,
+            token_grid=first.token_grid,
+            max_length=first.max_length,
+        )
+        self.ways = ways
+
+    def lay_out(self, document: Document) -> Sample:
+        return self._way(document).lay_out(document)
+
+    def views(self, sample: Sample) -> list[Tensor]:
+        return self._way(sample.document).views(sample)
+
+    def _way(self, document: Document) -> TypedProcessor:
+        return self.ways[stable_hash(document.id, "way") % len(self.ways)]
+
+
+def window_of(view: View) -> tuple[float, float, float, float]:
+    """The part of the image that a view shows, in unit coordinates; padding lies outside of [0, 1]."""
+    (height, width), (y, x), (top, left, rows, columns) = view.resize, view.offset, view.box
+    return (left - x) / width, (top - y) / height, (left + columns - x) / width, (top + rows - y) / height
 
 
 class Cells(nn.Module):
@@ -90,14 +146,16 @@ class Cells(nn.Module):
         self.column = nn.Parameter(torch.randn(1, side, width) * 0.02)
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The same for every page."""
+        """The same for every view."""
         return self.side, self.side
 
     def forward(self, typed: Tensor) -> Tensor:
-        """[V, slots, R, C] token ids -> [V, R * C, E]."""
+        """[V, slots, R, C] token ids -> [V, R * C, E]. R and C divide the side; a larger cell tells its mean place."""
         ids = typed.flatten(2).long()  # [V, S, N]
         vectors = self.table[torch.arange(SLOTS, device=ids.device)[:, None], ids]  # [V, S, N, E]
-        cells = vectors.sum(dim=1) + (self.row + self.column).flatten(0, 1)
+        row = self.row.unflatten(0, (typed.shape[2], -1)).mean(dim=1)  # [R, 1, E]
+        column = self.column.unflatten(1, (typed.shape[3], -1)).mean(dim=2)  # [1, C, E]
+        cells = vectors.sum(dim=1) + (row + column).flatten(0, 1)
         if self.training and self.noise:
             level = self.noise * torch.rand(len(cells), 1, 1, device=cells.device)
             cells = cells + level * torch.randn_like(cells)
@@ -105,7 +163,7 @@ class Cells(nn.Module):
 
 
 class Straight(nn.Module):
-    """A connector that changes nothing."""
+    """A connector that changes nothing. Its learned vectors are zero: every family learns its own, from small ones."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -115,7 +173,7 @@ class Straight(nn.Module):
         return grid
 
     def learned(self) -> Tensor:
-        return torch.zeros(0, self.width)
+        return torch.zeros(LEARNED, self.width)
 
     def forward(self, features: Tensor) -> Tensor:
         return features
@@ -131,7 +189,11 @@ class TypedPages(MultimodalModule):
         noise: stage name -> most standard deviation of the noise on the cells; none where a stage is not named.
         prompt: chat template and label rule.
         by_stage: stage name -> the prompt of its training documents.
+        views: stage name -> names of `WAYS` to show a page, one drawn for every training document; "whole" where a
+            stage is not named.
         max_length: longest sample, tokens.
+    Raises:
+        UserError: no such way.
     """
 
     def __init__(
@@ -142,22 +204,38 @@ class TypedPages(MultimodalModule):
         noise: dict[str, float] | None = None,
         prompt: Prompt | None = None,
         by_stage: dict[str, Prompt] | None = None,
+        views: dict[str, list[str]] | None = None,
         max_length: int = 4096,
     ) -> None:
         cells = Cells(side, language.width, language.vocab_size)
-        by_stage = by_stage or {}
-        processor = partial(
-            TypedProcessor,
-            load_tokenizer(tokenizer),
-            tiling=partial(plan_square, size=side),
-            token_grid=cells.token_grid,
-            max_length=max_length,
-        )
+        by_stage, views, prompt = by_stage or {}, views or {}, prompt or XComposer2Prompt()
+        for name in [name for names in views.values() for name in names]:
+            if name not in WAYS:
+                raise UserError(f"TypedPages: `views` knows {', '.join(WAYS)}, got {name!r}")
+        tokens = load_tokenizer(tokenizer)
+
+        def shown(prompt: Prompt, way: str, **more: Any) -> TypedProcessor:
+            tiling, layout, covers = WAYS[way]
+            grid = (side // covers, side // covers)
+            return TypedProcessor(
+                tokens,
+                prompt,
+                tiling=tiling,
+                layout=layout,
+                token_grid=lambda size: grid,
+                max_length=max_length,
+                **more,
+            )
+
         super().__init__(
             network=MultimodalModel(language, cells, Straight(language.width), fusion=scatter_visual),
-            processor=lambda: processor(
-                prompt or XComposer2Prompt(),
-                by_stage={name: processor(given) for name, given in by_stage.items()},
+            processor=lambda: shown(
+                prompt,
+                "whole",
+                by_stage={
+                    name: DrawnProcessor([shown(by_stage.get(name, prompt), way) for way in views.get(name, ["whole"])])
+                    for name in {**by_stage, **views}
+                },
             ),
         )
         self.by_stage, self.noise = by_stage, dict(noise or {})

@@ -1,13 +1,25 @@
 """The vision encoder's pre-training: which signs stand in which patch, without a text."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 import torch
 
 from lit_mm.data.order import MicroBatch
+from lit_mm.nano.cells import WHOLE, cells
 from lit_mm.nano.elements import Shape
-from lit_mm.nano.prints import PLACES, SIGN, TENTHS, PrintNetwork, PrintPretraining, Prints, sides_of
+from lit_mm.nano.prints import (
+    CLOSEST,
+    PLACES,
+    SIGN,
+    TENTHS,
+    PrintNetwork,
+    PrintPretraining,
+    Prints,
+    draw_window,
+    sides_of,
+)
 from lit_mm.vision.vit import ViT
 
 SIZE = 56
@@ -57,6 +69,45 @@ def test_shapes_and_bars_alone_have_sides(batch):
 def test_the_sides_of_a_box_are_told_to_the_nearest_line():
     assert sides_of(Shape("circle", "red", (0.1, 0.26, 0.4, 0.74))) == [1, 3, 4, 7]
     assert sides_of(Shape("circle", "red", (-0.01, 0.0, 1.0, 1.02))) == [0, 0, 10, 10]
+
+
+def test_the_sides_in_a_close_up_are_those_of_what_it_shows():
+    shape = Shape("circle", "red", (0.1, 0.25, 0.5, 0.75))
+    assert sides_of(shape, (0.0, 0.0, 0.5, 0.5)) == [2, 5, 10, 10]
+
+
+def test_windows_are_parts_of_the_page_in_its_shape():
+    rng = Random(0)
+    windows = [draw_window(rng, 0.5) for _ in range(400)]
+    parts = [window for window in windows if window != WHOLE]
+    assert 160 < len(parts) < 240
+    for left, top, right, bottom in parts:
+        assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+        assert right - left == pytest.approx(bottom - top) and right - left >= 1 / CLOSEST - 1e-9
+    assert all(draw_window(rng, 0.0) == WHOLE for _ in range(10))
+
+
+def test_a_close_up_shows_its_window_and_the_signs_in_it():
+    whole = Prints(SIZE, split="pixels", seed=0)
+    close = Prints(SIZE, split="pixels", seed=0, close_ups=1.0)
+    micro = MicroBatch(tuple((9 * number,) for number in range(6)), 6)
+    shown, parts = whole[micro], close[micro]
+    assert not torch.equal(shown.prints, parts.prints)
+    for number in range(6):
+        window = draw_window(close.rng(9 * number), 1.0)
+        signs = [cell for cell, _ in cells(close._page(9 * number), 4, 4, window=window)]
+        assert ((parts.signs[number] > 0).any(-1)).nonzero().flatten().tolist() == sorted(set(signs))
+
+
+def test_cells_of_a_window_are_those_of_the_page_where_it_is_the_window():
+    page = Prints(SIZE, split="pixels", seed=0)._page(1)  # a list, of many signs
+    quarters = []
+    for row in range(2):
+        for column in range(2):
+            window = (column / 2, row / 2, (column + 1) / 2, (row + 1) / 2)
+            for cell, sign in cells(page, 2, 2, window=window):
+                quarters.append(((2 * row + cell // 2) * 4 + 2 * column + cell % 2, sign))
+    assert sorted(quarters, key=str) == sorted(cells(page, 4, 4), key=str)
 
 
 def test_the_loss_reaches_every_parameter_and_falls(batch):

@@ -4,21 +4,30 @@ import pytest
 import torch
 
 from lit_mm.data.collate import collate
+from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
-from lit_mm.nano.typed import SLOTS, Cells, Templates, TypedPages
+from lit_mm.nano.cells import type_page
+from lit_mm.nano.typed import SLOTS, WAYS, Cells, Templates, TypedPages, window_of
 from lit_mm.nano.world import caption_document, question_document
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.plain import Plain
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.stages import Stage, Train
+from lit_mm.tiling.plan import View
+
+PROMPT = XComposer2Prompt(turn_start="<|im_start|>", turn_end="<|im_end|>")
+
+
+def tiny(**options: object) -> TypedPages:
+    torch.manual_seed(0)
+    language = Llama(width=32, layers=1, heads=2, kv_heads=1, ffn_width=32, vocab_size=512, tie_embeddings=True)
+    return TypedPages(language, "nano", **{"prompt": PROMPT, **options})
 
 
 @pytest.fixture
 def model() -> TypedPages:
-    torch.manual_seed(0)
-    language = Llama(width=32, layers=1, heads=2, kv_heads=1, ffn_width=32, vocab_size=512, tie_embeddings=True)
-    return TypedPages(language, "nano", prompt=XComposer2Prompt(turn_start="<|im_start|>", turn_end="<|im_end|>"))
+    return tiny()
 
 
 def batch_of(model: TypedPages, documents: list):
@@ -93,8 +102,53 @@ def test_templates_are_drawn_by_document_and_a_question_is_never_given_to_one_of
 
 
 def test_a_stage_may_have_its_own_prompt():
-    language = Llama(width=32, layers=1, heads=2, kv_heads=1, ffn_width=32, vocab_size=512, tie_embeddings=True)
     own = ChatPrompt()
-    model = TypedPages(language, "nano", by_stage={"settle": own})
+    model = tiny(by_stage={"settle": own})
     assert model.processor.of_stage("settle").prompt is own
-    assert isinstance(model.processor.of_stage("read").prompt, XComposer2Prompt)
+    assert model.processor.of_stage("read").prompt is PROMPT
+
+
+def test_a_view_shows_its_part_of_the_image_and_padding_lies_outside():
+    tile = View(resize=(100, 200), canvas=(200, 200), offset=(50, 0), box=(100, 100, 100, 100), size=(112, 112))
+    assert window_of(tile) == (0.5, 0.5, 1.0, 1.5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_page_in_views_holds_every_sign_of_the_page(way: str):
+    processor = tiny(views={"settle": [way]}).processor.of_stage("settle")
+    tokenizer, pad = processor.tokenizer, processor.tokenizer.pad_id
+    for skill in ("read_small", "form", "chart"):
+        document = caption_document(3, split="text", seed=0, skill=skill)
+        sample = processor.sample(document)
+        plan = sample.plans[0]
+        views = processor.views(sample)
+        assert [view[0].numel() for view in views] == list(sample.tokens_per_view)
+        tiles = [views[number] for number in plan.tiles] or views
+        page = type_page(document.pictures[0], tokenizer, 32, 32, SLOTS)
+        shown = torch.cat([view[view != pad] for view in tiles])
+        assert sorted(shown.tolist()) == sorted(page[page != pad].tolist())
+
+
+def test_each_document_draws_its_way_and_questions_are_asked_of_whole_pages():
+    model = tiny(views={"settle": ["whole", "anyres", "hd", "slices", "windows"]})
+    settle = model.processor.of_stage("settle")
+    documents = [caption_document(index, split="text", seed=0) for index in range(40)]
+    assert len({len(settle.sample(document).tokens_per_view) for document in documents}) > 2
+    assert all(
+        len(model.processor.sample(document).tokens_per_view) == len(document.pictures) for document in documents
+    )
+    samples = [settle.sample(document) for document in documents[:8]]
+    batch = collate([samples], settle, step_tokens=1)
+    assert torch.isfinite(model.network(batch))
+
+
+def test_a_larger_cell_tells_the_mean_of_the_places_that_it_covers():
+    cells = Cells(side=4, width=4, vocab_size=8)
+    features = cells(torch.zeros(1, SLOTS, 2, 2, dtype=torch.long)).unflatten(1, (2, 2))
+    place = features - cells.table[:, 0].sum(dim=0)
+    torch.testing.assert_close(place[0, 1, 0], cells.row[2:, 0].mean(dim=0) + cells.column[0, :2].mean(dim=0))
+
+
+def test_an_unknown_way_is_refused_with_those_that_there_are():
+    with pytest.raises(UserError, match="knows whole, anyres, hd, slices, windows, got 'tiles'"):
+        tiny(views={"settle": ["tiles"]})
