@@ -193,7 +193,7 @@ class TypedPages(MultimodalModule):
             stage is not named.
         max_length: longest sample, tokens.
     Raises:
-        UserError: no such way.
+        UserError: a stage's `views` are empty, or not among `WAYS`.
     """
 
     def __init__(
@@ -209,9 +209,9 @@ class TypedPages(MultimodalModule):
     ) -> None:
         cells = Cells(side, language.width, language.vocab_size)
         by_stage, views, prompt = by_stage or {}, views or {}, prompt or XComposer2Prompt()
-        for name in [name for names in views.values() for name in names]:
-            if name not in WAYS:
-                raise UserError(f"TypedPages: `views` knows {', '.join(WAYS)}, got {name!r}")
+        for stage, ways in views.items():
+            if not ways or set(ways) - set(WAYS):
+                raise UserError(f"TypedPages: `views.{stage}` takes at least one of {', '.join(WAYS)}, got {ways}")
         tokens = load_tokenizer(tokenizer)
 
         def shown(prompt: Prompt, way: str, **more: Any) -> TypedProcessor:
@@ -238,7 +238,8 @@ class TypedPages(MultimodalModule):
                 },
             ),
         )
-        self.by_stage, self.noise = by_stage, dict(noise or {})
+        self.noise = dict(noise or {})
+        self.by_stage = {**by_stage, **views, **self.noise}  # whatever names a stage, for the check of the recipe
 
     def begin(self, stage: Stage, **place: int) -> None:
         super().begin(stage, **place)

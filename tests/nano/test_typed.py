@@ -149,6 +149,12 @@ def test_a_larger_cell_tells_the_mean_of_the_places_that_it_covers():
     torch.testing.assert_close(place[0, 1, 0], cells.row[2:, 0].mean(dim=0) + cells.column[0, :2].mean(dim=0))
 
 
-def test_an_unknown_way_is_refused_with_those_that_there_are():
-    with pytest.raises(UserError, match="knows whole, anyres, hd, slices, windows, got 'tiles'"):
-        tiny(views={"settle": ["tiles"]})
+@pytest.mark.parametrize("ways", [["tiles"], []])
+def test_unknown_ways_are_refused_with_those_that_there_are(ways: list[str]):
+    with pytest.raises(UserError, match="takes at least one of whole, anyres, hd, slices, windows, got"):
+        tiny(views={"settle": ways})
+
+
+def test_every_stage_that_is_named_is_known_to_the_check_of_the_recipe():
+    model = tiny(noise={"a": 0.1}, by_stage={"b": PROMPT}, views={"c": ["whole"]})
+    assert set(model.by_stage) == {"a", "b", "c"}
