@@ -1,6 +1,6 @@
 """`python -m lit_mm`."""
 
-from lit_mm.cli import main
+from lit_mm.cli import run
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import gc
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,21 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
 Every command explains itself with --help. --debug shows tracebacks."""
 
 COMMANDS = ("fit", "evaluate", "generate", "compose", "describe", "tiles", "checkpoint", "data")
+LOOKING = ("describe", "tiles")  # they start nothing, and close the files that they write
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
+
+
+def run() -> None:
+    """The program: `main` with the words of the command line.
+
+    A command that only looks leaves nothing behind that must be closed, so its process ends at once: to take down
+    thousands of modules one by one would be a fifth of its time.
+    """
+    main()
+    if sys.argv[1] in LOOKING:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

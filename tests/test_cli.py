@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +97,13 @@ def test_the_resolved_config_can_be_printed_without_running_it(recipe: str, caps
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
+def test_a_command_that_only_looks_says_all_before_its_process_ends(recipe: str) -> None:
+    words = [sys.executable, "-m", "lit_mm", "describe", "--config", recipe, "--format", "json"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [stage["name"] for stage in json.loads(done.stdout)["stages"]] == ["pretrain", "finetune"]
+
+
 def test_any_key_can_be_overridden_in_dotted_form(recipe: str) -> None:
     overrides = ["--data.init_args.global_batch", "4", "--model.init_args.rank=8", "--checkpoint_every", "7"]
     overrides += ["--trainer.max_time", "00:00:00:10", "--model.init_args.vision.init_args.width", "32"]
