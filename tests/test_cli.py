@@ -99,7 +99,9 @@ def test_the_resolved_config_can_be_printed_without_running_it(recipe: str, caps
 # --- overrides -------------------------------------------------------------------------------------------------------
 def test_a_command_that_only_looks_says_all_before_its_process_ends(recipe: str) -> None:
     words = [sys.executable, "-m", "lit_mm", "describe", "--config", recipe, "--format", "json"]
-    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
+    done = subprocess.run(
+        words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert [stage["name"] for stage in json.loads(done.stdout)["stages"]] == ["pretrain", "finetune"]
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from lit_mm.connectors.merge import merge_patches
 from lit_mm.data.order import MicroBatch, stable_hash
 from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.module import MultimodalModule
@@ -34,6 +35,7 @@ from lit_mm.vision.vit import ViT
 
 PLAIN = Style(ground=(255, 255, 255), ink=(0, 0, 0), tint=(0, 0, 0), weight=0.0, noise=0, grain=(0, 0), frame=False)
 SIGN = 16  # side of the picture of a sign, pixels
+MERGE = 2  # side of the blocks of patches that a family may merge
 PLACES = 3  # signs of a patch that are told apart; only fine print has more
 TENTHS = 11  # lines across a page, from edge to edge, to which the sides of a shape are told
 CLOSEST = 3.0  # how much larger a close-up shows things, at most: a family cuts a page into 3 x 3 tiles at most
@@ -48,6 +50,7 @@ class PrintBatch:
         prints: [V, 3, S, S] normalised pixels.
         sheet: [U, 3, SIGN, SIGN] the different pictures of signs, in [0, 1]; the first is blank.
         signs: [V, N, PLACES] which picture of the sheet each place of each patch shows.
+        merged: [V, N / 4, PLACES] the same of each block of 2 x 2 patches.
         sides: [V, N, 4] left, top, right and bottom of the shape or bar of a patch, each the nearest of TENTHS lines.
         shaped: [V, N] True where a patch has a shape or bar.
         sample_ids: the V pages.
@@ -57,6 +60,7 @@ class PrintBatch:
     prints: Tensor
     sheet: Tensor
     signs: Tensor
+    merged: Tensor
     sides: Tensor
     shaped: Tensor
     sample_ids: tuple[str, ...]
@@ -72,7 +76,7 @@ class PrintBatch:
         return torch.ones(len(self.sample_ids), 1, dtype=torch.long, device=self.prints.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrintBatch:
-        moved = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "sides", "shaped")}
+        moved = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "merged", "sides", "shaped")}
         return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in moved.items()})
 
 
@@ -97,24 +101,30 @@ class Prints(Dataset):
         known: dict[str, int] = {"": 0}
         sheet = [draw_sign(None)]
         signs = np.zeros((len(pages), self.side**2, PLACES), dtype=np.int64)
+        merged = np.zeros((len(pages), (self.side // MERGE) ** 2, PLACES), dtype=np.int64)
         sides = np.zeros((len(pages), self.side**2, 4), dtype=np.int64)
         shaped = np.zeros((len(pages), self.side**2), dtype=bool)
         for number, (shown, window) in enumerate(zip(pages, windows, strict=True)):
-            used = [0] * self.side**2
+            used, used_merged = [0] * self.side**2, [0] * (self.side // MERGE) ** 2
             for cell, sign in cells(shown, self.side, self.side, window=window):
                 name = _look(sign)
                 if name not in known:
                     known[name] = len(sheet)
                     sheet.append(draw_sign(sign))
+                block = cell // self.side // MERGE * (self.side // MERGE) + cell % self.side // MERGE
                 if used[cell] < PLACES:
                     signs[number, cell, used[cell]] = known[name]
                     used[cell] += 1
+                if used_merged[block] < PLACES:
+                    merged[number, block, used_merged[block]] = known[name]
+                    used_merged[block] += 1
                 if isinstance(sign.element, Shape | Bar):
                     sides[number, cell], shaped[number, cell] = sides_of(sign.element, window), True
         return PrintBatch(
             prints=torch.stack([self._pixels(p, window) for p, window in zip(pages, windows, strict=True)]),
             sheet=torch.stack(sheet),
             signs=torch.from_numpy(signs),
+            merged=torch.from_numpy(merged),
             sides=torch.from_numpy(sides),
             shaped=torch.from_numpy(shaped),
             sample_ids=tuple(str(number) for number in numbers),
@@ -197,27 +207,41 @@ class PrintNetwork(nn.Module):
         self.vision = vision
         self.sizes = (PLACES * code, 4 * TENTHS, *vision.grid)  # signs, sides, row, column
         self.proof = nn.Sequential(nn.LayerNorm(vision.width), nn.Linear(vision.width, sum(self.sizes)))
+        self.merged = nn.Linear(MERGE**2 * vision.width, PLACES * code)
         self.sheet = nn.Linear(3 * SIGN**2, code)
         self.code, self.blank = code, blank
 
     def forward(self, batch: PrintBatch) -> Tensor:
         """Sum over the pages of the mean loss of their places."""
-        told = self.proof(self.vision(batch.prints)).float()  # [V, N, sum of sizes]
+        features = self.vision(batch.prints)  # [V, N, D]
+        told = self.proof(features).float()  # [V, N, sum of sizes]
         places, sides, row, column = told.split(self.sizes, dim=-1)
         sheet = self.sheet(1 - batch.sheet.flatten(1)).float()  # [U, C]
-        likeness = places.unflatten(-1, (PLACES, self.code)) @ sheet.T  # [V, N, PLACES, U]
-        signs = batch.signs.flatten()
-        weight = torch.where(signs > 0, 1.0, self.blank)
-        wrong = F.cross_entropy(likeness.flatten(0, 2), signs, reduction="none")
+        wrong = self._misread(places, batch.signs, sheet)
+        merged = merge_patches(F.layer_norm(features, features.shape[-1:]), MERGE)  # [V, N / 4, 4 D]
+        wrong = wrong + self._misread(self.merged(merged).float(), batch.merged, sheet)
         lines = sides.unflatten(-1, (4, TENTHS)).flatten(0, 2)  # [V * N * 4, TENTHS]
         reached = F.cross_entropy(lines, batch.sides.flatten(), reduction="none")
         shaped = batch.shaped.flatten().repeat_interleave(4)
         reached = (reached * shaped).sum() / shaped.sum().clamp(min=1)
         rows, columns = self.vision.grid
-        patch = torch.arange(rows * columns, device=signs.device).expand(len(told), -1)  # [V, N]
+        patch = torch.arange(rows * columns, device=features.device).expand(len(told), -1)  # [V, N]
         misplaced = F.cross_entropy(row.flatten(0, 1), patch.flatten() // columns)
         misplaced = misplaced + F.cross_entropy(column.flatten(0, 1), patch.flatten() % columns)
-        return ((wrong * weight).sum() / weight.sum() + 0.3 * reached + 0.1 * misplaced) * len(batch.sample_ids)
+        return (wrong + 0.3 * reached + 0.1 * misplaced) * len(batch.sample_ids)
+
+    def _misread(self, places: Tensor, signs: Tensor, sheet: Tensor) -> Tensor:
+        """Weighted mean loss of picking the picture of each place.
+
+        Args:
+            places: [V, N, PLACES * C] what was read.
+            signs: [V, N, PLACES] what is there, as numbers of the sheet.
+            sheet: [U, C] the pictures.
+        """
+        likeness = places.unflatten(-1, (PLACES, self.code)) @ sheet.T  # [V, N, PLACES, U]
+        signs = signs.flatten()
+        weight = torch.where(signs > 0, 1.0, self.blank)
+        return (F.cross_entropy(likeness.flatten(0, 2), signs, reduction="none") * weight).sum() / weight.sum()
 
 
 class PrintPretraining(MultimodalModule):

@@ -17,6 +17,7 @@ from lit_mm.nano.prints import (
     PrintNetwork,
     PrintPretraining,
     Prints,
+    draw_sign,
     draw_window,
     sides_of,
 )
@@ -38,6 +39,7 @@ def network():
 def test_a_batch_holds_pages_and_what_stands_in_their_patches(batch):
     assert batch.prints.shape == (3, 3, SIZE, SIZE)
     assert batch.signs.shape == (3, 16, PLACES) and batch.sides.shape == (3, 16, 4)
+    assert batch.merged.shape == (3, 4, PLACES)
     assert batch.sheet.shape == (int(batch.signs.max()) + 1, 3, SIGN, SIGN)
     assert batch.sample_ids == ("0", "5", "7")
     assert (batch.step_tokens, batch.num_tokens) == (9, 3)
@@ -99,6 +101,19 @@ def test_a_close_up_shows_its_window_and_the_signs_in_it():
         assert ((parts.signs[number] > 0).any(-1)).nonzero().flatten().tolist() == sorted(set(signs))
 
 
+def test_a_block_of_patches_holds_the_signs_of_all_four_in_reading_order():
+    prints = Prints(SIZE, split="pixels", seed=0, close_ups=0.5)
+    batch = prints[MicroBatch(tuple((number,) for number in range(9)), 9)]
+    for number in range(9):
+        read = {cell: [] for cell in range(4)}
+        for cell, sign in cells(prints._page(number), 2, 2, window=draw_window(prints.rng(number), 0.5)):
+            read[cell].append(draw_sign(sign))
+        for cell, pictures in read.items():
+            shown = [batch.sheet[sign] for sign in batch.merged[number, cell] if sign]
+            assert len(shown) == min(len(pictures), PLACES)
+            assert all(map(torch.equal, shown, pictures))
+
+
 def test_cells_of_a_window_are_those_of_the_page_where_it_is_the_window():
     page = Prints(SIZE, split="pixels", seed=0)._page(1)  # a list, of many signs
     quarters = []
@@ -125,7 +140,7 @@ def test_the_loss_reaches_every_parameter_and_falls(batch):
 
 
 def test_empty_pages_still_have_a_finite_loss(batch):
-    blank = replace(batch, signs=torch.zeros_like(batch.signs), shaped=torch.zeros_like(batch.shaped))
+    blank = replace(batch, signs=0 * batch.signs, merged=0 * batch.merged, shaped=torch.zeros_like(batch.shaped))
     model = network()
     loss = model(blank)
     loss.backward()
@@ -133,6 +148,6 @@ def test_empty_pages_still_have_a_finite_loss(batch):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
-def test_its_parts_are_the_encoder_and_the_two_heads():
+def test_its_parts_are_the_encoder_and_its_heads():
     module = PrintPretraining(ViT(image_size=SIZE, patch=14, width=16, layers=1, heads=2))
-    assert set(module.parts()) == set(module.modules_by_part()) == {"vision", "proof", "sheet"}
+    assert set(module.parts()) == set(module.modules_by_part()) == {"vision", "proof", "merged", "sheet"}
