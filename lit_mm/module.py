@@ -146,6 +146,19 @@ class MultimodalModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- steps ---------------------------------------------------------------------------------------------------
+    def on_train_batch_start(self, *_: object) -> None:
+        """A part that has not thawed needs no backward pass. What several ranks reduce was settled before: they run it."""
+        late = [part for part, train in self.stage.train.items() if train.from_step]
+        if self.trainer.world_size > 1 or hasattr(self.trainer.strategy, "engine_optimizer"):
+            return
+        if not late or len(late) == len(self.stage.train):  # of nothing there is no backward pass
+            return
+        parts = self.parts()
+        for part in late:
+            thawed = self.trainer.global_step >= self.stage.train[part].from_step
+            for parameter in parts[part].values():
+                parameter.requires_grad_(thawed)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss over the optimizer step's supervised tokens, whatever the split.
 

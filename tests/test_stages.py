@@ -106,6 +106,20 @@ def test_a_part_that_has_not_thawed_has_no_influence_on_the_others():
     assert all(torch.equal(tensor, expected[name]) for name, tensor in beside.state_dict().items())
 
 
+def test_a_part_that_has_not_thawed_is_given_no_gradient():
+    class Given(L.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_after_backward(self, trainer, pl_module):
+            self.seen.append({p.grad is not None for p in pl_module.parts()["vision"].values()})
+
+    stage, given = stage_of("connector", steps=4), Given()
+    stage.train["vision"] = Train(lr=1e-2, from_step=2)
+    train(stage, xcomposer2(), [given])
+    assert given.seen == [{False}, {False}, {True}, {True}]
+
+
 def test_layers_nearer_the_input_learn_slower():
     module = xcomposer2()
     stage = Stage("s", {"vision": Train(lr=1.0, layer_decay=0.5)})
