@@ -1,19 +1,22 @@
 """Every family's nano recipe, trained through all its stages, and one table of what came out.
 
     python benchmarks/families.py [--runs runs/families] [--only llava_next ...] [--jobs 2] [--table-only]
-                                  [--write README.md]
+                                  [--small-text 300] [--write README.md]
 
 Runs `python -m lit_mm fit` on one recipe after the other, or on `--jobs` of them side by side, each with its share of
 the cores; called again, it resumes what was interrupted and leaves out what is finished. Then prints the table:
 held-out exact match per skill, the blind baseline, visual tokens per held-out picture and the seconds of each run. With
---write, the table replaces what stands between the two markers of a Markdown file. Run it with nothing else on the
-machine: some minutes a family.
+--small-text N, a second table asks the finished runs of high resolution, and those of fixed resolution that they grew
+out of, about the small text of the same N held-out pages, of which the first table has twenty to fifty. With --write,
+the tables replace what stands between the markers of a Markdown file. Run it with nothing else on the machine: some
+minutes a family.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +26,11 @@ from pathlib import Path
 
 import torch
 
+from datamodules.nano import NanoSource
 from lit_mm.commands.recipe import RecipeCLI, quiet
+from lit_mm.commands.trained import open_trained
+from lit_mm.evaluate import evaluate
+from lit_mm.metrics.score import score
 from lit_mm.nano.skills import SKILLS
 
 FAMILIES = (
@@ -38,7 +45,12 @@ FAMILIES = (
     "monkey",
     "xcomposer2_4khd",
 )
-START, END = "<!-- families -->", "<!-- end of families -->"
+PAIRS = (  # high resolution, and the fixed one that it grew out of
+    ("llava_next", "llava_1_5"),
+    ("llava_uhd", "llava_1_5"),
+    ("monkey", "qwen_vl"),
+    ("xcomposer2_4khd", "xcomposer2"),
+)
 
 
 def train(family: str, runs: Path, threads: int) -> None:
@@ -77,19 +89,43 @@ def row(family: str, run: Path) -> list[str]:
     ]
 
 
-def table(rows: list[list[str]]) -> str:
+def skills_table(runs: Path, families: list[str]) -> str:
+    """One line a finished run."""
     head = ["recipe", "overall", "blind", *(skill.replace("_", " ") for skill in SKILLS), "visual tokens"]
     head += ["steps", "seconds"]
+    return markdown(head, [row(family, runs / family) for family in families])
+
+
+def small_text(run: Path, documents: int) -> str:
+    """Exact match on the small text of held-out pages, with its standard error."""
+    module, _, _ = open_trained(str(run))
+    pages = NanoSource("questions", documents, split="heldout", seed=0, skills=("read_small",), questions=1)
+    share = score(evaluate(module, [pages[number] for number in range(documents)])).overall
+    return f"{share:.0%} ± {math.sqrt(share * (1 - share) / documents):.0%}"
+
+
+def small_text_table(runs: Path, families: list[str], documents: int) -> str:
+    """One line a pair of which both are finished."""
+    pairs = [pair for pair in PAIRS if set(pair) <= set(families)]
+    found = {
+        family: small_text(runs / family, documents) for family in sorted({name for pair in pairs for name in pair})
+    }
+    rows = [[cell for family in pair for cell in (family, found[family])] for pair in pairs]
+    return markdown(["high resolution", "small text", "fixed resolution", "small text"], rows)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
-def write(path: Path, text: str) -> None:
-    """Put the table between the markers of a Markdown file."""
+def write(path: Path, name: str, text: str) -> None:
+    """Put a table between its markers in a Markdown file."""
+    start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     page = path.read_text()
-    if page.count(START) != 1 or page.count(END) != 1:
-        sys.exit(f"{path}: the table goes between one line {START!r} and one line {END!r}; put them in")
-    before, rest = page.split(START)
-    path.write_text(f"{before}{START}\n{text}\n{END}{rest.split(END)[1]}")
+    if page.count(start) != 1 or page.count(end) != 1:
+        sys.exit(f"{path}: the table goes between one line {start!r} and one line {end!r}; put them in")
+    before, rest = page.split(start)
+    path.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
@@ -98,7 +134,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=FAMILIES, default=FAMILIES, help="some of the families")
     parser.add_argument("--jobs", type=int, default=1, help="so many recipes side by side")
     parser.add_argument("--table-only", action="store_true", help="train nothing: the table of what is finished")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file with the two markers")
+    parser.add_argument("--small-text", type=int, metavar="N", help="ask about the small text of so many pages, too")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file with the markers")
     chosen = parser.parse_args()
     quiet()
     if not chosen.table_only:
@@ -109,10 +146,13 @@ def main() -> None:
             ):
                 pass
     finished = [family for family in chosen.only if (chosen.runs / family / "summary.json").exists()]
-    text = table([row(family, chosen.runs / family) for family in finished])
-    print(text)
-    if chosen.write:
-        write(chosen.write, text)
+    tables = {"families": skills_table(chosen.runs, finished)}
+    if chosen.small_text:
+        tables["small text"] = small_text_table(chosen.runs, finished, chosen.small_text)
+    for name, text in tables.items():
+        print(text, end="\n\n")
+        if chosen.write:
+            write(chosen.write, name, text)
 
 
 if __name__ == "__main__":

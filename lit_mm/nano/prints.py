@@ -2,8 +2,9 @@
 
 A page comes in any look: fonts heavy or light, in any size and colour, on any ground, with noise. The encoder learns to
 proof-read it: to tell of every patch which signs have their middle in it, and in which order, by picking the pictures
-of these signs in one plain hand out of a sheet that holds the pictures of all signs of the batch. What a sign is called
-or means it cannot know; for that it takes a language model. It also learns how far shapes and bars reach, and where in
+of these signs in one plain hand out of a sheet that holds the pictures of all signs of the batch. It tells the same of
+every block of 2 x 2 patches, as a family that merges them will read it. What a sign is called or means it cannot know;
+for that it takes a language model. It also learns how far shapes and bars reach, and where in
 the view each patch is. Of some pages it sees a close-up, as a family that tiles will show it.
 """
 
