@@ -147,7 +147,7 @@ class MultimodalModule(L.LightningModule):
 
     # --- steps ---------------------------------------------------------------------------------------------------
     def on_train_batch_start(self, *_: object) -> None:
-        """A part that has not thawed needs no backward pass. What several ranks reduce was settled before: they run it."""
+        """A part that has not thawed needs no backward pass. Several ranks run it: what they reduce is settled."""
         late = [part for part, train in self.stage.train.items() if train.from_step]
         if self.trainer.world_size > 1 or hasattr(self.trainer.strategy, "engine_optimizer"):
             return
