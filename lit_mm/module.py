@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lit_mm.batch import Batch
@@ -147,9 +148,9 @@ class MultimodalModule(L.LightningModule):
 
     # --- steps ---------------------------------------------------------------------------------------------------
     def on_train_batch_start(self, *_: object) -> None:
-        """A part that has not thawed needs no backward pass. Several ranks run it: what they reduce is settled."""
+        """A part that has not thawed needs no backward pass. DDP and ZeRO run it: what they reduce is settled."""
         late = [part for part, train in self.stage.train.items() if train.from_step]
-        if self.trainer.world_size > 1 or hasattr(self.trainer.strategy, "engine_optimizer"):
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy):
             return
         if not late or len(late) == len(self.stage.train):  # of nothing there is no backward pass
             return

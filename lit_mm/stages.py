@@ -20,7 +20,7 @@ class Train:
         lr: peak learning rate.
         weight_decay: decoupled decay; vectors (biases, norm weights) are never decayed.
         layer_decay: the lr of a layer is `lr * layer_decay ** (layers above it)`; 1 gives every layer the same.
-        from_step: optimizer steps of the stage before the part thaws; in one process they cost it no backward pass.
+        from_step: optimizer steps of the stage before the part thaws; on a single device they cost it no backward pass.
         optimizer: muon trains the matrices that activations are multiplied with by Muon, and the rest (vectors,
             embeddings, heads, learnt queries) by AdamW. It learns in fewer steps from random weights; the published
             recipes all say AdamW.

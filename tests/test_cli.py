@@ -96,7 +96,6 @@ def test_the_resolved_config_can_be_printed_without_running_it(recipe: str, caps
     assert not Path("runs").exists()
 
 
-# --- overrides -------------------------------------------------------------------------------------------------------
 def test_a_command_that_only_looks_says_all_before_its_process_ends(recipe: str) -> None:
     words = [sys.executable, "-m", "lit_mm", "describe", "--config", recipe, "--format", "json"]
     done = subprocess.run(
@@ -106,6 +105,7 @@ def test_a_command_that_only_looks_says_all_before_its_process_ends(recipe: str)
     assert [stage["name"] for stage in json.loads(done.stdout)["stages"]] == ["pretrain", "finetune"]
 
 
+# --- overrides -------------------------------------------------------------------------------------------------------
 def test_any_key_can_be_overridden_in_dotted_form(recipe: str) -> None:
     overrides = ["--data.init_args.global_batch", "4", "--model.init_args.rank=8", "--checkpoint_every", "7"]
     overrides += ["--trainer.max_time", "00:00:00:10", "--model.init_args.vision.init_args.width", "32"]

@@ -106,7 +106,7 @@ def test_a_part_that_has_not_thawed_has_no_influence_on_the_others():
     assert all(torch.equal(tensor, expected[name]) for name, tensor in beside.state_dict().items())
 
 
-def test_a_part_that_has_not_thawed_is_given_no_gradient():
+def test_a_part_that_has_not_thawed_is_given_no_gradient_on_a_single_device():
     class Given(L.Callback):
         def __init__(self):
             self.seen = []

@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from lit_mm.connectors.merge import merge_patches
 from lit_mm.data.order import MicroBatch, stable_hash
 from lit_mm.data.pixels import Normalise, cut_views
+from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.nano.cells import WHOLE, Sign, cells
 from lit_mm.nano.elements import Bar, Box, Element, Shape, Style, Text
@@ -88,11 +89,18 @@ class Prints(Dataset):
         split, seed: index space and world of the pages.
         patch: of the encoder, pixels.
         close_ups: share of the pages of which a part is shown, enlarged.
+    Raises:
+        UserError: the side of a print is an odd number of patches.
     """
 
     def __init__(self, size: int, *, split: str, seed: int, patch: int = 14, close_ups: float = 0.0) -> None:
         self.size, self.split, self.seed, self.close_ups = size, split, seed, close_ups
         self.side = size // patch
+        if self.side % MERGE:
+            raise UserError(
+                f"prints have blocks of {MERGE} x {MERGE} patches, got {self.side} patches a side ({size} pixels, "
+                f"patches of {patch}). Choose another `size` or `patch`"
+            )
         self.normalise = Normalise(CLIP_MEAN, CLIP_STD)
 
     def __getitem__(self, micro: MicroBatch) -> PrintBatch:

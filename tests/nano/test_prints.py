@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lit_mm.data.order import MicroBatch
+from lit_mm.errors import UserError
 from lit_mm.nano.cells import WHOLE, cells
 from lit_mm.nano.elements import Shape
 from lit_mm.nano.prints import (
@@ -112,6 +113,11 @@ def test_a_block_of_patches_holds_the_signs_of_all_four_in_reading_order():
             shown = [batch.sheet[sign] for sign in batch.merged[number, cell] if sign]
             assert len(shown) == min(len(pictures), PLACES)
             assert all(map(torch.equal, shown, pictures))
+
+
+def test_an_odd_number_of_patches_is_refused():
+    with pytest.raises(UserError, match="got 3 patches a side"):
+        Prints(42, split="pixels", seed=0)
 
 
 def test_cells_of_a_window_are_those_of_the_page_where_it_is_the_window():
