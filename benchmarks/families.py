@@ -66,8 +66,11 @@ def visual_tokens(config: str) -> tuple[float, int]:
     with torch.device("meta"):
         cli = RecipeCLI(["--config", config], "describe")
     processor = cli.model.processor
-    pictures = [picture for document in cli.data_of(cli.stages[-1]).heldout() for picture in document.pictures]
-    counts = [processor.visual_tokens(picture.height, picture.width) for picture in pictures]
+    counts = [
+        processor.visual_tokens(picture.height, picture.width, document.source)
+        for document in cli.data_of(cli.stages[-1]).heldout()
+        for picture in document.pictures
+    ]
     return sum(counts) / len(counts), max(counts)
 
 
@@ -97,9 +100,16 @@ def skills_table(runs: Path, families: list[str]) -> str:
 
 
 def small_text(run: Path, documents: int) -> str:
-    """Exact match on the small text of held-out pages, with its standard error."""
-    module, _, _ = open_trained(str(run))
-    pages = NanoSource("questions", documents, split="heldout", seed=0, skills=("read_small",), questions=1)
+    """Exact match on the small text of held-out pages, with its standard error.
+
+    The pages call their source what the run's own held-out pages of small text do: its limit of tiles may go by it.
+    """
+    module, data, _ = open_trained(str(run))
+    skill = "read_small"
+    source_of = {document.skill: document.source for document in data.heldout() if document.skill == skill}
+    pages = NanoSource(
+        "questions", documents, split="heldout", seed=0, skills=(skill,), questions=1, source_of=source_of
+    )
     share = score(evaluate(module, [pages[number] for number in range(documents)])).overall
     return f"{share:.0%} ± {math.sqrt(share * (1 - share) / documents):.0%}"
 

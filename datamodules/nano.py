@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 from datamodules.stream import Source, StreamDataModule
@@ -24,13 +26,27 @@ class NanoSource:
         split: the index space; see `lit_mm.nano.world.SPLITS`.
         skills: drawn with equal weight, or as often as a skill is listed.
         questions: per document, at most.
+        source_of: skill -> what its documents call their source, where a recipe treats that source apart, as by a limit
+            of tiles. (Sources of a `Mixture` are named there.)
     """
 
     def __init__(
-        self, kind: str, count: int, *, split: str, seed: int, skills: tuple[str, ...], questions: int
+        self,
+        kind: str,
+        count: int,
+        *,
+        split: str,
+        seed: int,
+        skills: tuple[str, ...],
+        questions: int,
+        source_of: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self.count, self.split, self.seed = kind, count, split, seed
-        self.skills, self.questions = skills, questions
+        self.skills, self.questions, self.source_of = skills, questions, dict(source_of or {})
+        if strangers := sorted(set(self.source_of) - set(skills)):
+            raise UserError(
+                f"`source_of` names {strangers}, of which this source has no documents; its skills are {sorted(skills)}"
+            )
 
     def __len__(self) -> int:
         return self.count
@@ -42,7 +58,8 @@ class NanoSource:
         arguments = {"split": self.split, "seed": self.seed, "skill": skill}
         if self.kind != "captions":
             arguments["questions"] = self.questions
-        return KINDS[self.kind](number, **arguments)
+        document = KINDS[self.kind](number, **arguments)
+        return replace(document, source=self.source_of.get(skill, document.source))
 
 
 class NanoDocuments(StreamDataModule):

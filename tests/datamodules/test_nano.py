@@ -1,10 +1,11 @@
 """The nano world as a data module."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from datamodules.nano import NanoDocuments
+from datamodules.nano import NanoDocuments, NanoSource
 from lit_mm.errors import UserError
 from lit_mm.nano.world import SKILLS
 
@@ -45,6 +46,16 @@ def test_two_skills_are_both_drawn_in_every_form(kind):
             for skill in ("count", "form")
         }
         assert forms == {"count": {True, False}, "form": {True, False}}
+
+
+def test_documents_of_a_skill_call_their_source_what_they_are_told_to():
+    asked = {"kind": "questions", "count": 6, "split": "heldout", "seed": 0, "questions": 1}
+    source = NanoSource(**asked, skills=("read_small", "count"), source_of={"read_small": "dense"})
+    plain = NanoSource(**asked, skills=("read_small", "count"))
+    for number in range(6):
+        assert source[number] == replace(plain[number], source={"read_small": "dense"}.get(plain[number].skill, "nano"))
+    with pytest.raises(UserError, match=r"`source_of` names \['form'\]"):
+        NanoSource(**asked, skills=("count",), source_of={"form": "dense"})
 
 
 def test_the_heldout_set_is_balanced_asks_one_question_and_shares_no_page():

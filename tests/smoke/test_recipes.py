@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from PIL import Image
 
 from lit_mm.cli import main
+from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.trained import open_trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -114,6 +116,19 @@ def ask_with_other_views(config: dict, changes: dict, size: tuple[int, int], gri
     plan = other.processor.tiling(100, 100)
     assert (plan.views[0].size, plan.grid) == (size, grid)
     assert main(["evaluate", "run", "--config", "other.yaml", "--documents", "9"]) in (0, None)
+
+
+def test_dense_text_is_examined_with_the_tiles_that_it_is_trained_with() -> None:
+    with torch.device("meta"):
+        cli = RecipeCLI(["--config", str(EXPERIMENTS / "xcomposer2_4khd.yaml")], "describe")
+    asked, finetune = cli.model.processor, cli.model.processor.of_stage("finetune")
+    tiles: dict[str, set[int]] = {}
+    for document in cli.datamodule.heldout():
+        for picture in document.pictures:
+            plan = asked.tiling_of(document.source)(picture.height, picture.width)
+            assert plan == finetune.tiling_of(document.source)(picture.height, picture.width)
+            tiles.setdefault(document.skill, set()).add(math.prod(plan.grid))
+    assert {skill for skill, counts in tiles.items() if max(counts) > 4} == {"read_small", "form", "table"}
 
 
 def test_inputs_of_a_stage_that_the_recipe_does_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
