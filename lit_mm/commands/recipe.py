@@ -163,7 +163,7 @@ class RecipeCLI(LightningCLI):
         base = self.config.data.as_dict()
         changed = {**base, "init_args": {**(base.get("init_args") or {}), **changes}}
         try:
-            return parser.instantiate_classes(parser.parse_object({"data": changed})).data
+            return parser.instantiate_classes(parser.parse_object({"data": changed}, defaults=False)).data
         except (ArgumentError, ValueError) as error:
             raise self.told(error, f"stages.{stage.name}.data" if changes else "") from error
 
