@@ -37,7 +37,7 @@ def run() -> None:
     garbage, a tenth of its time, and its process ends at once: to take down thousands of modules one by one would be
     a fifth.
     """
-    looking = sys.argv[1:2] and sys.argv[1] in LOOKING
+    looking = any(word in LOOKING for word in sys.argv[1:2])
     if looking:
         gc.disable()
     main()
