@@ -33,9 +33,9 @@ from transformers import CLIPImageProcessor, LlavaNextImageProcessor
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from lit_mm.data.files import FilePicture
-from lit_mm.data.pixels import Normalise, cut_views
-from lit_mm.processor import CLIP_MEAN, CLIP_STD, read
+from lit_mm.documents.files import FilePicture
+from lit_mm.samples.pixels import Normalise, cut_views
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD, read
 from lit_mm.tiling.anyres import plan_anyres
 from lit_mm.tiling.plan import TilePlan
 from lit_mm.tiling.square import plan_centre_crop

@@ -29,8 +29,8 @@ import torch
 from datamodules.nano import NanoSource
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.commands.trained import open_trained
-from lit_mm.evaluate import evaluate
-from lit_mm.metrics.score import score
+from lit_mm.evaluation.evaluate import evaluate
+from lit_mm.evaluation.score import score
 from lit_mm.nano.skills import SKILLS
 
 FAMILIES = (

@@ -39,9 +39,9 @@ import torch
 import yaml
 from PIL import Image
 
-from lit_mm.batch import Batch
 from lit_mm.commands.describe import aligned
 from lit_mm.module import MultimodalModule
+from lit_mm.samples.batch import Batch
 
 GIB = 1 << 30
 PHOTOGRAPHS, MICRO_BATCH, MICRO_BATCHES = 16, 2, 2

@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessor
 
 from datamodules.conversations import Conversations
-from lit_mm.processor import Processor
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.stages import Stage, Train
+from lit_mm.samples.processor import Processor
+from lit_mm.stages.stage import Stage, Train
 from lit_mm.tiling.plan import plan_square
 
 SIDE, PATCH, BATCH = 56, 14, 8

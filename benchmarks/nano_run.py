@@ -15,11 +15,11 @@ from typing import Any
 
 import lightning as L
 
-from lit_mm.batch import Batch
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.module import MultimodalModule
-from lit_mm.run import peak_memory_mb
-from lit_mm.stages import Stage
+from lit_mm.run.folder import peak_memory_mb
+from lit_mm.samples.batch import Batch
+from lit_mm.stages.stage import Stage
 
 WARM = 3  # steps before the clock starts
 

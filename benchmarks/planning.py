@@ -18,8 +18,9 @@ from functools import partial
 
 import numpy as np
 
-from lit_mm.data.order import Length, Plan, Row
-from lit_mm.data.packing import pack, share_out
+from lit_mm.samples.length import Length
+from lit_mm.stream.order import Plan, Row
+from lit_mm.stream.packing import pack, share_out
 
 SAMPLES = 20_000
 # Text: share, median tokens, sigma of a lognormal: short questions, detailed conversations, regions, text alone.
@@ -60,7 +61,7 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], tupl
 
 
 def lengths_of(visual: Callable[[np.random.Generator, int], np.ndarray], samples: int, seed: int = 0) -> np.ndarray:
-    """[N, 3] tokens, views and supervised tokens, as `lit_mm.data.screen.Screen` keeps them."""
+    """[N, 3] tokens, views and supervised tokens, as `lit_mm.stream.screen.Screen` keeps them."""
     rng = np.random.default_rng(seed)
     text, alone = text_tokens(rng, samples)
     shown = visual(rng, samples) * ~alone[:, None]

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_mm.data.pixels import Normalise, cut_views
-from lit_mm.layout import Layout, base_then_unpadded_rows, global_then_tiles, in_order, slices_then_overview
-from lit_mm.processor import Processor
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.samples.layout import Layout, base_then_unpadded_rows, global_then_tiles, in_order, slices_then_overview
+from lit_mm.samples.pixels import Normalise, cut_views
+from lit_mm.samples.processor import Processor
 from lit_mm.tiling.anyres import plan_anyres
 from lit_mm.tiling.hd import plan_hd
 from lit_mm.tiling.plan import Size, TilePlan, plan_square

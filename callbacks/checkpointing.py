@@ -8,7 +8,9 @@ from pathlib import Path
 import lightning as L
 
 from callbacks.steps import Step, StepObserver
-from lit_mm.checkpoints import checkpoint_name, published, read, remove
+from lit_mm.checkpoints.manifest import checkpoint_name, published
+from lit_mm.checkpoints.reading import read
+from lit_mm.checkpoints.writing import remove
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 

@@ -10,10 +10,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.step_table import Row, StepTable, read_rows
 from callbacks.steps import Step, StepObserver
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.evaluate import evaluate
-from lit_mm.metrics.score import Score, score
+from lit_mm.evaluation.evaluate import evaluate
+from lit_mm.evaluation.score import Score, score
 from lit_mm.module import MultimodalModule
 
 

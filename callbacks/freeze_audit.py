@@ -9,10 +9,10 @@ import lightning as L
 import torch
 from torch import nn
 
-from lit_mm.digests import digest
+from lit_mm.checkpoints.digests import digest
+from lit_mm.distributed.shares import share_of
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.strategies import share_of
 
 Parts = Mapping[str, Mapping[str, nn.Parameter]]
 Digests = dict[str, dict[str, str]]  # part -> parameter -> digest of its bytes

@@ -14,8 +14,8 @@ import torch
 
 from callbacks.checkpointing import Checkpointing
 from callbacks.steps import Step, StepObserver
-from lit_mm.interruption import HEARD, Interrupted, say
 from lit_mm.module import MultimodalModule
+from lit_mm.run.interruption import HEARD, Interrupted, say
 
 TWICE = 2.0  # seconds between two Ctrl+C that are meant as two: a terminal and a launcher may both deliver the first
 

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from callbacks.step_table import Row, StepTable, read_rows
 from callbacks.steps import Step, StepObserver
-from lit_mm.batch import Batch
-from lit_mm.data.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, summarise, told_reasons
-from lit_mm.data.screen import Fault, Screen
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.samples.batch import Batch
+from lit_mm.samples.fault import Fault
+from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, summarise, told_reasons
+from lit_mm.stream.screen import Screen
 
 COLUMNS = ("step", "stage", "source", "loss", "tokens", *OUTCOMES)
 TYPES = {"step": int, "stage": str, "source": str, "tokens": int} | dict.fromkeys(OUTCOMES, int)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
-from lit_mm.stages import Stage
+from lit_mm.stages.stage import Stage
 
 WINDOW = 50  # optimizer steps that tokens per second are averaged over
 SMOOTH = 0.9  # weight of the past in the shown loss

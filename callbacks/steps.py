@@ -10,8 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_mm.batch import Batch
 from lit_mm.module import MultimodalModule
+from lit_mm.samples.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)

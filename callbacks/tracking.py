@@ -20,7 +20,7 @@ from PIL import Image
 
 from callbacks.steps import Step, StepObserver
 from lit_mm.errors import UserError
-from lit_mm.metrics.score import Prediction
+from lit_mm.evaluation.score import Prediction
 from lit_mm.module import MultimodalModule
 
 

@@ -18,10 +18,10 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
-from lit_mm.batch import Batch
 from lit_mm.errors import UserError
-from lit_mm.interruption import STALLED, say
 from lit_mm.module import MultimodalModule
+from lit_mm.run.interruption import STALLED, say
+from lit_mm.samples.batch import Batch
 
 LISTED = 8  # sample ids in a message
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Literal
 
-from datamodules.stream import StreamDataModule
-from lit_mm.data.document import Document
-from lit_mm.data.screen import BadSample, TooLong
-from lit_mm.data.sources import FORMATS, Source
+from lit_mm.documents.document import Document
+from lit_mm.documents.sources import FORMATS, Source
+from lit_mm.stream.datamodule import StreamDataModule
+from lit_mm.stream.maker import TooLong
+from lit_mm.stream.screen import BadSample
 
 
 class Conversations(StreamDataModule):
     """Supervised fine-tuning on conversations about images.
 
     Args:
-        path: the .json or .jsonl file, local or a URL; see `lit_mm.data.sources.Source`.
+        path: the .json or .jsonl file, local or a URL; see `lit_mm.documents.sources.Source`.
         images: folder that relative image paths start from; the file's own when left out.
         heldout_path: conversations that are never trained on, asked at the end; none when left out.
-        format: of all three, see `lit_mm.data.sources.conversations`.
+        format: of all three, see `lit_mm.documents.sources.conversations`.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, too_long, on_bad_sample, max_bad,
             max_unsupervised: see `StreamDataModule`.
     """

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datamodules.mixture import Member, Mixture
-from datamodules.stream import Source, StreamDataModule
-from lit_mm.data.document import Document
-from lit_mm.data.mixture import Joined
-from lit_mm.data.screen import BadSample, TooLong
-from lit_mm.data.sources import open_source
+from lit_mm.documents.document import Document
+from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
+from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.maker import TooLong
+from lit_mm.stream.mixture import Joined
+from lit_mm.stream.screen import BadSample
 
 
 @dataclass
@@ -20,7 +21,7 @@ class Corpus:
 
     Args:
         name: in logs and in the ledger; no two of a stage have the same.
-        format: see `lit_mm.data.sources.FORMATS`.
+        format: see `lit_mm.documents.sources.FORMATS`.
         path: of its file or shards.
         images: folder that relative picture names start from; the data file's own when left out.
         max_images: of a page of format mmc4, the first so many; all when left out.

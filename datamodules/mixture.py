@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from datamodules.stream import Source, StreamDataModule, name_of
-from lit_mm.data.document import Document
-from lit_mm.data.mixture import Joined, draws_per_epoch
-from lit_mm.data.screen import BadSample, TooLong
-from lit_mm.data.sources import open_source
+from lit_mm.documents.document import Document
+from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
+from lit_mm.stream.datamodule import Source, StreamDataModule, name_of
+from lit_mm.stream.maker import TooLong
+from lit_mm.stream.mixture import Joined, draws_per_epoch
+from lit_mm.stream.screen import BadSample
 
 
 @dataclass
@@ -19,8 +20,8 @@ class Member:
     """One source of a mixture.
 
     Args:
-        source: documents by number, as a class (`class_path: lit_mm.data.sources.LlavaConversations`) or a declaration
-            (`{format: llava, path: chat.json}`), see `lit_mm.data.sources`.
+        source: documents by number: a class (`class_path: lit_mm.documents.sources.LlavaConversations`) or a
+            declaration (`{format: llava, path: chat.json}`), see `lit_mm.documents.sources`.
         name: in logs and in the ledger; the source's own when left out.
         weight: its share of an epoch, relative to the others', where `weights: explicit`.
         repeat: how often an epoch goes through it, where `weights: repeat`; 0.5 takes half of it in turn. 1 if neither

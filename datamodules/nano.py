@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from datamodules.stream import Source, StreamDataModule
-from lit_mm.data.document import Document
-from lit_mm.data.order import stable_hash
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
 from lit_mm.nano.world import SKILLS, caption_document, question_document
+from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.order import stable_hash
 
 KINDS = {"captions": caption_document, "questions": question_document, "text": reading_document}
 

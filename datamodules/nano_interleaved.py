@@ -7,12 +7,12 @@ from random import Random
 from typing import Literal
 
 from datamodules.nano import NanoSource
-from datamodules.stream import Source, StreamDataModule
-from lit_mm.data.document import Document, Picture, Turn
-from lit_mm.data.order import stable_hash
+from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
 from lit_mm.nano.world import SKILLS, caption_document, page, question_document
+from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.order import stable_hash
 
 FEWEST, MOST = 2, 4  # pictures of a web page: three on average, and three pairs beside it make as many
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datamodules.stream import Source, StreamDataModule
-from lit_mm.data.document import Document
-from lit_mm.data.order import Length, Plan, RowStream, stable_hash
+from lit_mm.documents.document import Document
 from lit_mm.nano.prints import Prints
-from lit_mm.processor import Processor
-from lit_mm.stages import Stage
+from lit_mm.samples.length import Length
+from lit_mm.samples.processor import Processor
+from lit_mm.stages.stage import Stage
+from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.order import Plan, RowStream, stable_hash
 
 
 class NanoPrints(StreamDataModule):

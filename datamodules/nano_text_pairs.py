@@ -6,14 +6,14 @@ from dataclasses import replace
 
 from torch.utils.data import Dataset
 
-from datamodules.stream import Source, StreamDataModule
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.order import MicroBatch, stable_hash
-from lit_mm.data.pairs import PairBatch, collate_pairs
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
-from lit_mm.processor import Processor
-from lit_mm.stages import Stage
+from lit_mm.samples.pairs import PairBatch, collate_pairs
+from lit_mm.samples.processor import Processor
+from lit_mm.stages.stage import Stage
+from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.order import MicroBatch, stable_hash
 
 
 class NanoPairs:

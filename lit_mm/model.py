@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_mm.batch import IGNORE, Batch
 from lit_mm.errors import UserError
+from lit_mm.samples.batch import IGNORE, Batch
 
 
 class VisionEncoder(Protocol):

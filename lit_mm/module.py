@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -12,17 +13,19 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from lit_mm.batch import Batch
-from lit_mm.checkpoints import kept_tensors, optimizer_groups
-from lit_mm.combination import IN_A_FAMILY, Part
-from lit_mm.data.order import stable_hash
-from lit_mm.declared import require_parts
-from lit_mm.digests import digest
+from lit_mm.checkpoints.contents import kept_tensors
+from lit_mm.checkpoints.digests import digest
+from lit_mm.checkpoints.writing import optimizer_groups
+from lit_mm.combination.declared import require_parts
+from lit_mm.combination.legal import IN_A_FAMILY, Part
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
-from lit_mm.optim import make_optimizer
-from lit_mm.processor import Processor
-from lit_mm.stages import Stage, apply_stage, parameter_groups
+from lit_mm.samples.batch import Batch
+from lit_mm.samples.processor import Processor
+from lit_mm.stages.groups import parameter_groups
+from lit_mm.stages.optimizer import make_optimizer
+from lit_mm.stages.stage import Stage, apply_stage
+from lit_mm.stream.order import stable_hash
 from lit_mm.weights.source import is_added, load_part
 
 
@@ -35,7 +38,7 @@ class MultimodalModule(L.LightningModule):
             Called at once where images are read; a published tokenizer's files are only read when they are needed.
         free: the parts that the family lets a recipe choose.
     Raises:
-        UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination`.
+        UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination.legal`.
     """
 
     def __init__(
@@ -270,5 +273,11 @@ class MultimodalModule(L.LightningModule):
 
 
 def family_of(module: MultimodalModule) -> str:
-    """The import path of a model's class."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    """The public import path of a model's class: the shortest one, such as lit_mm.families.Llava15."""
+    family = type(module)
+    packages = family.__module__.split(".")
+    for depth in range(1, len(packages)):
+        package = ".".join(packages[:depth])
+        if getattr(sys.modules.get(package), family.__name__, None) is family:
+            return f"{package}.{family.__name__}"
+    return f"{family.__module__}.{family.__qualname__}"

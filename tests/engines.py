@@ -16,8 +16,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from lit_mm.stages import Stage, Train
-from lit_mm.strategies import DDP, ZeRO
+from lit_mm.distributed.ddp import DDP
+from lit_mm.distributed.zero import ZeRO
+from lit_mm.stages.stage import Stage, Train
 from tests.forked import run_ranks
 from tests.tiny import PARTS, Documents, trainer, xcomposer2
 

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from datamodules.mixture import Member, Mixture
-from lit_mm.data.sources import LlavaConversations
+from lit_mm.documents.sources import LlavaConversations
 from tests.tiny import WORDS, Noise
 
 # What is planted -> the kind under which the ledger tells it

@@ -27,12 +27,13 @@ import lightning as L
 import torch
 
 from callbacks.freeze_audit import FreezeAudit
-from lit_mm import checkpoints
+from lit_mm.checkpoints import writing
 from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
+from lit_mm.distributed.shares import share_of
+from lit_mm.distributed.zero import ZeRO
 from lit_mm.module import MultimodalModule
-from lit_mm.stages import Stage, Train
-from lit_mm.strategies import ZeRO, share_of
+from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FaultyMixture
 from tests.tiny import PARTS, run_recipe, stages, xcomposer2
 
@@ -57,7 +58,7 @@ class Launch:
         faulty: folder of a mixture with bad samples (`tests.faulty`), in place of the plain documents.
         policy: other arguments of its data module.
         dropout: of the partial LoRA.
-        strategy: a registered name, or the arguments of `lit_mm.strategies.ZeRO`.
+        strategy: a registered name, or the arguments of `lit_mm.distributed.zero.ZeRO`.
         accelerator: of the Trainer.
         recipe: "two" stages, "three", "thaw": one in which the vision encoder waits for two steps, or "muon".
         lr: peak learning rate of every part.
@@ -163,7 +164,7 @@ def kill_at_fsync(number: int) -> None:
             kill()
         os.fsync(descriptor)
 
-    checkpoints.os = SimpleNamespace(**vars(os) | {"fsync": fsync})
+    writing.os = SimpleNamespace(**vars(os) | {"fsync": fsync})
 
 
 class Ticks(L.Callback):
@@ -172,8 +173,8 @@ class Ticks(L.Callback):
     def __init__(self, number: int) -> None:
         self.left = number
         calls = {name: self.around(getattr(os, name)) for name in ("fsync", "rename")}
-        checkpoints.os = SimpleNamespace(**vars(os) | calls)
-        checkpoints.save_file = self.around(checkpoints.save_file)
+        writing.os = SimpleNamespace(**vars(os) | calls)
+        writing.save_file = self.around(writing.save_file)
 
     def tick(self) -> None:
         self.left -= 1
@@ -203,14 +204,14 @@ class Touch(L.Callback):
             share_of(next(iter(pl_module.parts()["language"].values()))).data += 1
 
 
-def fill_disk(write: Callable[..., Any] = checkpoints.save_file) -> None:
+def fill_disk(write: Callable[..., Any] = writing.save_file) -> None:
     """From the third file on, that is the second checkpoint, there is no space."""
     left = iter([write, write])
 
     def full(*arguments: Any) -> None:
         next(left, no_space)(*arguments)
 
-    checkpoints.save_file = full
+    writing.save_file = full
 
 
 def no_space(*_: Any) -> None:

@@ -27,7 +27,8 @@ from callbacks.interruption import Interruption
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.watchdog import Watchdog
 from lit_mm.module import MultimodalModule
-from lit_mm.run import RunFolder, run_stages
+from lit_mm.run.folder import RunFolder
+from lit_mm.run.stages import run_stages
 from tests.kills import free_port, outlives
 from tests.tiny import Documents, Ledger, stages, trainer, xcomposer2
 

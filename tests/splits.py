@@ -17,14 +17,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from datamodules.stream import Source, StreamDataModule
-from lit_mm.batch import Batch
 from lit_mm.commands.recipe import RecipeCLI
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.families.llava_next import LlavaNext
 from lit_mm.language.partial_lora import is_partial_lora
 from lit_mm.module import MultimodalModule
-from lit_mm.stages import Stage, Train
+from lit_mm.samples.batch import Batch
+from lit_mm.stages.stage import Stage, Train
+from lit_mm.stream.datamodule import Source, StreamDataModule
 from lit_mm.vision.vit import ViT
 from tests.kills import free_port
 from tests.tiny import document, language, trainer, xcomposer2

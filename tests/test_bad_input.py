@@ -106,11 +106,11 @@ VISION = "model.init_args.vision.init_args"
             "global_batch",
         ),
         ("trainer.acelerator", "trainer.acelerator", "`trainer`", "accelerator"),
-        ("stages.1.max_step", "stages.finetune.max_step", "lit_mm.stages.Stage", "max_steps"),
+        ("stages.1.max_step", "stages.finetune.max_step", "lit_mm.stages.stage.Stage", "max_steps"),
         (
             "stages.1.train.connector.wieght_decay",
             "stages.finetune.train.connector.wieght_decay",
-            "lit_mm.stages.Train",
+            "lit_mm.stages.stage.Train",
             "weight_decay",
         ),
         ("stages.1.data.knid", "stages.finetune.data.knid", "datamodules.nano.NanoDocuments", "kind"),
@@ -192,7 +192,7 @@ def test_a_precision_that_lightning_does_not_have_is_answered_with_those_it_has(
 @pytest.mark.parametrize(
     ("dotted", "missing", "needs"),
     [
-        ("stages.1.train.connector", {}, "stages.finetune.train.connector: lit_mm.stages.Train needs `lr`"),
+        ("stages.1.train.connector", {}, "stages.finetune.train.connector: lit_mm.stages.stage.Train needs `lr`"),
         ("data.init_args", {"init_arg": 1}, "data.init_args.init_arg: datamodules.nano.NanoDocuments has no key"),
     ],
 )

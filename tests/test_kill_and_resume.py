@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from callbacks.metrics_csv import read_metrics
-from lit_mm import checkpoints
+from lit_mm.checkpoints import manifest, reading
 from tests.faulty import write
 from tests.kills import KILL, Launch, arguments_of, free_port, launch_all, outlives
 from tests.tiny import MODEL, PARTS
@@ -129,7 +129,7 @@ def check_against_unbroken(runs: Path, before: Split, after: Split, kill: str) -
     assert account == (unbroken / "ledger.json").read_text()
     if before[0] == after[0]:
         assert [row["loss"] for row in ours] == [row["loss"] for row in theirs]
-        mine, other = (checkpoints.read(checkpoints.find(f)).weights() for f in (runs / name, unbroken))
+        mine, other = (reading.read(manifest.find(f)).weights() for f in (runs / name, unbroken))
         assert all(torch.equal(mine[key], other[key]) for key in other)
 
 

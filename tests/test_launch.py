@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from callbacks.metrics_csv import read_metrics
-from lit_mm import checkpoints
-from lit_mm.agreement import agree
+from lit_mm.checkpoints import manifest, reading
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.errors import UserError
+from lit_mm.run.agreement import agree
 from tests.kills import free_port
 from tests.test_cli import TINY
 from tests.tiny import trainer
@@ -24,7 +24,7 @@ from tests.tiny import trainer
 ROOT = Path(__file__).parents[1]
 ZERO3 = ["--trainer.strategy", "zero3", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
 # By its class, so that no parameter stays whole and the examinations of a stage gather every layer
-CUT = ["--trainer.strategy", "lit_mm.strategies.ZeRO", "--trainer.strategy.stage", "3"]
+CUT = ["--trainer.strategy", "lit_mm.distributed.zero.ZeRO", "--trainer.strategy.stage", "3"]
 CUT += ["--trainer.strategy.keep_whole", "0", "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
 
 
@@ -54,7 +54,7 @@ def test_zero3_is_one_key_and_its_run_is_evaluated_by_one_process(tmp_path: Path
     run(tmp_path, sys.executable, "-m", "lit_mm", "fit", "--config", "tiny.yaml", *ZERO3)
     (folder,) = [path for path in (tmp_path / "runs" / "tiny").iterdir()]  # both ranks wrote into one
     assert [row["step"] for row in read_metrics(folder / "metrics.csv")] == [1, 2, 3, 4]
-    saved = checkpoints.read(checkpoints.find(folder))
+    saved = reading.read(manifest.find(folder))
     assert (saved.manifest["strategy"], saved.manifest["ranks"]) == ("ZeRO", 2)
     told = run(tmp_path, sys.executable, "-m", "lit_mm", "evaluate", "runs/latest", "--format", "json")
     overall = json.loads(told.splitlines()[-1])["accuracy"]["overall"]
@@ -91,7 +91,7 @@ def test_other_ranks_than_torchrun_started_are_refused_before_they_wait_for_each
 AGREES = """
 import os, sys
 from tests.tiny import trainer
-from lit_mm.agreement import agree
+from lit_mm.run.agreement import agree
 it = trainer(ranks=2)
 rank = it.global_rank
 print(rank, agree(it, "run_dir", lambda: f"of {rank}"), agree(it, "resume", lambda: f"at {rank}"))

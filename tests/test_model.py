@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lit_mm.data.collate import collate
 from lit_mm.errors import UserError
 from lit_mm.language.partial_lora import is_partial_lora
+from lit_mm.samples.collate import collate
 from tests.tiny import decoder, document, run_recipe, stages, xcomposer2
 
 TEXTS = [document(number, pictures=0) for number in range(4)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_mm.interruption import REQUEUE
+from lit_mm.run.interruption import REQUEUE
 from tests.clusters import PATIENCE, ROOT, has_steps, losses, recipe, slurm, started, wait_for
 
 SCRIPT = ROOT / "scripts/slurm.sbatch"

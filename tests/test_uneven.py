@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_mm.batch import Batch
 from lit_mm.errors import UserError
+from lit_mm.samples.batch import Batch
 from tests.tiny import Documents, xcomposer2
 from tests.uneven import ENGINES, EVERYTHING
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from callbacks.metrics_csv import read_metrics
-from lit_mm import checkpoints
-from lit_mm.checkpoints import Checkpoint
+from lit_mm.checkpoints import manifest, reading
+from lit_mm.checkpoints.reading import Checkpoint
 from tests.kills import Launch
 
 RATES = ("lr_connector", "lr_language", "lr_partial_lora", "lr_vision")
@@ -33,7 +33,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def trained(folder: Path) -> Checkpoint:
-    saved = checkpoints.read(checkpoints.find(folder))
+    saved = reading.read(manifest.find(folder))
     saved.verify()
     return saved
 

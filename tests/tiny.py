@@ -20,18 +20,19 @@ from callbacks.checkpointing import Checkpointing
 from callbacks.ledger import DataLedger
 from callbacks.metrics_csv import MetricsCSV
 from callbacks.steps import StepObserver
-from datamodules.stream import Source, StreamDataModule
-from lit_mm.batch import Batch
-from lit_mm.checkpoints import FolderCheckpointIO
-from lit_mm.data.document import Document, Turn
+from lit_mm.checkpoints.writing import FolderCheckpointIO
+from lit_mm.documents.document import Document, Turn
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.xcomposer2 import XComposer2
 from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import is_partial_lora
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.run import RunFolder, run_stages
-from lit_mm.stages import Stage, Train
+from lit_mm.run.folder import RunFolder
+from lit_mm.run.stages import run_stages
+from lit_mm.samples.batch import Batch
+from lit_mm.stages.stage import Stage, Train
+from lit_mm.stream.datamodule import Source, StreamDataModule
 from lit_mm.vision.vit import ViT
 
 PROMPT = XComposer2Prompt("<|im_start|>", "<|im_end|>")

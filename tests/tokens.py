@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lit_mm.layout import Layout, TokenGrid, in_order
-from lit_mm.processor import Processor
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.samples.layout import Layout, TokenGrid, in_order
+from lit_mm.samples.processor import Processor
 from lit_mm.tiling.plan import TilePlan
 
 

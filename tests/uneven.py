@@ -20,11 +20,11 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from lightning.pytorch.strategies import Strategy
 
-from datamodules.stream import Source
-from lit_mm.batch import Batch
-from lit_mm.generate import answer
-from lit_mm.stages import Stage, Train
-from lit_mm.strategies import ZeRO
+from lit_mm.distributed.zero import ZeRO
+from lit_mm.inference.generate import answer
+from lit_mm.samples.batch import Batch
+from lit_mm.stages.stage import Stage, Train
+from lit_mm.stream.datamodule import Source
 from tests.forked import run_ranks
 from tests.tiny import PARTS, Documents, document, trainer, xcomposer2
 

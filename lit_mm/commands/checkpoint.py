@@ -10,9 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_mm import manifest
+from lit_mm.checkpoints import manifest
+from lit_mm.checkpoints.consolidate import Elements, consolidate
 from lit_mm.commands.options import Arguments
-from lit_mm.consolidate import Elements, consolidate
 from lit_mm.errors import UserError
 from lit_mm.weights.stream import Stored
 
@@ -162,8 +162,8 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
     import torch
     import yaml
 
+    from lit_mm.checkpoints.digests import digest
     from lit_mm.commands.recipe import RecipeCLI, quiet
-    from lit_mm.digests import digest
 
     quiet()
     label = f"the config in {str(opened.path)!r}"

@@ -16,7 +16,7 @@ from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mm.composition.template import Template
-    from lit_mm.data.files import FilePicture
+    from lit_mm.documents.files import FilePicture
     from lit_mm.module import MultimodalModule
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
@@ -117,8 +117,8 @@ def open_pictures(files: Sequence[Path]) -> list[FilePicture]:
     Raises:
         UserError: none can.
     """
-    from lit_mm.data.decode import PictureError, decode
-    from lit_mm.data.files import FilePicture
+    from lit_mm.documents.decode import PictureError, decode
+    from lit_mm.documents.files import FilePicture
 
     pictures = []
     for path in files:

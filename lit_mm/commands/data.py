@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.options import RECIPE_OPTIONS, Arguments
-from lit_mm.data.progress import bar
 from lit_mm.errors import UserError
+from lit_mm.stream.progress import bar
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
     import lightning as L
@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need 
     from rich.text import Text
 
     from lit_mm.commands.recipe import RecipeCLI
-    from lit_mm.data.sources import SampleError
-    from lit_mm.data.sources.check import Summary
-    from lit_mm.processor import Processor, Sample
-    from lit_mm.stages import Stage
+    from lit_mm.documents.sources import SampleError
+    from lit_mm.documents.sources.check import Summary
+    from lit_mm.samples.processor import Processor, Sample
+    from lit_mm.stages.stage import Stage
 
 PROG = "python -m lit_mm data"
 EPILOG = """examples:
@@ -97,7 +97,7 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def check(chosen: argparse.Namespace) -> None:
     """Go through all samples without decoding pixels: placeholders against images, ids, files, headers, empty answers,
     regions, JSON. Exit code 2 if anything is wrong."""
-    from lit_mm.data.sources.check import as_record, check_source
+    from lit_mm.documents.sources.check import as_record, check_source
 
     if chosen.lines < 0:
         raise UserError(f"--lines is at least 0, got {chosen.lines}")
@@ -154,8 +154,8 @@ def summary_table(summaries: Sequence[Summary]) -> str:
 def index(chosen: argparse.Namespace) -> None:
     """Read the header of every picture once and keep the sizes; of a recipe, also lay out every sample once and keep
     its length, so that no later start has to. Interrupted, it goes on where it was."""
-    from lit_mm.data.sources import Source
-    from lit_mm.data.sources.cache import cache_folder
+    from lit_mm.documents.sources import Source
+    from lit_mm.documents.sources.cache import cache_folder
 
     for name, source in sources_of(chosen):
         if not isinstance(source, Source):
@@ -176,7 +176,7 @@ def index(chosen: argparse.Namespace) -> None:
 
 def index_lengths(chosen: argparse.Namespace) -> None:
     """Find the lengths of all samples, under the layout of every stage."""
-    from lit_mm.data import lengths
+    from lit_mm.stream import lengths
 
     cli = parsed(chosen.recipe, build=True)
     done = set()
@@ -241,7 +241,7 @@ def marked(sample: Sample, processor: Processor, *, coloured: bool) -> Text:
     """
     from rich.text import Text
 
-    from lit_mm.batch import IGNORE
+    from lit_mm.samples.batch import IGNORE
 
     learnt = sample.labels != IGNORE
     learnt[:1] = False  # nothing predicts a first position
@@ -327,7 +327,7 @@ def declared(text: str) -> Any:
     """The source that `--source` declares."""
     import yaml
 
-    from lit_mm.data.sources import open_source
+    from lit_mm.documents.sources import open_source
 
     try:
         declaration = yaml.safe_load(text)

@@ -13,9 +13,9 @@ from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mm.commands.recipe import RecipeCLI
-    from lit_mm.memory import Holding
-    from lit_mm.processor import Processor
-    from lit_mm.stages import Stage
+    from lit_mm.distributed.memory import Holding
+    from lit_mm.samples.processor import Processor
+    from lit_mm.stages.stage import Stage
 
 EPILOG = """\
 Any key of the recipe may follow, spelt as in the YAML: --model.init_args.image_size 448
@@ -90,7 +90,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
             or it is asked about images and reads none.
     """
     from lit_mm.module import family_of
-    from lit_mm.stages import check_recipe
+    from lit_mm.stages.stage import check_recipe
 
     model, stages = cli.model, cli.stages
     check_recipe(stages, model.parts())
@@ -140,9 +140,9 @@ def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str
         data: the stage's data module, which splits its batch.
         ranks: processes, in place of those that the recipe asks for.
     """
-    from lit_mm.memory import plan_memory, weights_of
-    from lit_mm.precision import resolved
-    from lit_mm.strategies import spread_of
+    from lit_mm.distributed.memory import plan_memory, weights_of
+    from lit_mm.distributed.names import spread_of
+    from lit_mm.distributed.precision import resolved
 
     trainer = cli.config.trainer.as_dict()
     asked, ranks_from = ranks_of(trainer) if ranks is None else (ranks, "option")

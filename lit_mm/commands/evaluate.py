@@ -25,9 +25,9 @@ def evaluate(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name} is at least 1, got {count}")
 
     from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
-    from lit_mm.evaluate import evaluate as ask
-    from lit_mm.metrics.score import score
-    from lit_mm.report import accuracy_table
+    from lit_mm.evaluation.evaluate import evaluate as ask
+    from lit_mm.evaluation.score import score
+    from lit_mm.report.report import accuracy_table
 
     module, data, path = open_trained(chosen.checkpoint, chosen.config)
     documents = data.heldout(chosen.documents)

@@ -22,14 +22,16 @@ from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
 from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
 from callbacks.watchdog import Watchdog
-from lit_mm import checkpoints, report
+from lit_mm.checkpoints import manifest, reading
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
-from lit_mm.data.document import Document
-from lit_mm.evaluate import evaluate
-from lit_mm.interruption import Interrupted, requeue, say
-from lit_mm.metrics.score import of_each_skill, score
+from lit_mm.documents.document import Document
+from lit_mm.evaluation.evaluate import evaluate
+from lit_mm.evaluation.score import of_each_skill, score
 from lit_mm.module import MultimodalModule, family_of
-from lit_mm.run import LAUNCHED, RunFolder, peak_memory_mb, run_stages
+from lit_mm.report import report
+from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
+from lit_mm.run.interruption import Interrupted, requeue, say
+from lit_mm.run.stages import run_stages
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -41,9 +43,9 @@ def fit(arguments: Sequence[str]) -> None:
     module, stages = cli.model, cli.stages
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
-        given = checkpoints.read(checkpoints.find(cli.config.init_from))
+        given = reading.read(manifest.find(cli.config.init_from))
         given.verify()
-        checkpoints.load_weights(module, given, family_of(module))
+        reading.load_weights(module, given, family_of(module))
     experiment = experiment_name(arguments)
     launch = cli.trainer_of([], [])
     folder = RunFolder.open(cli.config.run_dir, experiment, launch)

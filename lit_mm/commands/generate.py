@@ -23,9 +23,9 @@ def generate(arguments: Sequence[str]) -> None:
         raise UserError(f"--max_new_tokens is at least 1, got {chosen.max_new_tokens}")
 
     from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
-    from lit_mm.data.document import Document, Turn
-    from lit_mm.data.files import FilePicture
-    from lit_mm.generate import answer
+    from lit_mm.documents.document import Document, Turn
+    from lit_mm.documents.files import FilePicture
+    from lit_mm.inference.generate import answer
 
     pictures = [FilePicture.open(path) for path in chosen.image]
     module, _, _ = open_trained(chosen.checkpoint, chosen.config)

@@ -16,14 +16,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import is_torchelastic_launched
 
-from lit_mm.checkpoints import FolderCheckpointIO
+from lit_mm.checkpoints.writing import FolderCheckpointIO
 from lit_mm.commands.mistakes import ConfigText, cause_of, config_files, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
+from lit_mm.distributed.names import check_strategy, fresh
+from lit_mm.distributed.precision import Trainer
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.precision import Trainer
-from lit_mm.stages import Stage, Train, check_recipe
-from lit_mm.strategies import check_strategy, fresh
+from lit_mm.stages.stage import Stage, Train, check_recipe
 
 RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
 

@@ -14,7 +14,7 @@ from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mm.commands.recipe import RecipeCLI
-    from lit_mm.processor import Processor
+    from lit_mm.samples.processor import Processor
     from lit_mm.tiling.plan import TilePlan
 
 EPILOG = """\
@@ -52,7 +52,7 @@ def tiles(arguments: Sequence[str]) -> None:
         raise UserError("tiles needs either --image FILE or --size WIDTHxHEIGHT (python -m lit_mm tiles --help)")
     size = None if chosen.size is None else read_size(chosen.size, "--size")
 
-    from lit_mm.data.files import FilePicture
+    from lit_mm.documents.files import FilePicture
 
     picture = None if chosen.image is None else FilePicture.open(chosen.image)
     width, height = size or (picture.width, picture.height)

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 import yaml
 
-from lit_mm import checkpoints
+from lit_mm.checkpoints import manifest, reading
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.module import MultimodalModule, family_of
 
@@ -20,14 +20,14 @@ def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModul
         config: build the model from this config file instead of the one kept in the checkpoint.
     """
     quiet()
-    path = checkpoints.find(place)
-    checkpoint = checkpoints.read(path)
+    path = manifest.find(place)
+    checkpoint = reading.read(path)
     if config is not None:
         cli = RecipeCLI(["--config", config], "evaluate")
     else:
         cli = RecipeCLI(yaml.safe_load(checkpoint.config), "evaluate", f"the config in {str(path)!r}")
     module = cli.model
-    checkpoints.load_weights(module, checkpoint, family_of(module))
+    reading.load_weights(module, checkpoint, family_of(module))
     # Its precision is the model's; one process is enough, however many have trained
     module._trainer = cli.trainer_of([], [], strategy="auto", devices=1, num_nodes=1)
     return module.to(module.trainer.strategy.root_device), cli.datamodule, path

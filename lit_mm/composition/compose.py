@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from lit_mm.composition.template import Template
-from lit_mm.data.document import Document, Picture, Turn
-from lit_mm.decoding import Decoding
+from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
+from lit_mm.inference.decoding import Decoding
 
 MOST_LINES = 60  # of an article, as in the released demos
 CAPTION_LENGTH = 53  # characters of a caption that the search gets

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lit_mm.composition.compose import Article, Slot
-from lit_mm.data.document import Picture
+from lit_mm.documents.document import Picture
 
 IMAGES = "images"
 WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # browsers show them; others are rewritten as PNG

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.nn.functional as F
 
-from lit_mm.batch import IGNORE
 from lit_mm.composition.compose import Retriever
-from lit_mm.data.collate import collate
-from lit_mm.data.document import Document, Picture, Turn
+from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
+from lit_mm.samples.batch import IGNORE
+from lit_mm.samples.collate import collate
 
 if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule

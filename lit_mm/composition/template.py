@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_mm.decoding import Decoding
+from lit_mm.inference.decoding import Decoding
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from lit_mm.composition.compose import Question
-from lit_mm.data.document import Document
-from lit_mm.data.order import stable_hash
-from lit_mm.generate import answer
+from lit_mm.documents.document import Document
+from lit_mm.inference.generate import answer
+from lit_mm.stream.order import stable_hash
 
 if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule

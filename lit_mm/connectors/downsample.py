@@ -25,7 +25,7 @@ class DownsampleMLP(nn.Module):
     Source: github.com/NVlabs/VILA branch vila1.5 6b941da, base_projector.py, `mlp_downsample`.
     """
 
-    grids, order = "square", "columns"  # see lit_mm.combination
+    grids, order = "square", "columns"  # see lit_mm.combination.legal
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ class MergeMLP(nn.Module):
     Source: arXiv:2404.06512, section 3.2; build_mlp.py of the 4khd checkpoint (`plora_sub_GN`, `plora_glb_GN`).
     """
 
-    grids = "square"  # see lit_mm.combination
+    grids = "square"  # see lit_mm.combination.legal
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ class QFormerProjector(nn.Module):
     Source: arXiv:2301.12597, section 3.1; `encode_img` of the XComposer release.
     """
 
-    reads_class_token = True  # see lit_mm.combination
+    reads_class_token = True  # see lit_mm.combination.legal
 
     def __init__(
         self,

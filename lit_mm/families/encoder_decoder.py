@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import nn
 
-from lit_mm.encoder_decoder import EncoderDecoderModel
+from lit_mm.families.encoder_decoder_model import EncoderDecoderModel
 from lit_mm.language.t5 import T5
 from lit_mm.module import MultimodalModule
-from lit_mm.processor import Processor
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.text_to_text import TextToText
+from lit_mm.samples.processor import Processor
 
 
 class EncoderDecoder(MultimodalModule):

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from lit_mm.data.pixels import Normalise
-from lit_mm.layout import Layout, TokenGrid, base_then_unpadded_rows, in_order, slices_then_overview
-from lit_mm.processor import CLIP_MEAN, CLIP_STD, Processor
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.tokenizer import Tokenizer
+from lit_mm.samples.layout import Layout, TokenGrid, base_then_unpadded_rows, in_order, slices_then_overview
+from lit_mm.samples.pixels import Normalise
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD, Processor
 from lit_mm.tiling.anyres import Rule, plan_anyres
 from lit_mm.tiling.plan import TilePlan, plan_square
 from lit_mm.tiling.square import plan_centre_crop, plan_pad

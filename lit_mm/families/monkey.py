@@ -13,10 +13,10 @@ from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.processor import Processor
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.qwen_vl import QwenPlain
 from lit_mm.prompts.source import load_tokenizer
+from lit_mm.samples.processor import Processor
 from lit_mm.tiling.plan import TilePlan
 from lit_mm.tiling.windows import plan_whole, plan_windows
 from lit_mm.vision.vit import ViT

@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 from torch import nn
 
-from lit_mm.combination import EVERYTHING
+from lit_mm.combination.legal import EVERYTHING
 from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.mlp import MLPProjector
+from lit_mm.families.named import Function, resolve
 from lit_mm.families.views import Views, make_processor
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.named import Function, resolve
 from lit_mm.prompts.source import load_tokenizer
 
 
@@ -35,7 +35,7 @@ class Recombined(MultimodalModule):
             {windows: 4}, for a tiling that cuts every image into 4 windows.
         by_stage: stage name -> inputs of its training documents.
     Raises:
-        UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination`.
+        UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination.legal`.
     """
 
     def __init__(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lit_mm.data.pixels import Normalise
 from lit_mm.families.inputs import MEAN_COLOUR
-from lit_mm.layout import TokenGrid
-from lit_mm.named import Function, resolve
-from lit_mm.processor import CLIP_MEAN, CLIP_STD, Processor
+from lit_mm.families.named import Function, resolve
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.tokenizer import Tokenizer
+from lit_mm.samples.layout import TokenGrid
+from lit_mm.samples.pixels import Normalise
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD, Processor
 
 
 @dataclass
@@ -21,14 +21,14 @@ class Views:
 
     Attributes:
         tiling: (height, width) -> `TilePlan`: any of lit_mm/tiling, such as lit_mm.tiling.hd.plan_hd.
-        layout: (plan, token grid) -> runs: any of lit_mm/layout.py.
+        layout: (plan, token grid) -> runs: any of lit_mm/samples/layout.py.
         prompt: template and label rule; left out, chats in the template vicuna_v1.
         fill: colour of padding, RGB.
         max_length: longest sample, tokens.
     """
 
     tiling: str | Function
-    layout: str | Function = "lit_mm.layout.in_order"
+    layout: str | Function = "lit_mm.samples.layout.in_order"
     prompt: Prompt | None = None
     fill: tuple[int, int, int] = MEAN_COLOUR
     max_length: int = 4096

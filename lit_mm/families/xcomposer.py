@@ -12,13 +12,13 @@ from lit_mm.connectors.qformer_projector import QFormerProjector
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
 from lit_mm.language.lora import XCOMPOSER_LINEARS, apply_lora, is_lora
-from lit_mm.layout import between_flags
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.processor import Processor
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer import XComposerPrompt
+from lit_mm.samples.layout import between_flags
+from lit_mm.samples.processor import Processor
 from lit_mm.tiling.plan import plan_square
 
 FLAGS = ("connector.start", "connector.end")

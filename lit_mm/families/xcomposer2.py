@@ -13,10 +13,10 @@ from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import apply_partial_lora, is_partial_lora
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.processor import Processor
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.samples.processor import Processor
 from lit_mm.tiling.plan import plan_square
 
 

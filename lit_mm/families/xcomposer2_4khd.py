@@ -9,17 +9,17 @@ from functools import partial
 from torch import nn
 
 from lit_mm.connectors.merge import MergeMLP
-from lit_mm.data.pixels import Normalise
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import apply_partial_lora, is_partial_lora
-from lit_mm.layout import global_then_tiles
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.processor import CLIP_MEAN, CLIP_STD, Processor
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.samples.layout import global_then_tiles
+from lit_mm.samples.pixels import Normalise
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD, Processor
 from lit_mm.tiling.hd import plan_hd
 
 WHITE = (255, 255, 255)

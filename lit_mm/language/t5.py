@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
+from lit_mm.distributed.lockstep import all_done
 from lit_mm.errors import UserError
 from lit_mm.language.llama import DecodeCache, attention_mask
 from lit_mm.layers.activations import checkpoint_activations
-from lit_mm.lockstep import all_done
 
 
 def encoder_mask(segment_ids: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ COLOURFUL = frozenset(("chart", "count", "shape", "locate", "story"))  # kinds w
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page; it satisfies `lit_mm.data.document.Picture`.
+    """One page; it satisfies `lit_mm.documents.document.Picture`.
 
     Attributes:
         kind: the skill whose page this is.

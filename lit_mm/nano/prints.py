@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from lit_mm.connectors.merge import merge_patches
-from lit_mm.data.order import MicroBatch, stable_hash
-from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.nano.cells import WHOLE, Sign, cells
@@ -31,7 +29,9 @@ from lit_mm.nano.page import Page
 from lit_mm.nano.reading import write
 from lit_mm.nano.render import render
 from lit_mm.nano.world import SKILLS, page
-from lit_mm.processor import CLIP_MEAN, CLIP_STD, read
+from lit_mm.samples.pixels import Normalise, cut_views
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD, read
+from lit_mm.stream.order import MicroBatch, stable_hash
 from lit_mm.tiling.plan import View
 from lit_mm.vision.vit import ViT
 

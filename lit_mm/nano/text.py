@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from random import Random
 
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.order import stable_hash
+from lit_mm.documents.document import Document, Turn
 from lit_mm.nano.world import caption_document, text_document
+from lit_mm.stream.order import stable_hash
 
 
 def reading_document(index: int, *, split: str, seed: int, questions: int = 3, skill: str | None = None) -> Document:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lit_mm.nano import NANO_TOKENIZER
+from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.nano.world import SKILLS, caption_document, text_document
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")

@@ -14,22 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_mm.data.document import Document
-from lit_mm.data.order import stable_hash
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.llama import Llama
-from lit_mm.layout import Layout, base_then_unpadded_rows, global_then_tiles, in_order, slices_then_overview
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.nano.cells import type_page
 from lit_mm.nano.world import CAPTION
-from lit_mm.processor import Processor, Sample
 from lit_mm.prompts.prompt import Prompt, Run
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.tokenizer import Tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.stages import Stage
+from lit_mm.samples.layout import Layout, base_then_unpadded_rows, global_then_tiles, in_order, slices_then_overview
+from lit_mm.samples.processor import Processor, Sample
+from lit_mm.stages.stage import Stage
+from lit_mm.stream.order import stable_hash
 from lit_mm.tiling.anyres import plan_anyres
 from lit_mm.tiling.hd import plan_hd
 from lit_mm.tiling.plan import TilePlan, View, plan_square

@@ -11,7 +11,7 @@ import zlib
 from hashlib import blake2b
 from random import Random
 
-from lit_mm.data.document import Document, Turn
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.page import Page, draw_size, draw_style
 from lit_mm.nano.scenes import ask_story

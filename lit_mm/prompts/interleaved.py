@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import Run
 from lit_mm.prompts.rendered import Part, Text, to_runs

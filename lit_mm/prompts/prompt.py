@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.prompts.tokenizer import Tokenizer
 
 PICTURE = -100  # stands for a picture in the id sequence that a label rule reads

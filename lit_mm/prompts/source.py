@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lit_mm.nano import NANO_TOKENIZER
+from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.prompts.tokenizer import Tokenizer
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PICTURE, PictureRun, Run, TextRun
 from lit_mm.prompts.tokenizer import Tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
-from lit_mm.nano import NANO_WEIGHTS
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.eva import eva_to_vit

@@ -13,11 +13,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lit_mm import checkpoints
-from lit_mm.batch import Batch
-from lit_mm.data.document import Document, Turn
+from lit_mm.checkpoints import reading, writing
+from lit_mm.documents.document import Document, Turn
 from lit_mm.module import MultimodalModule, family_of
-from lit_mm.stages import Stage, Train
+from lit_mm.samples.batch import Batch
+from lit_mm.stages.stage import Stage, Train
 
 ACCUMULATION, WIDTH = 2, 4
 
@@ -125,13 +125,13 @@ class Recipe:
                 continue
             resumed = checkpoint is not None and number == first
             if resumed:
-                checkpoints.load_weights(module, checkpoints.read(checkpoint), family_of(module))
+                reading.load_weights(module, reading.read(checkpoint), family_of(module))
             module.begin(stage, total_steps=stage.max_steps, first_step=sum(s.max_steps for s in self.stages[:number]))
             trainer = L.Trainer(
                 max_steps=stage.max_steps,
                 accumulate_grad_batches=ACCUMULATION,
                 callbacks=list(callbacks),
-                plugins=[checkpoints.FolderCheckpointIO()],
+                plugins=[writing.FolderCheckpointIO()],
                 logger=list(loggers) or False,
                 accelerator="cpu",
                 enable_checkpointing=False,

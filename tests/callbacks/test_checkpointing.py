@@ -9,7 +9,8 @@ import torch
 
 from callbacks.checkpointing import Checkpointing
 from callbacks.examination import accuracy_at
-from lit_mm.checkpoints import checkpoint_name, publish, published
+from lit_mm.checkpoints.manifest import checkpoint_name, published
+from lit_mm.checkpoints.writing import publish
 from lit_mm.errors import UserError
 
 

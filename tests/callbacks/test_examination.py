@@ -11,9 +11,9 @@ from lightning.pytorch.loggers import Logger
 from callbacks import examination
 from callbacks.examination import Examination, read_accuracy
 from callbacks.metrics_csv import MetricsCSV, read_metrics
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.metrics.score import Prediction
+from lit_mm.evaluation.score import Prediction
 
 
 class Remembers(Logger):

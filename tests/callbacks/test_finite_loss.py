@@ -9,7 +9,7 @@ import pytest
 
 from callbacks.finite_loss import FiniteLoss
 from callbacks.metrics_csv import read_metrics
-from lit_mm import checkpoints
+from lit_mm.checkpoints import manifest
 from lit_mm.errors import UserError
 from tests.tiny import run_recipe, stages, xcomposer2
 
@@ -26,7 +26,7 @@ def test_the_run_ends_at_that_step_and_names_its_samples(tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"'pretrain', step 3: the loss is nan\. Rank 0 .* the samples tiny/\d+, tiny/"):
         run_recipe(xcomposer2(), stages(), tmp_path, callbacks=[FiniteLoss(), Break()], every=1)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [1, 2]
-    assert checkpoints.newest(tmp_path / "checkpoints").step == 2
+    assert manifest.newest(tmp_path / "checkpoints").step == 2
 
 
 def test_other_runs_go_through(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from callbacks.checkpointing import Checkpointing
 from callbacks.interruption import Interruption
 from callbacks.metrics_csv import read_metrics
-from lit_mm.interruption import CTRL_C, HEARD, REQUEUE, Interrupted, requeue, slurm_job
+from lit_mm.run.interruption import CTRL_C, HEARD, REQUEUE, Interrupted, requeue, slurm_job
 from tests.signals import Job, run_all
 
 PAIR = {"ranks": 2, "workers": 1}

@@ -16,9 +16,9 @@ import torch
 
 from callbacks.ledger import read_lines, take_back
 from callbacks.metrics_csv import read_metrics
-from lit_mm import checkpoints
+from lit_mm.checkpoints import manifest, reading
 from lit_mm.errors import UserError
-from lit_mm.stages import Stage, Train
+from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FAULTS, FaultyMixture, Planted, write
 from tests.kills import Launch, launch_all
 from tests.tiny import PARTS, run_recipe, xcomposer2
@@ -118,7 +118,7 @@ def test_on_as_many_ranks_it_ends_bit_for_bit_the_same(runs: Path, name: str, un
     losses = [[row["loss"] for row in read_metrics(runs / n / "metrics.csv")] for n in (name, unbroken)]
     assert losses[0] == losses[1]
     assert rows(runs / name) == rows(runs / unbroken)
-    ours, theirs = (checkpoints.read(checkpoints.find(runs / n)).weights() for n in (name, unbroken))
+    ours, theirs = (reading.read(manifest.find(runs / n)).weights() for n in (name, unbroken))
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 

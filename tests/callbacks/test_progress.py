@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from callbacks.progress import StageProgress, clock, stage_label
-from lit_mm.stages import Stage, Train
+from lit_mm.stages.stage import Stage, Train
 
 
 def test_without_a_terminal_it_prints_plain_lines_that_name_the_stage(recipe: Any):

@@ -22,9 +22,9 @@ from callbacks.tracking import (
     tracking_logger,
     tracking_mode,
 )
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.metrics.score import Prediction
+from lit_mm.evaluation.score import Prediction
 
 
 @pytest.fixture

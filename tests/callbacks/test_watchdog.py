@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from callbacks.watchdog import Watchdog, postpone_torch
 from lit_mm.errors import UserError
-from lit_mm.interruption import STALLED
+from lit_mm.run.interruption import STALLED
 from tests.signals import Job, run_all
 
 SLEEPS = Job("sleeps", 2, "sleep", 1, "finetune 2", workers=1, seconds=4)

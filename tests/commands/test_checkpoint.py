@@ -19,10 +19,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
+from lit_mm.checkpoints.manifest import covered, damage, find, read
 from lit_mm.cli import main
 from lit_mm.commands.trained import open_trained
 from lit_mm.errors import UserError
-from lit_mm.manifest import covered, damage, find, read
 from lit_mm.weights.stream import Stored, places, write
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def checkpoint(
     whole = {name: values(name, shape) for name, shape in shapes.items()}
     content: dict[str, Any] = {
         "format": 1,
-        "family": "lit_mm.families.xcomposer2.XComposer2",
+        "family": "lit_mm.families.XComposer2",
         "stage": "finetune",
         "stage_number": 2,
         "stage_step": step,
@@ -125,7 +125,7 @@ def test_inspect_says_what_is_in_the_newest_checkpoint_of_a_run(run_folder, caps
     main(["checkpoint", "inspect", "run"])
     text = capsys.readouterr().out
     for line in (
-        "family   lit_mm.families.xcomposer2.XComposer2",
+        "family   lit_mm.families.XComposer2",
         "stage    2, 'finetune', step 4; step 14 of the run",
         "written  by ZeRO on 2 ranks",
         "all files have their length (--verify compares digests)",

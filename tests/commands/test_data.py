@@ -15,8 +15,8 @@ from PIL import Image
 
 from lit_mm.cli import main
 from lit_mm.commands.data import data_modules, seen, side_by_side
-from lit_mm.data.screen import SampleMaker
 from lit_mm.errors import UserError
+from lit_mm.stream.maker import SampleMaker
 from tests.tiny import MODEL, xcomposer2
 
 ROOT = Path(__file__).parents[2]
@@ -154,8 +154,8 @@ def test_the_sources_of_a_mixture_are_checked_by_name(capsys):
     path = recipe()
     described = yaml.safe_load(Path(path).read_text())
     members = [
-        {"class_path": "lit_mm.data.sources.LlavaConversations", "init_args": {"path": "chat.jsonl"}},
-        {"class_path": "lit_mm.data.sources.PictureFolder", "init_args": {"path": ".", "name": "pages"}},
+        {"class_path": "lit_mm.documents.sources.LlavaConversations", "init_args": {"path": "chat.jsonl"}},
+        {"class_path": "lit_mm.documents.sources.PictureFolder", "init_args": {"path": ".", "name": "pages"}},
     ]
     described["data"] = {
         "class_path": "datamodules.mixture.Mixture",
@@ -198,7 +198,7 @@ def test_an_index_is_made_once_and_made_again_when_asked(capsys):
 def test_the_lengths_of_a_recipe_are_indexed_by_stage_and_layout(capsys, monkeypatch):
     lines(SOUND, WIDE, EMPTY)
     path = recipe(first={}, second={}, third={"row_tokens": 64})
-    monkeypatch.setattr("lit_mm.data.lengths.CHUNK", 2)
+    monkeypatch.setattr("lit_mm.stream.lengths.CHUNK", 2)
     code, out, _ = leaves(capsys, "index", "--config", path)
     assert code == 0
     assert [line for line in out.splitlines() if line.startswith("chat: lengths")] == [

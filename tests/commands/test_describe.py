@@ -18,8 +18,8 @@ from lit_mm.cli import main
 from lit_mm.commands.describe import open_recipe
 from lit_mm.commands.options import Arguments
 from lit_mm.commands.sizes import read_sizes
+from lit_mm.distributed.memory import RankMemory, Spread, plan_memory, weights_of
 from lit_mm.errors import UserError
-from lit_mm.memory import RankMemory, Spread, plan_memory, weights_of
 from tests.tiny import MODEL
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -143,7 +143,7 @@ def figures(plan: RankMemory) -> dict[str, Any]:
     return {place: held[place] | {"total": totals[place]} for place in held} | {"largest_layer": plan.largest_layer}
 
 
-CLASS = ["--trainer.strategy", "lit_mm.strategies.ZeRO"]
+CLASS = ["--trainer.strategy", "lit_mm.distributed.zero.ZeRO"]
 SMALL = ["--trainer.strategy.bucket", "4096", "--trainer.strategy.keep_whole", "0"]
 OFFLOADED = ["--trainer.strategy.offload_optimizer", "true", "--trainer.strategy.offload_parameters", "true"]
 

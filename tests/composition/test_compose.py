@@ -20,7 +20,7 @@ from lit_mm.composition.compose import (
     steps,
 )
 from lit_mm.composition.template import TEMPLATES, XCOMPOSER, XCOMPOSER2
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 
 ARTICLE = "# Whales\n\n They sing. \nThey dive.\n  \nThey travel far."

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lit_mm.composition.compose import Article, Slot
 from lit_mm.composition.publish import escape_markdown, publish
-from lit_mm.data.files import FilePicture
+from lit_mm.documents.files import FilePicture
 from tests.reader import Reader
 from tests.tiny import Noise
 

@@ -11,12 +11,12 @@ from PIL import Image
 from lit_mm.composition.compose import Question
 from lit_mm.composition.retrieve import ByFileName, ByLikelihood
 from lit_mm.composition.writer import Writer
-from lit_mm.data.collate import collate
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.files import FilePicture
-from lit_mm.decoding import Decoding
+from lit_mm.documents.document import Document, Turn
+from lit_mm.documents.files import FilePicture
 from lit_mm.errors import UserError
 from lit_mm.families import XComposer2
+from lit_mm.inference.decoding import Decoding
+from lit_mm.samples.collate import collate
 from tests.tiny import Noise, xcomposer2
 
 POOL = [Noise(number) for number in range(5)]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from datamodules.conversations import Conversations
-from lit_mm.data.sources import XComposerConversations
+from lit_mm.documents.sources import XComposerConversations
 from lit_mm.errors import UserError
 
 TURNS = [{"from": "user", "value": "<ImageHere>what colour ?"}, {"from": "assistant", "value": "red"}]

@@ -12,9 +12,9 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from datamodules.mixture import Member, Mixture
-from lit_mm.data.order import MicroBatch
 from lit_mm.errors import UserError
-from lit_mm.stages import Stage, Train
+from lit_mm.stages.stage import Stage, Train
+from lit_mm.stream.order import MicroBatch
 from tests.faulty import write
 from tests.tiny import document, xcomposer2
 
@@ -71,7 +71,7 @@ def test_a_recipe_declares_sources_by_format_or_by_class(tmp_path: Path, monkeyp
     monkeypatch.setenv("LIT_MM_CACHE", str(tmp_path / "cache"))
     write(tmp_path, count=8, each=0)
     chat, words = str(tmp_path / "chat.jsonl"), str(tmp_path / "words.jsonl")
-    declared = {"class_path": "lit_mm.data.sources.LlavaConversations", "init_args": {"path": chat}}
+    declared = {"class_path": "lit_mm.documents.sources.LlavaConversations", "init_args": {"path": chat}}
     options = {
         "sources": [{"source": declared}, {"source": {"format": "llava", "path": words}, "name": "text alone"}],
         "heldout_source": {"format": "llava", "path": words},

@@ -1,7 +1,7 @@
 """Prints as a data module: no tokenizer, no processor."""
 
 from datamodules.nano_prints import NanoPrints
-from lit_mm.stages import Stage, Train
+from lit_mm.stages.stage import Stage, Train
 
 STAGE = Stage("see", {"vision": Train(lr=1.0)}, max_steps=2)
 

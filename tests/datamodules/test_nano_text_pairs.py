@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from datamodules.nano_text_pairs import NanoPairs, NanoTextPairs
-from lit_mm.data.pairs import PairBatch
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
 from lit_mm.nano.world import SKILLS
-from lit_mm.processor import Processor
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.text_to_text import TextToText
-from lit_mm.stages import Stage, Train
+from lit_mm.samples.pairs import PairBatch
+from lit_mm.samples.processor import Processor
+from lit_mm.stages.stage import Stage, Train
 
 PROCESSOR = Processor(load_tokenizer("nano"), TextToText())
 STAGE = Stage("read", train={"language": Train(lr=1e-3)}, max_steps=3)

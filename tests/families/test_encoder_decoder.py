@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from datamodules.nano_text_pairs import NanoTextPairs
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.pairs import PairBatch, collate_pairs
-from lit_mm.evaluate import evaluate
+from lit_mm.documents.document import Document, Turn
+from lit_mm.evaluation.evaluate import evaluate
 from lit_mm.families import EncoderDecoder
-from lit_mm.generate import answer
+from lit_mm.inference.generate import answer
 from lit_mm.language.t5 import T5
-from lit_mm.stages import Stage, Train
+from lit_mm.samples.pairs import PairBatch, collate_pairs
+from lit_mm.stages.stage import Stage, Train
 
 LESSONS = [("what is the code?", "42"), ("what is the name?", "KALO"), ("what is the city?", "MIRUT"), ("count", "3")]
 

@@ -13,17 +13,18 @@ import pytest
 import torch
 
 from datamodules.nano import NanoDocuments
-from lit_mm.batch import Batch
 from lit_mm.connectors.downsample import DownsampleMLP
-from lit_mm.data.collate import collate
 from lit_mm.families import Llava, Llava15, LlavaNext, Vila
 from lit_mm.families.inputs import Inputs
 from lit_mm.module import MultimodalModule
-from lit_mm.processor import CLIP_MEAN, CLIP_STD
 from lit_mm.prompts.interleaved import Interleaved
 from lit_mm.prompts.plain import Plain
-from lit_mm.run import RunFolder, run_stages
-from lit_mm.stages import Stage, Train, apply_stage
+from lit_mm.run.folder import RunFolder
+from lit_mm.run.stages import run_stages
+from lit_mm.samples.batch import Batch
+from lit_mm.samples.collate import collate
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD
+from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.vision.vit import ViT
 from tests.tiny import Noise, document, language, trainer
 

@@ -10,13 +10,13 @@ import torch
 from lit_mm.connectors.downsample import DownsampleMLP
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.connectors.slice_resampler import SliceResampler
-from lit_mm.data.collate import collate
-from lit_mm.data.document import Document, Turn
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.families import LlavaUHD
 from lit_mm.families.inputs import Inputs
 from lit_mm.prompts.plain import Plain
-from lit_mm.stages import Stage, Train, apply_stage
+from lit_mm.samples.collate import collate
+from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.tiling.uhd import plan_uhd, plan_uhd_arxiv
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict

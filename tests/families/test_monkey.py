@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from lit_mm.connectors.resampler import NormalisedResampler
-from lit_mm.data.collate import collate
-from lit_mm.data.document import Document, Turn
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.families import Monkey
 from lit_mm.prompts.qwen_vl import QwenPlain
-from lit_mm.stages import Stage, Train, apply_stage
+from lit_mm.samples.collate import collate
+from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.monkey import monkey_to_model, monkey_visual_to_parts

@@ -16,18 +16,18 @@ import yaml
 from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
-from lit_mm import checkpoints
+from lit_mm.checkpoints import manifest, reading
+from lit_mm.combination.declared import Tiling, require_combination
 from lit_mm.commands.mistakes import cause_of
 from lit_mm.connectors.learned import WithLearned
-from lit_mm.data.collate import collate
-from lit_mm.declared import Tiling, require_combination
 from lit_mm.errors import UserError
+from lit_mm.families.named import Function, resolve
 from lit_mm.families.recombined import Recombined
-from lit_mm.generate import answer
-from lit_mm.layout import Layout
+from lit_mm.inference.generate import answer
 from lit_mm.module import MultimodalModule, family_of
-from lit_mm.named import Function, resolve
-from lit_mm.stages import Stage, Train
+from lit_mm.samples.collate import collate
+from lit_mm.samples.layout import Layout
+from lit_mm.stages.stage import Stage, Train
 from tests.tiny import MODEL, document, run_recipe
 
 AT_LEAST = 44  # combinations that are trained
@@ -81,11 +81,11 @@ TILINGS = {
     "slices": function("lit_mm.tiling.uhd.plan_uhd", size=SIDE, max_slices=4),
 }
 LAYOUTS = {
-    "in order": "lit_mm.layout.in_order",
-    "unpadded rows": "lit_mm.layout.base_then_unpadded_rows",
-    "global then tiles": "lit_mm.layout.global_then_tiles",
-    "slices then overview": "lit_mm.layout.slices_then_overview",
-    "between flags": "lit_mm.layout.between_flags",
+    "in order": "lit_mm.samples.layout.in_order",
+    "unpadded rows": "lit_mm.samples.layout.base_then_unpadded_rows",
+    "global then tiles": "lit_mm.samples.layout.global_then_tiles",
+    "slices then overview": "lit_mm.samples.layout.slices_then_overview",
+    "between flags": "lit_mm.samples.layout.between_flags",
 }
 LEARNED = {"none": [], "newline": ["newline"], "both": ["newline", "separator"]}
 INJECTIONS = {
@@ -234,9 +234,9 @@ def run(one: Combination, folder: Path) -> None:
     changed = [name for name, value in module.network.state_dict().items() if not value.equal(before[name])]
     assert {"vision", "connector", "language", *added} <= set(map(module.part_of, changed))
 
-    path = checkpoints.find(str(folder))
+    path = manifest.find(str(folder))
     again = build(config)
-    checkpoints.load_weights(again, checkpoints.read(path), family_of(again))
+    reading.load_weights(again, reading.read(path), family_of(again))
     assert torch.equal(logits(module), logits(again))
     asked = [document(number, pictures=2) for number in range(2)]
     said = answer(module, asked, max_new_tokens=3)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from lit_mm.connectors.qformer_projector import QFormerProjector
-from lit_mm.data.collate import collate
 from lit_mm.errors import UserError
 from lit_mm.families import XComposer
 from lit_mm.language.llama import Llama
-from lit_mm.processor import TEXT
 from lit_mm.prompts.xcomposer import XComposerPrompt
-from lit_mm.stages import Stage, Train, apply_stage
+from lit_mm.samples.collate import collate
+from lit_mm.samples.processor import TEXT
+from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.vision.eva import EvaViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.xcomposer import internlm_to_llama, xcomposer_to_model

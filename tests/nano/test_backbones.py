@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from datamodules.nano import NanoDocuments
-from lit_mm.data.order import MicroBatch
 from lit_mm.nano.prints import Prints
 from lit_mm.nano.world import SKILLS
+from lit_mm.stream.order import MicroBatch
 
 
 def test_a_text_model_is_examined_on_held_out_pages_without_pictures() -> None:

@@ -6,7 +6,6 @@ from random import Random
 import pytest
 import torch
 
-from lit_mm.data.order import MicroBatch
 from lit_mm.errors import UserError
 from lit_mm.nano.cells import WHOLE, cells
 from lit_mm.nano.elements import Shape
@@ -22,6 +21,7 @@ from lit_mm.nano.prints import (
     draw_window,
     sides_of,
 )
+from lit_mm.stream.order import MicroBatch
 from lit_mm.vision.vit import ViT
 
 SIZE = 56

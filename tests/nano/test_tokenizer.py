@@ -5,7 +5,7 @@ import re
 import pytest
 from tokenizers import Tokenizer as Backend
 
-from lit_mm.nano import NANO_TOKENIZER
+from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.nano.tokenizer import SPECIAL, VOCABULARY, main, train_tokenizer
 from lit_mm.nano.world import SKILLS, text_document
 from lit_mm.prompts.source import load_tokenizer

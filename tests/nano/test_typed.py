@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lit_mm.data.collate import collate
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.nano.cells import type_page
@@ -13,7 +12,8 @@ from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.plain import Plain
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.stages import Stage, Train
+from lit_mm.samples.collate import collate
+from lit_mm.stages.stage import Stage, Train
 from lit_mm.tiling.plan import View
 
 PROMPT = XComposer2Prompt(turn_start="<|im_start|>", turn_end="<|im_end|>")

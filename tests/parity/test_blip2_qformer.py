@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lit_mm.batch import IGNORE
 from lit_mm.connectors.qformer import QFormer, who_sees_whom
+from lit_mm.samples.batch import IGNORE
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.qformer import lavis_to_qformer
 

@@ -18,13 +18,13 @@ from transformers import (
 )
 
 from lit_mm.connectors.linear import linear_projector
-from lit_mm.data.collate import collate
-from lit_mm.data.document import Document, Turn
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.families import Llava, Llava15, LlavaNext, Vila
 from lit_mm.families.inputs import Inputs
 from lit_mm.language.llama import Llama
 from lit_mm.module import MultimodalModule
+from lit_mm.samples.collate import collate
 from lit_mm.tiling.anyres import GRIDS
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict

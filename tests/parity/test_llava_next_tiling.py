@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lit_mm.layout import base_then_unpadded_rows
+from lit_mm.samples.layout import base_then_unpadded_rows
 from lit_mm.tiling.anyres import Rule, plan_anyres, unpad
 from lit_mm.tiling.plan import TilePlan
 from tests.tokens import counter, rows_of

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.sources import LlavaConversations
+from lit_mm.documents.document import Document, Turn
+from lit_mm.documents.sources import LlavaConversations
 from lit_mm.prompts.llava import PLACEHOLDER, ChatPrompt
 from lit_mm.prompts.plain import Plain
 from lit_mm.prompts.prompt import PictureRun, Run

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_mm.layout import slices_then_overview
+from lit_mm.samples.layout import slices_then_overview
 from lit_mm.tiling.plan import TilePlan
 from lit_mm.tiling.uhd import plan_uhd, plan_uhd_arxiv
 from tests.tokens import counter, rows_of

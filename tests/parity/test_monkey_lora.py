@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.resampler import NormalisedResampler
-from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.model import MultimodalModel
+from lit_mm.samples.pixels import Normalise, cut_views
 from lit_mm.tiling.plan import TilePlan
 from lit_mm.tiling.windows import plan_windows
 from lit_mm.vision.vit import ViT

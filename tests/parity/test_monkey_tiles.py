@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_mm.data.pixels import Normalise, cut_views
+from lit_mm.samples.pixels import Normalise, cut_views
 from lit_mm.tiling.windows import plan_windows
 from tests.tokens import counter, rows_of
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.sources import QwenVLConversations
+from lit_mm.documents.document import Document, Turn
+from lit_mm.documents.sources import QwenVLConversations
 from lit_mm.prompts.boxes import Region, find_regions, to_drawn_pixels, to_pixels, write_region
 from lit_mm.prompts.prompt import PictureRun, Run
 from lit_mm.prompts.qwen_vl import QwenChat, QwenPlain

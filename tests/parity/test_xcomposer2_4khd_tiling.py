@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from lit_mm.data.pixels import shrink
 from lit_mm.errors import UserError
-from lit_mm.layout import NEWLINE, SEPARATOR, global_then_tiles
+from lit_mm.samples.layout import NEWLINE, SEPARATOR, global_then_tiles
+from lit_mm.samples.pixels import shrink
 from lit_mm.tiling.hd import plan_hd
 from lit_mm.tiling.plan import TilePlan, View, tiles_of
 from tests.tokens import counter, rows_of

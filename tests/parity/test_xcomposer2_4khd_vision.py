@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lit_mm.batch import Batch
 from lit_mm.connectors.merge import MergeMLP, merge_patches
-from lit_mm.data.collate import collate
-from lit_mm.data.document import Document, Turn
-from lit_mm.data.pixels import shrink
+from lit_mm.documents.document import Document, Turn
 from lit_mm.families.xcomposer2_4khd import Limits, XComposer2HD
 from lit_mm.language.llama import Llama
 from lit_mm.model import MultimodalModel
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.samples.batch import Batch
+from lit_mm.samples.collate import collate
+from lit_mm.samples.pixels import shrink
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.xcomposer2_4khd import xcomposer2_4khd_to_model

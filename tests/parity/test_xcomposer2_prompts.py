@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from lit_mm.data.document import Document
+from lit_mm.documents.document import Document
+from lit_mm.documents.turns import conversation_to_document
 from lit_mm.prompts.prompt import PictureRun, Run
-from lit_mm.prompts.xcomposer2 import PLACEHOLDER, XComposer2Prompt, conversation_to_document
+from lit_mm.prompts.xcomposer2 import PLACEHOLDER, XComposer2Prompt
 
 IGNORE = -100
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lit_mm.data.document import Document, Turn
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.prompts.interleaved import Interleaved
 from lit_mm.prompts.prompt import PictureRun

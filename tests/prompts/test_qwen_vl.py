@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tokenizers
 
-from lit_mm.data.document import Document, Turn
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Prompt
 from lit_mm.prompts.qwen_vl import QwenChat, QwenPlain

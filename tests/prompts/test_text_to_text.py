@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 from PIL import Image
 
-from lit_mm.data.document import Document, Turn
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, TextRun
 from lit_mm.prompts.source import load_tokenizer

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_mm.data.document import Document, Picture, Turn
+from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Run, TextRun
 from lit_mm.prompts.tokenizer import Tokenizer

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lit_mm.data.document import Document, Picture, Turn
+from lit_mm.documents.document import Document, Picture, Turn
+from lit_mm.documents.turns import conversation_to_document
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Run, TextRun
 from lit_mm.prompts.tokenizer import Tokenizer
-from lit_mm.prompts.xcomposer2 import XComposer2Prompt, conversation_to_document, label_mask
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt, label_mask
 
 PROMPT = XComposer2Prompt(turn_start="<turn>", turn_end="</turn>")
 

@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 from lit_mm.cli import main
-from lit_mm.data.document import Picture
+from lit_mm.documents.document import Picture
 from tests.reader import Reader
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -20,7 +20,7 @@ from PIL import Image
 from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.nano.skills import SKILLS
-from lit_mm.stages import check_recipe
+from lit_mm.stages.stage import check_recipe
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -236,7 +236,7 @@ def test_evaluate_refuses_a_config_of_another_family(command: Callable) -> None:
         "evaluate", "runs/smoke", "--config", str(EXPERIMENTS / "backbones/language.yaml"), "--documents", "9"
     )
     assert code == 2
-    assert "is a checkpoint of lit_mm.families.xcomposer2.XComposer2" in error
+    assert "is a checkpoint of lit_mm.families.XComposer2" in error
     assert "lit_mm.nano.typed.TypedPages" in error
     assert len(error.strip().splitlines()) <= 3
 

@@ -11,10 +11,10 @@ from PIL import Image
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
 
-from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
-from lit_mm.layout import base_then_unpadded_rows
-from lit_mm.processor import CLIP_MEAN, CLIP_STD
+from lit_mm.samples.layout import base_then_unpadded_rows
+from lit_mm.samples.pixels import Normalise, cut_views
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD
 from lit_mm.tiling.anyres import GRIDS, plan_anyres, unpad
 
 PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # the released list

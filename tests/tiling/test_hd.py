@@ -8,8 +8,8 @@ from random import Random
 import pytest
 import torch
 
-from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
+from lit_mm.samples.pixels import Normalise, cut_views
 from lit_mm.tiling.hd import plan_hd
 
 

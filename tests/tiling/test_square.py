@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
-from lit_mm.processor import CLIP_MEAN, CLIP_STD
+from lit_mm.samples.pixels import Normalise, cut_views
+from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD
 from lit_mm.tiling.square import plan_centre_crop, plan_pad
 
 SIZES = [(30, 45), (45, 30), (30, 30), (31, 200), (333, 17), (1, 9), (48, 49), (28, 28)]  # (height, width)

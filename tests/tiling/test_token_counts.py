@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from benchmarks.token_counts import POLICIES, check, random_size
-from lit_mm.layout import in_order
+from lit_mm.samples.layout import in_order
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lit_mm.data.pixels import Normalise, cut_views
 from lit_mm.errors import UserError
+from lit_mm.samples.pixels import Normalise, cut_views
 from lit_mm.tiling.windows import plan_whole, plan_windows
 
 

@@ -1,0 +1,6 @@
+"""Files that travel with the package."""
+
+from pathlib import Path
+
+NANO_WEIGHTS = Path(__file__).parent / "nano" / "weights"
+NANO_TOKENIZER = Path(__file__).parent / "nano" / "tokenizer.json"

@@ -1,0 +1,206 @@
+"""Which checkpoints a run has, what is in one, and whether it is whole: all that is known without torch.
+
+The format is described in `lit_mm.checkpoints.reading`, which writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_mm.errors import UserError
+
+FORMAT = 1
+NAME = re.compile(r"(?P<number>\d+)-(?P<stage>.+)-step=(?P<step>\d+)\.ckpt")
+CHUNK = 1 << 20  # bytes read at once
+DAMAGED = "It is damaged: delete it, and the run resumes from the one before"
+
+
+@dataclass(frozen=True, order=True)
+class Saved:
+    """A published checkpoint of a run."""
+
+    number: int  # of the stage, from 1
+    step: int  # optimizer steps of the stage
+    stage: str
+    path: Path
+
+
+def checkpoint_name(number: int, stage: str, step: int) -> str:
+    return f"{number:02d}-{stage}-step={step:06d}.ckpt"
+
+
+def published(folder: Path) -> list[Saved]:
+    """The checkpoints of a run's checkpoint folder, the furthest last.
+
+    Raises:
+        UserError: one is a single file, as earlier versions wrote them.
+    """
+    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
+    if old := [path for match, path in found if match and path.is_file()]:
+        raise UserError(
+            f"{str(old[0])!r} was written by an earlier version of lit_mm, whose checkpoints were single files. Finish "
+            "the run with that version, or choose another run folder"
+        )
+    return sorted(saved_as(path) for match, path in found if match)
+
+
+def saved_as(path: Path) -> Saved:
+    """What a checkpoint's name says."""
+    match = NAME.fullmatch(path.name)
+    return Saved(int(match["number"]), int(match["step"]), match["stage"], path)
+
+
+def newest(folder: Path) -> Saved | None:
+    """The furthest published checkpoint of a run's checkpoint folder."""
+    return (published(folder) or [None])[-1]
+
+
+def find(place: str | Path) -> Path:
+    """The checkpoint that a run folder (its newest), its checkpoint folder or a checkpoint's own folder stands for.
+
+    Raises:
+        UserError: there is none in that folder.
+    """
+    place = Path(place)
+    if place.is_dir() and not (place / "manifest.json").exists() and place.suffix not in (".ckpt", ".part"):
+        saved = newest(place / "checkpoints") or newest(place)
+        if saved is None:
+            raise UserError(f"{str(place)!r} holds no checkpoint: is it a run folder, and did its run save one?")
+        return saved.path
+    return place
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checkpoint's folder and its manifest.json, parsed."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry["bytes"] for entry in self.content["files"].values())
+
+    def files(self, *kinds: str) -> dict[str, dict[str, Any]]:
+        """The files whose names start with one of `kinds`: weights, optimizer, state, config."""
+        return {name: entry for name, entry in self.content["files"].items() if name.startswith(kinds)}
+
+    def problem_of(self, name: str) -> str:
+        """What is wrong with a file at first sight: it is missing, or has another length than it was written with."""
+        file, written = self.path / name, self.content["files"][name]["bytes"]
+        if not file.is_file():
+            return "is missing"
+        size = file.stat().st_size
+        return f"has {size} bytes, {written} were written" if size != written else ""
+
+
+def read(path: Path) -> Manifest:
+    """The manifest of a checkpoint. What it says of its files is not checked here; see `damage`.
+
+    Raises:
+        UserError: there is no such checkpoint, or its manifest is missing, spoilt, or of another format.
+    """
+    if path.suffix == ".part":
+        raise UserError(f"{str(path)!r} was not published: its run was stopped while it wrote. Nothing ever reads it")
+    if path.is_file():
+        raise UserError(
+            f"{str(path)!r} is a file; a checkpoint is a folder NN-stage-step=N.ckpt in a run folder's checkpoints/. "
+            "Published weights are named by `weights:` of a part"
+        )
+    if not path.is_dir():
+        raise UserError(f"there is no checkpoint {str(path)!r}. Give a run folder, or a folder inside its checkpoints/")
+    try:
+        content = json.loads((path / "manifest.json").read_text())
+        version, _ = content["format"], content["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(path)!r} cannot be read as a checkpoint: its manifest.json is missing or spoilt "
+            f"({type(error).__name__}). {DAMAGED}"
+        ) from error
+    if version != FORMAT:
+        raise UserError(f"{str(path)!r} has format {version}, this version of lit_mm reads format {FORMAT}")
+    return Manifest(path, content)
+
+
+def damage(manifest: Manifest, *, verify: bool = False, kinds: tuple[str, ...] = ("",)) -> list[str]:
+    """What is wrong with a checkpoint's files, a line each; nothing where it is whole.
+
+    Args:
+        verify: also read every file and compare its digest, about a second per gigabyte.
+        kinds: look at these files only; see `Manifest.files`.
+    """
+    found = []
+    for name, entry in manifest.files(*kinds).items():
+        if problem := manifest.problem_of(name):
+            found.append(f"{name} {problem}")
+        elif verify and digest_file(manifest.path / name) != entry["blake2b"]:
+            found.append(f"{name} does not have the bytes that were written")
+    for kind in ("weights", "moments"):
+        for name, entry in manifest.content[kind].items():
+            if (held := covered(entry)) != (wanted := math.prod(entry["shape"])):
+                found.append(f"{kind} of {name!r}: the pieces hold {held} of {wanted} elements")
+    return found
+
+
+def covered(entry: Mapping[str, Any]) -> int:
+    """Elements of a tensor that its pieces hold from the first on, without a gap."""
+    end = 0
+    for _, _, start, count in sorted(entry["pieces"], key=lambda piece: piece[2]):
+        if start > end:
+            break
+        end = max(end, start + count)
+    return end
+
+
+def digest_file(path: Path) -> str:
+    """Digest of a file's bytes, as the manifest has it."""
+    hashed = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            hashed.update(chunk)
+    return hashed.hexdigest()
+
+
+@dataclass(frozen=True)
+class PartOf:
+    """One part of the model in a checkpoint.
+
+    Attributes:
+        tensors: its tensors, stored or not.
+        parameters: elements of those that are stored. What is kept by digest has no sizes here.
+        dtypes: of the stored ones, with their tensors.
+        origin: where the part is loaded from; "" where it is stored.
+        moments: tensors that the optimizer has moments of.
+    """
+
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    origin: str
+    moments: int
+
+
+def parts(manifest: Manifest) -> dict[str, PartOf]:
+    """The parts of a checkpoint, by name, in the order of the model."""
+    content = manifest.content
+    learnt = {key.partition("/")[2] for key in content["moments"]}
+    described = {}
+    for part, names in content["parts"].items():
+        frozen = content["frozen"].get(part)
+        entries = [content["weights"][name] for name in names if name in content["weights"]]
+        described[part] = PartOf(
+            tensors=len(names),
+            parameters=sum(math.prod(entry["shape"]) for entry in entries),
+            dtypes=dict(Counter(entry["dtype"] for entry in entries)),
+            origin=frozen["origin"] if frozen else "",
+            moments=len(learnt.intersection(names)),
+        )
+    return described

@@ -1,0 +1,187 @@
+"""Reading checkpoints: piece by piece, verified, into a model of the same family."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from lit_mm.checkpoints import manifest as manifests
+from lit_mm.checkpoints.contents import kept_tensors
+from lit_mm.checkpoints.digests import digest
+from lit_mm.checkpoints.manifest import DAMAGED, digest_file
+from lit_mm.errors import UserError
+
+
+class Restorable(Protocol):
+    """A model that a checkpoint can be loaded into.
+
+    Attributes:
+        origins: part -> where its weights came from, of parts that nothing in this run has trained.
+    """
+
+    origins: dict[str, str]
+
+    def load_pretrained(self) -> None:
+        """Load every part's published weights."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A published checkpoint, opened. Tensors are read when they are asked for, piece by piece.
+
+    Attributes:
+        path: its folder.
+        manifest: see above.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    _open: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def config(self) -> str:
+        """The resolved config of the run that wrote it, YAML."""
+        return (self.path / "config.yaml").read_text()
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """Loops, callbacks, schedule and stream position."""
+        return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
+
+    def weight(self, name: str) -> Tensor:
+        """A stored weight, whole, on the CPU."""
+        return self._tensor(self.manifest["weights"][name])
+
+    def weights(self) -> dict[str, Tensor]:
+        """All stored weights. Parts in `manifest["frozen"]` are not among them."""
+        return {name: self.weight(name) for name in self.manifest["weights"]}
+
+    def optimizer_step(self, name: str) -> float | None:
+        """Optimizer steps that a parameter has had; None for one that has not learnt in this stage."""
+        return self.manifest["steps"].get(name)
+
+    def moments_of(self, name: str) -> list[str]:
+        """Which moments the optimizer had of a parameter."""
+        return self._moments.get(name, [])
+
+    @cached_property
+    def _moments(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for key in self.manifest["moments"]:
+            moment, _, name = key.partition("/")
+            found.setdefault(name, []).append(moment)
+        return found
+
+    def moment(self, key: str, name: str, start: int = 0, count: int | None = None) -> Tensor:
+        """A moment of a parameter: whole and in its shape, or `count` elements of it from `start`, flat."""
+        entry = self.manifest["moments"][f"{key}/{name}"]
+        return self._tensor(entry) if count is None else self._run(entry, start, count)
+
+    def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
+        return self._run(entry, 0, math.prod(entry["shape"])).view(entry["shape"])
+
+    def _run(self, entry: Mapping[str, Any], start: int, count: int) -> Tensor:
+        """Elements [start, start + count) of a flattened tensor, put together from its pieces."""
+        run = torch.empty(count, dtype=getattr(torch, entry["dtype"]))
+        missing = count
+        for file, key, first, size in entry["pieces"]:
+            begin, end = max(start, first), min(start + count, first + size)
+            if begin < end:
+                piece = self._file(file).get_tensor(key).flatten()
+                run[begin - start : end - start] = piece[begin - first : end - first]
+                missing -= end - begin
+        if missing:
+            raise UserError(f"{str(self.path)!r} lacks {missing} of {count} elements of a tensor. {DAMAGED}")
+        return run
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            self._open[name] = safe_open(self.path / name, framework="pt")
+        return self._open[name]
+
+    def verify(self) -> None:
+        """Compare every file with its digest, about a second per gigabyte and core.
+
+        Raises:
+            UserError: a file has other bytes than were written.
+        """
+        names = list(self.manifest["files"])
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            found = pool.map(lambda name: digest_file(self.path / name), names)
+            for name, hashed in zip(names, found, strict=True):
+                if hashed != self.manifest["files"][name]["blake2b"]:
+                    raise UserError(f"{str(self.path / name)!r} does not have the bytes that were written. {DAMAGED}")
+
+
+def read(path: Path) -> Checkpoint:
+    """Open a checkpoint and check that its files are all there, at their length.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or something else wrote it.
+    """
+    opened = manifests.read(path)
+    for name in opened.files(""):
+        if problem := opened.problem_of(name):
+            raise UserError(f"{str(path / name)!r} {problem}. {DAMAGED}")
+    return Checkpoint(path, opened.content)
+
+
+def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> None:
+    """Put a checkpoint's weights into a model of the same family and shape.
+
+    Parts that the checkpoint does not store are loaded from their origin first, and must be what they were.
+
+    Raises:
+        UserError: another family, other shapes, or another frozen base.
+    """
+    path, manifest = checkpoint.path, checkpoint.manifest
+    if manifest["family"] != family:
+        raise UserError(
+            f"{str(path)!r} is a checkpoint of {manifest['family']}, the model is {family}. "
+            f"Use a config of {manifest['family']}, or another checkpoint"
+        )
+    ours = dict(kept_tensors(module))
+    frozen = {name: part for part, entry in manifest["frozen"].items() for name in entry["digests"]}
+    theirs = {name: tuple(entry["shape"]) for name, entry in manifest["weights"].items()}
+    odd = sorted(
+        (set(ours) ^ (set(theirs) | set(frozen)))
+        | {name for name in set(ours) & set(theirs) if tuple(ours[name].shape) != theirs[name]}
+    )
+    if odd:
+        here = tuple(ours[odd[0]].shape) if odd[0] in ours else "absent"
+        raise UserError(
+            f"{str(path)!r} does not fit this model: {len(odd)} of {len(ours)} tensors differ in name or shape, the "
+            f"first is {odd[0]!r} ({theirs.get(odd[0], 'absent')} in the checkpoint, {here} in the model). "
+            "Use the config.yaml of the run that made it"
+        )
+    if frozen:
+        module.load_pretrained()
+    for part, entry in manifest["frozen"].items():
+        other = [name for name, expected in entry["digests"].items() if digest(ours[name]) != expected]
+        if other:
+            raise UserError(
+                f"{str(path)!r} was trained on the frozen part {part!r} of {entry['origin']!r}; the part that is there "
+                f"now differs in {len(other)} of {len(entry['digests'])} tensors, the first is {other[0]!r}. Put the "
+                "origin back, or train anew on this one"
+            )
+    with torch.no_grad():
+        for name in theirs:
+            ours[name].copy_(checkpoint.weight(name))
+    module.origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}

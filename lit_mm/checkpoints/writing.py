@@ -1,0 +1,281 @@
+"""Writing checkpoints: aside, synced, published last by one rename."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.io import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lit_mm.checkpoints.manifest import FORMAT, digest_file
+from lit_mm.checkpoints.reading import Checkpoint, read
+from lit_mm.errors import UserError
+
+LARGEST_FILE = 2 << 30  # bytes of tensors in one file: what a rank copies to the CPU's memory at a time
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint: it loses its name first, so that a kill leaves no half of it to be found."""
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    path.rename(part)
+    shutil.rmtree(part)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of a tensor's elements.
+
+    Attributes:
+        name, shape: of the whole tensor.
+        start: place of the first element in the flattened tensor.
+        tensor: the elements, flat.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    tensor: Tensor
+
+
+class FolderCheckpointIO(CheckpointIO):
+    """What Lightning asks for checkpoints: every Trainer of a stage has it as a plugin."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
+        publish(checkpoint, path)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """The state that Lightning restores. Weights are not in it: `run_stages` loads them before a stage begins."""
+        saved = read(Path(path))
+        state = dict(saved.state)
+        return state | {
+            "state_dict": {},
+            "optimizer_states": [_torch_state(state.pop("optimizer"), saved)],
+            "saved": saved,
+        }
+
+    def remove_checkpoint(self, path: Any) -> None:
+        remove(Path(path))
+
+
+def publish(checkpoint: dict[str, Any], path: str | os.PathLike, writes: bool = True) -> None:
+    """Publish what Lightning gathered, where every rank holds everything.
+
+    Args:
+        writes: False on the ranks that only wait for the outcome.
+    """
+    state = dict(checkpoint)
+    tensors, optimizer = state.pop("state_dict"), state.pop("optimizer_states")
+    stored = set(state["lit_mm"]["stored"])
+    by_name: dict[str, dict[str, Tensor]] = optimizer[0] if optimizer else {}
+
+    def weights() -> Iterator[Piece]:
+        for name, tensor in tensors.items():
+            if name in stored:
+                yield Piece(name, tuple(tensor.shape), 0, tensor.detach().flatten())
+
+    def moments() -> Iterator[tuple[str, Piece]]:
+        for name, moment in by_name.items():
+            for key, tensor in moment.items():
+                if key != "step":
+                    yield key, Piece(name, tuple(tensor.shape), 0, tensor.detach().flatten())
+
+    steps = {name: float(moment["step"]) for name, moment in by_name.items() if "step" in moment}
+    publish_pieces(state, path, weights() if writes else (), moments() if writes else (), steps if writes else {})
+
+
+def publish_pieces(
+    state: dict[str, Any],
+    path: str | os.PathLike,
+    weights: Iterable[Piece],
+    moments: Iterable[tuple[str, Piece]],
+    steps: Mapping[str, float],
+) -> None:
+    """Write this rank's pieces aside; when every rank has, publish the checkpoint. Called by all ranks.
+
+    A checkpoint of this name that is there already is of the same step of the same run: it stays.
+
+    Args:
+        state: what `torch.save` can keep, with `lit_mm`, which goes to the manifest.
+        weights: this rank's pieces of the weights.
+        moments: the moment's name with this rank's piece of it.
+        steps: parameter -> optimizer steps it has had.
+    Raises:
+        UserError: on every rank, where any of them could not write; the part folder is removed.
+    """
+    final = Path(path)
+    part = final.with_name(final.name + ".part")
+    rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def begin() -> bool:
+        if final.exists():
+            return False
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        return True
+
+    if not _together(begin if rank == 0 else None, final)[0]:
+        return
+    entries = _together(lambda: _write_pieces(part, rank, weights, moments) | {"steps": dict(steps)}, final)
+
+    def end() -> None:
+        kept = dict(state)
+        described = kept.pop("lit_mm")
+        with (part / "state.pt").open("wb") as file:
+            torch.save(kept, file)
+        (part / "config.yaml").write_text(described["config"])
+        files = {name: entry for found in entries for name, entry in found["files"].items()}
+        files |= {name: _sync(part / name) for name in ("state.pt", "config.yaml")}
+        manifest = {
+            "format": FORMAT,
+            **{key: value for key, value in described.items() if key not in ("config", "stored")},
+            "ranks": len(entries),
+            "files": files,
+            "weights": _joined(found["weights"] for found in entries),
+            "moments": _joined(found["moments"] for found in entries),
+            "steps": {name: step for found in entries for name, step in found["steps"].items()},
+        }
+        (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        _sync(part / "manifest.json")
+        _sync_folder(part)
+        os.rename(part, final)
+        _sync_folder(final.parent)
+
+    _together(end if rank == 0 else None, final)
+
+
+def _write_pieces(
+    part: Path, rank: int, weights: Iterable[Piece], moments: Iterable[tuple[str, Piece]]
+) -> dict[str, Any]:
+    """Write pieces to files of limited size. Returns this rank's share of the manifest."""
+    entries: dict[str, Any] = {"files": {}, "weights": {}, "moments": {}}
+    for kind, pieces in (("weights", (("", piece) for piece in weights)), ("moments", moments)):
+        stem = "weights" if kind == "weights" else "optimizer"
+        held: dict[str, Tensor] = {}
+
+        def flush(stem: str = stem, held: dict[str, Tensor] = held) -> None:
+            if held:
+                save_file(held, part / _file_name(stem, rank, entries))
+                entries["files"][_file_name(stem, rank, entries)] = _sync(part / _file_name(stem, rank, entries))
+                held.clear()
+
+        for moment, piece in pieces:
+            if sum(tensor.nbytes for tensor in held.values()) + piece.tensor.nbytes > LARGEST_FILE:
+                flush()
+            name = f"{moment}/{piece.name}" if moment else piece.name
+            whole = piece.tensor.numel() == math.prod(piece.shape)
+            key = name if whole else f"{name}#{piece.start}"
+            held[key] = piece.tensor.detach().cpu().clone().view(piece.shape if whole else (-1,))
+            entry = entries[kind].setdefault(
+                name,
+                {"shape": list(piece.shape), "dtype": str(piece.tensor.dtype).removeprefix("torch."), "pieces": []},
+            )
+            entry["pieces"].append([_file_name(stem, rank, entries), key, piece.start, piece.tensor.numel()])
+        flush()
+    return entries
+
+
+def _file_name(stem: str, rank: int, entries: dict[str, Any]) -> str:
+    """The next file of a rank."""
+    number = sum(name.startswith(f"{stem}-") for name in entries["files"])
+    return f"{stem}-{rank:05d}-{number:02d}.safetensors"
+
+
+def _joined(found: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The tensors of all ranks, each with the pieces of all ranks in order."""
+    joined: dict[str, Any] = {}
+    for entries in found:
+        for name, entry in entries.items():
+            joined.setdefault(name, {**entry, "pieces": []})["pieces"] += entry["pieces"]
+    for entry in joined.values():
+        entry["pieces"].sort(key=lambda piece: piece[2])
+    return joined
+
+
+def _together(work: Callable[[], Any] | None, final: Path) -> list[Any]:
+    """What `work` returned on every rank (None where there is none to do), or an error on every rank.
+
+    Raises:
+        UserError: the work failed on a rank: this one or another.
+    """
+    result, problem, cause = None, "", None
+    try:
+        result = work() if work is not None else None
+    except (OSError, SafetensorError, RuntimeError) as error:
+        problem, cause = str(error).strip().partition("\n")[0], error
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        found = [(problem, result)]
+    else:
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, (problem, result))
+    if failed := [(rank, said) for rank, (said, _) in enumerate(found) if said]:
+        shutil.rmtree(final.with_name(final.name + ".part"), ignore_errors=True)
+        rank, said = failed[0]
+        where = f" (rank {rank})" if len(found) > 1 else ""
+        raise UserError(
+            f"the checkpoint {str(final)!r} could not be written{where}: {said}. The one before it is intact: make "
+            "room, and the same command goes on from there"
+        ) from cause
+    return [result for _, result in found]
+
+
+def _sync(path: Path) -> dict[str, Any]:
+    """Bring a file to the disk. Returns its entry in the manifest."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "blake2b": digest_file(path)}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def optimizer_groups(
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], given: list[list[nn.Parameter]] | None = None
+) -> dict[str, Any]:
+    """An optimizer's groups without tensors: rates and names.
+
+    Args:
+        names: id of a parameter -> its name.
+        given: the parameters of each group, where the optimizer holds something else in their place (ZeRO).
+    """
+    groups = []
+    for number, group in enumerate(optimizer.param_groups):
+        held = group["params"] if given is None else given[number]
+        groups.append({k: v for k, v in group.items() if k != "params"} | {"names": [names[id(p)] for p in held]})
+    return {"groups": groups}
+
+
+def _torch_state(groups: Mapping[str, Any], saved: Checkpoint) -> dict[str, Any]:
+    """The state dict that torch's optimizers load, from groups by name and a checkpoint. Tensors are read at once."""
+    state: dict[int, dict[str, Tensor]] = {}
+    torch_groups, number = [], 0
+    for group in groups["groups"]:
+        torch_groups.append({k: v for k, v in group.items() if k != "names"} | {"params": []})
+        for name in group["names"]:
+            torch_groups[-1]["params"].append(number)
+            moments = {key: saved.moment(key, name) for key in saved.moments_of(name)}
+            if (step := saved.optimizer_step(name)) is not None:
+                moments["step"] = torch.tensor(step, dtype=torch.float32)
+            if moments:
+                state[number] = moments
+            number += 1
+    return {"state": state, "param_groups": torch_groups}

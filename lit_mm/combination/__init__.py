@@ -1,0 +1,1 @@
+"""Which parts go together, decided from the properties that each declares."""

@@ -1,0 +1,139 @@
+"""What parts declare about themselves, read off their own arithmetic: no part is registered anywhere.
+
+A tiling shows it in its plans, a layout in what it does to three small plans, a connector in its `token_grid`. What
+arithmetic cannot tell is an attribute, and optional: `image_size`, `any_size`, `drop_cls` and `windows` (that have
+adapters of their own) of a vision encoder; `grids`, `order` and `reads_class_token` of a connector, named and explained
+as in `lit_mm.combination.legal.Properties`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+
+from lit_mm.combination.legal import EVERYTHING, Part, Properties, Thumbnail, nearest, objection
+from lit_mm.connectors.beside import Beside
+from lit_mm.errors import UserError
+from lit_mm.samples.layout import Layout
+from lit_mm.samples.processor import Processor
+from lit_mm.tiling.plan import Size, TilePlan, View
+
+Tiling = Callable[[int, int], TilePlan]
+PROBES = ((336, 336), (672, 1008), (1008, 672), (448, 1344), (1344, 448), (61, 97))  # (height, width), pixels
+SQUARES, OBLONG = ((12, 12), (24, 24)), (12, 24)  # grids of patches that 2, 3, 4 and 6 divide
+
+
+def require_parts(vision: nn.Module, connector: nn.Module, processor: Processor, free: frozenset[Part]) -> None:
+    """Refuse parts that do not go together in the model in use, in a stage, or for a source.
+
+    Args:
+        processor: of the model; it holds those of the stages.
+        free: the parts that the family lets a recipe choose.
+    Raises:
+        UserError: see `require_combination`.
+    """
+    laid_out = {"model.init_args": processor}
+    laid_out |= {f"model.init_args.by_stage.{name}": own for name, own in processor.by_stage.items()}
+    for key, own in laid_out.items():
+        for tiling in (own.tiling, *own.by_source.values()):
+            require_combination(vision, connector, tiling, own.layout, key, free)
+
+
+def require_combination(
+    vision: nn.Module,
+    connector: nn.Module,
+    tiling: Tiling,
+    layout: Layout,
+    key: str,
+    free: frozenset[Part] = EVERYTHING,
+) -> None:
+    """Refuse parts that do not go together.
+
+    Args:
+        key: of the recipe, for the error.
+        free: the parts that the recipe may choose, for the nearest choice.
+    Raises:
+        UserError: why, and the nearest legal choice; or what a part itself says of the views that the tiling makes.
+    """
+    found = properties(vision, connector, tiling, layout)
+    reason = objection(found)
+    if reason is not None:
+        choice = nearest(found, free)
+        raise UserError(f"{key}: {reason}." + (f" The nearest that goes: {' and '.join(choice)}" if choice else ""))
+    try:
+        for height, width in PROBES:
+            for view in tiling(height, width).views:
+                connector.token_grid(vision.token_grid(view.size))
+    except UserError as error:  # a side that a patch, or what is merged, does not divide
+        raise UserError(f"{key}: {error}") from error
+
+
+def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: Layout) -> Properties:
+    """What the parts declare. A connector with vectors beside it declares what it does without them."""
+    bare = connector
+    while isinstance(bare, Beside):
+        bare = bare.projector
+    plans = [tiling(*size) for size in PROBES]
+    views = {tuple(view.size) for plan in plans for view in plan.views}
+    same = plans[0].thumbnail is not None and all(plan.views == plans[0].views for plan in plans)
+    grids, order = of_connector(bare)
+    places, lays_out, rows = of_layout(layout)
+    size = getattr(vision, "image_size", None)
+    adapters = getattr(vision, "windows", 0)
+    windows = len(plans[0].tiles) if same else 0
+    if not any(plan.tiles for plan in plans):
+        windows = adapters  # which views of the whole pass by
+    return Properties(
+        view=views.pop() if len(views) == 1 else None,
+        thumbnail=plans[0].thumbnail,
+        takes_view=None if size is None or getattr(vision, "any_size", False) else (size, size),
+        class_token=not getattr(vision, "drop_cls", True) and getattr(vision, "cls", None) is not None,
+        reads_class_token=getattr(bare, "reads_class_token", False),
+        grids=grids,
+        order=order,
+        learned=len(connector.learned()),
+        places=places,
+        lays_out=lays_out,
+        rows=rows,
+        adapters=adapters,
+        windows=windows,
+    )
+
+
+def of_connector(connector: nn.Module) -> tuple[str, str]:
+    """`grids` and `order` of `Properties`."""
+    made = {grid: tokens for grid in (*SQUARES, OBLONG) if (tokens := tokens_of(connector, grid)) is not None}
+    squares = set(SQUARES) <= made.keys()
+    grids = "one" if not squares else "any" if OBLONG in made else "square"
+    queries = len(set(made.values())) == 1  # as many visual tokens of every grid: they do not lie as its patches do
+    return getattr(connector, "grids", grids), "queries" if queries else getattr(connector, "order", "rows")
+
+
+def tokens_of(connector: nn.Module, grid: Size) -> int | None:
+    """Visual tokens of a view of `grid` patches; None: it refuses them."""
+    try:
+        rows, columns = connector.token_grid(grid)
+    except UserError:
+        return None
+    return rows * columns
+
+
+def of_layout(layout: Layout) -> tuple[int, frozenset[Thumbnail], bool]:
+    """`places`, `lays_out` and `rows` of `Properties`, from plans of 2 x 2 tiles, each of 2 x 2 visual tokens."""
+    places, lays_out, rows = 0, set(), False
+    for thumbnail in ("first", "last", None):
+        count = 4 + (thumbnail is not None)
+        plan = TilePlan((56, 56), (2, 2), (View.whole((28, 28)),) * count, thumbnail)
+        runs = layout(plan, lambda size: (2, 2))
+        index = np.concatenate([[np.iinfo(np.int64).min] if isinstance(run, str) else run for run in runs])
+        visual = index[index >= 0]
+        if sorted(visual) != list(range(4 * count)):
+            continue  # loses tokens or places one twice
+        lays_out.add(thumbnail)
+        placed = -index[(index < 0) & (index > np.iinfo(np.int64).min)]
+        places = max(places, placed.max(initial=0))
+        starts = {first: int(np.flatnonzero(index == first)[0]) for first in range(0, 4 * count, 4)}
+        rows |= any(list(index[at : at + 4]) != list(range(first, first + 4)) for first, at in starts.items())
+    return int(places), frozenset(lays_out), rows

@@ -1,0 +1,171 @@
+"""Which parts go together: vision encoder x connector x tiling x layout, decided from what each declares. No torch.
+
+Language injection (partial LoRA and the like) reads the visual mask alone and goes with everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal, get_args
+
+Size = tuple[int, int]  # (height, width), pixels
+MOST_CHANGES = 4  # size, class token, connector and layout at once mend all that is free in `Recombined`
+Thumbnail = Literal["first", "last"] | None
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What the parts of one model declare. `lit_mm.combination.declared` reads it off them.
+
+    Attributes:
+        view: tiling: size of every view, pixels; None: sizes follow the image.
+        thumbnail: tiling: which view is the whole image shrunk.
+        takes_view: vision encoder: the one size it takes, pixels; None: any.
+        class_token: vision encoder: hands its class token over.
+        reads_class_token: connector: can do with one.
+        grids: connector: the grids of patches it takes: any, square ones, or one only.
+        order: connector: its visual tokens lie as the patches do, row by row or column by column, or are queries that
+            lie nowhere.
+        learned: connector: vectors that a layout may place.
+        places: layout: learned vectors it places.
+        lays_out: layout: the thumbnails of plans whose visual tokens it places, all and once.
+        rows: layout: takes the tokens of a view apart into rows.
+        adapters: vision encoder: windows that have adapters of their own (Monkey's); 0: there are none.
+        windows: tiling: windows that it cuts every image into, the same ones whatever its size; 0: they follow the
+            image. As many as `adapters` where it makes views of the whole alone, which have none.
+    """
+
+    view: Size | None
+    thumbnail: Thumbnail
+    takes_view: Size | None
+    class_token: bool
+    reads_class_token: bool
+    grids: Literal["any", "square", "one"]
+    order: Literal["rows", "columns", "queries"]
+    learned: int
+    places: int
+    lays_out: frozenset[Thumbnail]
+    rows: bool
+    adapters: int = 0
+    windows: int = 0
+
+
+Part = Literal["vision", "connector", "learned", "layout", "tiling", "view"]
+EVERYTHING: frozenset[Part] = frozenset(get_args(Part))  # what `Recombined` lets a recipe choose
+IN_A_FAMILY: frozenset[Part] = frozenset({"vision", "connector", "view"})  # and a family, whose tiling and layout stay
+
+
+def objection(p: Properties) -> str | None:
+    """Why these parts do not go together; None if they do."""
+    if p.takes_view is not None and p.view != p.takes_view:
+        made = "of sizes that follow the image" if p.view is None else f"of {_pixels(p.view)}"
+        return f"the tiling makes views {made}, the vision encoder takes {_pixels(p.takes_view)} alone"
+    if p.adapters and p.adapters != p.windows:
+        cut = f"cuts every image into {p.windows}" if p.windows else "cuts none that are the same for every image"
+        return f"the vision encoder has adapters for {_counted(p.adapters, 'window')}, the tiling {cut}"
+    if p.class_token and not p.reads_class_token:
+        return "the vision encoder hands over its class token, which the connector would take for a patch"
+    if p.grids == "square" and (p.view is None or p.view[0] != p.view[1]):
+        return "the connector takes square grids of patches alone, the tiling makes views that are not square"
+    if p.grids == "one" and p.view is None:
+        return "the connector takes one grid of patches alone, the tiling makes views whose sizes follow the image"
+    if p.places > p.learned:
+        return f"the layout places {_counted(p.places, 'learned vector')}, the connector has {p.learned or 'none'}"
+    if p.thumbnail not in p.lays_out:
+        needed = " or ".join(sorted(_whole(one) for one in p.lays_out)) or "no tiling at all"
+        return f"the layout is for plans with {needed}, the tiling makes {_whole(p.thumbnail)}"
+    if p.rows and p.order != "rows":
+        lie = "are queries that lie nowhere" if p.order == "queries" else "leave column by column"
+        return f"the layout arranges rows of visual tokens, those of the connector {lie}"
+    return None
+
+
+@cache
+def nearest(p: Properties, free: frozenset[Part] = EVERYTHING) -> tuple[str, ...]:
+    """The fewest changes after which the parts go together, as keys of the recipe; of as many, the smallest first.
+
+    Args:
+        free: what may be changed. Of `EVERYTHING`, a handful mends anything.
+    Returns:
+        Nothing where nothing needs to change, and where no few changes to what is free would do.
+    """
+    for depth in range(MOST_CHANGES + 1):
+        if (found := _within(p, depth, free)) is not None:
+            return found
+    return ()
+
+
+def _within(p: Properties, depth: int, free: frozenset[Part]) -> tuple[str, ...] | None:
+    """As `nearest`, with exactly `depth` changes; None: so many do not do."""
+    if not depth:
+        return () if objection(p) is None else None
+    for said, changed in changes(p, free):
+        rest = _within(changed, depth - 1, free)
+        if rest is not None:
+            return said, *rest
+    return None
+
+
+def changes(p: Properties, free: frozenset[Part] = EVERYTHING) -> Iterator[tuple[str, Properties]]:
+    """Every change of one free part to one that is there, the smallest first: what to write, and what it makes."""
+    return ((said, changed) for part, said, changed in _changes(p) if part in free)
+
+
+def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
+    side = p.takes_view or p.view
+    if p.places > p.learned:
+        names = ", ".join([*("newline", "separator")[: p.places], *(f"vector{n}" for n in range(3, p.places + 1))])
+        yield "learned", f"`learned: [{names}]`", replace(p, learned=p.places)
+    if p.adapters and p.windows:
+        said = f"`vision_injection.arguments.windows: {p.windows}`"
+        yield "vision", said, replace(p, adapters=p.windows)
+    if p.class_token:
+        yield "vision", "`vision.init_args.drop_cls: true`", replace(p, class_token=False)
+    if p.takes_view is not None and p.view is not None and p.view != p.takes_view:
+        yield "view", f"the same tiling with views of {_pixels(p.takes_view)}", replace(p, view=p.takes_view)
+        if p.view[0] == p.view[1]:
+            yield "vision", f"`vision.init_args.image_size: {p.view[0]}`", replace(p, takes_view=p.view)
+    if p.takes_view is not None:
+        yield "vision", "`vision.init_args.any_size: true` (of ViT)", replace(p, takes_view=None)
+    if p.adapters:
+        yield "vision", "`vision_injection: null`", replace(p, adapters=0)
+    for name, places, whole, rows in (
+        ("base_then_unpadded_rows", 1, "first", True),
+        ("global_then_tiles", 2, "first", True),
+        ("slices_then_overview", 0, "last", False),
+    ):
+        laid_out = replace(p, places=places, lays_out=frozenset({whole}), rows=rows)
+        yield "layout", f"`layout: lit_mm.samples.layout.{name}`", laid_out
+    everything = frozenset({"first", "last", None})
+    in_order = replace(p, places=0, lays_out=everything, rows=False)
+    yield "layout", "`layout: lit_mm.samples.layout.in_order`", in_order
+    projector = replace(p, grids="any", order="rows", reads_class_token=False)
+    yield "connector", "`connector: lit_mm.connectors.mlp.MLPProjector`", projector
+    if p.places > p.learned:  # it has a newline and a separator of its own
+        merge = replace(p, grids="square", order="rows", reads_class_token=False, learned=p.learned + 2)
+        yield "connector", "`connector: lit_mm.connectors.merge.MergeMLP`", merge
+    square = side[0] if side is not None and side[0] == side[1] else 336
+    row = p.adapters or 2
+    for name, arguments, whole, windows in (
+        ("anyres.plan_anyres", f"tile: {square}", "first", 0),
+        ("windows.plan_windows", f"size: [{square}, {row * square}], window: {square}", "last", row),
+        ("square.plan_pad", f"size: {square}", None, 0),
+    ):
+        said = f"`tiling: {{function: lit_mm.tiling.{name}, arguments: {{{arguments}}}}}`"
+        yield "tiling", said, replace(p, view=(square, square), thumbnail=whole, windows=windows)
+
+
+def _pixels(size: Size) -> str:
+    return f"{size[1]} x {size[0]} pixels"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count > 1 else "")
+
+
+def _whole(thumbnail: Thumbnail) -> str:
+    return (
+        "no view of the whole beside the tiles" if thumbnail is None else f"a view of the whole that comes {thumbnail}"
+    )

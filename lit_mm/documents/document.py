@@ -1,0 +1,100 @@
+"""Documents: ordered text and image segments with roles. Caption pairs, chats and interleaved pages are documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ROLES = ("system", "user", "assistant", "page")
+
+
+class Picture(Protocol):
+    """An image that knows its size before its pixels are read."""
+
+    width: int
+    height: int
+
+    def read(self) -> Image.Image:
+        """Decode. RGB, `height` x `width` pixels."""
+        ...
+
+
+@runtime_checkable
+class Decodable(Protocol):
+    """A picture that hands over its pixels as a tensor, without the detour through Pillow. Optional."""
+
+    def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
+        """Decode. [3, H, W] uint8 RGB; the caller may not write to it.
+
+        Args:
+            at_least: (height, width) that will do; see `lit_mm.documents.decode.decode`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one role says: text and pictures in the order they appear.
+
+    `role` is one of `ROLES`; "page" is running text that is learnt from start to end (captions, web pages).
+    """
+
+    role: str
+    parts: tuple[str | Picture, ...]
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"a turn's role is one of {ROLES}, got {self.role!r}")
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One training or evaluation document.
+
+    Attributes:
+        id: unique within its source; it names the document in every error and in the ledger.
+        turns: in reading order.
+        source: the data set it comes from.
+        skill: what an evaluation document tests ("" for none).
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    source: str = ""
+    skill: str = ""
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return tuple(part for turn in self.turns for part in turn.parts if not isinstance(part, str))
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant turn."""
+        return self.turns[-1].text if self.turns and self.turns[-1].role == "assistant" else ""
+
+    @property
+    def question(self) -> str:
+        """Text of the last user turn."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
+
+    def without_answer(self) -> Document:
+        """The same document up to the point where the assistant would speak."""
+        return replace(self, turns=self.turns[:-1]) if self.turns and self.turns[-1].role == "assistant" else self
+
+    def with_pictures(self, pictures: Iterator[Picture]) -> Document:
+        """The same text with other pictures in the same places. Draws one picture a slot."""
+        turns = tuple(
+            Turn(turn.role, tuple(part if isinstance(part, str) else next(pictures) for part in turn.parts))
+            for turn in self.turns
+        )
+        return replace(self, turns=turns)

@@ -1,0 +1,89 @@
+"""Caption pairs in WebDataset tar shards, read in place: no extraction, no stream that has to be replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from lit_mm.documents.document import Turn
+from lit_mm.documents.sources.parts import Part, TarPart
+from lit_mm.documents.sources.source import LIMIT_PIXELS, Sample, Source, SourcePicture
+from lit_mm.documents.sources.storage import Blob, SpanBlob
+from lit_mm.errors import UserError
+
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # endings
+
+
+class CaptionShards(Source):
+    """Shards of `key.jpg` with `key.txt` or `key.json`. A document is one page: the picture, then its caption.
+
+    Args:
+        path: of the shards, `captions-{00000..00127}.tar`.
+        text: the ending of the file that holds the caption.
+        caption: the key of the caption in a json.
+        name, limit_pixels: see `Source`.
+    """
+
+    expected = "sample"
+
+    def __init__(
+        self,
+        path: str,
+        text: Literal["txt", "json"] = "txt",
+        caption: str = "caption",
+        name: str | None = None,
+        limit_pixels: int = LIMIT_PIXELS,
+    ) -> None:
+        if text not in ("txt", "json"):
+            raise UserError(f"`text` is 'txt' or 'json', got {text!r}")
+        self.text, self.caption = text, caption
+        super().__init__(path, None, name, limit_pixels)
+
+    def open_part(self, path: str) -> Part:
+        return TarPart(path, self.expected)
+
+    def identity(self, sample: Sample) -> str | None:
+        return sample.where.partition(":")[2]
+
+    def blobs(self, sample: Sample) -> list[Blob]:
+        pictures = [blob for ending, blob in sample.entry.items() if ending.rpartition(".")[2] in PICTURES]
+        if len(pictures) != 1:
+            raise sample.error(
+                f"a pair has one image file, got {len(pictures)} among {sorted(sample.entry)}",
+                "bad_entry" if pictures else "missing_file",
+                f"Endings of images are {', '.join(PICTURES)}",
+            )
+        return pictures
+
+    def turns(self, sample: Sample, pictures: Sequence[SourcePicture]) -> tuple[Turn, ...]:
+        blob = sample.entry.get(self.text)
+        if blob is None:
+            raise sample.error(
+                f"there is no .{self.text} beside the image, only {sorted(sample.entry)}",
+                "missing_file",
+                "Add it, or correct `text`",
+            )
+        caption = self._caption(blob, sample)
+        if not caption.strip():
+            raise sample.error("the caption is empty", "empty_answer", "Write it, or leave the sample out")
+        return (Turn("page", (*pictures, caption)),)
+
+    def _caption(self, blob: SpanBlob, sample: Sample) -> str:
+        try:
+            text = blob.read().decode("utf-8")
+            held = json.loads(text) if self.text == "json" else text
+        except UnicodeDecodeError as error:
+            raise sample.error(f"the .{self.text} is not UTF-8 at byte {error.start}", "malformed_json") from error
+        except json.JSONDecodeError as error:
+            raise sample.error(f"the .json is not JSON ({error})", "malformed_json", "Correct it") from error
+        if self.text == "txt":
+            return held
+        caption = held.get(self.caption) if isinstance(held, Mapping) else None
+        if not isinstance(caption, str):
+            raise sample.error(
+                f"the .json has no text under {self.caption!r}, got {str(held)[:80]!r}",
+                "bad_entry",
+                "Correct `caption`",
+            )
+        return caption

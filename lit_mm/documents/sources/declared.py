@@ -1,0 +1,64 @@
+"""Sources by declaration: `{format: llava, path: chat.json, images: pictures}`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lit_mm.documents.sources.captions import CaptionShards
+from lit_mm.documents.sources.conversations import LlavaConversations, QwenVLConversations, XComposerConversations
+from lit_mm.documents.sources.folder import PictureFolder
+from lit_mm.documents.sources.pages import Mmc4Pages, ObelicsPages
+from lit_mm.documents.sources.source import Source
+from lit_mm.errors import UserError
+
+FORMATS: Mapping[str, type[Source]] = {
+    "llava": LlavaConversations,
+    "qwen_vl": QwenVLConversations,
+    "xcomposer": XComposerConversations,
+    "captions": CaptionShards,
+    "obelics": ObelicsPages,
+    "mmc4": Mmc4Pages,
+    "folder": PictureFolder,
+}
+
+
+def open_source(declaration: Mapping[str, Any]) -> Source:
+    """Open the source that a declaration describes: `format`, and the arguments of that format's class.
+
+    Raises:
+        UserError: no such format, a key that it does not have, one missing or of another type, or as `Source`.
+    """
+    if "format" not in declaration:
+        raise UserError(f"a source declares its `format`, one of {', '.join(FORMATS)}; got {dict(declaration)}")
+    kind = declaration["format"]
+    if kind not in FORMATS:
+        raise UserError(
+            f"there is no data format {kind!r}.{_near(str(kind), FORMATS)} It is one of {', '.join(FORMATS)}"
+        )
+    made = FORMATS[kind]
+    arguments = {key: value for key, value in declaration.items() if key != "format"}
+    known = inspect.signature(made).parameters
+    for key, value in arguments.items():
+        if key not in known:
+            raise UserError(f"a source of format {kind!r} has no {key!r}.{_near(key, known)} It has {', '.join(known)}")
+        spelt = type_of(str(known[key].annotation))
+        if not isinstance(value, spelt) or (isinstance(value, bool) and bool not in spelt):
+            raise UserError(f"`{key}` of a source of format {kind!r} is {known[key].annotation}, got {value!r}")
+    missing = [key for key, one in known.items() if one.default is inspect.Parameter.empty and key not in arguments]
+    if missing:
+        raise UserError(f"a source of format {kind!r} needs {missing}; got {dict(declaration)}")
+    return made(**arguments)
+
+
+def type_of(annotation: str) -> tuple[type, ...]:
+    """The types that an annotation of a source's argument allows: "str | None" -> (str, NoneType)."""
+    types = {"str": str, "int": int, "bool": bool, "None": type(None)}
+    return tuple({types.get(name.strip(), str) for name in annotation.split("|")})  # a Literal is text
+
+
+def _near(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""Examination of a model on held-out documents: answers, metrics, scores."""

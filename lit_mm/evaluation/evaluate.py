@@ -1,0 +1,64 @@
+"""Accuracy per skill on held-out documents, and the blind baseline that every accuracy is reported with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from lit_mm.documents.document import Document, Picture
+from lit_mm.evaluation.exact_match import exact_match
+from lit_mm.evaluation.score import Prediction
+from lit_mm.inference.generate import answer
+
+if TYPE_CHECKING:
+    from lit_mm.module import MultimodalModule
+
+
+def evaluate(
+    module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
+) -> list[Prediction]:
+    """Ask the model every document's last question.
+
+    Args:
+        blind: ask about pictures of another document (see `without_sight`): what the model knows without seeing.
+    """
+    asked = without_sight(documents) if blind else documents
+    answers = answer(module, asked, batch_size=batch_size)
+    return [
+        Prediction(document, said, exact_match(said, document.answer))
+        for document, said in zip(asked, answers, strict=True)
+    ]
+
+
+def without_sight(documents: Sequence[Document]) -> list[Document]:
+    """Every document with pictures of another one: the next of its skill that shows something else.
+
+    Where its skill has no other, the next of any skill; where nothing else has pictures at all, blank ones.
+    """
+    return [document.with_pictures(_others(documents, number)) for number, document in enumerate(documents)]
+
+
+def _others(documents: Sequence[Document], number: int) -> Iterator[Picture]:
+    """Pictures to show instead of those of document `number`, as many as are asked for."""
+    own = documents[number].pictures
+    places = [*range(number + 1, len(documents)), *range(number)]
+    for place in sorted(places, key=lambda place: documents[place].skill != documents[number].skill):
+        shown = documents[place].pictures
+        if shown and not any(picture in own for picture in shown):  # two documents may ask about one picture
+            return cycle(shown)  # it may have fewer
+    return (Blank(picture.height, picture.width) for picture in own)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A grey picture."""
+
+    height: int
+    width: int
+
+    def read(self) -> Image.Image:
+        return Image.new("RGB", (self.width, self.height), "grey")

@@ -1,0 +1,47 @@
+"""Predictions and their score, over all documents and per skill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_mm.documents.document import Document
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model answered to one document."""
+
+    document: Document
+    answer: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Score:
+    """Exact match: over all documents, and per skill."""
+
+    overall: float
+    skills: dict[str, float]
+    count: int
+
+
+def score(predictions: Sequence[Prediction]) -> Score:
+    """Share of correct answers, over all and per skill (skills in order of appearance)."""
+    skills: dict[str, list[bool]] = {}
+    for prediction in predictions:
+        skills.setdefault(prediction.document.skill, []).append(prediction.correct)
+    correct = [c for answers in skills.values() for c in answers]
+    return Score(
+        overall=sum(correct) / max(1, len(correct)),
+        skills={skill: sum(answers) / len(answers) for skill, answers in skills.items()},
+        count=len(correct),
+    )
+
+
+def of_each_skill(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
+    """The first `count` predictions of every skill, skill by skill: examples not chosen by how well they went."""
+    skills: dict[str, list[Prediction]] = {}
+    for prediction in predictions:
+        skills.setdefault(prediction.document.skill, []).append(prediction)
+    return [prediction for group in skills.values() for prediction in group[:count]]

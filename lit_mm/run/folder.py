@@ -1,0 +1,122 @@
+"""The folder of one run."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import psutil
+import yaml
+
+from lit_mm.checkpoints import manifest
+from lit_mm.errors import UserError
+from lit_mm.run.agreement import agree
+
+# Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
+MAY_CHANGE = re.compile(
+    r"(.*\.)?(num_workers|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
+    r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
+)
+LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of one run lies.
+
+    Attributes:
+        path: the folder; `config.yaml`, `metrics.csv`, `accuracy.csv`, `summary.json`, pictures and `checkpoints/`.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, run_dir: str | None, experiment: str, trainer: L.Trainer | None = None) -> RunFolder:
+        """Make or reopen a run folder, and let `runs/latest` point to it.
+
+        Args:
+            run_dir: the folder; `runs/<experiment>/<time>` when left out.
+            trainer: of a run on several ranks, which the first one's choice binds.
+        """
+
+        def choose() -> str:
+            return run_dir or str(Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+
+        path = Path(choose() if trainer is None else agree(trainer, "run_dir", choose))
+        if trainer is not None and trainer.global_rank:
+            return cls(path)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            _point_latest(path)
+        except OSError as error:
+            raise UserError(
+                f"the run folder {str(path)!r} cannot be made ({error.strerror}). Choose one with --run_dir"
+            ) from error
+        return cls(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def keep_config(self, config: str) -> None:
+        """Write the resolved config, or check that a resumed run has the same up to what no result depends on.
+
+        Raises:
+            UserError: the folder belongs to a run with another config.
+        """
+        file = self.path / "config.yaml"
+        if file.exists() and (kept := file.read_text()) != config:
+            changed = [
+                key
+                for key in _differences(yaml.safe_load(kept), yaml.safe_load(config))
+                if not MAY_CHANGE.fullmatch(key)
+            ]
+            if changed and manifest.newest(self.checkpoints):
+                raise UserError(
+                    f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(changed[:4])}. "
+                    "Resume with the same config, or choose another folder with --run_dir"
+                )
+            for of_another_run in ("wandb_id", "wandb_steps.json") if changed else ():
+                (self.path / of_another_run).unlink(missing_ok=True)
+        _write(file, config)
+
+
+def _point_latest(path: Path) -> None:
+    runs = Path("runs")
+    runs.mkdir(exist_ok=True)
+    link = runs / f".latest-{os.getpid()}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(path.resolve(), runs.resolve()), target_is_directory=True)
+    os.replace(link, runs / "latest")
+
+
+def _write(file: Path, text: str) -> None:
+    part = file.with_name(file.name + ".part")
+    part.write_text(text)
+    os.replace(part, file)
+
+
+def _differences(a: Any, b: Any, key: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return [
+            d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)
+        ]
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{key}.{i}")]
+    return [] if a == b else [key]
+
+
+def peak_memory_mb() -> float:
+    """Highest resident memory of this process, plus that of its largest finished worker, MB."""
+    kilobytes = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    )
+    return kilobytes / 1024

@@ -1,0 +1,78 @@
+"""One run folder, and a recipe's stages run in it one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning as L
+
+from lit_mm.checkpoints import manifest, reading
+from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule, family_of
+from lit_mm.run.agreement import agree
+from lit_mm.run.folder import RunFolder
+from lit_mm.stages.stage import Stage, check_recipe
+
+
+def run_stages(
+    module: MultimodalModule,
+    stages: list[Stage],
+    folder: RunFolder,
+    *,
+    data_of: Callable[[Stage], L.LightningDataModule],
+    trainer_of: Callable[..., L.Trainer],
+    seed: int,
+    pretrained: bool = True,
+) -> L.LightningDataModule:
+    """Run a recipe, from the newest checkpoint of the folder if there is one. Returns the last stage's data module.
+
+    Args:
+        data_of: makes the data module of a stage.
+        trainer_of: makes a Trainer with a fresh strategy; takes Trainer arguments.
+        seed: of the stream's order and of dropout.
+        pretrained: load the parts' published weights before the first stage.
+    """
+    check_recipe(stages, module.parts())
+    saved = resume_point(folder, stages, trainer_of(max_steps=1))
+    if saved is None and pretrained:
+        module.load_pretrained()
+    first_step = 0
+    for number, stage in enumerate(stages, start=1):
+        data = data_of(stage)
+        trainer = trainer_of(max_steps=stage.max_steps or 1)
+        processor = module.processor and module.processor.of_stage(stage.name)  # pixels alone need none
+        steps = data.begin(processor, stage, seed=seed, rank=trainer.global_rank, world=trainer.world_size)
+        trainer = trainer_of(max_steps=steps, accumulate_grad_batches=data.stream.accumulation)
+        resumed = saved is not None and number == saved.number
+        if resumed:
+            reading.load_weights(module, reading.read(saved.path), family_of(module))
+        module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
+        first_step += steps
+        if saved is not None and (number, steps) <= (saved.number, saved.step):
+            continue
+        trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
+    module._trainer = trainer  # a stage that was finished before has no Trainer; evaluation asks it for the precision
+    module.to(trainer.strategy.root_device)  # a Trainer leaves the model on the CPU
+    return data
+
+
+def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> manifest.Saved | None:
+    """The newest checkpoint of a run, whole, and the same on every rank; None for a run that begins.
+
+    Raises:
+        UserError: it is damaged, or of a stage that the recipe does not have there.
+    """
+
+    def newest() -> str:
+        saved = manifest.newest(folder.checkpoints)
+        if saved is None:
+            return ""
+        if saved.stage != dict(enumerate((stage.name for stage in stages), 1)).get(saved.number):
+            raise UserError(
+                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe"
+            )
+        reading.read(saved.path).verify()
+        return saved.path.name
+
+    name = agree(trainer, "resume", newest)
+    return manifest.saved_as(folder.checkpoints / name) if name else None

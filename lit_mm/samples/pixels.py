@@ -1,0 +1,96 @@
+"""Pixels of a view: resize, pad, crop, normalise, as its recipe says. Runs in the workers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from lit_mm.tiling.plan import Size, View
+
+
+@dataclass(frozen=True, slots=True)
+class Normalise:
+    """What happens to pixel values.
+
+    Attributes:
+        mean, std: per channel, of values in [0, 1].
+        fill: padding colour, 0 to 255 per channel.
+        backend: "torch" resizes uint8 with antialiased bicubic (2.7 times faster); "pillow" is bit-equal to the
+            authors' preprocessors (mean difference 0.04 of 255).
+        spare: how many times larger than its first resize, in each direction, an image is still decoded; a JPEG that
+            is larger by more is read at a fraction of its size (see `lit_mm.documents.decode`). With 2, views then
+            differ from those of the whole image by 0.2 to 0.8 of 255 on average (1.1 at an eighth; photographs). None
+            decodes all of every image, as "pillow" always does.
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fill: tuple[int, int, int] = (255, 255, 255)
+    backend: Literal["torch", "pillow"] = "torch"
+    spare: float | None = 2.0
+
+    def least(self, views: Sequence[View]) -> Size | None:
+        """(height, width) at which an image must be decoded for these views; None for its own."""
+        if self.spare is None or self.backend == "pillow":
+            return None
+        heights, widths = zip(*(view.resize for view in views), strict=True)
+        return math.ceil(self.spare * max(heights)), math.ceil(self.spare * max(widths))
+
+
+def cut_views(image: Tensor, views: Sequence[View], normalise: Normalise) -> list[Tensor]:
+    """[3, H, W] uint8 image, whole or as small as `normalise.least` allows -> one [3, h, w] float32 tensor per view."""
+    resized: dict[tuple[Size, str], Tensor] = {}
+    cut = []
+    std = torch.tensor(normalise.std).view(3, 1, 1)
+    gain, shift = 1 / (255 * std), -torch.tensor(normalise.mean).view(3, 1, 1) / std
+    for view in views:
+        whole = view.resize, view.resample
+        if whole not in resized:
+            resized[whole] = resize(image, view.resize, normalise.backend, view.resample)
+        pixels = _crop(resized[whole], view, normalise.fill)
+        if view.antialias:
+            pixels = resize(pixels, view.size, normalise.backend)
+        pixels = pixels.contiguous()  # decoders write H x W x 3; one byte a value is cheap to reorder
+        values = pixels.float().mul_(gain).add_(shift)  # (x / 255 - mean) / std, a third of the time
+        if values.shape[1:] != view.size:
+            values = shrink(values, view.size)
+        cut.append(values)
+    return cut
+
+
+def resize(image: Tensor, size: Size, backend: str, resample: str = "bicubic") -> Tensor:
+    """[3, H, W] uint8 -> [3, h, w] uint8, bicubic or bilinear, with antialiasing."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    if backend == "pillow":
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        array = np.asarray(picture.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
+        return torch.from_numpy(array.copy()).permute(2, 0, 1)
+    return F.interpolate(image[None], size=size, mode=resample, antialias=True)[0]
+
+
+def shrink(values: Tensor, size: Size) -> Tensor:
+    """[3, H, W] normalised values -> [3, h, w], bicubic without antialiasing: `View.antialias` False."""
+    return F.interpolate(values[None], size=size, mode="bicubic")[0]
+
+
+def _crop(image: Tensor, view: View, fill: tuple[int, int, int]) -> Tensor:
+    """The view's box of the canvas on which `image` lies at the view's offset; `fill` where it does not cover."""
+    top, left, height, width = view.box
+    y, x = view.offset[0] - top, view.offset[1] - left  # the image's corner inside the box
+    if y <= 0 and x <= 0 and y + image.shape[1] >= height and x + image.shape[2] >= width:
+        return image[:, -y : height - y, -x : width - x]  # no padding: nothing to copy
+    canvas = torch.tensor(fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, height, width)
+    y0, x0 = max(y, 0), max(x, 0)
+    y1, x1 = min(y + image.shape[1], height), min(x + image.shape[2], width)
+    if y1 > y0 and x1 > x0:
+        canvas[:, y0:y1, x0:x1] = image[:, y0 - y : y1 - y, x0 - x : x1 - x]
+    return canvas

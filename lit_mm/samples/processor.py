@@ -1,0 +1,217 @@
+"""The processor of a family: tiling + layout + prompt. The one owner of the token count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_mm.documents.decode import PictureError, reductions
+from lit_mm.documents.document import Decodable, Document, Picture
+from lit_mm.errors import UserError
+from lit_mm.prompts.prompt import PictureRun, Prompt
+from lit_mm.prompts.tokenizer import Tokenizer, token_inside
+from lit_mm.samples.batch import IGNORE
+from lit_mm.samples.layout import Layout, TokenGrid, in_order
+from lit_mm.samples.length import Length
+from lit_mm.samples.pixels import Normalise, cut_views
+from lit_mm.tiling.plan import Size, TilePlan, plan_square
+
+TEXT = np.iinfo(np.int64).min  # in `Sample.index`: the position holds text
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A document as the model will see it; its exact length is known, its pixels are not read.
+
+    Attributes:
+        document: where it comes from.
+        input_ids: [L] token ids, the pad id at visual positions.
+        labels: [L] ids where the loss counts, `IGNORE` elsewhere.
+        index: [L] `TEXT`, a visual token of this sample (i >= 0, picture by picture), or a learned vector (-(k + 1)).
+        plans: one tile plan per picture.
+        tokens_per_view: visual tokens of every view of every picture, in order.
+        spans: [start, stop) of the positions that each picture takes, its layout's text included.
+    """
+
+    document: Document
+    input_ids: np.ndarray
+    labels: np.ndarray
+    index: np.ndarray
+    plans: tuple[TilePlan, ...]
+    tokens_per_view: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def length(self) -> Length:
+        """Tokens, views and supervised tokens; the first position is never learnt because nothing predicts it."""
+        return Length(len(self), len(self.tokens_per_view), int((self.labels[1:] != IGNORE).sum()))
+
+
+class Processor:
+    """Turns documents into samples, and samples into views.
+
+    Args:
+        tokenizer: of the language model.
+        prompt: the family's template and label rule.
+        tiling: (height, width) -> `TilePlan`; a pure function.
+        layout: `TilePlan` -> runs of visual tokens, learned vectors and text.
+        token_grid: encode size of a view, pixels -> (rows, columns) of visual tokens it becomes; None for a language
+            model alone, which takes no pictures.
+        normalise: pixel mean and standard deviation, padding colour, resize backend.
+        max_length: longest sample in tokens; a longer one is refused.
+        by_source: name of a document's source -> its own tiling, where some data is worth more views than other.
+        by_stage: stage name -> what lays out the training documents of that stage, where a recipe changes its prompt or
+            tiling from stage to stage. Questions are always asked through this processor.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Prompt,
+        *,
+        tiling: Callable[[int, int], TilePlan] = plan_square,
+        token_grid: TokenGrid | None = None,
+        layout: Layout = in_order,
+        normalise: Normalise | None = None,
+        max_length: int = 4096,
+        by_stage: Mapping[str, Processor] | None = None,
+        by_source: Mapping[str, Callable[[int, int], TilePlan]] | None = None,
+    ) -> None:
+        self.tokenizer, self.prompt = tokenizer, prompt
+        self.tiling, self.layout, self.token_grid = tiling, layout, token_grid
+        self.normalise = normalise or Normalise(CLIP_MEAN, CLIP_STD)
+        self.max_length = max_length
+        self.by_stage, self.by_source = dict(by_stage or {}), dict(by_source or {})
+
+    def of_stage(self, name: str) -> Processor:
+        """What lays out the training documents of the stage `name`."""
+        return self.by_stage.get(name, self)
+
+    def tiling_of(self, source: str) -> Callable[[int, int], TilePlan]:
+        """What tiles the images of documents from this source."""
+        return self.by_source.get(source, self.tiling)
+
+    def visual_tokens(self, height: int, width: int, source: str = "") -> int:
+        """Positions that an image of this size takes in the language model, layout's text included.
+
+        Arithmetic alone: a run of text is one token, whatever the tokenizer.
+        """
+        runs = self.layout(self.tiling_of(source)(height, width), self.token_grid)
+        return sum(1 if isinstance(run, str) else len(run) for run in runs)
+
+    def sample(self, document: Document) -> Sample:
+        """Lay out a document. Reads sizes, not pixels.
+
+        Raises:
+            UserError: it is longer than `max_length`, or has pictures and the model has no vision encoder.
+        """
+        sample = self.lay_out(document)
+        if len(sample) > self.max_length:
+            raise UserError(
+                f"sample {document.id!r} has {len(sample)} tokens ({sum(sample.tokens_per_view)} of them visual), "
+                f"the model takes {self.max_length}. Shorten it, or raise `max_length`"
+            )
+        return sample
+
+    def lay_out(self, document: Document) -> Sample:
+        """As `sample`, however long it becomes: for who truncates it.
+
+        Raises:
+            UserError: it has pictures and the model has no vision encoder, or one that cannot be tiled.
+        """
+        if document.pictures and self.token_grid is None:
+            raise UserError(
+                f"sample {document.id!r} has {len(document.pictures)} pictures, this model reads text alone"
+            )
+        plans = tuple(self._plan(picture, document) for picture in document.pictures)
+        pieces = [self._picture(plan) for plan in plans]
+        firsts = np.cumsum([0, *(sum(tokens) for _, _, tokens in pieces)])
+        ids: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        index: list[np.ndarray] = []
+        spans = [(0, 0)] * len(pieces)
+        for run in self.prompt.runs(document, self.tokenizer):
+            if isinstance(run, PictureRun):
+                own_ids, own_index, _ = pieces[run.number]
+                start = sum(len(piece) for piece in ids)
+                spans[run.number] = (start, start + len(own_ids))
+                ids.append(own_ids)
+                labels.append(np.full(len(own_ids), IGNORE, dtype=np.int64))
+                index.append(np.where(own_index >= 0, own_index + firsts[run.number], own_index))
+            else:
+                text = np.asarray(run.ids, dtype=np.int64)
+                ids.append(text)
+                labels.append(np.where(np.asarray(run.learn, dtype=bool), text, IGNORE))
+                index.append(np.full(len(text), TEXT, dtype=np.int64))
+        return Sample(
+            document,
+            np.concatenate(ids),
+            np.concatenate(labels),
+            np.concatenate(index),
+            plans,
+            tuple(n for _, _, tokens in pieces for n in tokens),
+            tuple(spans),
+        )
+
+    def views(self, sample: Sample) -> list[Tensor]:
+        """Decode and cut the sample's pictures: one [3, H, W] float tensor per view, normalised."""
+        return [
+            view
+            # A truncated sample has lost its last pictures, its document has not
+            for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
+            for view in cut_views(
+                read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
+            )
+        ]
+
+    def _plan(self, picture: Picture, document: Document) -> TilePlan:
+        try:
+            return self.tiling_of(document.source)(picture.height, picture.width)
+        except UserError as error:
+            raise UserError(f"sample {document.id!r}: {error}") from error
+
+    def _picture(self, plan: TilePlan) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+        """Token ids, index and tokens per view of one picture."""
+        tokens = tuple(rows * columns for rows, columns in (self.token_grid(view.size) for view in plan.views))
+        ids: list[np.ndarray] = []
+        index: list[np.ndarray] = []
+        for run in self.layout(plan, self.token_grid):
+            if isinstance(run, str):
+                ids.append(np.array([token_inside(self.tokenizer, run)], dtype=np.int64))
+                index.append(np.array([TEXT], dtype=np.int64))
+            else:
+                ids.append(np.full(len(run), self.tokenizer.pad_id, dtype=np.int64))
+                index.append(np.asarray(run, dtype=np.int64))
+        return np.concatenate(ids), np.concatenate(index), tokens
+
+
+def read(picture: Picture, document_id: str, at_least: Size | None = None) -> Tensor:
+    """Decode to [3, H, W] uint8.
+
+    Args:
+        at_least: a picture that can be decoded at a fraction of its size may be, down to this; None for the whole.
+    Raises:
+        PictureError: it cannot be decoded, or is not of the size its metadata promised.
+    """
+    try:
+        if isinstance(picture, Decodable):
+            pixels = picture.pixels(at_least)
+        else:
+            pixels = torch.from_numpy(np.array(picture.read().convert("RGB"))).permute(2, 0, 1)
+    except PictureError as error:
+        raise PictureError(f"sample {document_id!r}: {error}") from error
+    sizes = [size for _, *size in reductions(picture.height, picture.width)][: 1 if at_least is None else None]
+    if list(pixels.shape[1:]) not in sizes:
+        raise PictureError(
+            f"sample {document_id!r}: a picture is {pixels.shape[2]} x {pixels.shape[1]} pixels, its metadata says "
+            f"{picture.width} x {picture.height}. Rebuild the index of the data set"
+        )
+    return pixels

@@ -1,0 +1,122 @@
+"""Stages as data: which parts learn, how fast, for how long, and on what. A recipe is an ordered list of stages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from lit_mm.errors import UserError
+
+
+@dataclass
+class Train:
+    """How one part learns.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay: decoupled decay; vectors (biases, norm weights) are never decayed.
+        layer_decay: the lr of a layer is `lr * layer_decay ** (layers above it)`; 1 gives every layer the same.
+        from_step: optimizer steps of the stage before the part thaws; on a single device they cost it no backward pass.
+        optimizer: muon trains the matrices that activations are multiplied with by Muon, and the rest (vectors,
+            embeddings, heads, learnt queries) by AdamW. It learns in fewer steps from random weights; the published
+            recipes all say AdamW.
+    """
+
+    lr: float
+    weight_decay: float = 0.1
+    layer_decay: float = 1.0
+    from_step: int = 0
+    optimizer: Literal["adamw", "muon"] = "adamw"
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or not 0 < self.layer_decay <= 1 or self.weight_decay < 0 or self.from_step < 0:
+            raise UserError(
+                f"a part learns with lr > 0, 0 < layer_decay <= 1, weight_decay >= 0 and from_step >= 0, got {self}"
+            )
+
+
+@dataclass
+class Stage:
+    """One training phase of a recipe.
+
+    Args:
+        name: names the stage in logs, metrics and checkpoints; unique in its recipe.
+        train: part name -> how it learns. Parts that are not listed stay frozen.
+        max_steps: optimizer steps; left out, the length is `epochs`.
+        epochs: passes over the stage's data, where `max_steps` is left out.
+        warmup: share of the stage over which the learning rate rises linearly (0.01 = 1 %).
+        schedule: what follows the warm-up.
+        floor: share of the peak learning rate at which cosine and linear end.
+        betas: AdamW's moment decay rates.
+        clip: gradient norm limit over all trainable parameters; 0 switches it off.
+        data: arguments of the data module that this stage changes.
+    """
+
+    name: str
+    train: dict[str, Train] = field(default_factory=dict)
+    max_steps: int | None = None
+    epochs: int = 1
+    warmup: float = 0.01
+    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    data: dict[str, Any] = field(default_factory=dict)
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise UserError(f"stage {self.name!r} trains nothing: name at least one part under `train`")
+        if (self.max_steps is not None and self.max_steps < 1) or self.epochs < 1:
+            raise UserError(
+                f"stage {self.name!r}: max_steps and epochs are at least 1, got {self.max_steps} and {self.epochs}"
+            )
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"stage {self.name!r}: warmup is a share of the stage in [0, 1), got {self.warmup}")
+        if not 0 <= self.floor < 1:
+            raise UserError(f"stage {self.name!r}: floor is a share of the learning rate in [0, 1), got {self.floor}")
+
+    def factor(self, step: int, total: int) -> float:
+        """Share of the peak learning rate used by optimizer step `step` (from 0) of `total`.
+
+        The warm-up reaches the peak at its last step; cosine and linear end at `floor` after the last step.
+        """
+        rise = math.ceil(round(self.warmup * total, 6))  # 0.07 * 100 is 7.000000000000001
+        if step < rise:
+            return (step + 1) / rise
+        if self.schedule == "constant":
+            return 1.0
+        progress = (step - rise) / max(1, total - rise)
+        falling = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
+        return self.floor + (1 - self.floor) * falling
+
+
+def check_recipe(stages: list[Stage], parts: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    """Refuse a recipe that this model cannot run.
+
+    Raises:
+        UserError: no stage, two stages of one name, or a stage that trains a part the model does not have.
+    """
+    if not stages:
+        raise UserError("the recipe has no stages: add `stages:` with at least one entry")
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise UserError(f"stage names must differ, got {names}")
+    for stage in stages:
+        unknown = sorted(stage.train.keys() - parts.keys())
+        if unknown:
+            raise UserError(
+                f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
+                f"Correct `stages.{stage.name}.train`."
+            )
+
+
+def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -> None:
+    """Freeze everything, then thaw the parts that `stage` names."""
+    check_recipe([stage], parts)
+    for name, parameters in parts.items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(name in stage.train)

@@ -1,0 +1,136 @@
+"""The ledger: every sample that a stage draws ends as trained, truncated, skipped or quarantined. Arithmetic only."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from lit_mm.samples.fault import Fault
+from lit_mm.stream.order import StepSamples
+from lit_mm.stream.screen import Screen
+
+OUTCOMES = ("trained", "truncated", "skipped", "quarantined")  # truncated: trained on up to a cut
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Samples of one source that ended in the same way in an optimizer step.
+
+    Attributes:
+        source: its name.
+        outcome: one of `OUTCOMES`.
+        kind: why; "" for `trained`.
+        count: samples.
+        fault: of a quarantined one, which has an entry to itself.
+    """
+
+    source: str
+    outcome: str
+    kind: str
+    count: int
+    fault: Fault | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"source": self.source, "outcome": self.outcome, "kind": self.kind, "count": self.count}
+        if self.fault is not None:
+            told |= {"id": self.fault.sample_id, "where": self.fault.where, "reason": self.fault.reason}
+        return told
+
+
+def entries_of(samples: StepSamples, lost: Sequence[Fault], screen: Screen) -> list[Entry]:
+    """What became of the samples of one optimizer step.
+
+    Args:
+        samples: what the plan says the step accounts for, over all ranks.
+        lost: of those in its rows, the ones that workers of any rank could not read.
+        screen: which samples are truncated or left out, and why.
+    Raises:
+        AssertionError: a worker lost what the plan has not in this step.
+    """
+    documents = screen.maker.documents
+    left = Counter(samples.drawn)
+    left.subtract(Counter(fault.number for fault in lost))
+    assert min(left.values(), default=0) >= 0, "a sample was lost that the step does not hold"
+    counts: Counter[tuple[int, str, str]] = Counter()
+    for number, count in left.items():
+        cut = screen.was_cut(number)
+        counts[documents.source_of(number), "truncated" if cut else "trained", "too_long" if cut else ""] += count
+    single: list[Entry] = []
+    for fault in [*(screen.faults[number] for number in samples.left_out), *lost]:
+        source = documents.source_of(fault.number)
+        if screen.on_bad_sample == "quarantine":
+            single.append(Entry(documents.names[source], "quarantined", fault.kind, 1, fault))
+        else:
+            counts[source, "skipped", fault.kind] += 1
+    entries = [
+        Entry(documents.names[source], outcome, kind, count)
+        for (source, outcome, kind), count in sorted(counts.items())
+        if count
+    ]
+    return entries + single
+
+
+def summarise(
+    stage: str, names: Sequence[str], sizes: Sequence[int], rows: Sequence[Mapping[str, Any]], told: Sequence[dict]
+) -> dict[str, Any]:
+    """The account of a stage, reconciled to the sizes of its sources.
+
+    Args:
+        names, sizes: of the sources.
+        rows: of sources.csv, those of the stage.
+        told: lines of ledger.jsonl, those of the stage.
+    Returns:
+        For each source its `size`; `drawn`, the sum of the four outcomes; `passes` begun over the source; and
+        `not_reached`, samples of the last pass that the stage ended before: drawn + not_reached = passes * size.
+    """
+    accounts = []
+    for name, size in zip(names, sizes, strict=True):
+        own = [row for row in rows if row["source"] == name]
+        outcomes = {outcome: sum(row[outcome] for row in own) for outcome in OUTCOMES}
+        drawn = sum(outcomes.values())
+        passes = -(-drawn // size)
+        reasons: Counter[str] = Counter()
+        for line in told:
+            if line["source"] == name:
+                reasons[line["kind"]] += line["count"]
+        accounts.append(
+            {"source": name, "size": size, "drawn": drawn, **outcomes}
+            | {"passes": passes, "not_reached": passes * size - drawn, "reasons": dict(sorted(reasons.items()))}
+        )
+    return {"stage": stage, "sources": accounts}
+
+
+def quarantined(told: Sequence[dict]) -> list[dict[str, Any]]:
+    """The quarantined samples, each once however often it came."""
+    once = {(line["source"], line["id"], line["kind"]): line for line in told if line["outcome"] == "quarantined"}
+    return [{key: line[key] for key in ("source", "id", "where", "kind", "reason")} for line in once.values()]
+
+
+def ledger_table(account: Mapping[str, Any]) -> Table:
+    """What `summarise` returns, to look at."""
+    columns = ("size", "drawn", *OUTCOMES, "not_reached")
+    table = Table(title=f"samples of stage {account['stage']}", title_justify="left", box=SIMPLE, padding=0)
+    table.add_column("source")
+    for column in columns:
+        table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
+    for own in account["sources"]:
+        table.add_row(own["source"], *(f"{own[column]:,}" for column in columns))
+    if len(account["sources"]) > 1:
+        table.add_section()
+        table.add_row("all", *(f"{sum(own[column] for own in account['sources']):,}" for column in columns))
+    return table
+
+
+def told_reasons(account: Mapping[str, Any]) -> list[str]:
+    """A line for each source with samples that were cut or left out, and why."""
+    return [
+        f"{own['source']}: "
+        + ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in own["reasons"].items())
+        for own in account["sources"]
+        if own["reasons"]
+    ]

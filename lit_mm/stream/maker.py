@@ -1,0 +1,94 @@
+"""Sample numbers -> samples that fit the model and a row."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lit_mm.documents.document import Document
+from lit_mm.documents.sources.errors import SampleError
+from lit_mm.samples.batch import IGNORE
+from lit_mm.samples.processor import Processor, Sample
+from lit_mm.samples.truncate import truncate
+from lit_mm.stream.mixture import Joined
+
+TooLong = Literal["refuse", "truncate"]
+
+
+class SampleMaker:
+    """Sample number -> sample that fits the model and a row. Used to plan and, again, in the workers.
+
+    Args:
+        documents: the sources.
+        processor: of the stage.
+        too_long: what happens to a sample beyond the processor's `max_length` or a row's budgets: it is cut (see
+            `truncate`), or refused.
+        row_tokens, row_views: the budgets of a row; None without.
+    """
+
+    def __init__(
+        self,
+        documents: Joined,
+        processor: Processor,
+        *,
+        too_long: TooLong = "refuse",
+        row_tokens: int | None = None,
+        row_views: int | None = None,
+    ) -> None:
+        self.documents, self.processor, self.too_long = documents, processor, too_long
+        self.row_tokens, self.row_views = row_tokens, row_views
+
+    def make(self, document: Document) -> tuple[Sample, bool]:
+        """The sample, and whether it was cut. Reads no pixels.
+
+        Raises:
+            SampleError: it is too long and may not be cut, or nothing in it is learnt.
+            UserError: the prompt cannot express the document.
+        """
+        sample = self.processor.lay_out(document)
+        tokens = min(self.processor.max_length, self.row_tokens or self.processor.max_length)
+        fitting = truncate(sample, tokens=tokens, views=self.row_views)
+        cut = len(fitting) < len(sample)
+        if cut and self.too_long == "refuse":
+            raise SampleError(_too_long(sample, self), sample_id=document.id, kind="too_long")
+        if not fitting.length.supervised:
+            raise SampleError(
+                f"sample {document.id!r}: nothing of its {len(sample)} tokens is learnt"
+                + (f" before the cut at {len(fitting)}" if cut else ""),
+                sample_id=document.id,
+                kind="no_supervision",
+                remedy="Has it an answer? `on_bad_sample: skip` or `quarantine` leaves such samples out",
+            )
+        return fitting, cut
+
+    def __call__(self, number: int) -> tuple[Sample, bool]:
+        """`make` of a document by its number.
+
+        Raises:
+            UserError: as `make`; or the source cannot give it.
+        """
+        return self.make(self.documents[number])
+
+
+def _too_long(sample: Sample, maker: SampleMaker) -> str:
+    shown = sum(sample.tokens_per_view)
+    if len(sample) > maker.processor.max_length:
+        return (
+            f"sample {sample.document.id!r} has {len(sample)} tokens ({shown} of them visual), the model takes "
+            f"{maker.processor.max_length}. Shorten it, raise `max_length`, or set `too_long: truncate`"
+        )
+    views = "any number of" if maker.row_views is None else maker.row_views
+    return (
+        f"sample {sample.document.id!r} has {len(sample)} tokens and {len(sample.tokens_per_view)} views, a row holds "
+        f"{maker.row_tokens} and {views} views. Raise `row_tokens` or `row_views`, or set `too_long: truncate`"
+    )
+
+
+def unlearnt(sample: Sample) -> tuple[Sample, list[Tensor]]:
+    """A sample whose pixels are lost, with its positions kept and no label, and blank views in their shapes."""
+    blank = [torch.zeros(3, *view.size) for plan in sample.plans for view in plan.views]
+    return replace(sample, labels=np.full_like(sample.labels, IGNORE)), blank

@@ -1,0 +1,91 @@
+"""Micro-batches of sample numbers -> batches, made in the workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import chain
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lit_mm.documents.document import Document
+from lit_mm.errors import UserError
+from lit_mm.samples.batch import Batch
+from lit_mm.samples.collate import collate
+from lit_mm.samples.fault import Fault
+from lit_mm.samples.length import Length
+from lit_mm.samples.processor import Sample
+from lit_mm.stream.maker import SampleMaker, unlearnt
+from lit_mm.stream.order import MicroBatch
+from lit_mm.stream.screen import BadSample
+
+
+class Rows(Dataset):
+    """Makes the batch of a `MicroBatch`: tokenising, decoding, tiling and collating happen here, in the workers.
+
+    A sample whose pixels cannot be read is *lost* unless `on_bad_sample` is fail: it keeps its positions and gets blank
+    views of the same shapes, so nothing moves for the others, and it carries no label. The loss counts it as one that
+    is learnt perfectly: its tokens stay in the planned denominator `step_tokens`, its share of the sum is zero, and
+    every other sample has the gradient it would have had beside a sound neighbour. A sample whose entry has become
+    unreadable since it was planned leaves its row shorter, and counts in the same way.
+
+    Args:
+        maker: makes the samples.
+        on_bad_sample: fail lets the error through.
+    """
+
+    def __init__(self, maker: SampleMaker, on_bad_sample: BadSample = "fail") -> None:
+        self.maker, self.on_bad_sample = maker, on_bad_sample
+
+    def __getitem__(self, micro: MicroBatch) -> Batch:
+        documents = self.maker.documents
+        lost: list[Fault] = []
+        planned = dict(zip(chain(*micro.rows), chain(*micro.lengths), strict=False))
+        rows = [
+            [(number, *made) for number in row if (made := self._make(number, planned.get(number), lost))]
+            for row in micro.rows
+        ]
+        gone = {fault.number for fault in lost}
+        held = Counter(documents.source_of(number) for row in micro.rows for number in row if number not in gone)
+        batch = collate(
+            [[sample for _, sample, _ in row] for row in rows],
+            self.maker.processor,
+            step_tokens=micro.step_tokens,
+            views=[views for row in rows for _, _, views in row],
+            sources=[[documents.source_of(number) for number, _, _ in row] for row in rows]
+            if len(documents.names) > 1
+            else None,
+        )
+        return replace(
+            batch,
+            sample_ids=tuple(sample.document.id for row in rows for number, sample, _ in row if number not in gone),
+            held=tuple(held[source] for source in range(len(documents.names))),
+            lost=tuple(lost),
+        )
+
+    def _make(self, number: int, planned: Length | None, lost: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
+        """A sample and its views; None, and an entry in `lost`, where there is no sample at all any more.
+
+        Raises:
+            UserError: its length is not the planned one, whatever happens to bad samples: rows would overflow.
+        """
+        document: Document | None = None
+        sample: Sample | None = None
+        try:
+            document = self.maker.documents[number]
+            sample, _ = self.maker.make(document)
+            views = [] if self.maker.processor.token_grid is None else self.maker.processor.views(sample)
+        except UserError as error:
+            if self.on_bad_sample == "fail":
+                raise
+            lost.append(Fault.of(number, error, document.id if document is not None else ""))
+            return None if sample is None else unlearnt(sample)
+        if planned is not None and sample.length != planned:
+            raise UserError(
+                f"sample {document.id!r} takes {sample.length.tokens} tokens, {sample.length.views} views and "
+                f"{sample.length.supervised} supervised tokens; it was planned with {planned.tokens}, {planned.views} "
+                f"and {planned.supervised}. Has its image or the model changed? `data index --rebuild` makes the index "
+                "anew"
+            )
+        return sample, views

@@ -1,0 +1,121 @@
+"""What becomes of every sample: it is trained on whole, truncated, or left out with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from lit_mm.documents.document import Document
+from lit_mm.errors import UserError
+from lit_mm.samples.fault import Fault
+from lit_mm.samples.length import Length
+from lit_mm.stream.maker import SampleMaker
+
+BadSample = Literal["fail", "skip", "quarantine"]
+FEW = 1000  # a share of bad samples is counted over at least so many, or over the whole data set where it is smaller
+UNKNOWN, WHOLE, CUT, BAD = 0, 1, 2, 3
+
+
+class Screen:
+    """Sample number -> `Length`, or None for a sample that is left out. Each is looked at once, when it is planned.
+
+    Planning reads no pixels. What it leaves out never was in the stream, on any rank and in any epoch, so the rest of
+    the stream is a pure function of data and config. A sample whose pixels turn out to be damaged in a worker is lost
+    after planning: it stays in its row without labels, see `lit_mm.stream.rows.Rows`.
+
+    Args:
+        maker: makes the samples.
+        on_bad_sample: fail raises; skip and quarantine leave the sample out (quarantine lists it in the ledger).
+        max_bad: share of bad samples above which the run stops, those without supervision apart.
+        max_unsupervised: the same for samples with nothing to learn.
+        kept: by source, what the index of lengths says (`lit_mm.stream.lengths.load`); then these samples need no look.
+    """
+
+    def __init__(
+        self,
+        maker: SampleMaker,
+        *,
+        on_bad_sample: BadSample = "fail",
+        max_bad: float,
+        max_unsupervised: float,
+        kept: Sequence[np.ndarray | None] = (),
+    ) -> None:
+        self.kept = kept
+        self.maker, self.on_bad_sample = maker, on_bad_sample
+        self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
+        count = len(maker.documents)
+        self.few = min(FEW, count)
+        self.known = 0  # samples that were looked at
+        self.progress: Callable[[int], None] | None = None  # told how many these are
+        self.faults: dict[int, Fault] = {}
+        self._unsupervised = 0
+        # Twelve bytes a sample: a million lengths as objects would take ten times as much
+        self._lengths = np.zeros((count, 3), dtype=np.int32)
+        self._state = np.zeros(count, dtype=np.int8)
+
+    def __call__(self, number: int) -> Length | None:
+        if self._state[number] == UNKNOWN:
+            self._look(number)
+            if self.progress is not None:
+                self.progress(self.known)
+        return None if self._state[number] == BAD else Length(*self._lengths[number].tolist())
+
+    def was_cut(self, number: int) -> bool:
+        return bool(self._state[number] == CUT)
+
+    def _look(self, number: int) -> None:
+        if self._is_kept(number):
+            return
+        document: Document | None = None
+        try:
+            document = self.maker.documents[number]
+            sample, cut = self.maker.make(document)
+        except UserError as error:
+            if self.on_bad_sample == "fail":
+                raise
+            self.known += 1
+            self._state[number] = BAD
+            self._leave_out(Fault.of(number, error, document.id if document is not None else ""))
+            return
+        self.known += 1
+        self._lengths[number] = sample.length.tokens, sample.length.views, sample.length.supervised
+        self._state[number] = CUT if cut else WHOLE
+
+    def _is_kept(self, number: int) -> bool:
+        """Take a sample's length from the index, if it is there."""
+        documents = self.maker.documents
+        source = documents.source_of(number)
+        table = self.kept[source] if self.kept else None
+        if table is None:
+            return False
+        *length, state = table[number - documents.starts[source]].tolist()
+        if state == UNKNOWN:
+            return False
+        self.known += 1
+        self._lengths[number], self._state[number] = length, state
+        return True
+
+    def _leave_out(self, fault: Fault) -> None:
+        self.faults[fault.number] = fault
+        self._unsupervised += fault.kind == "no_supervision"
+        bad = len(self.faults) - self._unsupervised
+        self.refuse_more_than(self.max_bad, "max_bad", bad, self.known, [fault])
+        if self._unsupervised > self.max_unsupervised * max(self.known, self.few):
+            raise UserError(
+                f"{self._unsupervised} of the first {self.known} samples have nothing to learn, more than "
+                f"`max_unsupervised: {self.max_unsupervised}` allows. The last: {fault.reason}"
+            )
+
+    def refuse_more_than(self, share: float, key: str, bad: int, seen: int, last: Sequence[Fault]) -> None:
+        """The rate limit.
+
+        Raises:
+            UserError: `bad` of `seen` samples is more than `share`.
+        """
+        if bad > share * max(seen, self.few):
+            raise UserError(
+                f"{bad} of the first {seen} samples are bad, more than `{key}: {share}` allows. The last: "
+                f"{last[-1].reason}"
+            )

@@ -1,0 +1,38 @@
+"""The loader's worker processes: when they end."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+
+
+def end_with_parent(worker: int) -> None:
+    """Start of a loader's worker: it ends as soon as its trainer is gone, however that ended, and not before.
+
+    torch's own watchdog asks for its parent's id when it starts. A trainer that is killed before that leaves a worker
+    that takes the adopting process for its trainer, and holds its memory for ever.
+
+    A terminal, a launcher or SLURM sends its signals to the workers, too. The trainer still needs them for the step
+    after which it will save and end, so they heed the SIGTERM of their trainer alone.
+
+    Args:
+        worker: its number; torch passes it.
+    """
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    def heed() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads that start from here on, too
+        threading.Thread(target=heed, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,249 @@
+"""Checkpoints: whole or not there, found by what they are of, and loaded only where they fit."""
+
+import errno
+import itertools
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from lit_mm.checkpoints import writing
+from lit_mm.checkpoints.digests import digest
+from lit_mm.checkpoints.manifest import checkpoint_name, find, newest, published
+from lit_mm.checkpoints.reading import load_weights, read
+from lit_mm.checkpoints.writing import Piece, optimizer_groups, publish, publish_pieces, remove
+from lit_mm.errors import UserError
+
+W = torch.arange(3.0)
+SAID = {"family": "f", "config": "a: 1\n", "stage": "a", "step": 2, "stored": ["w"], "frozen": {}}
+
+
+def made(**changes):
+    """What Lightning gathers, with one weight and its moments."""
+    moments = {"w": {"step": torch.tensor(2.0), "exp_avg": W + 1, "exp_avg_sq": W + 2}}
+    groups = {"groups": [{"lr": 0.1, "names": ["w"]}]}
+    return {"state_dict": {"w": W}, "optimizer_states": [moments], "optimizer": groups, "loops": {"n": 3}} | {
+        "lit_mm": SAID | changes
+    }
+
+
+class Crash(Exception):
+    """Stands for the end of the process."""
+
+
+def crash(*_):
+    raise Crash
+
+
+@pytest.mark.parametrize("dies_in", ["save_file", "torch.save", "os.fsync", "os.rename"])
+def test_a_write_that_dies_leaves_the_last_checkpoint_and_no_new_one(tmp_path, monkeypatch, dies_in):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"lit_mm.checkpoints.writing.{dies_in}", crash)
+        with pytest.raises(Crash):
+            publish(made(), tmp_path / checkpoint_name(1, "a", 4))
+    assert [saved.path for saved in published(tmp_path)] == [path]
+    assert torch.equal(read(path).weight("w"), W)
+    publish(made(), tmp_path / checkpoint_name(1, "a", 4))  # what was left aside is no obstacle
+    assert [saved.step for saved in published(tmp_path)] == [2, 4]
+
+
+def test_everything_is_synced_before_it_gets_its_name_and_the_folder_after(tmp_path, monkeypatch):
+    seen, sync = [], os.fsync
+    path = tmp_path / checkpoint_name(1, "a", 2)
+
+    def fsync(descriptor):
+        seen.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(writing.os, "fsync", fsync)
+    publish(made(), path)
+    assert seen == [(False, False)] * 5 + [(True, False), (True, True)]
+    assert len(list(path.iterdir())) == 5
+
+
+def test_a_full_disk_is_told_and_the_checkpoint_before_stays(tmp_path, monkeypatch):
+    publish(made(), tmp_path / checkpoint_name(1, "a", 2))
+    full = tmp_path / checkpoint_name(1, "a", 4)
+
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lit_mm.checkpoints.writing.save_file", no_space)
+    with pytest.raises(UserError, match=r"step=000004.* could not be written: .*No space left.*before it is intact"):
+        publish(made(), full)
+    assert newest(tmp_path).step == 2
+    assert not full.with_name(full.name + ".part").exists()  # what it took is given back
+    read(newest(tmp_path).path).verify()
+
+
+def test_what_was_written_is_read_back(tmp_path):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    saved = read(path)
+    saved.verify()
+    assert saved.config == "a: 1\n"
+    assert saved.state["loops"] == {"n": 3}
+    assert saved.moments_of("w") == ["exp_avg", "exp_avg_sq"]
+    assert torch.equal(saved.moment("exp_avg", "w", 1, 2), (W + 1)[1:])
+    assert saved.optimizer_step("w") == 2 and saved.optimizer_step("other") is None
+    assert load_file(path / "weights-00000-00.safetensors").keys() == {"w"}
+    given = writing.FolderCheckpointIO().load_checkpoint(path)["optimizer_states"][0]
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(W.clone())])
+    optimizer.load_state_dict(given)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    (state,) = optimizer.state.values()
+    assert (float(state["step"]), state["exp_avg_sq"].tolist()) == (2.0, (W + 2).tolist())
+
+
+def test_pieces_of_a_tensor_are_put_together_wherever_they_were_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "LARGEST_FILE", 16)
+    whole = torch.randn(3, 5)
+    cuts = [0, 4, 5, 11, 15]
+    pieces = [Piece("w", (3, 5), start, whole.flatten()[start:end]) for start, end in itertools.pairwise(cuts)]
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish_pieces({"lit_mm": SAID}, path, reversed(pieces), [("exp_avg", piece) for piece in pieces], {"w": 1})
+    saved = read(path)
+    assert len(list(path.glob("weights-*"))) > 1
+    assert torch.equal(saved.weight("w"), whole)
+    assert all(
+        torch.equal(saved.moment("exp_avg", "w", start, count), whole.flatten()[start : start + count])
+        for start in range(15)
+        for count in range(1, 16 - start)
+    )
+
+
+def test_a_published_checkpoint_is_not_written_a_second_time(tmp_path):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    publish(made(stage="b"), path)
+    assert read(path).manifest["stage"] == "a"
+
+
+def test_the_furthest_is_the_newest_whatever_the_names_and_times(tmp_path):
+    names = [(1, "align", 900), (2, "b-step=7", 3), (2, "b-step=7", 20), (10, "z", 1), (9, "a", 10**7)]
+    for number, stage, step in names:
+        (tmp_path / checkpoint_name(number, stage, step)).mkdir()
+    for other in ("01-a-step=000999.ckpt.part", "notes.ckpt", "last.ckpt", "11-a-step=1.txt"):
+        (tmp_path / other).mkdir()
+    found = [(saved.number, saved.stage, saved.step) for saved in published(tmp_path)]
+    assert found == [(1, "align", 900), (2, "b-step=7", 3), (2, "b-step=7", 20), (9, "a", 10**7), (10, "z", 1)]
+    assert newest(tmp_path).stage == "z"
+    assert newest(tmp_path / "absent") is None
+
+
+def test_a_run_of_an_earlier_version_is_not_begun_anew_in_silence(tmp_path):
+    (tmp_path / checkpoint_name(1, "a", 2)).touch()
+    with pytest.raises(UserError, match=r"written by an earlier version"):
+        newest(tmp_path)
+
+
+def test_a_run_folder_a_checkpoint_folder_and_a_checkpoint_are_all_found(tmp_path):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    path = folder / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    assert find(tmp_path) == find(folder) == find(str(path)) == path
+    remove(path)
+    assert not list(folder.iterdir())
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find(tmp_path)
+
+
+def test_what_is_no_checkpoint_of_ours_is_refused_with_the_reason(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        read(tmp_path / "absent.ckpt")
+    (tmp_path / "text.ckpt").write_text("hello")
+    with pytest.raises(UserError, match="is a file; a checkpoint is a folder"):
+        read(tmp_path / "text.ckpt")
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    text = (path / "manifest.json").read_text()
+    for spoilt in (text[: len(text) // 2], "[]", "{}"):
+        (path / "manifest.json").write_text(spoilt)
+        with pytest.raises(UserError, match=r"manifest\.json is missing or spoilt .*delete it"):
+            read(path)
+    (path / "manifest.json").write_text(text.replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="has format 2, this version of lit_mm reads format 1"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["state.pt", "weights-00000-00.safetensors", "optimizer-00000-00.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, name):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    data = (path / name).read_bytes()
+    (path / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(UserError, match=f"{name}' does not have the bytes that were written.*the one before"):
+        read(path).verify()
+    (path / name).write_bytes(data[:-7])
+    with pytest.raises(UserError, match=rf"{name}' has {len(data) - 7} bytes, {len(data)} were written"):
+        read(path)
+    (path / name).unlink()
+    with pytest.raises(UserError, match=rf"{name}' is missing"):
+        read(path)
+
+
+def saved_of(model: nn.Module, folder: Path, frozen=None):
+    left_out = {name for part in (frozen or {}).values() for name in part["digests"]}
+    tensors = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    stored = [name for name in tensors if name not in left_out]
+    path = folder / checkpoint_name(1, "a", 2)
+    publish(made(stored=stored, frozen=frozen or {}) | {"state_dict": tensors}, path)
+    return read(path)
+
+
+def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
+    model = nn.Linear(3, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    saved = saved_of(model, tmp_path)
+    load_weights(model, saved, "f")
+    assert all(torch.equal(tensor, before[name] + 1) for name, tensor in model.state_dict().items())
+    with pytest.raises(UserError, match=r"is a checkpoint of f, the model is g"):
+        load_weights(model, saved, "g")
+    expected = r"2 of 2 tensors differ.* 'bias' \(\(2,\) in the checkpoint, \(4,\) in the model\)"
+    with pytest.raises(UserError, match=expected):
+        load_weights(nn.Linear(3, 4), saved, "f")
+    with pytest.raises(
+        UserError, match=r"1 of 1 tensors differ.*'bias' \(\(2,\) in the checkpoint, absent in the model\)"
+    ):
+        load_weights(nn.Linear(3, 2, bias=False), saved, "f")
+
+
+class OnABase(nn.Linear):
+    """Its weight comes from elsewhere."""
+
+    def __init__(self, base):
+        super().__init__(3, 2)
+        self.base = base
+
+    def load_pretrained(self):
+        self.weight.data.fill_(self.base)
+
+
+def test_a_frozen_part_is_loaded_from_its_origin_and_must_be_the_same(tmp_path):
+    trained = OnABase(5.0)
+    trained.load_pretrained()
+    frozen = {"body": {"origin": "llama:somewhere", "digests": {"weight": digest(trained.weight)}}}
+    saved = saved_of(trained, tmp_path, frozen)
+    assert saved.weights().keys() == {"bias"}
+    again = OnABase(5.0)
+    load_weights(again, saved, "f")
+    assert torch.equal(again.weight, trained.weight)
+    assert torch.equal(again.bias, trained.bias + 1)
+    assert again.origins == {"body": "llama:somewhere"}
+    with pytest.raises(UserError, match=r"trained on the frozen part 'body' of 'llama:somewhere'; .*first is 'weight'"):
+        load_weights(OnABase(4.0), saved, "f")
+
+
+def test_the_groups_of_an_optimizer_are_told_by_name():
+    one, two = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.AdamW([{"params": [two], "lr": 0.5, "part": "b"}, {"params": [one], "part": "a"}])
+    told = optimizer_groups(optimizer, {id(one): "one", id(two): "two"})["groups"]
+    assert [(group["names"], group["part"]) for group in told] == [(["two"], "b"), (["one"], "a")]
+    assert told[0]["lr"] == 0.5 and "params" not in told[0]

@@ -1,0 +1,107 @@
+"""Caption pairs in WebDataset tar shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from lit_mm.documents.sources import CaptionShards, SampleError
+from lit_mm.documents.sources.parts import TarPart
+from lit_mm.errors import UserError
+from tests.documents.sources.conftest import image_bytes
+
+
+def shard(path: Path, members: dict[str, bytes], *, kind: int = tarfile.PAX_FORMAT) -> str:
+    with tarfile.open(path, "w", format=kind) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return str(path)
+
+
+def pair(key: str, caption: str | dict, width: int = 12, height: int = 8, image: str = "jpg") -> dict[str, bytes]:
+    text = caption if isinstance(caption, str) else json.dumps(caption)
+    ending = "txt" if isinstance(caption, str) else "json"
+    kind = {"jpg": "JPEG", "png": "PNG"}[image]
+    return {f"{key}.{image}": image_bytes(width, height, kind), f"{key}.{ending}": text.encode()}
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_pairs_are_read_in_place_in_the_order_of_the_shards(folder, kind):
+    long = "a/" * 60 + "x" * 90 if kind != tarfile.USTAR_FORMAT else "deep/x"  # longer than a tar header's field
+    shard(folder / "s-00.tar", {**pair("000", "a red page"), **pair(long, "ünïcode 码", 7, 5, "png")}, kind=kind)
+    shard(folder / "s-01.tar", pair("002", "the third"), kind=kind)
+    source = CaptionShards(str(folder / "s-{00..01}.tar"))
+    assert len(source) == 3
+    documents = [source[n] for n in range(3)]
+    assert [document.id for document in documents] == ["000", long, "002"]
+    assert [document.turns[0].role for document in documents] == ["page"] * 3
+    assert [document.turns[0].text for document in documents] == ["a red page", "ünïcode 码", "the third"]
+    assert [(p.width, p.height) for d in documents for p in d.pictures] == [(12, 8), (7, 5), (12, 8)]
+    assert tuple(documents[1].pictures[0].pixels().shape) == (3, 5, 7)
+    assert documents[1].pictures[0].path.name == "s-00.tar"
+    assert source.name == "s-00"
+
+
+def test_captions_may_be_in_a_json(folder):
+    path = shard(folder / "s.tar", {**pair("0", {"caption": "c", "blurb": "b"}), **pair("1", {"blurb": 3})})
+    assert CaptionShards(path, text="json")[0].turns[0].text == "c"
+    assert CaptionShards(path, text="json", caption="blurb")[0].turns[0].text == "b"
+    with pytest.raises(SampleError, match=r"^s\.tar:1: the \.json has no text under 'caption'") as caught:
+        CaptionShards(path, text="json")[1]
+    assert (caught.value.kind, caught.value.sample_id) == ("bad_entry", "1")
+
+
+def test_opening_again_reads_no_header_of_the_tar(folder, monkeypatch):
+    path = shard(folder / "s.tar", pair("0", "text"))
+    assert len(CaptionShards(path)) == 1
+    monkeypatch.setattr(tarfile, "open", lambda *_, **__: pytest.fail("read again"))
+    assert CaptionShards(path)[0].turns[0].text == "text"
+
+
+@pytest.mark.parametrize(
+    ("members", "kind", "message"),
+    [
+        ({"7.txt": b"alone"}, "missing_file", "a pair has one image file, got 0"),
+        ({"7.jpg": image_bytes(4, 4, "JPEG")}, "missing_file", "there is no .txt beside the image"),
+        ({**pair("7", " \n")}, "empty_answer", "the caption is empty"),
+        ({**pair("7", "two"), "7.png": image_bytes(4, 4)}, "bad_entry", "got 2"),
+        ({"7.jpg": b"no image", "7.txt": b"text"}, "unreadable_image", "7.jpg' is not an image"),
+        ({"7.jpg": image_bytes(4, 4, "JPEG"), "7.txt": b"\xff\xfe"}, "malformed_json", "not UTF-8 at byte 0"),
+    ],
+)
+def test_a_broken_pair_is_named_by_shard_and_key(folder, members, kind, message):
+    source = CaptionShards(shard(folder / "s.tar", {**pair("0", "sound"), **members}))
+    assert source[0].turns[0].text == "sound"
+    with pytest.raises(SampleError, match=rf"^s\.tar:7: .*{message}") as caught:
+        source[1]
+    assert caught.value.kind == kind
+
+
+def test_hidden_files_and_folders_are_no_samples(folder):
+    part = TarPart(shard(folder / "s.tar", {"._0.jpg": b"x", **pair("d/0", "text"), "d/.hidden": b"x"}), "sample")
+    assert [part.key(n) for n in range(len(part))] == ["d/0"]
+    assert sorted(part.entry(0)) == ["jpg", "txt"]
+
+
+def test_a_shard_that_is_no_tar_or_was_cut_is_refused(folder):
+    (folder / "s.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match=r"s\.tar' is not a tar that can be read"):
+        CaptionShards(str(folder / "s.tar"))
+    path = Path(shard(folder / "t.tar", {**pair("0", "text"), "1.jpg": b"x" * 9000}))
+    path.write_bytes(path.read_bytes()[:4000])
+    with pytest.raises(UserError, match=r"t\.tar' is not a tar that can be read"):
+        CaptionShards(str(path))
+
+
+def test_a_missing_shard_and_an_unknown_ending_of_captions_are_refused(folder):
+    shard(folder / "s-0.tar", pair("0", "text"))
+    with pytest.raises(UserError, match=r"there is no data file .*s-1\.tar"):
+        CaptionShards(str(folder / "s-{0..1}.tar"))
+    with pytest.raises(UserError, match="`text` is 'txt' or 'json', got 'cap'"):
+        CaptionShards(str(folder / "s-0.tar"), text="cap")

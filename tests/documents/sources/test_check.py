@@ -1,0 +1,93 @@
+"""Checking a whole source."""
+
+from __future__ import annotations
+
+from lit_mm.documents.document import Document, Turn
+from lit_mm.documents.sources import CaptionShards, LlavaConversations, QwenVLConversations, SampleError, Source
+from lit_mm.documents.sources.check import Summary, check_source
+from lit_mm.errors import UserError
+from tests.documents.sources.test_captions import pair, shard
+from tests.documents.sources.test_conversations import llava, qwen
+
+
+def found(source: Source) -> tuple[list[tuple[str, str]], Summary]:
+    errors: list[SampleError] = []
+    summary = check_source("name", source, errors.append)
+    assert sum(summary.kinds.values()) == len(errors)
+    return [(error.where, error.kind) for error in errors], summary
+
+
+def test_every_fault_is_found_where_it_was_planted(write):
+    unnamed = {key: value for key, value in llava().items() if key != "id"}
+    entries = [
+        llava(id="a"),
+        "{oops",
+        unnamed,
+        llava(id="a"),
+        llava("absent.png", id="b"),
+        llava("damaged.png", id="c"),
+        llava("wide.png", "no place", "x", id="d"),
+        llava("wide.png", "<image>", " ", id="e"),
+        llava("wide.png", "<image>", id="f"),
+        llava(["absent.png", "damaged.png"], "<image>", "x", id="g"),
+        llava(id="h"),
+    ]
+    places, summary = found(LlavaConversations(write(entries)))
+    assert places == [
+        ("data.jsonl:2", "malformed_json"),
+        ("data.jsonl:3", "missing_id"),
+        ("data.jsonl:4", "duplicate_id"),
+        ("data.jsonl:5", "missing_file"),
+        ("data.jsonl:6", "unreadable_image"),
+        ("data.jsonl:7", "placeholder_mismatch"),
+        ("data.jsonl:8", "empty_answer"),
+        ("data.jsonl:9", "no_supervision"),
+        ("data.jsonl:10", "missing_file"),
+        ("data.jsonl:10", "unreadable_image"),
+        ("data.jsonl:10", "placeholder_mismatch"),
+    ]
+    assert (summary.samples, summary.broken, summary.pictures) == (11, 9, 11)
+
+
+def test_regions_and_shards_are_checked_too(write, folder):
+    sound = qwen("<img>wide.png</img>", "<box>(0,0),(9,9)</box>", id="a")
+    outside = qwen("<img>wide.png</img>", "<box>(0,0),(9,1009)</box>", id="b")
+    assert found(QwenVLConversations(write([sound, outside])))[0] == [("data.jsonl:2", "box_outside")]
+    shard(folder / "s-0.tar", {**pair("0", "a"), **pair("1", "b")})
+    shard(folder / "s-1.tar", {**pair("1", "c"), "2.jpg": b"no", "2.txt": b"d"})
+    places, summary = found(CaptionShards(str(folder / "s-{0..1}.tar")))
+    assert places == [("s-1.tar:1", "duplicate_id"), ("s-1.tar:2", "unreadable_image")]
+    assert (summary.samples, summary.pictures) == (4, 4)
+
+
+def test_headers_are_read_afresh_though_there_is_an_index(write, folder):
+    source = LlavaConversations(write([llava()]))
+    source.build_index()
+    (folder / "wide.png").unlink()
+    assert found(LlavaConversations(source.parts[0].path))[0] == [("data.jsonl:1", "missing_file")]
+
+
+def test_a_sound_source_has_nothing_to_tell_and_no_pixel_is_decoded(write, monkeypatch):
+    monkeypatch.setattr("lit_mm.documents.decode.decode", lambda *_, **__: 1 / 0)
+    places, summary = found(LlavaConversations(write([llava(id=str(n)) for n in range(3)])))
+    assert places == []
+    assert summary.as_dict() == {"name": "name", "samples": 3, "pictures": 3, "broken": 0, "kinds": {}}
+
+
+def test_of_documents_alone_what_they_refuse_is_told():
+    class Refusing:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, number: int) -> Document:
+            if number == 1:
+                raise UserError("this one is bad")
+            return Document("same", (Turn("user", ("x",)),))
+
+    errors: list[SampleError] = []
+    done: list[int] = []
+    summary = check_source("generated", Refusing(), errors.append, done.append)
+    assert [error.kind for error in errors] == ["bad_entry", "duplicate_id"]
+    assert str(errors[0]) == "this one is bad"
+    assert summary.broken == 2
+    assert done == [1, 2, 3]

@@ -1,0 +1,114 @@
+"""Cached decoding says what the model says."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from lit_mm.documents.document import Turn
+from lit_mm.inference.generate import answer, greedy
+from lit_mm.samples.collate import collate
+from lit_mm.samples.processor import TEXT
+from tests.tiny import decoder, document, xcomposer2
+
+DOCUMENTS = [document(number) for number in range(6)]  # of different lengths, with 0, 1 and 2 pictures
+
+
+@pytest.fixture(scope="module")
+def module():
+    """Drawn wide: attention is sharp, so that answers depend on what was said and on where it stands."""
+    model = xcomposer2(trained=True).eval()
+    for name, parameter in model.network.language.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.4)
+    return model
+
+
+@torch.no_grad()
+def without_cache(module, sample, tokens):
+    """Token after token, the whole text anew each time. It takes the chosen tokens as text of the user."""
+    from dataclasses import replace
+
+    made = []
+    for _ in range(tokens):
+        batch = collate([[sample]], module.processor, multiple=1)
+        token = int(module.network.language.logits(module.network.hidden(batch)[0, -1]).argmax())
+        made.append(token)
+        sample = replace(
+            sample,
+            input_ids=np.append(sample.input_ids, token),
+            labels=np.append(sample.labels, -100),
+            index=np.append(sample.index, TEXT),
+        )
+    return made
+
+
+def test_cached_decoding_of_a_padded_batch_is_argmax_decoding_without_a_cache(module):
+    samples = [module.processor.sample(d.without_answer()) for d in DOCUMENTS]
+    batch = collate([[sample] for sample in samples], module.processor, left_pad=True)
+    with torch.no_grad():
+        ids = greedy(module.network, batch, stop_ids={511}, max_new_tokens=10)
+    expected = [without_cache(module, sample, ids.shape[1]) for sample in samples]
+    assert len({tuple(row) for row in expected}) == len(samples)
+    for row, theirs in zip(ids.tolist(), expected, strict=True):
+        end = theirs.index(511) + 1 if 511 in theirs else len(theirs)
+        assert row[:end] == theirs[:end]
+
+
+def test_answers_do_not_depend_on_the_batch_or_its_order(module):
+    together = answer(module, DOCUMENTS, max_new_tokens=8)
+    assert answer(module, DOCUMENTS, batch_size=2, max_new_tokens=8) == together
+    assert answer(module, DOCUMENTS[::-1], batch_size=4, max_new_tokens=8) == together[::-1]
+    assert [answer(module, [d], max_new_tokens=8)[0] for d in DOCUMENTS] == together
+    assert len(set(together)) > 1
+
+
+def scripted(script):
+    """A decoder that answers with the ids of `script`, whatever it is asked."""
+    model = decoder().eval()
+    position = iter(range(10**6))
+
+    def logits(hidden):
+        at = next(position)
+        return torch.nn.functional.one_hot(torch.tensor([row[min(at, len(row) - 1)] for row in script]), 512).float()
+
+    model.network.language.logits = logits
+    return model
+
+
+def test_an_answer_ends_at_the_first_stop_token_and_others_go_on():
+    tokenizer = decoder().processor.tokenizer
+    end, red, blue = tokenizer.id_of("<|im_end|>"), tokenizer.encode(" red"), tokenizer.encode(" blue circle")
+    texts = [document(0, pictures=0), document(0, pictures=0)]
+    model = scripted([[*red, end, *blue, *blue], [*blue, *red, *red, end]])
+    assert answer(model, texts, max_new_tokens=40) == ["red", "blue circle red red"]
+
+
+def test_an_answer_that_does_not_end_is_cut():
+    red = decoder().processor.tokenizer.encode(" red")
+    assert answer(scripted([red]), [document(0, pictures=0)], max_new_tokens=3) == ["red red red"]
+
+
+def test_decoding_stops_when_every_row_has_ended():
+    end = decoder().processor.tokenizer.id_of("<|im_end|>")
+    model = scripted([[end]])
+    sample = model.processor.sample(document(0, pictures=0).without_answer())
+    ids = greedy(model.network, collate([[sample]], model.processor, left_pad=True), stop_ids={end}, max_new_tokens=9)
+    assert ids.tolist() == [[end]]
+
+
+def test_the_documents_own_answer_is_not_shown(module):
+    asked = DOCUMENTS[1]
+    other = replace(asked, turns=(*asked.turns[:-1], Turn("assistant", ("something else entirely",))))
+    assert answer(module, [asked], max_new_tokens=6) == answer(module, [other], max_new_tokens=6)
+
+
+def test_it_works_in_the_midst_of_training_and_leaves_the_mode(module):
+    model = xcomposer2(dropout=0.5, trained=True).train()
+    assert answer(model, DOCUMENTS[:2], max_new_tokens=4) == answer(model, DOCUMENTS[:2], max_new_tokens=4)
+    assert model.training
+
+
+def test_no_documents_have_no_answers(module):
+    assert answer(module, []) == []
