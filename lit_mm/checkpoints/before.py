@@ -1,0 +1,281 @@
+"""Configs of the version before this one, translated to today's keys. This module is deleted in the next version.
+
+A checkpoint keeps the config of its run. `translate_config` brings it to the form that the command line reads now, so
+that `evaluate`, `generate`, `--init_from` and resuming take older checkpoints.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+Config = dict[str, Any]
+
+# Old module -> new one; the first entry that fits a path wins
+MODULES = {
+    "lit_mm.strategies": "lit_mm.distributed.zero",
+    "lit_mm.layout": "lit_mm.samples.layout",
+    "lit_mm.processor": "lit_mm.samples.processor",
+    "lit_mm.optim": "lit_mm.stages.optimizer",
+    "lit_mm.named": "lit_mm.families.named",
+    "lit_mm.metrics": "lit_mm.evaluation",
+    "lit_mm.data.decode": "lit_mm.documents.decode",
+    "lit_mm.data.document": "lit_mm.documents.document",
+    "lit_mm.data.files": "lit_mm.documents.files",
+    "lit_mm.data.sources": "lit_mm.documents.sources",
+    "lit_mm.data.collate": "lit_mm.samples.collate",
+    "lit_mm.data.pairs": "lit_mm.samples.pairs",
+    "lit_mm.data.pixels": "lit_mm.samples.pixels",
+    "lit_mm.data.truncate": "lit_mm.samples.truncate",
+    "lit_mm.data": "lit_mm.stream",
+    "datamodules.stream": "lit_mm.stream.datamodule",
+}
+FAMILY = re.compile(r"lit_mm\.families\.[a-z]\w*\.([A-Z]\w*)")
+
+MEAN_COLOUR = [122, 116, 104]  # CLIP's mean, the padding of LLaVA-1.5
+BLACK = [0, 0, 0]
+CHAT = {"class_path": "lit_mm.prompts.llava.ChatPrompt"}
+QWEN_CHAT = {"class_path": "lit_mm.prompts.qwen_vl.QwenChat"}
+FUNCTIONS = {
+    "plan_square": "lit_mm.tiling.Stretch",
+    "plan_centre_crop": "lit_mm.tiling.CentreCrop",
+    "plan_pad": "lit_mm.tiling.Pad",
+    "plan_anyres": "lit_mm.tiling.AnyRes",
+    "plan_uhd": "lit_mm.tiling.Uhd",
+    "plan_uhd_arxiv": "lit_mm.tiling.UhdArxiv",
+    "plan_hd": "lit_mm.tiling.Hd",
+    "plan_windows": "lit_mm.tiling.Windows",
+    "plan_whole": "lit_mm.tiling.Whole",
+    "in_order": "lit_mm.samples.InOrder",
+    "between_flags": "lit_mm.samples.BetweenFlags",
+    "global_then_tiles": "lit_mm.samples.GlobalThenTiles",
+    "slices_then_overview": "lit_mm.samples.SlicesThenOverview",
+    "base_then_unpadded_rows": "lit_mm.samples.BaseThenUnpaddedRows",
+    "apply_partial_lora": "lit_mm.language.partial_lora.PartialLoRA",
+    "apply_lora": "lit_mm.language.lora.LoRA",
+    "apply_window_adapters": "lit_mm.vision.window_adapters.WindowAdapters",
+}
+SIDES = {"Llava": 224, "QwenVL": 448}  # default `image_size`; 336 elsewhere
+ASPECTS = {"Llava": "crop", "LlavaNext": "anyres", "LlavaUHD": "slices", "QwenVL": "stretch"}  # "pad" elsewhere
+LENGTHS = {"LlavaNext": 4096, "Vila": 4096}  # default `max_length`; 2048 elsewhere
+BY_ASPECT = {"Llava", "Llava15", "LlavaNext", "LlavaUHD", "QwenVL", "Vila"}
+
+
+def translate_config(config: Mapping[str, Any]) -> Config:
+    """A config of the version before, with today's keys and class paths; a config of today comes back as it is.
+
+    Args:
+        config: a recipe as parsed YAML; it is not changed.
+    """
+    translated = deepcopy(dict(config))
+    for step in STEPS:
+        translated = step(translated)
+    return translated
+
+
+def translate_family(family: str) -> str:
+    """The public path of a family: lit_mm.families.llava.Llava -> lit_mm.families.Llava."""
+    return FAMILY.sub(r"lit_mm.families.\1", family)
+
+
+# --- paths -----------------------------------------------------------------------------------------------------------
+def translate_paths(config: Config) -> Config:
+    """Import paths of modules that have moved, wherever they stand in the config."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        return translate_path(value) if isinstance(value, str) else value
+
+    return walk(config)
+
+
+def translate_path(path: str) -> str:
+    """One import path; a text that is none, or has not moved, is returned unchanged."""
+    path = translate_family(path)
+    for before, after in MODULES.items():
+        if path.startswith(f"{before}.") and not path.startswith(f"{after}."):
+            return after + path.removeprefix(before)
+    return path
+
+
+# --- inputs ----------------------------------------------------------------------------------------------------------
+def translate_inputs(config: Config) -> Config:
+    """`by_stage`, `aspect`, `limits`, tiling functions and prompts of a family become `inputs` of model and stages."""
+    model = config.get("model")
+    if not isinstance(model, Mapping) or not isinstance(model.get("class_path"), str):
+        return config
+    family, arguments = model["class_path"].rpartition(".")[2], dict(model.get("init_args") or {})
+    translate = INPUTS.get(family)
+    if translate is None or not is_old(family, arguments):
+        return config
+    inputs, by_stage = translate(family, arguments)
+    if inputs:
+        arguments["inputs"] = inputs
+    elif family != "TypedPages":
+        arguments.pop("inputs", None)
+    config = config | {"model": {**model, "init_args": arguments}}
+    if by_stage and isinstance(config.get("stages"), list):
+        config["stages"] = [
+            stage | {"inputs": by_stage[stage["name"]]} if by_stage.get(stage.get("name")) else stage
+            for stage in config["stages"]
+        ]
+    return config
+
+
+def is_old(family: str, arguments: Mapping[str, Any]) -> bool:
+    """True if a model's arguments are in the form of the version before."""
+    inputs = arguments.get("inputs")
+    values = inputs if isinstance(inputs, Mapping) else {}
+    functions = [
+        values.get("tiling"),
+        values.get("layout"),
+        arguments.get("injection"),
+        arguments.get("vision_injection"),
+    ]
+    return bool(
+        arguments.keys() & {"by_stage", "limits", "rule", "max_slices"}
+        or values.keys() & {"aspect", "image_size"}
+        or (family in OWN_PROMPT and arguments.keys() & {"prompt", "max_length"})
+        or any(is_function(value) for value in functions)
+    )
+
+
+def is_function(value: Any) -> bool:
+    """True for a function of the version before: {function: ..., arguments: ...}, or its import path."""
+    if isinstance(value, Mapping):
+        return "function" in value
+    return isinstance(value, str) and value.rpartition(".")[2] in FUNCTIONS
+
+
+def component(name: str, **arguments: Any) -> Config:
+    """A tiling or layout as a config writes it; arguments that are None are left out."""
+    arguments = {key: value for key, value in arguments.items() if value is not None}
+    return {"class_path": name} | ({"init_args": arguments} if arguments else {})
+
+
+def from_function(value: Any) -> Any:
+    """{function: lit_mm.tiling.hd.plan_hd, arguments: {tile: 336}} -> {class_path: lit_mm.tiling.Hd, init_args: ...}."""
+    path, arguments = (value["function"], value.get("arguments")) if isinstance(value, Mapping) else (value, None)
+    return component(FUNCTIONS.get(path.rpartition(".")[2], path), **(arguments or {}))
+
+
+def changes(stage: Config, model: Config) -> Config:
+    """What of a stage's inputs differs from the model's."""
+    return {key: value for key, value in stage.items() if value != model.get(key)}
+
+
+Translated = tuple[Config, dict[str, Config]]  # inputs of the model, and of stages by name
+
+
+def by_aspect(family: str, arguments: Config) -> Translated:
+    """LLaVA's families, VILA and Qwen-VL: `aspect` and `image_size` become a tiling and a layout."""
+    stages, given = arguments.pop("by_stage", None) or {}, arguments.get("inputs")
+    rule, slices = arguments.pop("rule", None), arguments.pop("max_slices", None)
+    patch = ((arguments.get("vision") or {}).get("init_args") or {}).get("patch", 14)
+    side = arguments.get("image_size", SIDES.get(family, 336))
+    rule = None if rule == "official" else rule
+
+    def full(inputs: Config) -> Config:
+        size, aspect = inputs.get("image_size") or side, inputs.get("aspect", "pad")
+        limit = 1 if aspect == "overview" else slices
+        tiling, layout = {
+            "stretch": ("lit_mm.tiling.Stretch", "InOrder"),
+            "crop": ("lit_mm.tiling.CentreCrop", "InOrder"),
+            "pad": ("lit_mm.tiling.Pad", "InOrder"),
+            "anyres": ("lit_mm.tiling.AnyRes", "BaseThenUnpaddedRows"),
+            "overview": ("lit_mm.tiling.Uhd", "InOrder"),
+            "slices": ("lit_mm.tiling.Uhd", "SlicesThenOverview"),
+            "slices_arxiv": ("lit_mm.tiling.UhdArxiv", "InOrder"),
+        }[aspect]
+        if aspect == "anyres":
+            sizes = {"tile": size, "rule": rule}
+        elif aspect in ("stretch", "crop", "pad"):
+            sizes = {"size": size}
+        else:
+            sizes = {"size": size, "patch": patch, "max_slices": limit}
+        return {
+            "tiling": component(tiling, **sizes),
+            "layout": component(f"lit_mm.samples.{layout}", rule=rule if aspect == "anyres" else None),
+            "prompt": inputs.get("prompt") or CHAT,
+            "fill": BLACK if aspect == "anyres" else MEAN_COLOUR,
+            "max_length": inputs.get("max_length", 2048),
+        }
+
+    default = {"aspect": ASPECTS.get(family, "pad"), "max_length": LENGTHS.get(family, 2048)}
+    default |= {"prompt": QWEN_CHAT} if family == "QwenVL" else {}
+    model = full(default if given is None else given)
+    return model, {name: changes(full(inputs or {}), model) for name, inputs in stages.items()}
+
+
+def by_function(family: str, arguments: Config) -> Translated:
+    """`Recombined`: functions become frozen dataclasses."""
+    for key in ("injection", "vision_injection"):
+        if is_function(arguments.get(key)):
+            arguments[key] = from_function(arguments[key])
+
+    def full(views: Config) -> Config:
+        layout = views.get("layout", "lit_mm.samples.layout.in_order")
+        return {
+            "tiling": from_function(views["tiling"]) if is_function(views.get("tiling")) else views.get("tiling"),
+            "layout": from_function(layout) if is_function(layout) else layout,
+            "prompt": views.get("prompt") or CHAT,
+            "fill": views.get("fill", MEAN_COLOUR),
+            "max_length": views.get("max_length", 4096),
+        }
+
+    stages, model = arguments.pop("by_stage", None) or {}, full(arguments["inputs"])
+    return model, {name: changes(full(views), model) for name, views in stages.items()}
+
+
+def by_limits(family: str, arguments: Config) -> Translated:
+    """4KHD: `limits` become tilings."""
+    stages, limits = arguments.pop("by_stage", None) or {}, arguments.pop("limits", None)
+    prompt, tile = arguments.pop("prompt", None), arguments.get("tile", 336)
+
+    def hd(max_tiles: int) -> Config:
+        return component("lit_mm.tiling.Hd", max_tiles=max_tiles, tile=tile)
+
+    def full(chosen: Config) -> Config:
+        sources = chosen.get("by_source") or {}
+        return {
+            "tiling": hd(chosen.get("max_tiles", 25)),
+            "by_source": {source: hd(most) for source, most in sources.items()},
+            "max_length": chosen.get("max_length", 16384),
+        }
+
+    model = full(limits or {}) | ({"prompt": prompt} if prompt else {})
+    return model, {name: changes(full(chosen or {}), model) for name, chosen in stages.items()}
+
+
+def by_prompt(family: str, arguments: Config) -> Translated:
+    """XComposer, XComposer2 and Monkey: `prompt` and `max_length` move into `inputs`; Monkey's "whole" is a tiling."""
+    stages, prompt = arguments.pop("by_stage", None) or {}, arguments.pop("prompt", None)
+    length = arguments.pop("max_length", None)
+    inputs = {} if prompt is None else {"prompt": prompt}
+    inputs |= {} if length is None else {"max_length": length}
+    whole = component(
+        "lit_mm.tiling.Whole", size=arguments.get("size", [896, 896]), window=arguments.get("window", 448)
+    )
+    return inputs, {name: {"tiling": whole} for name in stages}
+
+
+def typed_pages(family: str, arguments: Config) -> Translated:
+    """The nano language model's pre-training: a prompt for each stage."""
+    return {}, {name: {"prompt": prompt} for name, prompt in (arguments.pop("by_stage", None) or {}).items()}
+
+
+INPUTS: dict[str, Callable[[str, Config], Translated]] = {
+    **dict.fromkeys(sorted(BY_ASPECT), by_aspect),
+    **dict.fromkeys(("XComposer", "XComposer2", "Monkey"), by_prompt),
+    "Recombined": by_function,
+    "XComposer2HD": by_limits,
+    "TypedPages": typed_pages,
+}
+OWN_PROMPT = {"XComposer", "XComposer2", "XComposer2HD", "Monkey"}
+
+STEPS: tuple[Callable[[Config], Config], ...] = (translate_paths, translate_inputs)
