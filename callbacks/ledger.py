@@ -96,7 +96,8 @@ class DataLedger(StepObserver):
         if size == 1:
             losses, tokens = [step.loss * self._step_tokens], [self._step_tokens]
         self._begin()
-        entries = entries_of(trainer.datamodule.stream.samples(trainer.global_step - 1), lost, self.screen)
+        data, finished = trainer.datamodule, trainer.global_step - 1
+        entries = entries_of(data.stream.samples(finished), lost, data.screen_at(finished))
         self.seen += sum(entry.count for entry in entries)
         self.bad += sum(e.count for e in entries if e.outcome in OUTCOMES[2:] and e.kind != "no_supervision")
         if trainer.is_global_zero:

@@ -49,6 +49,8 @@ class MultimodalModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.network = network
+        self.free = free
+        self.stage_names: frozenset[str] = frozenset()  # stages that arguments of the constructor name
         self.strict_loading = False  # of a Trainer that resumes: `run_stages` has loaded the weights, and checked them
         self._make_processor = processor
         self.stage: Stage | None = None
@@ -61,22 +63,47 @@ class MultimodalModule(L.LightningModule):
         self.origins: dict[str, str] = {}  # part -> where its weights came from, until a stage trains it
         self._base: dict[str, dict[str, str]] = {}  # the digests of these parts
         if isinstance(network, MultimodalModel) and network.vision is not None:
-            require_parts(network.vision, network.connector, self.processor, free)
+            require_parts(network.vision, network.connector, self.processor, free, "model.init_args")
 
     @cached_property
     def processor(self) -> Processor:
         return self._make_processor()
 
+    def processors_of(self, stage: Stage) -> dict[int, Processor]:
+        """Optimizer step of a stage -> the processor of its training documents from that step on; it begins with 0.
+
+        Raises:
+            UserError: inputs of the stage that do not go with the parts of the model.
+        """
+        if self.processor is None:  # the model reads pixels alone
+            return {}
+        current = self.processor.with_inputs(stage.inputs)
+        processors = {0: current}
+        keys = {0: f"stages.{stage.name}.inputs"}
+        for step in sorted(stage.inputs_from):
+            current = processors[step] = current.with_inputs(stage.inputs_from[step])
+            keys[step] = f"stages.{stage.name}.inputs_from.{step}"
+        if getattr(self.network, "vision", None) is not None:
+            for step, processor in processors.items():
+                if processor is not self.processor:
+                    require_parts(self.network.vision, self.network.connector, processor, self.free, keys[step])
+        return processors
+
+    def processor_of(self, stage: Stage) -> Processor | None:
+        """The processor of a stage's training documents at its first step; see `processors_of`."""
+        return self.processors_of(stage).get(0)
+
     # --- parts ---------------------------------------------------------------------------------------------------
     def modules_by_part(self) -> dict[str, nn.Module]:
-        """Part name -> module. A module inside another one (partial LoRA in the language model) is listed before it."""
-        named = {"vision": self.network.vision, "connector": self.network.connector, "language": self.network.language}
-        return {name: module for name, module in named.items() if module is not None}
+        """Part name -> child of the network. A part inside of a child, such as partial LoRA, is not listed."""
+        parts = getattr(self.network, "parts_within", {})
+        return {parts.get(name, name): child for name, child in self.network.named_children()}
 
     def part_of(self, parameter: str) -> str:
-        """The part a parameter belongs to, from its name under `network`. A family that adds parts overrides this.
+        """The part that a parameter belongs to, from its name under `network`.
 
-        A module that holds what is never trained with the rest of it says so in `parts_within`: attribute -> part.
+        It is the child of the network that holds the parameter, unless a module on the way declares another part for
+        one of its attributes in `parts_within`, a mapping attribute -> part.
         """
         module: Any = self.network
         for name in parameter.split("."):

@@ -159,7 +159,7 @@ def component(name: str, **arguments: Any) -> Config:
 
 
 def from_function(value: Any) -> Any:
-    """{function: lit_mm.tiling.hd.plan_hd, arguments: {tile: 336}} -> {class_path: lit_mm.tiling.Hd, init_args: ...}."""
+    """{function: lit_mm.tiling.hd.plan_hd, arguments: ...} -> {class_path: lit_mm.tiling.Hd, init_args: ...}."""
     path, arguments = (value["function"], value.get("arguments")) if isinstance(value, Mapping) else (value, None)
     return component(FUNCTIONS.get(path.rpartition(".")[2], path), **(arguments or {}))
 

@@ -1,14 +1,11 @@
-"""What parts declare about themselves, read off their own arithmetic: no part is registered anywhere.
+"""Properties of parts, measured by running each part on small probe inputs. No part is registered anywhere.
 
-A tiling shows it in its plans, a layout in what it does to three small plans, a connector in its `token_grid`. What
-arithmetic cannot tell is an attribute, and optional: `image_size`, `any_size`, `drop_cls` and `windows` (that have
-adapters of their own) of a vision encoder; `grids`, `order` and `reads_class_token` of a connector, named and explained
-as in `lit_mm.combination.legal.Properties`.
+A tiling is run on a few image sizes, a layout on three small plans, a connector's `token_grid` on a few grids. Other
+properties are optional attributes, explained in `lit_mm.combination.legal.Properties`: `image_size`, `any_size`,
+`drop_cls` and `windows` of a vision encoder; `grids`, `order` and `reads_class_token` of a connector.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 from torch import nn
@@ -18,27 +15,27 @@ from lit_mm.connectors.beside import Beside
 from lit_mm.errors import UserError
 from lit_mm.samples.layout import Layout
 from lit_mm.samples.processor import Processor
-from lit_mm.tiling.plan import Size, TilePlan, View
+from lit_mm.tiling.grids import FixedGrid
+from lit_mm.tiling.plan import Size, TilePlan, Tiling, View
 
-Tiling = Callable[[int, int], TilePlan]
 PROBES = ((336, 336), (672, 1008), (1008, 672), (448, 1344), (1344, 448), (61, 97))  # (height, width), pixels
 SQUARES, OBLONG = ((12, 12), (24, 24)), (12, 24)  # grids of patches that 2, 3, 4 and 6 divide
 
 
-def require_parts(vision: nn.Module, connector: nn.Module, processor: Processor, free: frozenset[Part]) -> None:
-    """Refuse parts that do not go together in the model in use, in a stage, or for a source.
+def require_parts(
+    vision: nn.Module, connector: nn.Module, processor: Processor, free: frozenset[Part], key: str
+) -> None:
+    """Refuse parts that do not go together, for any source of documents.
 
     Args:
-        processor: of the model; it holds those of the stages.
+        processor: of the model in use or of a stage.
         free: the parts that the family lets a recipe choose.
+        key: key of the recipe that names the inputs, for the error.
     Raises:
         UserError: see `require_combination`.
     """
-    laid_out = {"model.init_args": processor}
-    laid_out |= {f"model.init_args.by_stage.{name}": own for name, own in processor.by_stage.items()}
-    for key, own in laid_out.items():
-        for tiling in (own.tiling, *own.by_source.values()):
-            require_combination(vision, connector, tiling, own.layout, key, free)
+    for tiling in (processor.tiling, *processor.by_source.values()):
+        require_combination(vision, connector, tiling, processor.layout, key, free)
 
 
 def require_combination(
@@ -126,7 +123,10 @@ def of_layout(layout: Layout) -> tuple[int, frozenset[Thumbnail], bool]:
     for thumbnail in ("first", "last", None):
         count = 4 + (thumbnail is not None)
         plan = TilePlan((56, 56), (2, 2), (View.whole((28, 28)),) * count, thumbnail)
-        runs = layout(plan, lambda size: (2, 2))
+        runs = layout(plan, FixedGrid(2, 2))
+        if not runs:  # it places nothing: the visual tokens go elsewhere
+            lays_out.add(thumbnail)
+            continue
         index = np.concatenate([[np.iinfo(np.int64).min] if isinstance(run, str) else run for run in runs])
         visual = index[index >= 0]
         if sorted(visual) != list(range(4 * count)):

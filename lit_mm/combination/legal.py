@@ -17,24 +17,24 @@ Thumbnail = Literal["first", "last"] | None
 
 @dataclass(frozen=True)
 class Properties:
-    """What the parts of one model declare. `lit_mm.combination.declared` reads it off them.
+    """Properties of the parts of one model. `lit_mm.combination.declared` measures them.
 
     Attributes:
-        view: tiling: size of every view, pixels; None: sizes follow the image.
-        thumbnail: tiling: which view is the whole image shrunk.
-        takes_view: vision encoder: the one size it takes, pixels; None: any.
-        class_token: vision encoder: hands its class token over.
-        reads_class_token: connector: can do with one.
-        grids: connector: the grids of patches it takes: any, square ones, or one only.
-        order: connector: its visual tokens lie as the patches do, row by row or column by column, or are queries that
-            lie nowhere.
-        learned: connector: vectors that a layout may place.
-        places: layout: learned vectors it places.
-        lays_out: layout: the thumbnails of plans whose visual tokens it places, all and once.
-        rows: layout: takes the tokens of a view apart into rows.
-        adapters: vision encoder: windows that have adapters of their own (Monkey's); 0: there are none.
-        windows: tiling: windows that it cuts every image into, the same ones whatever its size; 0: they follow the
-            image. As many as `adapters` where it makes views of the whole alone, which have none.
+        view: size of every view of the tiling, pixels; None: sizes follow the image.
+        thumbnail: position of the view of the whole image in the tiling's plans; None: there is none.
+        takes_view: the only view size of the vision encoder, pixels; None: it takes any.
+        class_token: True if the vision encoder returns its class token.
+        reads_class_token: True if the connector accepts a class token.
+        grids: grids of patches that the connector takes: any, square ones, or one only.
+        order: order of the connector's visual tokens: that of the patches row by row or column by column, or queries,
+            which have no place in the image.
+        learned: number of vectors of the connector that a layout may place.
+        places: number of learned vectors that the layout places.
+        lays_out: thumbnails of the plans whose visual tokens the layout places completely and once.
+        rows: True if the layout splits the tokens of a view into rows.
+        adapters: number of windows with adapters in the vision encoder (Monkey's); 0 if there are none.
+        windows: number of windows per image if fixed, else 0. It equals `adapters` for a tiling of views of the whole
+            alone, which have no adapters.
     """
 
     view: Size | None
@@ -119,7 +119,7 @@ def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
         names = ", ".join([*("newline", "separator")[: p.places], *(f"vector{n}" for n in range(3, p.places + 1))])
         yield "learned", f"`learned: [{names}]`", replace(p, learned=p.places)
     if p.adapters and p.windows:
-        said = f"`vision_injection.arguments.windows: {p.windows}`"
+        said = f"`vision_injection.init_args.windows: {p.windows}`"
         yield "vision", said, replace(p, adapters=p.windows)
     if p.class_token:
         yield "vision", "`vision.init_args.drop_cls: true`", replace(p, class_token=False)
@@ -132,15 +132,15 @@ def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
     if p.adapters:
         yield "vision", "`vision_injection: null`", replace(p, adapters=0)
     for name, places, whole, rows in (
-        ("base_then_unpadded_rows", 1, "first", True),
-        ("global_then_tiles", 2, "first", True),
-        ("slices_then_overview", 0, "last", False),
+        ("BaseThenUnpaddedRows", 1, "first", True),
+        ("GlobalThenTiles", 2, "first", True),
+        ("SlicesThenOverview", 0, "last", False),
     ):
         laid_out = replace(p, places=places, lays_out=frozenset({whole}), rows=rows)
-        yield "layout", f"`layout: lit_mm.samples.layout.{name}`", laid_out
+        yield "layout", f"`layout: lit_mm.samples.{name}`", laid_out
     everything = frozenset({"first", "last", None})
     in_order = replace(p, places=0, lays_out=everything, rows=False)
-    yield "layout", "`layout: lit_mm.samples.layout.in_order`", in_order
+    yield "layout", "`layout: lit_mm.samples.InOrder`", in_order
     projector = replace(p, grids="any", order="rows", reads_class_token=False)
     yield "connector", "`connector: lit_mm.connectors.mlp.MLPProjector`", projector
     if p.places > p.learned:  # it has a newline and a separator of its own
@@ -149,11 +149,11 @@ def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
     square = side[0] if side is not None and side[0] == side[1] else 336
     row = p.adapters or 2
     for name, arguments, whole, windows in (
-        ("anyres.plan_anyres", f"tile: {square}", "first", 0),
-        ("windows.plan_windows", f"size: [{square}, {row * square}], window: {square}", "last", row),
-        ("square.plan_pad", f"size: {square}", None, 0),
+        ("AnyRes", f"tile: {square}", "first", 0),
+        ("Windows", f"size: [{square}, {row * square}], window: {square}", "last", row),
+        ("Pad", f"size: {square}", None, 0),
     ):
-        said = f"`tiling: {{function: lit_mm.tiling.{name}, arguments: {{{arguments}}}}}`"
+        said = f"`tiling: {{class_path: lit_mm.tiling.{name}, init_args: {{{arguments}}}}}`"
         yield "tiling", said, replace(p, view=(square, square), thumbnail=whole, windows=windows)
 
 

@@ -181,24 +181,32 @@ def index_lengths(chosen: argparse.Namespace) -> None:
     cli = parsed(chosen.recipe, build=True)
     done = set()
     for stage in [one for one in cli.stages if chosen.stage in (None, one.name)] or [None]:
-        name = stage.name if stage is not None else ""
         module = cli.data_of(stage)
         if not hasattr(module, "maker"):  # it plans no samples
             continue
-        maker = module.maker(cli.model.processor.of_stage(name))
-        for source, key in enumerate(lengths.keys_of(maker)):
-            if key is None or key in done:
-                continue
-            done.add(key)
-            if chosen.rebuild:
-                lengths.forget(maker, source)
-            samples, called = maker.documents.sizes[source], maker.documents.names[source]
-            with bar(f"lengths of {called}", samples) as progress:
-                unknown = lengths.build(maker, source, progress)
-            print(
-                f"{called}: lengths of {samples} samples{f' as stage {name!r} lays them out' if name else ''}"
-                + (f"; {unknown} of them cannot be trained on" if unknown else "")
-            )
+        processors = {0: cli.model.processor} if stage is None else cli.model.processors_of(stage)
+        for step, processor in processors.items():
+            maker = module.maker(processor)
+            for source, key in enumerate(lengths.keys_of(maker)):
+                if key is None or key in done:
+                    continue
+                done.add(key)
+                if chosen.rebuild:
+                    lengths.forget(maker, source)
+                samples, name = maker.documents.sizes[source], maker.documents.names[source]
+                with bar(f"lengths of {name}", samples) as progress:
+                    unknown = lengths.build(maker, source, progress)
+                print(
+                    f"{name}: lengths of {samples} samples{layout_name(stage, step)}"
+                    + (f"; {unknown} of them cannot be trained on" if unknown else "")
+                )
+
+
+def layout_name(stage: Stage | None, step: int) -> str:
+    """The layout that lengths were counted under, for a message."""
+    if stage is None:
+        return ""
+    return f" as stage {stage.name!r} lays them out" + (f" from step {step} on" if step else "")
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
@@ -381,7 +389,7 @@ def processor_and_documents(chosen: argparse.Namespace) -> tuple[Processor, Any]
     if chosen.stage is not None and chosen.stage not in named:
         raise UserError(f"--stage names {chosen.stage!r}; the recipe has {list(named)}")
     stage = named[chosen.stage] if chosen.stage else next(iter(named.values()), None)
-    processor = cli.model.processor if stage is None else cli.model.processor.of_stage(stage.name)
+    processor = cli.model.processor if stage is None else cli.model.processor_of(stage)
     if chosen.source is not None:
         return processor, declared(chosen.source)
     return processor, (cli.datamodule if stage is None else cli.data_of(stage)).source()

@@ -107,7 +107,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
         seen = seen_images(processor, sizes)
         plan |= seen
         for stage, planned in zip(stages, plan["stages"], strict=True):
-            of_stage = seen_images(processor.of_stage(stage.name), sizes)
+            of_stage = seen_images(model.processor_of(stage), sizes)
             planned |= {key: of_stage.get(key, {}) for key in seen | of_stage if of_stage.get(key) != seen.get(key)}
     return plan
 

@@ -146,8 +146,10 @@ class RecipeCLI(LightningCLI):
         """
         check_recipe(self.stages, self.model.parts())
         named = {stage.name for stage in self.config_init.stages or []}
-        if unknown := sorted(set(getattr(self.model, "by_stage", ())) - named):
-            raise UserError(f"`model.init_args.by_stage` names {unknown}; the recipe has the stages {sorted(named)}")
+        if unknown := sorted(self.model.stage_names - named):
+            raise UserError(f"`model.init_args` names the stages {unknown}; the recipe has {sorted(named)}")
+        for stage in self.stages:
+            self.model.processors_of(stage)
         check_launch(self.trainer_of([], []))
         for stage in self.stages:
             if not len(self.data_of(stage).source()):

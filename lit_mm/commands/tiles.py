@@ -77,14 +77,14 @@ def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
     Raises:
         UserError: no such stage, or the model takes no images.
     """
-    processor, names = cli.model.processor, [one.name for one in cli.stages]
+    processor, stages = cli.model.processor, {named.name: named for named in cli.stages}
     if getattr(processor, "token_grid", None) is None:
         raise UserError("tiles: the model of this recipe lays out no images")
     if stage is None:
         return processor
-    if stage not in names:
-        raise UserError(f"--stage names {stage!r}; the recipe has {names}")
-    return processor.of_stage(stage)
+    if stage not in stages:
+        raise UserError(f"--stage names {stage!r}; the recipe has {list(stages)}")
+    return cli.model.processor_of(stages[stage])
 
 
 def cut(processor: Processor, width: int, height: int) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lit_mm.tiling.grids import GridRule
+
 
 class Beside(nn.Module, ABC):
     """A `lit_mm.model.Connector` that adds learned vectors to those of another, and leaves its visual tokens alone.
@@ -23,6 +25,11 @@ class Beside(nn.Module, ABC):
     def any_grid(self) -> bool:
         """Does the wrapped connector take views of several shapes together?"""
         return getattr(self.projector, "any_grid", False)
+
+    @property
+    def grid_rule(self) -> GridRule:
+        """Rule of the wrapped connector."""
+        return self.projector.grid_rule
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """That of the wrapped connector."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
+from lit_mm.tiling.grids import HalvedColumns
 
 
 # V views, S side of the patch grid, N = S^2 patches, D vision width, E language width, T = ceil(S / 2)
@@ -30,6 +31,7 @@ class DownsampleMLP(nn.Module):
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__()
         self.language_width = language_width
+        self.grid_rule = HalvedColumns()
         self.mlp = nn.Sequential(
             nn.LayerNorm(4 * vision_width),
             nn.Linear(4 * vision_width, language_width),
@@ -39,8 +41,7 @@ class DownsampleMLP(nn.Module):
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches -> half as many, rounded up. The order inside is column by column."""
-        rows, columns = grid
-        return -(-columns // 2), -(-rows // 2)
+        return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ class WithFlags(Beside):
         language_width: E.
     Source: XComposer's `flag_image_start` and `flag_image_end`: zeros, and never trained by the release.
     """
+
+    parts_within: ClassVar[dict[str, str]] = {"start": "flags", "end": "flags"}
 
     def __init__(self, projector: nn.Module, language_width: int) -> None:
         super().__init__(projector)

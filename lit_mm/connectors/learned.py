@@ -29,6 +29,7 @@ class WithLearned(Beside):
             raise UserError(f"learned vectors need names that differ, such as [newline, separator], got {list(names)}")
         drawn = {name: nn.Parameter(torch.randn(language_width) * language_width**-0.5) for name in names}
         self.vectors = nn.ParameterDict(drawn)
+        self.vectors.parts_within = {name: name for name in names}
 
     def learned(self) -> Tensor:
         """[K, E]: the vectors in order, then the wrapped connector's."""

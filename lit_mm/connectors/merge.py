@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.layers.start import start_at
+from lit_mm.tiling.grids import MergedGrid
 
 
 # V views, N patches, D vision width, S merge side, M = N / S^2 tokens, E language width
@@ -41,6 +42,7 @@ class MergeMLP(nn.Module):
         if merge < 1:
             raise UserError(f"MergeMLP: `merge` is the side of a block of patches and at least 1, got {merge}")
         self.vision_width, self.language_width, self.merge = vision_width, language_width, merge
+        self.grid_rule = MergedGrid(merge, "MergeMLP")
         self.standardise = standardise
         width = merge**2 * vision_width
         self.newline = nn.Parameter(torch.zeros(width))
@@ -55,13 +57,7 @@ class MergeMLP(nn.Module):
         Raises:
             UserError: a side that S does not divide.
         """
-        rows, columns = grid
-        if rows % self.merge or columns % self.merge:
-            raise UserError(
-                f"MergeMLP(merge={self.merge}) needs a grid of patches that {self.merge} divides, got {rows} x "
-                f"{columns}. Choose another tile size"
-            )
-        return rows // self.merge, columns // self.merge
+        return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
         """[2, E]: newline, separator."""

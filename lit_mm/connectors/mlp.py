@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.layers.start import start_at
+from lit_mm.tiling.grids import SameGrid
 
 
 # V views, N patches, D vision width, E language width
@@ -42,6 +43,7 @@ class MLPProjector(nn.Module):
         if depth < 1:
             raise UserError(f"MLPProjector: `depth` counts its linears and is at least 1, got {depth}")
         self.vision_width, self.language_width = vision_width, language_width
+        self.grid_rule = SameGrid()
         self.standardise = standardise
         layers: list[nn.Module] = [nn.Linear(vision_width, language_width)]
         for _ in range(depth - 1):
@@ -52,7 +54,7 @@ class MLPProjector(nn.Module):
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches -> the same of visual tokens."""
-        return grid
+        return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""

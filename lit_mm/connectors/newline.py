@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ class WithNewline(Beside):
         language_width: E.
     Source: LLaVA-NeXT, `image_newline`: N(0, 1) / sqrt(E).
     """
+
+    parts_within: ClassVar[dict[str, str]] = {"newline": "newline"}
 
     def __init__(self, projector: nn.Module, language_width: int) -> None:
         super().__init__(projector)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lit_mm.connectors.qformer import QFormer
 from lit_mm.layers.start import start_at
+from lit_mm.tiling.grids import FixedGrid
 
 
 # V views, N features each, D vision width, Q queries, E language width
@@ -40,6 +41,7 @@ class QFormerProjector(nn.Module):
     ) -> None:
         super().__init__()
         self.language_width = language_width
+        self.grid_rule = FixedGrid(1, queries)
         self.norm = nn.LayerNorm(vision_width)
         self.qformer = QFormer(
             vision_width,
@@ -57,7 +59,7 @@ class QFormerProjector(nn.Module):
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Any (rows, columns) of patches -> one row of Q visual tokens."""
-        return 1, len(self.qformer.queries)
+        return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""

@@ -13,6 +13,7 @@ from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
 from lit_mm.layers.start import start_at, start_local, start_resampler
+from lit_mm.tiling.grids import FixedGrid
 
 # V views, N patches, D vision width, E language width, Q queries (a square grid), H heads
 
@@ -62,6 +63,7 @@ class Resampler(nn.Module):
             )
         self.vision_width, self.language_width = vision_width, language_width
         self.grid_size, self.heads, self.standardise = grid_size, heads, standardise
+        self.grid_rule = FixedGrid(grid_size, grid_size, square="Resampler")
         self.positions = nn.Parameter(sincos_table(language_width, grid_size), requires_grad=False)
         self.query = nn.Parameter(torch.empty(grid_size**2, language_width))
         same = vision_width == language_width
@@ -79,9 +81,7 @@ class Resampler(nn.Module):
         Raises:
             UserError: the patches are not a square grid, which the keys' positions need.
         """
-        if grid[0] != grid[1]:
-            raise UserError(f"Resampler: reads square grids of patches, got {grid[0]} x {grid[1]}")
-        return self.grid_size, self.grid_size
+        return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""
@@ -148,6 +148,11 @@ class NormalisedResampler(nn.Module):
         self.norm = nn.LayerNorm(language_width, eps=eps)
         self.proj = nn.Linear(language_width, language_width, bias=False)
         start_at(self.proj, start)
+
+    @property
+    def grid_rule(self) -> FixedGrid:
+        """See `Resampler`."""
+        return self.resampler.grid_rule
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """See `Resampler.token_grid`."""

@@ -15,6 +15,7 @@ from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
 from lit_mm.layers.start import start_at, start_local, start_resampler
+from lit_mm.tiling.grids import FixedGrid
 
 Grid = tuple[int, int]  # (rows, columns) of patches
 
@@ -75,6 +76,7 @@ class SliceResampler(nn.Module):
             raise UserError("SliceResampler: with `regions` a query sees its own alone; `local` needs `regions: false`")
         self.vision_width, self.language_width = vision_width, language_width
         self.side, self.heads, self.regions, self.standardise = side, heads, regions, standardise
+        self.grid_rule = FixedGrid(side, side)
         self.register_buffer("positions", sincos_table(language_width, side), persistent=False)
         self.query = nn.Parameter(torch.empty(side**2, language_width))
         same = vision_width == language_width
@@ -94,7 +96,7 @@ class SliceResampler(nn.Module):
 
     def token_grid(self, grid: Grid) -> Grid:
         """(rows, columns) of patches -> those of the queries, whatever the patches are."""
-        return self.side, self.side
+        return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
         """[0, E]: no newline, no separator."""

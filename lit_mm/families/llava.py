@@ -7,12 +7,13 @@ from collections.abc import Callable
 from torch import nn
 
 from lit_mm.connectors.linear import linear_projector
-from lit_mm.families.inputs import Inputs, make_processor
-from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.families.composition import compose
 from lit_mm.language.llama import Llama
-from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.llava import ChatPrompt
+from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
+from lit_mm.samples.layout import InOrder
+from lit_mm.tiling.square import CentreCrop
 
 
 class Llava(MultimodalModule):
@@ -28,8 +29,8 @@ class Llava(MultimodalModule):
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        inputs: prompt, aspect and length of the model in use, and of every stage that `by_stage` does not name.
-        by_stage: stage name -> inputs of its training documents.
+        inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
+            them further. None: as described above.
     Source: arXiv:2304.08485, section 4.1; github.com/haotian-liu/LLaVA c121f04 with `mm_projector_type: linear`. The
         image stands before the first question, as in that code; the paper draws whether before or after.
     """
@@ -42,17 +43,13 @@ class Llava(MultimodalModule):
         image_size: int = 224,
         connector: Callable[[int, int], nn.Module] = linear_projector,
         inputs: Inputs | None = None,
-        by_stage: dict[str, Inputs] | None = None,
     ) -> None:
         projector = connector(vision.width, language.width)
-        super().__init__(
-            network=MultimodalModel(language, vision, projector, fusion=scatter_visual),
-            processor=lambda: make_processor(
-                load_tokenizer(tokenizer),
-                inputs or Inputs(aspect="crop"),
-                by_stage,
-                image_size=image_size,
-                token_grid=lambda size: projector.token_grid(vision.token_grid(size)),
-            ),
+        default = Inputs(
+            tiling=CentreCrop(image_size),
+            layout=InOrder(),
+            prompt=ChatPrompt(),
+            max_length=2048,
+            fill=MEAN_COLOUR,
         )
-        self.by_stage = by_stage or {}
+        super().__init__(**compose(vision, projector, language, tokenizer, inputs, default))

@@ -8,13 +8,13 @@ from torch import nn
 
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.connectors.newline import WithNewline
-from lit_mm.families.inputs import Inputs, make_processor
-from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.families.composition import compose
 from lit_mm.language.llama import Llama
-from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.prompts.source import load_tokenizer
-from lit_mm.tiling.anyres import Rule
+from lit_mm.prompts.llava import ChatPrompt
+from lit_mm.samples.inputs import BLACK, Inputs
+from lit_mm.samples.layout import BaseThenUnpaddedRows
+from lit_mm.tiling.anyres import AnyRes
 
 
 class LlavaNext(MultimodalModule):
@@ -29,9 +29,10 @@ class LlavaNext(MultimodalModule):
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of a view, pixels.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        inputs: prompt, aspect and length of the model in use, and of every stage that `by_stage` does not name.
-        by_stage: stage name -> inputs of its training documents. The first stage is LLaVA-1.5's: one view, no newline.
-        rule: "official", or "hf" for checkpoints converted to Hugging Face transformers; see `plan_anyres` and `unpad`.
+        inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
+            them further. None: as described above. The first stage is LLaVA-1.5's, one view and no newline.
+            Checkpoints converted to Hugging Face transformers need the rule "hf" in tiling and layout, see
+            `plan_anyres` and `unpad`.
     Source: the authors' article of 30 January 2024; inference code github.com/haotian-liu/LLaVA c121f04, training code
         github.com/LLaVA-VL/LLaVA-NeXT df17966. The article's 1 x 4 and 4 x 1 grids are in no released config.
     """
@@ -44,22 +45,13 @@ class LlavaNext(MultimodalModule):
         image_size: int = 336,
         connector: Callable[[int, int], nn.Module] = MLPProjector,
         inputs: Inputs | None = None,
-        by_stage: dict[str, Inputs] | None = None,
-        rule: Rule = "official",
     ) -> None:
         projector = WithNewline(connector(vision.width, language.width), language.width)
-        super().__init__(
-            network=MultimodalModel(language, vision, projector, fusion=scatter_visual),
-            processor=lambda: make_processor(
-                load_tokenizer(tokenizer),
-                inputs or Inputs(aspect="anyres", max_length=4096),
-                by_stage,
-                image_size=image_size,
-                token_grid=lambda size: projector.token_grid(vision.token_grid(size)),
-                rule=rule,
-            ),
+        default = Inputs(
+            tiling=AnyRes(image_size),
+            layout=BaseThenUnpaddedRows(),
+            prompt=ChatPrompt(),
+            max_length=4096,
+            fill=BLACK,
         )
-        self.by_stage = by_stage or {}
-
-    def part_of(self, parameter: str) -> str:
-        return "newline" if parameter == "connector.newline" else super().part_of(parameter)
+        super().__init__(**compose(vision, projector, language, tokenizer, inputs, default))

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from torch import nn
 
 from lit_mm.connectors.slice_resampler import SliceResampler
-from lit_mm.families.inputs import Inputs, make_processor
-from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.families.composition import compose
 from lit_mm.language.llama import Llama
-from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
-from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.llava import ChatPrompt
+from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
+from lit_mm.samples.layout import SlicesThenOverview
+from lit_mm.tiling.uhd import Uhd
 
 
 class LlavaUHD(MultimodalModule):
@@ -23,8 +24,8 @@ class LlavaUHD(MultimodalModule):
     interpolated to each, all views of a batch in one call. 144 tokens a view and a separator for each slice: 336 x 336
     pixels are 144 tokens, 672 x 1088 are 1014. The first stage sees the overview alone.
 
-    The arXiv version is `connector: SliceResampler(side: 8, heads: 8, regions: false)` and the aspect "slices_arxiv":
-    64 tokens a view, no separators.
+    The arXiv version is `connector: SliceResampler(side: 8, heads: 8, regions: false)` with the tiling `UhdArxiv` and
+    the layout `InOrder`: 64 tokens a view, no separators.
 
     Args:
         vision: a `lit_mm.model.VisionEncoder` of `any_size`.
@@ -32,9 +33,8 @@ class LlavaUHD(MultimodalModule):
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the square whose area each view keeps, pixels.
         connector: makes a `lit_mm.model.Connector` of `any_grid`; called with (vision width, language width).
-        inputs: prompt, aspect and length of the model in use, and of every stage that `by_stage` does not name.
-        by_stage: stage name -> inputs of its training documents.
-        max_slices: see `plan_uhd` and `plan_uhd_arxiv`; None: 7 and 6, as published.
+        inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
+            them further. None: as described above.
     Source: arXiv:2403.11703 (ECCV 2024); github.com/thunlp/LLaVA-UHD, branch LLaVA-UHD-v1 dd7f6cc, which is followed
         where the arXiv version differs (6 slices, 64 tokens). Of the code of March 2024 only tiling and resampler are;
         its forward pass is known to be broken. The random resizing of training images is left out.
@@ -48,20 +48,13 @@ class LlavaUHD(MultimodalModule):
         image_size: int = 336,
         connector: Callable[[int, int], nn.Module] = SliceResampler,
         inputs: Inputs | None = None,
-        by_stage: dict[str, Inputs] | None = None,
-        max_slices: int | None = None,
     ) -> None:
         projector = connector(vision.width, language.width)
-        super().__init__(
-            network=MultimodalModel(language, vision, projector, fusion=scatter_visual),
-            processor=lambda: make_processor(
-                load_tokenizer(tokenizer),
-                inputs or Inputs(aspect="slices"),
-                by_stage,
-                image_size=image_size,
-                token_grid=lambda size: projector.token_grid(vision.token_grid(size)),
-                patch=vision.patch,
-                max_slices=max_slices,
-            ),
+        default = Inputs(
+            tiling=Uhd(size=image_size, patch=vision.patch),
+            layout=SlicesThenOverview(),
+            prompt=ChatPrompt(),
+            max_length=2048,
+            fill=MEAN_COLOUR,
         )
-        self.by_stage = by_stage or {}
+        super().__init__(**compose(vision, projector, language, tokenizer, inputs, default))

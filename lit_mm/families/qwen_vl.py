@@ -7,13 +7,13 @@ from collections.abc import Callable
 from torch import nn
 
 from lit_mm.connectors.resampler import NormalisedResampler
-from lit_mm.families.inputs import Inputs, make_processor
-from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.families.composition import compose
 from lit_mm.language.llama import Llama
-from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.qwen_vl import QwenChat
-from lit_mm.prompts.source import load_tokenizer
+from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
+from lit_mm.samples.layout import InOrder
+from lit_mm.tiling.plan import Stretch
 
 
 class QwenVL(MultimodalModule):
@@ -34,8 +34,8 @@ class QwenVL(MultimodalModule):
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels, of the model in use.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        inputs: prompt, aspect, length and size of the model in use, and of every stage that `by_stage` does not name.
-        by_stage: stage name -> inputs of its training documents, `image_size` among them.
+        inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
+            them further. None: as described above.
     Source: arXiv:2308.12966; visual.py, modeling_qwen.py and finetune.py of the release.
     """
 
@@ -47,17 +47,13 @@ class QwenVL(MultimodalModule):
         image_size: int = 448,
         connector: Callable[[int, int], nn.Module] = NormalisedResampler,
         inputs: Inputs | None = None,
-        by_stage: dict[str, Inputs] | None = None,
     ) -> None:
         resampler = connector(vision.width, language.width)
-        super().__init__(
-            network=MultimodalModel(language, vision, resampler, fusion=scatter_visual),
-            processor=lambda: make_processor(
-                load_tokenizer(tokenizer),
-                inputs or Inputs(prompt=QwenChat(), aspect="stretch"),
-                by_stage,
-                image_size=image_size,
-                token_grid=lambda size: resampler.token_grid(vision.token_grid(size)),
-            ),
+        default = Inputs(
+            tiling=Stretch(image_size),
+            layout=InOrder(),
+            prompt=QwenChat(),
+            max_length=2048,
+            fill=MEAN_COLOUR,
         )
-        self.by_stage = by_stage or {}
+        super().__init__(**compose(vision, resampler, language, tokenizer, inputs, default))

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 from torch import nn
 
 from lit_mm.connectors.flags import WithFlags
 from lit_mm.connectors.qformer_projector import QFormerProjector
-from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.families.composition import compose
 from lit_mm.language.llama import Llama
-from lit_mm.language.lora import XCOMPOSER_LINEARS, apply_lora, is_lora
-from lit_mm.model import MultimodalModel
+from lit_mm.language.lora import XCOMPOSER_LINEARS, apply_lora
 from lit_mm.module import MultimodalModule
-from lit_mm.prompts.prompt import Prompt
-from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer import XComposerPrompt
-from lit_mm.samples.layout import between_flags
-from lit_mm.samples.processor import Processor
-from lit_mm.tiling.plan import plan_square
-
-FLAGS = ("connector.start", "connector.end")
+from lit_mm.samples.inputs import WHITE, Inputs
+from lit_mm.samples.layout import BetweenFlags
+from lit_mm.tiling.plan import Stretch
 
 
 class XComposer(MultimodalModule):
@@ -38,10 +32,10 @@ class XComposer(MultimodalModule):
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        prompt: chat template and label rule.
         rank, alpha, dropout: of LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
         linears: of every decoder layer that get LoRA.
-        max_length: longest sample, tokens.
+        inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
+            them further. None: as described above.
     Source: arXiv:2309.15112, section 3; modeling_InternLM_XComposer.py of the release.
     """
 
@@ -52,28 +46,19 @@ class XComposer(MultimodalModule):
         tokenizer: str,
         image_size: int = 224,
         connector: Callable[[int, int], nn.Module] = QFormerProjector,
-        prompt: Prompt | None = None,
         rank: int = 256,
         alpha: float | None = None,
         dropout: float = 0.05,
         linears: Sequence[str] = XCOMPOSER_LINEARS,
-        max_length: int = 2048,
+        inputs: Inputs | None = None,
     ) -> None:
         sampler = WithFlags(connector(vision.width, language.width), language.width)
         apply_lora(language, rank=rank, alpha=alpha, dropout=dropout, linears=linears)
-        super().__init__(
-            network=MultimodalModel(language, vision, sampler, fusion=scatter_visual),
-            processor=lambda: Processor(
-                load_tokenizer(tokenizer),
-                prompt or XComposerPrompt(),
-                tiling=partial(plan_square, size=image_size),
-                token_grid=lambda size: sampler.token_grid(vision.token_grid(size)),
-                layout=between_flags,
-                max_length=max_length,
-            ),
+        default = Inputs(
+            tiling=Stretch(image_size),
+            layout=BetweenFlags(),
+            prompt=XComposerPrompt(),
+            max_length=2048,
+            fill=WHITE,
         )
-
-    def part_of(self, parameter: str) -> str:
-        if parameter in FLAGS:
-            return "flags"
-        return "lora" if is_lora(parameter) else super().part_of(parameter)
+        super().__init__(**compose(vision, sampler, language, tokenizer, inputs, default))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import nn
 
 from lit_mm.connectors.mlp import MLPProjector
-from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.families.composition import compose
 from lit_mm.language.llama import Llama
-from lit_mm.language.partial_lora import apply_partial_lora, is_partial_lora
-from lit_mm.model import MultimodalModel
+from lit_mm.language.partial_lora import apply_partial_lora
 from lit_mm.module import MultimodalModule
-from lit_mm.prompts.prompt import Prompt
-from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.samples.processor import Processor
-from lit_mm.tiling.plan import plan_square
+from lit_mm.samples.inputs import WHITE, Inputs
+from lit_mm.samples.layout import InOrder
+from lit_mm.tiling.plan import Stretch
 
 
 class XComposer2(MultimodalModule):
@@ -33,9 +30,9 @@ class XComposer2(MultimodalModule):
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        prompt: chat template and label rule.
         rank, alpha, dropout: of the partial LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
-        max_length: longest sample, tokens.
+        inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
+            them further. None: as described above.
     Source: arXiv:2401.16420, section 3.1 and equation 1; build_mlp.py and modeling_internlm2.py of the release.
     """
 
@@ -46,24 +43,18 @@ class XComposer2(MultimodalModule):
         tokenizer: str,
         image_size: int = 490,
         connector: Callable[[int, int], nn.Module] = MLPProjector,
-        prompt: Prompt | None = None,
         rank: int = 256,
         alpha: float | None = None,
         dropout: float = 0.05,
-        max_length: int = 4096,
+        inputs: Inputs | None = None,
     ) -> None:
         projector = connector(vision.width, language.width)
         apply_partial_lora(language, rank=rank, alpha=alpha, dropout=dropout)
-        super().__init__(
-            network=MultimodalModel(language, vision, projector, fusion=scatter_visual),
-            processor=lambda: Processor(
-                load_tokenizer(tokenizer),
-                prompt or XComposer2Prompt(),
-                tiling=partial(plan_square, size=image_size),
-                token_grid=lambda size: projector.token_grid(vision.token_grid(size)),
-                max_length=max_length,
-            ),
+        default = Inputs(
+            tiling=Stretch(image_size),
+            layout=InOrder(),
+            prompt=XComposer2Prompt(),
+            max_length=4096,
+            fill=WHITE,
         )
-
-    def part_of(self, parameter: str) -> str:
-        return "partial_lora" if is_partial_lora(parameter) else super().part_of(parameter)
+        super().__init__(**compose(vision, projector, language, tokenizer, inputs, default))

@@ -2,42 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable
 
 from torch import nn
 
 from lit_mm.connectors.merge import MergeMLP
-from lit_mm.fusion.scatter import scatter_visual
+from lit_mm.families.composition import compose
 from lit_mm.language.llama import Llama
-from lit_mm.language.partial_lora import apply_partial_lora, is_partial_lora
-from lit_mm.model import MultimodalModel
+from lit_mm.language.partial_lora import apply_partial_lora
 from lit_mm.module import MultimodalModule
-from lit_mm.prompts.prompt import Prompt
-from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.samples.layout import global_then_tiles
-from lit_mm.samples.pixels import Normalise
-from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD, Processor
-from lit_mm.tiling.hd import plan_hd
-
-WHITE = (255, 255, 255)
-
-
-@dataclass
-class Limits:
-    """How many tiles an image may become: the H of "HD-H".
-
-    Attributes:
-        max_tiles: limit of documents whose source `by_source` does not name.
-        by_source: name of a data source -> its own limit. Published: 55 for DocVQA and InfoVQA.
-        max_length: longest sample, tokens.
-    """
-
-    max_tiles: int = 25
-    by_source: dict[str, int] = field(default_factory=dict)
-    max_length: int = 16384
+from lit_mm.samples.inputs import WHITE, Inputs
+from lit_mm.samples.layout import GlobalThenTiles
+from lit_mm.tiling.hd import Hd
 
 
 class XComposer2HD(MultimodalModule):
@@ -58,11 +35,10 @@ class XComposer2HD(MultimodalModule):
         tile: side of a view, pixels.
         connector: makes a `lit_mm.model.Connector` with two learned vectors, newline and separator; called with
             (vision width, language width).
-        prompt: chat template and label rule.
         rank, alpha, dropout: of the partial LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
-        limits: of the model in use, and of every stage that `by_stage` does not name. What was trained at one limit may
-            be asked at another: give `evaluate` or `generate` a config with other limits.
-        by_stage: stage name -> limits of its training documents.
+        inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
+            them further. None: HD-25. A model that was trained at one limit may be asked at another: give `evaluate` or
+            `generate` a config with another `max_tiles`.
     Source: arXiv:2404.06512; ixc_utils.py and build_mlp.py of the release.
     """
 
@@ -73,38 +49,18 @@ class XComposer2HD(MultimodalModule):
         tokenizer: str,
         tile: int = 336,
         connector: Callable[[int, int], nn.Module] = MergeMLP,
-        prompt: Prompt | None = None,
         rank: int = 256,
         alpha: float | None = None,
         dropout: float = 0.05,
-        limits: Limits | None = None,
-        by_stage: dict[str, Limits] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         projector = connector(vision.width, language.width)
         apply_partial_lora(language, rank=rank, alpha=alpha, dropout=dropout)
-
-        def make(chosen: Limits, stages: Mapping[str, Processor]) -> Processor:
-            return Processor(
-                load_tokenizer(tokenizer),
-                prompt or XComposer2Prompt(),
-                tiling=partial(plan_hd, max_tiles=chosen.max_tiles, tile=tile),
-                by_source={
-                    name: partial(plan_hd, max_tiles=most, tile=tile) for name, most in chosen.by_source.items()
-                },
-                layout=global_then_tiles,
-                token_grid=lambda size: projector.token_grid(vision.token_grid(size)),
-                normalise=Normalise(CLIP_MEAN, CLIP_STD, fill=WHITE),
-                max_length=chosen.max_length,
-                by_stage=stages,
-            )
-
-        super().__init__(
-            network=MultimodalModel(language, vision, projector, fusion=scatter_visual),
-            processor=lambda: make(
-                limits or Limits(), {name: make(chosen, {}) for name, chosen in (by_stage or {}).items()}
-            ),
+        default = Inputs(
+            tiling=Hd(tile=tile),
+            layout=GlobalThenTiles(),
+            prompt=XComposer2Prompt(),
+            max_length=16384,
+            fill=WHITE,
         )
-        self.by_stage = by_stage or {}
-
-    def part_of(self, parameter: str) -> str:
-        return "partial_lora" if is_partial_lora(parameter) else super().part_of(parameter)
+        super().__init__(**compose(vision, projector, language, tokenizer, inputs, default))

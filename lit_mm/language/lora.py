@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.layers.dropout import dropout
+from lit_mm.layers.injection import Injection
 
 XCOMPOSER_LINEARS = ("q_proj", "v_proj", "up_proj", "down_proj")
-
-
-def is_lora(parameter: str) -> bool:
-    """Does a parameter of this name belong to a low-rank branch (and not to the language model around it)?"""
-    return parameter.rsplit(".", 2)[-2:] in (["lora_a", "weight"], ["lora_b", "weight"])
 
 
 class LoRALinear(nn.Module):
@@ -32,6 +30,8 @@ class LoRALinear(nn.Module):
         dropout: on the branch's input, while training.
     Source: arXiv:2106.09685; class LoRALinear of the XComposer release (modeling_utils.py).
     """
+
+    parts_within: ClassVar[dict[str, str]] = {"lora_a": "lora", "lora_b": "lora"}
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float | None = None, dropout: float = 0.05) -> None:
         super().__init__()
@@ -82,3 +82,23 @@ def apply_lora(
                 )
             setattr(owners[name], name, LoRALinear(base, rank, alpha, dropout))
     return language
+
+
+@dataclass(frozen=True)
+class LoRA(Injection):
+    """LoRA as a recipe names it. See `apply_lora`.
+
+    Args:
+        rank: of the branches.
+        alpha: scale x rank; None: rank, a scale of 1.
+        dropout: on the branches' input, while training.
+        linears: names inside a layer's attention and feed-forward.
+    """
+
+    rank: int = 256
+    alpha: float | None = None
+    dropout: float = 0.05
+    linears: tuple[str, ...] = XCOMPOSER_LINEARS
+
+    def __call__(self, model: Llama) -> Llama:
+        return apply_lora(model, self.rank, self.alpha, self.dropout, self.linears)

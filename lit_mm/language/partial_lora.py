@@ -6,6 +6,8 @@ Text positions use the plain weights: what the model does with text alone stays 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +17,9 @@ from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.routed import Route, receive_routing
 from lit_mm.layers.dropout import dropout
+from lit_mm.layers.injection import Injection
 
-
-def is_partial_lora(parameter: str) -> bool:
-    """Does a parameter of this name belong to partial LoRA (and not to the language model around it)?"""
-    return parameter.rsplit(".", 2)[-2:] in (["lora_a", "weight"], ["lora_b", "weight"])
+PARTS = {"lora_a": "partial_lora", "lora_b": "partial_lora"}  # attribute -> part
 
 
 def low_rank_input(x: Tensor, index: Tensor, p: float, training: bool) -> Tensor:
@@ -50,6 +50,8 @@ class PartialLoRALinear(nn.Module):
         shared: the branch's A x comes from `route.low_rank`, and there is no A here (see `apply_partial_lora`).
     Source: arXiv:2401.16420, section 3.2, equation 1; class PLoRA of the release.
     """
+
+    parts_within: ClassVar[dict[str, str]] = PARTS
 
     def __init__(
         self,
@@ -134,6 +136,7 @@ def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, d
         attention, route = layer.self_attn, Route()
         attention.route = route
         attention.lora_a = new_down(attention.q_proj, rank)
+        attention.parts_within = PARTS
         for owner, names, shared in (
             (attention, ("q_proj", "k_proj", "v_proj"), True),
             (attention, ("o_proj",), False),
@@ -147,3 +150,21 @@ def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, d
         attention.register_forward_hook(forget_low_rank)
     language.routed = True
     return language
+
+
+@dataclass(frozen=True)
+class PartialLoRA(Injection):
+    """Partial LoRA as a recipe names it. See `apply_partial_lora`.
+
+    Args:
+        rank: of the branches.
+        alpha: scale x rank; None: rank, a scale of 1.
+        dropout: on the branches' input, while training.
+    """
+
+    rank: int = 256
+    alpha: float | None = None
+    dropout: float = 0.05
+
+    def __call__(self, model: Llama) -> Llama:
+        return apply_partial_lora(model, self.rank, self.alpha, self.dropout)

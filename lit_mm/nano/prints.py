@@ -262,6 +262,3 @@ class PrintPretraining(MultimodalModule):
 
     def __init__(self, vision: ViT) -> None:
         super().__init__(network=PrintNetwork(vision), processor=lambda: None)
-
-    def modules_by_part(self) -> dict[str, nn.Module]:
-        return dict(self.network.named_children())

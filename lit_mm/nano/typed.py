@@ -7,9 +7,9 @@ across the views of a page where a family cuts it into several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,27 +26,29 @@ from lit_mm.prompts.prompt import Prompt, Run
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.tokenizer import Tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.samples.layout import Layout, base_then_unpadded_rows, global_then_tiles, in_order, slices_then_overview
+from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.layout import BaseThenUnpaddedRows, GlobalThenTiles, InOrder, Layout, SlicesThenOverview
 from lit_mm.samples.processor import Processor, Sample
 from lit_mm.stages.stage import Stage
 from lit_mm.stream.order import stable_hash
-from lit_mm.tiling.anyres import plan_anyres
-from lit_mm.tiling.hd import plan_hd
-from lit_mm.tiling.plan import TilePlan, View, plan_square
-from lit_mm.tiling.uhd import plan_uhd
-from lit_mm.tiling.windows import plan_windows
+from lit_mm.tiling.anyres import AnyRes
+from lit_mm.tiling.grids import FixedGrid, SameGrid
+from lit_mm.tiling.hd import Hd
+from lit_mm.tiling.plan import Stretch, Tiling, View
+from lit_mm.tiling.uhd import Uhd
+from lit_mm.tiling.windows import Windows
 
 SLOTS = 6  # tokens a cell: a located shape has as many
 TILE = 112  # side of a view of the nano recipes, pixels
 LEARNED = 2  # vectors that a layout may place: newline, separator
 
 # How the families show a page: tiling, layout, and the side of what a visual token covers, in cells of a view
-WAYS: dict[str, tuple[Callable[[int, int], TilePlan], Layout, int]] = {
-    "whole": (partial(plan_square, size=TILE), in_order, 1),
-    "anyres": (partial(plan_anyres, tile=TILE), base_then_unpadded_rows, 1),
-    "hd": (partial(plan_hd, tile=TILE, max_tiles=4), global_then_tiles, 2),
-    "slices": (partial(plan_uhd, size=TILE, max_slices=4), slices_then_overview, 1),
-    "windows": (partial(plan_windows, size=(2 * TILE, 2 * TILE), window=TILE), in_order, 1),
+WAYS: dict[str, tuple[Tiling, Layout, int]] = {
+    "whole": (Stretch(TILE), InOrder(), 1),
+    "anyres": (AnyRes(TILE), BaseThenUnpaddedRows(), 1),
+    "hd": (Hd(max_tiles=4, tile=TILE), GlobalThenTiles(), 2),
+    "slices": (Uhd(max_slices=4, size=TILE), SlicesThenOverview(), 1),
+    "windows": (Windows((2 * TILE, 2 * TILE), TILE), InOrder(), 1),
 }
 
 
@@ -74,6 +76,7 @@ class Templates:
         return frozenset().union(*(chat.stop_ids(tokenizer) for chat in self.chats))
 
 
+@dataclass(frozen=True)
 class TypedProcessor(Processor):
     """Puts [slots, rows, columns] token ids where `Processor` puts pixels."""
 
@@ -85,24 +88,25 @@ class TypedProcessor(Processor):
         ]
 
 
+@dataclass(frozen=True)
 class DrawnProcessor(TypedProcessor):
     """Shows each document in one of several ways, drawn by its id.
 
     Args:
-        ways: one that is named twice is drawn twice as often.
+        ways: processors to draw from; one that is named twice is drawn twice as often.
     """
 
-    def __init__(self, ways: Sequence[TypedProcessor]) -> None:
-        first = ways[0]
-        super().__init__(
-            first.tokenizer,
-            first.prompt,
-            tiling=first.tiling,
-            layout=first.layout,
-            token_grid=first.token_grid,
-            max_length=first.max_length,
-        )
-        self.ways = ways
+    _: KW_ONLY
+    ways: tuple[TypedProcessor, ...] = ()
+
+    @classmethod
+    def of_ways(cls, ways: Sequence[TypedProcessor]) -> DrawnProcessor:
+        """The processor that draws from `ways`; its other fields are those of the first."""
+        return cls(**{field.name: getattr(ways[0], field.name) for field in fields(ways[0])}, ways=tuple(ways))
+
+    def with_inputs(self, inputs: Inputs | None) -> DrawnProcessor:
+        """See `Processor.with_inputs`; every way changes."""
+        return self.of_ways([way.with_inputs(inputs) for way in self.ways])
 
     def lay_out(self, document: Document) -> Sample:
         return self._way(document).lay_out(document)
@@ -140,6 +144,7 @@ class Cells(nn.Module):
     def __init__(self, side: int, width: int, vocab_size: int) -> None:
         super().__init__()
         self.side, self.width = side, width
+        self.patch_grid = FixedGrid(side, side)
         self.noise = 0.0
         self.table = nn.Parameter(torch.randn(SLOTS, vocab_size, width) * 0.02)
         self.row = nn.Parameter(torch.randn(side, 1, width) * 0.02)
@@ -147,7 +152,7 @@ class Cells(nn.Module):
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """The same for every view."""
-        return self.side, self.side
+        return self.patch_grid(size)
 
     def forward(self, typed: Tensor) -> Tensor:
         """[V, slots, R, C] token ids -> [V, R * C, E]. R and C divide the side; a larger cell tells its mean place."""
@@ -165,12 +170,14 @@ class Cells(nn.Module):
 class Straight(nn.Module):
     """A connector that changes nothing. Its learned vectors are zero: every family learns its own, from small ones."""
 
+    grid_rule: ClassVar[SameGrid] = SameGrid()
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        return grid
+        return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
         return torch.zeros(LEARNED, self.width)
@@ -188,7 +195,6 @@ class TypedPages(MultimodalModule):
         side: rows and columns of cells.
         noise: stage name -> most standard deviation of the noise on the cells; none where a stage is not named.
         prompt: chat template and label rule.
-        by_stage: stage name -> the prompt of its training documents.
         views: stage name -> names of `WAYS` to show a page, one drawn for every training document; "whole" where a
             stage is not named.
         max_length: longest sample, tokens.
@@ -203,51 +209,43 @@ class TypedPages(MultimodalModule):
         side: int = 8,
         noise: dict[str, float] | None = None,
         prompt: Prompt | None = None,
-        by_stage: dict[str, Prompt] | None = None,
         views: dict[str, list[str]] | None = None,
         max_length: int = 4096,
     ) -> None:
         cells = Cells(side, language.width, language.vocab_size)
-        by_stage, views, prompt = by_stage or {}, views or {}, prompt or XComposer2Prompt()
-        for stage, ways in views.items():
-            if not ways or set(ways) - set(WAYS):
-                raise UserError(f"TypedPages: `views.{stage}` takes at least one of {', '.join(WAYS)}, got {ways}")
+        for stage, names in (views or {}).items():
+            if not names or set(names) - set(WAYS):
+                raise UserError(f"TypedPages: `views.{stage}` takes at least one of {', '.join(WAYS)}, got {names}")
         tokens = load_tokenizer(tokenizer)
+        template = prompt or XComposer2Prompt()
 
-        def shown(prompt: Prompt, way: str, **more: Any) -> TypedProcessor:
+        def shown(way: str) -> TypedProcessor:
             tiling, layout, covers = WAYS[way]
-            grid = (side // covers, side // covers)
+            grid = FixedGrid(side // covers, side // covers)
             return TypedProcessor(
-                tokens,
-                prompt,
-                tiling=tiling,
-                layout=layout,
-                token_grid=lambda size: grid,
-                max_length=max_length,
-                **more,
+                tokens, template, tiling=tiling, layout=layout, token_grid=grid, max_length=max_length
             )
 
-        super().__init__(
-            network=MultimodalModel(language, cells, Straight(language.width), fusion=scatter_visual),
-            processor=lambda: shown(
-                prompt,
-                "whole",
-                by_stage={
-                    name: DrawnProcessor([shown(by_stage.get(name, prompt), way) for way in views.get(name, ["whole"])])
-                    for name in {**by_stage, **views}
-                },
-            ),
-        )
+        network = MultimodalModel(language, cells, Straight(language.width), fusion=scatter_visual)
+        network.parts_within = {"vision": "cells"}
+        super().__init__(network=network, processor=lambda: shown("whole"))
+        self.drawn = {
+            stage: DrawnProcessor.of_ways([shown(way) for way in ways]) for stage, ways in (views or {}).items()
+        }
         self.noise = dict(noise or {})
-        self.by_stage = {**by_stage, **views, **self.noise}  # whatever names a stage, for the check of the recipe
+        self.stage_names = frozenset({*self.drawn, *self.noise})
+
+    def processors_of(self, stage: Stage) -> dict[int, Processor]:
+        """See `MultimodalModule.processors_of`; a stage in `views` draws a way for every document."""
+        processors = super().processors_of(stage)
+        if stage.name not in self.drawn:
+            return processors
+        current = self.drawn[stage.name].with_inputs(stage.inputs)
+        drawn = {0: current}
+        for step in sorted(stage.inputs_from):
+            current = drawn[step] = current.with_inputs(stage.inputs_from[step])
+        return drawn
 
     def begin(self, stage: Stage, **place: int) -> None:
         super().begin(stage, **place)
         self.network.vision.noise = self.noise.get(stage.name, 0.0)
-
-    def modules_by_part(self) -> dict[str, nn.Module]:
-        return {"cells": self.network.vision, "language": self.network.language}
-
-    def part_of(self, parameter: str) -> str:
-        part = super().part_of(parameter)
-        return "cells" if part == "vision" else part

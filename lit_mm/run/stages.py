@@ -40,7 +40,7 @@ def run_stages(
     for number, stage in enumerate(stages, start=1):
         data = data_of(stage)
         trainer = trainer_of(max_steps=stage.max_steps or 1)
-        processor = module.processor and module.processor.of_stage(stage.name)  # pixels alone need none
+        processor = module.processor_of(stage)
         steps = data.begin(processor, stage, seed=seed, rank=trainer.global_rank, world=trainer.world_size)
         trainer = trainer_of(max_steps=steps, accumulate_grad_batches=data.stream.accumulation)
         resumed = saved is not None and number == saved.number

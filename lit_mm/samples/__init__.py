@@ -1,1 +1,12 @@
 """Samples and batches: a document laid out as token ids, labels and views; several collated into one batch."""
+
+from lit_mm.samples.layout import (
+    BaseThenUnpaddedRows,
+    BetweenFlags,
+    GlobalThenTiles,
+    InOrder,
+    Layout,
+    SlicesThenOverview,
+)
+
+__all__ = ["BaseThenUnpaddedRows", "BetweenFlags", "GlobalThenTiles", "InOrder", "Layout", "SlicesThenOverview"]

@@ -8,8 +8,9 @@ A run of text is a separator: one token, embedded as text (the count therefore n
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,8 +21,12 @@ Run = np.ndarray | str
 TokenGrid = Callable[[Size], tuple[int, int]]  # encode size of a view, pixels -> (rows, columns) of visual tokens
 
 
-class Layout(Protocol):
-    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]: ...
+class Layout(ABC):
+    """A rule that arranges the visual tokens of a plan in the text. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        """The runs that a plan becomes; an empty list places nothing."""
 
 
 def in_order(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
@@ -101,3 +106,49 @@ def base_then_unpadded_rows(plan: TilePlan, token_grid: TokenGrid, *, rule: Rule
     cells = tile_map(plan, token_grid)
     top, left, rows, columns = unpad(plan.image, cells.shape, rule=rule)
     return [base, with_newlines(cells[top : top + rows, left : left + columns])]
+
+
+@dataclass(frozen=True)
+class InOrder(Layout):
+    """All visual tokens of all views in order, and nothing else. See `in_order`."""
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return in_order(plan, token_grid)
+
+
+@dataclass(frozen=True)
+class BetweenFlags(Layout):
+    """A start vector, all visual tokens in order, an end vector. See `between_flags`."""
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return between_flags(plan, token_grid)
+
+
+@dataclass(frozen=True)
+class GlobalThenTiles(Layout):
+    """The rows of the global view, a separator, the rows of all tiles. See `global_then_tiles`."""
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return global_then_tiles(plan, token_grid)
+
+
+@dataclass(frozen=True)
+class SlicesThenOverview(Layout):
+    """Slices with text between them, then the overview. See `slices_then_overview`."""
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return slices_then_overview(plan, token_grid)
+
+
+@dataclass(frozen=True)
+class BaseThenUnpaddedRows(Layout):
+    """The view of the whole, then the rows of all tiles without padding. See `base_then_unpadded_rows`.
+
+    Args:
+        rule: "official" or "hf", the rule of the tiling `AnyRes`.
+    """
+
+    rule: Rule = "official"
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return base_then_unpadded_rows(plan, token_grid, rule=self.rule)

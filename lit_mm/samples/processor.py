@@ -1,9 +1,9 @@
-"""The processor of a family: tiling + layout + prompt. The one owner of the token count."""
+"""The processor of a model: tiling, layout and prompt. It alone counts visual tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Prompt
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
 from lit_mm.samples.batch import IGNORE
-from lit_mm.samples.layout import Layout, TokenGrid, in_order
+from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.layout import InOrder, Layout
 from lit_mm.samples.length import Length
 from lit_mm.samples.pixels import Normalise, cut_views
-from lit_mm.tiling.plan import Size, TilePlan, plan_square
+from lit_mm.tiling.grids import GridRule
+from lit_mm.tiling.plan import Size, TilePlan, Tiling
 
 TEXT = np.iinfo(np.int64).min  # in `Sample.index`: the position holds text
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -55,48 +57,53 @@ class Sample:
         return Length(len(self), len(self.tokens_per_view), int((self.labels[1:] != IGNORE).sum()))
 
 
+@dataclass(frozen=True)
 class Processor:
-    """Turns documents into samples, and samples into views.
+    """Turns documents into samples, and samples into views. It is plain data and pickles.
 
     Args:
         tokenizer: of the language model.
-        prompt: the family's template and label rule.
-        tiling: (height, width) -> `TilePlan`; a pure function.
-        layout: `TilePlan` -> runs of visual tokens, learned vectors and text.
-        token_grid: encode size of a view, pixels -> (rows, columns) of visual tokens it becomes; None for a language
-            model alone, which takes no pictures.
+        prompt: template and label rule.
+        tiling: rule that cuts an image into views; None for a language model alone.
+        layout: rule that arranges visual tokens, learned vectors and text.
+        token_grid: encode size of a view, pixels -> (rows, columns) of its visual tokens; None for a language model
+            alone, which reads no pictures.
         normalise: pixel mean and standard deviation, padding colour, resize backend.
-        max_length: longest sample in tokens; a longer one is refused.
-        by_source: name of a document's source -> its own tiling, where some data is worth more views than other.
-        by_stage: stage name -> what lays out the training documents of that stage, where a recipe changes its prompt or
-            tiling from stage to stage. Questions are always asked through this processor.
+        max_length: longest sample, tokens; a longer one is refused.
+        by_source: name of a document's source -> tiling of its pictures, if it differs.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt: Prompt,
-        *,
-        tiling: Callable[[int, int], TilePlan] = plan_square,
-        token_grid: TokenGrid | None = None,
-        layout: Layout = in_order,
-        normalise: Normalise | None = None,
-        max_length: int = 4096,
-        by_stage: Mapping[str, Processor] | None = None,
-        by_source: Mapping[str, Callable[[int, int], TilePlan]] | None = None,
-    ) -> None:
-        self.tokenizer, self.prompt = tokenizer, prompt
-        self.tiling, self.layout, self.token_grid = tiling, layout, token_grid
-        self.normalise = normalise or Normalise(CLIP_MEAN, CLIP_STD)
-        self.max_length = max_length
-        self.by_stage, self.by_source = dict(by_stage or {}), dict(by_source or {})
+    tokenizer: Tokenizer
+    prompt: Prompt
+    _: KW_ONLY
+    tiling: Tiling | None = None
+    token_grid: GridRule | None = None
+    layout: Layout = field(default_factory=InOrder)
+    normalise: Normalise = field(default_factory=lambda: Normalise(CLIP_MEAN, CLIP_STD))
+    max_length: int = 4096
+    by_source: Mapping[str, Tiling] = field(default_factory=dict)
 
-    def of_stage(self, name: str) -> Processor:
-        """What lays out the training documents of the stage `name`."""
-        return self.by_stage.get(name, self)
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, inputs: Inputs, token_grid: GridRule) -> Processor:
+        """The processor of a model that reads images.
 
-    def tiling_of(self, source: str) -> Callable[[int, int], TilePlan]:
-        """What tiles the images of documents from this source."""
+        Args:
+            inputs: complete, apart from `fill`, `max_length` and `by_source`, which have defaults.
+        """
+        return cls(tokenizer, inputs.prompt, token_grid=token_grid).with_inputs(inputs)
+
+    def with_inputs(self, inputs: Inputs | None) -> Processor:
+        """This processor with the fields that `inputs` sets; None sets none."""
+        if inputs is None:
+            return self
+        names = ("tiling", "layout", "prompt", "max_length", "by_source")
+        changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
+        if inputs.fill is not None:
+            changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))
+        return replace(self, **changes) if changes else self
+
+    def tiling_of(self, source: str) -> Tiling:
+        """The tiling of images of documents from this source."""
         return self.by_source.get(source, self.tiling)
 
     def visual_tokens(self, height: int, width: int, source: str = "") -> int:
@@ -176,13 +183,13 @@ class Processor:
         try:
             return self.tiling_of(document.source)(picture.height, picture.width)
         except UserError as error:
-            raise UserError(f"sample {document.id!r}: {error}") from error
+            raise UserError(f"sample {document.id!r}, {self.tiling_of(document.source)}: {error}") from error
 
     def _picture(self, plan: TilePlan) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
         """Token ids, index and tokens per view of one picture."""
         tokens = tuple(rows * columns for rows, columns in (self.token_grid(view.size) for view in plan.views))
-        ids: list[np.ndarray] = []
-        index: list[np.ndarray] = []
+        ids = [np.empty(0, dtype=np.int64)]
+        index = [np.empty(0, dtype=np.int64)]
         for run in self.layout(plan, self.token_grid):
             if isinstance(run, str):
                 ids.append(np.array([token_inside(self.tokenizer, run)], dtype=np.int64))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lit_mm.errors import UserError
+from lit_mm.samples.inputs import Inputs
 
 
 @dataclass
@@ -54,6 +55,9 @@ class Stage:
         betas: AdamW's moment decay rates.
         clip: gradient norm limit over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
+        inputs: changes of how its training documents become samples; None: as in the model in use.
+        inputs_from: optimizer step of the stage -> further changes from that step on. Optimizer, schedule and the order
+            of samples go on.
     """
 
     name: str
@@ -66,8 +70,11 @@ class Stage:
     clip: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
     floor: float = 0.0
+    inputs: Inputs | None = None
+    inputs_from: dict[int, Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.check_inputs()
         if not self.train:
             raise UserError(f"stage {self.name!r} trains nothing: name at least one part under `train`")
         if (self.max_steps is not None and self.max_steps < 1) or self.epochs < 1:
@@ -78,6 +85,20 @@ class Stage:
             raise UserError(f"stage {self.name!r}: warmup is a share of the stage in [0, 1), got {self.warmup}")
         if not 0 <= self.floor < 1:
             raise UserError(f"stage {self.name!r}: floor is a share of the learning rate in [0, 1), got {self.floor}")
+
+    def check_inputs(self) -> None:
+        """Refuse changes of the inputs that no step of the stage would see.
+
+        Raises:
+            UserError: a step below 1, or at or behind the end of the stage.
+        """
+        beyond = [step for step in self.inputs_from if step < 1 or (self.max_steps and step >= self.max_steps)]
+        if beyond:
+            raise UserError(
+                f"stages.{self.name}.inputs_from: changes begin at steps from 1 to before the end of the stage"
+                f"{f', {self.max_steps}' if self.max_steps else ''}, got {beyond}. What holds from the first step is "
+                f"`stages.{self.name}.inputs`"
+            )
 
     def factor(self, step: int, total: int) -> float:
         """Share of the peak learning rate used by optimizer step `step` (from 0) of `total`.

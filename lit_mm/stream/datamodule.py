@@ -17,7 +17,8 @@ from lit_mm.stages.stage import Stage
 from lit_mm.stream import lengths
 from lit_mm.stream.maker import SampleMaker, TooLong
 from lit_mm.stream.mixture import Interleaved, Joined
-from lit_mm.stream.order import Plan, RowStream, stable_hash
+from lit_mm.stream.order import START, Head, Plan, RowStream, Stream, stable_hash
+from lit_mm.stream.phases import PhasedRows, Phases
 from lit_mm.stream.progress import bar
 from lit_mm.stream.rows import Rows
 from lit_mm.stream.screen import FEW, BadSample, Screen
@@ -90,7 +91,8 @@ class StreamDataModule(L.LightningDataModule, ABC):
         self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
         self.first_step = 0
         self.stream: RowStream | None = None
-        self.screen: Screen | None = None  # what became of the samples; None before a stage, or where all are sound
+        self.screens: list[Screen] = []  # of every phase of the stage
+        self.screen: Screen | None = None  # of the first phase; None before a stage, or if all samples are sound
 
     @abstractmethod
     def source(self) -> Source:
@@ -105,27 +107,45 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
         The last step of an epoch is filled with the first rows of the next.
         """
-        maker = self.maker(processor)
-        joined = maker.documents
-        self.rows = Rows(maker, self.on_bad_sample)
-        self.screen = Screen(
-            maker,
-            on_bad_sample=self.on_bad_sample,
-            max_bad=self.max_bad,
-            max_unsupervised=self.max_unsupervised,
-            kept=lengths.load(maker),
-        )
+        processors = [processor]
+        for step in sorted(stage.inputs_from):
+            processors.append(processors[-1].with_inputs(stage.inputs_from[step]))
+        makers = [self.maker(changed) for changed in processors]
+        rows = [Rows(maker, self.on_bad_sample) for maker in makers]
+        self.rows = PhasedRows(rows) if len(rows) > 1 else rows[0]
+        self.screens = [
+            Screen(
+                maker,
+                on_bad_sample=self.on_bad_sample,
+                max_bad=self.max_bad,
+                max_unsupervised=self.max_unsupervised,
+                kept=lengths.load(maker),
+            )
+            for maker in makers
+        ]
+        self.screen, joined = self.screens[0], makers[0].documents
         seed = stable_hash(seed, stage.name)
-        plan = Plan(
-            sum(joined.draws),
-            self.screen,
-            seed=seed,
-            row_tokens=self.row_tokens,
-            row_views=self.row_views,
-            window=self.window,
-            order=Interleaved(joined, seed) if len(joined.names) > 1 or joined.draws != joined.sizes else None,
-        )
+
+        def plan_of(phase: int, head: Head = START) -> Plan:
+            return Plan(
+                sum(joined.draws),
+                self.screens[phase],
+                seed=seed,
+                row_tokens=self.row_tokens,
+                row_views=self.row_views,
+                window=self.window,
+                order=Interleaved(joined, seed) if len(joined.names) > 1 or joined.draws != joined.sizes else None,
+                head=head,
+            )
+
+        starts = [0, *(step * self.global_batch for step in sorted(stage.inputs_from))]
+        plan = Phases(starts, plan_of) if len(starts) > 1 else plan_of(0)
         steps = stage.max_steps or self._steps_of(plan, stage, tell=rank == 0)
+        if starts[-1] >= steps * self.global_batch:
+            raise UserError(
+                f"stages.{stage.name}.inputs_from: the last change is at step {max(stage.inputs_from)}, the stage has "
+                f"{steps} steps. Change the inputs before its end"
+            )
         self.first_step = 0
         self.stream = RowStream(
             plan,
@@ -137,7 +157,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         )
         return steps
 
-    def _steps_of(self, plan: Plan, stage: Stage, *, tell: bool) -> int:
+    def _steps_of(self, plan: Stream, stage: Stage, *, tell: bool) -> int:
         """Optimizer steps of a stage that counts epochs. Every sample without a kept length is laid out for it.
 
         Args:
@@ -155,6 +175,10 @@ class StreamDataModule(L.LightningDataModule, ABC):
             rows = plan.rows_of(stage.epochs)
         self.screen.progress = None
         return -(-rows // self.global_batch)
+
+    def screen_at(self, step: int) -> Screen:
+        """The screen of optimizer step `step` of the stage, counted from 0."""
+        return self.screens[self.stream.plan.phase_of(step * self.global_batch)]
 
     def micro_batch_on(self, world: int) -> int:
         """Rows per rank and forward on so many ranks."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -30,12 +31,14 @@ class MicroBatch:
     Attributes:
         rows: its rows.
         step_tokens: supervised tokens of the whole optimizer step.
-        lengths: of the samples of every row, as they were planned; empty where nobody compares.
+        lengths: planned lengths of the samples of every row; () if there is nothing to compare with.
+        phase: number of changes of the inputs before this step.
     """
 
     rows: tuple[Row, ...]
     step_tokens: int
     lengths: tuple[tuple[Length, ...], ...] = ()
+    phase: int = 0
 
 
 class Window(NamedTuple):
@@ -43,6 +46,24 @@ class Window(NamedTuple):
 
     rows: list[Row]
     left_out: list[int]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a plan begins that continues another one.
+
+    Attributes:
+        window: number of its first window, counted through all epochs.
+        samples: sample numbers of that window that are left, in their order; None: all of it.
+        rows: rows of the stream before it.
+    """
+
+    window: int
+    samples: tuple[int, ...] | None
+    rows: int
+
+
+START = Head(0, None, 0)
 
 
 class Plan:
@@ -60,6 +81,7 @@ class Plan:
         row_tokens, row_views: the two budgets of a row; None for one sample a row (no packing).
         window: samples that are packed together.
         order: epoch -> [samples] sample numbers, a pure function; a permutation of all by the seed when left out.
+        head: where the plan begins; rows before it are another plan's.
     """
 
     def __init__(
@@ -72,6 +94,7 @@ class Plan:
         row_views: int | None = None,
         window: int = 1024,
         order: Callable[[int], np.ndarray] | None = None,
+        head: Head = START,
     ) -> None:
         if samples < 1:
             raise UserError(
@@ -80,18 +103,26 @@ class Plan:
         self.samples, self.length, self.seed = samples, length, seed
         self.row_tokens, self.row_views, self.window = row_tokens, row_views, window
         self._windows = -(-samples // window)
-        self._first = 0  # the window that `_starts` begins with
-        self._starts = [0]  # rows before each window from there on, over all epochs
+        self.head = head
+        self._first = head.window  # the window that `_starts` begins with
+        self._starts = [head.rows]  # rows before each window from there on, over all epochs
         self._order = lru_cache(maxsize=2)(order or self._permutation)
         self._window = lru_cache(maxsize=8)(self._pack_window)
 
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng(stable_hash(self.seed, epoch)).permutation(self.samples)
 
+    def drawn(self, number: int) -> list[int]:
+        """Sample numbers of window `number`, counted through all epochs, in their order."""
+        if number == self.head.window and self.head.samples is not None:
+            return list(self.head.samples)
+        epoch, window = divmod(number, self._windows)
+        return self._order(epoch)[window * self.window : (window + 1) * self.window].tolist()
+
     def _pack_window(self, number: int) -> Window:
         """Window `number`, counted through all epochs."""
         epoch, window = divmod(number, self._windows)
-        drawn = self._order(epoch)[window * self.window : (window + 1) * self.window].tolist()
+        drawn = self.drawn(number)
         measured = [(i, self.length(i)) for i in drawn]
         left_out = [i for i, length in measured if length is None]
         chosen = [i for i, length in measured if length is not None]
@@ -116,7 +147,7 @@ class Plan:
             UserError: a whole epoch makes no row.
         """
         if row < self._starts[0]:  # before the mark: from the beginning, then
-            self._first, self._starts = 0, [0]
+            self._begin()
         empty = 0
         while self._starts[-1] <= row:
             before = self._starts[-1]
@@ -146,11 +177,11 @@ class Plan:
         any cut of the stream into steps tells every window once.
         """
         found: list[int] = []
-        number = self._number_of(start - 1) + 1 if start else 0
+        number = self._number_of(start - 1) + 1 if start > self.head.rows else self.head.window
         epoch = self._number_of(stop - 1) // self._windows
         while (first := self._start_of(number)) < stop or (first == stop and number // self._windows == epoch):
             window = self._window(number)
-            follows = first > 0 and self._number_of(first - 1) // self._windows == number // self._windows
+            follows = first > self.head.rows and self._number_of(first - 1) // self._windows == number // self._windows
             told = first - 1 if not window.rows and follows else first
             if start <= told < stop:
                 found += window.left_out
@@ -163,9 +194,41 @@ class Plan:
 
     def rows_of(self, epochs: int) -> int:
         """Rows of the first `epochs` passes over the samples."""
-        if self._first:
-            self._first, self._starts = 0, [0]
-        return self._start_of(epochs * self._windows)
+        self._begin()
+        return self._start_of(max(epochs * self._windows, self.head.window))
+
+    def _begin(self) -> None:
+        """Forget a mark: count rows from the head."""
+        if self._first != self.head.window:
+            self._first, self._starts = self.head.window, [self.head.rows]
+
+    def phase_of(self, row: int) -> int:
+        """Number of changes of the inputs before a row: none in a single plan."""
+        return 0
+
+    def length_at(self, row: int) -> Callable[[int], Length | None]:
+        """The lengths of samples that hold for a row."""
+        return self.length
+
+    def head_at(self, row: int) -> Head:
+        """Where another plan begins that takes over at a row, with the samples of this one that have had no turn.
+
+        The rest of a window begins with the samples whose rows come later, in their order. What was left out of the
+        window was accounted for with its first row and does not come back.
+        """
+        number, last = self._number_of(row), self._number_of(row - 1)
+        start = self._start_of(number)
+        if start < row:
+            rest = Counter(i for rest_row in self._window(number).rows[row - start :] for i in rest_row)
+            samples = []
+            for i in reversed(self.drawn(number)):  # of a sample that is drawn twice, the later draw is left
+                if rest[i]:
+                    rest[i] -= 1
+                    samples.append(i)
+            return Head(number, tuple(reversed(samples)), row)
+        while number - 1 > last and (number - 1) // self._windows != last // self._windows:
+            number -= 1  # windows without rows at the start of an epoch are accounted for with the next row
+        return Head(number, None, row)
 
     def mark(self, row: int) -> tuple[int, int]:
         """The window that holds a row, and the rows before that window: what `go_to` needs. A pure function."""
@@ -176,6 +239,26 @@ class Plan:
         """Take up the stream at a mark; rows before it are then found from the beginning, as without one."""
         if not self._first <= mark[0] < self._first + len(self._starts):  # else it is known already
             self._first, self._starts = mark[0], [mark[1]]
+
+
+class Stream(Protocol):
+    """Rows in an order that is a pure function: a `Plan`, or several one after the other (`Phases`)."""
+
+    def rows(self, start: int, stop: int) -> list[Row]: ...
+
+    def left_out(self, start: int, stop: int) -> list[int]: ...
+
+    def first(self, count: int) -> list[int]: ...
+
+    def rows_of(self, epochs: int) -> int: ...
+
+    def phase_of(self, row: int) -> int: ...
+
+    def length_at(self, row: int) -> Callable[[int], Length | None]: ...
+
+    def mark(self, row: int) -> Any: ...
+
+    def go_to(self, mark: Any) -> None: ...
 
 
 class StepSamples(NamedTuple):
@@ -197,7 +280,15 @@ class RowStream:
     """
 
     def __init__(
-        self, plan: Plan, *, steps: int, global_batch: int, micro_batch: int, rank: int, world: int, first_step: int = 0
+        self,
+        plan: Stream,
+        *,
+        steps: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        first_step: int = 0,
     ) -> None:
         if global_batch % (micro_batch * world):
             raise UserError(
@@ -217,8 +308,9 @@ class RowStream:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for step in range(self.first_step, self.steps):
-            rows = self.plan.rows(step * self.global_batch, (step + 1) * self.global_batch)
-            lengths = [[self.plan.length(i) for i in row] for row in rows]
+            start = step * self.global_batch
+            rows, length = self.plan.rows(start, start + self.global_batch), self.plan.length_at(start)
+            lengths = [[length(i) for i in row] for row in rows]
             step_tokens = sum(length.supervised for row in lengths for length in row)
             if not step_tokens:  # the loss would be 0 / 0
                 raise UserError(
@@ -233,6 +325,7 @@ class RowStream:
                     tuple(rows[place] for place in places),
                     step_tokens,
                     tuple(tuple(lengths[place]) for place in places),
+                    self.plan.phase_of(start),
                 )
 
     def samples(self, step: int) -> StepSamples:

@@ -25,8 +25,10 @@ def end_with_parent(worker: int) -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    trainer = multiprocessing.parent_process().pid  # os.getppid() is the fork server's, if there is one
+
     def heed() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
             pass
         os._exit(0)
 

@@ -1,0 +1,23 @@
+"""Tilings: how an image is cut into views. Arithmetic on sizes, without pixels or tensors."""
+
+from lit_mm.tiling.anyres import AnyRes
+from lit_mm.tiling.hd import Hd
+from lit_mm.tiling.plan import Stretch, TilePlan, Tiling, View
+from lit_mm.tiling.square import CentreCrop, Pad
+from lit_mm.tiling.uhd import Uhd, UhdArxiv
+from lit_mm.tiling.windows import Whole, Windows
+
+__all__ = [
+    "AnyRes",
+    "CentreCrop",
+    "Hd",
+    "Pad",
+    "Stretch",
+    "TilePlan",
+    "Tiling",
+    "Uhd",
+    "UhdArxiv",
+    "View",
+    "Whole",
+    "Windows",
+]

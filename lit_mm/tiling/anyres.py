@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from lit_mm.errors import UserError
-from lit_mm.tiling.plan import Size, TilePlan, View, require_pixels, tiles_of
+from lit_mm.tiling.plan import Size, TilePlan, Tiling, View, require_pixels, tiles_of
 
 Rule = Literal["official", "hf"]
 GRIDS = ((2, 1), (1, 2), (2, 2), (1, 3), (3, 1))  # released configs; the blog's 1 x 4 and 4 x 1 are in none of them
@@ -82,3 +83,21 @@ def unpad(image: Size, cells: Size, *, rule: Rule = "official") -> tuple[int, in
         return top, 0, rows - 2 * top, columns
     left = (columns - whole(width * (rows / height))) // 2
     return 0, left, rows, columns - 2 * left
+
+
+@dataclass(frozen=True)
+class AnyRes(Tiling):
+    """A view of the whole, then the grid of tiles that keeps most of the image. See `plan_anyres`.
+
+    Args:
+        tile: side of a tile and of the view of the whole, pixels.
+        grids: candidate (rows, columns), in order of preference.
+        rule: "official" or "hf"; the layout `BaseThenUnpaddedRows` takes the same rule.
+    """
+
+    tile: int = 336
+    grids: tuple[tuple[int, int], ...] = GRIDS
+    rule: Rule = "official"
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_anyres(height, width, tile=self.tile, grids=self.grids, rule=self.rule)

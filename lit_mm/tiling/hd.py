@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from lit_mm.errors import UserError
-from lit_mm.tiling.plan import TilePlan, View, require_pixels, tiles_of
+from lit_mm.tiling.plan import TilePlan, Tiling, View, require_pixels, tiles_of
 
 
 def plan_hd(height: int, width: int, *, max_tiles: int = 25, tile: int = 336) -> TilePlan:
@@ -41,3 +42,19 @@ def plan_hd(height: int, width: int, *, max_tiles: int = 25, tile: int = 336) ->
     canvas = tiles[0].canvas
     whole = View(resize, canvas, tiles[0].offset, (0, 0, *canvas), (tile, tile), resample="bilinear", antialias=False)
     return TilePlan((height, width), grid, (whole, *tiles), thumbnail="first")
+
+
+@dataclass(frozen=True)
+class Hd(Tiling):
+    """A view of the padded whole, then as many tiles as the budget allows. See `plan_hd`.
+
+    Args:
+        max_tiles: budget of tiles, the H of "HD-H".
+        tile: side of a tile and of the view of the whole, pixels.
+    """
+
+    max_tiles: int = 25
+    tile: int = 336
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_hd(height, width, max_tiles=self.max_tiles, tile=self.tile)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from lit_mm.errors import UserError
@@ -67,6 +68,29 @@ class TilePlan:
         return [view - self.tiles.start if view in self.tiles else -1 for view in range(len(self.views))]
 
 
+class Tiling(ABC):
+    """A rule that cuts images into views. Subclasses are frozen dataclasses: plain data that compares and pickles.
+
+    Raises:
+        UserError: a count or a size in pixels that is below 1.
+    """
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            values = getattr(self, field.name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if isinstance(value, int) and value < 1:
+                    raise UserError(f"a tiling has counts and sizes of at least 1, got {self}")
+
+    @abstractmethod
+    def __call__(self, height: int, width: int) -> TilePlan:
+        """The views of an image of `height` x `width` pixels.
+
+        Raises:
+            UserError: the image is empty, or this tiling cannot cut it.
+        """
+
+
 def require_pixels(policy: str, height: int, width: int) -> None:
     """Raises:
     UserError: the image is empty; `policy` is the function that was asked.
@@ -107,3 +131,17 @@ def plan_square(height: int, width: int, *, size: int) -> TilePlan:
     """
     require_pixels("plan_square", height, width)
     return TilePlan((height, width), (1, 1), (View.whole((size, size)),))
+
+
+@dataclass(frozen=True)
+class Stretch(Tiling):
+    """One square view of the whole image, whose aspect ratio is not kept. See `plan_square`.
+
+    Args:
+        size: side of the view, pixels.
+    """
+
+    size: int
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_square(height, width, size=self.size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from lit_mm.errors import UserError
-from lit_mm.tiling.plan import TilePlan, View, require_pixels
+from lit_mm.tiling.plan import TilePlan, Tiling, View, require_pixels
 
 MOST_PIXELS = 2**26  # 200 MB of RGB; at 336 pixels an aspect ratio of 594
 
@@ -53,3 +55,31 @@ def plan_pad(height: int, width: int, *, size: int) -> TilePlan:
     offset = (side - height) // 2, (side - width) // 2
     view = View((height, width), (side, side), offset, (0, 0, side, side), (size, size))
     return TilePlan((height, width), (1, 1), (view,))
+
+
+@dataclass(frozen=True)
+class CentreCrop(Tiling):
+    """One square view of the middle of the image. See `plan_centre_crop`.
+
+    Args:
+        size: side of the view, pixels.
+    """
+
+    size: int
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_centre_crop(height, width, size=self.size)
+
+
+@dataclass(frozen=True)
+class Pad(Tiling):
+    """One square view of the whole image, padded to a square. See `plan_pad`.
+
+    Args:
+        size: side of the view, pixels.
+    """
+
+    size: int
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_pad(height, width, size=self.size)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
-from lit_mm.tiling.plan import Size, TilePlan, View, require_pixels, tiles_of
+from lit_mm.tiling.plan import Size, TilePlan, Tiling, View, require_pixels, tiles_of
 
 
 def plan_uhd(height: int, width: int, *, max_slices: int = 7, size: int = 336, patch: int = 14) -> TilePlan:
@@ -98,3 +99,39 @@ def _fit(height: float, width: float, size: int, patch: int) -> Size:
     high = int(size / math.sqrt(ratio))
     wide = int(high * ratio)
     return _floor(high, patch), _floor(wide, patch)
+
+
+@dataclass(frozen=True)
+class Uhd(Tiling):
+    """Slices whose shape follows the image, then an overview. See `plan_uhd`.
+
+    Args:
+        max_slices: most slices in a grid; 1 leaves the overview alone.
+        size: side of the square whose area every view keeps, pixels.
+        patch: sides are multiples of this, pixels.
+    """
+
+    max_slices: int = 7
+    size: int = 336
+    patch: int = 14
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_uhd(height, width, max_slices=self.max_slices, size=self.size, patch=self.patch)
+
+
+@dataclass(frozen=True)
+class UhdArxiv(Tiling):
+    """The slices of LLaVA-UHD's first version, then an overview. See `plan_uhd_arxiv`.
+
+    Args:
+        max_slices: limit of the ideal count of slices.
+        size: side of the square whose patches a view may have, pixels.
+        patch: side of a patch, pixels.
+    """
+
+    max_slices: int = 6
+    size: int = 336
+    patch: int = 14
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_uhd_arxiv(height, width, max_slices=self.max_slices, size=self.size, patch=self.patch)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lit_mm.tiling.plan import Size, TilePlan, View, require_pixels
+from dataclasses import dataclass
+
+from lit_mm.tiling.plan import Size, TilePlan, Tiling, View, require_pixels
 
 
 def plan_windows(
@@ -41,3 +43,37 @@ def plan_whole(height: int, width: int, *, size: Size = (896, 896), window: int 
     require_pixels("plan_whole", height, width)
     view = View(size, size, (0, 0), (0, 0, *size), (window, window), antialias=False)
     return TilePlan((height, width), (0, 0), (view,), thumbnail="last")
+
+
+@dataclass(frozen=True)
+class Windows(Tiling):
+    """Windows over one fixed size, then a view of the whole. See `plan_windows`.
+
+    Args:
+        size: (height, width) that every image is stretched to, pixels.
+        window: side of a window and of the view of the whole, pixels.
+        stride: step from window to window, pixels; None for `window`, without overlap.
+    """
+
+    size: tuple[int, int] = (896, 896)
+    window: int = 448
+    stride: int | None = None
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_windows(height, width, size=self.size, window=self.window, stride=self.stride)
+
+
+@dataclass(frozen=True)
+class Whole(Tiling):
+    """The view of the whole that `Windows` makes, alone. See `plan_whole`.
+
+    Args:
+        size: (height, width) that every image is stretched to, pixels.
+        window: side of the view, pixels.
+    """
+
+    size: tuple[int, int] = (896, 896)
+    window: int = 448
+
+    def __call__(self, height: int, width: int) -> TilePlan:
+        return plan_whole(height, width, size=self.size, window=self.window)

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
+from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
 
 # V views, N patches, D width, P = N + 1 positions (class token first), H heads
@@ -93,6 +94,7 @@ class EvaViT(nn.Module):
         self.image_size, self.patch, self.width, self.num_layers = image_size, patch, width, layers
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
         self.activation_checkpointing = activation_checkpointing
+        self.patch_grid = PatchGrid(patch, "EvaViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
             self.token_grid((position_size, position_size))  # it must divide, too
@@ -122,12 +124,7 @@ class EvaViT(nn.Module):
         Raises:
             UserError: a side is not a positive multiple of the patch.
         """
-        height, width = size
-        if min(size) < self.patch or height % self.patch or width % self.patch:
-            raise UserError(
-                f"EvaViT: a view must be a multiple of the patch, {self.patch} pixels, got {height} x {width}"
-            )
-        return height // self.patch, width // self.patch
+        return self.patch_grid(size)
 
     def layer_of(self, parameter_name: str) -> int:
         """Depth of a parameter, for layer-wise learning rates: 0 = embeddings, i + 1 = block i."""

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid
+from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
 
 # V views, N patches, D width, P positions: N + 1, the class token first, or N without one; H heads
@@ -121,6 +122,7 @@ class ViT(nn.Module):
         self.any_size = any_size
         self.heads = heads
         self.reads_tiles = False  # a function that gives tiles weights of their own (`apply_window_adapters`) sets it
+        self.patch_grid = PatchGrid(patch, "ViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
             self.token_grid((position_size, position_size))  # it must divide, too
@@ -150,10 +152,7 @@ class ViT(nn.Module):
         Raises:
             UserError: a side is not a positive multiple of the patch.
         """
-        height, width = size
-        if min(size) < self.patch or height % self.patch or width % self.patch:
-            raise UserError(f"ViT: a view must be a multiple of the patch, {self.patch} pixels, got {height} x {width}")
-        return height // self.patch, width // self.patch
+        return self.patch_grid(size)
 
     def layer_of(self, parameter_name: str) -> int:
         """Depth of a parameter, for layer-wise learning rates: 0 = embeddings and pre-norm, i + 1 = block i."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.layers.dropout import dropout
+from lit_mm.layers.injection import Injection
 from lit_mm.vision.vit import Block, ViT
 
 RANKS = {"qkv": 16, "out": 16, "mlp": 32}  # published
@@ -122,3 +124,21 @@ def apply_window_adapters(
     vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
     vision.reads_tiles, vision.windows = True, windows
     return vision
+
+
+@dataclass(frozen=True)
+class WindowAdapters(Injection):
+    """Window adapters as a recipe names them. See `apply_window_adapters`.
+
+    Args:
+        windows: sets of adapters, one for each window of the tiling.
+        ranks: place (qkv, out, mlp) -> rank; None: the published ones.
+        dropout: on the adapters' input, while training.
+    """
+
+    windows: int
+    ranks: dict[str, int] | None = None
+    dropout: float = 0.05
+
+    def __call__(self, model: ViT) -> ViT:
+        return apply_window_adapters(model, self.windows, self.ranks, self.dropout)

@@ -1,0 +1,49 @@
+"""Inputs: what decides how documents become samples, as plain data that a recipe writes for a model or a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+from lit_mm.errors import UserError
+from lit_mm.prompts.prompt import Prompt
+from lit_mm.samples.layout import Layout
+from lit_mm.tiling.plan import Tiling
+
+MEAN_COLOUR = (122, 116, 104)  # CLIP's mean, 255 times
+BLACK = (0, 0, 0)
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How documents become samples. A field that is None keeps the value of the family, or of what is changed.
+
+    Attributes:
+        tiling: how an image is cut into views.
+        layout: how the visual tokens of the views stand in the text.
+        prompt: template and label rule.
+        max_length: longest sample, tokens.
+        fill: colour of padding, RGB, 0 to 255.
+        by_source: name of a data source -> tiling of its documents; {} removes all. Published for 4KHD: 55 tiles for
+            DocVQA and InfoVQA, 25 elsewhere.
+    Raises:
+        UserError: a length below 1, or a colour that is none.
+    """
+
+    tiling: Tiling | None = None
+    layout: Layout | None = None
+    prompt: Prompt | None = None
+    max_length: int | None = None
+    fill: tuple[int, int, int] | None = None
+    by_source: dict[str, Tiling] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise UserError(f"inputs: `max_length` is at least 1 token, got {self.max_length}")
+        if self.fill is not None and not all(0 <= value <= 255 for value in self.fill):
+            raise UserError(f"inputs: `fill` is a colour, three numbers from 0 to 255, got {list(self.fill)}")
+
+    def over(self, base: Inputs) -> Inputs:
+        """`base` with every field that is set here."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(base, **{name: value for name, value in values.items() if value is not None})

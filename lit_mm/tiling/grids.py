@@ -1,0 +1,118 @@
+"""Grids: how many patches a view has, and how many visual tokens a connector makes of them. Plain data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from lit_mm.errors import UserError
+from lit_mm.tiling.plan import Size
+
+Grid = tuple[int, int]  # (rows, columns)
+
+
+class GridRule(ABC):
+    """(height, width) or (rows, columns) -> (rows, columns). Subclasses are frozen dataclasses, which pickle."""
+
+    @abstractmethod
+    def __call__(self, size: Size) -> Grid:
+        """The grid that this size, or this grid, becomes.
+
+        Raises:
+            UserError: the part does not take it.
+        """
+
+
+@dataclass(frozen=True)
+class PatchGrid(GridRule):
+    """Pixels of a view -> its patches.
+
+    Attributes:
+        patch: side of a patch, pixels.
+        name: class of the vision encoder, for errors.
+    """
+
+    patch: int
+    name: str
+
+    def __call__(self, size: Size) -> Grid:
+        height, width = size
+        if min(size) < self.patch or height % self.patch or width % self.patch:
+            raise UserError(
+                f"{self.name}: a view must be a multiple of the patch, {self.patch} pixels, got {height} x {width}"
+            )
+        return height // self.patch, width // self.patch
+
+
+@dataclass(frozen=True)
+class SameGrid(GridRule):
+    """One visual token for each patch."""
+
+    def __call__(self, size: Size) -> Grid:
+        return size
+
+
+@dataclass(frozen=True)
+class FixedGrid(GridRule):
+    """The same grid for every view.
+
+    Attributes:
+        rows, columns: the grid.
+        square: class of a connector that reads square grids of patches only, for errors; "" if it reads any.
+    """
+
+    rows: int
+    columns: int
+    square: str = ""
+
+    def __call__(self, size: Size) -> Grid:
+        if self.square and size[0] != size[1]:
+            raise UserError(f"{self.square}: reads square grids of patches, got {size[0]} x {size[1]}")
+        return self.rows, self.columns
+
+
+@dataclass(frozen=True)
+class MergedGrid(GridRule):
+    """One visual token for each block of patches.
+
+    Attributes:
+        merge: side of a block, patches.
+        name: class of the connector, for errors.
+    """
+
+    merge: int
+    name: str
+
+    def __call__(self, size: Size) -> Grid:
+        rows, columns = size
+        if rows % self.merge or columns % self.merge:
+            raise UserError(
+                f"{self.name}(merge={self.merge}) needs a grid of patches that {self.merge} divides, got {rows} x "
+                f"{columns}. Choose another tile size"
+            )
+        return rows // self.merge, columns // self.merge
+
+
+@dataclass(frozen=True)
+class HalvedColumns(GridRule):
+    """One visual token for each 2 x 2 patches, column by column; an odd side is rounded up."""
+
+    def __call__(self, size: Size) -> Grid:
+        rows, columns = size
+        return -(-columns // 2), -(-rows // 2)
+
+
+@dataclass(frozen=True)
+class TokenGrid(GridRule):
+    """Pixels of a view -> its visual tokens, through the patches.
+
+    Attributes:
+        patches: rule of the vision encoder.
+        tokens: rule of the connector.
+    """
+
+    patches: GridRule
+    tokens: GridRule
+
+    def __call__(self, size: Size) -> Grid:
+        return self.tokens(self.patches(size))
