@@ -115,13 +115,11 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[
     model["language"]["init_args"]["layers"] = layers
     model["tokenizer"] = "nano"
     if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # the nano tokenizer's own marks of a turn
-        model["prompt"] = {
+        model.setdefault("inputs", {})["prompt"] = {
             "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
             "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
         }
     stage = config["stages"][-1]
-    if "by_stage" in model:
-        model["by_stage"] = {name: changed for name, changed in model["by_stage"].items() if name == stage["name"]}
     config["stages"] = [{key: value for key, value in stage.items() if key not in ("data", "epochs")}]
     config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # it ends before the checkpoint of the last
     config["data"] = {

@@ -31,7 +31,8 @@ from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.samples.processor import Processor
 from lit_mm.stages.stage import Stage, Train
-from lit_mm.tiling.plan import plan_square
+from lit_mm.tiling.grids import PatchGrid
+from lit_mm.tiling.plan import Stretch
 
 SIDE, PATCH, BATCH = 56, 14, 8
 FILES, POINTS = 64, 20
@@ -58,8 +59,8 @@ def ours(path: Path, samples: int, workers: int) -> DataLoader:
     processor = Processor(
         tokenizer,
         XComposer2Prompt("<|im_start|>", "<|im_end|>"),
-        tiling=lambda height, width: plan_square(height, width, size=SIDE),
-        token_grid=lambda size: (size[0] // PATCH, size[1] // PATCH),
+        tiling=Stretch(SIDE),
+        token_grid=PatchGrid(PATCH, "ViT"),
     )
     data = Conversations(str(path), format="llava", global_batch=BATCH, num_workers=workers)
     data.begin(processor, Stage("all", {"connector": Train(1e-3)}, max_steps=samples // BATCH), seed=0)

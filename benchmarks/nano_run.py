@@ -46,7 +46,7 @@ class Rate(L.Callback):
 
 def measure(cli: RecipeCLI, stage: Stage, steps: int, packed: bool) -> Rate:
     """Train `steps` steps of a stage after the warm-up, about the same number of tokens each either way."""
-    data, processor = cli.data_of(stage), cli.model.processor.of_stage(stage.name)
+    data, processor = cli.data_of(stage), cli.model.processor_of(stage)
     if not packed:
         row_tokens, data.row_tokens = data.row_tokens, None
         mean = sum(len(processor.sample(data.source()[i])) for i in range(64)) / 64

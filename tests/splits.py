@@ -20,7 +20,6 @@ from torch import Tensor
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.documents.document import Document
 from lit_mm.families.llava_next import LlavaNext
-from lit_mm.language.partial_lora import is_partial_lora
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch
 from lit_mm.stages.stage import Stage, Train
@@ -71,7 +70,7 @@ def nano_xcomposer2() -> MultimodalModule:
     module.load_pretrained()
     torch.manual_seed(0)
     for name, parameter in module.network.named_parameters():
-        if is_partial_lora(name):
+        if module.part_of(name) == "partial_lora":
             torch.nn.init.normal_(parameter, std=0.02)
     return module
 

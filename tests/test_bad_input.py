@@ -94,8 +94,8 @@ VISION = "model.init_args.vision.init_args"
         ("model.init_args.rnak", "model.init_args.rnak", "lit_mm.families.XComposer2", "rank"),
         (f"{VISION}.widht", f"{VISION}.widht", "lit_mm.vision.vit.ViT", "width"),
         (
-            "model.init_args.prompt.init_args.turnstart",
-            "model.init_args.prompt.init_args.turnstart",
+            "model.init_args.inputs.prompt.init_args.turnstart",
+            "model.init_args.inputs.prompt.init_args.turnstart",
             "lit_mm.prompts.xcomposer2.XComposer2Prompt",
             "turn_start",
         ),

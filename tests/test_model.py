@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lit_mm.errors import UserError
-from lit_mm.language.partial_lora import is_partial_lora
 from lit_mm.samples.collate import collate
 from tests.tiny import decoder, document, run_recipe, stages, xcomposer2
 
@@ -25,7 +24,7 @@ def language_alone(module):
     """The plain language model with `module`'s weights, its partial LoRA removed."""
     plain = decoder()
     weights = module.network.language.state_dict()
-    kept = {name.replace(".base.", "."): tensor for name, tensor in weights.items() if not is_partial_lora(name)}
+    kept = {name.replace(".base.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}
     plain.network.language.load_state_dict(kept, strict=True)
     return plain
 

@@ -25,12 +25,12 @@ from lit_mm.documents.document import Document, Turn
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.xcomposer2 import XComposer2
 from lit_mm.language.llama import Llama
-from lit_mm.language.partial_lora import is_partial_lora
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.run.folder import RunFolder
 from lit_mm.run.stages import run_stages
 from lit_mm.samples.batch import Batch
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.datamodule import Source, StreamDataModule
 from lit_mm.vision.vit import ViT
@@ -79,11 +79,17 @@ def xcomposer2(*, dropout: float = 0.0, trained: bool = False, max_length: int =
     decoder = language()
     vision = ViT(image_size=28, patch=14, width=16, layers=2, heads=2)
     module = XComposer2(
-        vision, decoder, "nano", image_size=28, prompt=PROMPT, rank=4, dropout=dropout, max_length=max_length
+        vision,
+        decoder,
+        "nano",
+        image_size=28,
+        rank=4,
+        dropout=dropout,
+        inputs=Inputs(prompt=PROMPT, max_length=max_length),
     )
     if trained:
         for name, parameter in module.network.named_parameters():
-            if is_partial_lora(name):
+            if module.part_of(name) == "partial_lora":
                 torch.nn.init.normal_(parameter, std=0.2)
     return module
 
@@ -226,9 +232,11 @@ MODEL: dict[str, Any] = {
             "init_args": {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "vocab_size": 512},
         },
         "tokenizer": "nano",
-        "prompt": {
-            "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
-            "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
+        "inputs": {
+            "prompt": {
+                "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
+                "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
+            },
         },
         "image_size": 28,
         "rank": 2,

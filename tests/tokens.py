@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
-from lit_mm.samples.layout import Layout, TokenGrid, in_order
+from lit_mm.samples.layout import InOrder, Layout, TokenGrid
 from lit_mm.samples.processor import Processor
-from lit_mm.tiling.plan import TilePlan
+from lit_mm.tiling.grids import FixedGrid
+from lit_mm.tiling.plan import Tiling
 
 
 def rows_of(table: dict[str, Any], rows: str = "rows", columns: str = "columns") -> list[dict[str, Any]]:
@@ -25,9 +25,7 @@ class Letters:
         return [ord(letter) for letter in text]
 
 
-def counter(
-    tiling: Callable[[int, int], TilePlan], token_grid: TokenGrid | tuple[int, int], layout: Layout = in_order
-) -> Processor:
+def counter(tiling: Tiling, token_grid: TokenGrid | tuple[int, int], layout: Layout | None = None) -> Processor:
     """A processor to be asked for `visual_tokens`. `token_grid` may be the same (rows, columns) for every view."""
-    grid = token_grid if callable(token_grid) else lambda size: token_grid
-    return Processor(Letters(), XComposer2Prompt(), tiling=tiling, token_grid=grid, layout=layout)
+    grid = token_grid if callable(token_grid) else FixedGrid(*token_grid)
+    return Processor(Letters(), XComposer2Prompt(), tiling=tiling, token_grid=grid, layout=layout or InOrder())

@@ -96,23 +96,23 @@ def test_what_agrees_is_legal(changed: dict[str, Any]) -> None:
             {**ROWS, "learned": 1, "thumbnail": "last"},
             "the layout is for plans with a view of the whole that comes first, the tiling makes a view of the whole "
             "that comes last",
-            ["`layout: lit_mm.samples.layout.slices_then_overview`"],
+            ["`layout: lit_mm.samples.SlicesThenOverview`"],
         ),
         (
             {"lays_out": LAST},
             "the layout is for plans with a view of the whole that comes last, the tiling makes no view of the whole "
             "beside the tiles",
-            ["`layout: lit_mm.samples.layout.in_order`"],
+            ["`layout: lit_mm.samples.InOrder`"],
         ),
         (
             {**ROWS, "learned": 1, "order": "queries"},
             "the layout arranges rows of visual tokens, those of the connector are queries that lie nowhere",
-            ["`layout: lit_mm.samples.layout.in_order`"],
+            ["`layout: lit_mm.samples.InOrder`"],
         ),
         (
             {**ROWS, "learned": 1, "order": "columns", "grids": "square"},
             "the layout arranges rows of visual tokens, those of the connector leave column by column",
-            ["`layout: lit_mm.samples.layout.in_order`"],
+            ["`layout: lit_mm.samples.InOrder`"],
         ),
         (
             {"class_token": True, "view": (56, 56)},
@@ -122,7 +122,7 @@ def test_what_agrees_is_legal(changed: dict[str, Any]) -> None:
         (
             {"thumbnail": "last", "adapters": 4, "windows": 6},
             "the vision encoder has adapters for 4 windows, the tiling cuts every image into 6",
-            ["`vision_injection.arguments.windows: 6`"],
+            ["`vision_injection.init_args.windows: 6`"],
         ),
         (
             {"adapters": 1},

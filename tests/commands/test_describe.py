@@ -33,8 +33,11 @@ LLAVA = {
             "init_args": {**MODEL["init_args"]["language"]["init_args"], "tie_embeddings": True},
         },
         "image_size": 28,
-        "by_stage": {"pretrain": {"aspect": "crop"}},
     },
+}
+CROP = {
+    "tiling": {"class_path": "lit_mm.tiling.CentreCrop", "init_args": {"size": 28}},
+    "layout": "lit_mm.samples.InOrder",
 }
 EMBEDDINGS = 512 * 16
 
@@ -61,7 +64,8 @@ def described(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any
 def write(model: dict[str, Any] = LLAVA, **data: Any) -> str:
     """A recipe in which a part thaws late, `newline` learns last, and one stage counts epochs."""
     stages = [
-        {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 3},
+        {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 3}
+        | ({"inputs": CROP} if model is LLAVA else {}),
         {
             "name": "finetune",
             "train": {"language": {"lr": 1e-3}, "connector": {"lr": 1e-3, "from_step": 7}},
@@ -264,15 +268,20 @@ def test_images_are_laid_out_as_the_model_does_and_per_stage_where_that_differs(
     assert "images" not in finetune
 
 
+def hd(max_tiles: int) -> dict[str, Any]:
+    return {"class_path": "lit_mm.tiling.Hd", "init_args": {"max_tiles": max_tiles, "tile": 28}}
+
+
 def test_sources_with_limits_of_their_own_are_told_apart(
     described: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = {name: MODEL["init_args"][name] for name in ("vision", "tokenizer", "language", "prompt", "rank")}
-    finetune = {"max_tiles": 4, "by_source": {"docvqa": 9, "chartqa": 4}}
-    arguments = parts | {"tile": 28, "limits": {"max_tiles": 2}, "by_stage": {"finetune": finetune}}
+    parts = {name: MODEL["init_args"][name] for name in ("vision", "tokenizer", "language", "rank")}
+    finetune = {"tiling": hd(4), "by_source": {"docvqa": hd(9), "chartqa": hd(4)}}
+    inputs = MODEL["init_args"]["inputs"] | {"tiling": hd(2)}
+    arguments = parts | {"tile": 28, "inputs": inputs}
     config = write({"class_path": "lit_mm.families.XComposer2HD", "init_args": arguments})
     recipe = yaml.safe_load(Path(config).read_text())
-    recipe["stages"][1]["train"] = {"partial_lora": {"lr": 1e-3}}
+    recipe["stages"][1] |= {"train": {"partial_lora": {"lr": 1e-3}}, "inputs": finetune}
     Path(config).write_text(yaml.safe_dump(recipe))
     plan = described(config, "--images", "90x90,200x100")
     assert "images_by_source" not in plan
@@ -285,8 +294,9 @@ def test_sources_with_limits_of_their_own_are_told_apart(
     assert [(one["grid"], one["views"], one["width"]) for one in docvqa] == [([3, 3], 10, 90), ([4, 2], 9, 200)]
     # 2 x 2 patches make a token: 9 + 1 views of one, a separator, 3 + 1 newlines
     assert docvqa[0]["visual_tokens"] == 10 + 1 + 4
-    arguments["limits"] |= {"by_source": {"docvqa": 9}}  # which `finetune` has, too, and `pretrain` not
-    arguments["by_stage"] = {"pretrain": {"max_tiles": 2}, "finetune": {"max_tiles": 2, "by_source": {"docvqa": 9}}}
+    inputs["by_source"] = {"docvqa": hd(9)}  # which `finetune` keeps, and `pretrain` does not
+    recipe["stages"][0]["inputs"] = {"by_source": {}}
+    del recipe["stages"][1]["inputs"]
     recipe["model"]["init_args"] = arguments
     Path("other.yaml").write_text(yaml.safe_dump(recipe))
     other = described("other.yaml", "--images", "90x90")

@@ -26,8 +26,11 @@ from lit_mm.families import (
     XComposer2,
     XComposer2HD,
 )
-from lit_mm.families.inputs import Inputs
 from lit_mm.module import MultimodalModule
+from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder
+from lit_mm.stages.stage import Stage, Train
+from lit_mm.tiling import AnyRes, Pad
 from lit_mm.vision.vit import ViT
 from tests.tiny import language
 
@@ -83,11 +86,10 @@ def test_a_connector_that_does_not_go_with_the_tiling_or_the_layout_is_refused(
 
 
 def test_a_stage_is_refused_by_its_name() -> None:
-    build(LlavaNext, connector=RESAMPLER, inputs=Inputs(aspect="pad"))
-    with pytest.raises(UserError, match=r"^model\.init_args\.by_stage\.finetune: the layout arranges rows"):
-        build(
-            LlavaNext,
-            connector=RESAMPLER,
-            inputs=Inputs(aspect="pad"),
-            by_stage={"finetune": Inputs(aspect="anyres")},
-        )
+    module = build(LlavaNext, connector=RESAMPLER, inputs=Inputs(Pad(SIDE), InOrder()))
+    anyres, train = Inputs(AnyRes(SIDE), BaseThenUnpaddedRows()), {"connector": Train(1e-3)}
+    with pytest.raises(UserError, match=r"^stages\.finetune\.inputs: the layout arranges rows"):
+        module.processor_of(Stage("finetune", train, inputs=anyres))
+    later = Stage("finetune", train, max_steps=9, inputs_from={4: anyres})
+    with pytest.raises(UserError, match=r"^stages\.finetune\.inputs_from\.4: the layout arranges rows"):
+        module.processors_of(later)

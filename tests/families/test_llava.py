@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import torch
 
 from datamodules.nano import NanoDocuments
 from lit_mm.connectors.downsample import DownsampleMLP
+from lit_mm.errors import UserError
 from lit_mm.families import Llava, Llava15, LlavaNext, Vila
-from lit_mm.families.inputs import Inputs
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.interleaved import Interleaved
 from lit_mm.prompts.plain import Plain
@@ -23,8 +24,10 @@ from lit_mm.run.folder import RunFolder
 from lit_mm.run.stages import run_stages
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD
 from lit_mm.stages.stage import Stage, Train, apply_stage
+from lit_mm.tiling import CentreCrop, Pad
 from lit_mm.vision.vit import ViT
 from tests.tiny import Noise, document, language, trainer
 
@@ -51,13 +54,16 @@ class Recorder(L.Callback):
 
 
 def test_each_stage_trains_on_documents_laid_out_for_it(tmp_path: Path) -> None:
-    module = build(Llava15, by_stage={"pretrain": Inputs(Plain(), "crop")})
+    module = build(Llava15)
     recorder, folder = Recorder(), RunFolder(tmp_path)
     folder.checkpoints.mkdir()
     kinds = {"pretrain": "captions", "finetune": "questions"}
     run_stages(
         module,
-        [Stage(name, {"connector": Train(1e-3)}, max_steps=2) for name in kinds],
+        [
+            Stage("pretrain", {"connector": Train(1e-3)}, max_steps=2, inputs=Inputs(CentreCrop(SIZE), prompt=Plain())),
+            Stage("finetune", {"connector": Train(1e-3)}, max_steps=2),
+        ],
         folder,
         data_of=lambda stage: NanoDocuments(
             kinds[stage.name], documents=8, global_batch=2, window=8, row_tokens=512, num_workers=0
@@ -69,11 +75,37 @@ def test_each_stage_trains_on_documents_laid_out_for_it(tmp_path: Path) -> None:
     assert "USER:" in recorder.text["finetune"] and "ASSISTANT:" in recorder.text["finetune"]
 
 
-def test_a_stage_that_is_not_named_has_the_inputs_of_the_model() -> None:
-    processor = build(Vila, by_stage={"pretrain": Inputs(Interleaved(), "pad", 64)}).processor
-    assert processor.of_stage("finetune") is processor
-    assert (processor.of_stage("pretrain").max_length, processor.max_length) == (64, 4096)
-    assert isinstance(processor.of_stage("pretrain").prompt, Interleaved)
+def test_a_stage_keeps_what_it_does_not_change() -> None:
+    module, train = build(Vila), {"connector": Train(1e-3)}
+    assert module.processor_of(Stage("finetune", train)) is module.processor
+    changed = module.processor_of(Stage("pretrain", train, inputs=Inputs(prompt=Interleaved(), max_length=64)))
+    assert (changed.max_length, module.processor.max_length) == (64, 4096)
+    assert isinstance(changed.prompt, Interleaved)
+    assert changed == replace(module.processor, prompt=changed.prompt, max_length=64)
+
+
+def test_changes_at_steps_of_a_stage_add_up() -> None:
+    module, plain = build(Llava15), Plain()
+    stage = Stage(
+        "pretrain",
+        {"connector": Train(1e-3)},
+        max_steps=9,
+        inputs=Inputs(prompt=plain),
+        inputs_from={5: Inputs(CentreCrop(SIZE)), 2: Inputs(max_length=64)},
+    )
+    processors = module.processors_of(stage)
+    assert list(processors) == [0, 2, 5]
+    assert [one.max_length for one in processors.values()] == [2048, 64, 64]
+    assert [one.tiling for one in processors.values()] == [Pad(SIZE), Pad(SIZE), CentreCrop(SIZE)]
+    assert all(one.prompt is plain for one in processors.values())
+
+
+@pytest.mark.parametrize("steps", [[0], [9], [3, 12]])
+def test_changes_that_no_step_would_see_are_refused(steps: list[int]) -> None:
+    with pytest.raises(
+        UserError, match=r"^stages\.pretrain\.inputs_from: changes begin at steps from 1 to before .* 9"
+    ):
+        Stage("pretrain", {"connector": Train(1e-3)}, max_steps=9, inputs_from=dict.fromkeys(steps, Inputs()))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -13,10 +13,12 @@ from lit_mm.connectors.slice_resampler import SliceResampler
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.families import LlavaUHD
-from lit_mm.families.inputs import Inputs
 from lit_mm.prompts.plain import Plain
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.layout import InOrder, SlicesThenOverview
 from lit_mm.stages.stage import Stage, Train, apply_stage
+from lit_mm.tiling import Pad, Uhd, UhdArxiv
 from lit_mm.tiling.uhd import plan_uhd, plan_uhd_arxiv
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
@@ -100,14 +102,15 @@ def test_what_learns_gets_a_gradient_and_nothing_else_and_a_batch_without_pictur
 
 
 def test_the_first_stage_sees_the_overview_alone() -> None:
-    module = build(by_stage={"pretrain": Inputs(Plain(), "overview")})
-    first = module.processor.of_stage("pretrain")
+    module = build()
+    overview = Inputs(Uhd(max_slices=1, size=SIZE), InOrder(), Plain())
+    first = module.processor_of(Stage("pretrain", {"connector": Train(1e-3)}, inputs=overview))
     assert first.visual_tokens(90, 60) == 9 < module.processor.visual_tokens(90, 60)
     assert first.tiling(90, 60).views == module.processor.tiling(90, 60).views[-1:]
 
 
 def test_the_arxiv_version_has_its_own_slices_and_nothing_between_them() -> None:
-    module = build(inputs=Inputs(aspect="slices_arxiv"))
+    module = build(inputs=Inputs(UhdArxiv(size=SIZE), InOrder()))
     for shape in SHAPES:
         plan = plan_uhd_arxiv(*shape, size=SIZE)
         assert module.processor.tiling(*shape) == plan
@@ -115,7 +118,8 @@ def test_the_arxiv_version_has_its_own_slices_and_nothing_between_them() -> None
 
 
 def test_the_limit_of_slices_may_be_raised() -> None:
-    assert [len(build(max_slices=most).processor.tiling(28, 700).views) for most in (None, 16)] == [8, 17]
+    more = build(inputs=Inputs(Uhd(max_slices=16, size=SIZE)))
+    assert [len(module.processor.tiling(28, 700).views) for module in (build(), more)] == [8, 17]
 
 
 @pytest.mark.parametrize(
@@ -131,9 +135,10 @@ def test_the_limit_of_slices_may_be_raised() -> None:
 def test_parts_that_cannot_take_any_shape_are_refused_and_told_what_can(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         build(**options)
-    build(**options, inputs=Inputs(aspect="pad"))
-    with pytest.raises(UserError, match=r"^model\.init_args\.by_stage\.finetune: .*" + said):
-        build(**options, inputs=Inputs(aspect="pad"), by_stage={"finetune": Inputs(aspect="slices")})
+    module = build(**options, inputs=Inputs(Pad(SIZE), InOrder()))
+    slices = Inputs(Uhd(size=SIZE), SlicesThenOverview())
+    with pytest.raises(UserError, match=r"^stages\.finetune\.inputs: .*" + said):
+        module.processor_of(Stage("finetune", {"connector": Train(1e-3)}, inputs=slices))
 
 
 def test_a_whole_checkpoint_of_the_authors_fits() -> None:

@@ -15,7 +15,9 @@ from lit_mm.errors import UserError
 from lit_mm.families import Monkey
 from lit_mm.prompts.qwen_vl import QwenPlain
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import Stage, Train, apply_stage
+from lit_mm.tiling import Whole
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.monkey import monkey_to_model, monkey_visual_to_parts
@@ -32,7 +34,8 @@ def build(**options: Any) -> Monkey:
         return NormalisedResampler(vision_width, language_width, grid_size=3, heads=4)
 
     tags = QwenPlain(image_start="", image_end="")
-    options = {"size": SIZE, "window": WINDOW, "prompt": tags, "connector": resampler, "dropout": 0.0} | options
+    inputs = Inputs(prompt=options.pop("prompt", tags))
+    options = {"size": SIZE, "window": WINDOW, "inputs": inputs, "connector": resampler, "dropout": 0.0} | options
     return Monkey(vision, language(), "nano", **options)
 
 
@@ -44,8 +47,9 @@ def trained(module: Monkey) -> Monkey:
 
 
 def test_a_stage_may_see_the_whole_alone_without_any_adapter() -> None:
-    module = trained(build(by_stage={"align": "whole"}))
-    stage = module.processor.of_stage("align")
+    module = trained(build())
+    align = Stage("align", {"connector": Train(1e-3)}, inputs=Inputs(Whole(SIZE, WINDOW)))
+    stage = module.processor_of(align)
     assert stage.visual_tokens(20, 900) == 9 and stage.prompt is module.processor.prompt
     batch = collate([[stage.sample(document(1))]], stage)
     assert batch.tiles.tolist() == [-1]

@@ -21,13 +21,14 @@ from lit_mm.combination.declared import Tiling, require_combination
 from lit_mm.commands.mistakes import cause_of
 from lit_mm.connectors.learned import WithLearned
 from lit_mm.errors import UserError
-from lit_mm.families.named import Function, resolve
 from lit_mm.families.recombined import Recombined
 from lit_mm.inference.generate import answer
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.samples.collate import collate
-from lit_mm.samples.layout import Layout
+from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder, Layout
 from lit_mm.stages.stage import Stage, Train
+from lit_mm.tiling import CentreCrop, Windows
 from tests.tiny import MODEL, document, run_recipe
 
 AT_LEAST = 44  # combinations that are trained
@@ -41,10 +42,6 @@ def spec(path: str, **arguments: Any) -> dict[str, Any]:
     return {"class_path": path, "init_args": arguments}
 
 
-def function(path: str, **arguments: Any) -> dict[str, Any]:
-    return {"function": path, "arguments": arguments}
-
-
 # --- the parts -------------------------------------------------------------------------------------------------------
 VISION = {
     "last block": spec(VIT, image_size=SIDE, **SIZE),
@@ -56,8 +53,8 @@ VISION = {
     "window adapters": spec(VIT, image_size=SIDE, **SIZE),
 }
 VISION_INJECTIONS = {
-    "window adapters": function(
-        "lit_mm.vision.window_adapters.apply_window_adapters", windows=2, ranks={"qkv": 2, "mlp": 2}, dropout=0.0
+    "window adapters": spec(
+        "lit_mm.vision.window_adapters.WindowAdapters", windows=2, ranks={"qkv": 2, "mlp": 2}, dropout=0.0
     )
 }
 CONNECTORS = {
@@ -72,26 +69,26 @@ CONNECTORS = {
     ),
 }
 TILINGS = {
-    "stretch": function("lit_mm.tiling.plan.plan_square", size=SIDE),
-    "crop": function("lit_mm.tiling.square.plan_centre_crop", size=SIDE),
-    "pad": function("lit_mm.tiling.square.plan_pad", size=SIDE),
-    "anyres": function("lit_mm.tiling.anyres.plan_anyres", tile=SIDE),
-    "hd": function("lit_mm.tiling.hd.plan_hd", tile=SIDE, max_tiles=4),
-    "windows": function("lit_mm.tiling.windows.plan_windows", size=[SIDE, 2 * SIDE], window=SIDE),
-    "slices": function("lit_mm.tiling.uhd.plan_uhd", size=SIDE, max_slices=4),
+    "stretch": spec("lit_mm.tiling.Stretch", size=SIDE),
+    "crop": spec("lit_mm.tiling.CentreCrop", size=SIDE),
+    "pad": spec("lit_mm.tiling.Pad", size=SIDE),
+    "anyres": spec("lit_mm.tiling.AnyRes", tile=SIDE),
+    "hd": spec("lit_mm.tiling.Hd", tile=SIDE, max_tiles=4),
+    "windows": spec("lit_mm.tiling.Windows", size=[SIDE, 2 * SIDE], window=SIDE),
+    "slices": spec("lit_mm.tiling.Uhd", size=SIDE, max_slices=4),
 }
 LAYOUTS = {
-    "in order": "lit_mm.samples.layout.in_order",
-    "unpadded rows": "lit_mm.samples.layout.base_then_unpadded_rows",
-    "global then tiles": "lit_mm.samples.layout.global_then_tiles",
-    "slices then overview": "lit_mm.samples.layout.slices_then_overview",
-    "between flags": "lit_mm.samples.layout.between_flags",
+    "in order": "lit_mm.samples.InOrder",
+    "unpadded rows": "lit_mm.samples.BaseThenUnpaddedRows",
+    "global then tiles": "lit_mm.samples.GlobalThenTiles",
+    "slices then overview": "lit_mm.samples.SlicesThenOverview",
+    "between flags": "lit_mm.samples.BetweenFlags",
 }
 LEARNED = {"none": [], "newline": ["newline"], "both": ["newline", "separator"]}
 INJECTIONS = {
     "plain": None,
-    "partial lora": function("lit_mm.language.partial_lora.apply_partial_lora", rank=2, dropout=0.0),
-    "lora": function("lit_mm.language.lora.apply_lora", rank=2, dropout=0.0),
+    "partial lora": spec("lit_mm.language.partial_lora.PartialLoRA", rank=2, dropout=0.0),
+    "lora": spec("lit_mm.language.lora.LoRA", rank=2, dropout=0.0),
 }
 PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora"}
 
@@ -155,24 +152,25 @@ def parts_of(vision: str, connector: str, learned: str) -> tuple[nn.Module, nn.M
     """Vision encoder, and connector with the vectors beside it."""
     encoder = made(VISION[vision])
     if vision in VISION_INJECTIONS:
-        resolve(Function(**VISION_INJECTIONS[vision]), given=1, key="vision_injection")(encoder)
+        made(VISION_INJECTIONS[vision])(encoder)
     bare = made(CONNECTORS[connector], encoder.width, WIDTH)
     return encoder, WithLearned(bare, LEARNED[learned], WIDTH) if LEARNED[learned] else bare
 
 
-def made(part: dict[str, Any], *given: int) -> nn.Module:
+def made(part: dict[str, Any] | str, *widths: int) -> Any:
+    part = spec(part) if isinstance(part, str) else part
     place, _, name = part["class_path"].rpartition(".")
-    return getattr(importlib.import_module(place), name)(*given, **part["init_args"])
+    return getattr(importlib.import_module(place), name)(*widths, **part["init_args"])
 
 
 @cache
 def tiling_of(name: str) -> Tiling:
-    return resolve(Function(**TILINGS[name]), given=2, key="tiling")
+    return made(TILINGS[name])
 
 
 @cache
 def layout_of(name: str) -> Layout:
-    return resolve(LAYOUTS[name], given=2, key="layout")
+    return made(LAYOUTS[name])
 
 
 @cache
@@ -286,20 +284,23 @@ def change(arguments: dict[str, Any], key: str, value: Any) -> None:
     if key.startswith("vision.init_args."):
         options = arguments["vision"]["init_args"] | {key.rpartition(".")[2]: value}
         arguments["vision"] = arguments["vision"] | {"init_args": options}
-    elif key == "vision_injection.arguments.windows":
+    elif key == "vision_injection.init_args.windows":
         chosen = arguments["vision_injection"]
-        arguments["vision_injection"] = chosen | {"arguments": chosen["arguments"] | {"windows": value}}
+        arguments["vision_injection"] = chosen | {"init_args": chosen["init_args"] | {"windows": value}}
     elif key in ("layout", "tiling"):
         arguments["inputs"] = arguments["inputs"] | {key: value}
     else:
         arguments[key] = {"class_path": value} if key == "connector" else value
 
 
+def stage(inputs: Inputs) -> Stage:
+    return Stage("pretrain", {"connector": Train(lr=1e-2)}, inputs=inputs)
+
+
 def test_a_stage_with_inputs_that_do_not_go_is_named() -> None:
     config = Combination("last block", "mlp", "pad", "in order", "none", "plain").config()
-    config["init_args"]["by_stage"] = {"pretrain": {"tiling": TILINGS["pad"], "layout": LAYOUTS["unpadded rows"]}}
-    with pytest.raises(UserError, match=r"^model\.init_args\.by_stage\.pretrain: the layout places 1 learned vector"):
-        build(config)
+    with pytest.raises(UserError, match=r"^stages\.pretrain\.inputs: the layout places 1 learned vector"):
+        build(config).processor_of(stage(Inputs(layout=BaseThenUnpaddedRows())))
 
 
 def test_window_adapters_go_with_windows_alone() -> None:
@@ -309,9 +310,8 @@ def test_window_adapters_go_with_windows_alone() -> None:
     assert any("has adapters for 2 windows, the tiling cuts none that are the same for every" in one for one in told)
     config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
     assert {"vision", "window_adapters"} <= build(config).parts().keys()
-    config["init_args"]["by_stage"] = {"pretrain": {"tiling": TILINGS["windows"] | {"arguments": {"window": SIDE}}}}
-    with pytest.raises(UserError, match=r"by_stage\.pretrain: .* for 2 windows, the tiling cuts every image into 1024"):
-        build(config)
+    with pytest.raises(UserError, match=r"pretrain\.inputs: .* for 2 windows, the tiling cuts every image into 1024"):
+        build(config).processor_of(stage(Inputs(Windows(window=SIDE))))
     config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
     config["init_args"]["vision"] = VISION["eva"]
     with pytest.raises(UserError, match="go into the blocks of a ViT, got EvaViT"):
@@ -320,10 +320,16 @@ def test_window_adapters_go_with_windows_alone() -> None:
 
 def test_a_stage_may_lay_out_its_documents_otherwise() -> None:
     config = Combination("last block", "mlp", "anyres", "unpadded rows", "newline", "plain").config()
-    config["init_args"]["by_stage"] = {"pretrain": {"tiling": TILINGS["crop"]}}
-    processor = build(config).processor
-    assert processor.visual_tokens(28, 56) == 4 + 2 * (4 + 1)
-    assert processor.of_stage("pretrain").visual_tokens(28, 56) == 4
+    module = build(config)
+    assert module.processor.visual_tokens(28, 56) == 4 + 2 * (4 + 1)
+    assert module.processor_of(stage(Inputs(CentreCrop(SIDE), InOrder()))).visual_tokens(28, 56) == 4
+
+
+def test_a_model_without_a_tiling_is_told_what_to_write() -> None:
+    config = Combination("last block", "mlp", "pad", "in order", "none", "plain").config()
+    del config["init_args"]["inputs"]["tiling"]
+    with pytest.raises(UserError, match=r"Recombined needs a `tiling`, such as .*lit_mm\.tiling\.Pad"):
+        build(config)
 
 
 def test_what_an_injection_adds_is_a_part_named_after_it() -> None:

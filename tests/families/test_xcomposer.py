@@ -14,6 +14,7 @@ from lit_mm.families import XComposer
 from lit_mm.language.llama import Llama
 from lit_mm.prompts.xcomposer import XComposerPrompt
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.processor import TEXT
 from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.vision.eva import EvaViT
@@ -35,7 +36,8 @@ def build(**options: Any) -> XComposer:
     vision = EvaViT(image_size=28, patch=14, width=16, layers=2, heads=2)
     decoder = Llama(width=32, layers=2, heads=4, kv_heads=4, ffn_width=48, vocab_size=512, attention_bias=True)
     prompt = XComposerPrompt("<|im_start|>", "<|im_end|>")
-    return XComposer(vision, decoder, "nano", 28, sampler, prompt, **{"rank": 3, "dropout": 0.0} | options)
+    options = {"rank": 3, "dropout": 0.0, "inputs": Inputs(prompt=prompt)} | options
+    return XComposer(vision, decoder, "nano", 28, sampler, **options)
 
 
 def batch_of(module: XComposer, *numbers: int) -> Any:

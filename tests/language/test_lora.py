@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
-from lit_mm.language.lora import XCOMPOSER_LINEARS, LoRALinear, apply_lora, is_lora
+from lit_mm.language.lora import XCOMPOSER_LINEARS, LoRALinear, apply_lora
 from lit_mm.language.partial_lora import apply_partial_lora
 from tests.tiny import language
 
@@ -23,7 +23,7 @@ def hidden(model: Llama) -> Tensor:
 
 def drawn(model: Llama) -> Llama:
     for name, parameter in model.named_parameters():
-        if is_lora(name):
+        if ".lora_" in name:
             nn.init.normal_(parameter, std=0.3)
     return model
 
@@ -57,16 +57,16 @@ def test_it_sits_on_the_named_linears_alone(linears: tuple[str, ...]) -> None:
         for owner in (layer.self_attn, layer.mlp):
             for name, module in owner.named_children():
                 assert isinstance(module, LoRALinear) == (name in linears), name
-    assert sum(is_lora(name) for name, _ in model.named_parameters()) == 2 * 2 * len(linears)
+    assert sum(".lora_" in name for name, _ in model.named_parameters()) == 2 * 2 * len(linears)
 
 
 def test_only_what_is_named_learns() -> None:
     model = drawn(apply_lora(language(), rank=3))
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_lora(name))
+        parameter.requires_grad_(".lora_" in name)
     hidden(model).square().sum().backward()
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is not None and bool(parameter.grad.any())) == is_lora(name), name
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == (".lora_" in name), name
 
 
 def test_its_dropout_acts_in_training_alone() -> None:

@@ -1,5 +1,7 @@
 """The language model's pre-training on typed pages."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,10 +15,15 @@ from lit_mm.prompts.plain import Plain
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.tiling.plan import View
 
 PROMPT = XComposer2Prompt(turn_start="<|im_start|>", turn_end="<|im_end|>")
+
+
+def stage(name: str, **inputs: Any) -> Stage:
+    return Stage(name, {"language": Train(1e-3)}, max_steps=9, **inputs)
 
 
 def tiny(**options: object) -> TypedPages:
@@ -103,9 +110,9 @@ def test_templates_are_drawn_by_document_and_a_question_is_never_given_to_one_of
 
 def test_a_stage_may_have_its_own_prompt():
     own = ChatPrompt()
-    model = tiny(by_stage={"settle": own})
-    assert model.processor.of_stage("settle").prompt is own
-    assert model.processor.of_stage("read").prompt is PROMPT
+    model = tiny()
+    assert model.processor_of(stage("settle", inputs=Inputs(prompt=own))).prompt is own
+    assert model.processor_of(stage("read")).prompt is PROMPT
 
 
 def test_a_view_shows_its_part_of_the_image_and_padding_lies_outside():
@@ -115,7 +122,7 @@ def test_a_view_shows_its_part_of_the_image_and_padding_lies_outside():
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_page_in_views_holds_every_sign_of_the_page(way: str):
-    processor = tiny(views={"settle": [way]}).processor.of_stage("settle")
+    processor = tiny(views={"settle": [way]}).processor_of(stage("settle"))
     tokenizer, pad = processor.tokenizer, processor.tokenizer.pad_id
     for skill in ("read_small", "form", "chart"):
         document = caption_document(3, split="text", seed=0, skill=skill)
@@ -131,7 +138,7 @@ def test_a_page_in_views_holds_every_sign_of_the_page(way: str):
 
 def test_each_document_draws_its_way_and_questions_are_asked_of_whole_pages():
     model = tiny(views={"settle": ["whole", "anyres", "hd", "slices", "windows"]})
-    settle = model.processor.of_stage("settle")
+    settle = model.processor_of(stage("settle"))
     documents = [caption_document(index, split="text", seed=0) for index in range(40)]
     assert len({len(settle.sample(document).tokens_per_view) for document in documents}) > 2
     assert all(
@@ -156,5 +163,14 @@ def test_unknown_ways_are_refused_with_those_that_there_are(ways: list[str]):
 
 
 def test_every_stage_that_is_named_is_known_to_the_check_of_the_recipe():
-    model = tiny(noise={"a": 0.1}, by_stage={"b": PROMPT}, views={"c": ["whole"]})
-    assert set(model.by_stage) == {"a", "b", "c"}
+    assert tiny(noise={"a": 0.1}, views={"c": ["whole"]}).stage_names == {"a", "c"}
+
+
+def test_a_stage_that_draws_ways_may_change_its_prompt_at_a_step():
+    plain, chat = Plain(), ChatPrompt()
+    changing = stage("settle", inputs=Inputs(prompt=plain), inputs_from={3: Inputs(prompt=chat)})
+    processors = tiny(views={"settle": ["whole", "hd"]}).processors_of(changing)
+    assert {step: [way.prompt for way in one.ways] for step, one in processors.items()} == {
+        0: [plain] * 2,
+        3: [chat] * 2,
+    }

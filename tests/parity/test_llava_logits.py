@@ -21,10 +21,13 @@ from lit_mm.connectors.linear import linear_projector
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.families import Llava, Llava15, LlavaNext, Vila
-from lit_mm.families.inputs import Inputs
 from lit_mm.language.llama import Llama
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder
+from lit_mm.stages.stage import Stage, Train
+from lit_mm.tiling import AnyRes, CentreCrop
 from lit_mm.tiling.anyres import GRIDS
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
@@ -76,7 +79,8 @@ def llava_15() -> Llava15:
 
 
 def llava_next(rule: str = "hf") -> LlavaNext:
-    return LlavaNext(*parts(), "nano", image_size=TILE, rule=rule).eval()
+    inputs = Inputs(AnyRes(TILE, rule=rule), BaseThenUnpaddedRows(rule))
+    return LlavaNext(*parts(), "nano", image_size=TILE, inputs=inputs).eval()
 
 
 def renamed(state: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
@@ -182,8 +186,9 @@ def test_an_entry_no_map_knows_is_named() -> None:
 
 
 def test_the_first_stage_of_next_sees_one_view_and_no_newline() -> None:
-    model = LlavaNext(*parts(), "nano", image_size=TILE, by_stage={"pretrain": Inputs(aspect="crop")})
-    first = model.processor.of_stage("pretrain")
+    model = LlavaNext(*parts(), "nano", image_size=TILE)
+    crop = Inputs(CentreCrop(TILE), InOrder())
+    first = model.processor_of(Stage("pretrain", {"connector": Train(1e-3)}, inputs=crop))
     assert first.visual_tokens(60, 40) == 4
-    assert model.processor.of_stage("finetune").visual_tokens(60, 40) > 4
+    assert model.processor.visual_tokens(60, 40) > 4
     assert (first.sample(asked(Noise(0, 60, 40))).index != -1).all()

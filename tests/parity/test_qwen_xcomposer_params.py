@@ -58,10 +58,10 @@ def test_qwen_vl_has_the_published_count_in_every_part(golden: Any, monkeypatch:
 
 
 def test_qwen_vl_makes_256_visual_tokens_at_both_resolutions(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = build("qwen_vl", monkeypatch)
+    model, stages = build("qwen_vl", monkeypatch)
     slots = golden.json("qwen_vl_prompts")["image_encoding"]
-    for stage, side in (("pretrain", 224), ("multitask", 448), ("finetune", 448)):
-        processor = model.processor.of_stage(stage)
+    for stage, side in zip(stages, (224, 448, 448), strict=True):
+        processor = model.processor_of(stage)
         (view,) = processor.tiling(300, 800).views
         assert view.size == (side, side)
         assert f"up to {processor.visual_tokens(300, 800)} in total" in slots
@@ -85,13 +85,13 @@ def test_xcomposer2_4khd_makes_the_published_numbers_of_visual_tokens(
     golden: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = golden.json("xcomposer2_4khd_tiling")
-    model, _ = build("xcomposer2_4khd", monkeypatch)
-    processors = {25: model.processor.of_stage("pretrain"), 55: model.processor}
+    model, (pretrain, finetune) = build("xcomposer2_4khd", monkeypatch)
+    processors = {25: model.processor_of(pretrain), 55: model.processor}
     for row in rows_of(table):
         if row["hd_num"] in processors and row["error"] is None:
             count = processors[row["hd_num"]].visual_tokens(row["height"], row["width"])
             assert count == row["visual_tokens"], row
     for limit, processor in processors.items():  # most in one column: a newline for every row
         assert processor.visual_tokens(336 * limit, 336) == table["max_tokens_per_setting"][str(limit)]
-    by_source = model.processor.of_stage("finetune").by_source
+    by_source = model.processor_of(finetune).by_source
     assert by_source["docvqa"](1600, 3840) == model.processor.tiling(1600, 3840)

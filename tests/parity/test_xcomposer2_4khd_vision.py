@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from lit_mm.connectors.merge import MergeMLP, merge_patches
 from lit_mm.documents.document import Document, Turn
-from lit_mm.families.xcomposer2_4khd import Limits, XComposer2HD
+from lit_mm.families.xcomposer2_4khd import XComposer2HD
 from lit_mm.language.llama import Llama
 from lit_mm.model import MultimodalModel
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.pixels import shrink
+from lit_mm.tiling import Hd
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.xcomposer2_4khd import xcomposer2_4khd_to_model
@@ -61,9 +63,8 @@ def family(golden: Any, language_width: int, max_tiles: int) -> XComposer2HD:
         language,
         "nano",
         tile=clip["image_size"],
-        prompt=XComposer2Prompt("<|im_start|>", "<|im_end|>"),
         rank=1,
-        limits=Limits(max_tiles),
+        inputs=Inputs(Hd(max_tiles, clip["image_size"]), prompt=XComposer2Prompt("<|im_start|>", "<|im_end|>")),
     )
 
 

@@ -16,6 +16,7 @@ from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.collate import collate
 from lit_mm.samples.layout import Run, TokenGrid
 from lit_mm.samples.processor import TEXT, Processor
+from lit_mm.tiling import Hd
 from lit_mm.tiling.hd import plan_hd
 from lit_mm.tiling.plan import TilePlan, View
 from tests.tiny import PROMPT, Noise, decoder, document, xcomposer2
@@ -223,10 +224,11 @@ def test_a_picture_of_another_size_than_promised_is_refused():
 
 
 def test_an_image_that_cannot_be_tiled_is_named_with_its_sample():
-    processor = tiled(overview_then_rows)
-    processor.tiling = plan_hd
+    processor = replace(tiled(overview_then_rows), tiling=Hd())
     long = Document("ocr/9", (Turn("user", (Noise(0, height=1, width=30_000), "what?")), Turn("assistant", ("a",))))
-    with pytest.raises(UserError, match=r"sample 'ocr/9': plan_hd cannot tile an image of 30000 x 1"):
+    with pytest.raises(
+        UserError, match=r"sample 'ocr/9', Hd\(max_tiles=25, tile=336\): plan_hd cannot tile an image of 30000 x 1"
+    ):
         processor.sample(long)
 
 

@@ -27,6 +27,9 @@ LLAVA = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
 RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined")
 
 
+SIDES = {"size": 28, "tile": 28, "window": 28}  # pixels
+
+
 def tiny(recipe: str) -> dict[str, Any]:
     """The recipe with its stages and data, a few steps wide and long, from random weights."""
     config = yaml.safe_load((EXPERIMENTS / f"{recipe}.yaml").read_text())
@@ -48,7 +51,7 @@ def tiny(recipe: str) -> dict[str, Any]:
         model["image_size"] = 28
     elif recipe == "qwen_vl":
         model["connector"]["init_args"]["grid_size"] = 2
-        model["image_size"], model["by_stage"]["pretrain"]["image_size"] = 56, 28
+        model["image_size"] = 56
     elif recipe == "monkey":
         model["connector"]["init_args"]["grid_size"] = 2
         model.update(size=[56, 56], window=28, ranks={"qkv": 2, "mlp": 2})
@@ -58,9 +61,13 @@ def tiny(recipe: str) -> dict[str, Any]:
         for member in data["sources"] + config["stages"][1]["data"]["sources"]:
             member["source"]["init_args"]["count"] = 12
     elif recipe == "recombined":
-        model["injection"]["arguments"]["rank"] = 2
-        for views in (model["inputs"], *model["by_stage"].values()):
-            views["tiling"]["arguments"] = dict.fromkeys(views["tiling"]["arguments"], 28)
+        model["injection"]["init_args"]["rank"] = 2
+    for inputs in (model.get("inputs", {}), *(stage.get("inputs", {}) for stage in config["stages"])):
+        for tiling in (inputs.get("tiling"), *inputs.get("by_source", {}).values()):
+            if tiling is not None:
+                tiling["init_args"].update({key: side for key, side in SIDES.items() if key in tiling["init_args"]})
+                if recipe == "monkey":
+                    tiling["init_args"]["size"] = [56, 56]
     return config | {"track": False, "examine_documents": 9, "checkpoint_every": 1}
 
 
@@ -103,15 +110,19 @@ def test_it_trains_every_stage_and_can_be_asked_afterwards(
         ask_with_other_views(config, *OTHER_VIEWS[recipe])
 
 
-OTHER_VIEWS = {  # of the model's arguments; what then becomes of 100 x 100 pixels: size of the first view, grid
-    "qwen_vl": ({"image_size": 84}, (84, 84), (1, 1)),
-    "xcomposer2_4khd": ({"limits": {"max_tiles": 9}}, (28, 28), (3, 3)),
+OTHER_VIEWS = {  # changes of the inputs; what then becomes of 100 x 100 pixels: size of the first view, grid
+    "qwen_vl": ({"tiling": {"class_path": "lit_mm.tiling.Stretch", "init_args": {"size": 84}}}, (84, 84), (1, 1)),
+    "xcomposer2_4khd": (
+        {"tiling": {"class_path": "lit_mm.tiling.Hd", "init_args": {"max_tiles": 9, "tile": 28}}},
+        (28, 28),
+        (3, 3),
+    ),
 }
 
 
 def ask_with_other_views(config: dict, changes: dict, size: tuple[int, int], grid: tuple[int, int]) -> None:
     """A config with another size or limit asks the same weights. (Monkey's belong to the windows they learned on.)"""
-    config["model"]["init_args"].update(changes)
+    config["model"]["init_args"]["inputs"].update(changes)
     other, _, _ = open_trained("run", written(config, "other.yaml"))
     plan = other.processor.tiling(100, 100)
     assert (plan.views[0].size, plan.grid) == (size, grid)
@@ -121,7 +132,7 @@ def ask_with_other_views(config: dict, changes: dict, size: tuple[int, int], gri
 def test_dense_text_is_examined_with_the_tiles_that_it_is_trained_with() -> None:
     with torch.device("meta"):
         cli = RecipeCLI(["--config", str(EXPERIMENTS / "xcomposer2_4khd.yaml")], "describe")
-    asked, finetune = cli.model.processor, cli.model.processor.of_stage("finetune")
+    asked, finetune = cli.model.processor, cli.model.processor_of(cli.stages[-1])
     tiles: dict[str, set[int]] = {}
     for document in cli.datamodule.heldout():
         for picture in document.pictures:
@@ -131,10 +142,12 @@ def test_dense_text_is_examined_with_the_tiles_that_it_is_trained_with() -> None
     assert {skill for skill, counts in tiles.items() if max(counts) > 4} == {"read_small", "form", "table"}
 
 
-def test_inputs_of_a_stage_that_the_recipe_does_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_of_a_stage_that_do_not_go_with_the_parts_are_refused_before_the_first_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = tiny("llava")
-    config["model"]["init_args"]["by_stage"] = {"pretrian": {"aspect": "crop"}}
+    config["stages"][0]["inputs"]["layout"] = "lit_mm.samples.GlobalThenTiles"
     with pytest.raises(SystemExit) as left:
         sys.exit(main(["fit", "--config", written(config), "--run_dir", "run"]))
     assert left.value.code == 2
-    assert "by_stage` names ['pretrian']; the recipe has the stages ['finetune', 'pretrain']" in capsys.readouterr().err
+    assert "stages.pretrain.inputs: the layout places 2 learned vectors" in capsys.readouterr().err
