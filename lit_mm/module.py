@@ -95,9 +95,10 @@ class MultimodalModule(L.LightningModule):
 
     # --- parts ---------------------------------------------------------------------------------------------------
     def modules_by_part(self) -> dict[str, nn.Module]:
-        """Part name -> child of the network. A part inside of a child, such as partial LoRA, is not listed."""
+        """Part name -> child of the network with parameters. A part inside of a child (partial LoRA) is not listed."""
         parts = getattr(self.network, "parts_within", {})
-        return {parts.get(name, name): child for name, child in self.network.named_children()}
+        children = self.network.named_children()
+        return {parts.get(name, name): child for name, child in children if next(child.parameters(), None) is not None}
 
     def part_of(self, parameter: str) -> str:
         """The part that a parameter belongs to, from its name under `network`.

@@ -118,7 +118,7 @@ class Combination(NamedTuple):
                 "inputs": {
                     "tiling": TILINGS[self.tiling],
                     "layout": LAYOUTS[self.layout],
-                    "prompt": MODEL["init_args"]["prompt"],
+                    "prompt": MODEL["init_args"]["inputs"]["prompt"],
                 },
                 "connector": CONNECTORS[self.connector],
                 "learned": LEARNED[self.learned],
