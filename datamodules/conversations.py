@@ -6,7 +6,7 @@ from typing import Literal
 
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import FORMATS, Source
-from lit_mm.stream.datamodule import StreamDataModule
+from lit_mm.stream.datamodule import StreamDataModule, WorkerStart
 from lit_mm.stream.maker import TooLong
 from lit_mm.stream.screen import BadSample
 
@@ -19,8 +19,8 @@ class Conversations(StreamDataModule):
         images: folder that relative image paths start from; the file's own when left out.
         heldout_path: conversations that are never trained on, asked at the end; none when left out.
         format: of all three, see `lit_mm.documents.sources.conversations`.
-        global_batch, micro_batch, row_tokens, row_views, window, num_workers, too_long, on_bad_sample, max_bad,
-            max_unsupervised: see `StreamDataModule`.
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
+            max_bad, max_unsupervised: see `StreamDataModule`.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Conversations(StreamDataModule):
         on_bad_sample: BadSample = "fail",
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
+        worker_start: WorkerStart = "fork",
     ) -> None:
         super().__init__(
             global_batch,
@@ -51,6 +52,7 @@ class Conversations(StreamDataModule):
             on_bad_sample=on_bad_sample,
             max_bad=max_bad,
             max_unsupervised=max_unsupervised,
+            worker_start=worker_start,
         )
         self.path, self.images, self.heldout_path, self.format = path, images, heldout_path, format
 

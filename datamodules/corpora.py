@@ -9,7 +9,7 @@ from datamodules.mixture import Member, Mixture
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
-from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.datamodule import Source, StreamDataModule, WorkerStart
 from lit_mm.stream.maker import TooLong
 from lit_mm.stream.mixture import Joined
 from lit_mm.stream.screen import BadSample
@@ -51,8 +51,8 @@ class Corpora(StreamDataModule):
         corpora: the data sets of the stage.
         weights: how often each is drawn, see `datamodules.mixture.Mixture`.
         heldout: documents that are never trained on, asked at the end; none when left out.
-        global_batch, micro_batch, row_tokens, row_views, window, num_workers, too_long, on_bad_sample, max_bad,
-            max_unsupervised: see `StreamDataModule`.
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
+            max_bad, max_unsupervised: see `StreamDataModule`.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Corpora(StreamDataModule):
         on_bad_sample: BadSample = "fail",
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
+        worker_start: WorkerStart = "fork",
     ) -> None:
         super().__init__(
             global_batch,
@@ -82,6 +83,7 @@ class Corpora(StreamDataModule):
             on_bad_sample,
             max_bad,
             max_unsupervised,
+            worker_start=worker_start,
         )
         if not corpora:
             raise UserError("`data.init_args.corpora` is empty: name at least one data set")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
-from lit_mm.stream.datamodule import Source, StreamDataModule, name_of
+from lit_mm.stream.datamodule import Source, StreamDataModule, WorkerStart, name_of
 from lit_mm.stream.maker import TooLong
 from lit_mm.stream.mixture import Joined, draws_per_epoch
 from lit_mm.stream.screen import BadSample
@@ -44,7 +44,7 @@ class Mixture(StreamDataModule):
         weights: how often each is drawn. size: every sample once an epoch. sqrt: in proportion to the square root of
             its size (InstructBLIP). explicit: to its `weight`. repeat: as many passes, or `draws`, as it says.
         heldout_source: documents that are never trained on, asked at the end; none when left out.
-        global_batch, micro_batch, row_tokens, row_views, window, num_workers: see `StreamDataModule`.
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
         too_long, on_bad_sample, max_bad, max_unsupervised: see `StreamDataModule`.
     """
 
@@ -63,6 +63,7 @@ class Mixture(StreamDataModule):
         on_bad_sample: BadSample = "fail",
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
+        worker_start: WorkerStart = "fork",
     ) -> None:
         super().__init__(
             global_batch,
@@ -75,6 +76,7 @@ class Mixture(StreamDataModule):
             on_bad_sample,
             max_bad,
             max_unsupervised,
+            worker_start=worker_start,
         )
         if not sources:
             raise UserError("the mixture has no sources: list at least one under `data.init_args.sources`")

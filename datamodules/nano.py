@@ -10,7 +10,7 @@ from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
 from lit_mm.nano.world import SKILLS, caption_document, question_document
-from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.datamodule import Source, StreamDataModule, WorkerStart
 from lit_mm.stream.order import stable_hash
 
 KINDS = {"captions": caption_document, "questions": question_document, "text": reading_document}
@@ -74,7 +74,7 @@ class NanoDocuments(StreamDataModule):
         heldout_documents: size of the held-out set, balanced over all skills, one question each; without pictures where
             the kind is text.
         world_seed: of the generated documents (not of the run).
-        global_batch, micro_batch, row_tokens, row_views, window, num_workers: see `StreamDataModule`.
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
     """
 
     def __init__(
@@ -92,8 +92,17 @@ class NanoDocuments(StreamDataModule):
         row_views: int | None = None,
         window: int = 1024,
         num_workers: int = 1,
+        worker_start: WorkerStart = "fork",
     ) -> None:
-        super().__init__(global_batch, micro_batch, row_tokens, row_views, window, num_workers)
+        super().__init__(
+            global_batch,
+            micro_batch,
+            row_tokens,
+            row_views,
+            window,
+            num_workers,
+            worker_start=worker_start,
+        )
         unknown = sorted(set(skills or ()) - set(SKILLS))
         if unknown:
             raise UserError(

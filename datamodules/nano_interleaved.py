@@ -11,7 +11,7 @@ from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
 from lit_mm.nano.world import SKILLS, caption_document, page, question_document
-from lit_mm.stream.datamodule import Source, StreamDataModule
+from lit_mm.stream.datamodule import Source, StreamDataModule, WorkerStart
 from lit_mm.stream.order import stable_hash
 
 FEWEST, MOST = 2, 4  # pictures of a web page: three on average, and three pairs beside it make as many
@@ -76,7 +76,7 @@ class NanoInterleaved(StreamDataModule):
         questions: questions per training document, at most.
         heldout_documents: size of the held-out set, balanced over all skills, one question each.
         world_seed: of the generated documents (not of the run).
-        global_batch, micro_batch, row_tokens, row_views, window, num_workers: see `StreamDataModule`.
+        global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
     Source: arXiv:2312.07533, sections 3.2 and 3.3: MMC4 and COYO about 1 : 1 in images; joint tuning with text alone.
     """
 
@@ -93,8 +93,17 @@ class NanoInterleaved(StreamDataModule):
         row_views: int | None = None,
         window: int = 1024,
         num_workers: int = 1,
+        worker_start: WorkerStart = "fork",
     ) -> None:
-        super().__init__(global_batch, micro_batch, row_tokens, row_views, window, num_workers)
+        super().__init__(
+            global_batch,
+            micro_batch,
+            row_tokens,
+            row_views,
+            window,
+            num_workers,
+            worker_start=worker_start,
+        )
         if documents < 1 or questions < 1:
             raise UserError(
                 f"`data.init_args` needs at least 1 of `documents` and `questions`, got {documents} and {questions}"

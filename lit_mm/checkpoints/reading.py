@@ -16,6 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lit_mm.checkpoints import manifest as manifests
+from lit_mm.checkpoints.before import translate_family
 from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.digests import digest
 from lit_mm.checkpoints.manifest import DAMAGED, digest_file
@@ -152,10 +153,11 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> Non
         UserError: another family, other shapes, or another frozen base.
     """
     path, manifest = checkpoint.path, checkpoint.manifest
-    if manifest["family"] != family:
+    origin = translate_family(manifest["family"])
+    if origin != family:
         raise UserError(
-            f"{str(path)!r} is a checkpoint of {manifest['family']}, the model is {family}. "
-            f"Use a config of {manifest['family']}, or another checkpoint"
+            f"{str(path)!r} is a checkpoint of {origin}, the model is {family}. "
+            f"Use a config of {origin}, or another checkpoint"
         )
     ours = dict(kept_tensors(module))
     frozen = {name: part for part, entry in manifest["frozen"].items() for name in entry["digests"]}

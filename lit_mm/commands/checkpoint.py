@@ -162,13 +162,14 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
     import torch
     import yaml
 
+    from lit_mm.checkpoints.before import translate_config
     from lit_mm.checkpoints.digests import digest
     from lit_mm.commands.recipe import RecipeCLI, quiet
 
     quiet()
     label = f"the config in {str(opened.path)!r}"
     with torch.device("meta"):
-        config = yaml.safe_load((opened.path / "config.yaml").read_text())
+        config = translate_config(yaml.safe_load((opened.path / "config.yaml").read_text()))
         module: MultimodalModule = RecipeCLI(config, "checkpoint consolidate", label).model
     digests = {name: d for entry in opened.content["frozen"].values() for name, d in entry["digests"].items()}
     origins = {name: entry["origin"] for entry in opened.content["frozen"].values() for name in entry["digests"]}

@@ -19,6 +19,7 @@ from torch.distributed import is_torchelastic_launched
 from lit_mm.checkpoints.writing import FolderCheckpointIO
 from lit_mm.commands.mistakes import ConfigText, cause_of, config_files, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
+from lit_mm.commands.renamed import refuse_old_keys
 from lit_mm.distributed.names import check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
 from lit_mm.errors import UserError
@@ -54,6 +55,7 @@ class RecipeCLI(LightningCLI):
             self.texts = [ConfigText.of(arguments, label)]
         else:
             self.texts = [ConfigText.read(path) for path in config_files(arguments)]
+            refuse_old_keys(self.texts)
             arguments = [
                 "--help" if argument == "--trainer.help" else argument for argument in _stage_choice(arguments)
             ]

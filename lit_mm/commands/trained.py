@@ -8,6 +8,7 @@ import lightning as L
 import yaml
 
 from lit_mm.checkpoints import manifest, reading
+from lit_mm.checkpoints.before import translate_config
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.module import MultimodalModule, family_of
 
@@ -25,7 +26,8 @@ def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModul
     if config is not None:
         cli = RecipeCLI(["--config", config], "evaluate")
     else:
-        cli = RecipeCLI(yaml.safe_load(checkpoint.config), "evaluate", f"the config in {str(path)!r}")
+        kept = translate_config(yaml.safe_load(checkpoint.config))
+        cli = RecipeCLI(kept, "evaluate", f"the config in {str(path)!r}")
     module = cli.model
     reading.load_weights(module, checkpoint, family_of(module))
     # Its precision is the model's; one process is enough, however many have trained

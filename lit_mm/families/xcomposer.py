@@ -30,7 +30,7 @@ class XComposer(MultimodalModule):
         vision: a `lit_mm.model.VisionEncoder`; EVA ViT-g with its class token, as released.
         language: decoder that gets LoRA. InternLM-7B is a Llama with `attention_bias: true`.
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels.
+        image_size: side of the view, pixels; not read if `inputs` names a tiling.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
         rank, alpha, dropout: of LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
         linears: of every decoder layer that get LoRA.

@@ -28,7 +28,7 @@ class XComposer2(MultimodalModule):
         vision: a `lit_mm.model.VisionEncoder`; the last layer's features before the post layer-norm, no class token.
         language: decoder that gets the partial LoRA.
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels.
+        image_size: side of the view, pixels; not read if `inputs` names a tiling.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
         rank, alpha, dropout: of the partial LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change

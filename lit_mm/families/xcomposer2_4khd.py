@@ -32,7 +32,7 @@ class XComposer2HD(MultimodalModule):
         vision: a `lit_mm.model.VisionEncoder`; the last layer's features before the post layer-norm, no class token.
         language: decoder that gets the partial LoRA.
         tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        tile: side of a view, pixels.
+        tile: side of a view, pixels; not read if `inputs` names a tiling.
         connector: makes a `lit_mm.model.Connector` with two learned vectors, newline and separator; called with
             (vision width, language width).
         rank, alpha, dropout: of the partial LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.

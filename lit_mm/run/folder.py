@@ -16,14 +16,16 @@ import psutil
 import yaml
 
 from lit_mm.checkpoints import manifest
+from lit_mm.checkpoints.before import translate_config
 from lit_mm.errors import UserError
 from lit_mm.run.agreement import agree
 
 # Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
 MAY_CHANGE = re.compile(
-    r"(.*\.)?(num_workers|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
+    r"(.*\.)?(num_workers|worker_start|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
+INPUTS = re.compile(r"(model\.init_args|stages\.\d+)\.inputs(_from)?(\..*)?")
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
 
 
@@ -73,11 +75,11 @@ class RunFolder:
         """
         file = self.path / "config.yaml"
         if file.exists() and (kept := file.read_text()) != config:
-            changed = [
-                key
-                for key in _differences(yaml.safe_load(kept), yaml.safe_load(config))
-                if not MAY_CHANGE.fullmatch(key)
-            ]
+            earlier, current = yaml.safe_load(kept), yaml.safe_load(config)
+            translated = translate_config(earlier)
+            changed = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
+            if translated != earlier:  # written by the version before, which knew no inputs of the family's own
+                changed = [key for key in changed if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             if changed and manifest.newest(self.checkpoints):
                 raise UserError(
                     f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(changed[:4])}. "
@@ -112,6 +114,17 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{key}.{i}")]
     return [] if a == b else [key]
+
+
+def _is_set(key: str, *configs: Any) -> bool:
+    """True if all configs have a value other than null under a dotted key."""
+    for config in configs:
+        value = config
+        for name in key.split("."):
+            value = value[int(name)] if isinstance(value, list) else (value or {}).get(name)
+        if value in (None, {}):
+            return False
+    return True
 
 
 def peak_memory_mb() -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import lightning as L
 from torch.utils.data import DataLoader
@@ -24,6 +24,7 @@ from lit_mm.stream.rows import Rows
 from lit_mm.stream.screen import FEW, BadSample, Screen
 from lit_mm.stream.workers import end_with_parent
 
+WorkerStart = Literal["fork", "forkserver", "spawn"]
 PREFETCH = 4  # micro-batches that a worker makes ahead
 
 
@@ -55,6 +56,8 @@ class StreamDataModule(L.LightningDataModule, ABC):
             or over the whole data set where that is smaller.
         max_unsupervised: the same, before the first step already, for samples with nothing to learn, which `max_bad`
             does not count.
+        worker_start: start of the worker processes: fork is quick; forkserver and spawn begin with a fresh interpreter,
+            some seconds each, and share no locks with the trainer's threads.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         on_bad_sample: BadSample = "fail",
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
+        worker_start: WorkerStart = "fork",
     ) -> None:
         super().__init__()
         counts = {
@@ -86,7 +90,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         shares = {"max_bad": max_bad, "max_unsupervised": max_unsupervised}
         if wrong := {name: share for name, share in shares.items() if not 0 <= share <= 1}:
             raise UserError(f"the data section needs shares from 0 to 1, got {wrong}")
-        self.num_workers = num_workers
+        self.num_workers, self.worker_start = num_workers, worker_start
         self.too_long, self.on_bad_sample = too_long, on_bad_sample
         self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
         self.first_step = 0
@@ -212,6 +216,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             batch_size=None,
             num_workers=self.num_workers,
             worker_init_fn=end_with_parent,
+            multiprocessing_context=self.worker_start if self.num_workers else None,
             prefetch_factor=PREFETCH if self.num_workers else None,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
@@ -233,8 +238,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
             )
         self.first_step = state["finished_steps"]
         if "mark" in state:  # not in checkpoints of before
-            number, rows = state["mark"]
-            self.stream.plan.go_to((number, rows))
+            self.stream.plan.go_to(state["mark"])
 
 
 def name_of(source: Source) -> str:
