@@ -107,8 +107,15 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
         seen = seen_images(processor, sizes)
         plan |= seen
         for stage, planned in zip(stages, plan["stages"], strict=True):
-            of_stage = seen_images(model.processor_of(stage), sizes)
-            planned |= {key: of_stage.get(key, {}) for key in seen | of_stage if of_stage.get(key) != seen.get(key)}
+            first, *later = model.processors_of(stage).items()
+            before = seen_images(first[1], sizes)
+            planned |= differing(before, seen)
+            planned["images_from"] = {}
+            for step, changed in later:
+                after = seen_images(changed, sizes)
+                if differing(after, before):
+                    planned["images_from"][str(step)] = differing(after, before)
+                before = after
     return plan
 
 
@@ -199,6 +206,11 @@ def seen_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[
     return {"images": images(processor, sizes)} | ({"images_by_source": by_source} if by_source else {})
 
 
+def differing(images: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """The entries of `seen_images` that differ from `others`; {} for sources that have lost their tilings."""
+    return {key: images.get(key, {}) for key in others | images if images.get(key) != others.get(key)}
+
+
 def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str = "") -> list[dict[str, Any]]:
     """What images become.
 
@@ -245,7 +257,11 @@ def tables(plan: dict[str, Any]) -> str:
 
 def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Who sees images how: the model, then the stages that differ, each before its sources."""
-    for who, of in (("the finished model", plan), *((f"stage {stage['name']}", stage) for stage in plan["stages"])):
+    views = [("the finished model", plan)]
+    for stage in plan["stages"]:
+        views.append((f"stage {stage['name']}", stage))
+        views += [(f"stage {stage['name']} from step {step}", of) for step, of in stage.get("images_from", {}).items()]
+    for who, of in views:
         if "images" in of:
             yield who, of["images"]
         for source, listed in of.get("images_by_source", {}).items():

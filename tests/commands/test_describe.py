@@ -308,6 +308,20 @@ def test_sources_with_limits_of_their_own_are_told_apart(
     assert ["90x90", "10", "3", "x", "3", "15"] in [line.split() for line in said.splitlines()]
 
 
+def test_images_after_a_change_inside_of_a_stage_are_listed_with_its_step(
+    described: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load(Path(write()).read_text())
+    recipe["stages"][0] |= {"inputs_from": {1: {"max_length": 64}, 2: {"tiling": hd(4)}}}
+    Path("changing.yaml").write_text(yaml.safe_dump(recipe))
+    pretrain, finetune = described("changing.yaml", "--images", "90x90")["stages"]
+    assert [one["views"] for one in pretrain["images"]] == [1]
+    assert {step: changed["images"][0]["views"] for step, changed in pretrain["images_from"].items()} == {"2": 5}
+    assert finetune["images_from"] == {}
+    main(["describe", "--config", "changing.yaml", "--images", "90x90"])
+    assert "images in stage pretrain from step 2 (grids are columns x rows of tiles)" in capsys.readouterr().out
+
+
 def test_sizes_come_from_a_file_too(described: Callable) -> None:
     Path("sizes.json").write_text("[[56, 28], [28, 28]]")
     config = write()
