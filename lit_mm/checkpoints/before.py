@@ -174,7 +174,7 @@ Translated = tuple[Config, dict[str, Config]]  # inputs of the model, and of sta
 
 def by_aspect(family: str, arguments: Config) -> Translated:
     """LLaVA's families, VILA and Qwen-VL: `aspect` and `image_size` become a tiling and a layout."""
-    stages, given = arguments.pop("by_stage", None) or {}, arguments.get("inputs")
+    stages, inputs = arguments.pop("by_stage", None) or {}, arguments.get("inputs")
     rule, slices = arguments.pop("rule", None), arguments.pop("max_slices", None)
     patch = ((arguments.get("vision") or {}).get("init_args") or {}).get("patch", 14)
     side = arguments.get("image_size", SIDES.get(family, 336))
@@ -208,7 +208,7 @@ def by_aspect(family: str, arguments: Config) -> Translated:
 
     default = {"aspect": ASPECTS.get(family, "pad"), "max_length": LENGTHS.get(family, 2048)}
     default |= {"prompt": QWEN_CHAT} if family == "QwenVL" else {}
-    model = full(default if given is None else given)
+    model = full(default if inputs is None else inputs)
     return model, {name: changes(full(inputs or {}), model) for name, inputs in stages.items()}
 
 
@@ -240,16 +240,16 @@ def by_limits(family: str, arguments: Config) -> Translated:
     def hd(max_tiles: int) -> Config:
         return component("lit_mm.tiling.Hd", max_tiles=max_tiles, tile=tile)
 
-    def full(chosen: Config) -> Config:
-        sources = chosen.get("by_source") or {}
+    def full(limits: Config) -> Config:
+        sources = limits.get("by_source") or {}
         return {
-            "tiling": hd(chosen.get("max_tiles", 25)),
+            "tiling": hd(limits.get("max_tiles", 25)),
             "by_source": {source: hd(most) for source, most in sources.items()},
-            "max_length": chosen.get("max_length", 16384),
+            "max_length": limits.get("max_length", 16384),
         }
 
     model = full(limits or {}) | ({"prompt": prompt} if prompt else {})
-    return model, {name: changes(full(chosen or {}), model) for name, chosen in stages.items()}
+    return model, {name: changes(full(limits or {}), model) for name, limits in stages.items()}
 
 
 def by_prompt(family: str, arguments: Config) -> Translated:

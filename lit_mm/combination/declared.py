@@ -50,14 +50,14 @@ def require_combination(
 
     Args:
         key: of the recipe, for the error.
-        free: the parts that the recipe may choose, for the nearest choice.
+        free: parts that the recipe may choose; the nearest legal choice changes no other.
     Raises:
-        UserError: why, and the nearest legal choice; or what a part itself says of the views that the tiling makes.
+        UserError: the reason and the nearest legal choice, or the error of a part for a view of the tiling.
     """
-    found = properties(vision, connector, tiling, layout)
-    reason = objection(found)
+    measured = properties(vision, connector, tiling, layout)
+    reason = objection(measured)
     if reason is not None:
-        choice = nearest(found, free)
+        choice = nearest(measured, free)
         raise UserError(f"{key}: {reason}." + (f" The nearest that goes: {' and '.join(choice)}" if choice else ""))
     try:
         for height, width in PROBES:
@@ -68,7 +68,7 @@ def require_combination(
 
 
 def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: Layout) -> Properties:
-    """What the parts declare. A connector with vectors beside it declares what it does without them."""
+    """The properties of the parts. A connector with learned vectors beside it is measured without them."""
     bare = connector
     while isinstance(bare, Beside):
         bare = bare.projector
@@ -101,15 +101,15 @@ def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: 
 
 def of_connector(connector: nn.Module) -> tuple[str, str]:
     """`grids` and `order` of `Properties`."""
-    made = {grid: tokens for grid in (*SQUARES, OBLONG) if (tokens := tokens_of(connector, grid)) is not None}
-    squares = set(SQUARES) <= made.keys()
-    grids = "one" if not squares else "any" if OBLONG in made else "square"
-    queries = len(set(made.values())) == 1  # as many visual tokens of every grid: they do not lie as its patches do
+    counts = {grid: tokens for grid in (*SQUARES, OBLONG) if (tokens := tokens_of(connector, grid)) is not None}
+    squares = set(SQUARES) <= counts.keys()
+    grids = "one" if not squares else "any" if OBLONG in counts else "square"
+    queries = len(set(counts.values())) == 1  # the same count for every grid: the tokens have no place in the image
     return getattr(connector, "grids", grids), "queries" if queries else getattr(connector, "order", "rows")
 
 
 def tokens_of(connector: nn.Module, grid: Size) -> int | None:
-    """Visual tokens of a view of `grid` patches; None: it refuses them."""
+    """Number of visual tokens of a view of `grid` patches; None if the connector refuses it."""
     try:
         rows, columns = connector.token_grid(grid)
     except UserError:
@@ -132,8 +132,8 @@ def of_layout(layout: Layout) -> tuple[int, frozenset[Thumbnail], bool]:
         if sorted(visual) != list(range(4 * count)):
             continue  # loses tokens or places one twice
         lays_out.add(thumbnail)
-        placed = -index[(index < 0) & (index > np.iinfo(np.int64).min)]
-        places = max(places, placed.max(initial=0))
+        vectors = -index[(index < 0) & (index > np.iinfo(np.int64).min)]
+        places = max(places, vectors.max(initial=0))
         starts = {first: int(np.flatnonzero(index == first)[0]) for first in range(0, 4 * count, 4)}
         rows |= any(list(index[at : at + 4]) != list(range(first, first + 4)) for first, at in starts.items())
     return int(places), frozenset(lays_out), rows

@@ -1,4 +1,4 @@
-"""Which parts go together: vision encoder x connector x tiling x layout, decided from what each declares. No torch.
+"""Which vision encoder, connector, tiling and layout go together, decided from their properties. No torch.
 
 Language injection (partial LoRA and the like) reads the visual mask alone and goes with everything.
 """
@@ -60,8 +60,8 @@ IN_A_FAMILY: frozenset[Part] = frozenset({"vision", "connector", "view"})  # and
 def objection(p: Properties) -> str | None:
     """Why these parts do not go together; None if they do."""
     if p.takes_view is not None and p.view != p.takes_view:
-        made = "of sizes that follow the image" if p.view is None else f"of {_pixels(p.view)}"
-        return f"the tiling makes views {made}, the vision encoder takes {_pixels(p.takes_view)} alone"
+        views = "of sizes that follow the image" if p.view is None else f"of {_pixels(p.view)}"
+        return f"the tiling makes views {views}, the vision encoder takes {_pixels(p.takes_view)} alone"
     if p.adapters and p.adapters != p.windows:
         cut = f"cuts every image into {p.windows}" if p.windows else "cuts none that are the same for every image"
         return f"the vision encoder has adapters for {_counted(p.adapters, 'window')}, the tiling {cut}"
@@ -74,7 +74,7 @@ def objection(p: Properties) -> str | None:
     if p.places > p.learned:
         return f"the layout places {_counted(p.places, 'learned vector')}, the connector has {p.learned or 'none'}"
     if p.thumbnail not in p.lays_out:
-        needed = " or ".join(sorted(_whole(one) for one in p.lays_out)) or "no tiling at all"
+        needed = " or ".join(sorted(_whole(thumbnail) for thumbnail in p.lays_out)) or "no tiling at all"
         return f"the layout is for plans with {needed}, the tiling makes {_whole(p.thumbnail)}"
     if p.rows and p.order != "rows":
         lie = "are queries that lie nowhere" if p.order == "queries" else "leave column by column"
@@ -84,33 +84,33 @@ def objection(p: Properties) -> str | None:
 
 @cache
 def nearest(p: Properties, free: frozenset[Part] = EVERYTHING) -> tuple[str, ...]:
-    """The fewest changes after which the parts go together, as keys of the recipe; of as many, the smallest first.
+    """The shortest list of changes after which the parts go together, as lines of the recipe.
 
     Args:
-        free: what may be changed. Of `EVERYTHING`, a handful mends anything.
+        free: parts that may be changed. With `EVERYTHING` there is always a list of at most `MOST_CHANGES`.
     Returns:
-        Nothing where nothing needs to change, and where no few changes to what is free would do.
+        () if the parts go together already, or if no `MOST_CHANGES` changes of the free parts are enough.
     """
     for depth in range(MOST_CHANGES + 1):
-        if (found := _within(p, depth, free)) is not None:
-            return found
+        if (choice := _within(p, depth, free)) is not None:
+            return choice
     return ()
 
 
 def _within(p: Properties, depth: int, free: frozenset[Part]) -> tuple[str, ...] | None:
-    """As `nearest`, with exactly `depth` changes; None: so many do not do."""
+    """`nearest` with exactly `depth` changes; None if there is no such list."""
     if not depth:
         return () if objection(p) is None else None
-    for said, changed in changes(p, free):
-        rest = _within(changed, depth - 1, free)
+    for line, properties in changes(p, free):
+        rest = _within(properties, depth - 1, free)
         if rest is not None:
-            return said, *rest
+            return line, *rest
     return None
 
 
 def changes(p: Properties, free: frozenset[Part] = EVERYTHING) -> Iterator[tuple[str, Properties]]:
-    """Every change of one free part to one that is there, the smallest first: what to write, and what it makes."""
-    return ((said, changed) for part, said, changed in _changes(p) if part in free)
+    """All changes of one free part, the smallest first: the line to write, and the properties after it."""
+    return ((line, properties) for part, line, properties in _changes(p) if part in free)
 
 
 def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
@@ -119,8 +119,8 @@ def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
         names = ", ".join([*("newline", "separator")[: p.places], *(f"vector{n}" for n in range(3, p.places + 1))])
         yield "learned", f"`learned: [{names}]`", replace(p, learned=p.places)
     if p.adapters and p.windows:
-        said = f"`vision_injection.init_args.windows: {p.windows}`"
-        yield "vision", said, replace(p, adapters=p.windows)
+        line = f"`vision_injection.init_args.windows: {p.windows}`"
+        yield "vision", line, replace(p, adapters=p.windows)
     if p.class_token:
         yield "vision", "`vision.init_args.drop_cls: true`", replace(p, class_token=False)
     if p.takes_view is not None and p.view is not None and p.view != p.takes_view:
@@ -153,8 +153,8 @@ def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
         ("Windows", f"size: [{square}, {row * square}], window: {square}", "last", row),
         ("Pad", f"size: {square}", None, 0),
     ):
-        said = f"`tiling: {{class_path: lit_mm.tiling.{name}, init_args: {{{arguments}}}}}`"
-        yield "tiling", said, replace(p, view=(square, square), thumbnail=whole, windows=windows)
+        line = f"`tiling: {{class_path: lit_mm.tiling.{name}, init_args: {{{arguments}}}}}`"
+        yield "tiling", line, replace(p, view=(square, square), thumbnail=whole, windows=windows)
 
 
 def _pixels(size: Size) -> str:

@@ -219,7 +219,7 @@ class TypedPages(MultimodalModule):
         tokens = load_tokenizer(tokenizer)
         template = prompt or XComposer2Prompt()
 
-        def shown(way: str) -> TypedProcessor:
+        def processor_for(way: str) -> TypedProcessor:
             tiling, layout, covers = WAYS[way]
             grid = FixedGrid(side // covers, side // covers)
             return TypedProcessor(
@@ -228,23 +228,23 @@ class TypedPages(MultimodalModule):
 
         network = MultimodalModel(language, cells, Straight(language.width), fusion=scatter_visual)
         network.parts_within = {"vision": "cells"}
-        super().__init__(network=network, processor=lambda: shown("whole"))
-        self.drawn = {
-            stage: DrawnProcessor.of_ways([shown(way) for way in ways]) for stage, ways in (views or {}).items()
+        super().__init__(network=network, processor=lambda: processor_for("whole"))
+        self.drawing = {
+            stage: DrawnProcessor.of_ways([processor_for(way) for way in ways]) for stage, ways in (views or {}).items()
         }
         self.noise = dict(noise or {})
-        self.stage_names = frozenset({*self.drawn, *self.noise})
+        self.stage_names = frozenset({*self.drawing, *self.noise})
 
     def processors_of(self, stage: Stage) -> dict[int, Processor]:
         """See `MultimodalModule.processors_of`; a stage in `views` draws a way for every document."""
         processors = super().processors_of(stage)
-        if stage.name not in self.drawn:
+        if stage.name not in self.drawing:
             return processors
-        current = self.drawn[stage.name].with_inputs(stage.inputs)
-        drawn = {0: current}
+        current = self.drawing[stage.name].with_inputs(stage.inputs)
+        processors = {0: current}
         for step in sorted(stage.inputs_from):
-            current = drawn[step] = current.with_inputs(stage.inputs_from[step])
-        return drawn
+            current = processors[step] = current.with_inputs(stage.inputs_from[step])
+        return processors
 
     def begin(self, stage: Stage, **place: int) -> None:
         super().begin(stage, **place)

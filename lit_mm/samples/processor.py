@@ -147,12 +147,12 @@ class Processor:
         spans = [(0, 0)] * len(pieces)
         for run in self.prompt.runs(document, self.tokenizer):
             if isinstance(run, PictureRun):
-                own_ids, own_index, _ = pieces[run.number]
+                picture_ids, picture_index, _ = pieces[run.number]
                 start = sum(len(piece) for piece in ids)
-                spans[run.number] = (start, start + len(own_ids))
-                ids.append(own_ids)
-                labels.append(np.full(len(own_ids), IGNORE, dtype=np.int64))
-                index.append(np.where(own_index >= 0, own_index + firsts[run.number], own_index))
+                spans[run.number] = (start, start + len(picture_ids))
+                ids.append(picture_ids)
+                labels.append(np.full(len(picture_ids), IGNORE, dtype=np.int64))
+                index.append(np.where(picture_index >= 0, picture_index + firsts[run.number], picture_index))
             else:
                 text = np.asarray(run.ids, dtype=np.int64)
                 ids.append(text)

@@ -114,7 +114,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         processors = [processor]
         for step in sorted(stage.inputs_from):
             processors.append(processors[-1].with_inputs(stage.inputs_from[step]))
-        makers = [self.maker(changed) for changed in processors]
+        makers = [self.maker(variant) for variant in processors]
         rows = [Rows(maker, self.on_bad_sample) for maker in makers]
         self.rows = PhasedRows(rows) if len(rows) > 1 else rows[0]
         self.screens = [
@@ -123,7 +123,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
                 on_bad_sample=self.on_bad_sample,
                 max_bad=self.max_bad,
                 max_unsupervised=self.max_unsupervised,
-                kept=lengths.load(maker),
+                tables=lengths.load(maker),
             )
             for maker in makers
         ]
@@ -168,7 +168,8 @@ class StreamDataModule(L.LightningDataModule, ABC):
             tell: what takes so long, on standard error.
         """
         documents = self.screen.maker.documents
-        missing = [source for source, kept in zip(documents.sources, self.screen.kept, strict=True) if kept is None]
+        tables = zip(documents.sources, self.screen.tables, strict=True)
+        missing = [source for source, table in tables if table is None]
         if not missing or not tell:
             return -(-plan.rows_of(stage.epochs) // self.global_batch)
         text = f"lit_mm: stage {stage.name!r} counts epochs: to know its steps, all samples are laid out first"

@@ -53,7 +53,7 @@ def entries_of(samples: StepSamples, lost: Sequence[Fault], screen: Screen) -> l
         AssertionError: a worker lost what the plan has not in this step.
     """
     documents = screen.maker.documents
-    left = Counter(samples.drawn)
+    left = Counter(samples.in_rows)
     left.subtract(Counter(fault.number for fault in lost))
     assert min(left.values(), default=0) >= 0, "a sample was lost that the step does not hold"
     counts: Counter[tuple[int, str, str]] = Counter()

@@ -37,23 +37,23 @@ class Sized:
 
 def fingerprint(processor: Processor) -> str:
     """A hash of what a processor does to the probes: texts, roles, and pictures of many sizes."""
-    seen: list[object] = [processor.max_length, *(processor.tokenizer.encode(text) for text in PROBES)]
+    results: list[object] = [processor.max_length, *(processor.tokenizer.encode(text) for text in PROBES)]
     if processor.token_grid is not None:
         for height in SIDES:
             for width in SIDES:
-                seen.append(_of(lambda size: processor.visual_tokens(*size), (height, width)))
-    shown = [] if processor.token_grid is None else [Sized(337, 640)]
+                results.append(_of(lambda size: processor.visual_tokens(*size), (height, width)))
+    pictures = [] if processor.token_grid is None else [Sized(337, 640)]
     chat = (
-        Turn("user", (*shown, PROBES[0])),
+        Turn("user", (*pictures, PROBES[0])),
         Turn("assistant", (PROBES[2],)),
         Turn("user", (PROBES[1],)),
         Turn("assistant", (PROBES[1],)),
     )
-    for turns in (chat, (Turn("system", (PROBES[0],)), *chat), (Turn("page", (*shown, PROBES[1])),)):
+    for turns in (chat, (Turn("system", (PROBES[0],)), *chat), (Turn("page", (*pictures, PROBES[1])),)):
         sample = _of(processor.lay_out, Document("probe", turns))
         laid_out = isinstance(sample, Sample)
-        seen += [sample.input_ids.tolist(), sample.labels.tolist(), sample.index.tolist()] if laid_out else [sample]
-    return cache.key_of("layout", seen)
+        results += [sample.input_ids.tolist(), sample.labels.tolist(), sample.index.tolist()] if laid_out else [sample]
+    return cache.key_of("layout", results)
 
 
 def _of(lay_out: Callable[[Any], Any], probe: Any) -> Any:
@@ -82,8 +82,8 @@ def keys_of(maker: SampleMaker) -> list[str | None]:
 
 def load(maker: SampleMaker) -> list[np.ndarray | None]:
     """By source: [N, 4] tokens, views, supervised tokens and state of every sample, None where there is no index."""
-    kept = [cache.load(key) if key is not None else None for key in keys_of(maker)]
-    return [None if arrays is None else arrays["lengths"] for arrays in kept]
+    tables = [cache.load(key) if key is not None else None for key in keys_of(maker)]
+    return [None if arrays is None else arrays["lengths"] for arrays in tables]
 
 
 def build(maker: SampleMaker, source: int, progress: Callable[[int], None] = lambda samples: None) -> int:

@@ -24,7 +24,7 @@ class SampleMaker:
 
     Args:
         documents: the sources.
-        processor: of the stage.
+        processor: processor of the stage.
         too_long: what happens to a sample beyond the processor's `max_length` or a row's budgets: it is cut (see
             `truncate`), or refused.
         row_tokens, row_views: the budgets of a row; None without.
@@ -75,10 +75,10 @@ class SampleMaker:
 
 
 def _too_long(sample: Sample, maker: SampleMaker) -> str:
-    shown = sum(sample.tokens_per_view)
+    visual = sum(sample.tokens_per_view)
     if len(sample) > maker.processor.max_length:
         return (
-            f"sample {sample.document.id!r} has {len(sample)} tokens ({shown} of them visual), the model takes "
+            f"sample {sample.document.id!r} has {len(sample)} tokens ({visual} of them visual), the model takes "
             f"{maker.processor.max_length}. Shorten it, raise `max_length`, or set `too_long: truncate`"
         )
     views = "any number of" if maker.row_views is None else maker.row_views

@@ -112,7 +112,7 @@ class Plan:
     def _permutation(self, epoch: int) -> np.ndarray:
         return np.random.default_rng(stable_hash(self.seed, epoch)).permutation(self.samples)
 
-    def drawn(self, number: int) -> list[int]:
+    def samples_of(self, number: int) -> list[int]:
         """Sample numbers of window `number`, counted through all epochs, in their order."""
         if number == self.head.window and self.head.samples is not None:
             return list(self.head.samples)
@@ -122,14 +122,13 @@ class Plan:
     def _pack_window(self, number: int) -> Window:
         """Window `number`, counted through all epochs."""
         epoch, window = divmod(number, self._windows)
-        drawn = self.drawn(number)
-        measured = [(i, self.length(i)) for i in drawn]
+        measured = [(i, self.length(i)) for i in self.samples_of(number)]
         left_out = [i for i, length in measured if length is None]
-        chosen = [i for i, length in measured if length is not None]
+        fitting = [i for i, length in measured if length is not None]
         if self.row_tokens is None:
-            return Window([(i,) for i in chosen], left_out)
+            return Window([(i,) for i in fitting], left_out)
         lengths = [length for _, length in measured if length is not None]
-        rows = pack(chosen, lengths, tokens=self.row_tokens, views=self.row_views)
+        rows = pack(fitting, lengths, tokens=self.row_tokens, views=self.row_views)
         shuffle = np.random.default_rng(stable_hash(self.seed, epoch, window)).permutation(len(rows))
         return Window([rows[i] for i in shuffle], left_out)
 
@@ -162,31 +161,31 @@ class Plan:
 
     def rows(self, start: int, stop: int) -> list[Row]:
         """Rows [start, stop) of the stream."""
-        chosen: list[Row] = []
-        while len(chosen) < stop - start:
-            row = start + len(chosen)
+        rows: list[Row] = []
+        while len(rows) < stop - start:
+            row = start + len(rows)
             number = self._number_of(row)
             first = row - self._start_of(number)
-            chosen += self._window(number).rows[first : first + stop - row]
-        return chosen
+            rows += self._window(number).rows[first : first + stop - row]
+        return rows
 
     def left_out(self, start: int, stop: int) -> list[int]:
-        """The samples whose leaving out is told with rows [start, stop): those of the windows that begin there.
+        """The left out samples that rows [start, stop) account for: those of the windows that begin there.
 
-        A window that makes no row at all goes with the row before it, or, first in its epoch, with the next one. So
-        any cut of the stream into steps tells every window once.
+        A window without rows belongs to the row before it, or to the next row if it is the first of its epoch. So
+        any cut of the stream into steps accounts for every window once.
         """
-        found: list[int] = []
+        samples: list[int] = []
         number = self._number_of(start - 1) + 1 if start > self.head.rows else self.head.window
         epoch = self._number_of(stop - 1) // self._windows
         while (first := self._start_of(number)) < stop or (first == stop and number // self._windows == epoch):
             window = self._window(number)
             follows = first > self.head.rows and self._number_of(first - 1) // self._windows == number // self._windows
-            told = first - 1 if not window.rows and follows else first
-            if start <= told < stop:
-                found += window.left_out
+            account = first - 1 if not window.rows and follows else first
+            if start <= account < stop:
+                samples += window.left_out
             number += 1
-        return found
+        return samples
 
     def first(self, count: int) -> list[int]:
         """The first samples of the first epoch, left out or not."""
@@ -221,7 +220,7 @@ class Plan:
         if start < row:
             rest = Counter(i for rest_row in self._window(number).rows[row - start :] for i in rest_row)
             samples = []
-            for i in reversed(self.drawn(number)):  # of a sample that is drawn twice, the later draw is left
+            for i in reversed(self.samples_of(number)):  # of a sample that is drawn twice, the later draw is left
                 if rest[i]:
                     rest[i] -= 1
                     samples.append(i)
@@ -262,9 +261,9 @@ class Stream(Protocol):
 
 
 class StepSamples(NamedTuple):
-    """The samples that an optimizer step accounts for: those in its rows, and those left out while planning them."""
+    """The samples that an optimizer step accounts for: those in its rows, and those that planning left out."""
 
-    drawn: list[int]
+    in_rows: list[int]
     left_out: list[int]
 
 

@@ -19,18 +19,19 @@ UNKNOWN, WHOLE, CUT, BAD = 0, 1, 2, 3
 
 
 class Screen:
-    """Sample number -> `Length`, or None for a sample that is left out. Each is looked at once, when it is planned.
+    """Sample number -> `Length`, or None for a sample that is left out. Lengths are computed lazily and cached.
 
-    Planning reads no pixels. What it leaves out never was in the stream, on any rank and in any epoch, so the rest of
-    the stream is a pure function of data and config. A sample whose pixels turn out to be damaged in a worker is lost
-    after planning: it stays in its row without labels, see `lit_mm.stream.rows.Rows`.
+    Planning reads no pixels. A sample that it leaves out is in the stream of no rank and no epoch, so the stream is a
+    pure function of data and config. A sample whose pixels turn out to be damaged in a worker is lost after planning:
+    it stays in its row without labels, see `lit_mm.stream.rows.Rows`.
 
     Args:
         maker: makes the samples.
         on_bad_sample: fail raises; skip and quarantine leave the sample out (quarantine lists it in the ledger).
         max_bad: share of bad samples above which the run stops, those without supervision apart.
         max_unsupervised: the same for samples with nothing to learn.
-        kept: by source, what the index of lengths says (`lit_mm.stream.lengths.load`); then these samples need no look.
+        tables: index of lengths by source (`lit_mm.stream.lengths.load`), None for a source without one; samples in an
+            index are not laid out again.
     """
 
     def __init__(
@@ -40,14 +41,14 @@ class Screen:
         on_bad_sample: BadSample = "fail",
         max_bad: float,
         max_unsupervised: float,
-        kept: Sequence[np.ndarray | None] = (),
+        tables: Sequence[np.ndarray | None] = (),
     ) -> None:
-        self.kept = kept
+        self.tables = tables
         self.maker, self.on_bad_sample = maker, on_bad_sample
         self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
         count = len(maker.documents)
         self.few = min(FEW, count)
-        self.known = 0  # samples that were looked at
+        self.examined = 0  # samples that were looked at
         self.progress: Callable[[int], None] | None = None  # told how many these are
         self.faults: dict[int, Fault] = {}
         self._unsupervised = 0
@@ -59,14 +60,14 @@ class Screen:
         if self._state[number] == UNKNOWN:
             self._look(number)
             if self.progress is not None:
-                self.progress(self.known)
+                self.progress(self.examined)
         return None if self._state[number] == BAD else Length(*self._lengths[number].tolist())
 
     def was_cut(self, number: int) -> bool:
         return bool(self._state[number] == CUT)
 
     def _look(self, number: int) -> None:
-        if self._is_kept(number):
+        if self._take_from_index(number):
             return
         document: Document | None = None
         try:
@@ -75,25 +76,25 @@ class Screen:
         except UserError as error:
             if self.on_bad_sample == "fail":
                 raise
-            self.known += 1
+            self.examined += 1
             self._state[number] = BAD
             self._leave_out(Fault.of(number, error, document.id if document is not None else ""))
             return
-        self.known += 1
+        self.examined += 1
         self._lengths[number] = sample.length.tokens, sample.length.views, sample.length.supervised
         self._state[number] = CUT if cut else WHOLE
 
-    def _is_kept(self, number: int) -> bool:
+    def _take_from_index(self, number: int) -> bool:
         """Take a sample's length from the index, if it is there."""
         documents = self.maker.documents
         source = documents.source_of(number)
-        table = self.kept[source] if self.kept else None
+        table = self.tables[source] if self.tables else None
         if table is None:
             return False
         *length, state = table[number - documents.starts[source]].tolist()
         if state == UNKNOWN:
             return False
-        self.known += 1
+        self.examined += 1
         self._lengths[number], self._state[number] = length, state
         return True
 
@@ -101,21 +102,21 @@ class Screen:
         self.faults[fault.number] = fault
         self._unsupervised += fault.kind == "no_supervision"
         bad = len(self.faults) - self._unsupervised
-        self.refuse_more_than(self.max_bad, "max_bad", bad, self.known, [fault])
-        if self._unsupervised > self.max_unsupervised * max(self.known, self.few):
+        self.refuse_more_than(self.max_bad, "max_bad", bad, self.examined, [fault])
+        if self._unsupervised > self.max_unsupervised * max(self.examined, self.few):
             raise UserError(
-                f"{self._unsupervised} of the first {self.known} samples have nothing to learn, more than "
+                f"{self._unsupervised} of the first {self.examined} samples have nothing to learn, more than "
                 f"`max_unsupervised: {self.max_unsupervised}` allows. The last: {fault.reason}"
             )
 
-    def refuse_more_than(self, share: float, key: str, bad: int, seen: int, last: Sequence[Fault]) -> None:
+    def refuse_more_than(self, share: float, key: str, bad: int, total: int, last: Sequence[Fault]) -> None:
         """The rate limit.
 
         Raises:
             UserError: `bad` of `seen` samples is more than `share`.
         """
-        if bad > share * max(seen, self.few):
+        if bad > share * max(total, self.few):
             raise UserError(
-                f"{bad} of the first {seen} samples are bad, more than `{key}: {share}` allows. The last: "
+                f"{bad} of the first {total} samples are bad, more than `{key}: {share}` allows. The last: "
                 f"{last[-1].reason}"
             )

@@ -39,8 +39,8 @@ def plan_anyres(
     def merit(grid: tuple[int, int]) -> tuple[int, int]:
         high, wide = grid[0] * tile, grid[1] * tile
         scale = min(wide / width, high / height)
-        kept = min(int(width * scale) * int(height * scale), width * height)
-        return kept, kept - high * wide
+        pixels = min(int(width * scale) * int(height * scale), width * height)
+        return pixels, pixels - high * wide
 
     if rule == "hf":
         grids = [(columns, rows) for rows, columns in grids]

@@ -36,23 +36,23 @@ def draw_plan(plan: TilePlan, image: Image.Image | None = None, caption: str = "
     left, top, right, bottom = min(lefts), min(tops), max(rights), max(bottoms)
     scale = LONGER / max(right - left, bottom - top)
 
-    def placed(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    def scaled(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
         """Source pixels -> the picture's; at least one pixel wide and high."""
         x, y, to_x, to_y = ((edge - start) * scale for edge, start in zip(box, (left, top, left, top), strict=True))
         return round(x), round(y), max(round(to_x), round(x) + 1), max(round(to_y), round(y) + 1)
 
-    _, _, width, height = placed((left, top, right, bottom))
+    _, _, width, height = scaled((left, top, right, bottom))
     text_font, label_font = ImageFont.load_default(18), ImageFont.load_default(22)
     lines = caption.splitlines()
     sheet = Image.new("RGB", (max(width, LONGER) + 20, height + 20 + 26 * len(lines) + (10 if lines else 0)), PAPER)
     frame = Image.new("RGB", (width, height), PADDING)
-    x, y, to_x, to_y = placed((0, 0, wide, high))
-    shown = Image.new("RGB", (1, 1), BLANK) if image is None else image
-    frame.paste(shown.resize((to_x - x, to_y - y)), (x, y))
+    x, y, to_x, to_y = scaled((0, 0, wide, high))
+    picture = Image.new("RGB", (1, 1), BLANK) if image is None else image
+    frame.paste(picture.resize((to_x - x, to_y - y)), (x, y))
     sheet.paste(frame, (10, 10))
     draw = ImageDraw.Draw(sheet)
     for number, box in enumerate(regions):
-        x, y, to_x, to_y = (edge + 10 for edge in placed(box))
+        x, y, to_x, to_y = (edge + 10 for edge in scaled(box))
         tile = number in plan.tiles
         colour = COLOURS[(number - plan.tiles.start) % len(COLOURS)] if tile else WHOLE
         # Neighbours and windows that overlap: each outline lies inside its own edge, the whole around them all

@@ -92,9 +92,9 @@ def test_without_packing_a_row_is_one_sample():
 
 def test_lengths_are_computed_once():
     data = begun()
-    assert data.screen.known == 0  # `max_steps` needs none
+    assert data.screen.examined == 0  # `max_steps` needs none
     list(data.stream)
-    assert 0 < data.screen.known <= 24
+    assert 0 < data.screen.examined <= 24
     data.screen.maker = None  # nobody is asked again
     assert data.screen(3) == xcomposer2().processor.sample(document(3)).length
 

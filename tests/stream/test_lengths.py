@@ -43,7 +43,7 @@ def processor() -> Processor:
 
 
 def screen(maker: SampleMaker, kept: Any = ()) -> Screen:
-    made = Screen(maker, on_bad_sample="skip", max_bad=1.0, max_unsupervised=1.0, kept=kept)
+    made = Screen(maker, on_bad_sample="skip", max_bad=1.0, max_unsupervised=1.0, tables=kept)
     for number in range(len(maker.documents)):
         made(number)
     return made
@@ -66,7 +66,7 @@ def test_what_the_index_says_is_what_laying_out_says(data, processor, monkeypatc
     assert [again.was_cut(n) for n in numbers] == [expected.was_cut(n) for n in numbers]
     assert sum(again.was_cut(n) for n in numbers) == 3
     assert again.faults == expected.faults
-    assert again.known == expected.known == 60
+    assert again.examined == expected.examined == 60
     assert len(laid_out) <= len(expected.faults)  # only what is bad is looked at
 
 

@@ -74,11 +74,11 @@ def test_windows_go_on_where_they_were(packed: bool) -> None:
     before = Counter(i for row in stream.rows(0, start) for i in row)
     whole = plan(0, packed=packed)
     number, rows = whole.mark(start)
-    rest = Counter(whole.drawn(number)) if rows == start else Counter(i for i in whole.drawn(number) if i not in before)
+    rest = Counter(i for i in whole.samples_of(number) if rows == start or i not in before)
     head = stream.plan(1).head
     assert (head.window, head.rows) == (number, start)
-    assert set(stream.plan(1).drawn(number)) <= set(rest)
-    assert stream.plan(1).drawn(number + 1) == whole.drawn(number + 1)
+    assert set(stream.plan(1).samples_of(number)) <= set(rest)
+    assert stream.plan(1).samples_of(number + 1) == whole.samples_of(number + 1)
 
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 8), (2, 4), (4, 1), (1, 2)])

@@ -115,7 +115,7 @@ def test_samples_without_supervision_have_a_share_of_their_own():
 def test_a_sample_is_looked_at_once():
     seen = screen([BROKEN, document(2)], on_bad_sample="skip")
     assert [seen(0), seen(1)] == [seen(0), seen(1)]
-    assert seen.known == 2
+    assert seen.examined == 2
 
 
 def test_every_sample_of_a_step_has_one_entry_and_a_lost_one_is_not_trained():
