@@ -85,6 +85,7 @@ def twice(plan: TilePlan, token_grid: object) -> list[np.ndarray]:
         (layouts.global_then_tiles, (2, {"first"}, True)),
         (layouts.slices_then_overview, (0, {"last"}, False)),
         (twice, (0, set(), False)),
+        (lambda plan, token_grid: [], (0, EVERY, False)),
     ],
 )
 def test_a_layout_tells_what_it_places_and_for_which_plans(layout: Any, declared: tuple[Any, ...]) -> None:

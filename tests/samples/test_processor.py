@@ -246,3 +246,13 @@ def test_a_source_may_have_a_tiling_of_its_own() -> None:
     plain, dense = own.sample(shown), own.sample(replace(shown, source="dense"))
     assert plain.plans[0] == processor.tiling(20, 30)
     assert dense.plans[0] == halves(20, 30) and len(dense.plans[0].views) == 1 + 2 * 2
+
+
+def test_a_layout_that_places_nothing_leaves_the_text_and_the_views() -> None:
+    """As a model needs it whose language model meets images elsewhere than in its text."""
+    processor = tiled(lambda plan, token_grid: [])
+    sample, text = processor.sample(asked(Noise(0, 50, 80))), processor.sample(asked())
+    assert (sample.input_ids == text.input_ids).all() and (sample.index == TEXT).all()
+    assert processor.visual_tokens(50, 80) == 0
+    assert sample.length.views == 7 and len(processor.views(sample)) == 7
+    assert sample.spans[0][0] == sample.spans[0][1]
