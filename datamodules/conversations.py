@@ -39,7 +39,7 @@ class Conversations(StreamDataModule):
         on_bad_sample: BadSample = "fail",
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
-        worker_start: WorkerStart = "fork",
+        worker_start: WorkerStart | None = None,
     ) -> None:
         super().__init__(
             global_batch,

@@ -92,7 +92,7 @@ class NanoDocuments(StreamDataModule):
         row_views: int | None = None,
         window: int = 1024,
         num_workers: int = 1,
-        worker_start: WorkerStart = "fork",
+        worker_start: WorkerStart | None = None,
     ) -> None:
         super().__init__(
             global_batch,

@@ -26,7 +26,7 @@ class Llava15(MultimodalModule):
     Args:
         vision: a `lit_mm.model.VisionEncoder`.
         language: the decoder.
-        tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
+        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels; not read if `inputs` names a tiling.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change

@@ -28,12 +28,12 @@ class Monkey(MultimodalModule):
     Args:
         vision: the encoder; it gets the adapters.
         language: the decoder.
-        tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
+        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
         size: (height, width) that every image is stretched to, pixels.
         window: side of a window and of the view of the whole, pixels.
         stride: step from window to window, pixels; None for `window`, as published.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        ranks, dropout: of the adapters, see `apply_window_adapters`.
+        ranks, dropout: settings of the adapters, see `apply_window_adapters`.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
             them further. None: as described above, with texts as they stand (`QwenPlain`). A stage with the tiling
             `Whole` trains what the published model starts from; the release loads the finished Qwen-VL.

@@ -26,7 +26,7 @@ class Vila(MultimodalModule):
     Args:
         vision: a `lit_mm.model.VisionEncoder`.
         language: the decoder.
-        tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
+        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels; not read if `inputs` names a tiling.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width). `MLPProjector` is that
             of the released 1.0, `linear_projector` the paper's, `DownsampleMLP` 1.5's.

@@ -29,11 +29,11 @@ class XComposer(MultimodalModule):
     Args:
         vision: a `lit_mm.model.VisionEncoder`; EVA ViT-g with its class token, as released.
         language: decoder that gets LoRA. InternLM-7B is a Llama with `attention_bias: true`.
-        tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
+        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
         image_size: side of the view, pixels; not read if `inputs` names a tiling.
         connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        rank, alpha, dropout: of LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
-        linears: of every decoder layer that get LoRA.
+        rank, alpha, dropout: settings of LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
+        linears: names of the linears of a decoder layer that get LoRA.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
             them further. None: as described above.
     Source: arXiv:2309.15112, section 3; modeling_InternLM_XComposer.py of the release.

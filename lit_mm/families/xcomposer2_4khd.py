@@ -31,11 +31,11 @@ class XComposer2HD(MultimodalModule):
     Args:
         vision: a `lit_mm.model.VisionEncoder`; the last layer's features before the post layer-norm, no class token.
         language: decoder that gets the partial LoRA.
-        tokenizer: of the language model: "nano", a tokenizer.json, a folder, or a published name.
+        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
         tile: side of a view, pixels; not read if `inputs` names a tiling.
         connector: makes a `lit_mm.model.Connector` with two learned vectors, newline and separator; called with
             (vision width, language width).
-        rank, alpha, dropout: of the partial LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
+        rank, alpha, dropout: settings of the partial LoRA; its scale is alpha / rank, and alpha defaults to rank.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
             them further. None: HD-25. A model that was trained at one limit may be asked at another: give `evaluate` or
             `generate` a config with another `max_tiles`.

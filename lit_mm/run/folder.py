@@ -113,7 +113,7 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
         ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{key}.{i}")]
-    return [] if a == b else [key]
+    return [] if a == b or (a in (None, {}) and b in (None, {})) else [key]
 
 
 def _is_set(key: str, *configs: Any) -> bool:

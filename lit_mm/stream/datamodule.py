@@ -57,7 +57,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         max_unsupervised: the same, before the first step already, for samples with nothing to learn, which `max_bad`
             does not count.
         worker_start: start of the worker processes: fork is quick; forkserver and spawn begin with a fresh interpreter,
-            some seconds each, and share no locks with the trainer's threads.
+            some seconds each, and share no locks with the trainer's threads. None: as Python starts processes here.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         on_bad_sample: BadSample = "fail",
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
-        worker_start: WorkerStart = "fork",
+        worker_start: WorkerStart | None = None,
     ) -> None:
         super().__init__()
         counts = {

@@ -1,4 +1,4 @@
-"""The index of lengths: what every sample of a source takes under one layout, found once and kept.
+"""The index of lengths: tokens and views of every sample of a source under one layout, computed once and cached.
 
 Without it each sample is laid out when its window is planned, on every rank, and a stage whose length is given in
 epochs lays out all of them before its first step. The index is named by the content of the data files and by what the
@@ -19,7 +19,7 @@ from lit_mm.samples.processor import Processor, Sample
 from lit_mm.stream.maker import SampleMaker
 from lit_mm.stream.screen import CUT, UNKNOWN, WHOLE
 
-CHUNK = 4096  # samples that are kept at a time
+CHUNK = 4096  # samples that are written to the cache at a time
 PROBES = (
     "What is shown in the image?\nAnswer with a single word.",
     " The quick brown fox, 3.14 x 10^-7; <b>naïve</b> Ünïcödé 码字 \t\U0001f600\n\n- one\n- two",
@@ -59,7 +59,7 @@ def fingerprint(processor: Processor) -> str:
 def _of(lay_out: Callable[[Any], Any], probe: Any) -> Any:
     """What a layout makes of a probe, or how it refuses it: a prompt may know no pages, a tiling no narrow images.
 
-    Whatever it raises only names the index here; where a document of the data is refused, that is told.
+    An error only goes into the name of the index here. A document of the data that is refused is reported elsewhere.
     """
     try:
         return lay_out(probe)
@@ -89,11 +89,11 @@ def load(maker: SampleMaker) -> list[np.ndarray | None]:
 def build(maker: SampleMaker, source: int, progress: Callable[[int], None] = lambda samples: None) -> int:
     """Lay out every sample of a source once, without its pixels, and keep the lengths. Interrupted, it goes on later.
 
-    A sample that cannot be trained on is kept as unknown: it is laid out again, and told of, when it is drawn.
+    A sample that cannot be trained on is stored as unknown: it is laid out again, and reported, when it is planned.
 
     Args:
         source: its number in the maker's documents; one that has files.
-        progress: told how many samples are done.
+        progress: called with the number of samples that are finished.
     Returns:
         How many samples are unknown.
     """

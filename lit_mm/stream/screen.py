@@ -49,7 +49,7 @@ class Screen:
         count = len(maker.documents)
         self.few = min(FEW, count)
         self.examined = 0  # samples that were looked at
-        self.progress: Callable[[int], None] | None = None  # told how many these are
+        self.progress: Callable[[int], None] | None = None  # called with `examined`
         self.faults: dict[int, Fault] = {}
         self._unsupervised = 0
         # Twelve bytes a sample: a million lengths as objects would take ten times as much
@@ -113,7 +113,7 @@ class Screen:
         """The rate limit.
 
         Raises:
-            UserError: `bad` of `seen` samples is more than `share`.
+            UserError: `bad` of `total` samples is more than `share`.
         """
         if bad > share * max(total, self.few):
             raise UserError(

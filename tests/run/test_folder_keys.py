@@ -1,0 +1,34 @@
+"""Which keys of a config may differ between the launches of a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lit_mm.run.folder import _differences, _is_set
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "keys"),
+    [
+        ({"a": 1}, {"a": 1}, []),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, ["a.b"]),
+        ({"stages": [{"name": "x"}]}, {"stages": [{"name": "x", "inputs": None, "inputs_from": {}}]}, []),
+        (
+            {"stages": [{"inputs_from": {}}]},
+            {"stages": [{"inputs_from": {3: {"fill": [0, 0, 0]}}}]},
+            ["stages.0.inputs_from.3"],
+        ),
+    ],
+)
+def test_keys_that_differ_are_listed_and_nothing_is_equal_to_an_empty_mapping(
+    before: dict[str, Any], after: dict[str, Any], keys: list[str]
+) -> None:
+    assert _differences(before, after) == keys
+
+
+def test_a_value_is_set_in_a_config_if_it_is_neither_null_nor_empty() -> None:
+    config = {"stages": [{"inputs": {"tiling": {"size": 1}, "layout": None}}]}
+    assert _is_set("stages.0.inputs.tiling.size", config, config)
+    assert not _is_set("stages.0.inputs.layout", config) and not _is_set("stages.0.inputs.prompt", config)
