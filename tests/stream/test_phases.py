@@ -174,3 +174,14 @@ def test_a_run_that_ends_after_the_change_is_resumed_exactly(tmp_path) -> None:
     losses = [[line.split(",")[columns.index("loss")] for line in lines[1:]] for lines in (whole, parts)]
     assert losses[0] == losses[1] and len(losses[0]) == 6
     assert (tmp_path / "whole/ledger.txt").read_text() == (tmp_path / "parts/ledger.txt").read_text()
+
+
+def test_the_stream_goes_on_on_other_ranks_after_the_change() -> None:
+    data = begun()
+    data.trainer = SimpleNamespace(global_step=4, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    state, whole = data.state_dict(), ids(begun())
+    ranks = [begun(rank=rank, world=2) for rank in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(state)
+    for expected, *parts in zip(whole[4:], *map(ids, ranks), strict=True):
+        assert sorted(expected) == sorted(sample for part in parts for sample in part)
