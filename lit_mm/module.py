@@ -20,6 +20,8 @@ from lit_mm.combination.declared import require_parts
 from lit_mm.combination.legal import IN_A_FAMILY, Part
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
+from lit_mm.objectives.next_token import NextToken
+from lit_mm.objectives.objective import Objective
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
 from lit_mm.stages.groups import parameter_groups
@@ -37,6 +39,8 @@ class MultimodalModule(L.LightningModule):
         processor: makes the owner of the token count, which data modules ask for samples and `describe` for lengths.
             Called at once where images are read; a published tokenizer's files are only read when they are needed.
         free: the parts that the family lets a recipe choose.
+        objectives: name -> objective that a stage may weigh; the first is the one of a stage that names none. None:
+            next-token prediction, "next_token".
     Raises:
         UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination.legal`.
     """
@@ -46,9 +50,12 @@ class MultimodalModule(L.LightningModule):
         network: MultimodalModel,
         processor: Callable[[], Processor],
         free: frozenset[Part] = IN_A_FAMILY,
+        objectives: Mapping[str, Objective] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.objectives = dict(objectives or {"next_token": NextToken()})
+        self.micro_losses: dict[str, Tensor] = {}  # objective -> its share of the step's loss, of the last micro-batch
         self.free = free
         self.stage_names: frozenset[str] = frozenset()  # stages that arguments of the constructor name
         self.strict_loading = False  # of a Trainer that resumes: `run_stages` has loaded the weights, and checked them
@@ -191,19 +198,36 @@ class MultimodalModule(L.LightningModule):
             for parameter in parts[part].values():
                 parameter.requires_grad_(thawed)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss over the optimizer step's supervised tokens, whatever the split.
+    def weights_of_objectives(self, stage: Stage) -> dict[str, float]:
+        """Objective -> its weight in a stage; the family's first objective where the stage names none."""
+        return stage.objectives or {next(iter(self.objectives)): 1.0}
 
-        The sum over this micro-batch is divided by the count over all ranks and micro-batches; Lightning divides by the
-        accumulation and DDP averages over ranks, so both are multiplied back.
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The weighted sum of the stage's objectives, whatever the split of the optimizer step.
+
+        The sum over this micro-batch is divided by the number of units over all ranks and micro-batches; Lightning
+        divides by the accumulation and DDP averages over ranks, so both are multiplied back.
         """
-        if isinstance(batch, Batch):  # pairs of texts and the like have no views
+        if isinstance(batch, Batch):  # batches of pixels alone have no views
             self.check_calls(batch)
         self.seed_step(batch_idx)
+        weights = self.weights_of_objectives(self.stage)
         with self.trainer.precision_plugin.forward_context():  # again: DeepSpeed's engine switches autocast off
-            loss = self.network(batch) / batch.step_tokens
+            losses = {name: self._loss(self.objectives[name], batch) for name in weights}
+        loss = sum(weights[name] * losses[name] for name in weights)
+        self.micro_losses = {name: value.detach() for name, value in losses.items()}
         self.micro_loss = loss.detach()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def _loss(self, objective: Objective, batch: Batch) -> Tensor:
+        """The share of this micro-batch in the step's mean over the objective's unit."""
+        return objective(self.network, batch) / batch.units[objective.unit]
+
+    @property
+    def loss_by_source(self) -> Tensor | None:
+        """[2, number of sources] loss sum and tokens of the last micro-batch; None where no objective keeps them."""
+        losses = (objective.loss_by_source for objective in self.objectives.values() if isinstance(objective, NextToken))
+        return next(losses, None)
 
     def check_calls(self, batch: Batch) -> None:
         """Every rank must call the encoder as often as the others, whatever its images: else they wait for each other.
@@ -211,8 +235,9 @@ class MultimodalModule(L.LightningModule):
         Raises:
             UserError: views of several shapes would be encoded one shape after the other, on one of several ranks.
         """
-        if self.trainer.world_size > 1 and len(batch.views) > 1 and not self.network.together:
-            shapes = [tuple(views.shape[-2:]) for views in batch.views]
+        groups = batch.views.groups if batch.views is not None else ()
+        if self.trainer.world_size > 1 and len(groups) > 1 and not self.network.together:
+            shapes = [tuple(group.shape[-2:]) for group in groups]
             raise UserError(
                 f"samples {list(batch.sample_ids)} have views of the shapes {shapes}, which this vision encoder takes "
                 "one after the other; another rank may have fewer, and the ranks would wait for each other. Train with "

@@ -93,7 +93,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
     from lit_mm.stages.stage import check_recipe
 
     model, stages = cli.model, cli.stages
-    check_recipe(stages, model.parts())
+    check_recipe(stages, model.parts(), model.objectives)
     parts = {part: sum(p.numel() for p in held.values()) for part, held in model.parts().items()}
     plan: dict[str, Any] = {
         "family": family_of(model),

@@ -146,7 +146,7 @@ class RecipeCLI(LightningCLI):
             UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses;
                 torchrun started other ranks.
         """
-        check_recipe(self.stages, self.model.parts())
+        check_recipe(self.stages, self.model.parts(), self.model.objectives)
         named = {stage.name for stage in self.config_init.stages or []}
         if unknown := sorted(self.model.stage_names - named):
             raise UserError(f"`model.init_args` names the stages {unknown}; the recipe has {sorted(named)}")

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from lit_mm.fusion.scatter import scatter_visual
-from lit_mm.language.llama import Llama
+from lit_mm.language.protocol import LanguageModel
 from lit_mm.model import MultimodalModel
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import Inputs
@@ -16,14 +16,19 @@ from lit_mm.tiling.grids import TokenGrid
 
 
 def compose(
-    vision: nn.Module, connector: nn.Module, language: Llama, tokenizer: str, inputs: Inputs | None, default: Inputs
+    vision: nn.Module,
+    connector: nn.Module,
+    language: LanguageModel,
+    tokenizer: str,
+    inputs: Inputs | None,
+    default: Inputs,
 ) -> dict[str, Any]:
-    """The arguments of `MultimodalModule` for a decoder that reads visual tokens among its text.
+    """The arguments of `MultimodalModule` for a language model that reads visual tokens among its text.
 
     Args:
         vision: a `lit_mm.model.VisionEncoder` with a `patch_grid`.
         connector: a `lit_mm.model.Connector` with a `grid_rule`.
-        language: the decoder.
+        language: a decoder, or an encoder-decoder whose encoder reads text and visual tokens.
         tokenizer: reference of its tokenizer, see `load_tokenizer`.
         inputs: changes of the recipe; None: none.
         default: inputs of the family, with tiling, layout and prompt.
@@ -32,5 +37,7 @@ def compose(
     token_grid = TokenGrid(vision.patch_grid, connector.grid_rule)
     return {
         "network": MultimodalModel(language, vision, connector, fusion=scatter_visual),
-        "processor": lambda: Processor.of(load_tokenizer(tokenizer), complete, token_grid),
+        "processor": lambda: Processor.of(
+            load_tokenizer(tokenizer), complete, token_grid, writes_target=language.writes_target
+        ),
     }

@@ -2,86 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 import lit_mm.layers.attention  # noqa: F401  registers the kernel that the config names
 from lit_mm.errors import UserError
-from lit_mm.language.routed import Routing
+from lit_mm.language.protocol import Learnt
+from lit_mm.language.state import DecoderState
 from lit_mm.layers.activations import checkpoint_activations
-
-
-@dataclass
-class DecodeCache:
-    """Keys and values of earlier calls, and which sample each key belongs to (a key of padding stays invisible).
-
-    Make an empty one per generation, pass it to every call of `Llama.forward`; the call extends it.
-
-    Attributes:
-        states: keys and values by layer.
-        key_segments: [B, T] segment ids of the T positions seen so far; None before the first call.
-    """
-
-    states: DynamicCache = field(default_factory=DynamicCache)
-    key_segments: Tensor | None = None
-
-    @property
-    def length(self) -> int:
-        """Positions seen so far, padding included."""
-        return 0 if self.key_segments is None else self.key_segments.shape[1]
-
-    def extend(self, segment_ids: Tensor) -> Tensor:
-        """Append the segment ids [B, L] of a call's positions; returns those of all keys, [B, T + L]."""
-        seen = self.key_segments
-        self.key_segments = segment_ids if seen is None else torch.cat([seen, segment_ids], dim=1)
-        return self.key_segments
-
-    def reorder(self, rows: Tensor) -> None:
-        """Keep the rows [B'] in this order (beam search, finished samples leaving)."""
-        self.states.batch_select_indices(rows)
-        if self.key_segments is not None:
-            self.key_segments = self.key_segments[rows]
-
-
-def attention_mask(segment_ids: Tensor, key_segments: Tensor | None = None) -> Tensor:
-    """Who sees whom: the same sample, and not later in the row.
-
-    Padding sees itself only: a row of the mask without any True makes softmax divide by zero.
-
-    Args:
-        segment_ids: [B, L] sample of each query, from 1; 0 is padding.
-        key_segments: [B, T] samples of all keys, the L queries being the last; None: the queries alone, T = L.
-    Returns:
-        [B, 1, L, T] boolean, True where the query (row) attends to the key (column).
-
-    Example: segments (1, 1, 2, 0) -> rows (1000), (1100), (0010), (0001).
-    """
-    keys = segment_ids if key_segments is None else key_segments
-    length, total = segment_ids.shape[1], keys.shape[1]
-    query_at = torch.arange(total - length, total, device=segment_ids.device)[:, None]  # [L, 1]
-    key_at = torch.arange(total, device=segment_ids.device)
-    same = (segment_ids[:, :, None] == keys[:, None, :]) & (segment_ids > 0)[:, :, None]  # [B, L, T]
-    return ((same & (key_at <= query_at)) | (key_at == query_at)).unsqueeze(1)
-
-
-def segment_lengths(segment_ids: Tensor) -> list[int]:
-    """Lengths of the segments of [B, L] in reading order, row after row; padding is a segment, or two.
-
-    Example: segments (1, 1, 2, 0) and (1, 0, 0, 0) -> [2, 1, 1, 1, 3].
-    """
-    rows = torch.arange(len(segment_ids), device=segment_ids.device)[:, None]
-    apart = segment_ids + rows * (int(segment_ids.max()) + 1)  # a number of its own for every segment of every row
-    return torch.unique_consecutive(apart, return_counts=True)[1].tolist()
+from lit_mm.samples.batch import Batch
 
 
 class Llama(nn.Module):
     """transformers' Llama, fed with embeddings. Weights are random until a checkpoint is loaded.
 
-    Letters: B rows, L positions, T keys, E width.
+    Letters: N samples, T positions of a flat row, S supervised ones, E width.
 
     Args:
         width: E, of the hidden states.
@@ -100,6 +39,8 @@ class Llama(nn.Module):
     Raises:
         UserError: heads that do not divide.
     """
+
+    writes_target = False
 
     def __init__(
         self,
@@ -171,47 +112,53 @@ class Llama(nn.Module):
         rotary.inv_freq, rotary.original_inv_freq = frequencies, frequencies.clone()
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [B, L] -> text embeddings [B, L, E]."""
+        """Token ids [...] -> text embeddings [..., E]."""
         return self.lm.model.embed_tokens(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., E] -> [..., vocabulary]. Project only the positions you need: it is the widest layer."""
         return self.lm.lm_head(hidden)
 
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        *,
-        segment_ids: Tensor,
-        position_ids: Tensor,
-        visual_mask: Tensor | None = None,
-        cache: DecodeCache | None = None,
-    ) -> Tensor:
-        """Embeddings [B, L, E] -> hidden states [B, L, E] after the last norm; meaningless at padding.
+    def learn(self, embeds: Tensor, batch: Batch) -> Learnt:
+        """Embeddings [1, T, E] of a flat row -> hidden states [S, E] at supervised places, and the ids they predict.
 
-        Args:
-            segment_ids: [B, L] sample of each position, from 1; 0 is padding, on either side. The positions of a
-                sample are next to each other; samples are blind to each other.
-            position_ids: [B, L] position inside its own sample.
-            visual_mask: [B, L] True on visual tokens, read by routed linears; None where there is none (a prompt of
-                text, cached decoding): routed linears are then exactly the plain ones. Without routed linears it
-                changes nothing.
-            cache: extended by this call; its earlier keys are seen by the queries of the same segment.
-        Raises:
-            UserError: a cache together with activation checkpointing while training, which would drop the cache.
+        Routed linears read `batch.routed`, or `batch.visual` if that is None.
         """
-        if cache is not None and self.activation_checkpointing and self.training:
+        hidden = self._read(embeds, batch).last_hidden_state[0]  # [T, E]
+        return Learnt(hidden.index_select(0, batch.supervised), batch.labels)
+
+    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, DecoderState]:
+        """Read the prompts of a flat row: hidden states [N, E] at each sample's last position, and the state to decode.
+
+        Raises:
+            UserError: activation checkpointing while training, which would drop keys and values.
+        """
+        if self.activation_checkpointing and self.training:
             raise UserError("Llama: cached decoding with activation checkpointing needs `.eval()` first")
-        keys = None if cache is None else cache.extend(segment_ids)
-        first = keys is None or keys.shape == segment_ids.shape
-        apart = first and segment_ids.device.type == "cpu"  # on a GPU one call under a mask is the faster way
-        routing = Routing.of(visual_mask) if self.routed and visual_mask is not None else None
+        cache = DynamicCache()
+        hidden = self._read(embeds, batch, cache).last_hidden_state[0]
+        ends = torch.tensor(batch.lengths, device=hidden.device).cumsum(0) - 1
+        return hidden[ends], DecoderState.of_row(cache, batch.lengths, batch.positions)
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        """One more token [N] of every sample -> hidden states [N, E]. Routed linears are exactly the plain ones."""
+        mask, positions = state.extend()
         return self.lm.model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=None if apart else attention_mask(segment_ids, keys),
-            segment_lengths=segment_lengths(segment_ids) if apart else None,
-            position_ids=position_ids,
-            past_key_values=None if cache is None else cache.states,
+            inputs_embeds=self.embed(tokens[:, None]),
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=state.cache,
+            use_cache=True,
+        ).last_hidden_state[:, 0]
+
+    def _read(self, embeds: Tensor, batch: Batch, cache: DynamicCache | None = None) -> BaseModelOutputWithPast:
+        """The decoder layers over a flat row."""
+        places = batch.visual if batch.routed is None else batch.routed
+        return self.lm.model(
+            inputs_embeds=embeds,
+            segment_lengths=batch.lengths,
+            position_ids=batch.positions,
+            past_key_values=cache,
             use_cache=cache is not None,
-            routing=routing,
-        ).last_hidden_state
+            routing=places if self.routed and batch.views is not None else None,
+        )

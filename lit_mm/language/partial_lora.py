@@ -23,7 +23,7 @@ PARTS = {"lora_a": "partial_lora", "lora_b": "partial_lora"}  # attribute -> par
 
 
 def low_rank_input(x: Tensor, index: Tensor, p: float, training: bool) -> Tensor:
-    """Rows of [B, L, in] at the places `index` [K], after dropout of probability p: [K, in].
+    """Rows of [1, T, in] at the places `index` [K], after dropout of probability p: [K, in].
 
     `embedding` and not `x[index]`: its CPU backward is deterministic.
     """
@@ -73,17 +73,17 @@ class PartialLoRALinear(nn.Module):
         self.route = Route() if route is None else route
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, L, in] -> [B, L, out]."""
+        """[1, T, in] -> [1, T, out]."""
         y = self.base(x)
         routing = self.route.routing
         if routing is None:
             return y
         low = self.route.low_rank
         if self.lora_a is not None:
-            low = self.lora_a(low_rank_input(x, routing.index, self.dropout, self.training))
+            low = self.lora_a(low_rank_input(x, routing, self.dropout, self.training))
         delta = self.lora_b(low)  # [K, out]
         # out of place: under ZeRO-3 the base linear's output is a view that must not be written to
-        return y.flatten(0, -2).index_add(0, routing.index, delta.to(y.dtype), alpha=self.scale).view_as(y)
+        return y.flatten(0, -2).index_add(0, routing, delta.to(y.dtype), alpha=self.scale).view_as(y)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout}"
@@ -106,7 +106,7 @@ def share_low_rank(attention: nn.Module, args: tuple, kwargs: dict) -> None:
     if routing is None:
         return
     x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    rows = low_rank_input(x, routing.index, attention.q_proj.dropout, attention.training)
+    rows = low_rank_input(x, routing, attention.q_proj.dropout, attention.training)
     attention.route.low_rank = attention.lora_a(rows)
 
 

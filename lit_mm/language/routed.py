@@ -9,37 +9,19 @@ the arguments of its own forward.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class Routing:
-    """Which positions of a batch are visual. Made once per forward: finding them costs a GPU a synchronisation.
+class Route:
+    """What the routed linears of one decoder layer read during its forward.
 
     Attributes:
-        visual_mask: [B, L] True on visual tokens.
-        index: [K] their places in the flattened rows, ascending.
-    """
-
-    visual_mask: Tensor
-    index: Tensor
-
-    @classmethod
-    def of(cls, visual_mask: Tensor) -> Routing:
-        """From a boolean [B, L] mask."""
-        return cls(visual_mask, visual_mask.flatten().nonzero().squeeze(1))
-
-
-class Route:
-    """What the routed linears of one decoder layer read during its forward. None: every position is text.
-
-    `low_rank` is the product of a branch shared by several linears (see `partial_lora.py`), [K, rank].
+        routing: [K] places of a flat row that count as visual, ascending; None: every position is text.
+        low_rank: [K, rank] product of a branch shared by several linears (see `partial_lora.py`).
     """
 
     def __init__(self) -> None:
-        self.routing: Routing | None = None
+        self.routing: Tensor | None = None
         self.low_rank: Tensor | None = None
 
 

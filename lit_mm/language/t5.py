@@ -1,53 +1,52 @@
-"""A T5 encoder-decoder (the layout of T5 v1.1 and Flan-T5) that takes embeddings and packed rows."""
+"""A T5 encoder-decoder (the layout of T5 v1.1 and Flan-T5) that takes embeddings and flat rows."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
-from lit_mm.distributed.lockstep import all_done
 from lit_mm.errors import UserError
-from lit_mm.language.llama import DecodeCache, attention_mask
+from lit_mm.language.protocol import Learnt
 from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.samples.batch import Batch
 
 
-def encoder_mask(segment_ids: Tensor) -> Tensor:
-    """Who sees whom in the encoder: the same sample, before and after; padding sees itself only.
+@dataclass
+class T5State:
+    """The decoding state of N samples.
 
-    Args:
-        segment_ids: [B, S] sample of each position, from 1; 0 is padding.
-    Returns:
-        [B, 1, S, S] boolean, True where the query (row) attends to the key (column).
+    Attributes:
+        cache: the decoder's keys and values, and those of what was encoded.
+        encoded: [N, S, E] encoder states.
+        visible: [N, S] True where an encoder state is a sample's, False at padding.
     """
-    oneself = torch.eye(segment_ids.shape[1], dtype=torch.bool, device=segment_ids.device)
-    return cross_mask(segment_ids, segment_ids) | oneself
 
+    cache: EncoderDecoderCache
+    encoded: Tensor
+    visible: Tensor
 
-def cross_mask(segment_ids: Tensor, encoded_segments: Tensor) -> Tensor:
-    """Which encoded positions a decoder's position sees: those of its own sample. Padding sees none.
-
-    Args:
-        segment_ids: [B, L] sample of each query, from 1; 0 is padding.
-        encoded_segments: [B, S] sample of each encoded position.
-    Returns:
-        [B, 1, L, S] boolean.
-    """
-    same = segment_ids[:, :, None] == encoded_segments[:, None, :]
-    return (same & (segment_ids > 0)[:, :, None]).unsqueeze(1)
+    def reorder(self, samples: Tensor) -> None:
+        """Keep these samples [N'] in this order."""
+        self.cache.batch_select_indices(samples)
+        self.encoded, self.visible = self.encoded[samples], self.visible[samples]
 
 
 class T5(nn.Module):
     """transformers' T5 with a gated GELU and an output projection of its own, fed with embeddings.
 
-    Positions are relative and nothing else tells them, so samples that share a row need their segments only.
+    Samples of a flat row are set apart again inside, one per line and padded to the longest: T5's position bias is then
+    that of the longest sample, [1, H, L, L], and never that of the row.
     transformers 5 ties the output projection to the embeddings, whatever the config says: here it is a linear of its
     own, and the hidden states are not scaled before it, as in Flan-T5. Weights are random until a checkpoint is loaded.
 
-    Letters: B rows, S encoded positions, L decoder positions, E width.
+    Letters: N samples, S encoded positions, L decoder positions, E width.
 
     Args:
         width: E, of the hidden states.
@@ -70,6 +69,8 @@ class T5(nn.Module):
         UserError: heads that do not divide the width, or an odd or too small number of buckets.
     Source: arXiv:2002.05202 (gated GELU), arXiv:1910.10683 (T5), T5 v1.1's release notes (untied projection).
     """
+
+    writes_target = True
 
     def __init__(
         self,
@@ -130,102 +131,66 @@ class T5(nn.Module):
             checkpoint_activations(self.lm)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [B, L] -> text embeddings [B, L, E], the same for encoder and decoder."""
+        """Token ids [...] -> text embeddings [..., E], the same for encoder and decoder."""
         return self.lm.shared(ids)
-
-    def encode(self, inputs_embeds: Tensor, *, segment_ids: Tensor) -> Tensor:
-        """Embeddings [B, S, E] -> encoded states [B, S, E] after the encoder's last norm; meaningless at padding.
-
-        Args:
-            segment_ids: [B, S] sample of each position, from 1; 0 is padding, anywhere. Samples are blind to others.
-        """
-        return self.lm.encoder(inputs_embeds=inputs_embeds, attention_mask=encoder_mask(segment_ids)).last_hidden_state
-
-    def forward(
-        self,
-        inputs_embeds: Tensor,
-        *,
-        segment_ids: Tensor,
-        encoded: Tensor,
-        encoded_segments: Tensor,
-        cache: DecodeCache | None = None,
-    ) -> Tensor:
-        """The decoder: embeddings [B, L, E] -> hidden states [B, L, E] after the last norm; meaningless at padding.
-
-        Args:
-            segment_ids: [B, L] sample of each position, from 1; 0 is padding.
-            encoded: [B, S, E] from `encode`.
-            encoded_segments: [B, S] sample of each encoded position; a sample reads its own.
-            cache: from `new_cache`, extended by this call. The keys and values of `encoded` are computed in its first
-                call and kept.
-        Raises:
-            UserError: a cache together with activation checkpointing while training, which would drop the cache.
-        """
-        if cache is not None and self.activation_checkpointing and self.training:
-            raise UserError("T5: cached decoding with activation checkpointing needs `.eval()` first")
-        keys = None if cache is None else cache.extend(segment_ids)
-        return self.lm.decoder(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask(segment_ids, keys),
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=cross_mask(segment_ids, encoded_segments),
-            past_key_values=None if cache is None else cache.states,
-            use_cache=cache is not None,
-        ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., E] -> [..., vocabulary]. Project only the positions you need: it is the widest layer."""
         return self.lm.lm_head(hidden)
 
-    def new_cache(self) -> DecodeCache:
-        """An empty cache for one generation: the decoder's own keys and values, and those of what was encoded."""
-        return DecodeCache(EncoderDecoderCache(DynamicCache(), DynamicCache()))
+    def learn(self, embeds: Tensor, batch: Batch) -> Learnt:
+        """Embeddings [1, S, E] of a flat row of sources -> hidden states that predict the supervised target ids.
 
-    def shift(self, target_ids: Tensor, segment_ids: Tensor) -> Tensor:
-        """What the decoder reads to predict the targets: each sample one later, behind the start token.
-
-        Args:
-            target_ids, segment_ids: [B, L] ids to predict, and the sample of each.
-        Returns:
-            [B, L] ids.
-
-        Example: targets (7, 8, 9, 5), segments (1, 1, 2, 2), start 0 -> (0, 7, 0, 9).
+        Raises:
+            UserError: a batch without targets.
         """
-        shifted = target_ids.roll(1, dims=1)
-        first = segment_ids != segment_ids.roll(1, dims=1)
-        first[:, 0] = True
-        return shifted.masked_fill(first, self.start_id)
-
-    def greedy(
-        self, encoded: Tensor, *, encoded_segments: Tensor, stop_ids: Collection[int], max_new_tokens: int
-    ) -> Tensor:
-        """The most likely token, again and again, until every row has made a stop token. Cached.
-
-        Args:
-            encoded: [B, S, E] one sample a row.
-            encoded_segments: [B, S] 1 where there is one; 0 is padding.
-            stop_ids: tokens that end a row.
-        Returns:
-            [B, T] new token ids, start token left out, T <= `max_new_tokens`; after a stop token they mean nothing.
-        """
-        cache = self.new_cache()
-        rows, device = len(encoded), encoded.device
-        stops = torch.tensor(sorted(stop_ids), device=device)
-        segments = torch.ones(rows, 1, dtype=torch.long, device=device)
-        token = torch.full((rows, 1), self.start_id, device=device)
-        done = torch.zeros(rows, dtype=torch.bool, device=device)
-        made = []
-        for _ in range(max_new_tokens):
-            hidden = self(
-                self.embed(token),
-                segment_ids=segments,
-                encoded=encoded,
-                encoded_segments=encoded_segments,
-                cache=cache,
+        if batch.target is None:
+            raise UserError(
+                "T5: training needs the answers as a row of their own; is `writes_target` of the processor set?"
             )
-            token = self.logits(hidden[:, -1]).argmax(dim=-1, keepdim=True)  # [B, 1]
-            made.append(token)
-            done |= torch.isin(token[:, 0], stops)
-            if all_done(done, self):
-                break
-        return torch.cat(made, dim=1)
+        encoded, visible = self._encode(embeds, batch.lengths)
+        lengths = batch.target.lengths
+        ids = pad_sequence(batch.target.ids[0].split(lengths), batch_first=True)  # [N, L]
+        read = F.pad(ids[:, :-1], (1, 0), value=self.start_id)  # each sample one later, behind the start token
+        hidden = self.lm.decoder(
+            inputs_embeds=self.embed(read),
+            attention_mask=_is_token(lengths, ids.device),
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=visible,
+            use_cache=False,
+        ).last_hidden_state  # [N, L, E]
+        row = torch.cat([states[:length] for states, length in zip(hidden, lengths, strict=True)])  # [T, E]
+        return Learnt(row.index_select(0, batch.supervised), batch.labels)
+
+    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, T5State]:
+        """Encode the sources and read the start token: hidden states [N, E], and the state to decode.
+
+        Raises:
+            UserError: activation checkpointing while training, which would drop keys and values.
+        """
+        if self.activation_checkpointing and self.training:
+            raise UserError("T5: cached decoding with activation checkpointing needs `.eval()` first")
+        encoded, visible = self._encode(embeds, batch.lengths)
+        state = T5State(EncoderDecoderCache(DynamicCache(), DynamicCache()), encoded, visible)
+        return self.step(torch.full((len(encoded),), self.start_id, device=encoded.device), state), state
+
+    def step(self, tokens: Tensor, state: T5State) -> Tensor:
+        """One more token [N] of every sample -> hidden states [N, E]."""
+        return self.lm.decoder(
+            inputs_embeds=self.embed(tokens[:, None]),
+            encoder_hidden_states=state.encoded,
+            encoder_attention_mask=state.visible,
+            past_key_values=state.cache,
+            use_cache=True,
+        ).last_hidden_state[:, 0]
+
+    def _encode(self, embeds: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """[1, S, E] of a flat row -> [N, S_max, E] after the encoder's last norm, and where they are no padding."""
+        padded = pad_sequence(embeds[0].split(tuple(lengths)), batch_first=True)
+        visible = _is_token(lengths, embeds.device)
+        return self.lm.encoder(inputs_embeds=padded, attention_mask=visible).last_hidden_state, visible
+
+
+def _is_token(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """[N, longest] bool: True at the first `length` places of each row."""
+    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]

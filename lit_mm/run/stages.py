@@ -32,7 +32,7 @@ def run_stages(
         seed: of the stream's order and of dropout.
         pretrained: load the parts' published weights before the first stage.
     """
-    check_recipe(stages, module.parts())
+    check_recipe(stages, module.parts(), module.objectives)
     saved = resume_point(folder, stages, trainer_of(max_steps=1))
     if saved is None and pretrained:
         module.load_pretrained()

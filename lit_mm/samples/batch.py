@@ -2,81 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lit_mm.samples.fault import Fault
+from lit_mm.samples.fault import Fault
 
-IGNORE = -100  # the label of a position whose prediction carries no loss
+IGNORE = -100  # label of a position whose prediction carries no loss, in samples
+TOKENS = "tokens"  # unit of a loss that sums over supervised tokens
+Moved = TypeVar("Moved", "Views", "Target", "Batch")
+
+
+@dataclass(frozen=True)
+class Views:
+    """Views of one vision encoder, grouped by shape. V views in all, V_g in group g.
+
+    Attributes:
+        groups: per shape [V_g, 3, H_g, W_g] normalised pixels. There is at least one view: a batch without pictures
+            holds a blank one that nothing refers to, so that every rank makes the same encoder calls and gradients are
+            zero, not missing.
+        owners: [V] number of the sample that shows the view, from 0 in the order of the batch; -1 for the blank view.
+        tiles: [V] number of the view among the tiles of its picture, row-major from 0; -1 for a global view and for the
+            blank one.
+        tokens: visual tokens that all views make together, as the processor counted them; the model checks it.
+    """
+
+    groups: tuple[Tensor, ...]
+    owners: Tensor
+    tiles: Tensor
+    tokens: int
+
+    def __len__(self) -> int:
+        return sum(len(group) for group in self.groups)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Views:
+        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Views:
+        return _mapped(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The answers that an encoder-decoder writes, one segment per sample in the order of the batch.
+
+    Attributes:
+        ids: [1, T] token ids; all of them are predicted.
+        lengths: tokens of each segment; they sum to T.
+    """
+
+    ids: Tensor
+    lengths: tuple[int, ...]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Target:
+        return _mapped(self, Tensor.pin_memory)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows of samples. B rows, L positions; views grouped by shape, V_g views in group g.
+    """One row of samples, one after the other, without padding: a *flat row* of T positions.
 
     Attributes:
-        input_ids: [B, L] token ids; any valid id where `visual_mask` is True.
-        labels: [B, L] the id each position itself holds where its prediction is learnt, `IGNORE` elsewhere (the model
-            shifts by one; the first position of a sample is never learnt).
-        segment_ids: [B, L] which sample of the row, from 1; 0 is padding.
-        position_ids: [B, L] position inside its own sample.
-        visual_mask: [B, L] True where a vector of the bank replaces the text embedding.
-        index: [B, L] which vector of the bank; 0 where `visual_mask` is False. The bank is the visual tokens of all
-            views, group after group, then the connector's learned vectors.
-        views: per shape [V_g, 3, H_g, W_g], normalised pixels. Never empty: a batch without images holds one blank
-            view that nothing refers to, so that every rank makes the same encoder calls and gradients are zero, not
-            missing.
-        num_visual: visual tokens that `views` must make, blank view included; fusion checks it.
-        sample_ids: the samples in reading order; a lost one is not among them.
-        step_tokens: supervised tokens of the whole optimizer step, over all ranks and micro-batches.
-        source_ids: [B, L] number of the data source each position comes from; None where there is but one.
-        held: samples that are learnt here, by source; empty where nobody keeps a ledger.
-        lost: planned samples whose document or pixels could not be read. Their positions carry no label, their tokens
-            stay in `step_tokens`.
-        tiles: [V] in the order of `views`, number of each view among the tiles of its picture, row-major from 0; -1 for
-            a global view and for the blank one. For a vision encoder that `reads_tiles`.
+        ids: [1, T] token ids; the padding id at visual positions.
+        lengths: positions of each sample in order, kept on the host; they sum to T. Samples are blind to each other.
+        positions: [1, T] position of each token inside its own sample.
+        visual: [K] places in the row, ascending, where a vector of the bank replaces the text embedding.
+        bank: [K] number of that vector. The bank holds the visual tokens of all views, group after group, then the
+            connector's learned vectors.
+        supervised: [S] places whose hidden state predicts a token that is learnt: place i predicts token i + 1 of the
+            same sample. With a `target`, places in the target's row, where place i predicts token i.
+        labels: [S] the token ids that they predict.
+        views: pictures of the samples; None for a language model alone.
+        target: answers of an encoder-decoder; None for a decoder, whose answers stand in `ids`.
+        routed: [R] places that routed linears treat as visual; None: the same as `visual`.
+        sample_ids: ids of the samples that are learnt, in order; a lost sample is not among them.
+        units: unit -> its number in the whole optimizer step, over all ranks and micro-batches. A loss is divided by
+            the number of its unit; "tokens" counts supervised tokens.
+        sources: [S] number of the data source of each supervised place; None if there is only one source.
+        num_by_source: number of samples per source in this micro-batch, lost samples left out; () without a ledger.
+        lost: planned samples whose document or pixels could not be read. Their positions carry no label, and their
+            tokens stay in `units`.
     """
 
-    input_ids: Tensor
+    ids: Tensor
+    lengths: tuple[int, ...]
+    positions: Tensor
+    visual: Tensor
+    bank: Tensor
+    supervised: Tensor
     labels: Tensor
-    segment_ids: Tensor
-    position_ids: Tensor
-    visual_mask: Tensor
-    index: Tensor
-    views: tuple[Tensor, ...]
-    num_visual: int
     sample_ids: tuple[str, ...]
-    step_tokens: int = 0
-    source_ids: Tensor | None = None
-    held: tuple[int, ...] = ()
+    views: Views | None = None
+    target: Target | None = None
+    routed: Tensor | None = None
+    units: Mapping[str, int] = field(default_factory=dict)
+    sources: Tensor | None = None
+    num_by_source: tuple[int, ...] = ()
     lost: tuple[Fault, ...] = ()
-    tiles: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
-        """Useful tokens: positions that are not padding."""
-        return int((self.segment_ids > 0).sum())
+        """Positions of the row, and of the target's row."""
+        return sum(self.lengths) + (sum(self.target.lengths) if self.target else 0)
 
     @property
     def num_supervised(self) -> int:
-        return int((self.labels != IGNORE).sum())
+        return len(self.labels)
 
     @property
     def num_views(self) -> int:
-        return sum(len(group) for group in self.views)
+        return len(self.views) if self.views is not None else 0
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        moved = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return replace(self, **moved, views=tuple(v.to(device, non_blocking=non_blocking) for v in self.views))
+        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        pinned = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **pinned, views=tuple(view.pin_memory() for view in self.views))
+        return _mapped(self, Tensor.pin_memory)
+
+
+def _mapped(data: Moved, change: Any) -> Moved:
+    """A copy whose tensors, also inside of groups, views and target, are what `change` makes of them."""
+    changes: dict[str, Any] = {}
+    for name in (entry.name for entry in fields(data)):
+        value = getattr(data, name)
+        if isinstance(value, Tensor):
+            changes[name] = change(value)
+        elif isinstance(value, Views | Target):
+            changes[name] = _mapped(value, change)
+        elif name == "groups":
+            changes[name] = tuple(change(group) for group in value)
+    return replace(data, **changes)

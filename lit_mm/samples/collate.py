@@ -1,114 +1,147 @@
-"""Rows of samples -> Batch. Runs in the workers."""
+"""Samples -> Batch. Runs in the workers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lit_mm.samples.batch import IGNORE, Batch
+from lit_mm.errors import UserError
+from lit_mm.samples.batch import IGNORE, Batch, Target, Views
 from lit_mm.samples.processor import TEXT, Processor, Sample
 
 
 def collate(
-    rows: Sequence[Sequence[Sample]],
+    samples: Sequence[Sample],
     processor: Processor,
     *,
-    step_tokens: int = 0,
-    left_pad: bool = False,
-    multiple: int = 8,
+    units: Mapping[str, int] | None = None,
     views: Sequence[Sequence[Tensor]] | None = None,
-    sources: Sequence[Sequence[int]] | None = None,
+    sources: Sequence[int] | None = None,
 ) -> Batch:
-    """Pack samples into rows, group their views by shape and resolve the index of every visual position.
+    """Lay samples one after the other, group their views by shape and find the place of every visual vector and label.
+
+    Without any sample (all of a micro-batch are lost) the row holds one padding token that is not learnt.
 
     Args:
-        rows: the samples that share each row, in order.
-        step_tokens: supervised tokens of the whole optimizer step.
-        left_pad: padding in front, so that the last position of every row is its sample's last; for generation.
-        multiple: the row length is rounded up to a multiple of this.
-        views: the views of every sample, in reading order, where they have been read already.
-        sources: number of the data source of every sample, by row; None where there is but one source.
+        samples: samples of the micro-batch, in order.
+        units: number of each unit in the whole optimizer step.
+        views: views of every sample, in reading order; None: they are read here.
+        sources: number of the data source of every sample; None if there is only one source.
+    Raises:
+        UserError: see `split_answer`, for an encoder-decoder.
     """
-    samples = [sample for row in rows for sample in row]
-    length = max(1, *(sum(len(sample) for sample in row) for row in rows))  # all samples of all rows may be lost
-    length = -(-length // multiple) * multiple
-    views, first_of_view, num_visual, tiles = group_views(samples, processor, views)
-
-    shape = (len(rows), length)
-    input_ids = np.full(shape, processor.tokenizer.pad_id, dtype=np.int64)
-    labels = np.full(shape, IGNORE, dtype=np.int64)
-    segments, positions, index, source_ids = (np.zeros(shape, dtype=np.int64) for _ in range(4))
-    visual = np.zeros(shape, dtype=bool)
-    view = 0
-    for r, row in enumerate(rows):
-        start = length - sum(len(sample) for sample in row) if left_pad else 0
-        for number, sample in enumerate(row, start=1):
-            span = slice(start, start + len(sample))
-            input_ids[r, span] = sample.input_ids
-            labels[r, span] = sample.labels
-            labels[r, start] = IGNORE  # nothing of its own sample predicts a first position
-            segments[r, span] = number
-            positions[r, span] = np.arange(len(sample))
-            visual[r, span] = sample.index != TEXT
-            index[r, span] = _resolve(sample, first_of_view[view:], num_visual)
-            if sources is not None:
-                source_ids[r, span] = sources[r][number - 1]
-            view += len(sample.tokens_per_view)
-            start += len(sample)
+    grouped, first_of_view = group_views(samples, processor, views)
+    pad = np.array([processor.tokenizer.pad_id], dtype=np.int64)
+    ids, positions, visual, bank, routed = [], [], [], [], []
+    places, labels, source_ids, answers = [], [], [], []
+    start = answer_start = view = 0
+    for number, sample in enumerate(samples):
+        length = len(sample) if not processor.writes_target else split_answer(sample)
+        index = sample.index[:length]
+        ids.append(sample.input_ids[:length])
+        positions.append(processor.layout.positions(index))
+        is_visual = index != TEXT
+        visual.append(start + np.flatnonzero(is_visual))
+        bank.append(_resolve(sample, first_of_view[view:], grouped.tokens if grouped else 0)[:length][is_visual])
+        if (places_routed := processor.layout.routed(index)) is not None:
+            routed.append(start + places_routed)
+        if processor.writes_target:
+            answer = sample.input_ids[length:]
+            answers.append(answer)
+            learnt, offset = np.arange(len(answer)), answer_start
+            answer_start += len(answer)
+        else:
+            answer = sample.labels[1:]
+            learnt, offset = np.flatnonzero(answer != IGNORE), start  # place i predicts token i + 1
+        if not sample.lost:
+            places.append(offset + learnt)
+            labels.append(answer[learnt])
+            source_ids.append(np.full(len(learnt), sources[number] if sources is not None else 0))
+        view += len(sample.tokens_per_view)
+        start += length
+    if not samples:
+        ids, positions, answers = [pad], [np.zeros(1, dtype=np.int64)], [pad]
     return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        labels=torch.from_numpy(labels),
-        segment_ids=torch.from_numpy(segments),
-        position_ids=torch.from_numpy(positions),
-        visual_mask=torch.from_numpy(visual),
-        index=torch.from_numpy(index),
-        views=views,
-        num_visual=num_visual,
+        ids=_tensor(ids)[None],
+        lengths=tuple(len(segment) for segment in ids),
+        positions=_tensor(positions)[None],
+        visual=_tensor(visual),
+        bank=_tensor(bank),
+        supervised=_tensor(places),
+        labels=_tensor(labels),
         sample_ids=tuple(sample.document.id for sample in samples),
-        step_tokens=step_tokens,
-        source_ids=None if sources is None else torch.from_numpy(source_ids),
-        tiles=torch.tensor(tiles, dtype=torch.int64),
+        views=grouped,
+        target=Target(_tensor(answers)[None], tuple(map(len, answers))) if processor.writes_target else None,
+        routed=_tensor(routed) if routed else None,
+        units=dict(units or {}),
+        sources=None if sources is None else _tensor(source_ids),
     )
+
+
+def split_answer(sample: Sample) -> int:
+    """Number of tokens before the answer of a sample for an encoder-decoder: all that is learnt, which stands last.
+
+    Raises:
+        UserError: nothing is learnt, nothing stands before it, or something that is not learnt follows it.
+    """
+    learnt = sample.labels != IGNORE
+    count = int(learnt.sum())
+    start = len(sample) - count
+    if not 0 < start < len(sample) or not learnt[start:].all():
+        raise UserError(
+            f"sample {sample.document.id!r}: an encoder-decoder needs a source and then one answer that is learnt, got "
+            f"{len(sample)} tokens of which {count} are learnt"
+            + (", and not the last ones" if count and not learnt[start:].all() else "")
+            + ". End the document with one assistant turn, and use a prompt such as `TextToText`"
+        )
+    return start
 
 
 def group_views(
     samples: Sequence[Sample], processor: Processor, read: Sequence[Sequence[Tensor]] | None = None
-) -> tuple[tuple[Tensor, ...], list[int], int, list[int]]:
-    """The views by shape, the place in the bank of every view's first token, all visual tokens, and `Batch.tiles`.
+) -> tuple[Views | None, list[int]]:
+    """The views by shape, and the place in the bank of the first visual token of every view, in reading order.
 
     Without any view there is one blank one of the size that the family gives to a small square image; a language model
-    alone has none.
+    alone has no views.
 
     Args:
-        read: the views of every sample, where they have been read already.
+        read: views of every sample; None: they are read here.
     """
     if processor.token_grid is None:
-        return (), [], 0, []
+        return None, []
     read = read if read is not None else [processor.views(sample) for sample in samples]
-    views = [
-        (view, n)
-        for sample, own in zip(samples, read, strict=True)
-        for view, n in zip(own, sample.tokens_per_view, strict=True)
-    ]
+    pixels = [view for views in read for view in views]
+    counts = [count for sample in samples for count in sample.tokens_per_view]
     tiles = [tile for sample in samples for plan in sample.plans for tile in plan.tile_numbers]
-    if not views:
+    owners = [number for number, sample in enumerate(samples) for _ in sample.tokens_per_view]
+    if not pixels:
         height, width = processor.tiling(64, 64).views[0].size
         rows, columns = processor.token_grid((height, width))
-        views, tiles = [(torch.zeros(3, height, width), rows * columns)], [-1]
+        pixels, counts, tiles, owners = [torch.zeros(3, height, width)], [rows * columns], [-1], [-1]
     groups: dict[tuple[int, ...], list[int]] = {}
-    for number, (pixels, _) in enumerate(views):
-        groups.setdefault(tuple(pixels.shape), []).append(number)
-    first = [0] * len(views)
-    total = 0
-    for members in groups.values():
-        for number in members:
-            first[number] = total
-            total += views[number][1]
-    grouped = tuple(torch.stack([views[n][0] for n in members]) for members in groups.values())
-    return grouped, first, total, [tiles[n] for members in groups.values() for n in members]
+    for number, view in enumerate(pixels):
+        groups.setdefault(tuple(view.shape), []).append(number)
+    order = [number for members in groups.values() for number in members]
+    first, total = [0] * len(pixels), 0
+    for number in order:
+        first[number] = total
+        total += counts[number]
+    grouped = Views(
+        groups=tuple(torch.stack([pixels[number] for number in members]) for members in groups.values()),
+        owners=torch.tensor([owners[number] for number in order]),
+        tiles=torch.tensor([tiles[number] for number in order]),
+        tokens=total,
+    )
+    return grouped, first
+
+
+def _tensor(pieces: Sequence[np.ndarray]) -> Tensor:
+    """The pieces one after the other, int64; an empty tensor without any."""
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *pieces]).astype(np.int64))
 
 
 def _resolve(sample: Sample, first_of_view: Sequence[int], num_visual: int) -> np.ndarray:
@@ -118,7 +151,7 @@ def _resolve(sample: Sample, first_of_view: Sequence[int], num_visual: int) -> n
         or [np.zeros(0, dtype=np.int64)]
     )
     resolved = np.zeros(len(sample), dtype=np.int64)
-    ours, learned = sample.index >= 0, (sample.index < 0) & (sample.index != TEXT)
-    resolved[ours] = place[sample.index[ours]]
+    visual, learned = sample.index >= 0, (sample.index < 0) & (sample.index != TEXT)
+    resolved[visual] = place[sample.index[visual]]
     resolved[learned] = num_visual - sample.index[learned] - 1
     return resolved

@@ -28,6 +28,14 @@ class Layout(ABC):
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         """The runs that a plan becomes; an empty list places nothing."""
 
+    def positions(self, index: np.ndarray) -> np.ndarray:
+        """[L] position ids of a sample, from its `Sample.index`: 0, 1, 2, ... unless a layout says otherwise."""
+        return np.arange(len(index), dtype=np.int64)
+
+    def routed(self, index: np.ndarray) -> np.ndarray | None:
+        """[R] places that routed linears treat as visual, ascending; None: those of all vectors of the bank."""
+        return None
+
 
 def in_order(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
     """All visual tokens of all views as they come; nothing in between. Source: LLaVA, XComposer2 at 224 and 490."""

@@ -38,6 +38,7 @@ class Sample:
         plans: one tile plan per picture.
         tokens_per_view: visual tokens of every view of every picture, in order.
         spans: [start, stop) of the positions that each picture takes, its layout's text included.
+        lost: True if the pixels could not be read; the sample keeps its positions and nothing of it is learnt.
     """
 
     document: Document
@@ -47,6 +48,7 @@ class Sample:
     plans: tuple[TilePlan, ...]
     tokens_per_view: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    lost: bool = False
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -71,6 +73,7 @@ class Processor:
         normalise: pixel mean and standard deviation, padding colour, resize backend.
         max_length: longest sample, tokens; a longer one is refused.
         by_source: name of a document's source -> tiling of its pictures, if it differs.
+        writes_target: True for an encoder-decoder, whose last answer is a row of its own.
     """
 
     tokenizer: Tokenizer
@@ -82,15 +85,20 @@ class Processor:
     normalise: Normalise = field(default_factory=lambda: Normalise(CLIP_MEAN, CLIP_STD))
     max_length: int = 4096
     by_source: Mapping[str, Tiling] = field(default_factory=dict)
+    writes_target: bool = False
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, inputs: Inputs, token_grid: GridRule) -> Processor:
+    def of(
+        cls, tokenizer: Tokenizer, inputs: Inputs, token_grid: GridRule, *, writes_target: bool = False
+    ) -> Processor:
         """The processor of a model that reads images.
 
         Args:
             inputs: complete, apart from `fill`, `max_length` and `by_source`, which have defaults.
+            writes_target: True for an encoder-decoder.
         """
-        return cls(tokenizer, inputs.prompt, token_grid=token_grid).with_inputs(inputs)
+        processor = cls(tokenizer, inputs.prompt, token_grid=token_grid, writes_target=writes_target)
+        return processor.with_inputs(inputs)
 
     def with_inputs(self, inputs: Inputs | None) -> Processor:
         """This processor with the fields that `inputs` sets; None sets none."""

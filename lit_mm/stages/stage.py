@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ class Stage:
         clip: gradient norm limit over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
         inputs: changes of how its training documents become samples; None: as in the model in use.
+        objectives: name of an objective of the model -> its weight in the loss; empty: the model's first, as it is.
         inputs_from: optimizer step of the stage -> further changes from that step on. Optimizer, schedule and the order
             of samples go on.
     """
@@ -70,6 +71,7 @@ class Stage:
     clip: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
     floor: float = 0.0
+    objectives: dict[str, float] = field(default_factory=dict)
     inputs: Inputs | None = None
     inputs_from: dict[int, Inputs] = field(default_factory=dict)
 
@@ -85,6 +87,9 @@ class Stage:
             raise UserError(f"stage {self.name!r}: warmup is a share of the stage in [0, 1), got {self.warmup}")
         if not 0 <= self.floor < 1:
             raise UserError(f"stage {self.name!r}: floor is a share of the learning rate in [0, 1), got {self.floor}")
+
+        if wrong := {name: weight for name, weight in self.objectives.items() if not 0 < weight < math.inf}:
+            raise UserError(f"stage {self.name!r}: weights of objectives are positive numbers, got {wrong}")
 
     def check_inputs(self) -> None:
         """Refuse changes of the inputs that no step of the stage would see.
@@ -115,11 +120,18 @@ class Stage:
         return self.floor + (1 - self.floor) * falling
 
 
-def check_recipe(stages: list[Stage], parts: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+def check_recipe(
+    stages: list[Stage], parts: Mapping[str, Mapping[str, nn.Parameter]], objectives: Collection[str] = ()
+) -> None:
     """Refuse a recipe that this model cannot run.
 
+    Args:
+        stages: stages of the recipe.
+        parts: part -> its parameters by name.
+        objectives: names of the model's objectives.
     Raises:
-        UserError: no stage, two stages of one name, or a stage that trains a part the model does not have.
+        UserError: no stage, two stages of one name, or a stage that names a part or an objective that the model does
+            not have.
     """
     if not stages:
         raise UserError("the recipe has no stages: add `stages:` with at least one entry")
@@ -133,11 +145,16 @@ def check_recipe(stages: list[Stage], parts: Mapping[str, Mapping[str, nn.Parame
                 f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
                 f"Correct `stages.{stage.name}.train`."
             )
+        if unknown := sorted(stage.objectives.keys() - set(objectives)):
+            raise UserError(
+                f"stage {stage.name!r} weighs unknown objectives {unknown}; this model has {sorted(objectives)}. "
+                f"Correct `stages.{stage.name}.objectives`."
+            )
 
 
 def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -> None:
     """Freeze everything, then thaw the parts that `stage` names."""
-    check_recipe([stage], parts)
+    check_recipe([stage], parts, stage.objectives)
     for name, parameters in parts.items():
         for parameter in parameters.values():
             parameter.requires_grad_(name in stage.train)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources.errors import SampleError
-from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.processor import Processor, Sample
 from lit_mm.samples.truncate import truncate
 from lit_mm.stream.mixture import Joined
@@ -89,6 +87,6 @@ def _too_long(sample: Sample, maker: SampleMaker) -> str:
 
 
 def unlearnt(sample: Sample) -> tuple[Sample, list[Tensor]]:
-    """A sample whose pixels are lost, with its positions kept and no label, and blank views in their shapes."""
+    """A sample whose pixels are lost: it keeps its positions, nothing of it is learnt, and its views are blank."""
     blank = [torch.zeros(3, *view.size) for plan in sample.plans for view in plan.views]
-    return replace(sample, labels=np.full_like(sample.labels, IGNORE)), blank
+    return replace(sample, lost=True), blank

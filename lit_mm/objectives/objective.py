@@ -1,0 +1,23 @@
+"""What an objective is to the rest of the library."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Objective(Protocol):
+    """Sums a loss over a micro-batch. `MultimodalModule` divides the sum by the number of units of the optimizer step.
+
+    Attributes:
+        unit: key of `Batch.units` whose number the loss is divided by, such as "tokens".
+        parts: names of the parts that the objective reads; None for all parts.
+    """
+
+    unit: str
+    parts: frozenset[str] | None
+
+    def __call__(self, model: Any, batch: Any) -> Tensor:
+        """The sum over the units of the batch, a scalar in fp32. It must not depend on how a step is split."""
+        ...
