@@ -17,7 +17,7 @@ from callbacks.step_table import Row, StepTable, read_rows
 from callbacks.steps import Step, StepObserver
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.samples.batch import Batch
+from lit_mm.samples.batch import TOKENS, Batch
 from lit_mm.samples.fault import Fault
 from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, summarise, told_reasons
 from lit_mm.stream.screen import Screen
@@ -78,13 +78,13 @@ class DataLedger(StepObserver):
     ) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.screen is not None:
-            self._held.append(batch.held)
+            self._held.append(batch.num_by_source)
             self._lost += batch.lost
-            self._step_tokens = batch.step_tokens
+            self._step_tokens = batch.units[TOKENS]
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         if self.screen is not None and len(self.names) > 1:
-            self._losses.append(pl_module.network.loss_by_source)
+            self._losses.append(pl_module.loss_by_source)
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if self.screen is None:

@@ -34,7 +34,9 @@ class MetricsCSV(StepObserver):
         if not trainer.is_global_zero:
             return
         rates = [f"lr_{part}" for part in sorted(module.parts())]
-        self.table = StepTable(self.path, ["step", "stage", "loss", "tokens", "seconds", *rates])
+        self.objectives = list(module.objectives) if len(module.objectives) > 1 else []
+        losses = [f"loss/{name}" for name in self.objectives]
+        self.table = StepTable(self.path, ["step", "stage", "loss", "tokens", "seconds", *losses, *rates])
         kept = self.table.restart(module.step)
         if self.earlier is None:
             self.earlier = kept[-1]["seconds"] if kept else 0.0
@@ -53,6 +55,7 @@ class MetricsCSV(StepObserver):
                 "loss": step.loss,
                 "tokens": step.tokens,
                 "seconds": round(self.earlier + time.time() - self.launched, 3),
+                **{f"loss/{name}": step.losses.get(name, float("nan")) for name in self.objectives},
                 **{f"lr_{part}": rate for part, rate in step.learning_rates.items()},
             }
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -21,11 +21,12 @@ class Step:
     Attributes:
         number: counted through all stages, from 1.
         stage: name of its stage.
-        loss: over the step's supervised tokens, all ranks and micro-batches.
+        loss: weighted sum of the stage's objectives, over all ranks and micro-batches.
         tokens: useful tokens of the step, over all ranks.
         seconds: what it took, waiting for data included (but for a launch's first step); what observers did is not.
         learning_rates: part -> the learning rate this step was made with; 0 for a frozen part.
         stop: an observer of some rank wants the run to end here; the same on every rank.
+        losses: objective of the stage -> its loss, without its weight.
     """
 
     number: int
@@ -35,6 +36,7 @@ class Step:
     seconds: float
     learning_rates: dict[str, float]
     stop: bool = False
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 class StepObserver(L.Callback):
@@ -80,10 +82,11 @@ class StepObserver(L.Callback):
             return
         # Lists of device scalars: reading them here would make the device wait once per micro-batch
         self._losses.append(pl_module.micro_loss)
-        self._tokens.append((batch.segment_ids > 0).sum())
+        self._tokens += batch.num_tokens
+        self._by_objective.append(torch.stack(list(pl_module.micro_losses.values())))
         if trainer.global_step == self._finished:
             return
-        loss, tokens, stop = self._reduce(trainer)
+        loss, tokens, stop, *losses = self._reduce(trainer)
         step = Step(
             number=pl_module.step,
             stage=pl_module.stage.name,
@@ -92,6 +95,7 @@ class StepObserver(L.Callback):
             seconds=time.perf_counter() - self._since,
             learning_rates=self._rates or {},
             stop=stop > 0,
+            losses=dict(zip(pl_module.micro_losses, losses, strict=True)),
         )
         self._finished = trainer.global_step
         self._begin_step()
@@ -102,13 +106,15 @@ class StepObserver(L.Callback):
 
     def _begin_step(self) -> None:
         self._losses: list[Tensor] = []
-        self._tokens: list[Tensor] = []
+        self._by_objective: list[Tensor] = []
+        self._tokens = 0
         self._rates: dict[str, float] | None = None
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
-        """Loss and useful tokens of the step over all micro-batches and ranks, and how many want to stop."""
+        """Over all micro-batches and ranks: loss and tokens of the step, how many want to stop, loss of each objective."""
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
         wishes = sum(c.wants_to_stop() for c in trainer.callbacks if isinstance(c, StepObserver))
-        sums = torch.stack([torch.stack(self._losses).to(wide).sum(), torch.stack(self._tokens).to(wide).sum()])
-        sums = torch.cat([sums, sums.new_tensor([wishes])])
+        loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)
+        losses = torch.stack(self._by_objective).to(wide).sum(dim=0)
+        sums = torch.cat([loss, loss.new_tensor([self._tokens, wishes]), losses])
         return trainer.strategy.reduce(sums, reduce_op="sum").tolist()

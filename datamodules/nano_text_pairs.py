@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch.utils.data import Dataset
-
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
-from lit_mm.samples.pairs import PairBatch, collate_pairs
-from lit_mm.samples.processor import Processor
-from lit_mm.stages.stage import Stage
 from lit_mm.stream.datamodule import Source, StreamDataModule
-from lit_mm.stream.order import MicroBatch, stable_hash
+from lit_mm.stream.order import stable_hash
 
 
 class NanoPairs:
@@ -52,17 +47,6 @@ def one_question(document: Document, number: int) -> Document:
     question, answer = document.turns[2 * number : 2 * number + 2]
     asked = Turn("user", (f"{page}\n{question.text}",))
     return replace(document, id=f"{document.id}/{number}", turns=(asked, answer))
-
-
-class PairRows(Dataset):
-    """Makes the batch of a `MicroBatch`, in the workers."""
-
-    def __init__(self, source: Source, processor: Processor) -> None:
-        self.source, self.processor = source, processor
-
-    def __getitem__(self, micro: MicroBatch) -> PairBatch:
-        rows = [[self.processor.sample(self.source[number]) for number in row] for row in micro.rows]
-        return collate_pairs(rows, self.processor, step_tokens=micro.step_tokens)
 
 
 class NanoTextPairs(StreamDataModule):
@@ -108,8 +92,3 @@ class NanoTextPairs(StreamDataModule):
         if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
             count = self.heldout_documents
         return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]
-
-    def begin(self, processor: Processor, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
-        steps = super().begin(processor, stage, seed=seed, rank=rank, world=world)
-        self.rows = PairRows(self.rows.maker.documents, processor)
-        return steps

@@ -226,8 +226,8 @@ class MultimodalModule(L.LightningModule):
     @property
     def loss_by_source(self) -> Tensor | None:
         """[2, number of sources] loss sum and tokens of the last micro-batch; None where no objective keeps them."""
-        losses = (objective.loss_by_source for objective in self.objectives.values() if isinstance(objective, NextToken))
-        return next(losses, None)
+        predictions = [objective for objective in self.objectives.values() if isinstance(objective, NextToken)]
+        return predictions[0].loss_by_source if predictions else None
 
     def check_calls(self, batch: Batch) -> None:
         """Every rank must call the encoder as often as the others, whatever its images: else they wait for each other.

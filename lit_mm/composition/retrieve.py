@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from lit_mm.composition.compose import Retriever
 from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
-from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.collate import collate
 
 if TYPE_CHECKING:
@@ -48,14 +47,12 @@ class ByLikelihood:
                     processor.sample(Document(f"compose/image {n}", (Turn("page", (pictures[n], caption)),)))
                     for n in numbers[start : start + self.batch_size]
                 ]
-                batch = collate([[sample] for sample in samples], processor).to(module.device)
+                batch = collate(samples, processor).to(module.device)
                 with module.inference():
-                    logits = module.network.language.logits(module.network.hidden(batch)[:, :-1])
-                labels = batch.labels[:, 1:]
-                losses = F.cross_entropy(
-                    logits.float().transpose(1, 2), labels, ignore_index=IGNORE, reduction="none"
-                )  # [B, L - 1]
-                scores += (-losses.sum(dim=1)).tolist()
+                    hidden, ids = module.network(batch)
+                    losses = F.cross_entropy(module.network.language.logits(hidden).float(), ids, reduction="none")
+                counts = [sample.length.supervised for sample in samples]
+                scores += [-of_sample.sum().item() for of_sample in losses.split(counts)]
             return scores
 
         return _ranked(len(pictures), score)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
-from lit_mm.families.encoder_decoder_model import EncoderDecoderModel
 from lit_mm.language.t5 import T5
+from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.prompts.source import load_tokenizer
@@ -14,7 +12,7 @@ from lit_mm.samples.processor import Processor
 
 
 class EncoderDecoder(MultimodalModule):
-    """An encoder-decoder that reads text and answers. Part: language. Its data module feeds `PairBatch`es.
+    """An encoder-decoder that reads text and answers. Part: language.
 
     Args:
         language: the encoder-decoder.
@@ -25,9 +23,8 @@ class EncoderDecoder(MultimodalModule):
 
     def __init__(self, language: T5, tokenizer: str, prompt: Prompt | None = None, max_length: int = 4096) -> None:
         super().__init__(
-            network=EncoderDecoderModel(language),
-            processor=lambda: Processor(load_tokenizer(tokenizer), prompt or TextToText(), max_length=max_length),
+            network=MultimodalModel(language),
+            processor=lambda: Processor(
+                load_tokenizer(tokenizer), prompt or TextToText(), max_length=max_length, writes_target=True
+            ),
         )
-
-    def modules_by_part(self) -> dict[str, nn.Module]:
-        return {"language": self.network.language}

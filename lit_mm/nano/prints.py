@@ -42,6 +42,7 @@ PLACES = 3  # signs of a patch that are told apart; only fine print has more
 TENTHS = 11  # lines across a page, from edge to edge, to which the sides of a shape are told
 CLOSEST = 3.0  # how much larger a close-up shows things, at most: a family cuts a page into 3 x 3 tiles at most
 CHART = "a chart's bar"
+PAGES = "pages"  # unit of the loss
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class PrintBatch:
         sides: [V, N, 4] left, top, right and bottom of the shape or bar of a patch, each the nearest of TENTHS lines.
         shaped: [V, N] True where a patch has a shape or bar.
         sample_ids: the V pages.
-        step_tokens: pages of the whole optimizer step.
+        units: "pages" -> pages of the whole optimizer step.
     """
 
     prints: Tensor
@@ -66,16 +67,11 @@ class PrintBatch:
     sides: Tensor
     shaped: Tensor
     sample_ids: tuple[str, ...]
-    step_tokens: int
+    units: dict[str, int]
 
     @property
     def num_tokens(self) -> int:
         return len(self.sample_ids)
-
-    @property
-    def segment_ids(self) -> Tensor:
-        """[V, 1] ones: what is counted per step is pages."""
-        return torch.ones(len(self.sample_ids), 1, dtype=torch.long, device=self.prints.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrintBatch:
         moved = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "merged", "sides", "shaped")}
@@ -137,7 +133,7 @@ class Prints(Dataset):
             sides=torch.from_numpy(sides),
             shaped=torch.from_numpy(shaped),
             sample_ids=tuple(str(number) for number in numbers),
-            step_tokens=micro.step_tokens,
+            units={PAGES: micro.step_tokens},
         )
 
     def rng(self, number: int) -> Random:
@@ -253,6 +249,17 @@ class PrintNetwork(nn.Module):
         return (F.cross_entropy(likeness.flatten(0, 2), signs, reduction="none") * weight).sum() / weight.sum()
 
 
+class PrintsObjective:
+    """The loss of `PrintNetwork`, summed over pages."""
+
+    unit = PAGES
+    parts: frozenset[str] | None = None
+
+    def __call__(self, model: PrintNetwork, batch: PrintBatch) -> Tensor:
+        """The sum over the pages of the batch."""
+        return model(batch)
+
+
 class PrintPretraining(MultimodalModule):
     """Pre-trains the nano vision encoder. Parts: vision, proof, sheet.
 
@@ -261,4 +268,4 @@ class PrintPretraining(MultimodalModule):
     """
 
     def __init__(self, vision: ViT) -> None:
-        super().__init__(network=PrintNetwork(vision), processor=lambda: None)
+        super().__init__(network=PrintNetwork(vision), processor=lambda: None, objectives={"prints": PrintsObjective()})

@@ -110,6 +110,10 @@ class Processor:
             changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))
         return replace(self, **changes) if changes else self
 
+    def for_questions(self) -> Processor:
+        """This processor for prompts without an answer, which an encoder-decoder reads whole."""
+        return replace(self, writes_target=False)
+
     def tiling_of(self, source: str) -> Tiling:
         """The tiling of images of documents from this source."""
         return self.by_source.get(source, self.tiling)

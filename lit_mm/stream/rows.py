@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.samples.batch import Batch
+from lit_mm.samples.batch import TOKENS, Batch
 from lit_mm.samples.collate import collate
 from lit_mm.samples.fault import Fault
 from lit_mm.samples.length import Length
@@ -26,7 +26,7 @@ class Rows(Dataset):
 
     A sample whose pixels cannot be read is *lost* unless `on_bad_sample` is fail: it keeps its positions and gets blank
     views of the same shapes, so nothing moves for the others, and it carries no label. The loss counts it as one that
-    is learnt perfectly: its tokens stay in the planned denominator `step_tokens`, its share of the sum is zero, and
+    is learnt perfectly: its tokens stay in the planned denominator, `Batch.units`, its share of the sum is zero, and
     every other sample has the gradient it would have had beside a sound neighbour. A sample whose entry has become
     unreadable since it was planned leaves its row shorter, and counts in the same way.
 
@@ -40,32 +40,32 @@ class Rows(Dataset):
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         documents = self.maker.documents
-        lost: list[Fault] = []
+        faults: list[Fault] = []
         planned = dict(zip(chain(*micro.rows), chain(*micro.lengths), strict=False))
-        rows = [
-            [(number, *made) for number in row if (made := self._make(number, planned.get(number), lost))]
-            for row in micro.rows
-        ]
-        gone = {fault.number for fault in lost}
-        held = Counter(documents.source_of(number) for row in micro.rows for number in row if number not in gone)
+        numbers, samples, views = [], [], []
+        for number in chain(*micro.rows):
+            if (entry := self._make(number, planned.get(number), faults)) is not None:
+                numbers.append(number)
+                samples.append(entry[0])
+                views.append(entry[1])
+        lost = {fault.number for fault in faults}
+        counts = Counter(documents.source_of(number) for number in chain(*micro.rows) if number not in lost)
         batch = collate(
-            [[sample for _, sample, _ in row] for row in rows],
+            samples,
             self.maker.processor,
-            step_tokens=micro.step_tokens,
-            views=[views for row in rows for _, _, views in row],
-            sources=[[documents.source_of(number) for number, _, _ in row] for row in rows]
-            if len(documents.names) > 1
-            else None,
+            units={TOKENS: micro.step_tokens},
+            views=views,
+            sources=[documents.source_of(number) for number in numbers] if len(documents.names) > 1 else None,
         )
         return replace(
             batch,
-            sample_ids=tuple(sample.document.id for row in rows for number, sample, _ in row if number not in gone),
-            held=tuple(held[source] for source in range(len(documents.names))),
-            lost=tuple(lost),
+            sample_ids=tuple(sample.document.id for sample in samples if not sample.lost),
+            num_by_source=tuple(counts[source] for source in range(len(documents.names))),
+            lost=tuple(faults),
         )
 
-    def _make(self, number: int, planned: Length | None, lost: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
-        """A sample and its views; None, and an entry in `lost`, where there is no sample at all any more.
+    def _make(self, number: int, planned: Length | None, faults: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
+        """A sample and its views; None, and an entry in `faults`, where there is no sample at all any more.
 
         Raises:
             UserError: its length is not the planned one, whatever happens to bad samples: rows would overflow.
@@ -79,7 +79,7 @@ class Rows(Dataset):
         except UserError as error:
             if self.on_bad_sample == "fail":
                 raise
-            lost.append(Fault.of(number, error, document.id if document is not None else ""))
+            faults.append(Fault.of(number, error, document.id if document is not None else ""))
             return None if sample is None else unlearnt(sample)
         if planned is not None and sample.length != planned:
             raise UserError(
