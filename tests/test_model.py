@@ -6,18 +6,25 @@ import pytest
 import torch
 
 from lit_mm.errors import UserError
+from lit_mm.objectives.next_token import NextToken
 from lit_mm.samples.collate import collate
 from tests.tiny import decoder, document, run_recipe, stages, xcomposer2
 
 TEXTS = [document(number, pictures=0) for number in range(4)]
 
 
+def states(module, documents):
+    """[T, E] hidden states at every place of the documents' flat row, and the batch with all places supervised."""
+    batch = collate([module.processor.sample(document) for document in documents], module.processor)
+    every = torch.arange(batch.ids.shape[1])
+    batch = replace(batch, supervised=every, labels=batch.ids[0])
+    return module.network(batch).hidden, batch
+
+
 @torch.no_grad()
 def logits(module, documents=TEXTS):
-    """Of every position of the documents, packed into one row."""
-    module.eval()
-    batch = collate([[module.processor.sample(document) for document in documents]], module.processor)
-    return module.network.language.logits(module.network.hidden(batch))[batch.segment_ids > 0]
+    """Of every position of the documents, in one row."""
+    return module.eval().network.language.logits(states(module, documents)[0])
 
 
 def language_alone(module):
@@ -52,50 +59,47 @@ def test_after_all_stages_text_is_what_the_trained_language_model_alone_says(tmp
 
 def test_the_bits_hold_in_training_mode_and_beside_a_sample_with_a_picture():
     module, plain = xcomposer2(dropout=0.5, trained=True).train(), decoder().train()
-    samples = [module.processor.sample(d) for d in (document(1), TEXTS[0])]
-    beside = module.network.hidden(collate([samples], module.processor, multiple=1))[0, len(samples[0]) :]
-    same_row = collate([[module.processor.sample(document(1, pictures=0)), samples[1]]], plain.processor, multiple=1)
-    alone = plain.network.hidden(same_row)[0, -len(samples[1]) :]
-    torch.testing.assert_close(beside, alone, rtol=0, atol=1e-6)  # rows of other lengths: other sums
+    beside, batch = states(module, [document(1), TEXTS[0]])
+    alone, _ = states(plain, [document(1, pictures=0), TEXTS[0]])
+    length = batch.lengths[1]
+    torch.testing.assert_close(beside[-length:], alone[-length:], rtol=0, atol=1e-6)  # other row lengths: other sums
 
 
+@torch.no_grad()
 def test_a_picture_reaches_the_text_behind_it_and_not_before_it():
     module = xcomposer2(trained=True).eval()
-    sample = module.processor.sample(document(2))
-    batch = collate([[sample]], module.processor)
-    changed = replace(batch, views=tuple(view + 1 for view in batch.views))
-    with torch.no_grad():
-        moved = (module.network.hidden(batch) - module.network.hidden(changed)).abs().amax(-1)[0, : len(sample)]
-    first = int(batch.visual_mask[0].int().argmax())
+    before, batch = states(module, [document(2)])
+    views = replace(batch.views, groups=tuple(group + 1 for group in batch.views.groups))
+    moved = (before - module.network(replace(batch, views=views)).hidden).abs().amax(-1)
+    first = int(batch.visual[0])
     assert (moved[:first] == 0).all()
     assert (moved[first:] > 0).all()
 
 
 def test_another_number_of_visual_tokens_than_counted_is_refused_with_both_numbers():
     module = xcomposer2()
-    batch = collate([[module.processor.sample(document(1))]], module.processor)
-    wrong = replace(batch, num_visual=batch.num_visual + 1)
+    batch = collate([module.processor.sample(document(1))], module.processor)
+    wrong = replace(batch, views=replace(batch.views, tokens=batch.views.tokens + 1))
     with pytest.raises(UserError, match=r"'tiny/1'.* counted 5 visual tokens, .* made 4 from 1 views"):
-        module.network.loss_sum(wrong)
+        module.network(wrong)
 
 
 def test_the_loss_is_the_cross_entropy_of_the_supervised_tokens():
     module = decoder()
     sample = module.processor.sample(TEXTS[1])
-    batch = collate([[sample]], module.processor)
-    every = torch.log_softmax(module.network.language.logits(module.network.hidden(batch))[0], -1)
-    expected = -sum(every[i - 1, token] for i, token in enumerate(batch.labels[0].tolist()) if i and token >= 0)
-    torch.testing.assert_close(module.network.loss_sum(batch), expected)
+    every = torch.log_softmax(module.network.language.logits(states(module, [TEXTS[1]])[0]), -1)
+    expected = -sum(every[i - 1, token] for i, token in enumerate(sample.labels.tolist()) if i and token >= 0)
+    batch = collate([sample], module.processor)
+    torch.testing.assert_close(NextToken()(module.network, batch), expected)
 
 
 def test_learned_vectors_of_the_connector_stand_behind_the_visual_tokens_and_learn():
     module = xcomposer2()
     newline = torch.nn.Parameter(torch.randn(2, 32))
     module.network.connector.learned = lambda: newline
-    batch = collate([[module.processor.sample(document(1))]], module.processor)
-    place = int(batch.visual_mask[0].nonzero()[-1])
-    batch.index[0, place] = batch.num_visual + 1  # the second learned vector in place of the last visual token
-    assert torch.equal(module.network.embed(batch)[0, place], newline[1])
-    module.network.loss_sum(batch).backward()
+    batch = collate([module.processor.sample(document(1))], module.processor)
+    batch.bank[-1] = batch.views.tokens + 1  # the second learned vector in place of the last visual token
+    assert torch.equal(module.network.embed(batch)[0, batch.visual[-1]], newline[1])
+    NextToken()(module.network, batch).backward()
     assert newline.grad[1].any()
     assert not newline.grad[0].any()

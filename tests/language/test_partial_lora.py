@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
-from lit_mm.language.llama import DecodeCache, Llama
+from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import PartialLoRALinear, apply_partial_lora
-from lit_mm.language.routed import Routing
+from tests.rows import flat, hidden, logits
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 40}
-IDS = torch.arange(16).view(2, 8)
-MASK = torch.zeros(2, 8, dtype=torch.bool)
-MASK[0, 1:4] = MASK[1, 5:] = True
-ROWS = {"segment_ids": torch.ones_like(IDS), "position_ids": torch.arange(8).expand(2, -1)}
+SAMPLES = list(torch.arange(16).view(2, 8))
+VISUAL = (1, 2, 3, 13, 14, 15)  # places of the flat row: of the first sample, then of the second
 
 
 def adapted(dropout: float = 0.0, **changes: object) -> Llama:
@@ -30,8 +29,9 @@ def adapted(dropout: float = 0.0, **changes: object) -> Llama:
     return language
 
 
-def run(language: Llama, mask: Tensor | None) -> Tensor:
-    return language.logits(language(language.embed(IDS), **ROWS, visual_mask=mask))
+def run(language: Llama, visual: Collection[int] | None) -> Tensor:
+    """[T, vocabulary] logits at every place of the two samples."""
+    return logits(language, SAMPLES, visual)
 
 
 def lora_gradients(language: Llama) -> dict[str, Tensor | None]:
@@ -41,52 +41,53 @@ def lora_gradients(language: Llama) -> dict[str, Tensor | None]:
 def test_a_new_model_is_its_base_model() -> None:
     base = Llama(**SIZES)
     wrapped = apply_partial_lora(copy.deepcopy(base), rank=4)
-    assert torch.equal(run(wrapped, MASK), run(base, None))
+    assert torch.equal(run(wrapped, VISUAL), run(base, None))
 
 
-@pytest.mark.parametrize("mask", [None, torch.zeros_like(MASK)], ids=["no mask", "all text"])
+@pytest.mark.parametrize("visual", [None, ()], ids=["no pictures", "all text"])
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
-def test_text_has_the_bits_of_the_base_model_though_b_is_not_zero(mask: Tensor | None, autocast: bool) -> None:
+def test_text_has_the_bits_of_the_base_model_though_b_is_not_zero(
+    visual: Collection[int] | None, autocast: bool
+) -> None:
     base = Llama(**SIZES)
     wrapped = apply_partial_lora(copy.deepcopy(base), rank=4, dropout=0.5)
     for name, parameter in wrapped.named_parameters():
         if name.endswith("lora_b.weight"):
             nn.init.normal_(parameter)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert torch.equal(run(wrapped, mask), run(base, None))
-        assert not torch.equal(run(wrapped, MASK), run(base, None))
+        assert torch.equal(run(wrapped, visual), run(base, None))
+        assert not torch.equal(run(wrapped, VISUAL), run(base, None))
 
 
 @torch.no_grad()
 def test_text_before_an_image_keeps_its_bits_and_what_follows_does_not() -> None:
     language = adapted().eval()
-    with_images, plain = run(language, MASK), run(language, None)
-    assert torch.equal(with_images[0, :1], plain[0, :1])
-    assert torch.equal(with_images[1, :5], plain[1, :5])
-    assert not torch.isclose(with_images[0, 1:], plain[0, 1:]).all(-1).any()
+    with_images, plain = run(language, VISUAL), run(language, None)
+    assert torch.equal(with_images[:1], plain[:1])
+    assert torch.equal(with_images[8:13], plain[8:13])
+    assert not torch.isclose(with_images[1:8], plain[1:8]).all(-1).any()
 
 
 def test_a_batch_of_text_gives_zero_gradients_and_not_missing_ones() -> None:
     language = adapted()
-    run(language, torch.zeros_like(MASK)).logsumexp(-1).sum().backward()
+    run(language, ()).logsumexp(-1).sum().backward()
     gradients = lora_gradients(language)
     assert gradients and all(g is not None and not g.any() for g in gradients.values())
 
 
 def test_visual_positions_give_every_branch_a_gradient() -> None:
     language = adapted()
-    run(language, MASK).logsumexp(-1).sum().backward()
+    run(language, VISUAL).logsumexp(-1).sum().backward()
     assert all(g is not None and g.any() for g in lora_gradients(language).values())
 
 
 def test_no_nan_of_an_unflagged_position_reaches_the_branch() -> None:
     linear = PartialLoRALinear(nn.Linear(6, 5), rank=2)
     nn.init.normal_(linear.lora_b.weight)
-    x = torch.randn(2, 4, 6)
+    x = torch.randn(1, 8, 6)
     x[0, 3] = torch.nan
-    mask = torch.tensor([[True, False, True, False], [True, False, False, False]])
-    linear.route.routing = Routing.of(mask)
-    linear(x)[mask].sum().backward()
+    linear.route.routing = torch.tensor([0, 2, 4])
+    linear(x)[0, [0, 2, 4]].sum().backward()
     assert torch.isfinite(linear.lora_a.weight.grad).all() and torch.isfinite(linear.lora_b.weight.grad).all()
 
 
@@ -99,7 +100,7 @@ def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> 
         torch.manual_seed(3)
         language = adapted(dropout=0.3, activation_checkpointing=checkpointing).train()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            first, second = run(language, MASK), run(language, MASK.flip(1))
+            first, second = run(language, VISUAL), run(language, (0, 4, 8, 9, 10))
             loss = first.float().logsumexp(-1).sum() + 2 * second.float().logsumexp(-1).sum()
         run(language, None)  # a forward of text alone between forward and backward must not matter, either
         loss.backward()
@@ -108,34 +109,28 @@ def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> 
 
 
 @torch.inference_mode()
-def test_packed_samples_have_the_logits_they_have_alone() -> None:
+def test_samples_of_a_flat_row_have_the_logits_they_have_alone() -> None:
     language = adapted().eval()
-    packed = language(
-        language.embed(IDS.view(1, 16)),
-        segment_ids=torch.tensor([[1] * 8 + [2] * 8]),
-        position_ids=torch.arange(8).repeat(2)[None],
-        visual_mask=MASK.view(1, 16),
-    )
-    torch.testing.assert_close(language.logits(packed).view(2, 8, -1), run(language, MASK), rtol=0, atol=2e-5)
+    alone = [logits(language, SAMPLES[:1], (1, 2, 3)), logits(language, SAMPLES[1:], (5, 6, 7))]
+    torch.testing.assert_close(run(language, VISUAL), torch.cat(alone), rtol=0, atol=2e-5)
 
 
 @torch.inference_mode()
 def test_cached_decoding_after_an_image_equals_the_full_forward() -> None:
     language = adapted().eval()
-    mask = MASK & (torch.arange(8) < 7)
-    full, cache, parts = run(language, mask), DecodeCache(), []
-    for now, flagged in ((slice(0, 7), mask[:, :7]), (slice(7, 8), None)):
-        rows = {name: value[:, now] for name, value in ROWS.items()}
-        parts.append(language(language.embed(IDS[:, now]), **rows, visual_mask=flagged, cache=cache))
-    torch.testing.assert_close(language.logits(torch.cat(parts, dim=1)), full, rtol=0, atol=2e-5)
+    expected = hidden(language, SAMPLES, (1, 2, 3, 13, 14))
+    batch = flat([ids[:-1] for ids in SAMPLES], (1, 2, 3, 12, 13))
+    _, state = language.begin(language.embed(batch.ids), batch)
+    states = language.step(torch.stack([ids[-1] for ids in SAMPLES]), state)
+    torch.testing.assert_close(states, expected[[7, 15]], rtol=0, atol=2e-5)
 
 
 def test_a_copy_keeps_its_own_route() -> None:
     language = adapted().eval()
     twin = copy.deepcopy(language)
     with torch.no_grad():
-        expected = run(language, MASK)
-        assert torch.equal(run(twin, MASK), expected)
+        expected = run(language, VISUAL)
+        assert torch.equal(run(twin, VISUAL), expected)
     routes = {id(module.route) for module in language.modules() if isinstance(module, PartialLoRALinear)}
     assert len(routes) == SIZES["layers"]
     assert routes.isdisjoint(id(module.route) for module in twin.modules() if isinstance(module, PartialLoRALinear))
@@ -143,7 +138,7 @@ def test_a_copy_keeps_its_own_route() -> None:
 
 def test_no_graph_is_held_after_the_forward() -> None:
     language = adapted()
-    run(language, MASK)
+    run(language, VISUAL)
     assert all(layer.self_attn.route.low_rank is None for layer in language.decoder_layers)
 
 
@@ -170,9 +165,9 @@ def test_q_k_and_v_share_one_a_that_is_listed_once() -> None:
 def test_dropout_is_on_the_branch_alone_and_only_in_training() -> None:
     language = adapted(dropout=0.5)
     with torch.no_grad():
-        assert not torch.equal(run(language.train(), MASK), run(language, MASK))
+        assert not torch.equal(run(language.train(), VISUAL), run(language, VISUAL))
         assert torch.equal(run(language.train(), None), run(language, None))
-        assert torch.equal(run(language.eval(), MASK), run(language, MASK))
+        assert torch.equal(run(language.eval(), VISUAL), run(language, VISUAL))
 
 
 def test_at_7b_it_has_the_published_parameter_count() -> None:

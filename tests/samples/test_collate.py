@@ -1,13 +1,18 @@
-"""Rows: samples side by side are blind to each other, and a batch without images is no special case for training."""
+"""Flat rows: samples side by side are blind to each other; a batch without images is no special case for training."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
+from lit_mm.errors import UserError
+from lit_mm.objectives.next_token import NextToken
+from lit_mm.prompts.text_to_text import TextToText
 from lit_mm.samples.batch import IGNORE
-from lit_mm.samples.collate import collate
-from tests.tiny import document, xcomposer2
+from lit_mm.samples.collate import collate, split_answer
+from lit_mm.stream.maker import unlearnt
+from tests.tiny import decoder, document, xcomposer2
 
 RTOL = 1e-5  # fp32, sums in another order
 
@@ -15,7 +20,7 @@ RTOL = 1e-5  # fp32, sums in another order
 def gradients(module, batches):
     """Loss sum and gradients of the sum over the batches."""
     module.zero_grad(set_to_none=True)
-    loss = sum(module.network.loss_sum(batch) for batch in batches)
+    loss = sum(NextToken()(module.network, batch) for batch in batches)
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in module.named_parameters()}
 
@@ -30,11 +35,11 @@ def assert_same(found, expected):
         )
 
 
-def test_packed_rows_give_the_loss_and_gradients_of_single_samples():
+def test_a_flat_row_gives_the_loss_and_gradients_of_single_samples():
     module = xcomposer2(trained=True)
     processor = module.processor
     samples = [processor.sample(document(number)) for number in range(7)]  # with 0, 1 and 2 pictures
-    single = gradients(module, [collate([[sample]], processor) for sample in samples])
+    single = gradients(module, [collate([sample], processor) for sample in samples])
     for name in (
         "vision.patches",
         "connector.mlp.0",
@@ -42,62 +47,71 @@ def test_packed_rows_give_the_loss_and_gradients_of_single_samples():
         "language.lm.lm_head",
     ):
         assert single[1][f"network.{name}.weight"].any()
-    assert_same(gradients(module, [collate([samples[:3], samples[3:4], samples[4:]], processor)]), single)
-    assert_same(gradients(module, [collate([samples], processor)]), single)
-    assert_same(gradients(module, [collate([[sample] for sample in samples], processor, left_pad=True)]), single)
+    assert_same(gradients(module, [collate(samples[:3], processor), collate(samples[3:], processor)]), single)
+    assert_same(gradients(module, [collate(samples, processor)]), single)
 
 
 def test_what_stands_beside_a_sample_in_its_row_does_not_reach_it():
     module = xcomposer2(trained=True).eval()
     processor = module.processor
     target, *neighbours = (processor.sample(document(number)) for number in (2, 1, 4, 5))
-    alone = collate([[target]], processor)
-    expected = module.network.hidden(alone)[0, : len(target)]
+    expected = module.network(collate([target], processor)).hidden
     for before, after in ((0, 1), (1, 0), (2, 1)):
         row = [*neighbours[:before], target, *neighbours[before : before + after]]
-        batch = collate([row], processor)
-        found = module.network.hidden(batch)[batch.segment_ids == before + 1]
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        batch = collate(row, processor)
+        start = sum(batch.lengths[:before])
+        inside = (batch.supervised >= start) & (batch.supervised < start + batch.lengths[before])
+        torch.testing.assert_close(module.network(batch).hidden[inside], expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("left_pad", [False, True])
-def test_rows_hold_their_samples_segments_and_positions(left_pad):
+def test_a_row_holds_its_samples_one_after_the_other_without_padding():
     processor = xcomposer2().processor
     samples = [processor.sample(document(number)) for number in range(3)]
-    batch = collate([samples[:2], samples[2:]], processor, step_tokens=77, left_pad=left_pad)
-    assert batch.input_ids.shape[1] % 8 == 0
-    for row, members in enumerate((samples[:2], samples[2:])):
-        used = batch.segment_ids[row] > 0
-        assert used.tolist() == sorted(used.tolist(), reverse=not left_pad)
-        for number, sample in enumerate(members, start=1):
-            own = batch.segment_ids[row] == number
-            assert batch.input_ids[row][own].tolist() == sample.input_ids.tolist()
-            assert batch.position_ids[row][own].tolist() == list(range(len(sample)))
-        assert (batch.labels[row][~used] == IGNORE).all()
-        assert not batch.visual_mask[row][~used].any()
+    batch = collate(samples, processor, units={"tokens": 77}, sources=[0, 2, 1])
+    assert batch.lengths == tuple(len(sample) for sample in samples)
+    assert batch.ids.shape == batch.positions.shape == (1, sum(batch.lengths))
+    assert batch.ids[0].tolist() == [token for sample in samples for token in sample.input_ids.tolist()]
+    assert batch.positions[0].tolist() == [n for sample in samples for n in range(len(sample))]
     assert batch.sample_ids == ("tiny/0", "tiny/1", "tiny/2")
-    assert batch.step_tokens == 77
+    assert batch.units == {"tokens": 77}
     assert batch.num_tokens == sum(len(sample) for sample in samples)
     assert batch.num_supervised == sum(sample.length.supervised for sample in samples)
+    labels = [label for sample in samples for label in [*sample.labels[1:].tolist(), IGNORE]]  # of the token behind
+    assert [label for label in labels if label != IGNORE] == batch.labels.tolist()
+    assert [n for n, label in enumerate(labels) if label != IGNORE] == batch.supervised.tolist()
+    assert batch.sources.tolist() == [
+        s for s, sample in zip((0, 2, 1), samples, strict=True) for _ in range(sample.length.supervised)
+    ]
 
 
-def test_left_padding_puts_the_last_token_of_every_sample_last():
+def test_views_know_the_sample_that_shows_them():
     processor = xcomposer2().processor
-    samples = [processor.sample(document(number).without_answer()) for number in range(4)]
-    batch = collate([[sample] for sample in samples], processor, left_pad=True)
-    assert batch.input_ids[:, -1].tolist() == [sample.input_ids[-1] for sample in samples]
-    assert (batch.segment_ids[:, -1] == 1).all()
-    assert batch.position_ids[:, -1].tolist() == [len(sample) - 1 for sample in samples]
+    samples = [processor.sample(document(number)) for number in range(6)]  # with 0, 1, 2, 0, 1 and 2 pictures
+    views = collate(samples, processor).views
+    assert views.owners.tolist() == [1, 2, 2, 4, 5, 5]
+    assert len(views) == 6
+    assert views.tokens == 6 * 4
+
+
+def test_a_batch_moves_with_all_its_tensors():
+    processor = xcomposer2().processor
+    batch = collate([processor.sample(document(2))], processor, sources=[0])
+    moved = batch.to("meta")
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    tensors += [*moved.views.groups, moved.views.owners, moved.views.tiles]
+    assert len(tensors) == 10
+    assert all(tensor.is_meta for tensor in tensors)
+    assert moved.lengths == batch.lengths
+    assert pickle.loads(pickle.dumps(batch)).lengths == batch.lengths
 
 
 def test_a_batch_without_images_gives_zero_and_not_missing_gradients_to_what_sees():
     module = xcomposer2(trained=True)
     sample = module.processor.sample(document(0))
     assert not sample.plans
-    batch = collate([[sample]], module.processor)
-    assert [tuple(group.shape) for group in batch.views] == [(1, 3, 28, 28)]
-    assert batch.num_visual == 4
-    assert not batch.visual_mask.any()
+    batch = collate([sample], module.processor)
+    assert [tuple(group.shape) for group in batch.views.groups] == [(1, 3, 28, 28)]
+    assert (batch.views.tokens, batch.views.owners.tolist(), len(batch.visual)) == (4, [-1], 0)
     _, grads = gradients(module, [batch])
     for name, grad in grads.items():
         seeing = name.startswith(("network.vision", "network.connector")) or "lora_" in name
@@ -110,14 +124,68 @@ def test_the_first_token_of_a_sample_is_never_learnt_from_its_neighbour():
     one, two = (module.processor.sample(document(number)) for number in (0, 3))
     eager = replace(two, labels=two.input_ids)  # a label rule that would learn the first token, too
     assert eager.length.supervised == len(two) - 1
-    single = gradients(module, [collate([[sample]], module.processor) for sample in (one, eager)])
-    packed = collate([[one, eager]], module.processor)
+    single = gradients(module, [collate([sample], module.processor) for sample in (one, eager)])
+    packed = collate([one, eager], module.processor)
     assert packed.num_supervised == one.length.supervised + eager.length.supervised
     assert_same(gradients(module, [packed]), single)
 
 
-def test_padding_changes_nothing():
-    module = xcomposer2(trained=True)
-    samples = [module.processor.sample(document(number)) for number in range(3)]
-    tight = gradients(module, [collate([samples], module.processor, multiple=1)])
-    assert_same(gradients(module, [collate([samples], module.processor, multiple=256)]), tight)
+def test_a_lost_sample_keeps_its_positions_and_nothing_of_it_is_learnt():
+    processor = xcomposer2().processor
+    sound, damaged = (processor.sample(document(number)) for number in (1, 2))
+    lost, blank = unlearnt(damaged)
+    batch = collate([sound, lost], processor, views=[processor.views(sound), blank])
+    assert batch.lengths == (len(sound), len(damaged))
+    assert batch.num_supervised == sound.length.supervised
+    assert not batch.views.groups[0][1:].any()
+
+
+def test_a_micro_batch_whose_samples_are_all_gone_holds_one_token_that_is_not_learnt():
+    for module in (xcomposer2(), decoder()):
+        batch = collate([], module.processor, units={"tokens": 5})
+        assert (batch.lengths, batch.num_supervised, batch.sample_ids) == ((1,), 0, ())
+        assert NextToken()(module.network, batch) == 0
+
+
+def test_positions_and_routing_of_a_row_come_from_the_layout():
+    class OnePosition(type(xcomposer2().processor.layout)):
+        def positions(self, index):
+            return (index < 0).cumsum() - 1
+
+        def routed(self, index):
+            return (index >= 0).nonzero()[0][:1]
+
+    processor = replace(xcomposer2().processor, layout=OnePosition())
+    samples = [processor.sample(document(number)) for number in (1, 4)]
+    batch = collate(samples, processor)
+    first, second = (int((sample.index >= 0).argmax()) for sample in samples)
+    assert batch.routed.tolist() == [first, len(samples[0]) + second]
+    assert batch.positions[0, first : first + 4].tolist() == [first - 1] * 4
+
+
+def pair(processor, number):
+    return processor.sample(replace(document(number, pictures=0), turns=document(number, pictures=0).turns[:2]))
+
+
+def test_the_answers_of_an_encoder_decoder_are_a_row_of_their_own():
+    processor = replace(decoder().processor, prompt=TextToText(), writes_target=True)
+    samples = [pair(processor, number) for number in (0, 1)]
+    batch = collate(samples, processor)
+    starts = [split_answer(sample) for sample in samples]
+    assert batch.lengths == tuple(starts)
+    assert batch.target.lengths == tuple(len(s) - n for s, n in zip(samples, starts, strict=True))
+    assert batch.target.ids[0].tolist() == batch.labels.tolist()
+    assert batch.supervised.tolist() == list(range(len(batch.labels)))
+    assert batch.num_tokens == sum(map(len, samples))
+    lost, _ = unlearnt(samples[0])
+    batch = collate([lost, samples[1]], processor)
+    assert batch.supervised.tolist() == list(range(len(samples[0]) - starts[0], batch.target.ids.shape[1]))
+
+
+@pytest.mark.parametrize("turns", [slice(1), slice(4)])
+def test_a_sample_that_does_not_end_in_its_one_answer_is_refused(turns):
+    processor = decoder().processor
+    whole = next(d for n in range(20) if len((d := document(n, pictures=0)).turns) >= 4)
+    sample = processor.sample(replace(whole, turns=whole.turns[turns]))
+    with pytest.raises(UserError, match=r"^sample 'tiny/\d+': an encoder-decoder needs a source and then one answer"):
+        split_answer(sample)

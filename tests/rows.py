@@ -1,0 +1,55 @@
+"""Flat rows made by hand, for tests of language models."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from lit_mm.language.protocol import LanguageModel
+from lit_mm.samples.batch import Batch, Target, Views
+
+BLANK = Views((), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0)
+
+
+def flat(
+    samples: Sequence[Tensor], visual: Collection[int] | None = None, answers: Sequence[Tensor] | None = None
+) -> Batch:
+    """Samples of token ids as a batch in which every place is supervised; labels mean nothing without answers.
+
+    Args:
+        samples: [L] ids of each.
+        visual: places in the row that routed linears treat as visual; None: the model reads no pictures.
+        answers: [L] ids that an encoder-decoder learns for each sample.
+    """
+    ids = torch.cat(list(samples))
+    target = None
+    labels = ids
+    if answers is not None:
+        labels = torch.cat(list(answers))
+        target = Target(labels[None], tuple(map(len, answers)))
+    places = torch.tensor(sorted(visual or ()), dtype=torch.long)
+    return Batch(
+        ids=ids[None],
+        lengths=tuple(map(len, samples)),
+        positions=torch.cat([torch.arange(len(sample)) for sample in samples])[None],
+        visual=places,
+        bank=torch.zeros_like(places),
+        supervised=torch.arange(len(labels)),
+        labels=labels,
+        sample_ids=tuple(map(str, range(len(samples)))),
+        views=None if visual is None else BLANK,
+        target=target,
+    )
+
+
+def hidden(language: LanguageModel, samples: Sequence[Tensor], visual: Collection[int] | None = None) -> Tensor:
+    """[T, E] hidden states of a decoder at every place of a flat row."""
+    batch = flat(samples, visual)
+    return language.learn(language.embed(batch.ids), batch).hidden
+
+
+def logits(language: LanguageModel, samples: Sequence[Tensor], visual: Collection[int] | None = None) -> Tensor:
+    """[T, vocabulary] logits of a decoder at every place of a flat row."""
+    return language.logits(hidden(language, samples, visual))
