@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lit_mm.language.protocol import LanguageModel
+from lit_mm.model import MultimodalModel
+from lit_mm.module import MultimodalModule
+from lit_mm.objectives.next_token import NextToken
 from lit_mm.samples.batch import Batch, Target, Views
 
 BLANK = Views((), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long), 0)
@@ -53,3 +57,13 @@ def hidden(language: LanguageModel, samples: Sequence[Tensor], visual: Collectio
 def logits(language: LanguageModel, samples: Sequence[Tensor], visual: Collection[int] | None = None) -> Tensor:
     """[T, vocabulary] logits of a decoder at every place of a flat row."""
     return language.logits(hidden(language, samples, visual))
+
+
+def states(network: MultimodalModel, batch: Batch) -> Tensor:
+    """[T, E] hidden states of a model at every place of a batch."""
+    return network(replace(batch, supervised=torch.arange(batch.ids.shape[1]), labels=batch.ids[0])).hidden
+
+
+def loss_sum(module: MultimodalModule, batch: Batch) -> Tensor:
+    """Sum of the next-token loss over the supervised tokens of a batch."""
+    return NextToken()(module.network, batch)

@@ -134,9 +134,9 @@ def run(folder: Path, model: str, ranks: int, turns: int, packed: bool) -> None:
     fit = trainer([seen], max_steps=1, accumulate_grad_batches=data.stream.accumulation, ranks=ranks)
     assert data.stream.accumulation == turns
     fit.fit(module, data)
-    blind = torch.tensor([float(not any(batch.visual_mask.any() for batch in seen.batches))])
+    blind = torch.tensor([float(not any(len(batch.visual) for batch in seen.batches))])
     loss, blind = (fit.strategy.reduce(n, reduce_op="sum") for n in (seen.loss, blind))
-    kept = {"loss": loss, "imageless": blind, "gradients": seen.gradients, "tokens": seen.batches[0].step_tokens}
+    kept = {"loss": loss, "imageless": blind, "gradients": seen.gradients, "tokens": seen.batches[0].units["tokens"]}
     if fit.is_global_zero:
         torch.save(kept, folder / name_of(model, ranks, turns, packed))
 

@@ -60,7 +60,7 @@ class Seen(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         self.calls = 0
-        pictures = batch.num_views if batch.visual_mask.any() else 0
+        pictures = batch.num_views if len(batch.visual) else 0
         self.steps.append({"pictures": pictures})
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:

@@ -122,8 +122,10 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         stage=SimpleNamespace(name="s"),
         learning_rates={"vision": 0.5},
         micro_loss=torch.tensor(1.5),
+        micro_losses={"next_token": torch.tensor(1.5)},
+        objectives={"next_token": None},
     )
-    batch = SimpleNamespace(segment_ids=torch.tensor([[1, 1, 0]]))
+    batch = SimpleNamespace(num_tokens=2)
     for callback in trainer.callbacks:
         callback.on_train_start(trainer, module)
     for step in (0, 1):  # two micro-batches, one optimizer step
@@ -132,7 +134,7 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         trainer.global_step = module.step = step
         for callback in trainer.callbacks:
             callback.on_train_batch_end(trainer, module, None, batch, step)
-    assert calls == [([3.0, 4.0, 1.0], "sum")]
+    assert calls == [([3.0, 4.0, 1.0, 3.0], "sum")]
     assert [(s.number, s.loss, s.tokens, s.learning_rates) for s in seen] == [(1, 6.0, 8, {"vision": 0.5})]
     assert seen[0].stop
     assert not (tmp_path / "metrics.csv").exists()

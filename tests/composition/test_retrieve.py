@@ -17,6 +17,7 @@ from lit_mm.errors import UserError
 from lit_mm.families import XComposer2
 from lit_mm.inference.decoding import Decoding
 from lit_mm.samples.collate import collate
+from tests.rows import loss_sum
 from tests.tiny import Noise, xcomposer2
 
 POOL = [Noise(number) for number in range(5)]
@@ -35,7 +36,7 @@ def test_images_are_ranked_by_the_likelihood_of_the_caption(module: XComposer2) 
     def likelihood(number: int) -> float:
         page = Document("p", (Turn("page", (POOL[number], "a red circle")),))
         with torch.no_grad():
-            return -module.network.loss_sum(collate([[module.processor.sample(page)]], module.processor)).item()
+            return -loss_sum(module, collate([module.processor.sample(page)], module.processor)).item()
 
     expected = sorted(range(5), key=likelihood, reverse=True)
     for batch_size in (1, 2, 16):

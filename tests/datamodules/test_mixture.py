@@ -13,9 +13,11 @@ from jsonargparse import ArgumentParser
 
 from datamodules.mixture import Member, Mixture
 from lit_mm.errors import UserError
+from lit_mm.objectives.next_token import NextToken
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.order import MicroBatch
 from tests.faulty import write
+from tests.rows import loss_sum
 from tests.tiny import document, xcomposer2
 
 STAGE = Stage("a", {"language": Train(lr=1.0)}, max_steps=6)
@@ -89,20 +91,22 @@ def test_a_batch_knows_the_source_of_every_position_and_sample() -> None:
     mixture = Mixture([member(3), Member([document(90), document(91)], "b")], row_tokens=192, num_workers=0)
     mixture.begin(xcomposer2().processor, STAGE, seed=0)
     batch = mixture.rows[MicroBatch(((0, 4), (3,), (1, 2)), 7)]
-    assert batch.held == (3, 2)
+    assert batch.num_by_source == (3, 2)
     assert batch.sample_ids == ("tiny/0", "tiny/91", "tiny/90", "tiny/1", "tiny/2")
-    for row, segment, source in ((0, 1, 0), (0, 2, 1), (1, 1, 1), (2, 1, 0), (2, 2, 0)):
-        assert (batch.source_ids[row][batch.segment_ids[row] == segment] == source).all()
+    lengths = [mixture.screen(number).supervised for number in (0, 4, 3, 1, 2)]
+    sources = [source for source, length in zip((0, 1, 1, 0, 0), lengths, strict=True) for _ in range(length)]
+    assert batch.sources.tolist() == sources
 
 
 def test_the_loss_of_each_source_is_that_of_its_samples_alone() -> None:
     module = xcomposer2(trained=True)
     mixture = Mixture([member(3), Member([document(90), document(91)], "b")], row_tokens=192, num_workers=0)
     mixture.begin(module.processor, STAGE, seed=0)
-    whole = module.network.loss_sum(mixture.rows[MicroBatch(((0, 4), (3,), (1, 2)), 7)])
-    losses, tokens = module.network.loss_by_source
+    objective = NextToken()
+    whole = objective(module.network, mixture.rows[MicroBatch(((0, 4), (3,), (1, 2)), 7)])
+    losses, tokens = objective.loss_by_source
     for source, rows in ((0, ((0,), (1, 2))), (1, ((4,), (3,)))):
         batch = mixture.rows[MicroBatch(rows, 7)]
-        assert float(losses[source]) == pytest.approx(float(module.network.loss_sum(batch)), rel=1e-5)
+        assert float(losses[source]) == pytest.approx(float(loss_sum(module, batch)), rel=1e-5)
         assert int(tokens[source]) == batch.num_supervised
     assert float(losses.sum()) == pytest.approx(float(whole), rel=1e-6)

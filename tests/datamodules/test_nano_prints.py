@@ -11,7 +11,7 @@ def test_a_row_is_one_page_and_batches_are_prints():
     assert data.begin(None, STAGE, seed=0) == 2
     batches = list(data.train_dataloader())
     assert [batch.prints.shape for batch in batches] == [(2, 3, 28, 28)] * 4
-    assert {batch.step_tokens for batch in batches} == {4}
+    assert {batch.units["pages"] for batch in batches} == {4}
     assert len({page for batch in batches for page in batch.sample_ids}) == 8
     assert data.heldout() == []
 

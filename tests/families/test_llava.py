@@ -29,6 +29,7 @@ from lit_mm.samples.processor import CLIP_MEAN, CLIP_STD
 from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.tiling import CentreCrop, Pad
 from lit_mm.vision.vit import ViT
+from tests.rows import loss_sum, states
 from tests.tiny import Noise, document, language, trainer
 
 FAMILIES = (Llava, Llava15, LlavaNext, Vila)
@@ -113,11 +114,11 @@ def test_changes_that_no_step_would_see_are_refused(steps: list[int]) -> None:
 def test_the_processor_counts_what_the_model_makes(family: Callable, number: int) -> None:
     module = build(family)
     sample = module.processor.sample(document(number))
-    batch = collate([[sample]], module.processor)
+    batch = collate([sample], module.processor)
     assert batch.num_supervised == sample.length.supervised > 0
     with torch.no_grad():
-        hidden = module.network.hidden(batch)
-    assert hidden.shape[:2] == batch.input_ids.shape and hidden.isfinite().all()
+        hidden = states(module.network, batch)
+    assert len(hidden) == batch.ids.shape[1] and hidden.isfinite().all()
     visual = (sample.index != np.iinfo(np.int64).min).sum()
     assert visual == sum(module.processor.visual_tokens(p.height, p.width) for p in document(number).pictures)
 
@@ -129,8 +130,8 @@ def test_every_part_that_learns_gets_a_gradient_and_no_other(family: Callable) -
     assert set(parts) == {"vision", "connector", "language"} | ({"newline"} if family is LlavaNext else set())
     train = {part: Train(1e-3) for part in parts if part != "vision"}
     apply_stage(parts, Stage("finetune", train))
-    batch = collate([[module.processor.sample(document(1))]], module.processor)
-    module.network.loss_sum(batch).backward()
+    batch = collate([module.processor.sample(document(1))], module.processor)
+    loss_sum(module, batch).backward()
     for part, parameters in parts.items():
         assert all((p.grad is not None and p.grad.any()) == (part in train) for p in parameters.values()), part
 
@@ -138,7 +139,7 @@ def test_every_part_that_learns_gets_a_gradient_and_no_other(family: Callable) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_without_pictures_has_a_gradient_of_zero_and_not_none(family: Callable) -> None:
     module = build(family)
-    module.network.loss_sum(collate([[module.processor.sample(document(0))]], module.processor)).backward()
+    loss_sum(module, collate([module.processor.sample(document(0))], module.processor)).backward()
     for part, parameters in module.parts().items():
         assert all(p.grad is not None for p in parameters.values()), part
         assert part == "language" or not any(p.grad.any() for p in parameters.values())
@@ -148,7 +149,7 @@ def test_vila_takes_the_projector_of_its_second_release() -> None:
     module = build(Vila, connector=DownsampleMLP)
     sample = module.processor.sample(document(2))
     assert module.processor.visual_tokens(40, 60) == 1  # of 2 x 2 patches
-    assert len(module.network.bank(collate([[sample]], module.processor).views)) == len(document(2).pictures) == 2
+    assert len(module.network.bank(collate([sample], module.processor).views)) == len(document(2).pictures) == 2
 
 
 def test_padding_has_clips_mean_colour_and_is_black_behind_tiles() -> None:

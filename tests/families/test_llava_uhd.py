@@ -23,6 +23,7 @@ from lit_mm.tiling.uhd import plan_uhd, plan_uhd_arxiv
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.llava_uhd import llava_uhd_to_model
+from tests.rows import loss_sum
 from tests.tiny import Noise, language
 
 SIZE = 28
@@ -62,28 +63,28 @@ def test_views_of_all_shapes_make_one_call_of_each_part_and_the_tokens_that_each
     module = build().eval()
     network, processor = module.network, module.processor
     samples = [processor.sample(asked(shape)) for shape in SHAPES]
-    batch = collate([samples], processor)
-    assert len({view.shape for view in batch.views}) == len(batch.views) > 3
+    batch = collate(samples, processor)
+    assert len({group.shape for group in batch.views.groups}) == len(batch.views.groups) > 3
     calls: dict[str, int] = {}
     for name, part in [*network.vision.named_modules(prefix="v"), *network.connector.named_modules(prefix="c")]:
         part.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls.get(name, 0) + 1))
     with torch.no_grad():
-        together = network.embed(batch)[batch.visual_mask]
+        together = network.embed(batch)[0, batch.visual]
         assert set(calls.values()) == {1}  # also inside the parts
-        alone = [collate([[sample]], processor) for sample in samples]
-        each = torch.cat([network.embed(one)[one.visual_mask] for one in alone])
+        alone = [collate([sample], processor) for sample in samples]
+        each = torch.cat([network.embed(one)[0, one.visual] for one in alone])
     torch.testing.assert_close(together, each, rtol=0, atol=1e-5)
 
 
 def test_a_projector_makes_a_token_of_each_patch_in_the_same_one_call() -> None:
     module = build(connector=MLPProjector).eval()
     samples = [module.processor.sample(asked(shape)) for shape in SHAPES]
-    batch = collate([samples], module.processor)
-    patches = [view.shape[-2] * view.shape[-1] // 14**2 for group in batch.views for view in group]
-    assert batch.num_visual == sum(patches) and len(set(patches)) > 1
+    batch = collate(samples, module.processor)
+    patches = [view.shape[-2] * view.shape[-1] // 14**2 for group in batch.views.groups for view in group]
+    assert batch.views.tokens == sum(patches) and len(set(patches)) > 1
     with torch.no_grad():
         together = module.network.bank(batch.views)
-        groups = [module.network.connector(module.network.vision(group)).flatten(0, 1) for group in batch.views]
+        groups = [module.network.connector(module.network.vision(group)).flatten(0, 1) for group in batch.views.groups]
     torch.testing.assert_close(together, torch.cat(groups), rtol=0, atol=1e-5)
 
 
@@ -93,9 +94,9 @@ def test_what_learns_gets_a_gradient_and_nothing_else_and_a_batch_without_pictur
     assert set(parts) == {"vision", "connector", "language"}
     apply_stage(parts, Stage("finetune", {"connector": Train(1e-3), "language": Train(1e-3)}))
     sighted, blind = asked(*SHAPES), Document("blind", (Turn("user", ("hi",)), Turn("assistant", ("yes",))))
-    module.network.loss_sum(collate([[module.processor.sample(blind)]], module.processor)).backward()
+    loss_sum(module, collate([module.processor.sample(blind)], module.processor)).backward()
     assert all(p.grad is not None and not p.grad.any() for p in parts["connector"].values())
-    module.network.loss_sum(collate([[module.processor.sample(sighted)]], module.processor)).backward()
+    loss_sum(module, collate([module.processor.sample(sighted)], module.processor)).backward()
     assert all(p.grad is None for p in parts["vision"].values())
     for part in ("connector", "language"):
         assert all(p.grad.any() or name == "k.bias" for name, p in parts[part].items()), part

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lit_mm.tiling import Whole
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.monkey import monkey_to_model, monkey_visual_to_parts
+from tests.rows import loss_sum
 from tests.tiny import Noise, document, language
 
 SIZE, WINDOW = (56, 84), 28  # 2 x 3 windows
@@ -51,12 +53,12 @@ def test_a_stage_may_see_the_whole_alone_without_any_adapter() -> None:
     align = Stage("align", {"connector": Train(1e-3)}, inputs=Inputs(Whole(SIZE, WINDOW)))
     stage = module.processor_of(align)
     assert stage.visual_tokens(20, 900) == 9 and stage.prompt is module.processor.prompt
-    batch = collate([[stage.sample(document(1))]], stage)
-    assert batch.tiles.tolist() == [-1]
-    whole = collate([[module.processor.sample(document(1))]], module.processor)
+    batch = collate([stage.sample(document(1))], stage)
+    assert batch.views.tiles.tolist() == [-1]
+    whole = collate([module.processor.sample(document(1))], module.processor)
     with torch.no_grad():
-        seen = module.network.bank(batch.views, batch.tiles)
-        assert torch.allclose(seen, module.network.bank(whole.views, whole.tiles)[-9:], atol=1e-5)
+        seen = module.network.bank(batch.views)
+        assert torch.allclose(seen, module.network.bank(whole.views)[-9:], atol=1e-5)
 
 
 def test_windows_come_row_by_row_and_the_whole_last_whatever_the_image() -> None:
@@ -70,23 +72,23 @@ def test_windows_come_row_by_row_and_the_whole_last_whatever_the_image() -> None
 def test_every_view_of_every_picture_is_told_its_window() -> None:
     module = build()
     samples = [module.processor.sample(document(number)) for number in (2, 0, 1)]  # 2, 0 and 1 pictures
-    batch = collate([samples[:2], samples[2:]], module.processor)
-    assert batch.tiles.tolist() == [0, 1, 2, 3, 4, 5, -1] * 3
-    assert collate([[samples[1]]], module.processor).tiles.tolist() == [-1]  # the blank view
-    assert batch.to("cpu").tiles is not None
+    batch = collate(samples, module.processor)
+    assert batch.views.tiles.tolist() == [0, 1, 2, 3, 4, 5, -1] * 3
+    assert collate([samples[1]], module.processor).views.tiles.tolist() == [-1]  # the blank view
 
 
 def test_a_picture_goes_through_the_adapters_of_its_windows() -> None:
     module = trained(build()).eval()
     sample = module.processor.sample(document(1))
-    batch = collate([[sample]], module.processor)
+    batch = collate([sample], module.processor)
     with torch.no_grad():
-        bank = module.network.bank(batch.views, batch.tiles).unflatten(0, (7, 9))
+        bank = module.network.bank(batch.views).unflatten(0, (7, 9))
         for view, window in enumerate([0, 1, 2, 3, 4, 5, -1]):
-            pixels = batch.views[0][view : view + 1]
+            pixels = batch.views.groups[0][view : view + 1]
             alone = module.network.connector(module.network.vision(pixels, torch.tensor([window])))
             torch.testing.assert_close(bank[view : view + 1], alone, rtol=0, atol=1e-5)
-        assert (module.network.bank(batch.views, torch.full((7,), -1)) - bank.flatten(0, 1)).abs().max() > 0.01
+        without = replace(batch.views, tiles=torch.full((7,), -1))
+        assert (module.network.bank(without) - bank.flatten(0, 1)).abs().max() > 0.01
 
 
 def test_what_learns_gets_a_gradient_and_nothing_else() -> None:
@@ -96,7 +98,7 @@ def test_what_learns_gets_a_gradient_and_nothing_else() -> None:
     assert {name.split(".")[3] for name in parts["window_adapters"]} == {"qkv", "out", "mlp"}
     train = {part: Train(1e-3) for part in ("window_adapters", "connector", "language")}
     apply_stage(parts, Stage("finetune", train))
-    module.network.loss_sum(collate([[module.processor.sample(document(1))]], module.processor)).backward()
+    loss_sum(module, collate([module.processor.sample(document(1))], module.processor)).backward()
     for part, parameters in parts.items():
         for name, parameter in parameters.items():
             learns = part in train
@@ -106,7 +108,7 @@ def test_what_learns_gets_a_gradient_and_nothing_else() -> None:
 
 def test_a_batch_without_pictures_has_gradients_of_zero_and_not_none() -> None:
     module = build()
-    module.network.loss_sum(collate([[module.processor.sample(document(0))]], module.processor)).backward()
+    loss_sum(module, collate([module.processor.sample(document(0))], module.processor)).backward()
     for part in PARTS - {"language", "position_table"}:
         for name, parameter in module.parts()[part].items():
             assert parameter.grad is not None and not parameter.grad.any(), f"{part}.{name}"

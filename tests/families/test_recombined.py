@@ -29,6 +29,7 @@ from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder, Layout
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.tiling import CentreCrop, Windows
+from tests.rows import states
 from tests.tiny import MODEL, document, run_recipe
 
 AT_LEAST = 44  # combinations that are trained
@@ -245,8 +246,8 @@ def run(one: Combination, folder: Path) -> None:
 @torch.no_grad()
 def logits(module: Recombined) -> Tensor:
     """What the model makes of two documents with two images each."""
-    samples = [[module.processor.sample(document(number, pictures=2))] for number in range(2)]
-    hidden = module.eval().network.hidden(collate(samples, module.processor))
+    samples = [module.processor.sample(document(number, pictures=2)) for number in range(2)]
+    hidden = states(module.eval().network, collate(samples, module.processor))
     return module.network.language.logits(hidden)
 
 

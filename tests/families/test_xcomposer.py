@@ -20,6 +20,7 @@ from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.vision.eva import EvaViT
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.xcomposer import internlm_to_llama, xcomposer_to_model
+from tests.rows import hidden, loss_sum, states
 from tests.tiny import document, language
 
 QUERIES = 5
@@ -41,7 +42,7 @@ def build(**options: Any) -> XComposer:
 
 
 def batch_of(module: XComposer, *numbers: int) -> Any:
-    return collate([[module.processor.sample(document(number)) for number in numbers]], module.processor)
+    return collate([module.processor.sample(document(number)) for number in numbers], module.processor)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -54,8 +55,7 @@ def test_an_image_takes_its_queries_and_two_flags(number: int) -> None:
     assert [sample.index[start] for start, _ in sample.spans] == [-1] * shown
     assert [sample.index[end - 1] for _, end in sample.spans] == [-2] * shown
     with torch.no_grad():
-        hidden = module.network.hidden(collate([[sample]], module.processor))
-    assert hidden.isfinite().all()
+        assert states(module.network, collate([sample], module.processor)).isfinite().all()
 
 
 def test_visual_tokens_stand_between_the_flags() -> None:
@@ -65,8 +65,8 @@ def test_visual_tokens_stand_between_the_flags() -> None:
     torch.nn.init.constant_(connector.end, 8)
     batch = batch_of(module, 2)  # two images
     with torch.no_grad():
-        rows = module.network.embed(batch)[batch.visual_mask]
-        tokens = connector(module.network.vision(batch.views[0]))
+        rows = module.network.embed(batch)[0, batch.visual]
+        tokens = connector(module.network.vision(batch.views.groups[0]))
     rows = rows.unflatten(0, (2, QUERIES + 2))
     assert (rows[:, 0] == 7).all() and (rows[:, -1] == 8).all()
     torch.testing.assert_close(rows[:, 1:-1], tokens)
@@ -80,7 +80,7 @@ def test_the_parts_that_a_stage_names_learn_and_no_other(train: tuple[str, ...])
     for parameter in parts["lora"].values():
         torch.nn.init.normal_(parameter, std=0.3)
     apply_stage(parts, Stage("s", {part: Train(1e-3) for part in train}))
-    module.network.loss_sum(batch_of(module, 1, 2, 4)).backward()
+    loss_sum(module, batch_of(module, 1, 2, 4)).backward()
     for part, parameters in parts.items():
         for name, parameter in parameters.items():
             if name.endswith(("key.bias", "k_proj.bias")):  # softmax does not feel it
@@ -91,7 +91,7 @@ def test_the_parts_that_a_stage_names_learn_and_no_other(train: tuple[str, ...])
 
 def test_a_batch_without_pictures_has_a_gradient_of_zero_and_not_none() -> None:
     module = build()
-    module.network.loss_sum(batch_of(module, 0)).backward()
+    loss_sum(module, batch_of(module, 0)).backward()
     for part in ("vision", "connector", "flags"):
         assert all(p.grad is not None and not p.grad.any() for p in module.parts()[part].values()), part
 
@@ -199,10 +199,8 @@ def test_internlm_alone_loads_below_lora_through_its_reference(tmp_path: Any) ->
     before = {name: p.clone() for name, p in module.parts()["lora"].items()}
     module.load_pretrained()
     assert all(torch.equal(before[name], p) for name, p in module.parts()["lora"].items())
-    ids = torch.arange(6)[None]
-    rows = {"segment_ids": torch.ones_like(ids), "position_ids": ids}
-    ours = module.network.language.eval()
-    assert torch.equal(ours(ours.embed(ids), **rows), plain.eval()(plain.embed(ids), **rows))
+    ids = torch.arange(6)
+    assert torch.equal(hidden(module.network.language.eval(), [ids]), hidden(plain.eval(), [ids]))
 
 
 def test_a_checkpoint_without_branches_keeps_plain_names() -> None:

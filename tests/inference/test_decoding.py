@@ -17,6 +17,7 @@ from lit_mm.inference.generate import answer, asked, decode
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.xcomposer import XComposerPrompt
 from lit_mm.samples.collate import collate
+from tests.rows import states
 from tests.tiny import PROMPT, decoder, document, language, xcomposer2
 
 STOP = 7
@@ -97,7 +98,7 @@ def test_a_draw_follows_the_distribution(module: Decoder) -> None:
     sample = module.processor.sample(DOCUMENTS[0].without_answer())
     batch = collate([[sample]] * 3000, module.processor, left_pad=True)
     with torch.no_grad():
-        scores = module.network.language.logits(module.network.hidden(batch)[0, -1])
+        scores = module.network.language.logits(states(module.network, batch)[0, -1])
         made = decode(
             module.network, batch, stop_ids={STOP}, decoding=Decoding(1, sample=True, temperature=3.0, top_k=3)
         )

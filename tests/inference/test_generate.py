@@ -10,6 +10,7 @@ from lit_mm.documents.document import Turn
 from lit_mm.inference.generate import answer, greedy
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import TEXT
+from tests.rows import states
 from tests.tiny import decoder, document, xcomposer2
 
 DOCUMENTS = [document(number) for number in range(6)]  # of different lengths, with 0, 1 and 2 pictures
@@ -32,8 +33,8 @@ def without_cache(module, sample, tokens):
 
     made = []
     for _ in range(tokens):
-        batch = collate([[sample]], module.processor, multiple=1)
-        token = int(module.network.language.logits(module.network.hidden(batch)[0, -1]).argmax())
+        batch = collate([sample], module.processor)
+        token = int(module.network.language.logits(states(module.network, batch)[0, -1]).argmax())
         made.append(token)
         sample = replace(
             sample,
@@ -94,7 +95,7 @@ def test_decoding_stops_when_every_row_has_ended():
     end = decoder().processor.tokenizer.id_of("<|im_end|>")
     model = scripted([[end]])
     sample = model.processor.sample(document(0, pictures=0).without_answer())
-    ids = greedy(model.network, collate([[sample]], model.processor, left_pad=True), stop_ids={end}, max_new_tokens=9)
+    ids = greedy(model.network, collate([sample], model.processor, left_pad=True), stop_ids={end}, max_new_tokens=9)
     assert ids.tolist() == [[end]]
 
 

@@ -13,12 +13,12 @@ from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.lora import XCOMPOSER_LINEARS, LoRALinear, apply_lora
 from lit_mm.language.partial_lora import apply_partial_lora
+from tests import rows
 from tests.tiny import language
 
 
 def hidden(model: Llama) -> Tensor:
-    ids = torch.arange(10).view(2, 5)
-    return model(model.embed(ids), segment_ids=torch.ones_like(ids), position_ids=torch.arange(5).expand(2, 5))
+    return rows.hidden(model, list(torch.arange(10).view(2, 5)))
 
 
 def drawn(model: Llama) -> Llama:

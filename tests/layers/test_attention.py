@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_mm.language.llama import attention_mask, segment_lengths
 from lit_mm.layers.attention import attention, segment_attention
 
 
@@ -46,17 +45,16 @@ def test_a_scale_is_used_in_both_kernels() -> None:
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_segment_by_segment_is_attention_under_their_mask(kv_heads: int, dtype: torch.dtype) -> None:
-    segment_ids = torch.tensor([[1, 1, 1, 2, 2, 3, 3, 3, 3, 0, 0], [0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]])
-    lengths = segment_lengths(segment_ids)
-    assert lengths == [3, 2, 4, 2, 1, 7, 3]
-    q = torch.randn(2, 4, 11, 8, dtype=dtype, requires_grad=True)
-    k, v = (torch.randn(2, kv_heads, 11, 8, dtype=dtype, requires_grad=True) for _ in range(2))
-    seen = (segment_ids > 0)[:, None, :, None]
-    weight = torch.randn(2, 4, 11, 8) * seen  # what padding attends to is nobody's affair
+    lengths = (3, 2, 4, 1, 7)
+    segments = torch.repeat_interleave(torch.arange(5), torch.tensor(lengths))
+    mask = (segments[:, None] == segments).tril()[None, None]
+    q = torch.randn(1, 4, 17, 8, dtype=dtype, requires_grad=True)
+    k, v = (torch.randn(1, kv_heads, 17, 8, dtype=dtype, requires_grad=True) for _ in range(2))
+    weight = torch.randn(1, 4, 17, 8)
     results = []
-    for out in (attention(q, k, v, attention_mask(segment_ids)), segment_attention(q, k, v, lengths)):
+    for out in (attention(q, k, v, mask), segment_attention(q, k, v, lengths)):
         gradients = torch.autograd.grad((out.float() * weight).sum(), (q, k, v))
-        results.append([(out * seen).float(), *(gradient.float() for gradient in gradients)])
+        results.append([out.float(), *(gradient.float() for gradient in gradients)])
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=tolerance)

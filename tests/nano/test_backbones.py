@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from datamodules.nano import NanoDocuments
 from lit_mm.nano.prints import Prints
 from lit_mm.nano.world import SKILLS
@@ -23,5 +21,5 @@ def test_other_models_are_examined_on_held_out_pages_as_pictures() -> None:
 
 def test_a_batch_of_prints_counts_pages() -> None:
     batch = Prints(28, split="pixels", seed=0)[MicroBatch(((0,), (1,), (2,)), 3)]
-    assert int((batch.segment_ids > 0).sum()) == batch.num_tokens == 3
-    assert batch.to("cpu").segment_ids.dtype == torch.long
+    assert batch.units == {"pages": 3}
+    assert batch.to("cpu").num_tokens == batch.num_tokens == 3

@@ -43,7 +43,7 @@ def test_a_batch_holds_pages_and_what_stands_in_their_patches(batch):
     assert batch.merged.shape == (3, 4, PLACES)
     assert batch.sheet.shape == (int(batch.signs.max()) + 1, 3, SIGN, SIGN)
     assert batch.sample_ids == ("0", "5", "7")
-    assert (batch.step_tokens, batch.num_tokens) == (9, 3)
+    assert (batch.units, batch.num_tokens) == ({"pages": 9}, 3)
 
 
 def test_it_is_a_function_of_the_page_numbers(batch):

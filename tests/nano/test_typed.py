@@ -18,6 +18,7 @@ from lit_mm.samples.collate import collate
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.tiling.plan import View
+from tests.rows import loss_sum
 
 PROMPT = XComposer2Prompt(turn_start="<|im_start|>", turn_end="<|im_end|>")
 
@@ -40,15 +41,15 @@ def model() -> TypedPages:
 def batch_of(model: TypedPages, documents: list):
     samples = [model.processor.sample(document) for document in documents]
     tokens = sum(sample.length.supervised for sample in samples)
-    return collate([samples], model.processor, step_tokens=tokens)
+    return collate(samples, model.processor, units={"tokens": tokens})
 
 
 def test_a_page_takes_one_position_a_cell_and_no_pixel(model: TypedPages):
     document = question_document(0, split="text", seed=0, skill="story")
     batch = batch_of(model, [document])
-    assert batch.num_visual == 64 * len(document.pictures) == batch.visual_mask.sum()
-    assert [tuple(view.shape) for view in batch.views] == [(len(document.pictures), SLOTS, 8, 8)]
-    assert not batch.views[0].is_floating_point()
+    assert batch.views.tokens == 64 * len(document.pictures) == len(batch.visual)
+    assert [tuple(group.shape) for group in batch.views.groups] == [(len(document.pictures), SLOTS, 8, 8)]
+    assert not batch.views.groups[0].is_floating_point()
 
 
 def test_a_cell_is_the_sum_of_its_slots_and_noise_comes_in_training_alone():
@@ -87,7 +88,7 @@ def test_the_loss_reaches_every_parameter_and_falls(model: TypedPages):
     losses = []
     for _ in range(10):
         optimizer.zero_grad()
-        loss = model.network(batch) / batch.step_tokens
+        loss = loss_sum(model, batch) / batch.units["tokens"]
         loss.backward()
         assert all(p.grad is not None and p.grad.any() for p in model.parameters())
         optimizer.step()
@@ -145,7 +146,7 @@ def test_each_document_draws_its_way_and_questions_are_asked_of_whole_pages():
         len(model.processor.sample(document).tokens_per_view) == len(document.pictures) for document in documents
     )
     samples = [settle.sample(document) for document in documents[:8]]
-    batch = collate([samples], settle, step_tokens=1)
+    batch = collate(samples, settle)
     assert torch.isfinite(model.network(batch))
 
 

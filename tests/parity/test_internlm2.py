@@ -13,6 +13,7 @@ from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import apply_partial_lora
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.internlm2 import internlm2_to_llama, split_wqkv
+from tests.rows import flat
 
 NAME = "internlm2_tiny"
 
@@ -48,16 +49,13 @@ def language(golden: Any) -> Llama:
 @torch.inference_mode()
 def logits(language: Llama, tensors: dict[str, Tensor], with_images: bool) -> Tensor:
     real = tensors["attention_mask"].bool()
-    inputs = language.embed(tensors["input_ids"].long())
-    flagged = tensors["im_mask"].bool()
-    if with_images:
-        index = (flagged.flatten().cumsum(0) - 1).clamp(min=0).view_as(flagged)  # row-major order of the mask
-        inputs = scatter_visual(inputs, tensors["image_embeds"], index, flagged)
-    positions = (real.cumsum(1) - 1).clamp(min=0)
-    hidden = language(
-        inputs, segment_ids=real.long(), position_ids=positions, visual_mask=flagged if with_images else flagged & False
-    )
-    return language.logits(hidden)[real]
+    samples = [ids[row] for ids, row in zip(tensors["input_ids"].long(), real, strict=True)]
+    places = tensors["im_mask"].bool()[real].nonzero()[:, 0] if with_images else torch.zeros(0, dtype=torch.long)
+    batch = flat(samples, places.tolist())
+    inputs = language.embed(batch.ids)
+    if with_images:  # row-major order of the mask
+        inputs = scatter_visual(inputs, tensors["image_embeds"], torch.arange(len(places)), places)
+    return language.logits(language.learn(inputs, batch).hidden)
 
 
 @pytest.mark.parametrize("with_images", [False, True], ids=["text", "image"])

@@ -34,6 +34,7 @@ from lit_mm.weights.convert import load_strict
 from lit_mm.weights.llava import hf_llava_to_model, llava_to_model
 from lit_mm.weights.llava_next import hf_llava_next_to_model, llava_next_to_model
 from lit_mm.weights.vila import vila_to_model
+from tests.rows import states
 from tests.tiny import Noise
 
 ATOL = 1e-5  # fp32 on a CPU: measured 0 on logits of size 5
@@ -100,12 +101,12 @@ def asked(*pictures: Noise) -> Document:
 @torch.inference_mode()
 def both(ours: MultimodalModule, theirs: nn.Module, document: Document, **inputs: Tensor) -> tuple[Tensor, Tensor]:
     """[L, vocabulary] logits of our model and of theirs, which gets our views and our ids."""
-    batch = collate([[ours.processor.sample(document)]], ours.processor, multiple=1)
-    ids = torch.where(batch.visual_mask, IMAGE_ID, batch.input_ids)
-    (views,) = batch.views
+    batch = collate([ours.processor.sample(document)], ours.processor)
+    ids = batch.ids.index_fill(1, batch.visual, IMAGE_ID)
+    (views,) = batch.views.groups
     pixels = views[None] if "image_sizes" in inputs else views
     expected = theirs(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), **inputs).logits
-    return ours.network.language.logits(ours.network.hidden(batch))[0], expected[0]
+    return ours.network.language.logits(states(ours.network, batch)), expected[0]
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
@@ -133,10 +134,10 @@ def test_the_order_of_tiles_and_newlines_matters_to_the_logits() -> None:
     sample = ours.processor.sample(asked(Noise(0, 56, 56)))
     visual = (sample.index >= 0).nonzero()[0]
     sample.index[visual[[0, -1]]] = sample.index[visual[[-1, 0]]]
-    batch = collate([[sample]], ours.processor, multiple=1)
-    straight = collate([[ours.processor.sample(asked(Noise(0, 56, 56)))]], ours.processor, multiple=1)
+    batch = collate([sample], ours.processor)
+    straight = collate([ours.processor.sample(asked(Noise(0, 56, 56)))], ours.processor)
     with torch.inference_mode():
-        assert (ours.network.hidden(batch) - ours.network.hidden(straight)).abs().max() > 100 * ATOL
+        assert (states(ours.network, batch) - states(ours.network, straight)).abs().max() > 100 * ATOL
 
 
 def test_the_authors_rule_and_the_converted_one_differ_where_grids_tie() -> None:

@@ -72,7 +72,7 @@ def batch_of(module: XComposer2HD, pictures: list[Sized], views: list[Tensor] | 
     document = Document("golden", (Turn("page", tuple(pictures)),))
     sample = module.processor.sample(document)
     blank = [torch.zeros(3, *view.size) for plan in sample.plans for view in plan.views]
-    return collate([[sample]], module.processor, views=[blank if views is None else views])
+    return collate([sample], module.processor, views=[blank if views is None else views])
 
 
 def test_the_real_merge_and_the_batchs_index_give_the_releases_order(golden: Any) -> None:
@@ -90,7 +90,7 @@ def test_the_real_merge_and_the_batchs_index_give_the_releases_order(golden: Any
         numbers = torch.arange(batch.num_views * patches, dtype=torch.float32).view(batch.num_views, patches, 1)
         merged = merge_patches(numbers, math.isqrt(theirs.shape[1])).flatten(0, 1)
         bank = torch.cat([merged, torch.full_like(merged[:1], -1), torch.full_like(merged[:1], -2)])
-        assert torch.equal(bank[batch.index[batch.visual_mask]].to(theirs.dtype), theirs), name
+        assert torch.equal(bank[batch.bank].to(theirs.dtype), theirs), name
     assert file["token_counts"]["rows1_cols1"] == len(cases["rows1_cols1"])
 
 
@@ -127,11 +127,11 @@ def test_tower_and_projector_agree_with_the_release(golden: Any, views: tuple[Si
     tensors, atol = golden.tensors(FILE, "tiny."), golden.tolerance(golden.json(FILE)["tolerance"])
     picture, pixels = views
     batch = batch_of(module, [picture], pixels)
-    order = batch.index[batch.visual_mask]
+    order = batch.bank
     projected = network.bank(batch.views)[order]
     torch.testing.assert_close(projected, tensors["projected"], rtol=0, atol=atol)
 
     connector: MergeMLP = network.connector
-    merged = merge_patches(network.vision(batch.views[0]), connector.merge).flatten(0, 1)
+    merged = merge_patches(network.vision(batch.views.groups[0]), connector.merge).flatten(0, 1)
     before = torch.cat([merged, connector.newline[None], connector.separator[None]])[order]
     torch.testing.assert_close(before[::9], tensors["tokens_every_9"], rtol=0, atol=atol)

@@ -19,6 +19,7 @@ from lit_mm.errors import UserError
 from lit_mm.run.folder import RunFolder
 from lit_mm.stages.stage import Stage, Train
 from tests.kills import FSYNCS, Launch, launch_all
+from tests.rows import loss_sum
 from tests.tiny import PARTS, Documents, run_recipe, stages, trainer, xcomposer2
 
 STEPS = 10  # of both stages
@@ -166,7 +167,7 @@ def test_loss_and_gradients_do_not_depend_on_the_ranks(whole, world, micro_batch
         data = Documents(micro_batch=micro_batch)
         data.begin(module.processor, EVERYTHING, seed=0, rank=rank, world=world)
         for micro in data.stream:
-            loss = module.network(data.rows[micro]) / micro.step_tokens
+            loss = loss_sum(module, data.rows[micro]) / micro.step_tokens
             loss.backward()
             total += loss.detach()
     torch.testing.assert_close(total, whole.loss, rtol=1e-6, atol=0)
@@ -185,7 +186,7 @@ def test_the_loss_that_lightning_is_given_undoes_its_division_and_the_average_ov
     monkeypatch.setattr(type(module), "global_rank", 0)
     given = module.training_step(batch, 0)
     torch.testing.assert_close(given, module.micro_loss * 15)
-    torch.testing.assert_close(module.micro_loss * batch.step_tokens, module.network(batch).detach())
+    torch.testing.assert_close(module.micro_loss * batch.units["tokens"], loss_sum(module, batch).detach())
 
 
 # --- recipes and folders --------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from lit_mm.samples.processor import TEXT, Processor
 from lit_mm.tiling import Hd
 from lit_mm.tiling.hd import plan_hd
 from lit_mm.tiling.plan import TilePlan, View
+from tests.rows import states
 from tests.tiny import PROMPT, Noise, decoder, document, xcomposer2
 
 PATCH, TILE = 14, 28
@@ -86,12 +87,12 @@ def test_the_count_known_before_pixels_is_what_collate_builds_and_the_model_make
     module = xcomposer2()
     sample = module.processor.sample(document(number))
     assert sample.length.views == len(document(number).pictures) == number % 3
-    batch = collate([[sample]], module.processor, multiple=1)
-    assert batch.input_ids.shape == (1, len(sample)) == (1, sample.length.tokens)
+    batch = collate([sample], module.processor)
+    assert batch.ids.shape == (1, len(sample)) == (1, sample.length.tokens)
     assert batch.num_supervised == sample.length.supervised > 0
-    assert int(batch.visual_mask.sum()) == sum(sample.tokens_per_view)
-    assert len(module.network.bank(batch.views)) == batch.num_visual
-    assert module.network.hidden(batch).shape == (1, len(sample), 32)
+    assert len(batch.visual) == sum(sample.tokens_per_view)
+    assert len(module.network.bank(batch.views)) == batch.views.tokens
+    assert states(module.network, batch).shape == (len(sample), 32)
 
 
 def test_pictures_of_a_document_take_their_places_in_turn():
@@ -135,7 +136,7 @@ def test_visual_tokens_counts_every_position_that_an_image_takes(layout, extra):
 def bank_of(processor: Processor, batch, learned):
     """What an encoder that keeps the mean colour of every patch would make: [K, 3], then learned vectors."""
     tokens = []
-    for group in batch.views:
+    for group in batch.views.groups:
         patches = torch.nn.functional.avg_pool2d(group, PATCH)  # [V, 3, rows, columns]
         tokens.append(patches.flatten(2).transpose(1, 2).flatten(0, 1))
     return torch.cat([*tokens, learned])
@@ -149,29 +150,28 @@ def test_slices_with_commas_and_line_breaks_find_their_vectors_in_the_bank():
     pictures = [Noise(0, 50, 80), Noise(1, 28, 28)]
     sample = processor.sample(asked(*pictures))
     views = processor.views(sample)
-    batch = collate([[sample]], processor, multiple=1)
-    assert [group.shape[1:] for group in batch.views] == [(3, 28, 56), (3, 28, 28)]
-    assert [len(group) for group in batch.views] == [2, 7]
-    placed = bank_of(processor, batch, LEARNED)[batch.index][batch.visual_mask]
+    batch = collate([sample], processor)
+    assert [group.shape[1:] for group in batch.views.groups] == [(3, 28, 56), (3, 28, 28)]
+    assert [len(group) for group in batch.views.groups] == [2, 7]
+    placed = bank_of(processor, batch, LEARNED)[batch.bank]
     order = [1, 2, 3, 4, 5, 6, 0, 8, 7]  # of the views: slices, overview; slices, overview
     expected = [torch.nn.functional.avg_pool2d(views[i][None], PATCH)[0].flatten(1).T for i in order]
     torch.testing.assert_close(placed, torch.cat(expected))
-    text = batch.input_ids[0][~batch.visual_mask[0]]
-    assert processor.tokenizer.decode(text.tolist()).count(",") == 4
+    text = [token for place, token in enumerate(batch.ids[0].tolist()) if place not in batch.visual]
+    assert processor.tokenizer.decode(text).count(",") == 4
 
 
 def test_rows_of_tiles_with_newline_and_separator_vectors_draw_the_picture_row_by_row():
     processor = tiled(overview_then_rows)
     picture = Noise(0, 56, 84)  # 2 x 3 tiles, not resized
     samples = [processor.sample(asked(Noise(5, 28, 28))), processor.sample(asked(picture))]
-    batch = collate([samples], processor)
-    second = batch.visual_mask & (batch.segment_ids == 2)
-    placed = bank_of(processor, batch, LEARNED)[batch.index][second]
+    batch = collate(samples, processor)
+    placed = bank_of(processor, batch, LEARNED)[batch.bank[batch.visual >= batch.lengths[0]]]
     first_rows, rest = placed[:10].view(2, 5, 3), placed[11:].view(4, 7, 3)
     assert (placed[10] == LEARNED[1]).all()  # separator
     assert (first_rows[:, -1] == LEARNED[0]).all()
     assert (rest[:, -1] == LEARNED[0]).all()
-    (pixels,) = collate([[tiled_whole().sample(asked(picture))]], tiled_whole()).views
+    (pixels,) = collate([tiled_whole().sample(asked(picture))], tiled_whole()).views.groups
     whole = torch.nn.functional.avg_pool2d(pixels, PATCH)[0].permute(1, 2, 0)  # [4, 6, 3]
     torch.testing.assert_close(rest[:, :-1], whole)
 

@@ -44,10 +44,10 @@ def test_at_every_length_images_are_whole_or_gone_and_the_rest_is_a_prefix(views
 def test_a_cut_sample_is_collated_with_the_pixels_that_are_left():
     whole = sample("first", Noise(0), "then some text", Noise(1), "and a question")
     cut = truncate(whole, tokens=whole.spans[1][0] + 2)
-    batch = collate([[cut]], PROCESSOR)
+    batch = collate([cut], PROCESSOR)
     assert batch.num_views == 1
-    assert int(batch.visual_mask.sum()) == 4
-    assert (batch.views[0][0] == PROCESSOR.views(whole)[0]).all()
+    assert len(batch.visual) == 4
+    assert (batch.views.groups[0][0] == PROCESSOR.views(whole)[0]).all()
 
 
 def test_an_answer_that_is_cut_is_learnt_as_far_as_it_goes():

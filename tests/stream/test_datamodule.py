@@ -13,10 +13,10 @@ import torch
 
 from lit_mm.documents.decode import PictureError
 from lit_mm.errors import UserError
-from lit_mm.samples.batch import IGNORE
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.order import MicroBatch
 from lit_mm.stream.workers import end_with_parent
+from tests.rows import loss_sum
 from tests.tiny import Documents, Noise, document, xcomposer2
 
 STAGE = Stage("a", {"language": Train(lr=1.0)}, max_steps=6)
@@ -39,15 +39,15 @@ def test_batches_carry_the_samples_of_the_plan_and_the_tokens_of_the_step():
     for micro, batch in zip(data.stream, batches, strict=True):
         assert batch.sample_ids == tuple(f"tiny/{i}" for row in micro.rows for i in row)
     for first, second in zip(batches[::2], batches[1::2], strict=True):
-        assert first.step_tokens == second.step_tokens == first.num_supervised + second.num_supervised
+        assert first.units["tokens"] == second.units["tokens"] == first.num_supervised + second.num_supervised
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_stream_does_not_depend_on_the_workers(workers):
     for here, there in zip(begun().train_dataloader(), begun(num_workers=workers).train_dataloader(), strict=True):
         assert here.sample_ids == there.sample_ids
-        assert torch.equal(here.input_ids, there.input_ids)
-        assert all(torch.equal(a, b) for a, b in zip(here.views, there.views, strict=True))
+        assert torch.equal(here.ids, there.ids)
+        assert all(torch.equal(a, b) for a, b in zip(here.views.groups, there.views.groups, strict=True))
 
 
 def test_the_order_depends_on_seed_and_stage():
@@ -139,10 +139,11 @@ def test_a_sample_that_a_worker_loses_keeps_its_place_and_no_label(row_tokens):
     assert (fault.number, fault.sample_id, fault.kind) == (2, "tiny/2", "unreadable_image")
     assert "the picture is torn" in fault.reason
     assert set(sound.sample_ids) - set(lost.sample_ids) == {"tiny/2"}
-    assert sound.held[0] - lost.held[0] == 1
-    for name in ("input_ids", "segment_ids", "position_ids", "visual_mask", "index", "step_tokens"):
-        assert torch.equal(torch.as_tensor(getattr(lost, name)), torch.as_tensor(getattr(sound, name)))
-    assert [v.shape for v in lost.views] == [v.shape for v in sound.views]
+    assert sound.num_by_source[0] - lost.num_by_source[0] == 1
+    for name in ("ids", "positions", "visual", "bank"):
+        assert torch.equal(getattr(lost, name), getattr(sound, name))
+    assert (lost.lengths, lost.units) == (sound.lengths, sound.units)
+    assert [v.shape for v in lost.views.groups] == [v.shape for v in sound.views.groups]
     gone = xcomposer2().processor.sample(document(2)).length.supervised
     assert sound.num_supervised - lost.num_supervised == gone > 0
 
@@ -150,12 +151,12 @@ def test_a_sample_that_a_worker_loses_keeps_its_place_and_no_label(row_tokens):
 def test_the_others_learn_as_if_a_lost_sample_were_learnt_perfectly():
     """Bit for bit: the gradients are those of the sound step in which only the labels of that sample are hidden."""
     lost, sound = lost_and_sound()
-    hidden = replace(sound, labels=torch.where(lost.labels == IGNORE, lost.labels, sound.labels))
+    hidden = replace(sound, supervised=lost.supervised, labels=lost.labels)
     found = []
     for batch in (lost, hidden):
         module = xcomposer2(trained=True)
-        loss = module.network.loss_sum(batch)
-        (loss / batch.step_tokens).backward()
+        loss = loss_sum(module, batch)
+        (loss / batch.units["tokens"]).backward()
         found.append((loss.detach(), module.network.language.lm.lm_head.weight.grad))
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
@@ -176,11 +177,10 @@ def test_a_step_of_which_a_worker_loses_everything_still_has_its_shape():
     assert batch.num_supervised == 0
     data.rows.maker.documents.sources[0][2] = document(2, pictures=0).without_answer()  # and now not even an entry
     batch = data.rows[MicroBatch(((2,), (2,)), 5)]
-    assert batch.input_ids.shape == (2, 8)
-    assert not batch.segment_ids.any()
+    assert (batch.lengths, batch.num_supervised) == ((1,), 0)
     assert batch.num_views == 1
     module = xcomposer2()
-    (module.network.loss_sum(batch) / 5).backward()
+    (loss_sum(module, batch) / 5).backward()
     assert all(p.grad is not None and not p.grad.any() for p in module.network.parameters())
 
 

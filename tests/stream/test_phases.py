@@ -132,7 +132,7 @@ def ids(data: Documents) -> list[tuple[str, ...]]:
 def test_batches_after_the_change_have_the_views_of_its_tiling(workers: int) -> None:
     plain = Stage("a", STAGE.train, max_steps=6)
     batches, before = list(begun(num_workers=workers).train_dataloader()), begun(plain).train_dataloader()
-    sides = [{view.shape[-1] for group in batch.views for view in group} for batch in batches]
+    sides = [{view.shape[-1] for group in batch.views.groups for view in group} for batch in batches]
     assert sides[:3] == [{28}] * 3 and sides[3:] == [{56}] * 3
     for changed, unchanged in zip(batches[:3], list(before)[:3], strict=True):
         assert changed.sample_ids == unchanged.sample_ids and torch.equal(changed.input_ids, unchanged.input_ids)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.weights.convert import load_strict, read_checkpoint
+from tests.rows import logits
 
 STATE = {"a": torch.arange(3.0), "b": torch.ones(2, 2)}
 
@@ -102,9 +103,8 @@ def test_a_model_built_on_the_meta_device_comes_to_life(tied: bool) -> None:
     if tied:
         del state["lm.lm_head.weight"]  # as published: the copy is left out
     load_strict(empty, state)
-    ids = torch.arange(8)[None]
-    rows = {"segment_ids": torch.ones_like(ids), "position_ids": ids}
-    assert torch.equal(empty.logits(empty(empty.embed(ids), **rows)), source.logits(source(source.embed(ids), **rows)))
+    ids = torch.arange(8)
+    assert torch.equal(logits(empty, [ids]), logits(source, [ids]))
     assert [p.requires_grad for p in empty.parameters()].count(False) == 1
     assert (empty.lm.lm_head.weight is empty.lm.model.embed_tokens.weight) == tied
 

@@ -16,6 +16,7 @@ from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama, split_wqkv
 from lit_mm.weights.xcomposer2 import xcomposer2_to_model
+from tests.rows import hidden
 
 HEADS = {"heads": 4, "kv_heads": 2}
 CLIP = CLIPVisionConfig(
@@ -83,10 +84,9 @@ def test_a_hugging_face_llama_fits_with_and_without_partial_lora() -> None:
     plain, wrapped = llama(), apply_partial_lora(llama(), rank=3)
     load_strict(plain, llama_to_llama(published))
     load_strict(wrapped, llama_to_llama(published, partial_lora=True), allow_missing=("lora_",))
-    ids = torch.arange(6)[None]
-    rows = {"segment_ids": torch.ones_like(ids), "position_ids": ids}
+    ids = torch.arange(6)
     for language in (plain, wrapped):
-        assert torch.equal(language(language.embed(ids), **rows), source(source.embed(ids), **rows))
+        assert torch.equal(hidden(language, [ids]), hidden(source, [ids]))
 
 
 def test_openai_and_hugging_face_names_of_one_clip_give_the_same_vit() -> None:
