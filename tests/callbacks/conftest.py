@@ -40,20 +40,37 @@ class TinyNetwork(nn.Module):
         self.language, self.dropout = nn.Linear(WIDTH, 1), nn.Dropout(0.2)
 
     def forward(self, batch: Batch) -> Tensor:
-        x = batch.input_ids.float().unsqueeze(-1) / torch.tensor([1.0, 3.0, 7.0, 11.0])  # [B, L, W]
+        x = batch.ids[0, :, None].float() / torch.tensor([1.0, 3.0, 7.0, 11.0])  # [T, W]
         x = self.dropout(torch.tanh(self.connector(torch.tanh(self.vision(x)))))
-        error = (self.language(x).squeeze(-1) - batch.input_ids / 10) ** 2
-        return error[batch.labels >= 0].sum()
+        error = (self.language(x).squeeze(-1) - batch.ids[0] / 10) ** 2
+        return error[batch.supervised].sum()
+
+
+class SquaredError:
+    """The loss of `TinyNetwork`."""
+
+    unit, parts = "tokens", None
+
+    def __call__(self, model: TinyNetwork, batch: Batch) -> Tensor:
+        return model(batch)
 
 
 def tiny_batch(number: int) -> Batch:
-    """Micro-batch `number`: two rows of five positions, of which 7 are useful and 6 supervised."""
-    ids = torch.arange(10).reshape(2, 5) + number
-    segments = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
-    labels = torch.where(segments > 0, ids, -100)
-    labels[0, 0] = -100
-    zeros = torch.zeros_like(ids)
-    return Batch(ids, labels, segments, zeros, zeros.bool(), zeros, (torch.zeros(1, 3, 2, 2),), 0, (), 6 * ACCUMULATION)
+    """Micro-batch `number`: two samples of four and three positions, of which 6 are supervised."""
+    ids = torch.tensor([0, 1, 2, 3, 5, 6, 7]) + number
+    none = torch.zeros(0, dtype=torch.long)
+    supervised = torch.arange(1, 7)
+    return Batch(
+        ids=ids[None],
+        lengths=(4, 3),
+        positions=torch.tensor([[0, 1, 2, 3, 0, 1, 2]]),
+        visual=none,
+        bank=none,
+        supervised=supervised,
+        labels=ids[supervised],
+        sample_ids=(),
+        units={"tokens": 6 * ACCUMULATION},
+    )
 
 
 class TinyStream:
@@ -107,7 +124,7 @@ class Recipe:
 
     def module(self) -> MultimodalModule:
         torch.manual_seed(0)
-        return MultimodalModule(TinyNetwork(), processor=lambda: None)
+        return MultimodalModule(TinyNetwork(), processor=lambda: None, objectives={"error": SquaredError()})
 
     def run(
         self,

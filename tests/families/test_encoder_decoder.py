@@ -10,10 +10,13 @@ from datamodules.nano_text_pairs import NanoTextPairs
 from lit_mm.documents.document import Document, Turn
 from lit_mm.evaluation.evaluate import evaluate
 from lit_mm.families import EncoderDecoder
+from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer
 from lit_mm.language.t5 import T5
-from lit_mm.samples.pairs import PairBatch, collate_pairs
+from lit_mm.samples.batch import Batch
+from lit_mm.samples.collate import collate
 from lit_mm.stages.stage import Stage, Train
+from tests.rows import loss_sum
 
 LESSONS = [("what is the code?", "42"), ("what is the name?", "KALO"), ("what is the city?", "MIRUT"), ("count", "3")]
 
@@ -27,20 +30,20 @@ def documents() -> list[Document]:
     return [Document(q, (Turn("user", (q,)), Turn("assistant", (a,))), skill="lesson") for q, a in LESSONS]
 
 
-def batch(module: EncoderDecoder, rows: list[list[int]]) -> PairBatch:
+def batch(module: EncoderDecoder, *numbers: int) -> Batch:
     samples = [module.processor.sample(document) for document in documents()]
-    return collate_pairs([[samples[n] for n in row] for row in rows], module.processor, step_tokens=1)
+    return collate([samples[number] for number in numbers], module.processor)
 
 
 @pytest.fixture(scope="module")
 def taught() -> EncoderDecoder:
     """Four answers by heart."""
     module = tiny()
-    lessons = batch(module, [[0, 1], [2, 3]])
+    lessons = batch(module, 0, 1, 2, 3)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        module.network(lessons).backward()
+        loss_sum(module, lessons).backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
     return module.eval()
@@ -56,28 +59,27 @@ def test_its_part_is_the_language_model_and_holds_every_parameter() -> None:
 
 def test_the_loss_is_the_sum_over_target_tokens_and_packing_does_not_change_it() -> None:
     module = tiny().eval()
-    alone = [module.network(batch(module, [[n]])) for n in range(4)]
-    packed = module.network(batch(module, [[0, 1], [2, 3]]))
-    rows = module.network(batch(module, [[0], [1], [2], [3]]))
-    torch.testing.assert_close(packed, sum(alone))
-    torch.testing.assert_close(rows, sum(alone))
+    alone = [loss_sum(module, batch(module, number)) for number in range(4)]
+    torch.testing.assert_close(loss_sum(module, batch(module, 0, 1, 2, 3)), sum(alone))
 
 
 def test_the_loss_is_that_of_transformers() -> None:
     module = tiny().eval()
-    one = batch(module, [[1]])
+    one = batch(module, 1)
     lm = module.network.language.lm
     lm.config.scale_decoder_outputs, lm.config.decoder_start_token_id, lm.config.pad_token_id = False, 0, 0
-    source = one.source.input_ids[one.source.segment_ids > 0][None]
-    target = one.target_ids[one.target_segments > 0][None]
-    logits = lm(input_ids=source, labels=target).logits[0]
-    torch.testing.assert_close(module.network(one), F.cross_entropy(logits, target[0], reduction="sum"))
+    logits = lm(input_ids=one.ids, labels=one.target.ids).logits[0]
+    torch.testing.assert_close(loss_sum(module, one), F.cross_entropy(logits, one.target.ids[0], reduction="sum"))
 
 
 def test_gradients_reach_every_parameter() -> None:
     module = tiny()
-    module.network(batch(module, [[0, 1], [2, 3]])).backward()
+    loss_sum(module, batch(module, 0, 1, 2, 3)).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in module.parameters())
+
+
+def test_beams_find_an_answer_too(taught: EncoderDecoder) -> None:
+    assert answer(taught, documents(), decoding=Decoding(24, beams=3)) == [text for _, text in LESSONS]
 
 
 def test_it_answers_what_it_was_taught(taught: EncoderDecoder) -> None:

@@ -50,7 +50,7 @@ class Recorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        said = pl_module.processor.tokenizer.decode(batch.input_ids.flatten().tolist())
+        said = pl_module.processor.tokenizer.decode(batch.ids[0].tolist())
         self.text[pl_module.stage.name] = self.text.get(pl_module.stage.name, "") + said
 
 

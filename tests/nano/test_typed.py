@@ -147,7 +147,7 @@ def test_each_document_draws_its_way_and_questions_are_asked_of_whole_pages():
     )
     samples = [settle.sample(document) for document in documents[:8]]
     batch = collate(samples, settle)
-    assert torch.isfinite(model.network(batch))
+    assert torch.isfinite(loss_sum(model, batch))
 
 
 def test_a_larger_cell_tells_the_mean_of_the_places_that_it_covers():

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lit_mm.connectors.resampler import NormalisedResampler
 from lit_mm.model import MultimodalModel
+from lit_mm.samples.batch import Views
 from lit_mm.samples.pixels import Normalise, cut_views
 from lit_mm.tiling.plan import TilePlan
 from lit_mm.tiling.windows import plan_windows
@@ -76,7 +77,9 @@ def test_all_windows_and_the_whole_in_one_call_make_the_tokens_of_the_release(
 ) -> None:
     plan, views = cut(golden, config)
     assert plan.tile_numbers == [*range(len(views) - 1), -1] and len(views) - 1 <= config["lora_repeat_num"]
-    tokens = network.bank((views,), torch.tensor(plan.tile_numbers))
+    count = len(views) * config["resampler"]["grid_size"] ** 2
+    owners, tiles = torch.zeros(len(views), dtype=torch.long), torch.tensor(plan.tile_numbers)
+    tokens = network.bank(Views((views,), owners, tiles, count))
     assert_close(golden, tokens, golden.tensors(FILE)["visual_tokens"][0])
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,7 @@ from lit_mm.errors import UserError
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.collate import collate
-from lit_mm.samples.layout import Run, TokenGrid
+from lit_mm.samples.layout import Layout, Run, TokenGrid
 from lit_mm.samples.processor import TEXT, Processor
 from lit_mm.tiling import Hd
 from lit_mm.tiling.hd import plan_hd
@@ -67,13 +67,23 @@ def overview_then_rows(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
     return runs
 
 
+@dataclass(frozen=True)
+class Arranged(Layout):
+    """A layout made of a function."""
+
+    function: Callable[[TilePlan, TokenGrid], list[Run]]
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return self.function(plan, token_grid)
+
+
 def tiled(layout: Callable[[TilePlan, TokenGrid], list[Run]], **options) -> Processor:
     return Processor(
         load_tokenizer("nano"),
         PROMPT,
         tiling=plan_tiles,
         token_grid=lambda size: (size[0] // PATCH, size[1] // PATCH),
-        layout=layout,
+        layout=Arranged(layout),
         **options,
     )
 

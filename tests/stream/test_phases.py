@@ -135,7 +135,7 @@ def test_batches_after_the_change_have_the_views_of_its_tiling(workers: int) -> 
     sides = [{view.shape[-1] for group in batch.views.groups for view in group} for batch in batches]
     assert sides[:3] == [{28}] * 3 and sides[3:] == [{56}] * 3
     for changed, unchanged in zip(batches[:3], list(before)[:3], strict=True):
-        assert changed.sample_ids == unchanged.sample_ids and torch.equal(changed.input_ids, unchanged.input_ids)
+        assert changed.sample_ids == unchanged.sample_ids and torch.equal(changed.ids, unchanged.ids)
 
 
 @pytest.mark.parametrize("finished", [1, 3, 4, 5])
