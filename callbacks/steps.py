@@ -111,7 +111,7 @@ class StepObserver(L.Callback):
         self._rates: dict[str, float] | None = None
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
-        """Over all micro-batches and ranks: loss and tokens of the step, how many want to stop, loss of each objective."""
+        """Over all micro-batches and ranks: loss, tokens, how many want to stop, and the loss of each objective."""
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
         wishes = sum(c.wants_to_stop() for c in trainer.callbacks if isinstance(c, StepObserver))
         loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)
