@@ -9,6 +9,8 @@ import tokenizers
 
 from lit_mm.errors import UserError
 
+ANCHORS = ("a", "\n", ".", "1")  # a text that starts a token with all of them is tokenised alone
+
 
 class Tokenizer:
     """A fast tokenizer that adds nothing of its own: special tokens are where the prompt puts them.
@@ -108,6 +110,19 @@ class Tokenizer:
                 "special tokens in the config were made for another tokenizer"
             )
         return number
+
+
+def encode_inside(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Token ids of `text` in the middle of a line, without the space that Llama's vocabularies put before a text.
+
+    The text is tokenised behind a character that does not merge with it.
+    """
+    for character in ANCHORS:
+        anchor = tokenizer.encode(character)
+        ids = tokenizer.encode(character + text)
+        if ids[: len(anchor)] == anchor:
+            return ids[len(anchor) :]
+    return tokenizer.encode(text)
 
 
 def token_inside(tokenizer: Tokenizer, text: str) -> int:
