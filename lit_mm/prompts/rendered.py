@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from lit_mm.prompts.prompt import PictureRun, Run, TextRun
-from lit_mm.prompts.tokenizer import Tokenizer, encode_inside
+from lit_mm.prompts.tokenizer import Tokenizer
+from lit_mm.prompts.vocabularies import encode_inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def encode_seam(prompt: str, answer: str, tokenizer: Tokenizer, before: str = ""
     whole = tokenizer.encode(before + prompt + answer)[start:]
     if whole[: len(head)] == head:
         return head, whole[len(head) :], False
-    return head, encode_inside(tokenizer, answer), True
+    return head, encode_inside(tokenizer.encode, answer), True
 
 
 def encode_rounds(text: str, tokenizer: Tokenizer, opening: str, closing: str) -> tuple[list[int], int]:
