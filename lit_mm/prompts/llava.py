@@ -5,7 +5,7 @@ from __future__ import annotations
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import Run
-from lit_mm.prompts.rendered import Part, Text, to_runs, written
+from lit_mm.prompts.rendered import Part, Text, to_runs, to_text
 from lit_mm.prompts.tokenizer import Tokenizer
 from lit_mm.prompts.vicuna import TEMPLATES
 
@@ -62,15 +62,15 @@ class ChatPrompt:
                     f"{where}, turn {number}: its text contains the marker {end!r}, which only the template may write; "
                     "clean the data"
                 )
-            shown = sum(not isinstance(part, str) for part in turn.parts)
+            num_pictures = sum(not isinstance(part, str) for part in turn.parts)
             if turn.role == "assistant":
-                if shown:
+                if num_pictures:
                     raise UserError(f"{where}, turn {number}: an answer holds a picture, the model writes text only")
                 parts.append(Text(space + turn.text + template.end, learn=True, lead=len(space)))
                 continue
             parts.append(Text((template.again if number else "") + template.user))
-            question = turn.text.strip() if shown else turn.text
-            for left in range(shown, 0, -1):
+            question = turn.text.strip() if num_pictures else turn.text
+            for left in range(num_pictures, 0, -1):
                 parts += [pictures, Text("\n" if question or left > 1 else "")]
                 pictures += 1
             parts.append(Text(question + opening))
@@ -78,7 +78,7 @@ class ChatPrompt:
 
     def text(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
         """The prompt with `<image>` for each picture, and the learnt [start, end) spans of its characters."""
-        return written(self.parts(document), PLACEHOLDER)
+        return to_text(self.parts(document), PLACEHOLDER)
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`.

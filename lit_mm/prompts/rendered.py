@@ -116,7 +116,7 @@ def _stretch(texts: Sequence[Text], tokenizer: Tokenizer, end: str) -> list[Run]
     return [TextRun(ids, learn, apart)] if ids else []
 
 
-def written(parts: Sequence[Part], placeholder: str) -> tuple[str, list[tuple[int, int]]]:
+def to_text(parts: Sequence[Part], placeholder: str) -> tuple[str, list[tuple[int, int]]]:
     """The parts as one string with `placeholder` for each picture, and the [start, end) spans of characters of answers.
 
     A span leaves out the `lead` of its text.

@@ -141,16 +141,16 @@ class XComposerPrompt:
         pieces: list[Piece] = []
         waiting: list[Piece] = []  # pictures in front of a conversation
         for turn in document.turns:
-            said = [part if isinstance(part, str) else next(numbers) for part in turn.parts]
+            turn_parts = [part if isinstance(part, str) else next(numbers) for part in turn.parts]
             if turn.role == "page" and document.turns[-1].role != "page":
-                waiting += said
+                waiting += turn_parts
                 continue
             if turn.role == "user":
-                said = [USER, *waiting, *said, f"\n{self.end_of_human}{BOT}"]
+                turn_parts = [USER, *waiting, *turn_parts, f"\n{self.end_of_human}{BOT}"]
                 waiting = []
             elif turn.role == "assistant":
-                said = [*said, self.end_of_assistant]
-            for part in said:
+                turn_parts = [*turn_parts, self.end_of_assistant]
+            for part in turn_parts:
                 if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
                     pieces[-1] += part
                 elif part != "":

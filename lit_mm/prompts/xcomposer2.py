@@ -142,10 +142,10 @@ class XComposer2Prompt:
         for kind, turns in groupby(document.turns, key=_kind):
             pieces: list[Piece] = []
             for turn in turns:
-                said = turn.parts
+                turn_parts = turn.parts
                 if kind != "page":
-                    said = (f"{self.turn_start}{turn.role}\n", *said, f"{self.turn_end}\n")
-                for part in said:
+                    turn_parts = (f"{self.turn_start}{turn.role}\n", *turn_parts, f"{self.turn_end}\n")
+                for part in turn_parts:
                     _append(pieces, part if isinstance(part, str) else next(numbers))
             blocks.append((kind, pieces))
         pieces = blocks[-1][1]

@@ -17,7 +17,7 @@ from lit_mm.documents.sources import LlavaConversations
 from lit_mm.prompts.llava import PLACEHOLDER, ChatPrompt
 from lit_mm.prompts.plain import Plain
 from lit_mm.prompts.prompt import PictureRun, Run
-from lit_mm.prompts.rendered import written
+from lit_mm.prompts.rendered import to_text
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.vicuna import TEMPLATES
 
@@ -80,7 +80,7 @@ def test_captions_have_the_released_text_and_learnt_spans(golden: Any, document_
     expected = golden.json("llava_prompts")
     assert expected["plain"]
     for case in expected["plain"]:
-        text, spans = written(Plain().parts(document_of(case)), PLACEHOLDER)
+        text, spans = to_text(Plain().parts(document_of(case)), PLACEHOLDER)
         assert text == case["prompt"], case["name"]
         assert [list(span) for span in spans] == case["loss_char_spans"], case["name"]
         assert [text[slice(*span)] for span in spans] == case["loss_text"], case["name"]
