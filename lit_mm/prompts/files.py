@@ -81,9 +81,12 @@ def _data_file(path: Path) -> Path:
 
 def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
     added = {str(token): int(number) for token, number in settings["added_tokens.json"].items()}
+    ordinary: set[str] = set()
     for number, token in settings["tokenizer_config.json"].get("added_tokens_decoder", {}).items():
         if text := _text(token):
             added[text] = int(number)
+            if isinstance(token, dict) and not token.get("special", True):
+                ordinary.add(text)
     if file.suffix == ".tiktoken":
         config = settings["config.json"]
         return read_qwen(file, images=not config or "visual" in config)
@@ -99,7 +102,9 @@ def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
         except Exception as error:  # tokenizers raises nothing more precise, whatever is wrong with a file
             raise UserError(f"tokenizer file {str(file)!r} cannot be read as a tokenizer.json ({error})") from error
     try:
-        return SentencePieceVocabulary(file.read_bytes(), added, settings["tokenizer_config.json"].get("legacy", True))
+        return SentencePieceVocabulary(
+            file.read_bytes(), added, settings["tokenizer_config.json"].get("legacy", True), ordinary
+        )
     except RuntimeError as error:
         raise UserError(
             f"tokenizer file {str(file)!r} is no sentencepiece model ({str(error).splitlines()[0]}); give one of "

@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -89,15 +89,22 @@ class SentencePieceVocabulary:
         added: further tokens, which the files beside the model name, and their ids.
         legacy: a space is put before every text between special tokens, not only before the first. It is the key of
             that name in tokenizer_config.json, and True where the file has none.
+        ordinary: added tokens that are text like any other; decoding never leaves them out.
     """
 
-    def __init__(self, model: bytes, added: Mapping[str, int] | None = None, legacy: bool = True) -> None:
-        self.legacy = legacy
+    def __init__(
+        self,
+        model: bytes,
+        added: Mapping[str, int] | None = None,
+        legacy: bool = True,
+        ordinary: Collection[str] = (),
+    ) -> None:
+        self.legacy, self.ordinary = legacy, frozenset(ordinary)
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         count = self.pieces.vocab_size()
         control = {self.pieces.id_to_piece(n): n for n in range(count) if self.pieces.is_control(n)}
         self.added = {**control, **(added or {})}
-        self.special = tuple(self.added)
+        self.special = tuple(token for token in self.added if token not in self.ordinary)
         self.size = 1 + max(count - 1, *self.added.values())
         self.texts = {number: token for token, number in self.added.items()}
         longest_first = sorted(self.added, key=len, reverse=True)
@@ -121,8 +128,9 @@ class SentencePieceVocabulary:
             if not special:
                 spaced = number and not self.legacy and self.pieces.id_to_piece(stretch[0]).startswith("▁")
                 text += " " * bool(spaced) + self.pieces.decode(stretch)
-            elif not skip_special:
-                text += "".join(self.texts[token] for token in stretch)
+            else:
+                tokens = [self.texts[token] for token in stretch]
+                text += "".join(token for token in tokens if not skip_special or token in self.ordinary)
         return text
 
     def find(self, token: str) -> int | None:

@@ -193,6 +193,23 @@ def test_special_tokens_come_from_the_files_beside_a_vocabulary(tmp_path: Path, 
         assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (None, "</turn>", "</turn>")
 
 
+def test_added_tokens_and_the_space_rule_of_a_sentencepiece_model_come_from_its_settings(tmp_path: Path) -> None:
+    shutil.copy(sentencepiece_file(), tmp_path / "tokenizer.model")
+    table = {"32000": {"content": "<img>", "special": True}, "32001": {"content": "<code>", "special": False}}
+    settings = {"added_tokens_decoder": table, "eos_token": "</s>", "bos_token": "<s>", "pad_token": "<unk>"}
+    ids = {}
+    for legacy in (True, False):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "legacy": legacy}))
+        tokenizer = load_tokenizer(str(tmp_path))
+        assert (tokenizer.id_of("<img>"), tokenizer.size, tokenizer.pad_id) == (32000, 32002, 0)
+        assert tokenizer.decode(tokenizer.encode("<img><code> x")).replace(" ", "") == "<code>x"
+        assert "<code>" not in tokenizer.special_tokens
+        ids[legacy] = tokenizer.encode("a</s>USER")
+    pieces = tokenizer.vocabulary.pieces
+    assert ids[True] == [*pieces.encode("a"), 2, *pieces.encode("USER")]
+    assert [pieces.id_to_piece(number) for number in ids[False]] == ["▁a", "</s>", "USER"]
+
+
 def test_qwen_without_pictures_has_208_special_tokens(tmp_path: Path) -> None:
     shutil.copy(qwen_file(), tmp_path / "qwen.tiktoken")
     (tmp_path / "config.json").write_text('{"model_type": "qwen"}')
