@@ -26,8 +26,7 @@ class Writer:
     def __init__(self, module: MultimodalModule, context: int, seed: int = 0) -> None:
         self.module, self.seed, self.asked = module, seed, 0
         self.context = min(context, module.processor.max_length)
-        added = module.processor.tokenizer.backend.get_added_tokens_decoder().values()
-        self.markers = tuple(token.content for token in added if token.special)
+        self.markers = tuple(module.processor.tokenizer.special_tokens)
 
     def __call__(self, question: Question) -> str:
         """The model's answer, as far as it was not written for it. A marker that it spells out is left out of it, since

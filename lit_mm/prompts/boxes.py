@@ -45,8 +45,8 @@ def to_thousandths(box: tuple[float, float, float, float], height: int, width: i
             f"a box is (left, top, right, bottom) in pixels inside of its picture of {width} x {height}, got {box}"
         )
     sides = width, height, width, height
-    written = (min(STEPS - 1, int(STEPS * x / side)) for x, side in zip(box, sides, strict=True))
-    return tuple(written)
+    thousandths = (min(STEPS - 1, int(STEPS * x / side)) for x, side in zip(box, sides, strict=True))
+    return tuple(thousandths)
 
 
 def to_pixels(box: Box, height: int, width: int) -> tuple[float, float, float, float]:
@@ -80,12 +80,12 @@ def write_region(region: Region) -> str:
 
 def find_regions(text: str) -> list[Region]:
     """What a model's text says about places, in order. A box that is cut or malformed is not among them."""
-    found: list[Region] = []
+    regions: list[Region] = []
     for match in MARKED.finditer(text):
         if match["ref"] is not None:
-            found.append(Region(match["ref"], ()))
+            regions.append(Region(match["ref"], ()))
             continue
         box: Box = tuple(int(number) for number in match.groups()[1:])
-        last = found.pop() if found else Region("", ())
-        found.append(Region(last.phrase, (*last.boxes, box)))
-    return found
+        last = regions.pop() if regions else Region("", ())
+        regions.append(Region(last.phrase, (*last.boxes, box)))
+    return regions

@@ -32,12 +32,12 @@ class Interleaved:
             )
         parts: list[Part] = []
         pictures = 0
-        said = [part for turn in document.turns for part in turn.parts]
-        for number, part in enumerate(said):
+        pieces = [part for turn in document.turns for part in turn.parts]
+        for number, part in enumerate(pieces):
             if isinstance(part, str):
-                if number and not isinstance(said[number - 1], str):
+                if number and not isinstance(pieces[number - 1], str):
                     part = part.removeprefix(" ")
-                if number + 1 < len(said) and not isinstance(said[number + 1], str):
+                if number + 1 < len(pieces) and not isinstance(pieces[number + 1], str):
                     part = part.removesuffix(" ")
                 if eos in part:
                     raise UserError(

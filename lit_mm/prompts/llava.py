@@ -5,7 +5,7 @@ from __future__ import annotations
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import Run
-from lit_mm.prompts.rendered import Part, Text, to_runs, written
+from lit_mm.prompts.rendered import Part, Text, to_runs, to_text
 from lit_mm.prompts.tokenizer import Tokenizer
 from lit_mm.prompts.vicuna import TEMPLATES
 
@@ -23,7 +23,10 @@ class ChatPrompt:
     Raises:
         UserError: an unknown template.
     Source: github.com/haotian-liu/LLaVA c121f04, llava/train/train.py, `preprocess_multimodal` and `preprocess_v1`.
-        Labels differ where that code counts the tokens of pieces and comes out one off with other tokenizers.
+        Its rule counts tokens: of each round, the `len(tokens(text up to the answer, space included)) - 2` first ones
+        are masked, where 2 stands for a BOS and the token of that space. In the first round of a vocabulary with a BOS
+        this gives our labels. In later rounds, or without a BOS, the counts are off by one or more; that code then
+        shifts the labels or masks the whole sample, and is not followed.
     """
 
     def __init__(self, template: str = "vicuna_v1") -> None:
@@ -45,6 +48,8 @@ class ChatPrompt:
         if not turns:
             raise UserError(f"{where} has no user turn")
         parts: list[Part] = [Text(template.opening.format(system=system))]
+        opening = template.assistant.rstrip(" ")  # generation starts here, so the space belongs to the answer
+        space = template.assistant[len(opening) :]
         for number, turn in enumerate(turns):
             expected = ("user", "assistant")[number % 2]
             if turn.role != expected:
@@ -57,24 +62,23 @@ class ChatPrompt:
                     f"{where}, turn {number}: its text contains the marker {end!r}, which only the template may write; "
                     "clean the data"
                 )
-            shown = sum(not isinstance(part, str) for part in turn.parts)
+            num_pictures = sum(not isinstance(part, str) for part in turn.parts)
             if turn.role == "assistant":
-                if shown:
+                if num_pictures:
                     raise UserError(f"{where}, turn {number}: an answer holds a picture, the model writes text only")
-                parts.append(Text(turn.text + template.end, learn=True))
+                parts.append(Text(space + turn.text + template.end, learn=True, lead=len(space)))
                 continue
             parts.append(Text((template.again if number else "") + template.user))
-            question = turn.text.strip() if shown else turn.text
-            for left in range(shown, 0, -1):
+            question = turn.text.strip() if num_pictures else turn.text
+            for left in range(num_pictures, 0, -1):
                 parts += [pictures, Text("\n" if question or left > 1 else "")]
                 pictures += 1
-            last = number + 1 == len(turns)
-            parts.append(Text(question + (template.assistant.rstrip(" ") if last else template.assistant)))
+            parts.append(Text(question + opening))
         return parts
 
     def text(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
         """The prompt with `<image>` for each picture, and the learnt [start, end) spans of its characters."""
-        return written(self.parts(document), PLACEHOLDER)
+        return to_text(self.parts(document), PLACEHOLDER)
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`.
@@ -82,8 +86,9 @@ class ChatPrompt:
         Raises:
             UserError: as `parts`, or the tokenizer lacks the template's end marker.
         """
-        tokenizer.id_of(self.template.end.strip())
-        return to_runs(self.parts(document), tokenizer)
+        end = self.template.end.strip()
+        tokenizer.id_of(end)
+        return to_runs(self.parts(document), tokenizer, end)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         return frozenset({tokenizer.id_of(self.template.end.strip()), tokenizer.eos_id})

@@ -29,18 +29,18 @@ class Plain:
                 f"document {document.id!r}: the plain template takes one caption of at least one picture, got "
                 f"{len(document.pictures)} pictures and the turns {list(roles)}. Use a chat template for this data"
             )
-        said = document.turns[-1]
-        if said.role == "assistant" and any(not isinstance(part, str) for part in said.parts):
+        caption_turn = document.turns[-1]
+        if caption_turn.role == "assistant" and any(not isinstance(part, str) for part in caption_turn.parts):
             raise UserError(f"document {document.id!r}: its caption holds a picture; a page of them is `Interleaved`'s")
-        kinds = [isinstance(part, str) for part in said.parts]
-        if said.role == "page" and kinds != sorted(kinds):
+        kinds = [isinstance(part, str) for part in caption_turn.parts]
+        if caption_turn.role == "page" and kinds != sorted(kinds):
             raise UserError(
                 f"document {document.id!r}: a picture stands behind text; the plain template takes pictures, then one "
                 "caption. Use `Interleaved` for pages"
             )
         parts: list[Part] = list(range(len(document.pictures)))
-        caption = "" if said.role == "user" else said.text
-        if said.role == "assistant" or caption:
+        caption = "" if caption_turn.role == "user" else caption_turn.text
+        if caption_turn.role == "assistant" or caption:
             parts.append(Text(f"{caption}\n", learn=True))
         return parts
 

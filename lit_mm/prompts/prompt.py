@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,10 +19,13 @@ class TextRun:
     Attributes:
         ids: token ids.
         learn: for each token, whether predicting it carries loss.
+        apart: number of answers whose first characters would merge with the prompt before them, and which are
+            tokenised apart from it.
     """
 
     ids: list[int]
     learn: list[bool]
+    apart: int = 0
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self.learn), f"{len(self.ids)} ids, {len(self.learn)} label flags"
@@ -47,6 +51,9 @@ class Prompt(Protocol):
         generation starts from `runs(document.without_answer(), tokenizer)`. A page without any text ends with what
         precedes the text in training, so that a caption can be asked for.
 
+        The ids of that prompt are a prefix of the ids of the whole document, and what follows it up to the end of the
+        answer is learnt. `answers_apart` counts the answers for which this needs a seam.
+
         Raises:
             UserError: the template cannot express the document, or the tokenizer lacks one of its markers.
         """
@@ -55,3 +62,8 @@ class Prompt(Protocol):
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Tokens that end the assistant's turn in generation."""
         ...
+
+
+def answers_apart(runs: Sequence[Run]) -> int:
+    """Number of answers that are tokenised apart from their prompt; 0 for most documents."""
+    return sum(run.apart for run in runs if isinstance(run, TextRun))

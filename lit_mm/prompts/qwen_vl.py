@@ -10,7 +10,7 @@ from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Run, TextRun
 from lit_mm.prompts.tokenizer import Tokenizer
 
-NAMED = re.compile(r"Picture \d+: ?$")
+LABEL = re.compile(r"Picture \d+: ?$")
 TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 
@@ -106,10 +106,10 @@ class QwenPlain:
                 runs.text(turn.text.join(self.answer), learn=True)
                 runs.text(tokenizer.eos, learn=True)
                 continue
-            said = turn.parts
+            pieces = turn.parts
             if turn.role == "user":
-                said = _around(said, *self.question)
-            for part in said:
+                pieces = _around(pieces, *self.question)
+            for part in pieces:
                 if isinstance(part, str):
                     runs.text(part, learn=turn.role == "page")
                 else:
@@ -179,7 +179,7 @@ class QwenChat:
         runs.text(TURN_START, learn=True)
         runs.text(turn.role, learn=False)
         runs.text("\n", learn=False)
-        for part in _named(turn.parts, runs.pictures):
+        for part in _label_pictures(turn.parts, runs.pictures):
             if isinstance(part, str):
                 runs.text(part, learn=answer)
             else:
@@ -207,41 +207,41 @@ def _check_role(document: Document, number: int, roles: tuple[str, ...]) -> None
 
 def _around(parts: tuple, before: str, after: str) -> list:
     """The template of a question goes around its text, and pictures that stand before the text stay before it."""
-    said = list(parts)
-    first = next((at for at, part in enumerate(said) if isinstance(part, str)), len(said))
-    said[first:] = [part for part in (before, *said[first:], after) if part != ""]
-    return _joined(said)
+    pieces = list(parts)
+    first = next((at for at, part in enumerate(pieces) if isinstance(part, str)), len(pieces))
+    pieces[first:] = [part for part in (before, *pieces[first:], after) if part != ""]
+    return _joined(pieces)
 
 
-def _named(parts: tuple, shown: int) -> list:
+def _label_pictures(parts: tuple, preceding: int) -> list:
     """`Picture k: ` before every picture and a newline behind it, unless its text has it already.
 
     Args:
-        shown: pictures in the turns before.
+        preceding: pictures in the turns before.
     """
-    said: list = []
+    pieces: list = []
     ends = 0  # 1 after a picture that was named here
     for part in parts:
         if isinstance(part, str):
-            said.append("\n" * ends + part)
+            pieces.append("\n" * ends + part)
             ends = 0
             continue
-        shown += 1
-        if said and isinstance(said[-1], str) and NAMED.search(said[-1]):
-            said.append(part)
+        preceding += 1
+        if pieces and isinstance(pieces[-1], str) and LABEL.search(pieces[-1]):
+            pieces.append(part)
             ends = 0
             continue
-        said += ["\n" * ends + f"Picture {shown}: ", part]
+        pieces += ["\n" * ends + f"Picture {preceding}: ", part]
         ends = 1
-    return _joined([*said, "\n"] if ends else said)
+    return _joined([*pieces, "\n"] if ends else pieces)
 
 
 def _joined(parts: list) -> list:
     """Neighbouring texts as one, so that they are tokenised together."""
-    said: list = []
+    pieces: list = []
     for part in parts:
-        if isinstance(part, str) and said and isinstance(said[-1], str):
-            said[-1] += part
+        if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
+            pieces[-1] += part
         elif part != "":
-            said.append(part)
-    return said
+            pieces.append(part)
+    return pieces

@@ -1,12 +1,14 @@
-"""Rendered text -> runs: each stretch between two pictures is tokenised once, as a whole; labels follow characters."""
+"""Rendered text -> runs. The tokens that generation has to produce after a prompt are exactly the tokens learnt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from lit_mm.prompts.prompt import PictureRun, Run, TextRun
 from lit_mm.prompts.tokenizer import Tokenizer
+from lit_mm.prompts.vocabularies import encode_inside
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,53 +18,118 @@ class Text:
     Attributes:
         text: as the template writes it, special tokens included.
         learn: predicting it carries loss.
+        lead: number of characters at the front of a learnt text that belong to the template (the space between
+            `ASSISTANT:` and an answer). Generation has to produce them, so that they are learnt with the answer.
     """
 
     text: str
     learn: bool = False
+    lead: int = 0
 
 
 Part = Text | int  # or the number of a picture
 
 
-def to_runs(parts: Sequence[Part], tokenizer: Tokenizer) -> list[Run]:
-    """BOS, which is not learnt, then the parts in order.
+def encode_seam(prompt: str, answer: str, tokenizer: Tokenizer, before: str = "") -> tuple[list[int], list[int], bool]:
+    """Tokenise a prompt and the answer that follows it, such that the prompt's ids do not depend on the answer.
 
-    A token is learnt if any of its characters is: the space before an answer lies inside the answer's first token with
-    most tokenizers, and is then learnt with it. Nothing depends on how a piece alone would be tokenised, which differs
-    between tokenizers at the seams (whether "USER" is one token depends on what precedes it).
+    The two are tokenised as one text where the ids of the prompt alone are a prefix of the result. An answer whose
+    first characters merge with the end of the prompt is tokenised apart: `assistant\\n` + `\\nfoo` has one token
+    `\\n\\n` in many vocabularies, and generation starts behind the single newline.
+
+    Args:
+        before: special token that precedes the prompt, the end of the round before; "" for none.
+    Returns:
+        Ids of the prompt, ids of the answer, and whether they were tokenised apart.
+    """
+    start = len(tokenizer.encode(before)) if before else 0
+    head = tokenizer.encode(before + prompt)[start:]
+    whole = tokenizer.encode(before + prompt + answer)[start:]
+    if whole[: len(head)] == head:
+        return head, whole[len(head) :], False
+    return head, encode_inside(tokenizer.encode, answer), True
+
+
+def encode_rounds(text: str, tokenizer: Tokenizer, opening: str, closing: str) -> tuple[list[int], int]:
+    """Tokenise rounds of a chat, each answer by `encode_seam`.
+
+    Args:
+        opening: the text after which the assistant speaks; an answer is what follows it.
+        closing: the text that ends an answer; it contains a special token.
+    Returns:
+        Ids of the text, and the number of answers that were tokenised apart.
+    """
+    ids: list[int] = []
+    before, apart = "", 0
+    while opening in text:
+        prompt, _, rest = text.partition(opening)
+        answer, end, text = rest.partition(closing)
+        head, tail, is_apart = encode_seam(prompt + opening, answer + end, tokenizer, before)
+        ids += head + tail
+        apart += is_apart
+        before = end
+    if text:
+        ids += tokenizer.encode(before + text)[len(tokenizer.encode(before)) if before else 0 :]
+    return ids, apart
+
+
+def to_runs(parts: Sequence[Part], tokenizer: Tokenizer, end: str = "") -> list[Run]:
+    """BOS, which is not learnt, then the parts in order; text between two pictures is one run.
+
+    The ids of the prompt that generation starts from are a prefix of the ids of prompt and answer; all that follows up
+    to the end of the answer is learnt, and nothing else. With a Llama-kind vocabulary `ASSISTANT:` + ` 2019</s>` has
+    the tokens `:`, `▁`, `2`, ... and `▁` is the first learnt one. See `encode_seam` for answers that merge with the
+    prompt.
+
+    Args:
+        end: special token that ends a learnt text which is followed by text that is not learnt.
     """
     runs: list[Run] = [] if tokenizer.bos_id is None else [TextRun([tokenizer.bos_id], [False])]
-    text, learn = "", []
-
-    def close() -> None:
-        if text:
-            ids, offsets = tokenizer.encode_with_offsets(text)
-            # A token without characters (a marker of the text's start) goes with the character that follows it
-            runs.append(TextRun(ids, [any(learn[start : max(end, start + 1)]) for start, end in offsets]))
-
-    for part in parts:
-        if isinstance(part, Text):
-            text += part.text
-            learn += [part.learn] * len(part.text)
+    for is_text, stretch in groupby(parts, key=lambda part: isinstance(part, Text)):
+        if is_text:
+            runs += _stretch(list(stretch), tokenizer, end)
         else:
-            close()
-            text, learn = "", []
-            runs.append(PictureRun(part))
-    close()
+            runs += [PictureRun(number) for number in stretch]
     return runs
 
 
-def written(parts: Sequence[Part], placeholder: str) -> tuple[str, list[tuple[int, int]]]:
-    """The parts as one string with `placeholder` for each picture, and the learnt [start, end) spans of characters."""
+def _stretch(texts: Sequence[Text], tokenizer: Tokenizer, end: str) -> list[Run]:
+    """The run of the text between two pictures; none for an empty text."""
+    ids: list[int] = []
+    learn: list[bool] = []
+    before, prompt, apart = "", "", 0
+    for learnt, pieces in groupby(texts, key=lambda text: text.learn):
+        joined = "".join(piece.text for piece in pieces)
+        if not learnt:
+            prompt = joined
+            continue
+        head, tail, is_apart = encode_seam(prompt, joined, tokenizer, before)
+        ids += head + tail
+        learn += [False] * len(head) + [True] * len(tail)
+        apart += is_apart
+        prompt, before = "", end
+    if prompt:
+        assert before or not ids, "a learnt text that more text follows ends with a special token: give `end`"
+        head = tokenizer.encode(before + prompt)[len(tokenizer.encode(before)) if before else 0 :]
+        ids += head
+        learn += [False] * len(head)
+    return [TextRun(ids, learn, apart)] if ids else []
+
+
+def to_text(parts: Sequence[Part], placeholder: str) -> tuple[str, list[tuple[int, int]]]:
+    """The parts as one string with `placeholder` for each picture, and the [start, end) spans of characters of answers.
+
+    A span leaves out the `lead` of its text.
+    """
     text = ""
     spans: list[tuple[int, int]] = []
     for part in parts:
         piece = part.text if isinstance(part, Text) else placeholder
         if isinstance(part, Text) and part.learn and piece:
-            if spans and spans[-1][1] == len(text):
-                spans[-1] = (spans[-1][0], len(text) + len(piece))
+            start, stop = len(text) + part.lead, len(text) + len(piece)
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], stop)
             else:
-                spans.append((len(text), len(text) + len(piece)))
+                spans.append((start, stop))
         text += piece
     return text, spans

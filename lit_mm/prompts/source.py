@@ -9,17 +9,21 @@ from typing import Any
 from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.prompts.tokenizer import Tokenizer
 
+SUFFIXES = (".json", ".model", ".tiktoken")  # of a file, which a published name does not end in
+
 
 def load_tokenizer(reference: str) -> Tokenizer:
     """The tokenizer that a config names.
 
     Args:
-        reference: "nano" for the nano world's own, otherwise a folder or a published name, read by transformers. One
-            with a published name is read when it is first used.
+        reference: "nano" for the tokenizer of the nano world; a folder; a file (`tokenizer.json`, sentencepiece's
+            `tokenizer.model`, `qwen.tiktoken`, a tekken json); or a published name, read when it is first used.
     """
     if reference == "nano":
         return Tokenizer.from_file(NANO_TOKENIZER, bos="<s>", eos="</s>", pad="<pad>")
-    return Tokenizer.from_pretrained(Path(reference)) if Path(reference).exists() else PublishedTokenizer(reference)
+    path = Path(reference).expanduser()
+    is_path = path.exists() or path.is_absolute() or path.suffix in SUFFIXES or reference.startswith((".", "~"))
+    return Tokenizer.from_pretrained(path) if is_path else PublishedTokenizer(reference)
 
 
 class PublishedTokenizer:

@@ -1,4 +1,4 @@
-"""One view of every fast tokenizer: text to ids without hidden additions, and back."""
+"""One view of every tokenizer: text to ids without hidden additions, and back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 import tokenizers
 
 from lit_mm.errors import UserError
+from lit_mm.prompts.files import FILES, read_files
+from lit_mm.prompts.vocabularies import FastVocabulary, Vocabulary
 
 
 class Tokenizer:
-    """A fast tokenizer that adds nothing of its own: special tokens are where the prompt puts them.
+    """A tokenizer that adds nothing to a text: special tokens are where the prompt puts them.
 
     Special token strings inside a text (`"</s>"`) are recognised. It can be pickled, so workers may hold one.
 
@@ -19,28 +21,31 @@ class Tokenizer:
         bos, eos, pad: the special tokens as text; `bos` is None where the vocabulary has none. Without a `pad` of its
             own, padding is `eos` (as in InternLM2).
         bos_id, eos_id, pad_id: their ids.
+        special_tokens: all special tokens as text.
         size: rows an embedding table needs, the highest id plus one.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, bos: str | None, eos: str, pad: str | None = None):
-        """Wrap `backend`; see `from_file` and `from_pretrained`.
+    def __init__(
+        self, vocabulary: Vocabulary | tokenizers.Tokenizer, *, bos: str | None, eos: str, pad: str | None = None
+    ) -> None:
+        """Wrap a vocabulary; see `from_file` and `from_pretrained`.
 
         Raises:
             UserError: `bos`, `eos` or `pad` is not in the vocabulary.
         """
-        # A tokenizer.json may carry these switched on, and would then shorten or lengthen texts in silence.
-        backend.no_truncation()
-        backend.no_padding()
-        self.backend = backend
+        if isinstance(vocabulary, tokenizers.Tokenizer):
+            vocabulary = FastVocabulary(vocabulary)
+        self.vocabulary = vocabulary
         self.bos, self.eos, self.pad = bos, eos, eos if pad is None else pad
         self.bos_id: int | None = None if bos is None else self.id_of(bos)
         self.eos_id: int = self.id_of(self.eos)
         self.pad_id: int = self.id_of(self.pad)
-        self.size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values())
+        self.special_tokens: tuple[str, ...] = vocabulary.special
+        self.size: int = vocabulary.size
 
     @classmethod
     def from_file(cls, path: str | Path, *, bos: str | None, eos: str, pad: str | None = None) -> Tokenizer:
-        """Read a `tokenizer.json`. Needs neither torch nor transformers.
+        """Read a `tokenizer.json` whose special tokens are known.
 
         Raises:
             UserError: there is no such file, or a special token is not in its vocabulary.
@@ -50,50 +55,28 @@ class Tokenizer:
         return cls(tokenizers.Tokenizer.from_file(str(path)), bos=bos, eos=eos, pad=pad)
 
     @classmethod
-    def from_pretrained(
-        cls, name: str | Path, *, bos: str | None = None, eos: str | None = None, pad: str | None = None
-    ) -> Tokenizer:
-        """Load a published tokenizer, by name or from a folder, through transformers. Runs no remote code.
+    def from_pretrained(cls, name: str | Path) -> Tokenizer:
+        """Read a published tokenizer from a folder, a file, or by its published name. No code beside it is run.
 
         Args:
-            name: a published name or a local folder.
-            bos, eos, pad: replace the special tokens that the tokenizer's own config names.
+            name: see `lit_mm.prompts.files.read_files`; a published name is downloaded to Hugging Face's cache.
 
         Raises:
-            UserError: it cannot be read or downloaded, has no fast form, or no end-of-sequence token.
+            UserError: it cannot be read or downloaded, or its files name no end-of-sequence token.
         """
-        from transformers import AutoTokenizer  # seconds to import, and nano runs do without
-
-        try:
-            published = AutoTokenizer.from_pretrained(str(name))
-        except (OSError, ValueError) as error:  # transformers raises both for a name or folder that holds no tokenizer
-            raise UserError(
-                f"the tokenizer {str(name)!r} cannot be read ({_first_line(error)}). Give a folder with its files, a "
-                "published name that can be downloaded, or 'nano'"
-            ) from error
-        backend = getattr(published, "backend_tokenizer", None)
-        if backend is None:
-            raise UserError(
-                f"tokenizer {str(name)!r} has only a slow form ({type(published).__name__}), lit_mm needs a fast one; "
-                "convert it to a tokenizer.json and give that folder"
-            )
-        eos = eos or published.eos_token
-        if eos is None:
-            raise UserError(f"tokenizer {str(name)!r} names no end-of-sequence token; set `eos`")
-        return cls(backend, bos=bos or published.bos_token, eos=eos, pad=pad or published.pad_token)
+        path = Path(name).expanduser()
+        vocabulary, special = read_files(path if path.exists() or isinstance(name, Path) else _download(name))
+        eos = special["eos_token"]
+        assert eos is not None, "read_files gives an end-of-sequence token"
+        return cls(vocabulary, bos=special["bos_token"], eos=eos, pad=special["pad_token"])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; no special token is added."""
-        return self.backend.encode(text, add_special_tokens=False).ids
-
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of `text`, and for each the characters [start, end) it stands for."""
-        encoding = self.backend.encode(text, add_special_tokens=False)
-        return encoding.ids, encoding.offsets
+        return self.vocabulary.encode(text)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`, special tokens left out unless `skip_special` is False."""
-        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+        return self.vocabulary.decode([int(number) for number in ids], skip_special)
 
     def id_of(self, token: str) -> int:
         """The id of one token.
@@ -101,13 +84,27 @@ class Tokenizer:
         Raises:
             UserError: the vocabulary does not have it.
         """
-        number = self.backend.token_to_id(token)
+        number = self.vocabulary.find(token)
         if number is None:
             raise UserError(
-                f"the tokenizer has no token {token!r} among its {self.backend.get_vocab_size()}; the prompt or the "
-                "special tokens in the config were made for another tokenizer"
+                f"the tokenizer has no token {token!r} among its {self.vocabulary.size}; the prompt or the special "
+                "tokens in the config were made for another tokenizer"
             )
         return number
+
+
+def _download(name: str) -> Path:
+    """The folder of a published tokenizer's files, downloaded where they are not in the cache yet."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:  # raised for names without a repository, and without a network
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"the tokenizer {name!r} cannot be read ({reason}). Give a folder with its files, one of the files, a "
+            "published name that can be downloaded, or 'nano'"
+        ) from error
 
 
 def token_inside(tokenizer: Tokenizer, text: str) -> int:
@@ -127,7 +124,3 @@ def token_inside(tokenizer: Tokenizer, text: str) -> int:
             f"becomes {after[len(before) :]}. Choose a layout without it, or another tokenizer"
         )
     return after[-1]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -9,6 +9,7 @@ from itertools import chain, count
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PICTURE, PictureRun, Run, TextRun
+from lit_mm.prompts.rendered import encode_rounds
 from lit_mm.prompts.tokenizer import Tokenizer
 
 PLACEHOLDER = "<ImageHere>"
@@ -86,7 +87,17 @@ class XComposerPrompt:
             raise UserError("XComposerPrompt needs a tokenizer with a beginning-of-sequence token; set `bos`")
         bridge = self._bridge(tokenizer)
         pieces = self._pieces(document, tokenizer)
-        encoded = [[PICTURE] if isinstance(piece, int) else tokenizer.encode(piece) for piece in pieces]
+        opening = self.end_of_human + BOT
+        encoded: list[list[int]] = []
+        apart: list[int] = []
+        for piece in pieces:
+            tokens, number = (
+                ([PICTURE], 0)
+                if isinstance(piece, int)
+                else encode_rounds(piece, tokenizer, opening, self.end_of_assistant)
+            )
+            encoded.append(tokens)
+            apart.append(number)
         ids = [tokenizer.bos_id, *chain.from_iterable(encoded)]
         if document.turns[-1].role == "page":
             learn = [token not in (PICTURE, tokenizer.bos_id) for token in ids]
@@ -100,9 +111,9 @@ class XComposerPrompt:
             )
         runs: list[Run] = [TextRun([tokenizer.bos_id], [False])]
         start = 1
-        for piece, tokens in zip(pieces, encoded, strict=True):
+        for piece, tokens, number in zip(pieces, encoded, apart, strict=True):
             stop = start + len(tokens)
-            runs.append(PictureRun(piece) if isinstance(piece, int) else TextRun(tokens, learn[start:stop]))
+            runs.append(PictureRun(piece) if isinstance(piece, int) else TextRun(tokens, learn[start:stop], number))
             start = stop
         return runs
 
@@ -130,16 +141,16 @@ class XComposerPrompt:
         pieces: list[Piece] = []
         waiting: list[Piece] = []  # pictures in front of a conversation
         for turn in document.turns:
-            said = [part if isinstance(part, str) else next(numbers) for part in turn.parts]
+            turn_parts = [part if isinstance(part, str) else next(numbers) for part in turn.parts]
             if turn.role == "page" and document.turns[-1].role != "page":
-                waiting += said
+                waiting += turn_parts
                 continue
             if turn.role == "user":
-                said = [USER, *waiting, *said, f"\n{self.end_of_human}{BOT}"]
+                turn_parts = [USER, *waiting, *turn_parts, f"\n{self.end_of_human}{BOT}"]
                 waiting = []
             elif turn.role == "assistant":
-                said = [*said, self.end_of_assistant]
-            for part in said:
+                turn_parts = [*turn_parts, self.end_of_assistant]
+            for part in turn_parts:
                 if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
                     pieces[-1] += part
                 elif part != "":

@@ -10,6 +10,7 @@ from lit_mm.documents.document import Document, Turn
 from lit_mm.documents.turns import PLACEHOLDER
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PICTURE, PictureRun, Run, TextRun
+from lit_mm.prompts.rendered import encode_rounds
 from lit_mm.prompts.tokenizer import Tokenizer
 
 Piece = str | int  # text, or the number of a picture
@@ -77,19 +78,24 @@ class XComposer2Prompt:
     turn_end: str = "[UNUSED_TOKEN_145]"
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
-        """See `Prompt.runs`. An answer that starts with white space may share a token with the newline before it."""
+        """See `Prompt.runs`. An answer that would share a token with the newline before it is tokenised apart."""
         if tokenizer.bos_id is None:
             raise UserError("XComposer2Prompt needs a tokenizer with a beginning-of-sequence token; set `bos`")
         bridge = self._bridge(tokenizer)
+        opening, closing = f"{self.turn_start}assistant\n", f"{self.turn_end}\n"
         runs: list[Run] = []
         begun = False
         for kind, pieces in self._blocks(document, tokenizer):
             encoded: list[list[int]] = []
+            apart: list[int] = []
             for piece in pieces:
                 if isinstance(piece, int):
                     encoded.append([PICTURE])
+                    apart.append(0)
                 else:
-                    encoded.append(tokenizer.encode(piece) if begun else [tokenizer.bos_id, *tokenizer.encode(piece)])
+                    tokens, number = encode_rounds(piece, tokenizer, opening, closing)
+                    encoded.append(tokens if begun else [tokenizer.bos_id, *tokens])
+                    apart.append(number)
                     begun = True
             ids = list(chain.from_iterable(encoded))
             if kind == "page":
@@ -100,9 +106,9 @@ class XComposer2Prompt:
                 turn_end_id = tokenizer.id_of(self.turn_end)
                 learn = label_mask(ids, turn_end_id=turn_end_id, eos_id=tokenizer.eos_id, bridge=bridge)
             start = 0
-            for piece, tokens in zip(pieces, encoded, strict=True):
+            for piece, tokens, number in zip(pieces, encoded, apart, strict=True):
                 stop = start + len(tokens)
-                runs.append(PictureRun(piece) if isinstance(piece, int) else TextRun(tokens, learn[start:stop]))
+                runs.append(PictureRun(piece) if isinstance(piece, int) else TextRun(tokens, learn[start:stop], number))
                 start = stop
         if not begun:  # a page of pictures alone: its caption is asked for
             runs.append(TextRun([tokenizer.bos_id], [False]))
@@ -136,10 +142,10 @@ class XComposer2Prompt:
         for kind, turns in groupby(document.turns, key=_kind):
             pieces: list[Piece] = []
             for turn in turns:
-                said = turn.parts
+                turn_parts = turn.parts
                 if kind != "page":
-                    said = (f"{self.turn_start}{turn.role}\n", *said, f"{self.turn_end}\n")
-                for part in said:
+                    turn_parts = (f"{self.turn_start}{turn.role}\n", *turn_parts, f"{self.turn_end}\n")
+                for part in turn_parts:
                     _append(pieces, part if isinstance(part, str) else next(numbers))
             blocks.append((kind, pieces))
         pieces = blocks[-1][1]

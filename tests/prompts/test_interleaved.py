@@ -10,7 +10,7 @@ from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.prompts.interleaved import Interleaved
 from lit_mm.prompts.prompt import PictureRun
-from lit_mm.prompts.rendered import written
+from lit_mm.prompts.rendered import to_text
 from lit_mm.prompts.tokenizer import Tokenizer
 
 
@@ -20,7 +20,7 @@ def page(*parts: Any) -> Document:
 
 def test_pictures_stay_where_they_are_and_lose_the_space_beside_them(picture: Any) -> None:
     parts = Interleaved().parts(page("One dog. ", picture, " Two cats. Three. ", picture, "Four."), "</s>")
-    text, spans = written(parts, "#")
+    text, spans = to_text(parts, "#")
     assert text == "One dog.#Two cats. Three.#Four.</s>"
     assert spans == [(0, 8), (9, 25), (26, 35)]
 

@@ -10,12 +10,12 @@ from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.prompts.plain import Plain
 from lit_mm.prompts.prompt import PictureRun
-from lit_mm.prompts.rendered import written
+from lit_mm.prompts.rendered import to_text
 from lit_mm.prompts.tokenizer import Tokenizer
 
 
 def text_of(*turns: Turn) -> tuple[str, list[tuple[int, int]]]:
-    return written(Plain().parts(Document("pair", turns)), "#")
+    return to_text(Plain().parts(Document("pair", turns)), "#")
 
 
 def test_a_caption_of_a_conversation_and_that_of_a_page_are_alike(picture: Any) -> None:

@@ -29,15 +29,9 @@ def test_decoding_leaves_special_tokens_out_unless_asked(tokenizer: Tokenizer) -
     assert tokenizer.decode(ids, skip_special=False) == "<turn>dog</s>"
 
 
-def test_offsets_cut_the_text_at_its_tokens(tokenizer: Tokenizer) -> None:
-    ids, offsets = tokenizer.encode_with_offsets(TEXT)
-    assert ids == tokenizer.encode(TEXT)
-    assert "".join(TEXT[start:end] for start, end in offsets) == TEXT
-
-
 def test_size_is_one_more_than_the_highest_id(tokenizer: Tokenizer) -> None:
-    tokenizer.backend.add_special_tokens(["<late>"])
-    again = Tokenizer(tokenizer.backend, bos="<s>", eos="</s>", pad="<pad>")
+    tokenizer.vocabulary.backend.add_special_tokens(["<late>"])
+    again = Tokenizer(tokenizer.vocabulary.backend, bos="<s>", eos="</s>", pad="<pad>")
     assert again.size == tokenizer.id_of("<late>") + 1 == tokenizer.size + 1
 
 
@@ -55,9 +49,9 @@ def test_padding_is_eos_and_bos_may_be_absent(backend_json: str) -> None:
 
 def test_a_file_that_truncates_or_pads_does_neither_here(tokenizer: Tokenizer, tmp_path: Path) -> None:
     expected = tokenizer.encode(TEXT)
-    tokenizer.backend.enable_truncation(2)
-    tokenizer.backend.enable_padding(length=500)
-    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer.vocabulary.backend.enable_truncation(2)
+    tokenizer.vocabulary.backend.enable_padding(length=500)
+    tokenizer.vocabulary.backend.save(str(tmp_path / "tokenizer.json"))
     assert len(tokenizer.encode(TEXT)) == 500
     again = Tokenizer.from_file(tmp_path / "tokenizer.json", bos="<s>", eos="</s>", pad="<pad>")
     assert again.encode(TEXT) == expected
@@ -82,9 +76,9 @@ def test_a_worker_gets_the_same_tokenizer(tokenizer: Tokenizer) -> None:
 def test_a_published_folder_gives_the_same_ids(tokenizer: Tokenizer, tmp_path: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend, bos_token="<s>", eos_token="</s>").save_pretrained(
-        tmp_path
-    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.vocabulary.backend, bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(tmp_path)
     again = Tokenizer.from_pretrained(tmp_path)
     assert again.encode("<turn>" + TEXT) == tokenizer.encode("<turn>" + TEXT)
     assert (again.bos_id, again.eos_id, again.pad_id) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_id)

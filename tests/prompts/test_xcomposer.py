@@ -129,4 +129,4 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="into pieces"):
         XComposerPrompt(piece, "</turn>").runs(document(("user", "Hi")), tokenizer)
     with pytest.raises(UserError, match="beginning-of-sequence"):
-        PROMPT.runs(document(("user", "Hi")), Tokenizer(tokenizer.backend, bos=None, eos="</s>"))
+        PROMPT.runs(document(("user", "Hi")), Tokenizer(tokenizer.vocabulary, bos=None, eos="</s>"))

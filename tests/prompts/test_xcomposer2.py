@@ -168,7 +168,7 @@ def test_markers_that_the_tokenizer_breaks_are_refused(tokenizer: Tokenizer) -> 
 
 def test_a_tokenizer_without_bos_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match="beginning-of-sequence"):
-        PROMPT.runs(document(("user", "Hi")), Tokenizer(tokenizer.backend, bos=None, eos="</s>"))
+        PROMPT.runs(document(("user", "Hi")), Tokenizer(tokenizer.vocabulary, bos=None, eos="</s>"))
 
 
 words = st.text(alphabet="abc xyz.?\n", max_size=12).map(str.strip)

@@ -1,0 +1,139 @@
+"""Tokenizers from their published files. No code that lies beside the files is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from lit_mm.errors import UserError
+from lit_mm.prompts.vocabularies import (
+    FastVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
+    read_qwen,
+    read_tekken,
+)
+
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+DATA = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "tekken.json")  # in order of preference
+BYTE_PAIRS = ("vocab.json", "merges.txt")
+FILES = (*DATA, *BYTE_PAIRS, *CONFIGS)
+ROLES = ("bos", "eos", "unk", "pad")
+# Where no file names an end-of-sequence token: the first of these that the vocabulary has
+USUAL = {
+    "bos_token": ("<s>", "<bos>", "<|begin_of_text|>"),
+    "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "pad_token": ("<pad>", "[PAD]"),
+}
+
+
+def read_files(path: Path) -> tuple[Vocabulary, dict[str, str | None]]:
+    """Read a tokenizer from a folder or from one of its files.
+
+    Args:
+        path: a folder with `tokenizer.model`, `tokenizer.json`, `qwen.tiktoken`, `tekken.json`, or `vocab.json` and
+            `merges.txt`; or one such file, whatever its name. Settings beside the file are read with it.
+    Returns:
+        The vocabulary, and `bos_token`, `eos_token` and `pad_token`; None where the files name none.
+    Raises:
+        UserError: no such file, a file that cannot be read, or no end-of-sequence token.
+    """
+    file = _data_file(path)
+    settings = {name: _json(file.parent / name) for name in CONFIGS}
+    vocabulary = _vocabulary(file, settings)
+    names = {
+        role: next((t for name in CONFIGS[:2] if (t := _text(settings[name].get(role)))), None)
+        for role in ("bos_token", "eos_token", "pad_token")
+    }
+    if names["eos_token"] is None:
+        for role, usual in USUAL.items():
+            names[role] = names[role] or next((t for t in usual if t in vocabulary.special), None)
+    if names["eos_token"] is None:
+        raise UserError(
+            f"tokenizer {str(file)!r} names no end-of-sequence token: write a tokenizer_config.json beside it with "
+            '{"eos_token": "..."}'
+        )
+    return vocabulary, names
+
+
+def _data_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(
+            f"tokenizer file {str(path)!r} does not exist; give a folder, one of {', '.join(DATA)}, a published name, "
+            "or 'nano'"
+        )
+    for name in DATA:
+        if (path / name).is_file():
+            return path / name
+    if all((path / name).is_file() for name in BYTE_PAIRS):
+        return path / BYTE_PAIRS[0]
+    names = sorted(file.name for file in path.iterdir())
+    raise UserError(
+        f"the tokenizer {str(path)!r} cannot be read: it has none of {', '.join(DATA)}, found {names or 'no file'}. "
+        "Code beside a tokenizer is never run: copy one of these files from the published repository, or give its path"
+    )
+
+
+def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
+    added = {str(token): int(number) for token, number in settings["added_tokens.json"].items()}
+    ordinary: set[str] = set()
+    for number, token in settings["tokenizer_config.json"].get("added_tokens_decoder", {}).items():
+        if text := _text(token):
+            added[text] = int(number)
+            if isinstance(token, dict) and not token.get("special", True):
+                ordinary.add(text)
+    if file.suffix == ".tiktoken":
+        config = settings["config.json"]
+        return read_qwen(file, images=not config or "visual" in config)
+    if file.name == BYTE_PAIRS[0] and (file.parent / BYTE_PAIRS[1]).is_file():
+        named = [_text(settings[name].get(f"{role}_token")) for name in CONFIGS[:2] for role in ROLES]
+        return FastVocabulary(_byte_pairs(file, file.parent / BYTE_PAIRS[1], [*filter(None, named), *added]))
+    if file.suffix == ".json":
+        head = _json(file)
+        if "config" in head and "model" not in head:
+            return read_tekken(file)
+        try:
+            return FastVocabulary(tokenizers.Tokenizer.from_file(str(file)))
+        except Exception as error:  # tokenizers raises nothing more precise, whatever is wrong with a file
+            raise UserError(f"tokenizer file {str(file)!r} cannot be read as a tokenizer.json ({error})") from error
+    try:
+        return SentencePieceVocabulary(
+            file.read_bytes(), added, settings["tokenizer_config.json"].get("legacy", True), ordinary
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"tokenizer file {str(file)!r} is no sentencepiece model ({str(error).splitlines()[0]}); give one of "
+            f"{', '.join(DATA)}"
+        ) from error
+
+
+def _byte_pairs(vocabulary: Path, merges: Path, special: list[str]) -> tokenizers.Tokenizer:
+    """Byte pairs in the two files of GPT-2's form."""
+    model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
+    backend = tokenizers.Tokenizer(model)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    usual = [token for tokens in USUAL.values() for token in tokens]
+    backend.add_special_tokens([t for t in (*special, *usual) if t in special or backend.token_to_id(t) is not None])
+    return backend
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """An object in a JSON file; {} where there is none."""
+    if not file.is_file():
+        return {}
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{str(file)!r} beside a tokenizer is not JSON ({error}); copy it again") from error
+    return table if isinstance(table, dict) else {}
+
+
+def _text(token: Any) -> str | None:
+    """The text of a token, which files write as it is or as an object with `content`."""
+    return token.get("content") if isinstance(token, dict) else token
