@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lit_mm.documents.document import Turn
-from lit_mm.inference.generate import answer, greedy
+from lit_mm.inference.decoding import Decoding
+from lit_mm.inference.generate import answer, decode
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import TEXT
 from tests.rows import states
@@ -34,7 +35,7 @@ def without_cache(module, sample, tokens):
     made = []
     for _ in range(tokens):
         batch = collate([sample], module.processor)
-        token = int(module.network.language.logits(states(module.network, batch)[0, -1]).argmax())
+        token = int(module.network.language.logits(states(module.network, batch)[-1]).argmax())
         made.append(token)
         sample = replace(
             sample,
@@ -45,16 +46,14 @@ def without_cache(module, sample, tokens):
     return made
 
 
-def test_cached_decoding_of_a_padded_batch_is_argmax_decoding_without_a_cache(module):
+def test_cached_decoding_of_several_samples_is_argmax_decoding_without_a_cache(module):
     samples = [module.processor.sample(d.without_answer()) for d in DOCUMENTS]
-    batch = collate([[sample] for sample in samples], module.processor, left_pad=True)
-    with torch.no_grad():
-        ids = greedy(module.network, batch, stop_ids={511}, max_new_tokens=10)
-    expected = [without_cache(module, sample, ids.shape[1]) for sample in samples]
+    expected = [without_cache(module, sample, 10) for sample in samples]
     assert len({tuple(row) for row in expected}) == len(samples)
-    for row, theirs in zip(ids.tolist(), expected, strict=True):
-        end = theirs.index(511) + 1 if 511 in theirs else len(theirs)
-        assert row[:end] == theirs[:end]
+    stop = expected[0][4]  # the first sample leaves before the others
+    with torch.no_grad():
+        ids = decode(module.network, collate(samples, module.processor), stop_ids={stop}, decoding=Decoding(10))
+    assert ids == [row[: row.index(stop) + 1] if stop in row else row for row in expected]
 
 
 def test_answers_do_not_depend_on_the_batch_or_its_order(module):
@@ -68,13 +67,28 @@ def test_answers_do_not_depend_on_the_batch_or_its_order(module):
 def scripted(script):
     """A decoder that answers with the ids of `script`, whatever it is asked."""
     model = decoder().eval()
-    position = iter(range(10**6))
+    language = model.network.language
+    begin, step, samples, position = language.begin, language.step, [], iter(())
+
+    def scripted_begin(embeds, batch):
+        nonlocal position
+        samples[:], position = range(len(script)), iter(range(10**6))
+        hidden, state = begin(embeds, batch)
+        reorder = state.reorder
+
+        def scripted_reorder(order):
+            samples[:] = [samples[number] for number in order.tolist()]
+            reorder(order)
+
+        state.reorder = scripted_reorder
+        return hidden, state
 
     def logits(hidden):
         at = next(position)
-        return torch.nn.functional.one_hot(torch.tensor([row[min(at, len(row) - 1)] for row in script]), 512).float()
+        ids = [script[number][min(at, len(script[number]) - 1)] for number in samples]
+        return torch.nn.functional.one_hot(torch.tensor(ids), 512).float()
 
-    model.network.language.logits = logits
+    language.begin, language.step, language.logits = scripted_begin, step, logits
     return model
 
 
@@ -95,8 +109,8 @@ def test_decoding_stops_when_every_row_has_ended():
     end = decoder().processor.tokenizer.id_of("<|im_end|>")
     model = scripted([[end]])
     sample = model.processor.sample(document(0, pictures=0).without_answer())
-    ids = greedy(model.network, collate([sample], model.processor, left_pad=True), stop_ids={end}, max_new_tokens=9)
-    assert ids.tolist() == [[end]]
+    batch = collate([sample], model.processor)
+    assert decode(model.network, batch, stop_ids={end}, decoding=Decoding(9)) == [[end]]
 
 
 def test_the_documents_own_answer_is_not_shown(module):
