@@ -1,0 +1,77 @@
+"""Common types of all metrics: a row is an answer beside its references, a `Scored` is what a metric makes of many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lit_mm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One answer to one question.
+
+    Attributes:
+        id: name of the question, unique in its benchmark.
+        group: name of the image; intervals are clustered by it, MME pairs its questions by it.
+        prediction: text that the model wrote. Metrics of several values read one value per line.
+        references: right answers. A text that occurs twice counts as two annotators.
+        subset: name of the part of the benchmark, "" if it has none.
+        choices: texts of the options A, B, C, ... of a multiple-choice question.
+        size: (height, width) of the image in pixels, for boxes; (0, 0) if no metric needs it.
+    """
+
+    id: str
+    group: str
+    prediction: str
+    references: tuple[str, ...]
+    subset: str = ""
+    choices: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Result of a metric.
+
+    Attributes:
+        figure: value of the whole benchmark, a fraction unless the metric's docstring names another scale.
+        scores: score of each row, in the order of the rows. Their mean is `figure` for metrics with `Metric.is_mean`.
+        details: further figures by name.
+        note: how the figure was computed where the machine decides it (the tokenizer of captions), else "".
+    """
+
+    figure: float
+    scores: tuple[float, ...]
+    details: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+Function = Callable[[Sequence[Row]], Scored]
+
+
+def mean_of(scores: Sequence[float], details: Mapping[str, float] | None = None) -> Scored:
+    """The mean over rows is the figure."""
+    return Scored(sum(scores) / len(scores), tuple(scores), details or {})
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Refuse rows that no metric can score.
+
+    Raises:
+        UserError: there are no rows, an id occurs twice, or a row has no reference.
+    """
+    if not rows:
+        raise UserError(
+            "a metric needs at least one row, got none. Did the reader of the benchmark return no question?"
+        )
+    ids: set[str] = set()
+    for row in rows:
+        if row.id in ids:
+            raise UserError(f"row {row.id!r} occurs twice; a question is scored once. Gather the answers by id first.")
+        if not row.references:
+            raise UserError(
+                f"row {row.id!r} has no reference, so it cannot be scored. Choose a split with public answers."
+            )
+        ids.add(row.id)
