@@ -1,4 +1,4 @@
-"""Common types of all metrics: a row is an answer beside its references, a `Scored` is what a metric makes of many rows."""
+"""Common types of all metrics: `Row` is an answer beside its references, `Scored` the result of a metric."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ def check_rows(rows: Sequence[Row]) -> None:
         UserError: there are no rows, an id occurs twice, or a row has no reference.
     """
     if not rows:
-        raise UserError(
-            "a metric needs at least one row, got none. Did the reader of the benchmark return no question?"
-        )
+        raise UserError("a metric needs at least one row, got none. Is the data file of the benchmark empty?")
     ids: set[str] = set()
     for row in rows:
         if row.id in ids:
