@@ -130,9 +130,10 @@ def mme(block: Case) -> Iterator[Check]:
             row(line, index, group=line["question_id"], subset=line["category"])
             for index, line in enumerate(case["rows"])
         ]
-        expected = case["expected"]
-        total = expected if not isinstance(expected, dict) else expected["total"]
-        yield str(case), score_rows("mme", rows).figure, total
+        scored = score_rows("mme", rows)
+        yield str(case), scored.figure, sum(case["expected"].values())
+        for part, expected in case["expected"].items():
+            yield f"{part} of {case}", scored.details[part], expected
 
 
 def boxes(block: Case) -> Iterator[Check]:

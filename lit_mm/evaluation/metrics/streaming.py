@@ -17,7 +17,8 @@ from lit_mm.evaluation.metrics.rows import Row, Scored
 class StreamingMetric(torchmetrics.Metric):
     """Holds rows until they are scored, gathered over ranks.
 
-    Rows are held as bytes, so that torchmetrics can gather them as tensors. Scoring sorts them by id: neither the
+    Rows are held as the values of their bytes in the metric's dtype, which torchmetrics gives to a rank without rows
+    when it gathers tensors; every floating dtype holds 0 to 255 exactly. Scoring sorts them by id: neither the
     number of ranks nor of updates changes the figure. A row that a sampler repeats is scored once.
 
     Args:
@@ -39,7 +40,7 @@ class StreamingMetric(torchmetrics.Metric):
         """Add rows."""
         for row in rows:
             line = json.dumps(asdict(row)).encode() + b"\n"
-            self.encoded.append(torch.tensor(list(line), dtype=torch.uint8, device=self.device))
+            self.encoded.append(torch.tensor(list(line), dtype=self.dtype, device=self.device))
 
     def compute(self) -> Tensor:
         """The figure, a scalar in fp64.
@@ -56,7 +57,7 @@ class StreamingMetric(torchmetrics.Metric):
     def rows(self) -> list[Row]:
         """Rows sorted by id, each once."""
         encoded = self.encoded if isinstance(self.encoded, list) else [self.encoded]
-        lines = {line for part in encoded for line in bytes(part.tolist()).split(b"\n") if line}
+        lines = {line for part in encoded for line in bytes(part.to(torch.uint8).tolist()).split(b"\n") if line}
         return sorted((_row(line) for line in lines), key=lambda row: row.id)
 
 

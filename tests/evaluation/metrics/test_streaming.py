@@ -45,9 +45,14 @@ def test_a_row_that_a_sampler_repeats_is_scored_once_and_two_answers_are_refused
 def work(rank: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
-    for metric in ("equality", "pope_f1"):
+    for metric, shares in (
+        ("equality", [ROWS[::2], ROWS[1::2]]),
+        ("pope_f1", [ROWS[6:], ROWS[:6]]),
+        ("anls", [ROWS, []]),
+        ("anls", [[], ROWS]),
+    ):
         stream = StreamingMetric(metric)
-        stream.update(ROWS[rank::2] if metric == "equality" else [ROWS[6:], ROWS[:6]][rank])
+        stream.update(shares[rank])
         assert stream.compute().item() == score_rows(metric, ROWS).figure
     dist.destroy_process_group()
 
