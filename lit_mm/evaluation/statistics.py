@@ -63,7 +63,7 @@ def bootstrap_figure(
     """Percentile interval of any figure, clustered by image: `figure` scores the rows at the indices of each resample.
 
     It is slower than `bootstrap_interval` and is for figures that are no mean of scores, as F1. A drawn image appears
-    as often as it was drawn, so `figure` must accept an index twice.
+    as often as it was drawn: `lit_mm.evaluation.metrics.resample` gives its copies names of their own.
     """
     clusters, members = _clusters(groups)
     rows = [np.flatnonzero(members == number) for number in range(clusters)]

@@ -32,7 +32,7 @@ def letter_accuracy(rows: Sequence[Row]) -> Scored:
 
 
 def mmbench_circular(rows: Sequence[Row]) -> Scored:
-    """Share of questions whose rotations are all right. A row's score is that of its rotation alone.
+    """Share of questions whose rotations are all right. There is one score per question, in the order of `Scored.ids`.
 
     `details` has the number of questions, the share of right first rotations and the share of undecided answers.
     Source: Qwen-VL eval_mm/mmbench/mmbench_evaluation.py.
@@ -52,7 +52,8 @@ def mmbench_circular(rows: Sequence[Row]) -> Scored:
         right[question] = min(scores[rotation] for rotation in rotations)
     first = sum(scores[question] for question in right) / len(right)
     details = {"questions": float(len(right)), "first_rotation": first, **alone.details}
-    return Scored(sum(right.values()) / len(right), alone.scores, details)
+    ids = tuple(map(str, right))
+    return Scored(sum(right.values()) / len(right), tuple(right.values()), details, ids=ids)
 
 
 def scienceqa_letter(text: str, choices: int) -> str:

@@ -55,7 +55,7 @@ METRICS = {
     "gqa_containment": Metric(gqa_containment),
     "scienceqa_accuracy": Metric(scienceqa_accuracy),
     "letter_accuracy": Metric(letter_accuracy),
-    "mmbench_circular": Metric(mmbench_circular, is_mean=False),
+    "mmbench_circular": Metric(mmbench_circular),
     "pope_f1": Metric(pope_f1, is_mean=False),
     "pope_accuracy": Metric(pope_accuracy),
     "mme": Metric(mme, is_mean=False),

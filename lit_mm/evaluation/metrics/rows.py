@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lit_mm.errors import UserError
 
@@ -38,14 +39,17 @@ class Scored:
     Attributes:
         figure: value of the whole benchmark, a fraction unless the metric's docstring names another scale.
         scores: score of each row, in the order of the rows. Their mean is `figure` for metrics with `Metric.is_mean`.
+            MMBench has one score per question instead, see `ids`.
         details: further figures by name.
         note: how the figure was computed where the machine decides it (the tokenizer of captions), else "".
+        ids: ids of the rows to which `scores` belong; empty if these are all rows.
     """
 
     figure: float
     scores: tuple[float, ...]
     details: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
+    ids: tuple[str, ...] = ()
 
 
 Function = Callable[[Sequence[Row]], Scored]
@@ -54,6 +58,18 @@ Function = Callable[[Sequence[Row]], Scored]
 def mean_of(scores: Sequence[float], details: Mapping[str, float] | None = None) -> Scored:
     """The mean over rows is the figure."""
     return Scored(sum(scores) / len(scores), tuple(scores), details or {})
+
+
+def resample(rows: Sequence[Row], indices: Sequence[int]) -> list[Row]:
+    """Rows at indices, for `bootstrap_figure`: the nth copy of a row gets an id and a group with the suffix "#n"."""
+    copies: Counter[int] = Counter()
+    sample = []
+    for index in indices:
+        row = rows[index]
+        suffix = f"#{copies[index]}" if copies[index] else ""
+        sample.append(replace(row, id=row.id + suffix, group=row.group + suffix))
+        copies[index] += 1
+    return sample
 
 
 def check_rows(rows: Sequence[Row]) -> None:

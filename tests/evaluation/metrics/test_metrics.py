@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_mm.errors import UserError
-from lit_mm.evaluation.metrics import METRICS, Row, score_rows
+from lit_mm.evaluation.metrics import METRICS, Row, resample, score_rows
 from lit_mm.evaluation.metrics.anls import levenshtein
 from lit_mm.evaluation.metrics.captions import cider_d
 from lit_mm.evaluation.metrics.choice import infer_letter, scienceqa_letter
@@ -110,7 +110,9 @@ def test_letters_of_mmbench(text: str, letter: str) -> None:
 def test_one_wrong_rotation_spoils_its_question() -> None:
     rows = [question("A", "A", id="7", choices=("x", "y")), question("A", "B", id="1000007", choices=("y", "x"))]
     scored = score_rows("mmbench_circular", rows)
-    assert scored.figure == 0 and scored.scores == (1, 0) and scored.details["first_rotation"] == 1
+    assert (
+        scored.figure == 0 and (scored.ids, scored.scores) == (("7",), (0,)) and scored.details["first_rotation"] == 1
+    )
     with pytest.raises(UserError, match="first rotation"):
         score_rows("mmbench_circular", rows[1:])
 
@@ -194,6 +196,15 @@ def test_rows_that_cannot_be_scored_are_refused(metric: str) -> None:
     ):
         with pytest.raises(UserError, match=message):
             score_rows(metric, rows)
+
+
+def test_copies_of_an_image_stay_apart_when_it_is_drawn_twice() -> None:
+    rows = [question(text, "Yes", id=text, subset="count") for text in ("yes", "no")]
+    rows += [question(f"yes{text}", "Yes", id=text, group="other", subset="count") for text in ("a", "b")]
+    assert score_rows("mme", rows).figure == 75 + 50
+    sample = resample(rows, [0, 1, 0, 1, 2, 3])
+    assert [row.id for row in sample] == ["yes", "no", "yes#1", "no#1", "a", "b"]
+    assert score_rows("mme", sample).figure == pytest.approx(100 * 4 / 6 + 100 / 3)
 
 
 def test_an_unknown_metric_is_named_with_those_that_exist() -> None:
