@@ -49,6 +49,8 @@ def test_the_seed_fixes_the_interval() -> None:
 def test_images_of_unequal_size_count_by_their_questions() -> None:
     interval = bootstrap_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"], resamples=4000)
     assert (interval.low, interval.high) == (0.0, 1.0)
+    median = bootstrap_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"], resamples=4000, level=0.0)
+    assert median.low == median.high == 0.75
 
 
 def test_the_interval_of_a_figure_agrees_with_that_of_the_mean() -> None:

@@ -177,6 +177,8 @@ def test_recall_counts_a_query_once_and_ties_keep_their_order() -> None:
     scored = score_rows("recall", rows)
     assert scored.figure == 0.5 and scored.details == {"recall@1": 0.5, "recall@5": 1, "recall@10": 1}
     assert rank(np.array([[1.0, 2.0, 2.0]])).tolist() == [[1, 2, 0]]
+    ties = np.arange(200)[None] % 3 / 1.0
+    assert rank(ties)[0, :66].tolist() == list(range(2, 200, 3))
 
 
 def test_only_the_best_candidates_are_reordered() -> None:
