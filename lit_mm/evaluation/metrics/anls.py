@@ -1,0 +1,50 @@
+"""ANLS: average normalised Levenshtein similarity of short texts (DocVQA, InfographicVQA, ST-VQA, ESTVQA)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lit_mm.evaluation.metrics.rows import Row, Scored, mean_of
+
+THRESHOLD = 0.5  # similarities below it count as 0; the threshold itself is kept
+
+
+def anls(rows: Sequence[Row]) -> Scored:
+    """ANLS in the form of the challenges: inner white space is collapsed.
+
+    Source: DocVQA and InfographicVQA challenge script, as in Qwen-VL eval_mm/infographicsvqa_eval.py.
+    """
+    return mean_of([best_similarity(row.prediction, row.references) for row in rows])
+
+
+def anls_monkey(rows: Sequence[Row]) -> Scored:
+    """ANLS in Monkey's form: inner white space counts. Source: Monkey eval/evaluate_vqa.py, `evaluateANLS`."""
+    return mean_of([best_similarity(row.prediction, row.references, collapse_ws=False) for row in rows])
+
+
+def best_similarity(prediction: str, references: Sequence[str], *, collapse_ws: bool = True) -> float:
+    """Similarity to the closest reference, 0 if it is below 0.5.
+
+    The distance is taken between stripped texts in lower case; it is divided by the longer length of the raw texts.
+    """
+
+    def plain(text: str) -> str:
+        return " ".join(text.lower().split()) if collapse_ws else text.lower().strip()
+
+    def distance(reference: str) -> float:
+        longest = max(len(prediction), len(reference))
+        return levenshtein(plain(prediction), plain(reference)) / longest if longest else 0.0
+
+    similarity = 1 - min(distance(reference) for reference in references)
+    return similarity if similarity >= THRESHOLD else 0.0
+
+
+def levenshtein(a: str, b: str) -> int:
+    """Fewest insertions, deletions and substitutions that turn `a` into `b`."""
+    previous = list(range(len(b) + 1))
+    for i, letter in enumerate(a, 1):
+        current = [i]
+        for j, other in enumerate(b, 1):
+            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (letter != other)))
+        previous = current
+    return previous[-1]

@@ -1,0 +1,71 @@
+"""Tokenisation of captions: Stanford's PTB tokenizer through Java, or nltk's Treebank rules in its place."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_mm.errors import UserError
+
+# Source: pycocoevalcap tokenizer/ptbtokenizer.py
+PUNCTUATION = frozenset(
+    ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
+)
+BRACKETS = {"(": "-LRB-", ")": "-RRB-", "{": "-LCB-", "}": "-RCB-"}
+INNER_STOP = re.compile(r"(?<=[a-z]{2})\.(?=\s)")  # nltk splits off only the full stop at the end
+
+
+def tokenise(captions: Sequence[str]) -> tuple[list[str], str]:
+    """Captions -> tokens in lower case without punctuation, joined by spaces; and the name of the tokenizer.
+
+    The Java tokenizer of pycocoevalcap is used where both are installed, else nltk, which needs no download.
+
+    Raises:
+        UserError: neither is installed, or Java fails.
+    """
+    jar = _jar()
+    if jar and shutil.which("java"):
+        return tokenise_java(captions, jar), "PTBTokenizer (Stanford CoreNLP 3.4.1, Java)"
+    if importlib.util.find_spec("nltk"):
+        return tokenise_nltk(captions), "nltk TreebankWordTokenizer (an approximation of PTBTokenizer)"
+    raise UserError(
+        "captions cannot be tokenised: neither pycocoevalcap with Java nor nltk is installed. "
+        "Install the extra: pip install 'lit_mm[captions]'"
+    )
+
+
+def tokenise_java(captions: Sequence[str], jar: Path) -> list[str]:
+    """Tokens by Stanford's PTBTokenizer, as pycocoevalcap calls it. Line breaks of a caption become spaces."""
+    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    lines = "\n".join(" ".join(caption.split()) for caption in captions)
+    process = subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
+    tokens = process.stdout.split("\n")[: len(captions)]
+    if process.returncode or len(tokens) != len(captions):
+        raise UserError(
+            f"Java's tokenizer returned {len(tokens)} lines for {len(captions)} captions: {process.stderr[-500:]}"
+        )
+    return [_join(line.split()) for line in tokens]
+
+
+def tokenise_nltk(captions: Sequence[str]) -> list[str]:
+    """Tokens by nltk's TreebankWordTokenizer; full stops inside a caption are split off too."""
+    tokenizer = importlib.import_module("nltk.tokenize.treebank").TreebankWordTokenizer()
+    texts = (INNER_STOP.sub(" . ", caption.lower()) for caption in captions)
+    return [_join([BRACKETS.get(token, token) for token in tokenizer.tokenize(text)]) for text in texts]
+
+
+def _join(tokens: list[str]) -> str:
+    return " ".join(token for token in tokens if token not in PUNCTUATION)
+
+
+def _jar() -> Path | None:
+    spec = importlib.util.find_spec("pycocoevalcap")
+    folders = spec.submodule_search_locations if spec else None
+    return next(
+        (jar for folder in folders or () for jar in Path(folder).glob("tokenizer/stanford-corenlp-*.jar")), None
+    )

@@ -1,0 +1,188 @@
+"""Intervals and tests of scores: what a difference between two models is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_mm.errors import UserError
+
+RESAMPLES = 2000
+CHUNK = 2**22  # drawn clusters at a time: 32 MiB of indices
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Bounds of a figure at a level of confidence."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Difference b - a of two mean scores on the same questions.
+
+    Attributes:
+        difference: mean score of b minus that of a.
+        interval: its 95 % interval.
+        p_value: two-sided probability of such a difference if both were equal.
+    """
+
+    difference: float
+    interval: Interval
+    p_value: float
+
+
+def bootstrap_interval(
+    scores: Sequence[float], groups: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
+) -> Interval:
+    """Percentile interval of the mean score; whole images are drawn with replacement, since their questions correlate.
+
+    Raises:
+        UserError: there are no scores, or not one group per score.
+    Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13; Field and Welsh,
+        "Bootstrapping clustered data" (2007).
+    """
+    return _percentiles(_means(scores, groups, seed, resamples), level)
+
+
+def bootstrap_figure(
+    figure: Callable[[Sequence[int]], float],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile interval of any figure, clustered by image: `figure` scores the rows at the indices of each resample.
+
+    It is slower than `bootstrap_interval` and is for figures that are no mean of scores, as F1. A drawn image appears
+    as often as it was drawn: `lit_mm.evaluation.metrics.resample` gives its copies names of their own.
+    """
+    clusters, members = _clusters(groups)
+    rows = [np.flatnonzero(members == number) for number in range(clusters)]
+    generator = np.random.default_rng(seed)
+    draws = (generator.integers(clusters, size=clusters) for _ in range(resamples))
+    return _percentiles(
+        np.array([figure(np.concatenate([rows[number] for number in draw]).tolist()) for draw in draws]), level
+    )
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+    """Exact two-sided p of McNemar's test on right (1) or wrong (0) answers to the same questions.
+
+    Only questions on which a and b differ count: with 1 and 9 of them, p = 2 * (1 + 10) / 2**10 = 0.0215.
+
+    Raises:
+        UserError: lengths differ, or a score is neither 0 nor 1.
+    Source: McNemar, Psychometrika 12 (1947); exact form by the binomial distribution.
+    """
+    _check_pairs(a, b)
+    if not set(a) | set(b) <= {0, 1}:
+        raise UserError(
+            "McNemar's test needs scores of 0 or 1, got others. Use the paired bootstrap for graded scores."
+        )
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+    return binomial_p(min(only_a, only_b), only_a + only_b)
+
+
+def binomial_p(k: int, n: int) -> float:
+    """Two-sided p of k or fewer heads (or as many tails) in n throws of a fair coin; 1 for n = 0."""
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return float(min(1, 2 * tail / 2**n)) if 2 * k < n else 1.0
+
+
+def paired_bootstrap(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Comparison:
+    """Compare two graded scores of the same questions; whole images are drawn with replacement.
+
+    p is twice the smaller share of resamples on one side of 0, a resample of exactly 0 counts on both sides, and one
+    is added to counts and resamples, so that p is never 0.
+
+    Raises:
+        UserError: lengths differ, or there are no scores.
+    Source: Davison and Hinkley, "Bootstrap Methods and their Application" (1997), section 4.4.
+    """
+    _check_pairs(a, b)
+    differences = np.asarray(b, float) - np.asarray(a, float)
+    means = _means(differences, groups, seed, resamples)
+    side = min(np.count_nonzero(means <= 0), np.count_nonzero(means >= 0))
+    p_value = min(1.0, 2 * (side + 1) / (resamples + 1))
+    return Comparison(float(differences.mean()), _percentiles(means, 0.95), p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p of several comparisons, in the order given. 0.01, 0.04, 0.03 -> 0.03, 0.06, 0.06.
+
+    Source: Holm, Scandinavian Journal of Statistics 6 (1979).
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def questions_needed(difference: float, disagreement: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Number of questions with which McNemar's test tells a difference of two accuracies.
+
+    Args:
+        difference: accuracy of b minus that of a, a fraction.
+        disagreement: share of questions on which exactly one of the two is right, at least abs(difference).
+        alpha: two-sided level of the test.
+        power: probability of telling the difference.
+    Raises:
+        UserError: the difference is 0 or larger than the disagreement, or a share is not between 0 and 1.
+    Source: Connor, Biometrics 43 (1987), the normal approximation without correction for continuity.
+    """
+    if not 0 < abs(difference) <= disagreement <= 1 or not 0 < alpha < 1 or not 0 < power < 1:
+        raise UserError(
+            "questions_needed expects 0 < |difference| <= disagreement <= 1 and alpha and power between 0 and 1, "
+            f"got {difference=}, {disagreement=}, {alpha=}, {power=}"
+        )
+    normal = NormalDist()
+    size = normal.inv_cdf(1 - alpha / 2) * math.sqrt(disagreement)
+    spread = normal.inv_cdf(power) * math.sqrt(disagreement - difference**2)
+    return math.ceil(((size + spread) / difference) ** 2)
+
+
+def _means(
+    scores: Sequence[float] | NDArray[np.floating], groups: Sequence[str], seed: int, resamples: int
+) -> NDArray[np.floating]:
+    """[resamples] means of scores, clusters drawn with replacement."""
+    if len(scores) == 0 or len(scores) != len(groups):
+        raise UserError(f"the bootstrap needs one group per score, got {len(scores)} scores and {len(groups)} groups")
+    clusters, members = _clusters(groups)
+    sums = np.bincount(members, np.asarray(scores, float), clusters)
+    sizes = np.bincount(members, minlength=clusters)
+    generator = np.random.default_rng(seed)
+    rows = max(1, CHUNK // clusters)
+    means = []
+    for start in range(0, resamples, rows):
+        draw = generator.integers(clusters, size=(min(rows, resamples - start), clusters))
+        means.append(sums[draw].sum(1) / sizes[draw].sum(1))
+    return np.concatenate(means)
+
+
+def _clusters(groups: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
+    """Number of clusters and the cluster of each row."""
+    names, members = np.unique(np.asarray(groups), return_inverse=True)
+    return len(names), members
+
+
+def _percentiles(values: NDArray[np.floating], level: float) -> Interval:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def _check_pairs(a: Sequence[float], b: Sequence[float]) -> None:
+    if len(a) != len(b) or not len(a):
+        raise UserError(f"a comparison needs the same questions on both sides, got {len(a)} and {len(b)} scores")
