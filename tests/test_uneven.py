@@ -99,7 +99,8 @@ def test_views_of_several_shapes_on_several_ranks_are_refused_with_the_reason():
     module, data = xcomposer2(), Documents()
     data.begin(module.processor, EVERYTHING, seed=0)
     batch: Batch = data.rows[next(iter(data.stream))]
-    both = replace(batch, views=(batch.views.groups[0], torch.zeros(1, 3, 28, 56)))
+    views = replace(batch.views, groups=(batch.views.groups[0], torch.zeros(1, 3, 28, 56)))
+    both = replace(batch, views=views)
     module._trainer = SimpleNamespace(world_size=1)
     module.check_calls(both)
     module._trainer = SimpleNamespace(world_size=2)

@@ -18,10 +18,11 @@ from lit_mm.connectors.qformer_projector import QFormerProjector
 from lit_mm.connectors.slice_resampler import SliceResampler
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.model import MultimodalModel
+from lit_mm.samples.batch import Views
 from lit_mm.vision.vit import ViT
 from tests.tiny import language
 
-VIEWS = (torch.randn(2, 3, 28, 42), torch.randn(1, 3, 42, 14))  # 2 x 3 patches twice, 3 x 1 once
+GROUPS = (torch.randn(2, 3, 28, 42), torch.randn(1, 3, 42, 14))  # 2 x 3 patches twice, 3 x 1 once
 WRAPPERS = [
     (WithNewline, 1),
     (WithFlags, 2),
@@ -41,13 +42,14 @@ def test_views_of_several_shapes_still_take_one_call(
     vision = ViT(image_size=28, patch=14, width=16, layers=1, heads=2, any_size=True)
     plain = MultimodalModel(decoder, vision, inner, fusion=scatter_visual).eval()
     beside = MultimodalModel(decoder, vision, wrapper(inner, 32), fusion=scatter_visual).eval()
+    views = Views(GROUPS, torch.zeros(3, dtype=torch.long), torch.full((3,), -1), sum(counts))
     calls: Counter[str] = Counter()
     for name, part in (("vision", vision), ("connector", inner)):
         part.register_forward_hook(lambda *_, name=name: calls.update([name]))
     with torch.no_grad():
-        bank = beside.bank(VIEWS)
+        bank = beside.bank(views)
         assert calls == {"vision": 1, "connector": 1}
-        assert torch.equal(bank[:-vectors], plain.bank(VIEWS)) and len(bank) == sum(counts) + vectors
+        assert torch.equal(bank[:-vectors], plain.bank(views)) and len(bank) == sum(counts) + vectors
         assert torch.equal(bank[-vectors:], beside.connector.learned())
 
 
