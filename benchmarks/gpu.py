@@ -101,7 +101,7 @@ def operations(module: MultimodalModule, batch: Batch) -> int:
 
     language = matrices("language")
     of_vision = 6 if "vision" in module.stage.train else 2
-    patches = sum(len(group) * group.shape[-2] // 14 * (group.shape[-1] // 14) for group in batch.views)
+    patches = sum(len(group) * group.shape[-2] // 14 * (group.shape[-1] // 14) for group in batch.views.groups)
     # The input embedding is looked up, not multiplied with; it and the head are the largest
     return 6 * batch.num_tokens * (sum(language) - max(language)) + of_vision * patches * sum(matrices("vision"))
 
