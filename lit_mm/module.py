@@ -180,7 +180,7 @@ class MultimodalModule(L.LightningModule):
         layered = {n: m for n, m in self.modules_by_part().items() if hasattr(m, "layer_of")}
         optimizer = make_optimizer(parameter_groups(self.parts(), stage, layered), stage.betas)
         starts = [stage.train[group["part"]].from_step for group in optimizer.param_groups]
-        factors = [lambda step, start=start: stage.factor(step, total) * (step >= start) for start in starts]
+        factors = [lambda step, start=start: stage.schedule.factor(step, total) * (step >= start) for start in starts]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

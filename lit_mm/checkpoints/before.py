@@ -278,4 +278,22 @@ INPUTS: dict[str, Callable[[str, Config], Translated]] = {
 }
 OWN_PROMPT = {"XComposer", "XComposer2", "XComposer2HD", "Monkey"}
 
-STEPS: tuple[Callable[[Config], Config], ...] = (translate_paths, translate_inputs)
+
+# --- schedules -------------------------------------------------------------------------------------------------------
+def translate_schedules(config: Config) -> Config:
+    """`schedule`, `warmup` and `floor` of a stage become one object, such as `lit_mm.stages.Cosine`."""
+    return {**config, "stages": [translate_schedule(stage) for stage in config.get("stages") or []]}
+
+
+def translate_schedule(stage: Config) -> Config:
+    """One stage; a stage in today's form is returned unchanged."""
+    name = stage.get("schedule", "cosine")
+    if not isinstance(name, str) or not {"schedule", "warmup", "floor"} & stage.keys():
+        return stage
+    arguments = {"warmup": stage.get("warmup", 0.01), "start": 0.0, "floor": stage.get("floor", 0.0)}
+    schedule = {"class_path": f"lit_mm.stages.{name.capitalize()}", "init_args": arguments}
+    others = {key: value for key, value in stage.items() if key not in ("warmup", "floor", "schedule")}
+    return {**others, "schedule": schedule}
+
+
+STEPS: tuple[Callable[[Config], Config], ...] = (translate_paths, translate_inputs, translate_schedules)

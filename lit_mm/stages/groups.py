@@ -53,7 +53,7 @@ def parameter_groups(
         top = layered[part].num_layers if train.layer_decay < 1 else 0
         for name, parameter in parts[part].items():
             layer = layered[part].layer_of(name) if train.layer_decay < 1 else 0
-            decay = parameter.ndim > 1
+            decay = parameter.ndim > 1 or train.decay_vectors
             muon = train.optimizer == "muon" and parameter.ndim == 2 and multiplies(name)
             group = groups.setdefault(
                 (part, layer, decay, muon),

@@ -11,6 +11,7 @@ from torch import nn
 
 from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
+from lit_mm.stages.schedule import Cosine, Schedule
 
 
 @dataclass
@@ -19,7 +20,8 @@ class Train:
 
     Args:
         lr: peak learning rate.
-        weight_decay: decoupled decay; vectors (biases, norm weights) are never decayed.
+        weight_decay: decoupled decay.
+        decay_vectors: True if vectors (biases, norm weights) are decayed too, as some authors do.
         layer_decay: the lr of a layer is `lr * layer_decay ** (layers above it)`; 1 gives every layer the same.
         from_step: optimizer steps of the stage before the part thaws; on a single device they cost it no backward pass.
         optimizer: muon trains the matrices that activations are multiplied with by Muon, and the rest (vectors,
@@ -32,6 +34,7 @@ class Train:
     layer_decay: float = 1.0
     from_step: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
+    decay_vectors: bool = False
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or not 0 < self.layer_decay <= 1 or self.weight_decay < 0 or self.from_step < 0:
@@ -49,12 +52,11 @@ class Stage:
         train: part name -> how it learns. Parts that are not listed stay frozen.
         max_steps: optimizer steps; left out, the length is `epochs`.
         epochs: passes over the stage's data, where `max_steps` is left out.
-        warmup: share of the stage over which the learning rate rises linearly (0.01 = 1 %).
-        schedule: what follows the warm-up.
-        floor: share of the peak learning rate at which cosine and linear end.
+        schedule: learning rate over the steps, as a share of every part's peak: one of `lit_mm.stages`.
         betas: AdamW's moment decay rates.
         clip: gradient norm limit over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
+        noisy: frozen parts that keep their dropout. Other frozen parts run in evaluation mode.
         inputs: changes of how its training documents become samples; None: as in the model in use.
         objectives: name of an objective of the model -> its weight in the loss; empty: the model's first, as it is.
         inputs_from: optimizer step of the stage -> further changes from that step on. Optimizer, schedule and the order
@@ -65,12 +67,11 @@ class Stage:
     train: dict[str, Train] = field(default_factory=dict)
     max_steps: int | None = None
     epochs: int = 1
-    warmup: float = 0.01
-    schedule: Literal["cosine", "constant", "linear"] = "cosine"
+    schedule: Schedule = field(default_factory=Cosine)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
-    floor: float = 0.0
+    noisy: list[str] = field(default_factory=list)
     objectives: dict[str, float] = field(default_factory=dict)
     inputs: Inputs | None = None
     inputs_from: dict[int, Inputs] = field(default_factory=dict)
@@ -83,11 +84,6 @@ class Stage:
             raise UserError(
                 f"stage {self.name!r}: max_steps and epochs are at least 1, got {self.max_steps} and {self.epochs}"
             )
-        if not 0 <= self.warmup < 1:
-            raise UserError(f"stage {self.name!r}: warmup is a share of the stage in [0, 1), got {self.warmup}")
-        if not 0 <= self.floor < 1:
-            raise UserError(f"stage {self.name!r}: floor is a share of the learning rate in [0, 1), got {self.floor}")
-
         if wrong := {name: weight for name, weight in self.objectives.items() if not 0 < weight < math.inf}:
             raise UserError(f"stage {self.name!r}: weights of objectives are positive numbers, got {wrong}")
 
@@ -104,20 +100,6 @@ class Stage:
                 f"{f', {self.max_steps}' if self.max_steps else ''}, got {beyond}. What holds from the first step is "
                 f"`stages.{self.name}.inputs`"
             )
-
-    def factor(self, step: int, total: int) -> float:
-        """Share of the peak learning rate used by optimizer step `step` (from 0) of `total`.
-
-        The warm-up reaches the peak at its last step; cosine and linear end at `floor` after the last step.
-        """
-        rise = math.ceil(round(self.warmup * total, 6))  # 0.07 * 100 is 7.000000000000001
-        if step < rise:
-            return (step + 1) / rise
-        if self.schedule == "constant":
-            return 1.0
-        progress = (step - rise) / max(1, total - rise)
-        falling = 0.5 * (1 + math.cos(math.pi * progress)) if self.schedule == "cosine" else 1 - progress
-        return self.floor + (1 - self.floor) * falling
 
 
 def check_recipe(
@@ -144,6 +126,12 @@ def check_recipe(
             raise UserError(
                 f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
                 f"Correct `stages.{stage.name}.train`."
+            )
+        if wrong := sorted(set(stage.noisy) - (parts.keys() - stage.train.keys())):
+            frozen = sorted(parts.keys() - stage.train.keys())
+            raise UserError(
+                f"stage {stage.name!r}: `noisy` names frozen parts that keep their dropout, got {wrong}; frozen are "
+                f"{frozen}"
             )
         if unknown := sorted(stage.objectives.keys() - set(objectives)):
             raise UserError(

@@ -1,0 +1,159 @@
+"""Schedules: the learning rate over the steps of a stage, as a share of each part's peak rate."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from lit_mm.errors import UserError
+
+
+class Schedule(ABC):
+    """A learning rate over the optimizer steps of a stage. Subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def factor(self, step: int, total: int) -> float:
+        """Share of the peak learning rate that optimizer step `step` (from 0) of `total` uses."""
+
+
+@dataclass(frozen=True)
+class Rising(Schedule):
+    """A schedule that begins with a linear rise.
+
+    Attributes:
+        warmup: length of the linear rise to the peak: a share of the stage if below 1 (0.03 = 3 %), else optimizer
+            steps (2000).
+        start: share of the peak rate at which the rise starts.
+        floor: share of the peak rate at which a falling rate ends.
+    Raises:
+        UserError: a negative warm-up, or shares that are not in [0, 1).
+    """
+
+    warmup: float | int = 0.01
+    start: float = 0.0
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < math.inf or (self.warmup > 1 and self.warmup != int(self.warmup)):
+            raise UserError(
+                f"{type(self).__name__}: warmup is a share of the stage below 1, or a whole number of steps, got "
+                f"{self.warmup}"
+            )
+        for name in ("start", "floor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f"{type(self).__name__}: {name} is a share of the peak learning rate in [0, 1), got "
+                    f"{getattr(self, name)}"
+                )
+
+    def warmup_steps(self, total: int) -> int:
+        """Optimizer steps of the rise in a stage of `total` steps."""
+        return math.ceil(round(self.warmup * total, 6)) if self.warmup < 1 else int(self.warmup)  # 0.07 * 100 > 7
+
+
+@dataclass(frozen=True)
+class AfterRise(Rising):
+    """A rise that reaches the peak at its last step, and then `after` the rise, which ends behind the last step."""
+
+    def factor(self, step: int, total: int) -> float:
+        rise = self.warmup_steps(total)
+        if step < rise:
+            return self.start + (1 - self.start) * (step + 1) / rise
+        return self.floor + (1 - self.floor) * self.after((step - rise) / max(1, total - rise))
+
+    @abstractmethod
+    def after(self, progress: float) -> float:
+        """Share between floor and peak, from progress 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Cosine(AfterRise):
+    """Half a cosine from the peak to the floor, step by step."""
+
+    def after(self, progress: float) -> float:
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Linear(AfterRise):
+    """A straight line from the peak to the floor."""
+
+    def after(self, progress: float) -> float:
+        return 1 - progress
+
+
+@dataclass(frozen=True)
+class Constant(AfterRise):
+    """The peak rate until the end."""
+
+    def after(self, progress: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class ByEpoch(Rising):
+    """A rate that changes at the start of an epoch only; the rise lies in the first epoch and starts at `start`.
+
+    Attributes:
+        epochs: number of equal epochs that the stage is divided into.
+    Source: LAVIS 506965b, lavis/common/optims.py.
+    """
+
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epochs < 1:
+            raise UserError(f"{type(self).__name__}: epochs is at least 1, got {self.epochs}")
+
+    def factor(self, step: int, total: int) -> float:
+        epoch = min(step * self.epochs // total, self.epochs - 1)
+        if epoch == 0:
+            return min(1.0, self.start + (1 - self.start) * step / max(1, self.warmup_steps(total)))
+        return self.at_epoch(epoch)
+
+    @abstractmethod
+    def at_epoch(self, epoch: int) -> float:
+        """Share of the peak in an epoch from 1 on."""
+
+
+@dataclass(frozen=True)
+class EpochCosine(ByEpoch):
+    """A cosine over epochs. Source: LinearWarmupCosineLRScheduler of LAVIS (BLIP, BLIP-2, InstructBLIP)."""
+
+    def at_epoch(self, epoch: int) -> float:
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+
+
+@dataclass(frozen=True)
+class EpochDecay(ByEpoch):
+    """A rate that is multiplied by `decay` at every epoch. Source: LinearWarmupStepLRScheduler of LAVIS (BLIP).
+
+    Attributes:
+        decay: factor from epoch to epoch.
+    """
+
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.decay <= 1:
+            raise UserError(f"EpochDecay: decay is in (0, 1], got {self.decay}")
+
+    def at_epoch(self, epoch: int) -> float:
+        return max(self.floor, self.decay**epoch)
+
+
+@dataclass(frozen=True)
+class GlobalCosine(Rising):
+    """A cosine over all steps of the stage, its rise included: where the rise ends, the rate jumps down slightly.
+
+    Source: LinearWarmupCosineLRScheduler of MiniGPT-4 d94738a, minigpt4/common/optims.py.
+    """
+
+    def factor(self, step: int, total: int) -> float:
+        rise = self.warmup_steps(total)
+        if step < rise:
+            return min(1.0, self.start + (1 - self.start) * step / rise)
+        return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * step / total))
