@@ -24,7 +24,9 @@ Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
 `frozen_total`, `from_step` of parts that thaw later, `steps` or `epochs`, `rows_per_step`, `samples_per_step`,
 `memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles,
-`visual_tokens`) as the 
+`visual_tokens`) as the finished model sees them. A stage that sees them in another way has its own `images`;
+`images_by_source` has those of sources with a tiling of their own.
+
 `memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
 must gather at once at least. It depends on `strategy`, `zero` (its stage; 0 is none), `ranks`, `ranks_from` (recipe,
