@@ -10,8 +10,34 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("lit_mm", "callbacks", "datamodules")
 ROLES = frozenset(
-    "own made found kept told said held given chosen shown named asked seen wanted known written taken drawn placed "
-    "changed moved done its one ours theirs".split()
+    (
+        "own",
+        "made",
+        "found",
+        "kept",
+        "told",
+        "said",
+        "held",
+        "given",
+        "chosen",
+        "shown",
+        "named",
+        "asked",
+        "seen",
+        "wanted",
+        "known",
+        "written",
+        "taken",
+        "drawn",
+        "placed",
+        "changed",
+        "moved",
+        "done",
+        "its",
+        "one",
+        "ours",
+        "theirs",
+    )
 )
 MOST_ROLES = 0.006  # share of all bound names
 MOST_LOOKUPS = 24  # calls of getattr and hasattr
