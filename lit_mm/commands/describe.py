@@ -56,12 +56,12 @@ def describe(arguments: Sequence[str]) -> None:
         "--ranks", type=int, metavar="N", help="plan the memory of so many processes (default: devices x num_nodes)"
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
-    chosen, overrides = parser.parse_known_args(arguments)
-    sizes = None if chosen.images is None else read_sizes(chosen.images)
-    if chosen.ranks is not None and chosen.ranks < 1:
-        raise UserError(f"--ranks counts processes from 1, got {chosen.ranks}")
-    plan = plan_of(open_recipe(parser, chosen.config, overrides), sizes, chosen.ranks)
-    print(json.dumps(plan) if chosen.format == "json" else tables(plan))
+    choices, overrides = parser.parse_known_args(arguments)
+    sizes = None if choices.images is None else read_sizes(choices.images)
+    if choices.ranks is not None and choices.ranks < 1:
+        raise UserError(f"--ranks counts processes from 1, got {choices.ranks}")
+    plan = plan_of(open_recipe(parser, choices.config, overrides), sizes, choices.ranks)
+    print(json.dumps(plan) if choices.format == "json" else tables(plan))
 
 
 def open_recipe(parser: Arguments, configs: Sequence[str], overrides: Sequence[str]) -> RecipeCLI:
