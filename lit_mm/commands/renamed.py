@@ -7,27 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_mm.checkpoints.before import translate_inputs
-from lit_mm.commands.mistakes import ConfigText
 from lit_mm.errors import UserError
 
 
-def refuse_old_keys(texts: Sequence[ConfigText]) -> None:
+def refuse_old_keys(files: Sequence[str]) -> None:
     """Compare a recipe with its translation.
 
     Args:
-        texts: the config files; later ones override.
+        files: the config files, which are known to be YAML mappings; later ones override.
     Raises:
         UserError: the model's arguments are in the form of the version before, such as `by_stage`, `aspect`, `limits`
             or {function: ...}; with the lines that replace them.
     """
     recipe: dict[str, Any] = {}
-    for text in texts:
-        recipe = merged(recipe, yaml.SafeLoader("").construct_document(deepcopy(text.root)))
+    for file in files:
+        recipe = merged(recipe, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
     translated = translate_inputs(deepcopy(recipe))
     if translated == recipe:
         return
@@ -42,7 +42,7 @@ def refuse_old_keys(texts: Sequence[ConfigText]) -> None:
     ]
     lines |= {"stages": stages} if stages else {}
     raise UserError(
-        f"{', '.join(text.label for text in texts)}: {', '.join(f'`model.init_args.{key}`' for key in gone)} "
+        f"{', '.join(files)}: {', '.join(f'`model.init_args.{key}`' for key in gone)} "
         f"{'is' if len(gone) == 1 else 'are'} written otherwise since this version. Write instead, the stages beside "
         f"their other keys:\n{yaml.dump(lines, Dumper=Plain, sort_keys=False, default_flow_style=None, width=120)}"
     )
