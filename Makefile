@@ -40,9 +40,10 @@ test-all: setup ## run all tests that need no GPU and no download
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile \
 		-m "not gpu and not weights" $(ARGS)
 
-lint: setup ## check style and formatting
+lint: setup ## check style, formatting and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	.venv/bin/pyrefly check
 
 clean: ## remove caches and build leftovers; .venv and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -17,7 +17,8 @@ from PIL import Image
 
 import lit_mm.environment
 from lit_mm.cli import main, mistake_of, said
-from lit_mm.commands.mistakes import ConfigText, Problem, explain, locate
+from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_of
+from lit_mm.commands.mistakes import Problem, explain, locate
 from lit_mm.commands.options import RECIPE_OPTIONS, nearest_option
 from lit_mm.errors import UserError
 from lit_mm.families import XComposer2
@@ -215,6 +216,49 @@ def test_a_misspelt_init_args_is_corrected(mistake: Mistake) -> None:
 def test_what_a_part_refuses_is_said_in_its_own_words(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key(f"{VISION}.heads", 3)))
     assert message == "ViT: `heads` must divide `width`, got width=16, heads=3"
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        (
+            "data.class_path",
+            "lit_mm.families.XComposer2",
+            "data.class_path: expected a subclass of lightning.pytorch.core.datamodule.LightningDataModule, "
+            "got lit_mm.families.XComposer2",
+        ),
+    ],
+)
+def test_a_class_of_another_kind_is_refused(mistake: Mistake, dotted: str, value: str, message: str) -> None:
+    path = written(with_key(dotted, value))
+    assert mistake("fit", "--config", path).partition(": ")[2] == message
+
+
+def test_a_key_that_is_in_a_file_twice_is_refused_with_both_lines(mistake: Mistake) -> None:
+    text = yaml.safe_dump(RECIPE, sort_keys=False) + "data: {}\n"
+    Path("recipe.yaml").write_text(text)
+    message = mistake("fit", "--config", "recipe.yaml")
+    first, second = (at for at, line in enumerate(text.splitlines(), 1) if line.startswith("data:"))
+    assert message == (
+        f"recipe.yaml, line {second}: data: the key 'data' is also in line {first}. Remove one of the two"
+    )
+
+
+def test_an_unknown_key_behind_a_class_of_another_file_is_named(mistake: Mistake) -> None:
+    other = {"model": {"class_path": "lit_mm.families.Llava15", "init_args": {"rank": 3}}}
+    message = mistake("fit", "--config", written(RECIPE), "--config", written(other, "other.yaml"))
+    assert message.startswith("other.yaml, line 4: model.init_args.rank: lit_mm.families.Llava15 has no key 'rank'")
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--model.init_args.rnak=8", "--model.rnak=8", "--model.init_args={rnak: 8}", "--model={init_args: {rnak: 8}}"],
+)
+def test_an_unknown_key_is_named_however_the_command_line_spells_it(mistake: Mistake, option: str) -> None:
+    message = mistake("fit", "--config", written(RECIPE), option)
+    assert message.startswith("model.") and message.endswith(
+        "rnak (on the command line): lit_mm.families.XComposer2 has no key 'rnak'. Did you mean 'rank'?"
+    )
 
 
 # --- stages ----------------------------------------------------------------------------------------------------------
@@ -524,17 +568,19 @@ NESTED = """Parser key "model":
 
 def test_the_deepest_complaint_of_a_nested_message_is_picked() -> None:
     problem = Problem.of(NESTED)
-    assert problem.steps == ("model", None, "vision", None)
-    assert problem.owner == "lit_mm.vision.vit.ViT"
+    assert problem.names == ("model", "vision")
     assert problem.complaint == "Option 'widht' is not accepted"
 
 
 def test_a_key_is_found_in_the_item_of_a_list_that_has_it() -> None:
-    text = ConfigText.of({"stages": [{"name": "a", "lr": 1}, {"name": "b", "lr": 2}, {"lr": 3}]}, "kept")
-    assert locate([text], ("stages", "lr"), lambda node: node.value == "2") == "kept: stages.b.lr"
-    assert locate([text], ("stages", "lr"), lambda node: node.value == "3") == "kept: stages.2.lr"
-    assert locate([text], ("stages", "lr"), lambda node: node.value == "4") == "stages.lr (on the command line)"
+    config = config_of({"stages": [{"name": "a", "lr": 1}, {"name": "b", "lr": 2}, {"lr": 3}]}, "kept")
+    assert locate(config, ("stages", "lr"), "2") == "kept: stages.b.lr"
+    assert locate(config, ("stages", "lr"), "3") == "kept: stages.2.lr"
+    assert locate(config, ("stages", "lr"), "4") == "stages.lr"
 
 
 def test_a_complaint_that_is_not_known_keeps_its_first_lines() -> None:
-    assert explain('Parser key "data":\n  one\n  two\n  three\n  four', [], []) == "data: one\n  two\n  three"
+    assert (
+        explain('Parser key "data":\n  one\n  two\n  three\n  four', Entry({}, COMMAND_LINE), [])
+        == "data: one\n  two\n  three"
+    )

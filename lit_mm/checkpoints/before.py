@@ -282,13 +282,16 @@ OWN_PROMPT = {"XComposer", "XComposer2", "XComposer2HD", "Monkey"}
 # --- schedules -------------------------------------------------------------------------------------------------------
 def translate_schedules(config: Config) -> Config:
     """`schedule`, `warmup` and `floor` of a stage become one object, such as `lit_mm.stages.Cosine`."""
-    return {**config, "stages": [translate_schedule(stage) for stage in config.get("stages") or []]}
+    stages = config.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages):
+        return config
+    return {**config, "stages": [translate_schedule(stage) for stage in stages]}
 
 
 def translate_schedule(stage: Config) -> Config:
     """One stage; a stage in today's form is returned unchanged."""
     name = stage.get("schedule", "cosine")
-    if not isinstance(name, str) or not {"schedule", "warmup", "floor"} & stage.keys():
+    if name not in ("cosine", "linear", "constant") or not {"schedule", "warmup", "floor"} & stage.keys():
         return stage
     arguments = {"warmup": stage.get("warmup", 0.01), "start": 0.0, "floor": stage.get("floor", 0.0)}
     schedule = {"class_path": f"lit_mm.stages.{name.capitalize()}", "init_args": arguments}

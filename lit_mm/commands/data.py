@@ -67,14 +67,14 @@ def data(arguments: Sequence[str]) -> None:
             "--source", metavar="YAML", help="one source instead of the recipe's: {format: ..., path: ...}"
         )
     own, overrides = split_overrides(arguments)
-    chosen = parser.parse_args(own)
-    if overrides and chosen.config is None:
+    choices = parser.parse_args(own)
+    if overrides and choices.config is None:
         raise UserError(f"{overrides[0]} changes a recipe: name it with --config")
-    chosen.recipe = [*(word for path in chosen.config or () for word in ("--config", path)), *overrides]
-    if chosen.config is None and (chosen.source is None or chosen.action == "show"):
-        needs = "--config" if chosen.action == "show" else "--config or --source"
-        raise UserError(f"data {chosen.action} needs {needs} ({PROG} {chosen.action} --help)")
-    {"check": check, "show": show, "index": index}[chosen.action](chosen)
+    choices.recipe = [*(word for path in choices.config or () for word in ("--config", path)), *overrides]
+    if choices.config is None and (choices.source is None or choices.action == "show"):
+        needs = "--config" if choices.action == "show" else "--config or --source"
+        raise UserError(f"data {choices.action} needs {needs} ({PROG} {choices.action} --help)")
+    {"check": check, "show": show, "index": index}[choices.action](choices)
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -94,37 +94,37 @@ def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 # --- check -----------------------------------------------------------------------------------------------------------
-def check(chosen: argparse.Namespace) -> None:
+def check(choices: argparse.Namespace) -> None:
     """Go through all samples without decoding pixels: placeholders against images, ids, files, headers, empty answers,
     regions, JSON. Exit code 2 if anything is wrong."""
     from lit_mm.documents.sources.check import as_record, check_source
 
-    if chosen.lines < 0:
-        raise UserError(f"--lines is at least 0, got {chosen.lines}")
-    found: list[tuple[str, SampleError]] = []
+    if choices.lines < 0:
+        raise UserError(f"--lines is at least 0, got {choices.lines}")
+    errors_listed: list[tuple[str, SampleError]] = []
     summaries = []
-    for name, source in sources_of(chosen, heldout=True):
+    for name, source in sources_of(choices, heldout=True):
 
         def tell(error: SampleError, name: str = name) -> None:
-            if not chosen.lines or len(found) < chosen.lines:
-                found.append((name, error))
+            if not choices.lines or len(errors_listed) < choices.lines:
+                errors_listed.append((name, error))
 
         with bar(f"checking {name}", len(source)) as progress:
             summaries.append(check_source(name, source, tell, progress))
     errors = sum(sum(summary.kinds.values()) for summary in summaries)
-    if chosen.format == "json":
+    if choices.format == "json":
         report = {
             "ok": not errors,
             "errors": errors,
-            "findings": [as_record(*one) for one in found],
+            "findings": [as_record(*one) for one in errors_listed],
             "sources": [summary.as_dict() for summary in summaries],
         }
         print(json.dumps(report))
     else:
-        for _, error in found:
+        for _, error in errors_listed:
             print(". ".join(filter(None, (f"{error.where}: {error.kind}: {error.reason}", error.remedy))))
-        if errors > len(found):
-            print(f"... and {errors - len(found)} more; --lines 0 lists all")
+        if errors > len(errors_listed):
+            print(f"... and {errors - len(errors_listed)} more; --lines 0 lists all")
         print(summary_table(summaries))
     if errors:
         sys.exit(BROKEN)
@@ -151,17 +151,17 @@ def summary_table(summaries: Sequence[Summary]) -> str:
 
 
 # --- index -----------------------------------------------------------------------------------------------------------
-def index(chosen: argparse.Namespace) -> None:
+def index(choices: argparse.Namespace) -> None:
     """Read the header of every picture once and keep the sizes; of a recipe, also lay out every sample once and keep
     its length, so that no later start has to. Interrupted, it goes on where it was."""
     from lit_mm.documents.sources import Source
     from lit_mm.documents.sources.cache import cache_folder
 
-    for name, source in sources_of(chosen):
+    for name, source in sources_of(choices):
         if not isinstance(source, Source):
             print(f"{name}: {len(source)} samples are generated, there is nothing to index")
             continue
-        if chosen.rebuild:
+        if choices.rebuild:
             source.forget_index()
         with bar(f"indexing {name}", len(source)) as progress:
             pictures, unknown = source.build_index(progress)
@@ -170,17 +170,17 @@ def index(chosen: argparse.Namespace) -> None:
             + (f". {unknown} pictures could not be read: `{PROG} check` says why" if unknown else "")
         )
 
-    if chosen.source is None:
-        index_lengths(chosen)
+    if choices.source is None:
+        index_lengths(choices)
 
 
-def index_lengths(chosen: argparse.Namespace) -> None:
+def index_lengths(choices: argparse.Namespace) -> None:
     """Find the lengths of all samples, under the layout of every stage."""
     from lit_mm.stream import lengths
 
-    cli = parsed(chosen.recipe, build=True)
+    cli = parsed(choices.recipe, build=True)
     done = set()
-    for stage in [one for one in cli.stages if chosen.stage in (None, one.name)] or [None]:
+    for stage in [one for one in cli.stages if choices.stage in (None, one.name)] or [None]:
         module = cli.data_of(stage)
         if not hasattr(module, "maker"):  # it plans no samples
             continue
@@ -191,7 +191,7 @@ def index_lengths(chosen: argparse.Namespace) -> None:
                 if key is None or key in done:
                     continue
                 done.add(key)
-                if chosen.rebuild:
+                if choices.rebuild:
                     lengths.forget(maker, source)
                 samples, name = maker.documents.sizes[source], maker.documents.names[source]
                 with bar(f"lengths of {name}", samples) as progress:
@@ -210,17 +210,17 @@ def layout_name(stage: Stage | None, step: int) -> str:
 
 
 # --- show ------------------------------------------------------------------------------------------------------------
-def show(chosen: argparse.Namespace) -> None:
+def show(choices: argparse.Namespace) -> None:
     """Print a sample as the model sees it, what is learnt in colour, and write its views into one picture."""
     from rich.console import Console
 
-    processor, documents = processor_and_documents(chosen)
-    if not 0 <= chosen.index < len(documents):
-        raise UserError(f"there are {len(documents)} samples, from 0 to {len(documents) - 1}; got {chosen.index}")
-    sample = processor.lay_out(documents[chosen.index])
+    processor, documents = processor_and_documents(choices)
+    if not 0 <= choices.index < len(documents):
+        raise UserError(f"there are {len(documents)} samples, from 0 to {len(documents) - 1}; got {choices.index}")
+    sample = processor.lay_out(documents[choices.index])
     length, document = sample.length, sample.document
     views = processor.views(sample) if length.views else []
-    output = chosen.output or f"sample-{chosen.index}.png"
+    output = choices.output or f"sample-{choices.index}.png"
     if views:
         try:
             side_by_side([seen(view.numpy(), processor) for view in views]).save(output)
@@ -268,11 +268,11 @@ def marked(sample: Sample, processor: Processor, *, coloured: bool) -> Text:
         stop = at + 1
         while stop < len(sample) and learnt[stop] == learnt[at] and stop not in pictures:
             stop += 1
-        said = processor.tokenizer.decode(sample.input_ids[at:stop].tolist(), skip_special=False)
+        piece = processor.tokenizer.decode(sample.input_ids[at:stop].tolist(), skip_special=False)
         if learnt[at]:
-            text.append(said if coloured else f"{{+{said}+}}", style="bold green")
+            text.append(piece if coloured else f"{{+{piece}+}}", style="bold green")
         else:
-            text.append(said)
+            text.append(piece)
         at = stop
     return text
 
@@ -301,17 +301,17 @@ def side_by_side(views: Sequence[Image.Image]) -> Image.Image:
 
 
 # --- where the documents come from -----------------------------------------------------------------------------------
-def sources_of(chosen: argparse.Namespace, *, heldout: bool = False) -> Iterator[tuple[str, Any]]:
+def sources_of(choices: argparse.Namespace, *, heldout: bool = False) -> Iterator[tuple[str, Any]]:
     """(name, source) of everything that is asked about.
 
     Args:
         heldout: also what the recipe examines on.
     """
-    if chosen.source is not None:
-        source = declared(chosen.source)
+    if choices.source is not None:
+        source = declared(choices.source)
         yield source.name, source
         return
-    for module in data_modules(chosen.recipe, chosen.stage):
+    for module in data_modules(choices.recipe, choices.stage):
         yield from flat(module.source())
     if heldout:
         # Where held-out documents have a source, it is checked as one; generated ones are made
@@ -382,14 +382,14 @@ def parsed(recipe: Sequence[str], *, build: bool) -> RecipeCLI:
         return RecipeCLI(recipe, "data", build=build)
 
 
-def processor_and_documents(chosen: argparse.Namespace) -> tuple[Processor, Any]:
+def processor_and_documents(choices: argparse.Namespace) -> tuple[Processor, Any]:
     """The processor of the recipe's stage, and the documents by number."""
-    cli = parsed(chosen.recipe, build=True)
+    cli = parsed(choices.recipe, build=True)
     named = {stage.name: stage for stage in cli.stages}
-    if chosen.stage is not None and chosen.stage not in named:
-        raise UserError(f"--stage names {chosen.stage!r}; the recipe has {list(named)}")
-    stage = named[chosen.stage] if chosen.stage else next(iter(named.values()), None)
+    if choices.stage is not None and choices.stage not in named:
+        raise UserError(f"--stage names {choices.stage!r}; the recipe has {list(named)}")
+    stage = named[choices.stage] if choices.stage else next(iter(named.values()), None)
     processor = cli.model.processor if stage is None else cli.model.processor_of(stage)
-    if chosen.source is not None:
-        return processor, declared(chosen.source)
+    if choices.source is not None:
+        return processor, declared(choices.source)
     return processor, (cli.datamodule if stage is None else cli.data_of(stage)).source()

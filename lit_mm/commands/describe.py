@@ -24,7 +24,9 @@ Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
 `frozen_total`, `from_step` of parts that thaw later, `steps` or `epochs`, `rows_per_step`, `samples_per_step`,
 `memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles,
-`visual_tokens`) as the 
+`visual_tokens`) as the finished model sees them. A stage that sees them in another way has its own `images`;
+`images_by_source` has those of sources with a tiling of their own.
+
 `memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
 must gather at once at least. It depends on `strategy`, `zero` (its stage; 0 is none), `ranks`, `ranks_from` (recipe,
@@ -54,12 +56,12 @@ def describe(arguments: Sequence[str]) -> None:
         "--ranks", type=int, metavar="N", help="plan the memory of so many processes (default: devices x num_nodes)"
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
-    chosen, overrides = parser.parse_known_args(arguments)
-    sizes = None if chosen.images is None else read_sizes(chosen.images)
-    if chosen.ranks is not None and chosen.ranks < 1:
-        raise UserError(f"--ranks counts processes from 1, got {chosen.ranks}")
-    plan = plan_of(open_recipe(parser, chosen.config, overrides), sizes, chosen.ranks)
-    print(json.dumps(plan) if chosen.format == "json" else tables(plan))
+    choices, overrides = parser.parse_known_args(arguments)
+    sizes = None if choices.images is None else read_sizes(choices.images)
+    if choices.ranks is not None and choices.ranks < 1:
+        raise UserError(f"--ranks counts processes from 1, got {choices.ranks}")
+    plan = plan_of(open_recipe(parser, choices.config, overrides), sizes, choices.ranks)
+    print(json.dumps(plan) if choices.format == "json" else tables(plan))
 
 
 def open_recipe(parser: Arguments, configs: Sequence[str], overrides: Sequence[str]) -> RecipeCLI:

@@ -64,6 +64,21 @@ def nearest_option(typed: str, options: Iterable[str]) -> str | None:
     return max(near, key=near.__getitem__, default=None)
 
 
+def unrecognized(words: list[str], options: list[str]) -> str:
+    """The message about an option that no parser knows."""
+    word = words[0]
+    if not word.startswith("-"):
+        cure = f"a config is given by --config {word}" if word.endswith((".yaml", ".yml")) else "options start with --"
+        return f"{word!r} is not expected on the command line; {cure}"
+    option = word.partition("=")[0]
+    head, dot, rest = option.partition(".")
+    close = nearest_option(option, options)
+    if close is None and dot:  # options do not list what is inside a model or data
+        near_head = nearest_option(head, sorted({known.partition(".")[0] for known in options}))
+        close = f"{near_head}.{rest}" if near_head else None
+    return f"there is no option {option}" + (f". Did you mean {close}?" if close else " (see --help)")
+
+
 @dataclass(frozen=True)
 class RecipeOption:
     """A top-level key of a recipe besides model, stages, data and trainer; on the command line `--name value`."""

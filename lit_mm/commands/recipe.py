@@ -17,9 +17,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import is_torchelastic_launched
 
 from lit_mm.checkpoints.writing import FolderCheckpointIO
-from lit_mm.commands.mistakes import ConfigText, cause_of, config_files, explain
+from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_files, config_of, overrides, read_config
+from lit_mm.commands.mistakes import cause_of, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
+from lit_mm.commands.signatures import check_entry, check_keys, class_of, merged, signature_of, unknown_key
 from lit_mm.distributed.names import check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
 from lit_mm.errors import UserError
@@ -27,6 +29,45 @@ from lit_mm.module import MultimodalModule
 from lit_mm.stages.stage import Stage, Train, check_recipe
 
 RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
+
+
+KEYS: dict[str, Any] = {
+    "model": MultimodalModule,
+    "data": L.LightningDataModule,
+    "stages": list[Stage] | None,
+    "seed_everything": bool | int,
+    **{option.name: option.type for option in RECIPE_OPTIONS},
+}
+
+
+def check_config(config: Entry) -> None:
+    """Compare the keys and classes of a recipe with the signatures that they are for.
+
+    Raises:
+        UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
+    """
+    for key, entry in config.keys.items():
+        if key == "trainer":
+            check_keys(entry, signature_of(Trainer), "`trainer`", (key,))
+        elif key in KEYS:
+            check_entry(entry, KEYS[key], (key,))
+        elif key != "config":
+            raise UserError(unknown_key(entry, key, sorted([*KEYS, "trainer"]), "a recipe", ()))
+    data, stages = config.keys.get("data"), config.keys.get("stages")
+    if data is None or stages is None or "class_path" not in data.keys:
+        return
+    class_path = data.keys["class_path"]
+    loaded = class_of(class_path, [L.LightningDataModule], ("data", "class_path"))
+    for name, stage in stages.items:
+        if loaded is not None and "data" in stage.keys:
+            path = ("stages", name, "data")
+            check_keys(stage.keys["data"], signature_of(loaded), str(class_path.value), path, complete=False)
+
+
+def is_known(override: Entry) -> bool:
+    """Whether an option of the command line is a key of a recipe; the parser reports the others."""
+    (key, entry), *_ = override.keys.items()
+    return key in KEYS or (key == "trainer" and entry.keys.keys() <= signature_of(Trainer).arguments.keys())
 
 
 class RecipeCLI(LightningCLI):
@@ -50,15 +91,21 @@ class RecipeCLI(LightningCLI):
         build: bool = True,
         options: Sequence[str] = (),
     ) -> None:
-        self.build, self.own_options = build, options
+        self.build, self.command_options = build, options
         if isinstance(arguments, Mapping):
-            self.texts = [ConfigText.of(arguments, label)]
+            self.entries = config_of(arguments, label)
         else:
-            self.texts = [ConfigText.read(path) for path in config_files(arguments)]
-            refuse_old_keys(self.texts)
             arguments = [
                 "--help" if argument == "--trainer.help" else argument for argument in _stage_choice(arguments)
             ]
+            self.entries = Entry({}, COMMAND_LINE)
+            for path in config_files(arguments):
+                self.entries = merged(self.entries, read_config(path))
+            refuse_old_keys(config_files(arguments))
+            for override in overrides(arguments):
+                if is_known(override):
+                    self.entries = merged(self.entries, override)
+        check_config(self.entries)
         try:
             super().__init__(
                 model_class=MultimodalModule,
@@ -83,9 +130,9 @@ class RecipeCLI(LightningCLI):
         except UserError:
             raise
         except (ArgumentError, ValueError) as error:
-            raise self.told(error) from error
+            raise self.as_user_error(error) from error
 
-    def told(self, error: Exception, base: str = "") -> Exception:
+    def as_user_error(self, error: Exception, base: str = "") -> Exception:
         """A parser's error as the `UserError` that it is; the error itself where a constructor failed otherwise.
 
         Args:
@@ -99,8 +146,8 @@ class RecipeCLI(LightningCLI):
         if not isinstance(error, ArgumentError):
             return error
         options = [option for action in self.parser._actions for option in action.option_strings]
-        options += self.own_options
-        return UserError(explain(str(error), self.texts, [o for o in options if o.startswith("--")], base))
+        options += self.command_options
+        return UserError(explain(str(error), self.entries, [o for o in options if o.startswith("--")], base))
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
@@ -169,7 +216,7 @@ class RecipeCLI(LightningCLI):
         try:
             return parser.instantiate_classes(parser.parse_object({"data": changed}, defaults=False)).data
         except (ArgumentError, ValueError) as error:
-            raise self.told(error, f"stages.{stage.name}.data" if changes else "") from error
+            raise self.as_user_error(error, f"stages.{stage.name}.data" if changes else "") from error
 
     def trainer_of(self, callbacks: list[L.Callback], loggers: list[Any], **changes: Any) -> L.Trainer:
         """A Trainer with a fresh strategy and optimizer.

@@ -7,42 +7,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_mm.checkpoints.before import translate_inputs
-from lit_mm.commands.mistakes import ConfigText
+from lit_mm.checkpoints.before import translate_inputs, translate_schedules
 from lit_mm.errors import UserError
 
 
-def refuse_old_keys(texts: Sequence[ConfigText]) -> None:
+SCHEDULE_KEYS = ("schedule", "warmup", "floor")  # of a stage
+
+
+def refuse_old_keys(files: Sequence[str]) -> None:
     """Compare a recipe with its translation.
 
     Args:
-        texts: the config files; later ones override.
+        files: the config files, which are known to be YAML mappings; later ones override.
     Raises:
-        UserError: the model's arguments are in the form of the version before, such as `by_stage`, `aspect`, `limits`
-            or {function: ...}; with the lines that replace them.
+        UserError: arguments of the model (`by_stage`, `aspect`, `limits`, {function: ...}) or keys of a stage
+            (`schedule: cosine`, `warmup`, `floor`) are in the form of the version before; with the lines that replace
+            them.
     """
     recipe: dict[str, Any] = {}
-    for text in texts:
-        recipe = merged(recipe, yaml.SafeLoader("").construct_document(deepcopy(text.root)))
-    translated = translate_inputs(deepcopy(recipe))
+    for file in files:
+        recipe = merged(recipe, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    if not isinstance(recipe.get("stages") or [], list):
+        return  # the parser says what is wrong
+    translated = translate_schedules(translate_inputs(deepcopy(recipe)))
     if translated == recipe:
         return
-    before, after = (config["model"].get("init_args") or {} for config in (recipe, translated))
-    gone = sorted(key for key, value in before.items() if after.get(key) != value)
+    before, after = ((config.get("model") or {}).get("init_args") or {} for config in (recipe, translated))
+    gone = [f"model.init_args.{key}" for key, value in sorted(before.items()) if after.get(key) != value]
     arguments = {key: value for key, value in after.items() if before.get(key) != value}
     lines: dict[str, Any] = {"model": {"init_args": arguments}} if arguments else {}
-    stages = [
-        {"name": now["name"], "inputs": now["inputs"]}
-        for was, now in zip(recipe.get("stages") or [], translated.get("stages") or [], strict=True)
-        if was != now
-    ]
+    stages = []
+    for earlier, stage in zip(recipe.get("stages") or [], translated.get("stages") or [], strict=True):
+        changes = {key: stage[key] for key in ("inputs", "schedule") if earlier.get(key) != stage.get(key)}
+        stages += [{"name": stage.get("name"), **changes}] if changes else []
+        keys = [key for key in SCHEDULE_KEYS if key in earlier and "schedule" in changes]
+        gone += [f"stages.{stage.get('name')}.{key}" for key in keys]
     lines |= {"stages": stages} if stages else {}
     raise UserError(
-        f"{', '.join(text.label for text in texts)}: {', '.join(f'`model.init_args.{key}`' for key in gone)} "
+        f"{', '.join(files)}: {', '.join(f'`{key}`' for key in gone)} "
         f"{'is' if len(gone) == 1 else 'are'} written otherwise since this version. Write instead, the stages beside "
         f"their other keys:\n{yaml.dump(lines, Dumper=Plain, sort_keys=False, default_flow_style=None, width=120)}"
     )

@@ -47,28 +47,28 @@ def tiles(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
     parser.add_argument("--picture", metavar="FILE", help="draw the tiles, numbered, into this .png")
-    chosen, overrides = parser.parse_known_args(arguments)
-    if (chosen.image is None) == (chosen.size is None):
+    choices, overrides = parser.parse_known_args(arguments)
+    if (choices.image is None) == (choices.size is None):
         raise UserError("tiles needs either --image FILE or --size WIDTHxHEIGHT (python -m lit_mm tiles --help)")
-    size = None if chosen.size is None else read_size(chosen.size, "--size")
+    size = None if choices.size is None else read_size(choices.size, "--size")
 
     from lit_mm.documents.files import FilePicture
 
-    picture = None if chosen.image is None else FilePicture.open(chosen.image)
+    picture = None if choices.image is None else FilePicture.open(choices.image)
     width, height = size or (picture.width, picture.height)
-    processor = processor_of(open_recipe(parser, chosen.config, overrides), chosen.stage)
+    processor = processor_of(open_recipe(parser, choices.config, overrides), choices.stage)
     found = cut(processor, width, height)
-    print(json.dumps(found) if chosen.format == "json" else told(found))
-    if chosen.picture is not None:
+    print(json.dumps(found) if choices.format == "json" else told(found))
+    if choices.picture is not None:
         from lit_mm.tiling.picture import draw_plan
 
         drawn = draw_plan(
             processor.tiling(height, width), None if picture is None else picture.read(), told(found, brief=True)
         )
         try:
-            drawn.save(chosen.picture)
+            drawn.save(choices.picture)
         except (OSError, ValueError) as error:
-            raise UserError(f"the picture cannot be written to {chosen.picture!r} ({error}). Choose a .png") from error
+            raise UserError(f"the picture cannot be written to {choices.picture!r} ({error}). Choose a .png") from error
 
 
 def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:

@@ -1,0 +1,316 @@
+"""Compare the keys of a config with the signatures of the classes that it names.
+
+The parser would find the same mistakes, but it reports them as a page of nested complaints. Here each key is looked up
+in the signature of its class, so that a message names the key, its file and line, and the nearest key that exists.
+Types of values are left to the parser.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import re
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from pathlib import PurePath
+from typing import Annotated, Any, Protocol, Union, get_args, get_origin
+
+from lit_mm.commands.config_text import COMMAND_LINE, Entry, nearest, spoken
+from lit_mm.errors import UserError
+
+SUBCLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+SIMPLE = (int, float, complex, bool, str, bytes, list, dict, tuple, set, frozenset, Enum, PurePath)
+
+
+# --- signatures ------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Argument:
+    """An argument of a class or function.
+
+    Attributes:
+        annotation: its type; Any if it has none.
+        default: `inspect.Parameter.empty` if the argument is required.
+    """
+
+    annotation: Any
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments that a config may set.
+
+    Attributes:
+        arguments: by name, in order.
+        open: whether there are further ones that no signature lists (`**kwargs` that are not passed to a base).
+    """
+
+    arguments: dict[str, Argument]
+    open: bool = False
+
+
+def signature_of(loaded: Any) -> Signature:
+    """The signature of a class or function; where a class has `**kwargs`, the arguments of its bases follow."""
+    arguments: dict[str, Argument] = {}
+    is_class = inspect.isclass(loaded)
+    kinds = [kind for kind in inspect.getmro(loaded) if kind is not object] if is_class else [loaded]
+    for kind in kinds:
+        try:
+            parameters = list(inspect.signature(kind).parameters.values())
+        except ValueError:  # a class written in C has no signature
+            return Signature(arguments, open=True)
+        hints = _hints(kind)
+        for parameter in parameters:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                argument = Argument(hints.get(parameter.name, Any), parameter.default)
+                arguments.setdefault(parameter.name, argument)
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            return Signature(arguments)
+    return Signature(arguments, open=True)
+
+
+def _hints(loaded: Any) -> dict[str, Any]:
+    """Types of the arguments by name; none if they name classes that are only imported for type checkers."""
+    constructor = loaded.__init__ if inspect.isclass(loaded) and not is_dataclass(loaded) else loaded
+    try:
+        return typing.get_type_hints(constructor)
+    except (NameError, AttributeError, TypeError):
+        return {}
+
+
+def resolve(path: str) -> Any:
+    """The class or function of an import path.
+
+    Raises:
+        UserError: a module or name of the path does not exist, or the module cannot be imported.
+    """
+    try:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        names = path.split(".")
+        parent = None
+        for count in range(1, len(names) + 1):
+            prefix = ".".join(names[:count])
+            try:
+                parent = pkgutil.resolve_name(prefix)
+            except (ImportError, AttributeError, ValueError):
+                break
+        if inspect.ismodule(parent) and any(info.name == names[count - 1] for info in _submodules(parent)):
+            try:
+                importlib.import_module(prefix)
+            except ImportError as failure:
+                raise UserError(f"{prefix!r} cannot be imported: {failure}") from error
+        raise UserError(f"there is no {prefix!r}{nearest(names[count - 1], _members(parent))}") from error
+
+
+def _submodules(module: types.ModuleType) -> Iterator[pkgutil.ModuleInfo]:
+    return pkgutil.iter_modules(vars(module).get("__path__"), "") if "__path__" in vars(module) else iter(())
+
+
+def _members(parent: Any) -> list[str]:
+    """Classes and functions of a module, and its submodules."""
+    if not inspect.ismodule(parent):
+        return []
+    return [name for name, value in vars(parent).items() if callable(value)] + [i.name for i in _submodules(parent)]
+
+
+def _subclass_of_name(name: str, kinds: Sequence[type]) -> Any:
+    """The only imported subclass of that name, which the parser accepts without its module; None if there is none."""
+    remaining, classes = list(kinds), set()
+    while remaining:
+        kind = remaining.pop()
+        if kind not in classes:
+            classes.add(kind)
+            remaining += kind.__subclasses__()
+    matches = [kind for kind in classes if kind.__name__ == name]
+    return matches[0] if len(matches) == 1 else None
+
+
+# --- types -----------------------------------------------------------------------------------------------------------
+def alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, each without what `Annotated` adds; null is left out."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [kind for member in get_args(annotation) for kind in alternatives(member)]
+    return [] if annotation in (None, type(None)) else [annotation]
+
+
+def is_part(kind: Any) -> bool:
+    """Whether a config gives values of this type by `class_path` and `init_args`."""
+    if get_origin(kind) is type or kind is type:
+        return False
+    return _is_callable(kind) or (inspect.isclass(kind) and not is_dataclass(kind) and not issubclass(kind, SIMPLE))
+
+
+def _is_callable(kind: Any) -> bool:
+    return kind is Callable or get_origin(kind) is Callable
+
+
+def _returned(kind: Any) -> Any:
+    """What the class of a config must be a subclass of: a class itself, or what a `Callable` returns."""
+    return get_args(kind)[-1] if _is_callable(kind) and get_args(kind) else kind
+
+
+# --- the comparison --------------------------------------------------------------------------------------------------
+def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: Any = None) -> None:
+    """Compare an entry and all below it with a type.
+
+    Args:
+        path: its keys from the top of the config, for messages.
+        default: of the argument; a class there stands for a `class_path` that is left out.
+    Raises:
+        UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
+    """
+    kinds = alternatives(annotation)
+    if Any in kinds or object in kinds:
+        return
+    parts = [kind for kind in kinds if is_part(kind)]
+    dataclasses = [kind for kind in kinds if inspect.isclass(kind) and is_dataclass(kind)]
+    mappings = [kind for kind in kinds if get_origin(kind) in (dict, Mapping) or kind in (dict, Mapping)]
+    lists = [kind for kind in kinds if get_origin(kind) in (list, tuple, Sequence, Collection, set)]
+    if isinstance(entry.value, dict):
+        if not mappings and {"class_path", "init_args"} & entry.keys.keys():
+            check_class(entry, [*parts, *dataclasses], path, default)
+        elif len(dataclasses) == 1 and not parts and not mappings:
+            complete = not is_dataclass(default)  # a default fills what is left out
+            check_keys(entry, signature_of(dataclasses[0]), name_of(dataclasses[0]), path, complete=complete)
+        elif len(mappings) == 1 and get_args(mappings[0]) and not dataclasses:
+            for name, inner in entry.items:
+                check_entry(inner, get_args(mappings[0])[1], (*path, name))
+        elif parts and len(parts) == len(kinds):
+            check_class(entry, parts, path, default)
+    elif isinstance(entry.value, list) and len(lists) == 1:
+        members = get_args(lists[0])
+        fixed = get_origin(lists[0]) is tuple and Ellipsis not in members
+        for number, (name, inner) in enumerate(entry.items):
+            if members and not (fixed and number >= len(members)):
+                check_entry(inner, members[number if fixed else 0], (*path, name))
+    elif entry.value is None and dataclasses == [annotation]:  # `connector:` with nothing behind it
+        _check_required((), signature_of(annotation), name_of(annotation), entry, path)
+    elif isinstance(entry.value, str) and parts and len(parts) == len(kinds) and IMPORT_PATH.fullmatch(entry.value):
+        class_of(entry, [], path)
+
+
+def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], default: Any = None) -> None:
+    """Compare a class of a config, given by `class_path` and `init_args`, with its signature."""
+    inner = dict(entry.keys)
+    arguments = inner.get("init_args", Entry({}, entry.place))
+    # The command line may leave `init_args` out: --model.rank 8
+    short = {key: value for key, value in inner.items() if key not in SUBCLASS_KEYS and value.place == COMMAND_LINE}
+    for key, value in inner.items():
+        if key not in SUBCLASS_KEYS and key not in short:
+            raise UserError(
+                f"{spoken(value, path)}: a class is given by `class_path` and `init_args`, got {key!r}"
+                f"{nearest(key, SUBCLASS_KEYS)}"
+            )
+    if "class_path" in inner:
+        loaded = class_of(inner["class_path"], kinds, (*path, "class_path"))
+        name = str(inner["class_path"].value)
+    else:
+        loaded = default if inspect.isclass(default) or inspect.isfunction(default) else None
+        name = name_of(loaded) if loaded is not None else ""
+    if loaded is None or not (isinstance(arguments.value, dict) or arguments.value is None):
+        return
+    called = any(_is_callable(kind) for kind in kinds)  # the caller passes the first arguments
+    signature = signature_of(loaded)
+    place = entry.place
+    for keys, below in ((arguments.keys, (*path, "init_args")), (short, path)):
+        check_keys(Entry(keys, place), signature, name, below, complete=False)
+    if not called:
+        _check_required({**arguments.keys, **short}, signature, name, entry, path)
+
+
+def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
+    """The class of a `class_path`; None where only the parser can find it."""
+    text = entry.value
+    classes = [_returned(kind) for kind in kinds]
+    bases = [kind for kind in classes if inspect.isclass(kind)]
+    if not isinstance(text, str):
+        return None
+    if not IMPORT_PATH.fullmatch(text):
+        return _subclass_of_name(text, bases)
+    try:
+        loaded = resolve(text)
+    except UserError as error:
+        raise UserError(f"{spoken(entry, path)}: {error}") from error
+    checkable = len(bases) == len(classes) and not any(Protocol in kind.__bases__ for kind in bases)
+    if bases and checkable and inspect.isclass(loaded) and not issubclass(loaded, tuple(bases)):
+        names = " or ".join(name_of(kind) for kind in bases)
+        raise UserError(f"{spoken(entry, path)}: expected a subclass of {names}, got {text}")
+    return loaded
+
+
+def check_keys(entry: Entry, signature: Signature, owner: str, path: tuple[str, ...], *, complete: bool = True) -> None:
+    """Compare the keys of a mapping with arguments, and each value with its argument's type.
+
+    Args:
+        owner: what messages call the class.
+        complete: whether required arguments must be there.
+    """
+    for key, inner in entry.keys.items():
+        argument = signature.arguments.get(key)
+        if argument is not None:
+            check_entry(inner, argument.annotation, (*path, key), argument.default)
+        elif not signature.open:
+            raise UserError(unknown_key(inner, key, list(signature.arguments), owner, path))
+    if complete:
+        _check_required(entry.keys, signature, owner, entry, path)
+
+
+def _check_required(
+    keys: Collection[str], signature: Signature, owner: str, entry: Entry, path: tuple[str, ...]
+) -> None:
+    missing = [name for name, argument in signature.arguments.items() if argument.required and name not in keys]
+    if missing:
+        raise UserError(f"{spoken(entry, path)}: {owner} needs {', '.join(f'`{name}`' for name in missing)}. Add it")
+
+
+def unknown_key(entry: Entry, key: str, names: Sequence[str], owner: str, path: Sequence[str]) -> str:
+    """The message about a key that does not exist, with the nearest that does, or all of them."""
+    guess = nearest(key, names)
+    listed = f"\n  It has {', '.join(names)}" if names and not guess else ""
+    return f"{spoken(entry, (*path, key))}: {owner} has no key {key!r}{guess or '.'}{listed}"
+
+
+def name_of(loaded: Any) -> str:
+    """The import path of a class or function."""
+    return f"{loaded.__module__}.{loaded.__qualname__}"
+
+
+# --- several configs -------------------------------------------------------------------------------------------------
+def merged(base: Entry, override: Entry) -> Entry:
+    """Two configs as one: mappings are merged key by key, any other value of `override` replaces that of `base`.
+
+    Where the class changes, the arguments that the new class also has stay, as the parser does it.
+    """
+    if not base.keys or not override.keys:
+        return override
+    keys = dict(base.keys)
+    before, after = base.keys.get("class_path"), override.keys.get("class_path")
+    if before is not None and after is not None and before.value != after.value:
+        keys["init_args"] = _common_arguments(base.keys.get("init_args"), str(after.value), base.place)
+    for key, entry in override.keys.items():
+        keys[key] = merged(keys[key], entry) if key in keys else entry
+    return Entry(keys, override.place if override.place != COMMAND_LINE else base.place)
+
+
+def _common_arguments(arguments: Entry | None, class_path: str, place: str) -> Entry:
+    """The arguments of the class before that the class of `class_path` has too."""
+    try:
+        names = signature_of(resolve(class_path)).arguments if IMPORT_PATH.fullmatch(class_path) else {}
+    except UserError:  # `check_class` reports it
+        names = {}
+    keys = {} if arguments is None else arguments.keys
+    return Entry({key: entry for key, entry in keys.items() if key in names}, place)
