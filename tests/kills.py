@@ -33,6 +33,7 @@ from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
 from lit_mm.distributed.shares import share_of
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.module import MultimodalModule
+from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FaultyMixture
 from tests.tiny import PARTS, run_recipe, stages, xcomposer2
@@ -239,7 +240,7 @@ def recipe_of(launch: Launch) -> list[Stage]:
     if launch.recipe == "three":
         learning = {"align": PARTS[1:3], "pretrain": PARTS[:3], "finetune": PARTS}
         return [
-            Stage(name, {part: everything[part] for part in parts}, max_steps=launch.steps, warmup=0.3)
+            Stage(name, {part: everything[part] for part in parts}, max_steps=launch.steps, schedule=Cosine(0.3))
             for name, parts in learning.items()
         ]
     return stages(steps=launch.steps)

@@ -40,6 +40,9 @@ SPLITS = list(product((1, 2), (0, 2, 3)))
 ALL = [(*pair, PLACES[n % len(PLACES)]) for n, pair in enumerate(product(SPLITS, SPLITS))]
 
 
+RISE = {"class_path": "lit_mm.stages.Cosine", "init_args": {"warmup": 0.3}}
+
+
 def name_of(before: Split, after: Split, kill: str) -> str:
     return "{}x{} to {}x{}, {}".format(*before, *after, kill)
 
@@ -52,7 +55,7 @@ def write_recipe(folder: Path, data: Path) -> str:
     recipe: dict[str, Any] = {
         "model": {**MODEL, "init_args": {**MODEL["init_args"], "dropout": 0.1}},
         "stages": [
-            {"name": "pretrain", "train": frozen, "max_steps": 6, "warmup": 0.3},
+            {"name": "pretrain", "train": frozen, "max_steps": 6, "schedule": RISE},
             {"name": "finetune", "train": frozen | {"language": {"lr": 1e-2}}, "max_steps": 6},
         ],
         "data": {

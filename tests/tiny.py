@@ -31,6 +31,7 @@ from lit_mm.run.folder import RunFolder
 from lit_mm.run.stages import run_stages
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
+from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.datamodule import Source, StreamDataModule
 from lit_mm.vision.vit import ViT
@@ -137,7 +138,10 @@ def stages(steps: int = 4) -> list[Stage]:
     """The published recipe in small: the language model is frozen, then everything learns."""
     everything = {part: Train(lr=1e-2) for part in PARTS}
     frozen = {part: train for part, train in everything.items() if part != "language"}
-    return [Stage("pretrain", frozen, max_steps=steps, warmup=0.3), Stage("finetune", everything, max_steps=steps)]
+    return [
+        Stage("pretrain", frozen, max_steps=steps, schedule=Cosine(0.3)),
+        Stage("finetune", everything, max_steps=steps),
+    ]
 
 
 def trainer(

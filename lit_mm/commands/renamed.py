@@ -15,7 +15,6 @@ import yaml
 from lit_mm.checkpoints.before import translate_inputs, translate_schedules
 from lit_mm.errors import UserError
 
-
 SCHEDULE_KEYS = ("schedule", "warmup", "floor")  # of a stage
 
 

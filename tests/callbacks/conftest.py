@@ -17,6 +17,7 @@ from lit_mm.checkpoints import reading, writing
 from lit_mm.documents.document import Document, Turn
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.samples.batch import Batch
+from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 
 ACCUMULATION, WIDTH = 2, 4
@@ -185,7 +186,7 @@ def recipe(tmp_path: Path) -> Recipe:
     return Recipe(
         tmp_path,
         [
-            Stage("pretrain", train={"connector": Train(lr=1e-2)}, max_steps=4, warmup=0.5),
+            Stage("pretrain", train={"connector": Train(lr=1e-2)}, max_steps=4, schedule=Cosine(0.5)),
             Stage("finetune", train={"connector": Train(lr=5e-3), "language": Train(lr=1e-3)}, max_steps=3),
         ],
     )

@@ -27,6 +27,7 @@ from lit_mm.module import MultimodalModule, family_of
 from lit_mm.samples.collate import collate
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder, Layout
+from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.tiling import CentreCrop, Windows
 from tests.rows import states
@@ -228,7 +229,7 @@ def run(one: Combination, folder: Path) -> None:
     added = {PART[one.injection], *(["window_adapters"] if one.vision in VISION_INJECTIONS else [])} - {None}
     expected = {"vision", "connector", "language", *LEARNED[one.learned], *added}
     assert expected <= parts.keys()
-    stage = Stage("all", {part: Train(lr=1e-2) for part in parts}, max_steps=2, warmup=0.0)
+    stage = Stage("all", {part: Train(lr=1e-2) for part in parts}, max_steps=2, schedule=Cosine(0.0))
     run_recipe(module, [stage], folder, count=6, global_batch=2, row_tokens=512, window=6)
     changed = [name for name, value in module.network.state_dict().items() if not value.equal(before[name])]
     assert {"vision", "connector", "language", *added} <= set(map(module.part_of, changed))

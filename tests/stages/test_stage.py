@@ -1,11 +1,14 @@
 """Stages as data: what is named learns at its rate, and nothing else moves."""
 
+import math
+
 import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from lit_mm.errors import UserError
+from lit_mm.stages import Constant, Cosine, GlobalCosine, Linear
 from lit_mm.stages.groups import multiplies, parameter_groups
 from lit_mm.stages.stage import Stage, Train, apply_stage, check_recipe
 from tests.tiny import PARTS, Documents, trainer, xcomposer2
@@ -27,7 +30,7 @@ def train(stage, module=None, callbacks=()):
 
 def stage_of(*parts, steps=3, **options):
     named = {part: Train(lr=1e-2, **options) for part in parts}
-    return Stage("stage", named, max_steps=steps, warmup=0.0, schedule="constant")
+    return Stage("stage", named, max_steps=steps, schedule=Constant(0.0))
 
 
 @pytest.mark.parametrize("trained", [("connector",), ("vision", "partial_lora"), ("language",), PARTS])
@@ -154,33 +157,30 @@ def test_layer_decay_of_a_part_without_layers_is_refused():
 @pytest.mark.parametrize(
     ("schedule", "warmup", "total", "expected"),
     [
-        ("constant", 0.0, 4, [1, 1, 1, 1, 1]),
-        ("linear", 0.0, 4, [1, 0.75, 0.5, 0.25, 0]),
-        ("cosine", 0.0, 4, [1, 0.853553, 0.5, 0.146447, 0]),
-        ("linear", 0.5, 4, [0.5, 1, 1, 0.5, 0]),
-        ("cosine", 0.2, 10, [0.5, 1, 1]),
-        ("cosine", 0.01, 4, [1, 1]),  # a warm-up of one step begins at the peak
-        ("constant", 0.99, 1, [1, 1]),
+        (Constant, 0.0, 4, [1, 1, 1, 1, 1]),
+        (Linear, 0.0, 4, [1, 0.75, 0.5, 0.25, 0]),
+        (Cosine, 0.0, 4, [1, 0.853553, 0.5, 0.146447, 0]),
+        (Linear, 0.5, 4, [0.5, 1, 1, 0.5, 0]),
+        (Cosine, 0.2, 10, [0.5, 1, 1]),
+        (Cosine, 0.01, 4, [1, 1]),  # a warm-up of one step begins at the peak
+        (Constant, 0.99, 1, [1, 1]),
     ],
 )
 def test_the_schedule_rises_to_the_peak_and_ends_at_zero(schedule, warmup, total, expected):
-    stage = Stage("s", {"p": Train(lr=1.0)}, schedule=schedule, warmup=warmup)
-    assert [stage.factor(step, total) for step in range(len(expected))] == pytest.approx(expected, abs=1e-6)
+    assert [schedule(warmup).factor(step, total) for step in range(len(expected))] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("hundredths", range(1, 100))
 def test_the_warm_up_has_as_many_steps_as_its_share_of_a_hundred(hundredths):
-    stage = Stage("s", {"p": Train(lr=1.0)}, warmup=hundredths / 100, schedule="constant")
-    assert [stage.factor(step, 100) < 1 for step in range(100)].count(True) == hundredths - 1
-    assert stage.factor(hundredths - 1, 100) == 1
+    schedule = Constant(hundredths / 100)
+    assert [schedule.factor(step, 100) < 1 for step in range(100)].count(True) == hundredths - 1
+    assert schedule.factor(hundredths - 1, 100) == 1
 
 
 def test_the_learning_rates_of_a_run_follow_the_schedule():
     rates = Rates()
-    stage = Stage(
-        "s", {"connector": Train(lr=1e-2), "vision": Train(lr=1e-3, layer_decay=0.5)}, max_steps=4, warmup=0.5
-    )
-    stage.schedule = "linear"
+    parts = {"connector": Train(lr=1e-2), "vision": Train(lr=1e-3, layer_decay=0.5)}
+    stage = Stage("s", parts, max_steps=4, schedule=Linear(0.5))
     train(stage, callbacks=[rates])
     factors = [0.5, 1, 1, 0.5]
     assert [seen["connector"] for seen in rates.seen] == pytest.approx([f * 1e-2 for f in factors])
@@ -212,10 +212,9 @@ def test_a_part_with_impossible_numbers_is_refused(options):
         Train(**{"lr": 1.0} | options)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("schedule", [Cosine, Linear])
 def test_a_schedule_may_end_above_zero(schedule):
-    stage = Stage("s", {"connector": Train(lr=1.0)}, warmup=0.1, schedule=schedule, floor=0.2)
-    factors = [stage.factor(step, 100) for step in range(101)]
+    factors = [schedule(0.1, floor=0.2).factor(step, 100) for step in range(101)]
     assert factors[9] == 1 and factors[100] == pytest.approx(0.2) and factors[55] == pytest.approx(0.6)
 
 
@@ -225,10 +224,6 @@ def test_a_schedule_may_end_above_zero(schedule):
         {"train": {}},
         {"max_steps": 0},
         {"epochs": 0},
-        {"warmup": 1.0},
-        {"warmup": -0.1},
-        {"floor": 1.0},
-        {"floor": -0.1},
     ],
 )
 def test_a_stage_with_impossible_numbers_is_refused(options):
@@ -267,3 +262,25 @@ def test_matrices_that_multiply_are_muons(name):
 )
 def test_tables_and_heads_are_not(name):
     assert not multiplies(name)
+
+
+@pytest.mark.parametrize(
+    "options", [{"warmup": 1.5}, {"warmup": -0.1}, {"floor": 1.0}, {"floor": -0.1}, {"start": 1.0}]
+)
+def test_a_schedule_with_impossible_numbers_is_refused(options):
+    with pytest.raises(UserError, match=f"Cosine: {next(iter(options))} is a share"):
+        Cosine(**options)
+
+
+def test_a_warm_up_may_be_counted_in_steps_and_start_above_zero():
+    assert [Linear(warmup=4, start=0.2).factor(step, 8) for step in range(4)] == pytest.approx([0.4, 0.6, 0.8, 1.0])
+    assert GlobalCosine(warmup=2).factor(2, 8) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+def test_vectors_are_decayed_where_a_stage_says_so():
+    part = {"weight": nn.Parameter(torch.zeros(2, 2)), "bias": nn.Parameter(torch.zeros(2))}
+    for decays in (False, True):
+        stage = Stage("s", {"p": Train(lr=1.0, weight_decay=0.3, decay_vectors=decays)})
+        groups = parameter_groups({"p": part}, stage, {})
+        decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+        assert decay == {id(part["weight"]): 0.3, id(part["bias"]): 0.3 if decays else 0.0}
