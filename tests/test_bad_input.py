@@ -129,7 +129,10 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.0.train.connector.zzz", 1)))
-    assert message.splitlines()[1].strip() == "It has lr, weight_decay, layer_decay, from_step, optimizer"
+    keys = "lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors"
+    assert message.splitlines()[1].strip() == f"It has {keys}"
+        message.splitlines()[1].strip() == "It has lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +146,8 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mist
             "stages.0.schedule",
             "cosin",
             "stages.pretrain.schedule",
-            "expected one of 'cosine', 'constant', 'linear', got 'cosin'. Did you mean 'cosine'?",
+            "expected a `class_path` such as lit_mm.stages.schedule.Schedule's Constant, Cosine, EpochCosine, "
+            "EpochDecay, GlobalCosine, Linear, got 'cosin'. Did you mean 'Cosine'?",
         ),
         (
             "stages.1.data.kind",

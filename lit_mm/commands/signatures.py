@@ -126,14 +126,15 @@ def _members(parent: Any) -> list[str]:
 
 def _subclass_of_name(name: str, kinds: Sequence[type]) -> Any:
     """The only imported subclass of that name, which the parser accepts without its module; None if there is none."""
-    remaining, classes = list(kinds), set()
-    while remaining:
-        kind = remaining.pop()
-        if kind not in classes:
-            classes.add(kind)
-            remaining += kind.__subclasses__()
-    matches = [kind for kind in classes if kind.__name__ == name]
-    return matches[0] if len(matches) == 1 else None
+    matches = {found for kind in kinds for found in _subclasses(kind) if found.__name__ == name}
+    return matches.pop() if len(matches) == 1 else None
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    """A class and all imported classes below it."""
+    yield kind
+    for subclass in kind.__subclasses__():
+        yield from _subclasses(subclass)
 
 
 # --- types -----------------------------------------------------------------------------------------------------------
@@ -201,6 +202,13 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
         _check_required((), signature_of(annotation), name_of(annotation), entry, path)
     elif isinstance(entry.value, str) and parts and len(parts) == len(kinds) and IMPORT_PATH.fullmatch(entry.value):
         class_of(entry, [], path)
+    elif isinstance(entry.value, str) and len(kinds) == 1 and inspect.isabstract(kinds[0]):
+        names = sorted(kind.__name__ for kind in _subclasses(kinds[0]) if not inspect.isabstract(kind))
+        if entry.value not in names:
+            raise UserError(
+                f"{spoken(entry, path)}: expected a `class_path` such as {name_of(kinds[0])}'s {', '.join(names)}, got "
+                f"{entry.value!r}{nearest(entry.value, names)}"
+            )
 
 
 def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], default: Any = None) -> None:

@@ -31,13 +31,9 @@ def test_each_row_has_the_rates_its_step_was_made_with_and_0_for_frozen_parts(re
     path = recipe.folder / "metrics.csv"
     recipe.run(recipe.module(), [MetricsCSV(path)])
     rows = read_metrics(path)
-    first, second = recipe.stages
-    assert [row["lr_connector"] for row in rows[:4]] == pytest.approx(
-        [1e-2 * first.schedule.factor(i, 4) for i in range(4)]
-    )
-    assert [row["lr_language"] for row in rows[4:]] == pytest.approx(
-        [1e-3 * second.schedule.factor(i, 3) for i in range(3)]
-    )
+    first, second = (stage.schedule for stage in recipe.stages)
+    assert [row["lr_connector"] for row in rows[:4]] == pytest.approx([1e-2 * first.factor(i, 4) for i in range(4)])
+    assert [row["lr_language"] for row in rows[4:]] == pytest.approx([1e-3 * second.factor(i, 3) for i in range(3)])
     assert [row["lr_language"] for row in rows[:4]] == [0.0] * 4
     assert {row["lr_vision"] for row in rows} == {0.0}
 
