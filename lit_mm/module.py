@@ -27,6 +27,7 @@ from lit_mm.samples.processor import Processor
 from lit_mm.stages.groups import parameter_groups
 from lit_mm.stages.optimizer import make_optimizer
 from lit_mm.stages.stage import Stage, apply_stage
+from lit_mm.stages.thaw import late_parts, learning_parts, set_modes
 from lit_mm.stream.order import stable_hash
 from lit_mm.weights.source import is_added, load_part
 
@@ -65,6 +66,7 @@ class MultimodalModule(L.LightningModule):
         self.total_steps = 0  # optimizer steps of the current stage
         self.first_step = 0  # optimizer steps of the stages before it
         self.seed = 0
+        self._learning: frozenset[str] = frozenset()  # parts that the current optimizer step changes
         self.config_text = ""  # the resolved config, kept in checkpoints
         self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
         self.origins: dict[str, str] = {}  # part -> where its weights came from, until a stage trains it
@@ -156,6 +158,8 @@ class MultimodalModule(L.LightningModule):
         self.stage, self.stage_number = stage, number
         self.total_steps, self.first_step, self.seed = total_steps, first_step, seed
         apply_stage(self.parts(), stage)
+        self._learning = learning_parts(stage, 0)
+        self.train()
         self.origins = {part: origin for part, origin in self.origins.items() if part not in stage.train}
         # Now, while the weights are whole and as they were loaded: a strategy may shard and round them
         self._base = {part: self._base.get(part) or self._digests(part) for part in self.origins}
@@ -179,24 +183,41 @@ class MultimodalModule(L.LightningModule):
         stage, total = self.stage, self.total_steps
         layered = {n: m for n, m in self.modules_by_part().items() if hasattr(m, "layer_of")}
         optimizer = make_optimizer(parameter_groups(self.parts(), stage, layered), stage.betas)
-        starts = [stage.train[group["part"]].from_step for group in optimizer.param_groups]
-        factors = [lambda step, start=start: stage.schedule.factor(step, total) * (step >= start) for start in starts]
+        factors = [
+            lambda step, part=group["part"]: stage.schedule.factor(step, total) * (part in learning_parts(stage, step))
+            for group in optimizer.param_groups
+        ]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- steps ---------------------------------------------------------------------------------------------------
     def on_train_batch_start(self, *_: object) -> None:
-        """A part that has not thawed needs no backward pass. DDP and ZeRO run it: what they reduce is settled."""
-        late = [part for part, train in self.stage.train.items() if train.from_step]
+        """Thaw the parts whose step has come.
+
+        A part that has not thawed runs in evaluation mode and, on a single device, without a backward pass. DDP and
+        ZeRO run it: what they reduce is settled.
+        """
+        learning, late = learning_parts(self.stage, self.trainer.global_step), late_parts(self.stage)
+        if learning != self._learning:
+            self._learning = learning
+            self.train()
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy):
             return
         if not late or len(late) == len(self.stage.train):  # of nothing there is no backward pass
             return
         parts = self.parts()
         for part in late:
-            thawed = self.trainer.global_step >= self.stage.train[part].from_step
             for parameter in parts[part].values():
-                parameter.requires_grad_(thawed)
+                parameter.requires_grad_(part in learning)
+
+    def train(self, mode: bool = True) -> MultimodalModule:
+        """Training mode for the parts that learn now and for the stage's `noisy` ones; frozen parts stay as they are
+        examined.
+        """
+        super().train(mode)
+        if mode and self.stage is not None:
+            set_modes(self.network, {*self._learning, *self.stage.noisy})
+        return self
 
     def weights_of_objectives(self, stage: Stage) -> dict[str, float]:
         """Objective -> its weight in a stage; the family's first objective where the stage names none."""
@@ -270,7 +291,7 @@ class MultimodalModule(L.LightningModule):
         if hasattr(self.trainer.strategy, "engine_optimizer"):
             return  # ZeRO does both: only the engine sees the gradients of all ranks
         for group in optimizer.param_groups:
-            if self.trainer.global_step < self.stage.train[group["part"]].from_step:
+            if group["part"] not in self._learning:
                 for parameter in group["params"]:
                     parameter.grad = None  # not thawed yet: no moments, and no share in the norm of the others
         if self.stage.clip:

@@ -131,8 +131,6 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mist
     message = mistake("fit", "--config", written(with_key("stages.0.train.connector.zzz", 1)))
     keys = "lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors"
     assert message.splitlines()[1].strip() == f"It has {keys}"
-        message.splitlines()[1].strip() == "It has lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors"
-    )
 
 
 @pytest.mark.parametrize(

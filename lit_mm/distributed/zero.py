@@ -37,6 +37,7 @@ from lit_mm.distributed.cpu import deepspeed_on_cpu
 from lit_mm.distributed.shares import Share, shard
 from lit_mm.errors import UserError
 from lit_mm.stages.optimizer import Cut, MuonWithAdamW
+from lit_mm.stages.thaw import late_parts, learning_parts
 
 ZERO_STAGE = 2  # of ZeRO, where none is named
 # What AdamW keeps of a parameter besides its step count, and what Muon keeps
@@ -188,21 +189,24 @@ class ZeRO(DeepSpeedStrategy):
     def _wait_until_thawed(self) -> None:
         """Keep a part with `from_step` out of gradients, norm and moments until then, as `MultimodalModule` does."""
         module = self.lightning_module
-        late = {part: train.from_step for part, train in module.stage.train.items() if train.from_step}
+        late = late_parts(module.stage)
         if not late or not self.optimizers:
             return
         trainer = module.trainer
 
-        def silent(start: int) -> Callable[[Tensor], Tensor]:
-            return lambda gradient: torch.zeros_like(gradient) if trainer.global_step < start else gradient
+        def learns(part: str) -> bool:
+            return part in learning_parts(module.stage, trainer.global_step)
+
+        def silent(part: str) -> Callable[[Tensor], Tensor]:
+            return lambda gradient: gradient if learns(part) else torch.zeros_like(gradient)
 
         parts = module.parts()
-        self._silencers = [p.register_hook(silent(start)) for part, start in late.items() for p in parts[part].values()]
+        self._silencers = [p.register_hook(silent(part)) for part in late for p in parts[part].values()]
         held: dict[Tensor, Tensor | None] = {}
 
         def take(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             for group in optimizer.param_groups:
-                if trainer.global_step < late.get(group["part"], 0):
+                if not learns(group["part"]):
                     for flat in group["params"]:
                         held[flat], flat.grad = flat.grad, None
 
