@@ -58,7 +58,7 @@ class Checkpointing(StepObserver):
     def tidy(self) -> None:
         """Remove all but the last checkpoints and the best one; of equals the later is better."""
         saved = published(self.folder)
-        scores = [self.score_at(read(one.path).manifest["step"]) for one in saved]
+        scores = [self.score_at(read(checkpoint.path).manifest["step"]) for checkpoint in saved]
         scored = [(score, number) for number, score in enumerate(scores) if score is not None]
         best = max(scored)[1] if scored else None
         for number, old in enumerate(saved[: -self.keep]):

@@ -63,15 +63,15 @@ class Examination(StepObserver):
         if module.step in self.examined:
             return None
         with isolate_rng():
-            found = score(evaluate(module, self._documents, batch_size=self.batch_size))
+            result = score(evaluate(module, self._documents, batch_size=self.batch_size))
         self.examined.add(module.step)
         if self.table is not None:
-            row = {"step": module.step, "stage": module.stage.name, "overall": found.overall}
-            self.table.append(row | found.skills)
-        metrics = {"accuracy/overall": found.overall} | {f"accuracy/{s}": share for s, share in found.skills.items()}
+            row = {"step": module.step, "stage": module.stage.name, "overall": result.overall}
+            self.table.append(row | result.skills)
+        metrics = {"accuracy/overall": result.overall} | {f"accuracy/{s}": share for s, share in result.skills.items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=module.step)
-        return found
+        return result
 
     def _held_out(self, trainer: L.Trainer) -> list[Document]:
         documents = self.documents

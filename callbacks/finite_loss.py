@@ -28,9 +28,9 @@ class FiniteLoss(StepObserver):
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if math.isfinite(step.loss):
             return
-        seen = ", ".join(self._samples[:4]) + (", ..." if len(self._samples) > 4 else "")
+        ids = ", ".join(self._samples[:4]) + (", ..." if len(self._samples) > 4 else "")
         raise UserError(
             f"stage {step.stage!r}, step {step.number}: the loss is {step.loss}. Rank {trainer.global_rank} had just "
-            f"seen the samples {seen}. Lower the learning rates or lengthen the warm-up, and begin in another folder "
+            f"seen the samples {ids}. Lower the learning rates or lengthen the warm-up, and begin in another folder "
             "(--run_dir); --init_from with this one keeps what its last checkpoint has learnt"
         )

@@ -63,19 +63,19 @@ class FreezeAudit(L.Callback):
 
     def _check_frozen(self, parts: Parts, trained: set[str], culprit: str) -> None:
         for part, parameters in parts.items():
-            changed = [
+            names = [
                 n for n, p in parameters.items() if part not in trained and digest_held(p) != self.digests[part][n]
             ]
-            if changed:
+            if names:
                 raise RuntimeError(
-                    f"stage {self.stage!r}: {culprit} changed the frozen part {part!r}, in {len(changed)} of "
-                    f"{len(parameters)} parameters, the first is {changed[0]!r}. Nothing of this stage can be trusted"
+                    f"stage {self.stage!r}: {culprit} changed the frozen part {part!r}, in {len(names)} of "
+                    f"{len(parameters)} parameters, the first is {names[0]!r}. Nothing of this stage can be trusted"
                 )
 
     def _check_moved(self, trainer: L.Trainer, parts: Parts, trained: list[str]) -> None:
-        moved = [any(digest_held(p) != self.digests[part][n] for n, p in parts[part].items()) for part in trained]
+        differs = [any(digest_held(p) != self.digests[part][n] for n, p in parts[part].items()) for part in trained]
         # A rank's shards may be padding only: the part moved if it did anywhere
-        counts = torch.tensor(moved, dtype=torch.float32, device=trainer.strategy.root_device)
+        counts = torch.tensor(differs, dtype=torch.float32, device=trainer.strategy.root_device)
         counts = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         still = [part for part, count in zip(trained, counts, strict=True) if not count]
         if still:
@@ -104,7 +104,7 @@ def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained
         RuntimeError: naming the part and the parameter.
     """
     names = {id(p): (part, name) for part, parameters in parts.items() for name, p in parameters.items()}
-    seen: set[int] = set()
+    ids: set[int] = set()
     for parameter in (parameter for group in groups for parameter in group):
         part, name = names.get(id(parameter), ("", f"of shape {tuple(parameter.shape)}"))
         where = f"stage {stage!r}: the optimizer holds parameter {name!r} of part {part!r}"
@@ -112,15 +112,15 @@ def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained
             raise RuntimeError(f"stage {stage!r}: the optimizer holds a parameter {name} that belongs to no part")
         if part not in trained:
             raise RuntimeError(f"{where}, which is frozen")
-        if id(parameter) in seen:
+        if id(parameter) in ids:
             raise RuntimeError(f"{where} twice; it would be updated twice a step")
-        seen.add(id(parameter))
+        ids.add(id(parameter))
     for part, parameters in parts.items():
         for name, parameter in parameters.items():
             if parameter.requires_grad != (part in trained):
                 says = "is frozen but wants gradients" if parameter.requires_grad else "is trainable but wants none"
                 raise RuntimeError(f"stage {stage!r}: parameter {name!r} of part {part!r} {says}")
-            if part in trained and id(parameter) not in seen:
+            if part in trained and id(parameter) not in ids:
                 raise RuntimeError(
                     f"stage {stage!r}: the optimizer lacks the trainable parameter {name!r} of part {part!r}"
                 )
@@ -128,9 +128,9 @@ def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained
 
 def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
     """The model's parameters by group. DeepSpeed's own groups hold flat partitions; it keeps the originals aside."""
-    for kept in ("bit16_groups", "fp16_groups", "bf16_groups"):  # ZeRO-1 and 2; ZeRO-3 and fp16; bf16
-        if hasattr(optimizer, kept):
-            return [list(group) for group in getattr(optimizer, kept)]
+    for attribute in ("bit16_groups", "fp16_groups", "bf16_groups"):  # ZeRO-1 and 2; ZeRO-3 and fp16; bf16
+        if hasattr(optimizer, attribute):
+            return [list(group) for group in getattr(optimizer, attribute)]
     return [list(group["params"]) for group in optimizer.param_groups]
 
 
@@ -140,8 +140,8 @@ def digest_parts(parts: Parts) -> Digests:
 
 def digest_held(parameter: nn.Parameter) -> str:
     """Digest of a parameter's bytes, or of the shard this rank holds; "" where it holds none of it."""
-    held = share_of(parameter)
-    return "" if held is None else digest(held)
+    share = share_of(parameter)
+    return "" if share is None else digest(share)
 
 
 def describe_parts(parts: Parts, trained: set[str], stage: str) -> str:

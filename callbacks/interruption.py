@@ -47,17 +47,17 @@ class Interruption(StepObserver):
     # --- hearing ---------------------------------------------------------------------------------------------------
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # a sweep's agent may run us in a thread of its own
-            self._before = {one: signal.getsignal(one) for one in HEARD}
+            self._before = {number: signal.getsignal(number) for number in HEARD}
             self._hear()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _hear(self) -> None:
-        for one in self._before:
-            signal.signal(one, self._handle)
+        for number in self._before:
+            signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
@@ -103,13 +103,13 @@ class Interruption(StepObserver):
 
     def _leave(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         heard = self._heard_anywhere(trainer)
-        signals = [one for one, count in zip(HEARD, heard, strict=True) if count]
-        kept = (
+        signals = [number for number, count in zip(HEARD, heard, strict=True) if count]
+        outcome = (
             f"after step {trainer.global_step} of {module.total_steps} of stage {module.stage.name!r}, which is saved"
         )
-        raise Interrupted(signals, kept, trainer.global_rank, together=True)
+        raise Interrupted(signals, outcome, trainer.global_rank, together=True)
 
     def _heard_anywhere(self, trainer: L.Trainer) -> list[float]:
         """For each of the signals that are heard, how many ranks have received it."""
-        mine = torch.tensor([float(one in self.received) for one in HEARD], device=trainer.strategy.root_device)
+        mine = torch.tensor([float(number in self.received) for number in HEARD], device=trainer.strategy.root_device)
         return trainer.strategy.reduce(mine, reduce_op="sum").tolist()

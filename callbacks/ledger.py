@@ -59,14 +59,16 @@ class DataLedger(StepObserver):
             return
         self.names, self.sizes = self.screen.maker.documents.names, self.screen.maker.documents.sizes
         self._begin()
-        seen = bad = 0
+        samples = bad = 0
         if trainer.is_global_zero:
-            kept = [row for row in self.table.restart(module.step) if row["stage"] == module.stage.name]
+            rows = [row for row in self.table.restart(module.step) if row["stage"] == module.stage.name]
             take_back(self.lines, module.step)
-            seen = sum(row[outcome] for row in kept for outcome in OUTCOMES)
-            bad = sum(row["skipped"] + row["quarantined"] for row in kept)
+            samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
+            bad = sum(row["skipped"] + row["quarantined"] for row in rows)
             bad -= sum(t["count"] for t in self._told(module.stage.name) if t["kind"] == "no_supervision")
-        self.seen, self.bad = trainer.strategy.broadcast((seen, bad))  # draws, and the bad ones that `max_bad` counts
+        self.seen, self.bad = trainer.strategy.broadcast(
+            (samples, bad)
+        )  # draws, and the bad ones that `max_bad` counts
 
     def _begin(self) -> None:
         self._held: list[tuple[int, ...]] = []
@@ -92,7 +94,7 @@ class DataLedger(StepObserver):
         sums = self._sums(trainer)
         lost = _gathered(self._lost, trainer) if sums[-1] else []
         size = len(self.names)
-        held, losses, tokens = sums[:size], sums[size : 2 * size], sums[2 * size : 3 * size]
+        counts, losses, tokens = sums[:size], sums[size : 2 * size], sums[2 * size : 3 * size]
         if size == 1:
             losses, tokens = [step.loss * self._step_tokens], [self._step_tokens]
         self._begin()
@@ -101,8 +103,10 @@ class DataLedger(StepObserver):
         self.seen += sum(entry.count for entry in entries)
         self.bad += sum(e.count for e in entries if e.outcome in OUTCOMES[2:] and e.kind != "no_supervision")
         if trainer.is_global_zero:
-            found = [sum(e.count for e in entries if e.source == n and e.outcome in OUTCOMES[:2]) for n in self.names]
-            assert found == [int(n) for n in held], f"step {step.number}: planned {found} samples, trained on {held}"
+            planned = [sum(e.count for e in entries if e.source == n and e.outcome in OUTCOMES[:2]) for n in self.names]
+            assert planned == [int(n) for n in counts], (
+                f"step {step.number}: planned {planned} samples, trained on {counts}"
+            )
             self._write(step, entries, losses, tokens)
             self._log(trainer, step, losses, tokens)
         if lost:
@@ -112,10 +116,10 @@ class DataLedger(StepObserver):
         """Over micro-batches and ranks: samples held, loss and tokens of each source, and samples lost."""
         device = trainer.strategy.root_device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        held = torch.tensor(self._held, dtype=wide, device=device).sum(dim=0)
+        counts = torch.tensor(self._held, dtype=wide, device=device).sum(dim=0)
         lost = torch.tensor([len(self._lost)], dtype=wide, device=device)
-        losses = torch.stack(self._losses).to(wide).sum(dim=0).flatten() if self._losses else held.new_zeros(0)
-        return trainer.strategy.reduce(torch.cat([held, losses, lost]), reduce_op="sum").tolist()
+        losses = torch.stack(self._losses).to(wide).sum(dim=0).flatten() if self._losses else counts.new_zeros(0)
+        return trainer.strategy.reduce(torch.cat([counts, losses, lost]), reduce_op="sum").tolist()
 
     def _write(self, step: Step, entries: Sequence[Entry], losses: Sequence[float], tokens: Sequence[float]) -> None:
         for name, loss, supervised in zip(self.names, losses, tokens, strict=True):
@@ -124,11 +128,11 @@ class DataLedger(StepObserver):
                 mean = loss / supervised if supervised else float("nan")
                 row = {"step": step.number, "stage": step.stage, "source": name, "loss": mean}
                 self.table.append(row | {"tokens": int(supervised)} | counts)
-        told = [entry for entry in entries if entry.outcome != "trained"]
-        if told:
+        exceptions = [entry for entry in entries if entry.outcome != "trained"]
+        if exceptions:
             head = {"step": step.number, "stage": step.stage}
             with self.lines.open("a") as file:
-                file.write("".join(json.dumps(head | entry.as_json()) + "\n" for entry in told))
+                file.write("".join(json.dumps(head | entry.as_json()) + "\n" for entry in exceptions))
 
     def _log(self, trainer: L.Trainer, step: Step, losses: Sequence[float], tokens: Sequence[float]) -> None:
         if len(self.names) == 1:
@@ -149,7 +153,7 @@ class DataLedger(StepObserver):
         account = summarise(stage, self.names, self.sizes, rows, self._told(stage))
         file = self.folder / "ledger.json"
         earlier = json.loads(file.read_text())["stages"] if file.exists() else []
-        stages = [one for one in earlier if one["stage"] != stage] + [account]
+        stages = [entry for entry in earlier if entry["stage"] != stage] + [account]
         text = json.dumps({"stages": stages, "quarantined": quarantined(read_lines(self.lines))}, indent=1)
         _replace(file, text)
         console = self.console or Console()
@@ -183,9 +187,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def take_back(path: Path, step: int) -> None:
     """Drop the lines after `step`, and a last one that a kill cut short."""
-    kept = [line for line in read_lines(path) if line["step"] <= step]
+    lines = [line for line in read_lines(path) if line["step"] <= step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+    _replace(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def _replace(file: Path, text: str) -> None:

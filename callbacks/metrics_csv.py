@@ -37,10 +37,10 @@ class MetricsCSV(StepObserver):
         self.objectives = list(module.objectives) if len(module.objectives) > 1 else []
         losses = [f"loss/{name}" for name in self.objectives]
         self.table = StepTable(self.path, ["step", "stage", "loss", "tokens", "seconds", *losses, *rates])
-        kept = self.table.restart(module.step)
+        rows = self.table.restart(module.step)
         if self.earlier is None:
-            self.earlier = kept[-1]["seconds"] if kept else 0.0
-        if [row["step"] for row in kept] != list(range(1, module.step + 1)):
+            self.earlier = rows[-1]["seconds"] if rows else 0.0
+        if [row["step"] for row in rows] != list(range(1, module.step + 1)):
             trainer.print(
                 f"{self.path} lacks rows of the {module.step} steps before this start; they cannot be restored"
             )

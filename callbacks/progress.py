@@ -99,20 +99,20 @@ class StageProgress(StepObserver, ProgressBar):
         warm = self.done - self.resumed_at > WINDOW or len(self.steps) == 1
         steps = list(self.steps)[0 if warm else 1 :]
         speed = sum(s.tokens for s in steps) / max(sum(s.seconds for s in steps), 1e-9)
-        said = f"loss {self.loss:.3f}  {speed:,.0f} tokens/s"
+        text = f"loss {self.loss:.3f}  {speed:,.0f} tokens/s"
         if self.done >= self.total:
-            return f"{said}  done"
+            return f"{text}  done"
         measured = self.done - self.resumed_at - 1
         if measured < 1:
-            return said
+            return text
         per_step = (now - self.started) / measured
         left = per_step * (self.total - self.done)
-        said += f"  {clock(left)} left"
+        text += f"  {clock(left)} left"
         if not self._later():
-            return said
+            return text
         more = ">" if None in self._later() else ""
         # Later stages may be faster or slower; this stage's pace is all that is known
-        return f"{said}, recipe {more}{clock(left + per_step * sum(steps or 0 for steps in self._later()))}"
+        return f"{text}, recipe {more}{clock(left + per_step * sum(steps or 0 for steps in self._later()))}"
 
     def _later(self) -> list[int | None]:
         """Optimizer steps of the stages after this one; None where not known."""

@@ -43,12 +43,12 @@ class StepTable:
                 f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: it belongs to "
                 "another run. Choose another run folder"
             )
-        kept = [row for row in rows if row["step"] <= step]
+        remaining = [row for row in rows if row["step"] <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text(_line(self.columns) + "".join(_line([row[c] for c in self.columns]) for row in kept))
+        part.write_text(_line(self.columns) + "".join(_line([row[c] for c in self.columns]) for row in remaining))
         os.replace(part, self.path)
-        return kept
+        return remaining
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row with one call, so that a kill leaves it whole or without its line end."""

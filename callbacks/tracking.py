@@ -100,8 +100,8 @@ def tracking_mode(environment: Mapping[str, str]) -> str:
     if environment.get("WANDB_API_KEY"):
         return "online"
     host = urlparse(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    named = environment.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+    file = environment.get("NETRC")
+    for path in [Path(file)] if file else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         if path.is_file():
             try:
                 hosts = netrc.netrc(path).hosts
@@ -126,8 +126,8 @@ def _run_id(path: Path) -> str:
     """The run's id: given by a sweep agent, kept from an earlier launch, or new. Only rank 0 writes it."""
     if os.environ.get("WANDB_RUN_ID"):
         return os.environ["WANDB_RUN_ID"]
-    if path.exists() and (kept := path.read_text().strip()):
-        return kept
+    if path.exists() and (identity := path.read_text().strip()):
+        return identity
     fresh = secrets.token_hex(4)
     if rank_zero_only.rank == 0:
         part = path.with_name(path.name + ".part")
@@ -148,8 +148,8 @@ class Tracking(StepObserver):
         }
         for logger in trainer.loggers:
             # Other loggers take numbers only
-            named = {"stage": step.stage} if isinstance(logger, WandbLogger) else {}
-            logger.log_metrics({**metrics, **named}, step=step.number)
+            extra = {"stage": step.stage} if isinstance(logger, WandbLogger) else {}
+            logger.log_metrics({**metrics, **extra}, step=step.number)
 
 
 @rank_zero_only

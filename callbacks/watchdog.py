@@ -52,10 +52,10 @@ class Doing:
     told: float = 0.0
 
     def __str__(self) -> str:
-        shown = ", ".join(self.samples[:LISTED]) + (", ..." if len(self.samples) > LISTED else "")
+        ids = ", ".join(self.samples[:LISTED]) + (", ..." if len(self.samples) > LISTED else "")
         return (
             f"rank {self.rank} of {self.ranks} ({self.process}): stage {self.stage!r}, step {self.step}, {self.what} "
-            f"for {self.seconds:.0f} s; samples: {shown or 'none yet'}"
+            f"for {self.seconds:.0f} s; samples: {ids or 'none yet'}"
         )
 
 
@@ -211,16 +211,16 @@ class Watchdog(L.Callback):
 
     def _others(self, now: Doing) -> list[Doing]:
         """What the other ranks last told, those that are furthest behind first."""
-        found = []
+        reports = []
         for rank in range(now.ranks):
             key = f"watchdog/{rank}"
             try:
                 if rank != now.rank and self._store is not None and self._store.check([key]):
-                    told = json.loads(self._store.get(key))
-                    found.append(Doing(**told | {"samples": tuple(told["samples"])}))
+                    report = json.loads(self._store.get(key))
+                    reports.append(Doing(**report | {"samples": tuple(report["samples"])}))
             except dist.DistError:
                 self._store = None
-        return sorted(found, key=lambda other: other.step)
+        return sorted(reports, key=lambda other: other.step)
 
 
 def postpone_torch(seconds: float) -> None:

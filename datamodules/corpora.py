@@ -40,8 +40,10 @@ class Corpus:
         """Raises:
         UserError: see `open_source`.
         """
-        said = {"format": self.format, "path": self.path, "images": self.images, "max_images": self.max_images}
-        return open_source({"name": self.name} | {key: value for key, value in said.items() if value is not None})
+        declaration = {"format": self.format, "path": self.path, "images": self.images, "max_images": self.max_images}
+        return open_source(
+            {"name": self.name} | {key: value for key, value in declaration.items() if value is not None}
+        )
 
 
 class Corpora(StreamDataModule):

@@ -92,10 +92,10 @@ class Mixture(StreamDataModule):
             raise UserError(f"the data set is empty: source {names[sizes.index(0)]!r} of the mixture holds no sample")
         reads = {"explicit": ("weight",), "repeat": ("repeat", "draws")}.get(self.weights, ())
         for name, member in zip(names, self.members, strict=True):
-            given = [key for key in ("weight", "repeat", "draws") if getattr(member, key) is not None]
-            if set(given) - set(reads) or len(given) > 1 or (self.weights == "explicit" and not given):
-                wanted = {"explicit": "a `weight`", "repeat": "`repeat` or `draws`"}.get(self.weights, "none of them")
-                raise UserError(f"source {name!r}: with `weights: {self.weights}` it takes {wanted}, got {given}")
+            keys = [key for key in ("weight", "repeat", "draws") if getattr(member, key) is not None]
+            if set(keys) - set(reads) or len(keys) > 1 or (self.weights == "explicit" and not keys):
+                expected = {"explicit": "a `weight`", "repeat": "`repeat` or `draws`"}.get(self.weights, "none of them")
+                raise UserError(f"source {name!r}: with `weights: {self.weights}` it takes {expected}, got {keys}")
         if self.weights == "size":
             draws = sizes
         elif self.weights == "repeat":

@@ -23,11 +23,11 @@ def web_page(index: int, *, split: str, seed: int) -> Document:
     Sentences are joined by a space, but there is none beside a picture, as in VILA's MMC4.
     """
     rng = Random(stable_hash("web page", seed, split, index))
-    shown = [
+    pictures = [
         page(MOST * index + number, split=split, seed=seed, kind=rng.choice(SKILLS))
         for number in range(rng.randint(FEWEST, MOST))
     ]
-    sentences: list[tuple[Picture | None, str]] = [(picture, picture.transcript) for picture in shown]
+    sentences: list[tuple[Picture | None, str]] = [(picture, picture.transcript) for picture in pictures]
     if rng.random() < 0.5:
         unseen = caption_document(index, split=split, seed=stable_hash(seed, "unseen"))
         sentences.insert(rng.randrange(len(sentences) + 1), (None, unseen.answer))
@@ -117,11 +117,11 @@ class NanoInterleaved(StreamDataModule):
         def make(maker: Callable[..., Document], **more: int) -> Callable[[int], Document]:
             return lambda number: maker(number, split="train", seed=seed, **more)
 
-        asked = make(question_document, questions=self.questions)
+        pages = make(question_document, questions=self.questions)
         makers = {
             "captions": (make(caption_document),),
             "interleaved": (make(web_page), *[make(pair)] * 3),
-            "blended": (make(reading_document, questions=self.questions), *[asked] * 3),
+            "blended": (make(reading_document, questions=self.questions), *[pages] * 3),
         }
         return Blend(makers[self.kind], self.documents)
 

@@ -45,8 +45,8 @@ def one_question(document: Document, number: int) -> Document:
         return replace(document, turns=document.turns[:2])
     page, _ = document.turns[0].text.rsplit("\n", 1)
     question, answer = document.turns[2 * number : 2 * number + 2]
-    asked = Turn("user", (f"{page}\n{question.text}",))
-    return replace(document, id=f"{document.id}/{number}", turns=(asked, answer))
+    turn = Turn("user", (f"{page}\n{question.text}",))
+    return replace(document, id=f"{document.id}/{number}", turns=(turn, answer))
 
 
 class NanoTextPairs(StreamDataModule):

@@ -139,9 +139,9 @@ class MultimodalModule(L.LightningModule):
                 load_part(module, reference, part)
                 filled |= {id(p): reference for name, p in module.named_parameters() if not is_added(name)}
         self.origins = {
-            part: filled[id(next(iter(named.values())))]
-            for part, named in self.parts().items()
-            if all(id(parameter) in filled for parameter in named.values())
+            part: filled[id(next(iter(parameters.values())))]
+            for part, parameters in self.parts().items()
+            if all(id(parameter) in filled for parameter in parameters.values())
         }
         self._base = {}
 
@@ -315,7 +315,7 @@ class MultimodalModule(L.LightningModule):
             "stage_step": self.trainer.global_step,
             "step": self.step,
             "strategy": type(self.trainer.strategy).__name__,
-            "parts": {part: [names[id(p)] for p in held.values()] for part, held in self.parts().items()},
+            "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
             "stored": [name for name, _ in kept_tensors(self) if name not in left_out],
             "frozen": {part: {"origin": self.origins[part], "digests": digests} for part, digests in frozen.items()},
         }

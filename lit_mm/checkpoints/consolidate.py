@@ -35,7 +35,7 @@ def consolidate(
         raise UserError(f"{str(manifest.path)!r} is damaged: {'; '.join(problems[:3])}")
     content = manifest.content
     stored = {name: Stored(entry["dtype"], tuple(entry["shape"])) for name, entry in content["weights"].items()}
-    if unknown := {one.dtype for one in stored.values()} - DTYPES.keys():
+    if unknown := {tensor.dtype for tensor in stored.values()} - DTYPES.keys():
         raise UserError(f"{str(manifest.path)!r} holds {sorted(unknown)}, which safetensors files do not have")
     index = {file: places(manifest.path / file) for file in manifest.files("weights")}
     left_out = {part: entry["origin"] for part, entry in content["frozen"].items()} if frozen is None else {}
@@ -63,11 +63,11 @@ def pieces_of(
 ) -> Iterator[bytes]:
     """The bytes of a tensor from its pieces, in order. Where two ranks wrote the same elements, they are taken once."""
     _, width = DTYPES[entry["dtype"]]
-    written = 0
+    position = 0
     for file, key, start, count in sorted(entry["pieces"], key=lambda piece: piece[2]):
         begin, end = index[file][key]
         if end - begin != count * width:
             raise UserError(f"{str(manifest.path / file)!r} is damaged: {key!r} has {end - begin} bytes")
-        if start + count > written:
-            yield from run(manifest.path / file, begin + (written - start) * width, end)
-            written = start + count
+        if start + count > position:
+            yield from run(manifest.path / file, begin + (position - start) * width, end)
+            position = start + count

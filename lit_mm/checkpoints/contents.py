@@ -15,5 +15,5 @@ def kept_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def kept_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The buffers that belong to a model's weights."""
-    kept = module.state_dict().keys()
-    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in kept)
+    names = module.state_dict().keys()
+    yield from ((name, buffer) for name, buffer in module.named_buffers() if name in names)

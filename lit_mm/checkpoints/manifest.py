@@ -43,13 +43,13 @@ def published(folder: Path) -> list[Saved]:
     Raises:
         UserError: one is a single file, as earlier versions wrote them.
     """
-    found = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
-    if old := [path for match, path in found if match and path.is_file()]:
+    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
+    if old := [path for match, path in matches if match and path.is_file()]:
         raise UserError(
             f"{str(old[0])!r} was written by an earlier version of lit_mm, whose checkpoints were single files. Finish "
             "the run with that version, or choose another run folder"
         )
-    return sorted(saved_as(path) for match, path in found if match)
+    return sorted(saved_as(path) for match, path in matches if match)
 
 
 def saved_as(path: Path) -> Saved:
@@ -95,11 +95,11 @@ class Manifest:
 
     def problem_of(self, name: str) -> str:
         """What is wrong with a file at first sight: it is missing, or has another length than it was written with."""
-        file, written = self.path / name, self.content["files"][name]["bytes"]
+        file, expected = self.path / name, self.content["files"][name]["bytes"]
         if not file.is_file():
             return "is missing"
         size = file.stat().st_size
-        return f"has {size} bytes, {written} were written" if size != written else ""
+        return f"has {size} bytes, {expected} were written" if size != expected else ""
 
 
 def read(path: Path) -> Manifest:
@@ -137,17 +137,17 @@ def damage(manifest: Manifest, *, verify: bool = False, kinds: tuple[str, ...] =
         verify: also read every file and compare its digest, about a second per gigabyte.
         kinds: look at these files only; see `Manifest.files`.
     """
-    found = []
+    problems = []
     for name, entry in manifest.files(*kinds).items():
         if problem := manifest.problem_of(name):
-            found.append(f"{name} {problem}")
+            problems.append(f"{name} {problem}")
         elif verify and digest_file(manifest.path / name) != entry["blake2b"]:
-            found.append(f"{name} does not have the bytes that were written")
+            problems.append(f"{name} does not have the bytes that were written")
     for kind in ("weights", "moments"):
         for name, entry in manifest.content[kind].items():
-            if (held := covered(entry)) != (wanted := math.prod(entry["shape"])):
-                found.append(f"{kind} of {name!r}: the pieces hold {held} of {wanted} elements")
-    return found
+            if (elements := covered(entry)) != (expected := math.prod(entry["shape"])):
+                problems.append(f"{kind} of {name!r}: the pieces hold {elements} of {expected} elements")
+    return problems
 
 
 def covered(entry: Mapping[str, Any]) -> int:

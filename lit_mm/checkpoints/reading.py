@@ -84,11 +84,11 @@ class Checkpoint:
 
     @cached_property
     def _moments(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+        moments: dict[str, list[str]] = {}
         for key in self.manifest["moments"]:
             moment, _, name = key.partition("/")
-            found.setdefault(name, []).append(moment)
-        return found
+            moments.setdefault(name, []).append(moment)
+        return moments
 
     def moment(self, key: str, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """A moment of a parameter: whole and in its shape, or `count` elements of it from `start`, flat."""
@@ -125,8 +125,8 @@ class Checkpoint:
         """
         names = list(self.manifest["files"])
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            found = pool.map(lambda name: digest_file(self.path / name), names)
-            for name, hashed in zip(names, found, strict=True):
+            digests = pool.map(lambda name: digest_file(self.path / name), names)
+            for name, hashed in zip(names, digests, strict=True):
                 if hashed != self.manifest["files"][name]["blake2b"]:
                     raise UserError(f"{str(self.path / name)!r} does not have the bytes that were written. {DAMAGED}")
 
@@ -159,24 +159,24 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> Non
             f"{str(path)!r} is a checkpoint of {origin}, the model is {family}. "
             f"Use a config of {origin}, or another checkpoint"
         )
-    ours = dict(kept_tensors(module))
+    tensors = dict(kept_tensors(module))
     frozen = {name: part for part, entry in manifest["frozen"].items() for name in entry["digests"]}
-    theirs = {name: tuple(entry["shape"]) for name, entry in manifest["weights"].items()}
+    shapes = {name: tuple(entry["shape"]) for name, entry in manifest["weights"].items()}
     odd = sorted(
-        (set(ours) ^ (set(theirs) | set(frozen)))
-        | {name for name in set(ours) & set(theirs) if tuple(ours[name].shape) != theirs[name]}
+        (set(tensors) ^ (set(shapes) | set(frozen)))
+        | {name for name in set(tensors) & set(shapes) if tuple(tensors[name].shape) != shapes[name]}
     )
     if odd:
-        here = tuple(ours[odd[0]].shape) if odd[0] in ours else "absent"
+        here = tuple(tensors[odd[0]].shape) if odd[0] in tensors else "absent"
         raise UserError(
-            f"{str(path)!r} does not fit this model: {len(odd)} of {len(ours)} tensors differ in name or shape, the "
-            f"first is {odd[0]!r} ({theirs.get(odd[0], 'absent')} in the checkpoint, {here} in the model). "
+            f"{str(path)!r} does not fit this model: {len(odd)} of {len(tensors)} tensors differ in name or shape, the "
+            f"first is {odd[0]!r} ({shapes.get(odd[0], 'absent')} in the checkpoint, {here} in the model). "
             "Use the config.yaml of the run that made it"
         )
     if frozen:
         module.load_pretrained()
     for part, entry in manifest["frozen"].items():
-        other = [name for name, expected in entry["digests"].items() if digest(ours[name]) != expected]
+        other = [name for name, expected in entry["digests"].items() if digest(tensors[name]) != expected]
         if other:
             raise UserError(
                 f"{str(path)!r} was trained on the frozen part {part!r} of {entry['origin']!r}; the part that is there "
@@ -184,6 +184,6 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> Non
                 "origin back, or train anew on this one"
             )
     with torch.no_grad():
-        for name in theirs:
-            ours[name].copy_(checkpoint.weight(name))
+        for name in shapes:
+            tensors[name].copy_(checkpoint.weight(name))
     module.origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}

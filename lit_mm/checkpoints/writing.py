@@ -130,21 +130,21 @@ def publish_pieces(
     entries = _together(lambda: _write_pieces(part, rank, weights, moments) | {"steps": dict(steps)}, final)
 
     def end() -> None:
-        kept = dict(state)
-        described = kept.pop("lit_mm")
+        content = dict(state)
+        described = content.pop("lit_mm")
         with (part / "state.pt").open("wb") as file:
-            torch.save(kept, file)
+            torch.save(content, file)
         (part / "config.yaml").write_text(described["config"])
-        files = {name: entry for found in entries for name, entry in found["files"].items()}
+        files = {name: entry for entry_of_rank in entries for name, entry in entry_of_rank["files"].items()}
         files |= {name: _sync(part / name) for name in ("state.pt", "config.yaml")}
         manifest = {
             "format": FORMAT,
             **{key: value for key, value in described.items() if key not in ("config", "stored")},
             "ranks": len(entries),
             "files": files,
-            "weights": _joined(found["weights"] for found in entries),
-            "moments": _joined(found["moments"] for found in entries),
-            "steps": {name: step for found in entries for name, step in found["steps"].items()},
+            "weights": _joined(entry_of_rank["weights"] for entry_of_rank in entries),
+            "moments": _joined(entry_of_rank["moments"] for entry_of_rank in entries),
+            "steps": {name: step for entry_of_rank in entries for name, step in entry_of_rank["steps"].items()},
         }
         (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
         _sync(part / "manifest.json")
@@ -162,21 +162,21 @@ def _write_pieces(
     entries: dict[str, Any] = {"files": {}, "weights": {}, "moments": {}}
     for kind, pieces in (("weights", (("", piece) for piece in weights)), ("moments", moments)):
         stem = "weights" if kind == "weights" else "optimizer"
-        held: dict[str, Tensor] = {}
+        buffer: dict[str, Tensor] = {}
 
-        def flush(stem: str = stem, held: dict[str, Tensor] = held) -> None:
-            if held:
-                save_file(held, part / _file_name(stem, rank, entries))
+        def flush(stem: str = stem, buffer: dict[str, Tensor] = buffer) -> None:
+            if buffer:
+                save_file(buffer, part / _file_name(stem, rank, entries))
                 entries["files"][_file_name(stem, rank, entries)] = _sync(part / _file_name(stem, rank, entries))
-                held.clear()
+                buffer.clear()
 
         for moment, piece in pieces:
-            if sum(tensor.nbytes for tensor in held.values()) + piece.tensor.nbytes > LARGEST_FILE:
+            if sum(tensor.nbytes for tensor in buffer.values()) + piece.tensor.nbytes > LARGEST_FILE:
                 flush()
             name = f"{moment}/{piece.name}" if moment else piece.name
             whole = piece.tensor.numel() == math.prod(piece.shape)
             key = name if whole else f"{name}#{piece.start}"
-            held[key] = piece.tensor.detach().cpu().clone().view(piece.shape if whole else (-1,))
+            buffer[key] = piece.tensor.detach().cpu().clone().view(piece.shape if whole else (-1,))
             entry = entries[kind].setdefault(
                 name,
                 {"shape": list(piece.shape), "dtype": str(piece.tensor.dtype).removeprefix("torch."), "pieces": []},
@@ -192,10 +192,10 @@ def _file_name(stem: str, rank: int, entries: dict[str, Any]) -> str:
     return f"{stem}-{rank:05d}-{number:02d}.safetensors"
 
 
-def _joined(found: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _joined(entries_by_rank: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The tensors of all ranks, each with the pieces of all ranks in order."""
     joined: dict[str, Any] = {}
-    for entries in found:
+    for entries in entries_by_rank:
         for name, entry in entries.items():
             joined.setdefault(name, {**entry, "pieces": []})["pieces"] += entry["pieces"]
     for entry in joined.values():
@@ -215,19 +215,19 @@ def _together(work: Callable[[], Any] | None, final: Path) -> list[Any]:
     except (OSError, SafetensorError, RuntimeError) as error:
         problem, cause = str(error).strip().partition("\n")[0], error
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        found = [(problem, result)]
+        outcomes = [(problem, result)]
     else:
-        found = [None] * dist.get_world_size()
-        dist.all_gather_object(found, (problem, result))
-    if failed := [(rank, said) for rank, (said, _) in enumerate(found) if said]:
+        outcomes = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, (problem, result))
+    if failed := [(rank, message) for rank, (message, _) in enumerate(outcomes) if message]:
         shutil.rmtree(final.with_name(final.name + ".part"), ignore_errors=True)
-        rank, said = failed[0]
-        where = f" (rank {rank})" if len(found) > 1 else ""
+        rank, message = failed[0]
+        where = f" (rank {rank})" if len(outcomes) > 1 else ""
         raise UserError(
-            f"the checkpoint {str(final)!r} could not be written{where}: {said}. The one before it is intact: make "
+            f"the checkpoint {str(final)!r} could not be written{where}: {message}. The one before it is intact: make "
             "room, and the same command goes on from there"
         ) from cause
-    return [result for _, result in found]
+    return [result for _, result in outcomes]
 
 
 def _sync(path: Path) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def optimizer_groups(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], given: list[list[nn.Parameter]] | None = None
+    optimizer: torch.optim.Optimizer, names: Mapping[int, str], parameters: list[list[nn.Parameter]] | None = None
 ) -> dict[str, Any]:
     """An optimizer's groups without tensors: rates and names.
 
@@ -259,8 +259,8 @@ def optimizer_groups(
     """
     groups = []
     for number, group in enumerate(optimizer.param_groups):
-        held = group["params"] if given is None else given[number]
-        groups.append({k: v for k, v in group.items() if k != "params"} | {"names": [names[id(p)] for p in held]})
+        members = group["params"] if parameters is None else parameters[number]
+        groups.append({k: v for k, v in group.items() if k != "params"} | {"names": [names[id(p)] for p in members]})
     return {"groups": groups}
 
 

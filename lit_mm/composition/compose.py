@@ -88,8 +88,8 @@ class _Talk:
     fits: Callable[[Document], bool]
     notes: list[str] = field(default_factory=list)
 
-    def document(self, step: Step, *said: str | Picture, begun: str = "") -> Document:
-        turns = (Turn("user", tuple(part for part in said if part != "")),)
+    def document(self, step: Step, *parts: str | Picture, begun: str = "") -> Document:
+        turns = (Turn("user", tuple(part for part in parts if part != "")),)
         return Document(f"compose/{step}", turns + ((Turn("assistant", (begun,)),) if begun else ()))
 
 
@@ -165,8 +165,8 @@ def steps(
         return Article(instruction, lines)
     places = yield from spot(talk, lines, slots)
     captions = yield from caption(talk, lines, places)
-    chosen = yield from select(talk, lines, captions, retrieve, candidates)
-    return Article(instruction, lines, chosen, tuple(talk.notes))
+    image = yield from select(talk, lines, captions, retrieve, candidates)
+    return Article(instruction, lines, image, tuple(talk.notes))
 
 
 # --- 1. the article --------------------------------------------------------------------------------------------------
@@ -194,17 +194,17 @@ def spot(talk: _Talk, lines: Sequence[str], slots: int | None) -> Generator[Ques
     """Numbers of the lines that an image shall follow, in the order in which the model names them."""
     (text, begun), count = talk.template.spot, "" if slots is None else str(slots)
 
-    def question(shown: int) -> Document:
-        return talk.document("spot", text.format(article=numbered(lines[:shown]), count=count), begun=begun)
+    def question(number: int) -> Document:
+        return talk.document("spot", text.format(article=numbered(lines[:number]), count=count), begun=begun)
 
-    shown = _most(len(lines), lambda some: talk.fits(question(some)))
-    if shown < len(lines):
-        talk.notes.append(f"the article is too long to be shown whole: lines from {shown} on get no image")
-    places, odd = places_in((yield Question("spot", question(shown), talk.template.decode_spot)), shown)
+    number = _most(len(lines), lambda some: talk.fits(question(some)))
+    if number < len(lines):
+        talk.notes.append(f"the article is too long to be shown whole: lines from {number} on get no image")
+    places, odd = places_in((yield Question("spot", question(number), talk.template.decode_spot)), number)
     if odd:
         talk.notes.append(f"the model named lines that do not exist: {', '.join(map(str, odd))}")
     if not places:
-        places = spread(shown, slots or 1)
+        places = spread(number, slots or 1)
         talk.notes.append(f"the model named no line for an image; placed after {', '.join(map(str, places))}, evenly")
     if slots is not None and len(places) > slots:
         talk.notes.append(f"the model named {len(places)} lines, {slots} were asked for; the first {slots} were kept")
@@ -219,8 +219,8 @@ def numbered(lines: Sequence[str], first: int = 0) -> str:
 
 def places_in(reply: str, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The lines named by `<Seg i>`: those below `count`, each once, and those that do not exist."""
-    named = dict.fromkeys(int(digits) for digits in SEGMENT.findall(reply))
-    return tuple(n for n in named if n < count), tuple(n for n in named if n >= count)
+    numbers = dict.fromkeys(int(digits) for digits in SEGMENT.findall(reply))
+    return tuple(n for n in numbers if n < count), tuple(n for n in numbers if n >= count)
 
 
 def spread(count: int, slots: int) -> tuple[int, ...]:
@@ -238,30 +238,30 @@ def caption(
     """(line, caption) of each place, in the order of `places`."""
     template = talk.template
     text, begun = template.caption
-    made: list[tuple[int, str]] = []
+    captions: list[tuple[int, str]] = []
     for place in places:
         end = min(place + 2, len(lines))
 
-        def question(shown: int, place: int = place, end: int = end) -> Document:
-            article = numbered(lines[end - shown : end], end - shown)
-            said = text.format(article=article, before=captions_so_far(template, made), slot=place)
-            return talk.document("caption", said, begun=begun)
+        def question(count: int, place: int = place, end: int = end) -> Document:
+            article = numbered(lines[end - count : end], end - count)
+            words = text.format(article=article, before=captions_so_far(template, captions), slot=place)
+            return talk.document("caption", words, begun=begun)
 
-        shown = _most(end, lambda some, question=question: talk.fits(question(some)))
-        reply = yield Question("caption", question(shown), template.decode_caption)
-        said = reply.partition('"')[0].strip()
-        if not said:
-            said = lines[place][-50:].strip()
+        count = _most(end, lambda some, question=question: talk.fits(question(some)))
+        reply = yield Question("caption", question(count), template.decode_caption)
+        words = reply.partition('"')[0].strip()
+        if not words:
+            words = lines[place][-50:].strip()
             talk.notes.append(f"the model wrote no caption after line {place}; the end of the line stands in for it")
-        made.append((place, " ".join(said.split())))
-    return tuple(made)
+        captions.append((place, " ".join(words.split())))
+    return tuple(captions)
 
 
-def captions_so_far(template: Template, made: Sequence[tuple[int, str]]) -> str:
+def captions_so_far(template: Template, captions: Sequence[tuple[int, str]]) -> str:
     """What a caption's question says about the earlier ones; nothing for the first."""
     sayings = [
-        (template.next_caption if number else template.first_caption).format(slot=place, caption=said)
-        for number, (place, said) in enumerate(made)
+        (template.next_caption if number else template.first_caption).format(slot=place, caption=caption)
+        for number, (place, caption) in enumerate(captions)
     ]
     return template.between.join(sayings) + template.after if sayings else ""
 
@@ -272,62 +272,62 @@ def select(
 ) -> Generator[Question, str, tuple[Slot, ...]]:
     """The slots in reading order, each with its image."""
     slots: list[Slot] = []
-    for place, said in sorted(captions):
+    for place, caption in sorted(captions):
         used = {slot.image for slot in slots if slot.image is not None}
-        found = tuple(retrieve(said[:CAPTION_LENGTH], candidates, used))
-        if len(set(found)) < len(found) or used & set(found) or any(not 0 <= n < len(talk.pictures) for n in found):
+        images = tuple(retrieve(caption[:CAPTION_LENGTH], candidates, used))
+        if len(set(images)) < len(images) or used & set(images) or any(not 0 <= n < len(talk.pictures) for n in images):
             raise UserError(
-                f"compose: the retriever proposed {list(found)} for {said!r}; expected different numbers below "
+                f"compose: the retriever proposed {list(images)} for {caption!r}; expected different numbers below "
                 f"{len(talk.pictures)} without the used {sorted(used)}"
             )
-        found = found[:candidates]
-        chosen: int | None = None
-        if not found:
+        images = images[:candidates]
+        image: int | None = None
+        if not images:
             talk.notes.append(f"no image is left for the place after line {place}")
-        elif len(found) == 1:
-            chosen = found[0]
+        elif len(images) == 1:
+            image = images[0]
         else:
-            question, fitting = _selection(talk, lines, slots, place, found)
-            if len(fitting) < len(found):
+            question, fitting = _selection(talk, lines, slots, place, images)
+            if len(fitting) < len(images):
                 talk.notes.append(
-                    f"{len(fitting)} of {len(found)} candidates after line {place} fit into the model's context"
+                    f"{len(fitting)} of {len(images)} candidates after line {place} fit into the model's context"
                 )
-            found, chosen = fitting, fitting[0]
-            if len(found) > 1:
+            images, image = fitting, fitting[0]
+            if len(images) > 1:
                 reply = yield Question("select", question, talk.template.decode_select)
-                at = letter_in(reply, len(found))
+                at = letter_in(reply, len(images))
                 if at is None:
                     talk.notes.append(f"the model named no candidate after line {place}; A was taken")
-                chosen = found[at or 0]
-        slots.append(Slot(place, said, found, chosen))
+                image = images[at or 0]
+        slots.append(Slot(place, caption, images, image))
     return tuple(slots)
 
 
 def _selection(
-    talk: _Talk, lines: Sequence[str], slots: Sequence[Slot], place: int, found: tuple[int, ...]
+    talk: _Talk, lines: Sequence[str], slots: Sequence[Slot], place: int, candidates: tuple[int, ...]
 ) -> tuple[Document, tuple[int, ...]]:
     """The question which candidate suits, and the candidates in it: as many as fit, and as much of the text as fits."""
     template = talk.template
     images = {slot.after: talk.pictures[slot.image] for slot in slots if slot.image is not None}
 
-    def question(shown: int, among: tuple[int, ...]) -> Document:
-        said: list[str | Picture] = [template.select]
-        for number in range(place + 1 - shown, place + 1):
-            said.append(f"{lines[number]}\n")
+    def question(count: int, among: tuple[int, ...]) -> Document:
+        parts: list[str | Picture] = [template.select]
+        for number in range(place + 1 - count, place + 1):
+            parts.append(f"{lines[number]}\n")
             if number in images:
-                said.append(images[number])
+                parts.append(images[number])
         # The place itself holds no image: the text before it joins the candidates, as in the released prompt
-        said.append(template.candidates)
+        parts.append(template.candidates)
         for at, candidate in enumerate(among):
-            said.append(("\n" if at else "") + template.candidate.format(letter=LETTERS[at]))
-            said.append(talk.pictures[candidate])
+            parts.append(("\n" if at else "") + template.candidate.format(letter=LETTERS[at]))
+            parts.append(talk.pictures[candidate])
         end, begun = template.candidates_end
-        return talk.document("select", *said, end, begun=begun)
+        return talk.document("select", *parts, end, begun=begun)
 
-    while len(found) > 1 and not talk.fits(question(0, found)):
-        found = found[:-1]
-    shown = _most(place + 1, lambda some: talk.fits(question(some, found)))
-    return question(shown, found), found
+    while len(candidates) > 1 and not talk.fits(question(0, candidates)):
+        candidates = candidates[:-1]
+    count = _most(place + 1, lambda some: talk.fits(question(some, candidates)))
+    return question(count, candidates), candidates
 
 
 def letter_in(reply: str, count: int) -> int | None:

@@ -105,16 +105,16 @@ def record(article: Article, pictures: Sequence[Picture], images: dict[int, str]
         return None if number is None else str(getattr(pictures[number], "path", f"image {number}"))
 
     def entry(slot: Slot) -> dict:
-        chosen = {"candidates": [name(n) for n in slot.candidates], "image": name(slot.image)}
-        return asdict(slot) | chosen | {"file": images.get(slot.after)}
+        names = {"candidates": [name(n) for n in slot.candidates], "image": name(slot.image)}
+        return asdict(slot) | names | {"file": images.get(slot.after)}
 
-    made = {
+    content = {
         "instruction": article.instruction,
         "lines": article.lines,
         "slots": [entry(slot) for slot in article.slots],
         "notes": article.notes,
     }
-    return _printable(json.dumps(made, ensure_ascii=False, indent=2), keep="\n") + "\n"
+    return _printable(json.dumps(content, ensure_ascii=False, indent=2), keep="\n") + "\n"
 
 
 def escape_markdown(text: str) -> str:

@@ -71,9 +71,9 @@ class ByFileName:
         paths = [getattr(picture, "path", None) for picture in pictures]
         if None in paths:
             raise UserError(f"ByFileName ranks files, image {paths.index(None)} is none. Use ByLikelihood")
-        named = [_words(path.stem) for path in paths]
+        words = [_words(path.stem) for path in paths]
         return _ranked(
-            len(pictures), lambda caption, numbers: [float(len(named[n] & _words(caption))) for n in numbers]
+            len(pictures), lambda caption, numbers: [float(len(words[n] & _words(caption))) for n in numbers]
         )
 
 

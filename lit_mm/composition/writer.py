@@ -33,10 +33,10 @@ class Writer:
         later questions quote what it said."""
         decoding = replace(question.decoding, seed=stable_hash(self.seed, self.asked))
         self.asked += 1
-        (said,) = answer(self.module, [question.document], decoding=decoding, continued=True)
+        (text,) = answer(self.module, [question.document], decoding=decoding, continued=True)
         for marker in self.markers:
-            said = said.replace(marker, "")
-        return said
+            text = text.replace(marker, "")
+        return text
 
     def fits(self, document: Document) -> bool:
         """Is a question within the context?"""

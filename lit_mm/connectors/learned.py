@@ -27,11 +27,11 @@ class WithLearned(Beside):
         super().__init__(projector)
         if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
             raise UserError(f"learned vectors need names that differ, such as [newline, separator], got {list(names)}")
-        drawn = {name: nn.Parameter(torch.randn(language_width) * language_width**-0.5) for name in names}
-        self.vectors = nn.ParameterDict(drawn)
+        vectors = {name: nn.Parameter(torch.randn(language_width) * language_width**-0.5) for name in names}
+        self.vectors = nn.ParameterDict(vectors)
         self.vectors.parts_within = {name: name for name in names}
 
     def learned(self) -> Tensor:
         """[K, E]: the vectors in order, then the wrapped connector's."""
-        own = torch.stack(list(self.vectors.values()))
-        return torch.cat([own, self.projector.learned().to(own)])
+        vectors = torch.stack(list(self.vectors.values()))
+        return torch.cat([vectors, self.projector.learned().to(vectors)])

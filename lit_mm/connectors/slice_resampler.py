@@ -117,16 +117,18 @@ class SliceResampler(nn.Module):
         x = self.norm_kv(self.kv_proj(x))  # [V, N, E]
         q = self.norm_q(self.query) + self.positions  # [Q, E]
         if self.regions:
-            values, seen = by_grid(x, grids, lambda own, grid: pool_regions(own, grid, self.side))  # [V, Q, P, E]
+            values, visible = by_grid(
+                x, grids, lambda features, grid: pool_regions(features, grid, self.side)
+            )  # [V, Q, P, E]
         else:
-            values, seen = by_grid(x, grids, lambda own, grid: own[:, None])  # [V, 1, N, E]
+            values, visible = by_grid(x, grids, lambda features, grid: features[:, None])  # [V, 1, N, E]
         keys = values + self._positions(grids, values.shape[-2]).to(values.dtype)
         q = self.q(q[:, None] if self.regions else q[None])  # [R, q, E]
         q = q.expand(len(x), -1, -1, -1)  # [V, R, q, E]
         q, k, v = (self._heads(of) for of in (q, self.k(keys), self.v(values)))
-        if seen is not None:
-            seen = seen.repeat_interleave(values.shape[1], dim=0)[:, None, None]  # [V * R, 1, 1, P]
-        read = attention(q, k, v, seen).transpose(1, 2).flatten(2)  # [V * R, q, E]
+        if visible is not None:
+            visible = visible.repeat_interleave(values.shape[1], dim=0)[:, None, None]  # [V * R, 1, 1, P]
+        read = attention(q, k, v, visible).transpose(1, 2).flatten(2)  # [V * R, q, E]
         return self.proj(self.norm(self.out(read.reshape(len(x), -1, self.language_width))))
 
     def _positions(self, grids: Sequence[Grid], length: int) -> Tensor:
@@ -164,14 +166,14 @@ def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], T
     Returns:
         [V, R, P, D], P the most of any shape; and [V, P], True where a view has a vector, None where all have P.
     """
-    changed, start = [], 0
+    outputs, start = [], 0
     for grid, members in groupby(grids):
         count = len(list(members))
-        changed.append(change(x[start : start + count, : grid[0] * grid[1]], grid))
+        outputs.append(change(x[start : start + count, : grid[0] * grid[1]], grid))
         start += count
-    longest = max(of.shape[2] for of in changed)
-    whole = torch.cat([F.pad(of, (0, 0, 0, longest - of.shape[2])) for of in changed])
-    if all(of.shape[2] == longest for of in changed):
+    longest = max(of.shape[2] for of in outputs)
+    whole = torch.cat([F.pad(of, (0, 0, 0, longest - of.shape[2])) for of in outputs])
+    if all(of.shape[2] == longest for of in outputs):
         return whole, None
-    lengths = torch.tensor([of.shape[2] for of in changed for _ in range(len(of))])
+    lengths = torch.tensor([of.shape[2] for of in outputs for _ in range(len(of))])
     return whole, (torch.arange(longest) < lengths[:, None]).to(x.device)

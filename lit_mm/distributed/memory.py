@@ -140,13 +140,13 @@ def _replicated(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     """DDP: everything on every rank, and a copy of the gradients in the buckets they are reduced in."""
     size = BF16 if spread.pure else FP32
     learnt = sum(w.numel for w in weights if w.group is not None)
-    held = Holding(
+    memory = Holding(
         weights=size * sum(w.numel for w in weights),
         gradients=size * learnt,
         moments=size * sum(w.numel * w.moments for w in weights if w.group is not None),
         buckets=size * learnt if spread.ranks > 1 else 0,
     )
-    return RankMemory(held, Holding())
+    return RankMemory(memory, Holding())
 
 
 def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
@@ -170,8 +170,8 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     buckets = size * min(spread.bucket, learnt)
     device = {"weights": size * (frozen + sum(flat)), "buckets": buckets, "gradients": gradients}
     host: dict[str, int] = {}
-    kept = {w.group: w.moments for w in weights if w.group is not None}.values()
-    moments = FP32 * sum(length // spread.ranks * count for length, count in zip(flat, kept, strict=True))
+    moments_by_group = {w.group: w.moments for w in weights if w.group is not None}.values()
+    moments = FP32 * sum(length // spread.ranks * count for length, count in zip(flat, moments_by_group, strict=True))
     _put(host if spread.offload_optimizer else device, masters=FP32 * part, moments=moments)
     if spread.offload_optimizer:
         _put(host, gradients=FP32 * part)  # a copy, which the update on the host reads
@@ -201,17 +201,17 @@ def _sharded(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     return RankMemory(Holding(**device), Holding(**host), size * chain)
 
 
-def _put(memory: dict[str, int], **held: int) -> None:
-    for name, size in held.items():
+def _put(memory: dict[str, int], **sizes: int) -> None:
+    for name, size in sizes.items():
         memory[name] = memory.get(name, 0) + size
 
 
 def chains(weights: Iterable[Weight]) -> list[int]:
     """Elements that are whole at once while each module runs: its own, and those of the modules around it."""
-    own: Counter[str] = Counter()
+    elements: Counter[str] = Counter()
     for weight in weights:
-        own[weight.owner] += weight.numel
-    return [sum(own[around] for around in _with_those_around(owner) if around in own) for owner in own]
+        elements[weight.owner] += weight.numel
+    return [sum(elements[around] for around in _with_those_around(owner) if around in elements) for owner in elements]
 
 
 def _with_those_around(owner: str) -> list[str]:
@@ -265,12 +265,12 @@ class Staged(Protocol):
 def weights_of(module: Staged) -> list[Weight]:
     """The weights of a model whose stage has begun, those of a group in its order. The meta device will do."""
     layered = {name: part for name, part in module.modules_by_part().items() if hasattr(part, "layer_of")}
-    placed: dict[int, tuple[int, int]] = {}
+    groups: dict[int, tuple[int, int]] = {}
     for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered)):
         for parameter in group["params"]:
-            placed[id(parameter)] = (number, 1 if group["muon"] else 2)
+            groups[id(parameter)] = (number, 1 if group["muon"] else 2)
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in module.named_parameters()}
-    frozen = [Weight(p.numel(), owners[id(p)]) for p in module.parameters() if id(p) not in placed]
+    frozen = [Weight(p.numel(), owners[id(p)]) for p in module.parameters() if id(p) not in groups]
     sizes = {id(parameter): parameter.numel() for parameter in module.parameters()}
-    learnt = [Weight(sizes[key], owners[key], group, moments) for key, (group, moments) in placed.items()]
+    learnt = [Weight(sizes[key], owners[key], group, moments) for key, (group, moments) in groups.items()]
     return frozen + learnt

@@ -53,20 +53,22 @@ def spread_of(strategy: str | Mapping[str, Any], *, ranks: int, precision: str, 
     if isinstance(strategy, str):
         if strategy not in NAMES:
             raise _unknown(strategy)
-        known = StrategyRegistry[strategy if strategy != "auto" else "ddp"]  # `auto` is DDP, where there are ranks
-        kind, given = known["strategy"], known["init_params"]
+        registration = StrategyRegistry[
+            strategy if strategy != "auto" else "ddp"
+        ]  # `auto` is DDP, where there are ranks
+        kind, arguments = registration["strategy"], registration["init_params"]
     else:
-        own = {f"{each.__module__}.{each.__qualname__}": each for each in (DDP, ZeRO)}
-        if strategy["class_path"] not in own:
+        classes = {f"{each.__module__}.{each.__qualname__}": each for each in (DDP, ZeRO)}
+        if strategy["class_path"] not in classes:
             raise _unknown(strategy["class_path"])
-        kind, given = own[strategy["class_path"]], strategy.get("init_args") or {}
+        kind, arguments = classes[strategy["class_path"]], strategy.get("init_args") or {}
     if kind is DDP:
         if precision not in ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true"):
             return None
         return Spread(ranks=ranks, pure=precision in ("16-true", "bf16-true"), accumulation=accumulation)
     check_zero_precision(precision)
-    options = {name: value for name, value in given.items() if name in {field.name for field in fields(Spread)}}
-    stage = given.get("stage", ZERO_STAGE)
+    options = {name: value for name, value in arguments.items() if name in {field.name for field in fields(Spread)}}
+    stage = arguments.get("stage", ZERO_STAGE)
     return Spread(stage, ranks, precision.startswith("bf16"), accumulation=accumulation, **options)
 
 

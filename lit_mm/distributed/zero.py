@@ -202,18 +202,18 @@ class ZeRO(DeepSpeedStrategy):
 
         parts = module.parts()
         self._silencers = [p.register_hook(silent(part)) for part in late for p in parts[part].values()]
-        held: dict[Tensor, Tensor | None] = {}
+        gradients: dict[Tensor, Tensor | None] = {}
 
         def take(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             for group in optimizer.param_groups:
                 if not learns(group["part"]):
                     for flat in group["params"]:
-                        held[flat], flat.grad = flat.grad, None
+                        gradients[flat], flat.grad = flat.grad, None
 
         def give_back(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            for flat, gradient in held.items():
+            for flat, gradient in gradients.items():
                 flat.grad = gradient  # with offload it is a buffer that the engine uses again
-            held.clear()
+            gradients.clear()
 
         optimizer = self.engine_optimizer.optimizer
         optimizer.register_step_pre_hook(take)
@@ -244,7 +244,7 @@ class ZeRO(DeepSpeedStrategy):
 
     def _cuts(self) -> dict[Tensor, list[Cut]]:
         """Flat tensor -> the matrices that are cut into it, in the order of its group."""
-        zero, held = self.engine_optimizer, {share.name: share for share in self.shares()}
+        zero, shares = self.engine_optimizer, {share.name: share for share in self.shares()}
         names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
         cuts: dict[Tensor, list[Cut]] = {}
         for number, parameters in enumerate(self.given_groups):
@@ -255,7 +255,7 @@ class ZeRO(DeepSpeedStrategy):
                     flat = zero.fp32_partitioned_groups_flat[zero.grad_position[zero.get_param_id(parameter)][0]]
                 else:
                     flat = zero.single_partition_of_fp32_groups[number]
-                share = held.get(names[id(parameter)])
+                share = shares.get(names[id(parameter)])
                 place = (share.start, share.count, share.offset) if share else ()
                 cuts.setdefault(flat, []).append(Cut(getattr(parameter, "ds_shape", parameter.shape), *place))
         return cuts
@@ -326,8 +326,8 @@ class ZeRO(DeepSpeedStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         saved: reading.Checkpoint = checkpoint["saved"]
         optimizer = self.engine_optimizer.optimizer
-        for group, kept in zip(optimizer.param_groups, checkpoint["optimizer"]["groups"], strict=True):
-            group["lr"] = kept["lr"]  # the schedule sets it after a step, not when it is restored
+        for group, saved_group in zip(optimizer.param_groups, checkpoint["optimizer"]["groups"], strict=True):
+            group["lr"] = saved_group["lr"]  # the schedule sets it after a step, not when it is restored
         for share in self.shares():
             step, moments = saved.optimizer_step(share.name), saved.moments_of(share.name)
             if not moments:
@@ -355,12 +355,12 @@ class ZeRO(DeepSpeedStrategy):
 
     def _make_whole(self, module: L.LightningModule) -> None:
         """Turn the engine's pieces back into plain fp32 parameters on the CPU, on every rank."""
-        held = {share.name: share for share in self.shares()}
+        shares = {share.name: share for share in self.shares()}
         whole: dict[str, Tensor] = {}
         for name, parameter in module.named_parameters():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             if parameter.requires_grad:
-                share = held.get(name)
+                share = shares.get(name)
                 piece = (share.start, share.of(share.flat)) if share else None
             elif name in self._exact:
                 whole[name] = self._exact[name].cpu()

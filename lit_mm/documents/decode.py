@@ -216,7 +216,12 @@ def _jpeg(data: bytes, at_least: tuple[int, int] | None) -> np.ndarray | None:
         if at_least is None:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
         whole, *smaller = reductions(*simplejpeg.decode_jpeg_header(data)[:2])
-        by, height, width = max([whole, *(one for one in smaller if one[1] >= at_least[0] and one[2] >= at_least[1])])
+        by, height, width = max(
+            [
+                whole,
+                *(reduction for reduction in smaller if reduction[1] >= at_least[0] and reduction[2] >= at_least[1]),
+            ]
+        )
         return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width, min_factor=by)
     except ValueError:
         return None

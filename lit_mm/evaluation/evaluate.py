@@ -26,11 +26,11 @@ def evaluate(
     Args:
         blind: ask about pictures of another document (see `without_sight`): what the model knows without seeing.
     """
-    asked = without_sight(documents) if blind else documents
-    answers = answer(module, asked, batch_size=batch_size)
+    questions = without_sight(documents) if blind else documents
+    answers = answer(module, questions, batch_size=batch_size)
     return [
-        Prediction(document, said, exact_match(said, document.answer))
-        for document, said in zip(asked, answers, strict=True)
+        Prediction(document, text, exact_match(text, document.answer))
+        for document, text in zip(questions, answers, strict=True)
     ]
 
 
@@ -44,13 +44,13 @@ def without_sight(documents: Sequence[Document]) -> list[Document]:
 
 def _others(documents: Sequence[Document], number: int) -> Iterator[Picture]:
     """Pictures to show instead of those of document `number`, as many as are asked for."""
-    own = documents[number].pictures
+    pictures = documents[number].pictures
     places = [*range(number + 1, len(documents)), *range(number)]
     for place in sorted(places, key=lambda place: documents[place].skill != documents[number].skill):
-        shown = documents[place].pictures
-        if shown and not any(picture in own for picture in shown):  # two documents may ask about one picture
-            return cycle(shown)  # it may have fewer
-    return (Blank(picture.height, picture.width) for picture in own)
+        others = documents[place].pictures
+        if others and not any(picture in pictures for picture in others):  # two documents may ask about one picture
+            return cycle(others)  # it may have fewer
+    return (Blank(picture.height, picture.width) for picture in pictures)
 
 
 @dataclass(frozen=True)

@@ -91,9 +91,9 @@ class Chooser:
         self.processors = decoding.processors(stop_ids, device)
         self.generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.sample else None
 
-    def __call__(self, made: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
         """New tokens so far [B, T] and scores [B, vocabulary] -> the next token of every row [B, 1]."""
-        scores = self.processors(made, scores.float())
+        scores = self.processors(tokens, scores.float())
         if self.generator is None:
             return scores.argmax(dim=-1, keepdim=True)
         return torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)

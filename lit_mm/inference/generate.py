@@ -45,11 +45,11 @@ def answer(
     stop = processor.prompt.stop_ids(processor.tokenizer)
     answers = [""] * len(samples)
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = collate([samples[i] for i in chosen], processor.for_questions()).to(module.device)
+        numbers = order[start : start + batch_size]
+        batch = collate([samples[i] for i in numbers], processor.for_questions()).to(module.device)
         with module.inference():
             ids = decode(module.network, batch, stop_ids=stop, decoding=decoding)
-        for i, row in zip(chosen, ids, strict=True):
+        for i, row in zip(numbers, ids, strict=True):
             answers[i] = processor.tokenizer.decode([token for token in row if token not in stop]).strip()
     return answers
 

@@ -75,10 +75,10 @@ def apply_lora(
         for name in linears:
             base = getattr(owners[name], name) if name in owners else None
             if not isinstance(base, nn.Linear):
-                found = "there is none" if base is None else f"it is a {type(base).__name__}"
+                reason = "there is none" if base is None else f"it is a {type(base).__name__}"
                 plain = sorted(n for n, owner in owners.items() if isinstance(getattr(owner, n), nn.Linear))
                 raise UserError(
-                    f"LoRA on {name!r}: expected a plain linear of a decoder layer, {found}; it has {plain}"
+                    f"LoRA on {name!r}: expected a plain linear of a decoder layer, {reason}; it has {plain}"
                 )
             setattr(owners[name], name, LoRALinear(base, rank, alpha, dropout))
     return language

@@ -75,8 +75,8 @@ def start_local(
         linear.weight.copy_(pick.repeat(heads, 1))
     for linear in (v, out):
         nn.init.eye_(linear.weight)
-    kept = torch.ones(width, 1)
-    kept[channels] = 0.0
+    mask = torch.ones(width, 1)
+    mask[channels] = 0.0
     contents = [query.T]  # [E, ...] each
     if isinstance(kv_proj, nn.Linear):
         rest = [channel for channel in range(width) if channel not in channels]
@@ -85,5 +85,5 @@ def start_local(
         kv_proj.weight.copy_(orthogonal)
         contents.append(kv_proj.weight)
     for content in contents:  # of mean 0, or the layer norm would move the zeros
-        mean = (content * kept).sum(dim=0) / kept.sum()
-        content.copy_((content - mean) * kept)
+        mean = (content * mask).sum(dim=0) / mask.sum()
+        content.copy_((content - mean) * mask)

@@ -74,8 +74,8 @@ class PrintBatch:
         return len(self.sample_ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrintBatch:
-        moved = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "merged", "sides", "shaped")}
-        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in moved.items()})
+        tensors = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "merged", "sides", "shaped")}
+        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
 
 
 class Prints(Dataset):
@@ -103,25 +103,25 @@ class Prints(Dataset):
         numbers = [number for row in micro.rows for number in row]
         pages = [self._page(number) for number in numbers]
         windows = [draw_window(self.rng(number), self.close_ups) for number in numbers]
-        known: dict[str, int] = {"": 0}
+        numbers_by_look: dict[str, int] = {"": 0}
         sheet = [draw_sign(None)]
         signs = np.zeros((len(pages), self.side**2, PLACES), dtype=np.int64)
         merged = np.zeros((len(pages), (self.side // MERGE) ** 2, PLACES), dtype=np.int64)
         sides = np.zeros((len(pages), self.side**2, 4), dtype=np.int64)
         shaped = np.zeros((len(pages), self.side**2), dtype=bool)
-        for number, (shown, window) in enumerate(zip(pages, windows, strict=True)):
+        for number, (scene, window) in enumerate(zip(pages, windows, strict=True)):
             used, used_merged = [0] * self.side**2, [0] * (self.side // MERGE) ** 2
-            for cell, sign in cells(shown, self.side, self.side, window=window):
+            for cell, sign in cells(scene, self.side, self.side, window=window):
                 name = _look(sign)
-                if name not in known:
-                    known[name] = len(sheet)
+                if name not in numbers_by_look:
+                    numbers_by_look[name] = len(sheet)
                     sheet.append(draw_sign(sign))
                 block = cell // self.side // MERGE * (self.side // MERGE) + cell % self.side // MERGE
                 if used[cell] < PLACES:
-                    signs[number, cell, used[cell]] = known[name]
+                    signs[number, cell, used[cell]] = numbers_by_look[name]
                     used[cell] += 1
                 if used_merged[block] < PLACES:
-                    merged[number, block, used_merged[block]] = known[name]
+                    merged[number, block, used_merged[block]] = numbers_by_look[name]
                     used_merged[block] += 1
                 if isinstance(sign.element, Shape | Bar):
                     sides[number, cell], shaped[number, cell] = sides_of(sign.element, window), True
@@ -219,8 +219,8 @@ class PrintNetwork(nn.Module):
     def forward(self, batch: PrintBatch) -> Tensor:
         """Sum over the pages of the mean loss of their places."""
         features = self.vision(batch.prints)  # [V, N, D]
-        told = self.proof(features).float()  # [V, N, sum of sizes]
-        places, sides, row, column = told.split(self.sizes, dim=-1)
+        outputs = self.proof(features).float()  # [V, N, sum of sizes]
+        places, sides, row, column = outputs.split(self.sizes, dim=-1)
         sheet = self.sheet(1 - batch.sheet.flatten(1)).float()  # [U, C]
         wrong = self._misread(places, batch.signs, sheet)
         merged = merge_patches(F.layer_norm(features, features.shape[-1:]), MERGE)  # [V, N / 4, 4 D]
@@ -230,7 +230,7 @@ class PrintNetwork(nn.Module):
         shaped = batch.shaped.flatten().repeat_interleave(4)
         reached = (reached * shaped).sum() / shaped.sum().clamp(min=1)
         rows, columns = self.vision.grid
-        patch = torch.arange(rows * columns, device=features.device).expand(len(told), -1)  # [V, N]
+        patch = torch.arange(rows * columns, device=features.device).expand(len(outputs), -1)  # [V, N]
         misplaced = F.cross_entropy(row.flatten(0, 1), patch.flatten() // columns)
         misplaced = misplaced + F.cross_entropy(column.flatten(0, 1), patch.flatten() % columns)
         return (wrong + 0.3 * reached + 0.1 * misplaced) * len(batch.sample_ids)

@@ -79,8 +79,8 @@ def _draw_text(image: Image.Image, element: Text, style: Style) -> None:
         glyph, left, top = _glyph(letter, cap, style.weight)
         at = (pad + left + round(origin), top)
         mask.paste(255, at, glyph)
-    wanted = max(len(element.text), round(element.width * image.width))
-    scale = wanted / natural
+    width = max(len(element.text), round(element.width * image.width))
+    scale = width / natural
     if abs(scale - 1) > 0.02:
         mask = mask.resize((max(1, round(mask.width * scale)), mask.height), Image.Resampling.BICUBIC)
     left = round(element.left * image.width - pad * scale)

@@ -101,9 +101,9 @@ def order_questions(rng: Random, groups: Groups) -> tuple[tuple[str, str], ...]:
     while left:
         point = rng.random() * sum(weight for weight, _ in left)
         sums = accumulate(weight for weight, _ in left)
-        chosen = next((place for place, reached in enumerate(sums) if point < reached), 0)
-        questions = left[chosen][1]
+        place_of_point = next((place for place, reached in enumerate(sums) if point < reached), 0)
+        questions = left[place_of_point][1]
         ordered.append(questions.pop(int(rng.random() * len(questions))))
         if not questions:
-            left.pop(chosen)
+            left.pop(place_of_point)
     return tuple(ordered)

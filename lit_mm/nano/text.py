@@ -17,10 +17,10 @@ def reading_document(index: int, *, split: str, seed: int, questions: int = 3, s
     """
     rng = Random(stable_hash("reading", seed, split, index, skill))
     if index % 2:
-        asked = caption_document(index // 2, split=split, seed=seed, skill=skill)
-        page, request = asked.answer, asked.question
+        source = caption_document(index // 2, split=split, seed=seed, skill=skill)
+        page, request = source.answer, source.question
         turns = (Turn("user", (f"{strew(page, rng)}\n{request}",)), Turn("assistant", (page,)))
-        return Document(f"{asked.id}/text", turns, source="nano", skill=asked.skill)
+        return Document(f"{source.id}/text", turns, source="nano", skill=source.skill)
     document = text_document(index // 2, split=split, seed=seed, skill=skill, questions=questions)
     page, request = document.turns[0].text.rsplit(" ; ", 1)
     first = Turn("user", (f"{strew(page, rng)}\n{request}",))

@@ -45,8 +45,8 @@ def question_document(index: int, *, split: str, seed: int, skill: str | None = 
     Raises:
         UserError: an unknown split or skill, a negative index, no question.
     """
-    name, pages, asked = _draw_document(index, split, seed, skill, questions)
-    turns = _turns(pages, asked)
+    name, pages, pairs = _draw_document(index, split, seed, skill, questions)
+    turns = _turns(pages, pairs)
     return Document(f"{split}/{name}/{index:06d}", turns, source="nano", skill=name)
 
 
@@ -68,8 +68,8 @@ def text_document(index: int, *, split: str, seed: int, questions: int = 3, skil
     Raises:
         UserError: as `question_document`.
     """
-    name, pages, asked = _draw_document(index, split, seed, skill, questions)
-    turns = _turns((f"{_transcript(pages)} ; ",), asked)
+    name, pages, pairs = _draw_document(index, split, seed, skill, questions)
+    turns = _turns((f"{_transcript(pages)} ; ",), pairs)
     return Document(f"{split}/{name}/{index:06d}/text", turns, source="nano", skill=name)
 
 
@@ -95,8 +95,8 @@ def _draw_document(
         raise UserError(f"a nano document asks at least one question, got questions={questions}")
     name = SKILLS[index % len(SKILLS)] if skill is None else skill
     if name != "story":
-        shown = page(index, split=split, seed=seed, kind=name)
-        return name, (shown,), shown.questions[:questions]
+        drawn_page = page(index, split=split, seed=seed, kind=name)
+        return name, (drawn_page,), drawn_page.questions[:questions]
     _check(index, split, name)
     rng = _rng(seed, split, name, index)
     count = 2 if rng.random() < 0.5 else 3
@@ -133,13 +133,13 @@ def _transcript(pages: tuple[Page, ...]) -> str:
     """Of one page as it is, of several with their numbers: `page 1 KALO ; red star ; page 2 blue cross ; MIRU`."""
     if len(pages) == 1:
         return pages[0].transcript
-    return " ; ".join(f"page {number} {shown.transcript}" for number, shown in enumerate(pages, 1))
+    return " ; ".join(f"page {number} {entry.transcript}" for number, entry in enumerate(pages, 1))
 
 
-def _turns(opening: tuple[str | Page, ...], asked: tuple[tuple[str, str], ...]) -> tuple[Turn, ...]:
+def _turns(opening: tuple[str | Page, ...], questions: tuple[tuple[str, str], ...]) -> tuple[Turn, ...]:
     """User and assistant by turns; the opening stands before the first question."""
     turns: list[Turn] = []
-    for number, (question, answer) in enumerate(asked):
+    for number, (question, answer) in enumerate(questions):
         turns.append(Turn("user", (question,) if number else (*opening, question)))
         turns.append(Turn("assistant", (answer,)))
     return tuple(turns)

@@ -91,8 +91,8 @@ def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
         config = settings["config.json"]
         return read_qwen(file, images=not config or "visual" in config)
     if file.name == BYTE_PAIRS[0] and (file.parent / BYTE_PAIRS[1]).is_file():
-        named = [_text(settings[name].get(f"{role}_token")) for name in CONFIGS[:2] for role in ROLES]
-        return FastVocabulary(_byte_pairs(file, file.parent / BYTE_PAIRS[1], [*filter(None, named), *added]))
+        tokens = [_text(settings[name].get(f"{role}_token")) for name in CONFIGS[:2] for role in ROLES]
+        return FastVocabulary(_byte_pairs(file, file.parent / BYTE_PAIRS[1], [*filter(None, tokens), *added]))
     if file.suffix == ".json":
         head = _json(file)
         if "config" in head and "model" not in head:

@@ -28,17 +28,17 @@ def agree(trainer: L.Trainer, topic: str, decide: Callable[[], str]) -> str:
     key = f"LIT_MM_AGREED_{topic}_{_asked[topic]}".upper()
     strategy = trainer.strategy
     first = trainer.global_rank == 0
-    said = decide() if first else None
+    decision = decide() if first else None
     if trainer.world_size == 1:
-        return said
+        return decision
     if dist.is_initialized():
-        box = [said]
+        box = [decision]
         dist.broadcast_object_list(box, src=0)
         return box[0]
     environment = strategy.cluster_environment
     if first and not environment.creates_processes_externally:
-        os.environ[key] = said
-        return said
+        os.environ[key] = decision
+        return decision
     if not first and key in os.environ:
         return os.environ[key]
     if not _stores:
@@ -47,6 +47,6 @@ def agree(trainer: L.Trainer, topic: str, decide: Callable[[], str]) -> str:
         store, _, _ = next(dist.rendezvous("env://", rank=trainer.global_rank, world_size=trainer.world_size))
         _stores.append(store)
     if first:
-        _stores[0].set(key, said)
-        return said
+        _stores[0].set(key, decision)
+        return decision
     return _stores[0].get(key).decode()

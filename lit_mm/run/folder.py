@@ -74,18 +74,18 @@ class RunFolder:
             UserError: the folder belongs to a run with another config.
         """
         file = self.path / "config.yaml"
-        if file.exists() and (kept := file.read_text()) != config:
-            earlier, current = yaml.safe_load(kept), yaml.safe_load(config)
+        if file.exists() and (text := file.read_text()) != config:
+            earlier, current = yaml.safe_load(text), yaml.safe_load(config)
             translated = translate_config(earlier)
-            changed = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
+            keys = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own
-                changed = [key for key in changed if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
-            if changed and manifest.newest(self.checkpoints):
+                keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
+            if keys and manifest.newest(self.checkpoints):
                 raise UserError(
-                    f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(changed[:4])}. "
+                    f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(keys[:4])}. "
                     "Resume with the same config, or choose another folder with --run_dir"
                 )
-            for of_another_run in ("wandb_id", "wandb_steps.json") if changed else ():
+            for of_another_run in ("wandb_id", "wandb_steps.json") if keys else ():
                 (self.path / of_another_run).unlink(missing_ok=True)
         _write(file, config)
 

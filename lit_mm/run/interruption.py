@@ -34,7 +34,7 @@ class Interrupted(SystemExit):
         super().__init__(CTRL_C if self.signals == {signal.SIGINT} else REQUEUE)
 
     def __str__(self) -> str:
-        return f"stopped by {', '.join(sorted(one.name for one in self.signals))} {self.kept}."
+        return f"stopped by {', '.join(sorted(received.name for received in self.signals))} {self.kept}."
 
     @property
     def wants_requeue(self) -> bool:
@@ -72,16 +72,16 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str:
     if not re.fullmatch(r"\d+(_\d+)?", job):
         return f"the job id {job!r} is not one of SLURM's; {by_hand}"
     try:
-        shown = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60)
-        state = re.search(r"JobState=(\w+)", shown.stdout)
+        job_info = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True, timeout=60)
+        state = re.search(r"JobState=(\w+)", job_info.stdout)
         if state and state[1] != "RUNNING":
             return f"SLURM job {job} is {state[1]} and is left so; to go on, {by_hand}"
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        result = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"SLURM job {job} could not be requeued ({error}); {by_hand}"
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
-        return f"SLURM job {job} could not be requeued ({said}). Was it submitted with --requeue?"
+    if result.returncode:
+        message = (result.stderr or result.stdout).strip() or f"exit code {result.returncode}"
+        return f"SLURM job {job} could not be requeued ({message}). Was it submitted with --requeue?"
     return f"SLURM job {job} is requeued."
 
 

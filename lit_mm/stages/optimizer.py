@@ -90,15 +90,15 @@ class Muon(Optimizer):
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])
                 for cut in self.cuts.get(parameter, (Cut(parameter.shape, count=parameter.numel()),)):
                     of_shape[cut.shape].append((parameter.view(-1), update.view(-1), cut))
-            for shape, moved in of_shape.items():
+            for shape, entries in of_shape.items():
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
-                whole = moved[0][1].new_zeros(len(moved), shape.numel())
-                for matrix, (_, update, cut) in zip(whole, moved, strict=True):
+                whole = entries[0][1].new_zeros(len(entries), shape.numel())
+                for matrix, (_, update, cut) in zip(whole, entries, strict=True):
                     matrix.narrow(0, cut.start, cut.count).copy_(update.narrow(0, cut.offset, cut.count))
-                updates = orthogonalise(self.add_up(whole).view(len(moved), *shape)).flatten(1)
-                for (parameter, _, cut), update in zip(moved, updates, strict=True):
-                    mine, its = parameter.narrow(0, cut.offset, cut.count), update.narrow(0, cut.start, cut.count)
-                    mine.mul_(1 - group["lr"] * group["weight_decay"]).sub_(its.to(mine), alpha=size)
+                updates = orthogonalise(self.add_up(whole).view(len(entries), *shape)).flatten(1)
+                for (parameter, _, cut), update in zip(entries, updates, strict=True):
+                    mine, delta = parameter.narrow(0, cut.offset, cut.count), update.narrow(0, cut.start, cut.count)
+                    mine.mul_(1 - group["lr"] * group["weight_decay"]).sub_(delta.to(mine), alpha=size)
         return loss
 
 
@@ -124,10 +124,10 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for one in (self.muon, self.adamw):
-            if groups := [group for group in self.param_groups if group["muon"] == (one is self.muon)]:
-                one.param_groups, one.state = groups, self.state
-                one.step()
+        for optimizer in (self.muon, self.adamw):
+            if groups := [group for group in self.param_groups if group["muon"] == (optimizer is self.muon)]:
+                optimizer.param_groups, optimizer.state = groups, self.state
+                optimizer.step()
         return loss
 
 

@@ -36,10 +36,10 @@ class Entry:
     fault: Fault | None = None
 
     def as_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"source": self.source, "outcome": self.outcome, "kind": self.kind, "count": self.count}
+        line: dict[str, Any] = {"source": self.source, "outcome": self.outcome, "kind": self.kind, "count": self.count}
         if self.fault is not None:
-            told |= {"id": self.fault.sample_id, "where": self.fault.where, "reason": self.fault.reason}
-        return told
+            line |= {"id": self.fault.sample_id, "where": self.fault.where, "reason": self.fault.reason}
+        return line
 
 
 def entries_of(samples: StepSamples, lost: Sequence[Fault], screen: Screen) -> list[Entry]:
@@ -76,7 +76,11 @@ def entries_of(samples: StepSamples, lost: Sequence[Fault], screen: Screen) -> l
 
 
 def summarise(
-    stage: str, names: Sequence[str], sizes: Sequence[int], rows: Sequence[Mapping[str, Any]], told: Sequence[dict]
+    stage: str,
+    names: Sequence[str],
+    sizes: Sequence[int],
+    rows: Sequence[Mapping[str, Any]],
+    exceptions: Sequence[dict],
 ) -> dict[str, Any]:
     """The account of a stage, reconciled to the sizes of its sources.
 
@@ -90,24 +94,24 @@ def summarise(
     """
     accounts = []
     for name, size in zip(names, sizes, strict=True):
-        own = [row for row in rows if row["source"] == name]
-        outcomes = {outcome: sum(row[outcome] for row in own) for outcome in OUTCOMES}
-        drawn = sum(outcomes.values())
-        passes = -(-drawn // size)
+        rows_of_source = [row for row in rows if row["source"] == name]
+        outcomes = {outcome: sum(row[outcome] for row in rows_of_source) for outcome in OUTCOMES}
+        draws = sum(outcomes.values())
+        passes = -(-draws // size)
         reasons: Counter[str] = Counter()
-        for line in told:
+        for line in exceptions:
             if line["source"] == name:
                 reasons[line["kind"]] += line["count"]
         accounts.append(
-            {"source": name, "size": size, "drawn": drawn, **outcomes}
-            | {"passes": passes, "not_reached": passes * size - drawn, "reasons": dict(sorted(reasons.items()))}
+            {"source": name, "size": size, "drawn": draws, **outcomes}
+            | {"passes": passes, "not_reached": passes * size - draws, "reasons": dict(sorted(reasons.items()))}
         )
     return {"stage": stage, "sources": accounts}
 
 
-def quarantined(told: Sequence[dict]) -> list[dict[str, Any]]:
+def quarantined(exceptions: Sequence[dict]) -> list[dict[str, Any]]:
     """The quarantined samples, each once however often it came."""
-    once = {(line["source"], line["id"], line["kind"]): line for line in told if line["outcome"] == "quarantined"}
+    once = {(line["source"], line["id"], line["kind"]): line for line in exceptions if line["outcome"] == "quarantined"}
     return [{key: line[key] for key in ("source", "id", "where", "kind", "reason")} for line in once.values()]
 
 
@@ -118,19 +122,19 @@ def ledger_table(account: Mapping[str, Any]) -> Table:
     table.add_column("source")
     for column in columns:
         table.add_column(column.replace("_", " "), justify="right", no_wrap=True)
-    for own in account["sources"]:
-        table.add_row(own["source"], *(f"{own[column]:,}" for column in columns))
+    for entry in account["sources"]:
+        table.add_row(entry["source"], *(f"{entry[column]:,}" for column in columns))
     if len(account["sources"]) > 1:
         table.add_section()
-        table.add_row("all", *(f"{sum(own[column] for own in account['sources']):,}" for column in columns))
+        table.add_row("all", *(f"{sum(entry[column] for entry in account['sources']):,}" for column in columns))
     return table
 
 
 def told_reasons(account: Mapping[str, Any]) -> list[str]:
     """A line for each source with samples that were cut or left out, and why."""
     return [
-        f"{own['source']}: "
-        + ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in own["reasons"].items())
-        for own in account["sources"]
-        if own["reasons"]
+        f"{entry['source']}: "
+        + ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in entry["reasons"].items())
+        for entry in account["sources"]
+        if entry["reasons"]
     ]

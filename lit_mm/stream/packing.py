@@ -40,24 +40,24 @@ def pack(
     base = len(numbers) + 1
     free: list[int] = []
     for place in sorted(range(len(numbers)), key=lambda i: -sizes[i][0]):  # a stable sort
-        own, shown = sizes[place]
-        if own > tokens or shown > limit:
+        own, view_count = sizes[place]
+        if own > tokens or view_count > limit:
             raise UserError(
-                f"sample {numbers[place]} has {own} tokens and {shown} views, a row holds {tokens} "
+                f"sample {numbers[place]} has {own} tokens and {view_count} views, a row holds {tokens} "
                 f"and {'any number of' if views is None else views} views. Raise `row_tokens` or `row_views`"
             )
         spot = bisect_left(free, own * base)
-        while spot < len(free) and room[free[spot] % base] < shown:
+        while spot < len(free) and room[free[spot] % base] < view_count:
             spot += 1
         if spot == len(free):
             rows.append([place])
-            room.append(limit - shown)
+            room.append(limit - view_count)
             insort(free, (tokens - own) * base + len(rows) - 1)
             continue
         entry = free.pop(spot)
         row = entry % base
         rows[row].append(place)
-        room[row] -= shown
+        room[row] -= view_count
         insort(free, entry - own * base)
     return [tuple(numbers[place] for place in sorted(row)) for row in rows]
 
@@ -107,11 +107,11 @@ def _swapped(dealt: np.ndarray, scaled: np.ndarray) -> np.ndarray:
         fullest = int(loads.max(axis=1).argmax())
         if loads[fullest].max() <= enough:
             break
-        given = scaled[dealt[fullest]][:, None, None] - scaled[dealt][None]  # [K, S, K, 2] what it would give away
-        after = np.maximum((loads[fullest] - given).max(axis=-1), (loads[:, None] + given).max(axis=-1))
+        transfers = scaled[dealt[fullest]][:, None, None] - scaled[dealt][None]  # [K, S, K, 2] what it would give away
+        after = np.maximum((loads[fullest] - transfers).max(axis=-1), (loads[:, None] + transfers).max(axis=-1))
         after[:, fullest] = np.iinfo(np.int64).max
-        own, share, other = np.unravel_index(int(after.argmin()), after.shape)
-        if after[own, share, other] >= loads[fullest].max():
+        place, share, other = np.unravel_index(int(after.argmin()), after.shape)
+        if after[place, share, other] >= loads[fullest].max():
             break
-        dealt[fullest, own], dealt[share, other] = dealt[share, other], dealt[fullest, own]
+        dealt[fullest, place], dealt[share, other] = dealt[share, other], dealt[fullest, place]
     return dealt

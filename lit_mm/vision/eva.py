@@ -42,8 +42,8 @@ class EvaBlock(nn.Module):
         """Stochastic depth. A frozen block keeps everything: its features are the same each time."""
         if not (self.training and self.drop_path and self.fc1.weight.requires_grad):
             return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
-        return branch * kept / (1 - self.drop_path)
+        mask = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
+        return branch * mask / (1 - self.drop_path)
 
 
 class EvaViT(nn.Module):

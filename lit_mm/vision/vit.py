@@ -40,19 +40,19 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
 
-    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
             seen: [V, 1, 1, P] True where a view has a position and not padding; None: everywhere.
         """
-        x = x + self.out(self.attend(self.qkv(self.norm1(x)), seen))
+        x = x + self.out(self.attend(self.qkv(self.norm1(x)), visible))
         return x + self.feed_forward(x)
 
-    def attend(self, qkv: Tensor, seen: Tensor | None = None) -> Tensor:
+    def attend(self, qkv: Tensor, visible: Tensor | None = None) -> Tensor:
         """Packed q, k, v [V, P, 3 D] -> what the heads read, [V, P, D]."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        return attention(q, k, v, seen).transpose(1, 2).flatten(2)
+        return attention(q, k, v, visible).transpose(1, 2).flatten(2)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """[V, P, D] -> [V, P, D], its norm included, the residual not."""
@@ -189,20 +189,20 @@ class ViT(nn.Module):
             UserError: views of another size than `image_size`, without `any_size`.
         """
         if isinstance(pixels, Tensor):
-            seen = None
+            visible = None
             x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
             table = self._resized(self.positions, self._grid(pixels))
         else:
-            x, table, seen = self._padded(pixels)
+            x, table, visible = self._padded(pixels)
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
         x = self.pre_norm(x + table)
-        own = () if tiles is None else (tiles,)
+        extra = () if tiles is None else (tiles,)
         for block in self.blocks:
             if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, seen, *own, use_reentrant=False)
+                x = checkpoint(block, x, visible, *extra, use_reentrant=False)
             else:
-                x = block(x, seen, *own)
+                x = block(x, visible, *extra)
         return x[:, 1:] if self.drop_cls and self.cls is not None else x
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
@@ -232,8 +232,8 @@ class ViT(nn.Module):
             return x, torch.cat(tables), None
         first = int(self.cls is not None)
         ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
-        seen = torch.arange(first + longest) < ends[:, None]
-        return x, torch.cat(tables), seen[:, None, None].to(x.device)
+        visible = torch.arange(first + longest) < ends[:, None]
+        return x, torch.cat(tables), visible[:, None, None].to(x.device)
 
 
 def as_strip(pixels: Tensor, patch: int) -> Tensor:

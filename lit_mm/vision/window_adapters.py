@@ -46,10 +46,10 @@ class WindowAdapter(nn.Module):
 
     def forward(self, x: Tensor, tiles: Tensor) -> Tensor:
         """[V, P, in] and the window of each view [V], -1 for none -> [V, P, out]."""
-        own = tiles.clamp(min=0)
+        windows = tiles.clamp(min=0)
         # `embedding` and not `self.down[own]`: its backward is deterministic
-        down, up = (F.embedding(own, of.flatten(1)).unflatten(1, of.shape[1:]) for of in (self.down, self.up))
-        scale = F.embedding(own, self.scale[:, None]) * (tiles >= 0)[:, None]  # [V, 1]
+        down, up = (F.embedding(windows, of.flatten(1)).unflatten(1, of.shape[1:]) for of in (self.down, self.up))
+        scale = F.embedding(windows, self.scale[:, None]) * (tiles >= 0)[:, None]  # [V, 1]
         low = torch.bmm(dropout(x, self.dropout, self.training), down.transpose(1, 2))  # [V, P, r]
         return torch.bmm(low * scale[:, :, None], up.transpose(1, 2))
 
@@ -78,7 +78,7 @@ class AdaptedBlock(nn.Module):
             {place: WindowAdapter(width, outs[place], rank, windows, dropout) for place, rank in ranks.items()}
         )
 
-    def forward(self, x: Tensor, seen: Tensor | None = None, tiles: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None, tiles: Tensor | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
@@ -87,9 +87,9 @@ class AdaptedBlock(nn.Module):
         """
         base = self.base
         if tiles is None:
-            return base(x, seen)
+            return base(x, visible)
         normed = base.norm1(x)
-        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), seen)
+        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), visible)
         x = x + self._with("out", base.out(read), read, tiles)
         return x + self._with("mlp", base.feed_forward(x), x, tiles)
 

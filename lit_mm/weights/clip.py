@@ -62,26 +62,26 @@ def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: a block lacks one of q, k and v.
     """
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     packed: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in state.items():
         name = full_name.removeprefix("vision_model.")
-        found = HF_LAYER.fullmatch(name)
+        match = HF_LAYER.fullmatch(name)
         if name.startswith(HF_UNUSED) or full_name.startswith(HF_TEXT) or full_name in HF_CONTRAST:
             continue
         if name in HF_TOP:
-            ours[HF_TOP[name]] = tensor
-        elif found and found[2] in HF_PARTS:
-            ours[f"blocks.{found[1]}.{HF_PARTS[found[2]]}.{found[3]}"] = tensor
-        elif found and found[2] in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
-            packed.setdefault(f"blocks.{found[1]}.qkv.{found[3]}", {})[found[2][10]] = tensor
+            mapped[HF_TOP[name]] = tensor
+        elif match and match[2] in HF_PARTS:
+            mapped[f"blocks.{match[1]}.{HF_PARTS[match[2]]}.{match[3]}"] = tensor
+        elif match and match[2] in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
+            packed.setdefault(f"blocks.{match[1]}.qkv.{match[3]}", {})[match[2][10]] = tensor
         else:
-            ours[full_name] = tensor
+            mapped[full_name] = tensor
     for name, rows in packed.items():
         if len(rows) != 3:
             raise UserError(f"CLIP checkpoint: {name} is made of q, k and v, the checkpoint has only {sorted(rows)}")
-        ours[name] = torch.cat([rows["q"], rows["k"], rows["v"]])
-    return ours
+        mapped[name] = torch.cat([rows["q"], rows["k"], rows["v"]])
+    return mapped
 
 
 def openai_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,13 +95,13 @@ def openai_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def openai_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """OpenAI's names of a vision transformer's layers -> `ViT`; whoever started from that code has them, too."""
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        found = OPENAI_LAYER.fullmatch(name)
+        match = OPENAI_LAYER.fullmatch(name)
         if name in OPENAI_TOP:
-            ours[OPENAI_TOP[name]] = tensor
-        elif found and found[2] in OPENAI_PARTS:
-            ours[f"blocks.{found[1]}.{OPENAI_PARTS[found[2]]}.{found[3]}"] = tensor
+            mapped[OPENAI_TOP[name]] = tensor
+        elif match and match[2] in OPENAI_PARTS:
+            mapped[f"blocks.{match[1]}.{OPENAI_PARTS[match[2]]}.{match[3]}"] = tensor
         else:
-            ours[name] = tensor
-    return ours
+            mapped[name] = tensor
+    return mapped

@@ -52,8 +52,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        held = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
-        raise UserError(f"checkpoint {str(path)!r} should map names to tensors; it holds {shorten(held)}")
+        keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
+        raise UserError(f"checkpoint {str(path)!r} should map names to tensors; it holds {shorten(keys)}")
     return state
 
 
@@ -69,14 +69,14 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
                 f"file, found {sorted(path.name for path in folder.iterdir())[:SHOWN]}"
             )
         return read_checkpoint(whole[0])
-    wanted: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    missing = sorted(name for name in set(wanted.values()) if not (folder / name).is_file())
+    file_of_tensor: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    missing = sorted(name for name in set(file_of_tensor.values()) if not (folder / name).is_file())
     if missing:
         raise UserError(f"checkpoint folder {str(folder)!r}: {index.name} names shards that are not there: {missing}")
     state: dict[str, Tensor] = {}
-    for shard in sorted(set(wanted.values())):
+    for shard in sorted(set(file_of_tensor.values())):
         state |= read_checkpoint(folder / shard)
-    lost = sorted(wanted.keys() - state.keys())
+    lost = sorted(file_of_tensor.keys() - state.keys())
     if lost:
         raise UserError(
             f"checkpoint folder {str(folder)!r}: {index.name} lists tensors no shard holds: {shorten(lost)}"
@@ -107,16 +107,16 @@ def load_strict(
     for prefix, part in module.named_modules():
         if hasattr(part, "adapt_state"):
             part.adapt_state(state, f"{prefix}." if prefix else "")
-    ours = module.state_dict(keep_vars=True)
-    given = {
-        id(ours[name]) for name in ours.keys() & state.keys()
+    tensors = module.state_dict(keep_vars=True)
+    values = {
+        id(tensors[name]) for name in tensors.keys() & state.keys()
     }  # a tied parameter given under its other name counts
-    absent = [name for name, tensor in ours.items() if name not in state and id(tensor) not in given]
+    absent = [name for name, tensor in tensors.items() if name not in state and id(tensor) not in values]
     missing = [name for name in absent if not any(piece in name for piece in allow_missing)]
-    unexpected = [n for n in state if n not in ours and not any(piece in n for piece in allow_unexpected)]
+    unexpected = [n for n in state if n not in tensors and not any(piece in n for piece in allow_unexpected)]
     shapes = [
         f"{name}: expected {tuple(tensor.shape)}, got {tuple(state[name].shape)}"
-        for name, tensor in ours.items()
+        for name, tensor in tensors.items()
         if name in state and state[name].shape != tensor.shape
     ]
     problems = []
@@ -126,26 +126,26 @@ def load_strict(
         problems.append(f"{len(unexpected)} entries of the checkpoint are not in the model: {shorten(unexpected)}")
     if shapes:
         problems.append(f"{len(shapes)} shapes differ: {shorten(shapes)}")
-    stranded = [name for name in absent if name not in missing and ours[name].is_meta]
+    stranded = [name for name in absent if name not in missing and tensors[name].is_meta]
     if stranded:
         problems.append(f"{len(stranded)} absent parameters have no value yet (meta device): {shorten(stranded)}")
     if problems:
         raise UserError(
-            f"loading a checkpoint of {len(state)} tensors into {type(module).__name__} of {len(ours)}:\n  "
+            f"loading a checkpoint of {len(state)} tensors into {type(module).__name__} of {len(tensors)}:\n  "
             + "\n  ".join(problems)
             + "\nDo the sizes in the config, and the family, fit the checkpoint?"
         )
-    on_meta = any(tensor.is_meta for tensor in ours.values())
+    on_meta = any(tensor.is_meta for tensor in tensors.values())
     if on_meta:  # as parameters keep what learns: assigning must not freeze or thaw, nor untie
         names_of: dict[int, list[str]] = {}
-        for name, tensor in ours.items():
+        for name, tensor in tensors.items():
             names_of.setdefault(id(tensor), []).append(name)
         for names in names_of.values():
             first = next((name for name in names if name in state), None)
             if first is not None:
-                value = nn.Parameter(state[first], ours[first].requires_grad)
-                state |= dict.fromkeys(names, value if isinstance(ours[first], nn.Parameter) else state[first])
-    module.load_state_dict({name: state[name] for name in ours if name in state}, strict=False, assign=on_meta)
+                value = nn.Parameter(state[first], tensors[first].requires_grad)
+                state |= dict.fromkeys(names, value if isinstance(tensors[first], nn.Parameter) else state[first])
+    module.load_state_dict({name: state[name] for name in tensors if name in state}, strict=False, assign=on_meta)
     for part in module.modules():
         if hasattr(part, "restore_buffers"):
             part.restore_buffers()

@@ -27,19 +27,19 @@ UNUSED = ("norm.", "fc_norm.", "head.")  # behind the features
 
 def eva_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of modeling_vit.py (XComposer) and eva_vit.py (LAVIS: the file eva_vit_g.pth) -> `EvaViT`."""
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith(UNUSED):
             continue
         if name in TABLES:
-            ours[TABLES[name]] = tensor.flatten(0, -2).squeeze(0)  # [1, 1, D] -> [D], [1, P, D] -> [P, D]
+            mapped[TABLES[name]] = tensor.flatten(0, -2).squeeze(0)  # [1, 1, D] -> [D], [1, P, D] -> [P, D]
             continue
-        found = BLOCK.fullmatch(name)
-        piece, _, kind = found[2].rpartition(".") if found else ("", "", "")
-        if found and found[2] in BIASES:
-            ours[f"blocks.{found[1]}.{BIASES[found[2]]}"] = tensor
+        match = BLOCK.fullmatch(name)
+        piece, _, kind = match[2].rpartition(".") if match else ("", "", "")
+        if match and match[2] in BIASES:
+            mapped[f"blocks.{match[1]}.{BIASES[match[2]]}"] = tensor
         elif piece in PARTS:
-            ours[f"blocks.{found[1]}.{PARTS[piece]}.{kind}"] = tensor
+            mapped[f"blocks.{match[1]}.{PARTS[piece]}.{kind}"] = tensor
         else:
-            ours[PATCHES.get(name, name)] = tensor
-    return ours
+            mapped[PATCHES.get(name, name)] = tensor
+    return mapped

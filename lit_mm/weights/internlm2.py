@@ -66,28 +66,28 @@ def internlm2_to_llama(
     """
     wrapped = any(".Plora_" in name for name in state) if partial_lora is None else partial_lora
     base = "base." if wrapped else ""
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        found = LAYER.fullmatch(name)
-        if found is None:
-            ours[TOP.get(name, name)] = tensor
+        match = LAYER.fullmatch(name)
+        if match is None:
+            mapped[TOP.get(name, name)] = tensor
             continue
-        layer, rest = f"lm.model.layers.{found[1]}", found[2]
+        layer, rest = f"lm.model.layers.{match[1]}", match[2]
         if rest in NORMS:
-            ours[f"{layer}.{NORMS[rest]}"] = tensor
+            mapped[f"{layer}.{NORMS[rest]}"] = tensor
             continue
         linear, _, kind = rest.partition(".Plora_") if ".Plora_" in rest else rest.rpartition(".")
         kind = {"A.weight": "lora_a.weight", "B.weight": "lora_b.weight"}.get(kind, base + kind)
         if linear in LINEARS:
-            ours[f"{layer}.{LINEARS[linear]}.{kind}"] = tensor
+            mapped[f"{layer}.{LINEARS[linear]}.{kind}"] = tensor
         elif linear == "attention.wqkv" and kind == "lora_a.weight":
-            ours[f"{layer}.self_attn.lora_a.weight"] = tensor
+            mapped[f"{layer}.self_attn.lora_a.weight"] = tensor
         elif linear == "attention.wqkv":
             for which, rows in zip("qkv", split_wqkv(tensor, heads, kv_heads), strict=True):
-                ours[f"{layer}.self_attn.{which}_proj.{kind}"] = rows
+                mapped[f"{layer}.self_attn.{which}_proj.{kind}"] = rows
         else:
-            ours[name] = tensor
-    return ours
+            mapped[name] = tensor
+    return mapped
 
 
 def llama_to_llama(state: Mapping[str, Tensor], *, partial_lora: bool = False) -> dict[str, Tensor]:
@@ -96,8 +96,8 @@ def llama_to_llama(state: Mapping[str, Tensor], *, partial_lora: bool = False) -
     Args:
         partial_lora: the model to load has partial LoRA, so its linears sit in wrappers.
     """
-    ours = {f"lm.{name}": tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
-    return with_wrappers(ours) if partial_lora else ours
+    mapped = {f"lm.{name}": tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
+    return with_wrappers(mapped) if partial_lora else mapped
 
 
 def with_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -49,17 +49,17 @@ def llava_to_model(
     rest: dict[str, Tensor] = {}
     tower: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith(VISION):
             tower[name.removeprefix(VISION)] = tensor
-        elif name.startswith(PROJECTOR) and (found := PROJECTOR_PIECE.fullmatch(name.removeprefix(PROJECTOR))):
-            ours[f"{connector}.mlp.{found[1] or 0}.{found[2]}"] = tensor
+        elif name.startswith(PROJECTOR) and (match := PROJECTOR_PIECE.fullmatch(name.removeprefix(PROJECTOR))):
+            mapped[f"{connector}.mlp.{match[1] or 0}.{match[2]}"] = tensor
         elif name.startswith(LANGUAGE):
             text[name] = tensor
         else:
             rest[name] = tensor
-    return ours | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)
+    return mapped | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)
 
 
 def hf_llava_to_model(
@@ -77,16 +77,16 @@ def hf_llava_to_model(
     rest: dict[str, Tensor] = {}
     tower: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         above = next((prefix for prefix in HF_VISION if name.startswith(prefix)), None)
         spoken = next((pair for pair in HF_LANGUAGE if name.startswith(pair[0])), None)
         if above is not None:
             tower[name.removeprefix(above)] = tensor
-        elif found := HF_PROJECTOR.fullmatch(name):
-            ours[f"{connector}.mlp.{2 * int(found[1]) - 2}.{found[2]}"] = tensor
+        elif match := HF_PROJECTOR.fullmatch(name):
+            mapped[f"{connector}.mlp.{2 * int(match[1]) - 2}.{match[2]}"] = tensor
         elif spoken is not None:
             text[spoken[1] + name.removeprefix(spoken[0])] = tensor
         else:
             rest[name] = tensor
-    return ours | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)
+    return mapped | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)

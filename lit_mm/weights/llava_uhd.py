@@ -19,9 +19,9 @@ def slice_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     pool = without(state, NORM)
     matrix = pool.pop("proj", None)
-    ours = placed(below(state, NORM), "norm") | qwen_pool_to_resampler(pool)
-    ours.pop("positions", None)
-    return ours | ({} if matrix is None else {"proj.weight": matrix.T.contiguous()})
+    mapped = placed(below(state, NORM), "norm") | qwen_pool_to_resampler(pool)
+    mapped.pop("positions", None)
+    return mapped | ({} if matrix is None else {"proj.weight": matrix.T.contiguous()})
 
 
 def llava_uhd_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
@@ -31,6 +31,6 @@ def llava_uhd_to_model(state: Mapping[str, Tensor], *, network: str = "network")
         network: where the parts sit in the model to be loaded.
     Source: github.com/thunlp/LLaVA-UHD, branch LLaVA-UHD-v1 dd7f6cc.
     """
-    ours = placed(slice_resampler(below(state, PROJECTOR)), f"{network}.connector")
+    mapped = placed(slice_resampler(below(state, PROJECTOR)), f"{network}.connector")
     rest = without(state, PROJECTOR)
-    return ours | llava_to_model(rest, **{part: f"{network}.{part}" for part in ("vision", "connector", "language")})
+    return mapped | llava_to_model(rest, **{part: f"{network}.{part}" for part in ("vision", "connector", "language")})

@@ -40,15 +40,15 @@ def monkey_visual_to_parts(
     stacks: dict[str, dict[int, Tensor]] = {}
     plain: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        found = ADAPTER.fullmatch(name)
-        if not found:
+        match = ADAPTER.fullmatch(name)
+        if not match:
             plain[name] = tensor
             continue
-        block, place, piece = found[1], PLACES[found[2]], PIECES[found[4]]
+        block, place, piece = match[1], PLACES[match[2]], PIECES[match[4]]
         if (place, piece) == ("qkv", "up"):
             tensor = per_head_to_thirds(tensor, heads)
-        ours = f"{vision}.blocks.{block}.adapters.{place}.{piece}"
-        stacks.setdefault(ours, {})[int(found[3])] = tensor.squeeze(0) if piece == "scale" else tensor
+        target = f"{vision}.blocks.{block}.adapters.{place}.{piece}"
+        stacks.setdefault(target, {})[int(match[3])] = tensor.squeeze(0) if piece == "scale" else tensor
     adapters: dict[str, Tensor] = {}
     for name, windows in stacks.items():
         if sorted(windows) != list(range(len(windows))):
@@ -56,7 +56,7 @@ def monkey_visual_to_parts(
         adapters[name] = torch.stack([windows[window] for window in range(len(windows))])
     parts = qwen_visual_to_parts(plain, heads=heads, vision=vision, connector=connector)
     return adapters | {
-        f"{found[1]}base.{found[2]}" if name.startswith(vision) and (found := BLOCK.fullmatch(name)) else name: tensor
+        f"{match[1]}base.{match[2]}" if name.startswith(vision) and (match := BLOCK.fullmatch(name)) else name: tensor
         for name, tensor in parts.items()
     }
 
@@ -71,5 +71,5 @@ def monkey_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = "
         UserError: see `monkey_visual_to_parts`.
     """
     visual = below(state, VISUAL)
-    ours = monkey_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
-    return ours | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")
+    mapped = monkey_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
+    return mapped | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")

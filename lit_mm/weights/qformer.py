@@ -47,21 +47,21 @@ QUERIES = "query_tokens"
 
 def lavis_to_qformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The names below `Qformer.`, and `query_tokens` [1, Q, W] beside them -> `QFormer`."""
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in UNUSED:
             continue
         if name == QUERIES:
-            ours["queries"] = tensor.squeeze(0)
+            mapped["queries"] = tensor.squeeze(0)
             continue
-        found = LAYER.fullmatch(name)
-        part = found and (
-            PARTS.get(found[2])
-            or PARTS.get(found[2].removesuffix(".dense"))  # intermediate.dense, output_query.dense
-            or _norm(found[2])
+        match = LAYER.fullmatch(name)
+        part = match and (
+            PARTS.get(match[2])
+            or PARTS.get(match[2].removesuffix(".dense"))  # intermediate.dense, output_query.dense
+            or _norm(match[2])
         )
-        ours[f"layers.{found[1]}.{part}.{found[3]}" if part else TOP.get(name, name)] = tensor
-    return ours
+        mapped[f"layers.{match[1]}.{part}.{match[3]}" if part else TOP.get(name, name)] = tensor
+    return mapped
 
 
 def _norm(piece: str) -> str | None:

@@ -77,15 +77,15 @@ def qwen_visual_to_vit(state: Mapping[str, Tensor], *, heads: int) -> dict[str, 
 
 def qwen_pool_to_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The names of Qwen-VL's resampler (below `attn_pool.`) -> `Resampler`."""
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in POOL_TOP:
-            ours[POOL_TOP[name]] = tensor
-        elif found := POOL_PACKED.fullmatch(name):
-            ours |= {f"{which}.{found[1]}": rows for which, rows in zip("qkv", tensor.chunk(3), strict=True)}
+            mapped[POOL_TOP[name]] = tensor
+        elif match := POOL_PACKED.fullmatch(name):
+            mapped |= {f"{which}.{match[1]}": rows for which, rows in zip("qkv", tensor.chunk(3), strict=True)}
         else:
-            ours[name] = tensor
-    return ours
+            mapped[name] = tensor
+    return mapped
 
 
 def qwen_visual_to_parts(
@@ -114,21 +114,21 @@ def qwen_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Rotary frequencies and causal masks, which some files carry, are recomputed: dropped.
     """
-    ours: dict[str, Tensor] = {}
+    mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        found = LAYER.fullmatch(name)
+        match = LAYER.fullmatch(name)
         if RECOMPUTED.fullmatch(name):
             continue
         if name in LANGUAGE_TOP:
-            ours[LANGUAGE_TOP[name]] = tensor
-        elif found and found[2] in LAYER_PARTS:
-            ours[f"lm.model.layers.{found[1]}.{LAYER_PARTS[found[2]]}.{found[3]}"] = tensor
-        elif found and found[2] == "attn.c_attn":
+            mapped[LANGUAGE_TOP[name]] = tensor
+        elif match and match[2] in LAYER_PARTS:
+            mapped[f"lm.model.layers.{match[1]}.{LAYER_PARTS[match[2]]}.{match[3]}"] = tensor
+        elif match and match[2] == "attn.c_attn":
             for which, rows in zip("qkv", tensor.chunk(3), strict=True):
-                ours[f"lm.model.layers.{found[1]}.self_attn.{which}_proj.{found[3]}"] = rows
+                mapped[f"lm.model.layers.{match[1]}.self_attn.{which}_proj.{match[3]}"] = rows
         else:
-            ours[name] = tensor
-    return ours
+            mapped[name] = tensor
+    return mapped
 
 
 def qwen_vl_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = "network") -> dict[str, Tensor]:
@@ -141,8 +141,8 @@ def qwen_vl_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = 
         UserError: heads that do not fit the packed rows of the encoder.
     """
     visual = below(state, VISUAL)
-    ours = qwen_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
-    return ours | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")
+    mapped = qwen_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
+    return mapped | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")
 
 
 def qwen_vl_parts(state: Mapping[str, Tensor], *, heads: int = 1) -> dict[str, dict[str, Tensor]]:

@@ -108,9 +108,9 @@ def write(
         with part.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                written = sum(file.write(chunk) for chunk in elements(name))
-                if written != tensors[name].bytes:
-                    raise UserError(f"tensor {name!r} should have {tensors[name].bytes} bytes, {written} were found")
+                size = sum(file.write(chunk) for chunk in elements(name))
+                if size != tensors[name].bytes:
+                    raise UserError(f"tensor {name!r} should have {tensors[name].bytes} bytes, {size} were found")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

@@ -23,8 +23,8 @@ def vila_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> d
     projector: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if found := DOWNSAMPLE.fullmatch(name):
-            projector[f"{network}.connector.mlp.{int(found[1]) - 1}.{found[2]}"] = tensor
+        if match := DOWNSAMPLE.fullmatch(name):
+            projector[f"{network}.connector.mlp.{int(match[1]) - 1}.{match[2]}"] = tensor
         else:
             rest[name] = tensor
     places = {part: f"{network}.{part}" for part in ("vision", "connector", "language")}

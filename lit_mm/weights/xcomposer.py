@@ -58,12 +58,12 @@ def internlm_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     InternLM (the first) is named as Llama is; its rotary positions are half-split, too, so no row moves.
     """
-    wrapped = {found[1] for name in state if (found := BRANCH.fullmatch(name))}
+    wrapped = {match[1] for name in state if (match := BRANCH.fullmatch(name))}
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         owner, _, kind = name.rpartition(".")
-        if found := BRANCH.fullmatch(name):
-            renamed[f"{found[1]}.lora_{found[2].lower()}.weight"] = tensor
+        if match := BRANCH.fullmatch(name):
+            renamed[f"{match[1]}.lora_{match[2].lower()}.weight"] = tensor
         else:
             renamed[f"{owner}.base.{kind}" if owner in wrapped else name] = tensor
     return llama_to_llama(renamed)

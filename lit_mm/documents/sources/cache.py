@@ -86,7 +86,7 @@ def resume(key: str, chunks: int, make: Callable[[int], np.ndarray]) -> list[np.
         make: chunk number -> its array. Not called for a chunk that is there.
     """
     folder = _partial(key)
-    made = []
+    pieces = []
     for number in range(chunks):
         file = folder / f"{number:06d}.npy"
         if not file.is_file():
@@ -98,8 +98,8 @@ def resume(key: str, chunks: int, make: Callable[[int], np.ndarray]) -> list[np.
                 os.replace(aside, file)
             except OSError as error:
                 raise _unwritable(error) from error
-        made.append(np.load(file))
-    return made
+        pieces.append(np.load(file))
+    return pieces
 
 
 def finish(key: str, arrays: Arrays) -> dict[str, np.ndarray]:

@@ -72,17 +72,17 @@ class CaptionShards(Source):
     def _caption(self, blob: SpanBlob, sample: Sample) -> str:
         try:
             text = blob.read().decode("utf-8")
-            held = json.loads(text) if self.text == "json" else text
+            content = json.loads(text) if self.text == "json" else text
         except UnicodeDecodeError as error:
             raise sample.error(f"the .{self.text} is not UTF-8 at byte {error.start}", "malformed_json") from error
         except json.JSONDecodeError as error:
             raise sample.error(f"the .json is not JSON ({error})", "malformed_json", "Correct it") from error
         if self.text == "txt":
-            return held
-        caption = held.get(self.caption) if isinstance(held, Mapping) else None
+            return content
+        caption = content.get(self.caption) if isinstance(content, Mapping) else None
         if not isinstance(caption, str):
             raise sample.error(
-                f"the .json has no text under {self.caption!r}, got {str(held)[:80]!r}",
+                f"the .json has no text under {self.caption!r}, got {str(content)[:80]!r}",
                 "bad_entry",
                 "Correct `caption`",
             )

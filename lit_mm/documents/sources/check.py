@@ -63,11 +63,11 @@ def check_source(
     look = source.check if isinstance(source, Source) else lambda number: _look(source, number)
     ids: dict[int, int] = {}  # hash of an id -> the first sample that has it: a set of a million ids fits in memory
     for number in range(len(source)):
-        own, pictures, errors = look(number)
-        if own is not None:
-            first = ids.setdefault(hash(own), number)
-            if first != number and look(first)[0] == own:
-                errors = [*errors, _duplicate(source, number, first, own)]
+        identity, pictures, errors = look(number)
+        if identity is not None:
+            first = ids.setdefault(hash(identity), number)
+            if first != number and look(first)[0] == identity:
+                errors = [*errors, _duplicate(source, number, first, identity)]
         summary.pictures += pictures
         summary.broken += bool(errors)
         summary.kinds.update(error.kind for error in errors)
@@ -88,14 +88,14 @@ def _look(source: Documents, number: int) -> tuple[str | None, int, list[SampleE
     return document.id, len(document.pictures), []
 
 
-def _duplicate(source: Documents, number: int, first: int, own: str) -> SampleError:
+def _duplicate(source: Documents, number: int, first: int, identity: str) -> SampleError:
     places: Sequence[str] = [f"number {n}" for n in (number, first)]
     if isinstance(source, Source):
         places = [source.sample(n).where for n in (number, first)]
     return SampleError(
-        f"the id {own!r} is that of {places[1]} too",
+        f"the id {identity!r} is that of {places[1]} too",
         where=places[0],
-        sample_id=own,
+        sample_id=identity,
         kind="duplicate_id",
         remedy="Give every sample its own",
     )

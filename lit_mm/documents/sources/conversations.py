@@ -38,7 +38,7 @@ class Conversations(Source):
         Raises:
             SampleError: a turn lacks a key, has an unknown speaker, or is an empty answer.
         """
-        said = []
+        turns = []
         for number, turn in enumerate(self.conversation(sample)):
             if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str) or "from" not in turn:
                 raise sample.error(
@@ -53,10 +53,10 @@ class Conversations(Source):
                 raise sample.error(
                     f"the answer in turn {number} is empty", "empty_answer", "Write it, or remove the turn"
                 )
-            said.append((role, turn["value"]))
-        return said
+            turns.append((role, turn["value"]))
+        return turns
 
-    def count_places(self, sample: Sample, said: Sequence[tuple[str, str]], pictures: int, *, free: int = 0) -> None:
+    def count_places(self, sample: Sample, turns: Sequence[tuple[str, str]], pictures: int, *, free: int = 0) -> None:
         """Compare placeholders with pictures.
 
         Args:
@@ -64,7 +64,7 @@ class Conversations(Source):
         Raises:
             SampleError: they differ in number.
         """
-        places = sum(value.count(self.placeholder) for _, value in said)
+        places = sum(value.count(self.placeholder) for _, value in turns)
         if places != pictures and (places or pictures > free):
             raise sample.error(
                 f"its text has {places} x {self.placeholder}, its `image` names {pictures}",
@@ -102,14 +102,14 @@ class LlavaConversations(Conversations):
         super().__init__(path, images, name, limit_pixels)
 
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
-        said = super().spoken(sample)
-        return said[1:] if said and said[0][0] == "assistant" else said
+        turns = super().spoken(sample)
+        return turns[1:] if turns and turns[0][0] == "assistant" else turns
 
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture]) -> tuple[Turn, ...]:
-        said = self.spoken(sample)
-        self.count_places(sample, said, len(pictures))
+        spoken = self.spoken(sample)
+        self.count_places(sample, spoken, len(pictures))
         left = iter(pictures)
-        return tuple(Turn(role, self._parts(value, left)) for role, value in said)
+        return tuple(Turn(role, self._parts(value, left)) for role, value in spoken)
 
     def _parts(self, value: str, pictures: Iterator[SourcePicture]) -> tuple[str | SourcePicture, ...]:
         if self.image_first and value.count(self.placeholder) == 1:
@@ -141,22 +141,22 @@ class QwenVLConversations(Conversations):
         return [self.blob(name.strip(), sample) for _, value in self.spoken(sample) for name in IMG.findall(value)]
 
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture]) -> tuple[Turn, ...]:
-        said = self.spoken(sample)
-        opened = sum(value.count("<img>") for _, value in said)
-        closed = sum(value.count("</img>") for _, value in said)
+        spoken = self.spoken(sample)
+        opened = sum(value.count("<img>") for _, value in spoken)
+        closed = sum(value.count("</img>") for _, value in spoken)
         if not opened == closed == len(pictures):
             raise sample.error(
                 f"its text opens {opened} x <img> and closes {closed}",
                 "placeholder_mismatch",
                 "Write <img>path</img> for each image",
             )
-        for _, value in said:
+        for _, value in spoken:
             for text in BOX.findall(value):
                 self._check_region(sample, "box", text, points=2)
             for text in QUAD.findall(value):
                 self._check_region(sample, "quad", text, points=4)
         left = iter(pictures)
-        return tuple(Turn(role, self._parts(value, left)) for role, value in said)
+        return tuple(Turn(role, self._parts(value, left)) for role, value in spoken)
 
     @staticmethod
     def _parts(value: str, pictures: Iterator[SourcePicture]) -> tuple[str | SourcePicture, ...]:
@@ -164,21 +164,21 @@ class QwenVLConversations(Conversations):
         return tuple(next(pictures) if at % 2 else text for at, text in enumerate(pieces) if at % 2 or text)
 
     def _check_region(self, sample: Sample, kind: str, text: str, points: int) -> None:
-        found = [(int(x), int(y)) for x, y in POINT.findall(text)]
-        if len(found) != points or POINT.sub("", text).strip(" ,"):
+        corners = [(int(x), int(y)) for x, y in POINT.findall(text)]
+        if len(corners) != points or POINT.sub("", text).strip(" ,"):
             raise sample.error(
                 f"a <{kind}> holds {points} points (x,y) of whole numbers, got {text[:60]!r}",
                 "bad_entry",
                 "Multiply fractions by 1000",
             )
-        outside = [number for point in found for number in point if not 0 <= number < 1000]
+        outside = [number for point in corners for number in point if not 0 <= number < 1000]
         if outside:
             raise sample.error(
                 f"<{kind}>{text}</{kind}> leaves the picture: {outside} not in 0 to 999",
                 "box_outside",
                 "Scale it to thousandths of the picture's width and height, 999 at most",
             )
-        if kind == "box" and not (found[0][0] <= found[1][0] and found[0][1] <= found[1][1]):
+        if kind == "box" and not (corners[0][0] <= corners[1][0] and corners[0][1] <= corners[1][1]):
             raise sample.error(
                 f"<box>{text}</box> has its corners the wrong way round",
                 "box_outside",

@@ -38,19 +38,25 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
         raise UserError(
             f"there is no data format {kind!r}.{_near(str(kind), FORMATS)} It is one of {', '.join(FORMATS)}"
         )
-    made = FORMATS[kind]
+    reader = FORMATS[kind]
     arguments = {key: value for key, value in declaration.items() if key != "format"}
-    known = inspect.signature(made).parameters
+    parameters = inspect.signature(reader).parameters
     for key, value in arguments.items():
-        if key not in known:
-            raise UserError(f"a source of format {kind!r} has no {key!r}.{_near(key, known)} It has {', '.join(known)}")
-        spelt = type_of(str(known[key].annotation))
+        if key not in parameters:
+            raise UserError(
+                f"a source of format {kind!r} has no {key!r}.{_near(key, parameters)} It has {', '.join(parameters)}"
+            )
+        spelt = type_of(str(parameters[key].annotation))
         if not isinstance(value, spelt) or (isinstance(value, bool) and bool not in spelt):
-            raise UserError(f"`{key}` of a source of format {kind!r} is {known[key].annotation}, got {value!r}")
-    missing = [key for key, one in known.items() if one.default is inspect.Parameter.empty and key not in arguments]
+            raise UserError(f"`{key}` of a source of format {kind!r} is {parameters[key].annotation}, got {value!r}")
+    missing = [
+        key
+        for key, parameter in parameters.items()
+        if parameter.default is inspect.Parameter.empty and key not in arguments
+    ]
     if missing:
         raise UserError(f"a source of format {kind!r} needs {missing}; got {dict(declaration)}")
-    return made(**arguments)
+    return reader(**arguments)
 
 
 def type_of(annotation: str) -> tuple[type, ...]:
@@ -59,6 +65,6 @@ def type_of(annotation: str) -> tuple[type, ...]:
     return tuple({types.get(name.strip(), str) for name in annotation.split("|")})  # a Literal is text
 
 
-def _near(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+def _near(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -74,9 +74,9 @@ class ObelicsPages(Source):
             )
         for at, (text, image) in enumerate(zip(texts, images, strict=True)):
             if (text is None) == (image is None):
-                held = "neither" if text is None else "both"
+                content = "neither" if text is None else "both"
                 raise sample.error(
-                    f"place {at} holds {held} of text and image", "placeholder_mismatch", "Each place holds one"
+                    f"place {at} holds {content} of text and image", "placeholder_mismatch", "Each place holds one"
                 )
             if text is not None and not isinstance(text, str):
                 raise sample.error(f"place {at} of `texts` is no text, got {str(text)[:60]!r}", "bad_entry")

@@ -37,10 +37,10 @@ class Part(ABC):
 
     def __init__(self, path: str, expected: str) -> None:
         self.path, self.name, self.expected = path, name_of(path), expected
-        seen = stamp(path)
-        if seen is None:
+        version = stamp(path)
+        if version is None:
             raise UserError(f"there is no data file {path!r}. Correct the source's `path`")
-        self.digest = seen.digest
+        self.digest = version.digest
         self.index = self._open_index()
         if not len(self):
             raise UserError(f"the data set is empty: {path!r} holds no {expected}")
@@ -112,11 +112,11 @@ class JsonPart(Part):
 
 def line_ends(buffer: Any) -> np.ndarray:
     """[K] where the line feeds of a buffer stand."""
-    found = [
+    places = [
         np.flatnonzero(np.frombuffer(buffer[start : start + SCAN], dtype=np.uint8) == ord("\n")) + start
         for start in range(0, len(buffer), SCAN)
     ]
-    return np.concatenate([*found, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+    return np.concatenate([*places, np.zeros(0, dtype=np.int64)]).astype(np.int64)
 
 
 class JsonLines(JsonPart):
@@ -164,9 +164,9 @@ class JsonList(JsonPart):
             rest = buffer[stop:] if stop else bytes(buffer)
             if depth or rest.strip():
                 self._refuse(buffer)
-            found = np.array(spans, dtype=np.int64).reshape(-1, 2)
-            lines = np.searchsorted(line_ends(buffer), found[:, 0]) + 1
-        return {"spans": np.concatenate([found, lines[:, None]], axis=1)}
+            table = np.array(spans, dtype=np.int64).reshape(-1, 2)
+            lines = np.searchsorted(line_ends(buffer), table[:, 0]) + 1
+        return {"spans": np.concatenate([table, lines[:, None]], axis=1)}
 
     def _refuse(self, buffer: Any) -> None:
         """Say what the file is, as it is no list."""
@@ -349,6 +349,6 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
     if ending == ".parquet" and columns:
         return ParquetRows(path, expected, columns, limit_group)
     if ending not in READERS:
-        known = [*READERS, *([".parquet"] if columns else [])]
-        raise UserError(f"the data file {path!r} ends in {ending or 'nothing'!r}; this format is read from {known}")
+        endings = [*READERS, *([".parquet"] if columns else [])]
+        raise UserError(f"the data file {path!r} ends in {ending or 'nothing'!r}; this format is read from {endings}")
     return READERS[ending](path, expected)

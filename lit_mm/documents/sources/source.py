@@ -131,8 +131,8 @@ class Source(ABC):
 
     def identity(self, sample: Sample) -> str | None:
         """The sample's own id, None where it has none."""
-        own = sample.entry.get("id") if isinstance(sample.entry, Mapping) else None
-        return None if own is None else str(own)
+        value = sample.entry.get("id") if isinstance(sample.entry, Mapping) else None
+        return None if value is None else str(value)
 
     # --- documents ---------------------------------------------------------------------------------------------------
     def __len__(self) -> int:
@@ -322,14 +322,14 @@ class Source(ABC):
             sample = self.sample(number)
         except SampleError as error:
             return None, 0, [error]
-        own = self.identity(sample)
+        identity = self.identity(sample)
         errors = []
-        if own is None and self.has_ids:
+        if identity is None and self.has_ids:
             errors.append(sample.error("it has no `id`", "missing_id", "Give every entry its own"))
         try:
             blobs = self.blobs(sample)
         except SampleError as error:
-            return own, 0, [*errors, error]
+            return identity, 0, [*errors, error]
         for blob in blobs:
             try:
                 self._header(blob, sample)
@@ -339,7 +339,7 @@ class Source(ABC):
             self.document(sample, [(1, 1)] * len(blobs))  # the headers are read: only the text is looked at
         except SampleError as error:
             errors.append(error)
-        return own, len(blobs), errors
+        return identity, len(blobs), errors
 
 
 class Sample:

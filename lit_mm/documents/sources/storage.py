@@ -63,7 +63,7 @@ def expand(pattern: str) -> list[str]:
         else:
             raise UserError(f"the braces in {pattern!r} hold {inside!r}: write a range {{000..127}} or a list {{a,b}}")
     pieces = BRACES.split(pattern)[::2]  # what stands between the braces
-    return [pieces[0] + "".join(c + p for c, p in zip(chosen, pieces[1:], strict=True)) for chosen in product(*choices)]
+    return [pieces[0] + "".join(c + p for c, p in zip(words, pieces[1:], strict=True)) for words in product(*choices)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,17 +90,17 @@ def stamp(path: str) -> Stamp | None:
             return None
         info = system.info(inside)
         size = int(info["size"])
-        changed = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "updated") if key in info]
+        marks = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "updated") if key in info]
         if system.protocol in ("memory", ("memory",)):
-            changed.append(str(system.modified(inside)))
+            marks.append(str(system.modified(inside)))
         starts = {0, max(0, size - BLOCK)}
     else:
         if not os.path.isfile(path):
             return None
         status = os.stat(path)
-        size, changed = status.st_size, [str(status.st_mtime_ns)]
+        size, marks = status.st_size, [str(status.st_mtime_ns)]
         starts = {(size - BLOCK) * n // (SAMPLED - 1) for n in range(SAMPLED)} if size > BLOCK * SAMPLED else {0}
-    digest = hashlib.blake2b(repr((size, changed)).encode(), digest_size=16)
+    digest = hashlib.blake2b(repr((size, marks)).encode(), digest_size=16)
     length = BLOCK if len(starts) > 1 else BLOCK * SAMPLED
     with open_file(path) as file:
         for start in sorted(starts):
@@ -132,9 +132,9 @@ def read_range(path: str, start: int, size: int, version: str = "") -> bytes:
     if is_url(path):
         system, inside = _system(path)
         return system.cat_file(inside, start=start, end=start + size)
-    held = _descriptor(path, version)
+    descriptor = _descriptor(path, version)
     pieces: list[bytes] = []
-    while size > 0 and (piece := os.pread(held.number, size, start)):  # one call gives 2 GB at most
+    while size > 0 and (piece := os.pread(descriptor.number, size, start)):  # one call gives 2 GB at most
         pieces.append(piece)
         start, size = start + len(piece), size - len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
