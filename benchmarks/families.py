@@ -29,8 +29,7 @@ import torch
 from datamodules.nano import NanoSource
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.commands.trained import open_trained
-from lit_mm.evaluation.evaluate import evaluate
-from lit_mm.evaluation.score import score
+from lit_mm.evaluation.examiners import examine
 from lit_mm.nano.skills import SKILLS
 
 FAMILIES = (
@@ -110,7 +109,7 @@ def small_text(run: Path, documents: int) -> str:
     pages = NanoSource(
         "questions", documents, split="heldout", seed=0, skills=(skill,), questions=1, source_of=source_of
     )
-    share = score(evaluate(module, [pages[number] for number in range(documents)])).overall
+    share = examine(module, [pages[number] for number in range(documents)]).figures.overall
     return f"{share:.0%} ± {math.sqrt(share * (1 - share) / documents):.0%}"
 
 

@@ -12,16 +12,16 @@ from callbacks.step_table import Row, StepTable, read_rows
 from callbacks.steps import Step, StepObserver
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.evaluation.evaluate import evaluate
-from lit_mm.evaluation.score import Score, score
+from lit_mm.evaluation.examiners import examine
+from lit_mm.evaluation.score import Score
 from lit_mm.module import MultimodalModule
 
 
 class Examination(StepObserver):
     """Accuracy per skill before the first optimizer step, every n steps (counted through all stages) and at stage ends.
 
-    Every rank answers every document: sharded models need all ranks in each forward, and the set is small. Rank 0
-    writes the row. A step that the file already holds is not examined again.
+    The documents are shared out over the ranks. Rank 0 writes the row. A step that the file already holds is not
+    examined again.
 
     Args:
         every_n_steps: optimizer steps between examinations; 0 for step 0 and the ends of stages only.
@@ -63,7 +63,7 @@ class Examination(StepObserver):
         if module.step in self.examined:
             return None
         with isolate_rng():
-            result = score(evaluate(module, self._documents, batch_size=self.batch_size))
+            result = examine(module, self._documents, batch_size=self.batch_size).figures
         self.examined.add(module.step)
         if self.table is not None:
             row = {"step": module.step, "stage": module.stage.name, "overall": result.overall}

@@ -56,6 +56,7 @@ class MultimodalModule(L.LightningModule):
         super().__init__()
         self.network = network
         self.objectives = dict(objectives or {"next_token": NextToken()})
+        self.examiner: Any = None  # a `lit_mm.evaluation.examiners.Examiner`; None: answers are compared
         self.micro_losses: dict[str, Tensor] = {}  # objective -> its share of the step's loss, of the last micro-batch
         self.free = free
         self.stage_names: frozenset[str] = frozenset()  # stages that arguments of the constructor name

@@ -25,14 +25,13 @@ def evaluate(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name} is at least 1, got {count}")
 
     from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
-    from lit_mm.evaluation.evaluate import evaluate as ask
-    from lit_mm.evaluation.score import score
+    from lit_mm.evaluation.examiners import examine
     from lit_mm.report.report import accuracy_table
 
     module, data, path = open_trained(chosen.checkpoint, chosen.config)
     documents = data.heldout(chosen.documents)
-    sighted = score(ask(module, documents, batch_size=chosen.batch_size))
-    blind = score(ask(module, documents, blind=True, batch_size=chosen.batch_size))
+    sighted = examine(module, documents, batch_size=chosen.batch_size).figures
+    blind = examine(module, documents, blind=True, batch_size=chosen.batch_size).figures
     if chosen.format == "json":
         print(
             json.dumps(

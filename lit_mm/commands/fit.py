@@ -25,8 +25,8 @@ from callbacks.watchdog import Watchdog
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.documents.document import Document
-from lit_mm.evaluation.evaluate import evaluate
-from lit_mm.evaluation.score import of_each_skill, score
+from lit_mm.evaluation.examiners import examine
+from lit_mm.evaluation.score import of_each_skill
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.report import report
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
@@ -120,10 +120,11 @@ def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
 def conclude(module: MultimodalModule, documents: list[Document], folder: RunFolder, logger: RunLogger | None) -> None:
     """Examine the trained model with and without sight; draw, tabulate, and keep the figures.
 
-    Every rank answers, because a sharded model needs all ranks in each forward; rank 0 writes.
+    The documents are shared out over the ranks; rank 0 writes.
     """
-    predictions = evaluate(module, documents)
-    sighted, blind = score(predictions), score(evaluate(module, documents, blind=True))
+    examination = examine(module, documents)
+    predictions, sighted = examination.predictions, examination.figures
+    blind = examine(module, documents, blind=True).figures
     if not module.trainer.is_global_zero:
         return
     metrics = read_metrics(folder.path / "metrics.csv")

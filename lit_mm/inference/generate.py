@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from lit_mm.distributed.lockstep import all_done, is_shared
 from lit_mm.documents.document import Document
 from lit_mm.inference.decoding import Chooser, Decoding
 from lit_mm.model import MultimodalModel
+from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import IGNORE, Batch
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import Processor, Sample
-
-if TYPE_CHECKING:
-    from lit_mm.module import MultimodalModule
 
 
 def answer(
@@ -29,6 +27,7 @@ def answer(
     max_new_tokens: int = 24,
     decoding: Decoding | None = None,
     continued: bool = False,
+    spread: bool = False,
 ) -> list[str]:
     """What the model says after each document, its own last answer left out.
 
@@ -37,21 +36,40 @@ def answer(
         max_new_tokens: where an answer is cut if the model does not end its turn.
         decoding: how to decode, `max_new_tokens` included; greedily when left out.
         continued: the last answer of a document is how the model's answer begins; what follows it is returned.
+        spread: share the batches out over the ranks of the job, all of which call this and get all answers. Batches
+            are the same on any number of ranks, and so are the answers.
     """
     processor = module.processor
     decoding = decoding or Decoding(max_new_tokens)
     samples = [asked(processor, document, continued=continued) for document in documents]
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
     stop = processor.prompt.stop_ids(processor.tokenizer)
-    answers = [""] * len(samples)
-    for start in range(0, len(order), batch_size):
-        numbers = order[start : start + batch_size]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if spread and dist.is_initialized() else (0, 1)
+    answers: dict[int, str] = {}
+    for numbers in share(batches, rank, ranks, equal=is_shared(module.network)):
         batch = collate([samples[i] for i in numbers], processor.for_questions()).to(module.device)
         with module.inference():
             ids = decode(module.network, batch, stop_ids=stop, decoding=decoding)
         for i, row in zip(numbers, ids, strict=True):
             answers[i] = processor.tokenizer.decode([token for token in row if token not in stop]).strip()
-    return answers
+    if ranks > 1:
+        by_rank: list[dict[int, str]] = [{} for _ in range(ranks)]
+        dist.all_gather_object(by_rank, answers)
+        answers = {i: text for answers_of_rank in by_rank for i, text in answers_of_rank.items()}
+    return [answers[i] for i in range(len(samples))]
+
+
+def share(batches: Sequence[list[int]], rank: int, ranks: int, *, equal: bool) -> list[list[int]]:
+    """The batches of one rank, every n-th.
+
+    Args:
+        equal: every rank gets the same number, the last batch once more where there are too few: ranks that hold shards
+            of one model must make the same number of forwards.
+    """
+    batches_of_rank = list(batches[rank::ranks])
+    missing = -(-len(batches) // ranks) - len(batches_of_rank)
+    return batches_of_rank + ([batches[-1]] * missing if equal else [])
 
 
 def asked(processor: Processor, document: Document, *, continued: bool = False) -> Sample:

@@ -13,7 +13,8 @@ from callbacks.examination import Examination, read_accuracy
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.evaluation.score import Prediction
+from lit_mm.evaluation import examiners
+from lit_mm.evaluation.score import Prediction, score
 
 
 class Remembers(Logger):
@@ -35,12 +36,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Answers every question on `read` rightly and draws random numbers; notes the step."""
     calls: list[int] = []
 
-    def evaluate(module: Any, documents: list[Document], *, batch_size: int) -> list[Prediction]:
+    def examine(module: Any, documents: list[Document], *, batch_size: int) -> examiners.Examination:
         calls.append(module.step)
         torch.rand(17)
-        return [Prediction(d, d.answer, d.skill == "read") for d in documents]
+        predictions = tuple(Prediction(d, d.answer, d.skill == "read") for d in documents)
+        return examiners.Examination(score(predictions), predictions)
 
-    monkeypatch.setattr(examination, "evaluate", evaluate)
+    monkeypatch.setattr(examination, "examine", examine)
     return calls
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from datamodules.nano_text_pairs import NanoTextPairs
 from lit_mm.documents.document import Document, Turn
-from lit_mm.evaluation.evaluate import evaluate
+from lit_mm.evaluation.examiners import examine
 from lit_mm.families import EncoderDecoder
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer
@@ -87,9 +87,9 @@ def test_it_answers_what_it_was_taught(taught: EncoderDecoder) -> None:
 
 
 def test_it_is_examined_like_every_family(taught: EncoderDecoder) -> None:
-    assert all(prediction.correct for prediction in evaluate(taught, documents()))
+    assert all(prediction.correct for prediction in examine(taught, documents()).predictions)
     wrong = [Document("a", (Turn("user", ("count",)), Turn("assistant", ("4",))))]
-    assert not evaluate(taught, wrong)[0].correct
+    assert not examine(taught, wrong).predictions[0].correct
 
 
 def test_held_out_pages_can_be_answered_by_an_untrained_model() -> None:

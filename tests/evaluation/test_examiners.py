@@ -1,10 +1,15 @@
 """Accuracy and the blind baseline."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from lit_mm.documents.document import Document, Turn
-from lit_mm.evaluation.evaluate import evaluate, without_sight
+from lit_mm.evaluation.examiners import Answers, Examination, examine, without_sight
 from lit_mm.evaluation.score import score
+from lit_mm.inference.generate import share
 from lit_mm.nano.world import question_document
 from tests.tiny import Noise, document, xcomposer2
 
@@ -53,10 +58,10 @@ def test_it_borrows_from_the_next_document_of_the_same_skill_where_it_can():
 def test_a_model_is_right_where_its_answer_matches_and_scored_per_skill(monkeypatch):
     documents = [asked(str(n), [Noise(n)], skill=("read", "count")[n > 2]) for n in range(4)]
     said = {"0": "Red.", "1": "blue", "2": "red", "3": ""}
-    monkeypatch.setattr("lit_mm.evaluation.evaluate.answer", lambda module, asked, **_: [said[d.id] for d in asked])
-    predictions = evaluate(None, documents)
+    monkeypatch.setattr("lit_mm.evaluation.examiners.answer", lambda module, asked, **_: [said[d.id] for d in asked])
+    examination = Answers()(None, documents)
+    predictions, found = examination.predictions, examination.figures
     assert [p.correct for p in predictions] == [True, False, True, False]
-    found = score(predictions)
     assert (found.overall, found.count) == (0.5, 4)
     assert found.skills == {"read": pytest.approx(2 / 3), "count": 0.0}
 
@@ -64,11 +69,59 @@ def test_a_model_is_right_where_its_answer_matches_and_scored_per_skill(monkeypa
 def test_a_real_model_is_asked_about_the_other_pictures_when_it_is_blind():
     module = xcomposer2(trained=True)
     documents = [document(n, pictures=1, skill="s") for n in range(3)]
-    blind = evaluate(module, documents, blind=True)
+    blind = examine(module, documents, blind=True).predictions
     assert [p.document.pictures for p in blind] == [d.pictures for d in without_sight(documents)]
-    assert [p.answer for p in blind] == [p.answer for p in evaluate(module, without_sight(documents))]
-    assert [p.document.id for p in evaluate(module, documents)] == [d.id for d in documents]
+    assert [p.answer for p in blind] == [p.answer for p in examine(module, without_sight(documents)).predictions]
+    assert [p.document.id for p in examine(module, documents).predictions] == [d.id for d in documents]
 
 
 def test_nothing_asked_is_scored_as_nothing():
     assert score([]).count == 0
+
+
+def test_a_family_may_name_another_examiner():
+    module = xcomposer2()
+    expected = Examination(score([]), ())
+    module.examiner = lambda module, documents, **_: expected
+    assert examine(module, []) is expected
+
+
+@pytest.mark.parametrize(
+    ("ranks", "equal", "expected"),
+    [
+        (1, False, [[[0, 1], [2, 3], [4]]]),
+        (2, False, [[[0, 1], [4]], [[2, 3]]]),
+        (2, True, [[[0, 1], [4]], [[2, 3], [4]]]),
+        (4, True, [[[0, 1]], [[2, 3]], [[4]], [[4]]]),
+    ],
+)
+def test_batches_are_shared_out_and_none_is_lost(ranks, equal, expected):
+    batches = [[0, 1], [2, 3], [4]]
+    assert [share(batches, rank, ranks, equal=equal) for rank in range(ranks)] == expected
+
+
+TWO = """
+import os, sys, torch
+import torch.distributed as dist
+from tests.forked import run_ranks
+from tests.tiny import document, xcomposer2
+from lit_mm.evaluation.examiners import examine
+
+def work(rank):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    module = xcomposer2(trained=True)
+    documents = [document(n, pictures=n % 2, skill="s") for n in range(7)]
+    answers = [p.answer for p in examine(module, documents, batch_size=2).predictions]
+    dist.destroy_process_group()
+    alone = [p.answer for p in examine(module, documents, batch_size=2).predictions]
+    assert answers == alone and len(set(answers)) > 1, (rank, answers, alone)
+
+run_ranks(work, 2)
+"""
+
+
+def test_two_ranks_share_the_documents_and_both_get_the_answers_of_one_process():
+    root = Path(__file__).parents[2]
+    finished = subprocess.run([sys.executable, "-c", TWO], cwd=root, check=False, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]
