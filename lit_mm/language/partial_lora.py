@@ -125,9 +125,11 @@ def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, d
     Args:
         rank, alpha, dropout: see `PartialLoRALinear`. Published: 256, 256, 0.05.
     Raises:
-        UserError: the rank is not positive, or the model has partial LoRA already.
+        UserError: the model is no decoder, the rank is not positive, or the model has partial LoRA already.
     Source: arXiv:2401.16420, section 3.2; modeling_internlm2.py of the release.
     """
+    if not isinstance(language, Llama):
+        raise UserError(f"partial LoRA wraps the layers of a decoder, got {type(language).__name__}; leave it out")
     if rank < 1:
         raise UserError(f"partial LoRA needs a `rank` of at least 1, got {rank}; for none, leave partial LoRA out")
     if language.routed:
