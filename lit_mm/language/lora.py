@@ -66,7 +66,7 @@ def apply_lora(
         rank, alpha, dropout: see `LoRALinear`. XComposer: 256, 256, 0.05; 381.7M parameters at 7B size.
         linears: names inside a layer's attention and feed-forward. XComposer leaves k_proj, o_proj and gate_proj plain.
     Raises:
-        UserError: the model is no decoder, the rank is not positive, or a linear does not exist or has a branch already.
+        UserError: the model is no decoder, the rank is not positive, a linear does not exist or has a branch already.
     """
     if not isinstance(language, Llama):
         raise UserError(f"LoRA wraps the layers of a decoder, got {type(language).__name__}; leave it out")
