@@ -299,4 +299,18 @@ def translate_schedule(stage: Config) -> Config:
     return {**others, "schedule": schedule}
 
 
-STEPS: tuple[Callable[[Config], Config], ...] = (translate_paths, translate_inputs, translate_schedules)
+def add_stage_keys(config: Config) -> Config:
+    """Keys that stages have had since this version, with the values that they then had."""
+    for stage in config.get("stages") or []:
+        stage.setdefault("noisy", [])
+        for train in (stage.get("train") or {}).values():
+            train.setdefault("decay_vectors", False)
+    return config
+
+
+STEPS: tuple[Callable[[Config], Config], ...] = (
+    translate_paths,
+    translate_inputs,
+    translate_schedules,
+    add_stage_keys,
+)

@@ -272,3 +272,15 @@ def test_a_recipe_of_before_is_refused_with_the_lines_to_write(
     lines = yaml.safe_load(message.partition("their other keys:\n")[2])
     assert lines["model"]["init_args"]["inputs"] == inputs | {"by_source": {}, "max_length": 16384}
     assert lines["stages"] == [{"name": "read", "inputs": {"tiling": tiling("Hd", max_tiles=2, tile=28)}}]
+
+
+def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alone() -> None:
+    stage = {"name": "a", "train": {"connector": {"lr": 0.1}}, "warmup": 0.03, "schedule": "linear", "floor": 0.1}
+    (translated,) = translate_config({"stages": [stage]})["stages"]
+    assert translated == {
+        "name": "a",
+        "train": {"connector": {"lr": 0.1, "decay_vectors": False}},
+        "schedule": {"class_path": "lit_mm.stages.Linear", "init_args": {"warmup": 0.03, "start": 0.0, "floor": 0.1}},
+        "noisy": [],
+    }
+    assert translate_config({"stages": [translated]}) == {"stages": [translated]}
