@@ -111,7 +111,7 @@ class StepObserver(L.Callback):
         self._rates: dict[str, float] | None = None
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
-        """Over all micro-batches and ranks: loss and tokens of the step, how many want to stop, loss of each objective."""
+        """Sum loss and tokens of the step, wishes to stop and losses of objectives over all micro-batches and ranks."""
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
         wishes = sum(c.wants_to_stop() for c in trainer.callbacks if isinstance(c, StepObserver))
         loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)

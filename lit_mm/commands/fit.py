@@ -43,9 +43,9 @@ def fit(arguments: Sequence[str]) -> None:
     module, stages = cli.model, cli.stages
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
-        given = reading.read(manifest.find(cli.config.init_from))
-        given.verify()
-        reading.load_weights(module, given, family_of(module))
+        checkpoint = reading.read(manifest.find(cli.config.init_from))
+        checkpoint.verify()
+        reading.load_weights(module, checkpoint, family_of(module))
     experiment = experiment_name(arguments)
     launch = cli.trainer_of([], [])
     folder = RunFolder.open(cli.config.run_dir, experiment, launch)
@@ -100,8 +100,8 @@ def fit(arguments: Sequence[str]) -> None:
 @contextmanager
 def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
     """Let Ctrl+C inside end in a `KeyboardInterrupt` that says how to resume; requeue where SLURM's time is up."""
-    placed = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
-    again = shlex.join([*arguments, *([] if placed else ["--run_dir", str(folder.path)])])
+    has_folder = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
+    again = shlex.join([*arguments, *([] if has_folder else ["--run_dir", str(folder.path)])])
     try:
         yield
     except Interrupted as stop:
@@ -149,10 +149,10 @@ def next_steps(folder: RunFolder, documents: Sequence[Document], logger: RunLogg
     lines = []
     if logger is not None and (sync := sync_command(logger)):
         lines.append(f"tracked offline; to send it to an account: {sync}")
-    asked = next((document for document in documents if len(document.pictures) == 1), None)
+    example = next((document for document in documents if len(document.pictures) == 1), None)
     ask = ""
-    if asked is not None:
+    if example is not None:
         page = folder.path / "page.png"
-        asked.pictures[0].read().save(page)
-        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{asked.question}"'
+        example.pictures[0].read().save(page)
+        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{example.question}"'
     return "\n".join([*lines, f"everything is in {folder.path}{ask}"])

@@ -162,9 +162,9 @@ def draw_samples(predictions: Sequence[Prediction], path: str | Path, per_skill:
         path: of the PNG.
         per_skill: cards per skill. They are the first ones, not chosen by how well they went.
     """
-    shown = of_each_skill(predictions, per_skill)
-    title = f"{sum(p.correct for p in shown)} of these {len(shown)} held-out answers are correct"
-    rows = _rows(shown)
+    cards = of_each_skill(predictions, per_skill)
+    title = f"{sum(p.correct for p in cards)} of these {len(cards)} held-out answers are correct"
+    rows = _rows(cards)
     heading = MARGIN + round(2.6 * TEXT)
     height = sum(max(card.height for card in row) + GAP for row in rows)
     size = SHEET + 2 * MARGIN, heading + height + MARGIN - GAP
@@ -198,13 +198,13 @@ def _rows(predictions: Sequence[Prediction]) -> list[list[Image.Image]]:
             room = SHEET
         rows[-1].append((prediction, pictures))
         room -= width + GAP
-    drawn = []
+    cards = []
     for row in rows:
         widths = [_width(pictures) for _, pictures in row]
         spare = (SHEET - GAP * (len(row) - 1) - sum(widths)) // len(row)
         spare = max(0, min(spare, sum(widths) // (3 * len(row))))  # the last row is not blown up
-        drawn.append([_card(p, pictures, width + spare) for (p, pictures), width in zip(row, widths, strict=True)])
-    return drawn
+        cards.append([_card(p, pictures, width + spare) for (p, pictures), width in zip(row, widths, strict=True)])
+    return cards
 
 
 def _width(pictures: Sequence[Image.Image]) -> int:
@@ -226,8 +226,8 @@ def _card(prediction: Prediction, pictures: Sequence[Image.Image], width: int) -
     indent = round(plain.getlength("answer ")) + PAD
     lines = [("", line, plain, INK, 0) for line in _wrap(document.question.strip(), plain, inner)]
     lines.append(("", "", plain, INK, 0))
-    said = f"{mark} {prediction.answer.strip() or '(nothing)'}"
-    for label, text, ink in (("truth", document.answer.strip(), INK), ("answer", said, color)):
+    answer = f"{mark} {prediction.answer.strip() or '(nothing)'}"
+    for label, text, ink in (("truth", document.answer.strip(), INK), ("answer", answer, color)):
         wrapped = _wrap(text, bold, inner - indent)
         lines += [(label if not n else "", line, bold, ink, indent) for n, line in enumerate(wrapped)]
 
