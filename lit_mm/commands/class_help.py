@@ -40,7 +40,7 @@ def class_list(key: str) -> str:
         for name, value in vars(module).items():
             if inspect.isclass(value) and issubclass(value, base) and value.__module__.startswith(f"{package}."):
                 classes.setdefault(value, f"{module.__name__}.{name}")
-    lines = [f"The classes of `{key}.class_path`. --{key}.help CLASS lists the arguments of one.", ""]
+    lines = [f"Classes for `{key}.class_path`. --{key}.help CLASS lists the arguments.", ""]
     for value, path in sorted(classes.items(), key=lambda item: item[1]):
         paragraph = " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
         sentence = paragraph.partition(". ")[0].rstrip(".") + "."

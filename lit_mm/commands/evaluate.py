@@ -27,7 +27,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
     from lit_mm.evaluation.evaluate import evaluate as ask
     from lit_mm.evaluation.score import score
-    from lit_mm.report.report import accuracy_table
+    from lit_mm.report.tables import accuracy_table
 
     module, data, path = open_trained(choices.checkpoint, choices.config)
     documents = data.heldout(choices.documents)

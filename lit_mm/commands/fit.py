@@ -28,7 +28,10 @@ from lit_mm.documents.document import Document
 from lit_mm.evaluation.evaluate import evaluate
 from lit_mm.evaluation.score import of_each_skill, score
 from lit_mm.module import MultimodalModule, family_of
-from lit_mm.report import report
+from lit_mm.report.curves import draw_curves
+from lit_mm.report.samples import draw_samples
+from lit_mm.report.summary import stage_summaries, write_summary
+from lit_mm.report.tables import accuracy_table
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.stages import run_stages
@@ -127,21 +130,21 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
     if not module.trainer.is_global_zero:
         return
     metrics = read_metrics(folder.path / "metrics.csv")
-    report.draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
-    report.draw_samples(predictions, folder.path / "samples.png")
-    summary = report.write_summary(
+    draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
+    draw_samples(predictions, folder.path / "samples.png")
+    summary = write_summary(
         folder.path / "summary.json",
         accuracy=sighted,
         blind=blind,
         seconds=round(time.time() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=report.stage_summaries(metrics),
+        stages=stage_summaries(metrics),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)
         finish(logger, {"accuracy": sighted.overall, "blind": blind.overall, "seconds": summary["seconds"]})
-    print(report.accuracy_table(sighted, blind, predictions))
+    print(accuracy_table(sighted, blind, predictions))
 
 
 def next_steps(folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None) -> str:
