@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"lit_mm: {said(mistake)}", file=sys.stderr)
+        print(f"lit_mm: {message_of(mistake)}", file=sys.stderr)
         sys.exit(MISTAKE)
 
 
@@ -97,8 +97,8 @@ def mistake_of(error: Exception) -> UserError | None:
     return None
 
 
-def said(error: UserError) -> str:
-    """The message of an error, alone: a loader's worker hands it over inside the text of a traceback."""
+def message_of(error: UserError) -> str:
+    """The message of an error without the traceback that a loader's worker wraps around it."""
     text = str(error)
     kind = type(error)
     if text.startswith(f"Caught {kind.__name__} in "):
@@ -122,6 +122,12 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         print(fit_help())
         sys.exit(0)
+    if name == "fit":
+        from lit_mm.commands.class_help import bare_help, class_list
+
+        if (key := bare_help(arguments)) is not None:
+            print(class_list(key))
+            sys.exit(0)
     if name == "data":  # checks the pair of torch itself, where it needs torch
         from lit_mm.commands.data import data
 

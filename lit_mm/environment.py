@@ -52,8 +52,8 @@ def pair_problem(torch: str, torchvision: str, requires: Sequence[str]) -> str |
         requires: torchvision's own requirements, as in its metadata. Without one on torch, the pairs are the released
             ones: torch 2.N with torchvision 0.(N + 14).
     """
-    wanted = [Requirement(line) for line in requires]
-    declared = [str(requirement.specifier) for requirement in wanted if requirement.name == "torch"]
+    requirements = [Requirement(line) for line in requires]
+    declared = [str(requirement.specifier) for requirement in requirements if requirement.name == "torch"]
     needed = Requirement(f"torch{declared[0] if declared else '==' + _torch_of(torchvision)}")
     if not needed.specifier.contains(Version(torch), prereleases=True):
         return f"this torchvision needs {needed}"
@@ -84,8 +84,8 @@ def _installed(package: str) -> str | None:
         return None
     source = Path(spec.origin).with_name("version.py")
     text = source.read_text(encoding="utf-8") if source.is_file() else ""
-    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
-    return found.group(1) if found else metadata.version(package)
+    match = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
+    return match.group(1) if match else metadata.version(package)
 
 
 def _torch_of(torchvision: str) -> str:

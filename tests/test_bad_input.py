@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 import lit_mm.environment
-from lit_mm.cli import main, mistake_of, said
+from lit_mm.cli import main, message_of, mistake_of
 from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_of
 from lit_mm.commands.mistakes import Problem, explain, locate
 from lit_mm.commands.options import RECIPE_OPTIONS, nearest_option
@@ -544,8 +544,10 @@ def test_ctrl_c_while_training_says_how_to_resume_and_does_not_look_like_success
 
 def test_a_message_from_a_worker_loses_the_traceback_around_it() -> None:
     inside = "Traceback ...\nlit_mm.errors.UserError: first\nlit_mm.errors.UserError: x.png\n two"
-    assert said(UserError(f"Caught UserError in DataLoader worker process 0.\nOriginal {inside}")) == "x.png\n two"
-    assert said(UserError("plain")) == "plain"
+    assert (
+        message_of(UserError(f"Caught UserError in DataLoader worker process 0.\nOriginal {inside}")) == "x.png\n two"
+    )
+    assert message_of(UserError("plain")) == "plain"
 
 
 def test_a_mistake_that_a_failing_cleanup_hides_is_found_again() -> None:

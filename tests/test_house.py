@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def graph() -> dict[str, set[str]]:
     """Module -> the modules that it imports."""
     known = modules()
     return {name: set(imports(file, known)) - {name} for name, file in known.items()}
+
+
+def test_the_table_of_rooms_in_contributing_has_the_same_floors() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("## The rooms")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    assert tuple(tuple(re.findall(r"`(\w+)`", row)) for row in rows) == FLOORS
 
 
 def test_every_room_has_a_floor(graph: dict[str, set[str]]) -> None:

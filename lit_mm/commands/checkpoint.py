@@ -1,4 +1,4 @@
-"""`checkpoint`: say what is in a checkpoint, or turn it into one file."""
+"""`checkpoint`: list the contents of a checkpoint, or write its weights to one file."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ DAMAGED = 2  # exit code of `inspect` for a damaged checkpoint
 
 
 def checkpoint(arguments: Sequence[str]) -> None:
-    """Say what is in a checkpoint, or turn it into one safetensors file. Any checkpoint of `fit`, of any strategy."""
+    """List the contents of a checkpoint, or write its weights to one safetensors file. It may be of any strategy."""
     parser = Arguments(prog=PROG, description=checkpoint.__doc__, epilog=EPILOG)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect | consolidate")
 
-    looks = actions.add_parser("inspect", description=inspect.__doc__, help="what is in it, and is it whole")
+    looks = actions.add_parser("inspect", description=inspect.__doc__, help="list the contents and check the files")
     looks.add_argument("path", help="run folder or checkpoint")
     looks.add_argument("--verify", action="store_true", help="read every file and compare its digest")
     looks.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
 
-    joins = actions.add_parser("consolidate", description=join.__doc__, help="one safetensors file of it")
+    joins = actions.add_parser("consolidate", description=join.__doc__, help="write the weights to one file")
     joins.add_argument("path", help="run folder or checkpoint")
     joins.add_argument("output", metavar="OUT.safetensors", help="the file to write")
     joins.add_argument("--stored_only", action="store_true", help="leave out frozen parts that have an origin")
     joins.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
 
-    chosen = parser.parse_args(arguments)
-    {"inspect": inspect, "consolidate": join}[chosen.action](chosen)
+    choices = parser.parse_args(arguments)
+    {"inspect": inspect, "consolidate": join}[choices.action](choices)
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
-def inspect(chosen: argparse.Namespace) -> None:
-    """Say what is in a checkpoint: family, stage, step, parts with their tensors and dtypes, what is stored and what is
-    known by digest and origin, ranks and sizes. Exit code 2 if it is damaged."""
-    opened = manifest.read(manifest.find(chosen.path))
-    problems = manifest.damage(opened, verify=chosen.verify)
+def inspect(choices: argparse.Namespace) -> None:
+    """List the contents of a checkpoint: family, stage, step, ranks, sizes, and the tensors and dtypes of each part,
+    with the origin of parts that are stored by digest only. The exit code is 2 if the checkpoint is damaged."""
+    opened = manifest.read(manifest.find(choices.path))
+    problems = manifest.damage(opened, verify=choices.verify)
     print(
-        as_json(opened, problems, chosen.verify)
-        if chosen.format == "json"
-        else as_table(opened, problems, chosen.verify)
+        as_json(opened, problems, choices.verify)
+        if choices.format == "json"
+        else as_table(opened, problems, choices.verify)
     )
     if problems:
         print(f"lit_mm: {str(opened.path)!r} is damaged: {'; '.join(problems)}", file=sys.stderr)
@@ -126,35 +126,35 @@ def megabytes(size: int) -> str:
 
 
 # --- consolidate -----------------------------------------------------------------------------------------------------
-def join(chosen: argparse.Namespace) -> None:
+def join(choices: argparse.Namespace) -> None:
     """Write the weights of a checkpoint to one safetensors file, under their names in `state_dict`; its metadata hold
-    the config. Tensors are copied one after the other, so the memory of the largest is enough. Frozen parts, which a
-    checkpoint knows by digest, are fetched from their origin, checked, and written as well."""
-    output = Path(chosen.output)
+    the config. Tensors are copied one after the other, so the memory of the largest is enough. Frozen parts that a
+    checkpoint stores by digest only are loaded from their origin, checked and written as well."""
+    output = Path(choices.output)
     if output.suffix != ".safetensors":
-        raise UserError(f"the output {chosen.output!r} should end in .safetensors")
-    if output.exists() and not chosen.overwrite:
-        raise UserError(f"{chosen.output!r} is there already; --overwrite replaces it")
+        raise UserError(f"the output {choices.output!r} should end in .safetensors")
+    if output.exists() and not choices.overwrite:
+        raise UserError(f"{choices.output!r} is there already; --overwrite replaces it")
     if not output.parent.is_dir():
         raise UserError(f"the folder {str(output.parent)!r} of the output does not exist")
-    opened = manifest.read(manifest.find(chosen.path))
+    opened = manifest.read(manifest.find(choices.path))
     fetched: tuple[dict[str, Stored], Elements] | tuple[None, None] = (None, None)
-    if opened.content["frozen"] and not chosen.stored_only:
+    if opened.content["frozen"] and not choices.stored_only:
         fetched = fetch_frozen(opened)
-    done = consolidate(opened, output, *fetched)
-    print(f"{done['path']}: {done['tensors']} tensors, {megabytes(done['bytes'])}, from {opened.path}")
-    for part, origin in done["left_out"].items():
+    result = consolidate(opened, output, *fetched)
+    print(f"{result['path']}: {result['tensors']} tensors, {megabytes(result['bytes'])}, from {opened.path}")
+    for part, origin in result["left_out"].items():
         print(f"not in it: {part}, which is {origin}")
 
 
 def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements]:
-    """The tensors that a checkpoint knows by digest, from their origins: their kinds, and their bytes by name.
+    """(dtype and shape by name, function from name to bytes) of the tensors that a checkpoint stores by digest only.
 
-    The model is built without memory, and takes the published tensors where they lie: a safetensors file stays on the
-    disk until a tensor of it is asked for. Each is compared with its digest when it is.
+    The model is built without memory and maps the published files: tensors stay on the disk until they are read. Each
+    tensor is compared with its digest when it is read.
 
     Raises:
-        UserError: an origin cannot be loaded, or is another than the run was trained on.
+        UserError: an origin cannot be loaded, or differs from the one that the run was trained on.
     """
     from lit_mm.environment import check_torch_pair
 
@@ -197,23 +197,23 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
 
 
 def load_frozen(module: MultimodalModule, names: set[str]) -> None:
-    """Load the published weights of the parts that hold the parameters `names`, and of no other."""
+    """Load the published weights of the parts with the parameters `names`."""
     from lit_mm.weights.source import load_part
 
-    wanted = {id(parameter) for name, parameter in module.named_parameters() if name in names}
-    for part, held in module.modules_by_part().items():
-        if any(id(parameter) in wanted for parameter in held.parameters()):
-            load_part(held, held.weights, part)
+    parameters = {id(parameter) for name, parameter in module.named_parameters() if name in names}
+    for name, part in module.modules_by_part().items():
+        if any(id(parameter) in parameters for parameter in part.parameters()):
+            load_part(part, part.weights, name)
 
 
 def _stand_in(module: MultimodalModule, names: set[str]) -> None:
-    """Give the tensors `names` of a model on the meta device a value that needs no memory; no one will ask for it."""
+    """Give the tensors `names` of a model on the meta device a value that takes no memory and is never read."""
     import torch
 
     for prefix, part in module.named_modules():
-        for held in (part._parameters, part._buffers):
-            for key, tensor in held.items():
+        for tensors in (part._parameters, part._buffers):
+            for key, tensor in tensors.items():
                 if tensor is not None and f"{prefix}.{key}" in names:
                     value = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
                     parameter = isinstance(tensor, torch.nn.Parameter)
-                    held[key] = torch.nn.Parameter(value, requires_grad=False) if parameter else value
+                    tensors[key] = torch.nn.Parameter(value, requires_grad=False) if parameter else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -47,48 +47,48 @@ def compose(arguments: Sequence[str]) -> None:
     parser.add_argument("--max_new_tokens", type=int, help="where the article is cut (default: the template's)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
-    chosen = parser.parse_args(arguments)
-    if not chosen.instruction.strip():
+    choices = parser.parse_args(arguments)
+    if not choices.instruction.strip():
         raise UserError("--instruction is empty. Say what the article shall be about")
-    if chosen.slots is not None and chosen.slots < 0:
-        raise UserError(f"--slots is at least 0, got {chosen.slots}")
-    if not 1 <= chosen.candidates <= 26:
-        raise UserError(f"--candidates is 1 to 26, one letter each, got {chosen.candidates}")
-    if chosen.max_new_tokens is not None and chosen.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens is at least 1, got {chosen.max_new_tokens}")
-    files, out = image_files(Path(chosen.images)), Path(chosen.out)
+    if choices.slots is not None and choices.slots < 0:
+        raise UserError(f"--slots is at least 0, got {choices.slots}")
+    if not 1 <= choices.candidates <= 26:
+        raise UserError(f"--candidates is 1 to 26, one letter each, got {choices.candidates}")
+    if choices.max_new_tokens is not None and choices.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
+    image_paths, out = image_files(Path(choices.images)), Path(choices.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {chosen.out!r} is there and not an empty folder. Choose another, or clear it")
+        raise UserError(f"--out {choices.out!r} is there and not an empty folder. Choose another, or clear it")
 
     from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
     from lit_mm.composition.compose import compose as run
     from lit_mm.composition.publish import publish
     from lit_mm.composition.writer import Writer
 
-    pictures = open_pictures(files)
-    search = make_search(chosen.retriever)
-    module, _, _ = open_trained(chosen.checkpoint, chosen.config)
-    template = template_of(module, chosen.template)
-    if chosen.max_new_tokens is not None:
+    pictures = open_pictures(image_paths)
+    search = make_search(choices.retriever)
+    module, _, _ = open_trained(choices.checkpoint, choices.config)
+    template = template_of(module, choices.template)
+    if choices.max_new_tokens is not None:
         template = replace(
-            template, decode_article=replace(template.decode_article, max_new_tokens=chosen.max_new_tokens)
+            template, decode_article=replace(template.decode_article, max_new_tokens=choices.max_new_tokens)
         )
-    writer = Writer(module, template.context, chosen.seed)
+    writer = Writer(module, template.context, choices.seed)
     article = run(
-        chosen.instruction,
+        choices.instruction,
         pictures,
         writer,
         search.over(module, pictures),
         template,
-        slots=chosen.slots,
-        candidates=chosen.candidates,
+        slots=choices.slots,
+        candidates=choices.candidates,
         fits=writer.fits,
     )
-    written = publish(article, pictures, out)
+    files = publish(article, pictures, out)
     for note in article.notes:
         print(f"note: {note}")
-    shown = sum(slot.image is not None for slot in article.slots)
-    print(f"{len(article.lines)} lines and {shown} images: {written['markdown']} and {written['html']}")
+    count = sum(slot.image is not None for slot in article.slots)
+    print(f"{len(article.lines)} lines and {count} images: {files['markdown']} and {files['html']}")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -112,10 +112,10 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def open_pictures(files: Sequence[Path]) -> list[FilePicture]:
-    """Those that can be decoded; the others are named on standard error.
+    """The images that can be decoded; a line on standard error names each of the others.
 
     Raises:
-        UserError: none can.
+        UserError: no image can be decoded.
     """
     from lit_mm.documents.decode import PictureError, decode
     from lit_mm.documents.files import FilePicture
@@ -166,22 +166,21 @@ def make_search(reference: str) -> Any:
     path, options = reference, {}
     if reference.endswith((".yaml", ".yml")):
         try:
-            held = yaml.safe_load(Path(reference).read_text(encoding="utf-8"))
+            config = yaml.safe_load(Path(reference).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise UserError(f"--retriever {reference!r} cannot be read: {str(error).splitlines()[0]}") from error
-        if not isinstance(held, dict) or not isinstance(held.get("class_path"), str):
+        if not isinstance(config, dict) or not isinstance(config.get("class_path"), str):
             raise UserError(f"--retriever {reference!r} needs `class_path:` and, if it takes any, `init_args:`")
-        if odd := sorted(set(held) - {"class_path", "init_args"}):
+        if odd := sorted(set(config) - {"class_path", "init_args"}):
             raise UserError(f"--retriever {reference!r} has the keys class_path and init_args, got {odd}")
-        path, options = held["class_path"], held.get("init_args") or {}
-    owner, _, name = path.rpartition(".")
+        path, options = config["class_path"], config.get("init_args") or {}
     try:
-        made = getattr(importlib.import_module(owner), name)
+        search_class = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--retriever: there is no class {path!r} ({error})") from error
-    if not hasattr(made, "over"):
+    if not hasattr(search_class, "over"):
         raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, so it finds no images")
     try:
-        return made(**options)
+        return search_class(**options)
     except TypeError as error:
         raise UserError(f"--retriever: {path} does not take {options} ({error})") from error

@@ -37,7 +37,7 @@ GIB, MIB = 1 << 30, 1 << 20
 
 
 def describe(arguments: Sequence[str]) -> None:
-    """Say what a recipe makes: parameters by part, what learns in each stage and the memory it takes, visual tokens.
+    """Print the plan of a recipe: parameters by part, trainable parts and memory of each stage, visual tokens.
 
     No weight is loaded and no data is read.
     """
@@ -96,7 +96,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
 
     model, stages = cli.model, cli.stages
     check_recipe(stages, model.parts(), model.objectives)
-    parts = {part: sum(p.numel() for p in held.values()) for part, held in model.parts().items()}
+    parts = {part: sum(p.numel() for p in tensors.values()) for part, tensors in model.parts().items()}
     plan: dict[str, Any] = {
         "family": family_of(model),
         "parameters": {"total": sum(parts.values()), "parts": parts},
@@ -104,17 +104,17 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
     }
     if sizes is not None:
         processor = model.processor
-        if getattr(processor, "token_grid", None) is None:
+        if processor is None or processor.token_grid is None:
             raise UserError(f"--images: {plan['family']} lays out no images. Leave it out")
-        seen = seen_images(processor, sizes)
-        plan |= seen
+        final = laid_out_images(processor, sizes)
+        plan |= final
         for stage, planned in zip(stages, plan["stages"], strict=True):
             first, *later = model.processors_of(stage).items()
-            before = seen_images(first[1], sizes)
-            planned |= differing(before, seen)
+            before = laid_out_images(first[1], sizes)
+            planned |= differing(before, final)
             planned["images_from"] = {}
-            for step, changed in later:
-                after = seen_images(changed, sizes)
+            for step, processor in later:
+                after = laid_out_images(processor, sizes)
                 if differing(after, before):
                     planned["images_from"][str(step)] = differing(after, before)
                 before = after
@@ -122,7 +122,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
 
 
 def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[str, Any]:
-    """What learns in a stage, for how long, and the memory it takes."""
+    """The trainable parts of a stage, its length and its memory."""
     model, data = cli.model, cli.data_of(stage)
     model.begin(stage, total_steps=stage.max_steps or 0)  # as `fit` does: what it freezes is frozen here
     parts = model.parts()
@@ -132,7 +132,7 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "name": stage.name,
         "trainable": trainable,
         "trainable_total": total,
-        "frozen_total": sum(p.numel() for held in parts.values() for p in held.values()) - total,
+        "frozen_total": sum(p.numel() for tensors in parts.values() for p in tensors.values()) - total,
         "from_step": {part: train.from_step for part, train in stage.train.items() if train.from_step},
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
@@ -154,20 +154,20 @@ def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str
     from lit_mm.distributed.precision import resolved
 
     trainer = cli.config.trainer.as_dict()
-    asked, ranks_from = ranks_of(trainer) if ranks is None else (ranks, "option")
+    count, ranks_from = ranks_of(trainer) if ranks is None else (ranks, "option")
     precision = resolved(trainer["precision"], trainer["accelerator"])
-    accumulation, rest = divmod(data.global_batch, data.micro_batch_on(asked) * asked)
+    accumulation, rest = divmod(data.global_batch, data.micro_batch_on(count) * count)
     if rest:
         accumulation = None
-    spread = spread_of(trainer["strategy"], ranks=asked, precision=precision, accumulation=accumulation or 1)
+    spread = spread_of(trainer["strategy"], ranks=count, precision=precision, accumulation=accumulation or 1)
     if spread is None:
         return None
     planned = plan_memory(weights_of(cli.model), spread)
-    named = trainer["strategy"]
+    strategy = trainer["strategy"]
     return {
-        "strategy": named if isinstance(named, str) else named["class_path"],
+        "strategy": strategy if isinstance(strategy, str) else strategy["class_path"],
         "zero": spread.zero,
-        "ranks": asked,
+        "ranks": count,
         "ranks_from": ranks_from,
         "precision": precision,
         "accumulation": accumulation,
@@ -202,23 +202,23 @@ def ranks_of(trainer: Mapping[str, Any]) -> tuple[int, str]:
     return count * trainer["num_nodes"], "recipe"
 
 
-def seen_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def laid_out_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """`images` and, where sources have tilings of their own, `images_by_source`."""
     by_source = {source: images(processor, sizes, source) for source in processor.by_source}
     return {"images": images(processor, sizes)} | ({"images_by_source": by_source} if by_source else {})
 
 
 def differing(images: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """The entries of `seen_images` that differ from `others`; {} for sources that have lost their tilings."""
+    """The entries of `laid_out_images` that differ from `others`; {} for sources that have lost their tilings."""
     return {key: images.get(key, {}) for key in others | images if images.get(key) != others.get(key)}
 
 
 def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str = "") -> list[dict[str, Any]]:
-    """What images become.
+    """Views, grid and visual tokens of images, ready for JSON.
 
     Args:
-        sizes: (width, height), pixels.
-        source: of the documents that they are in.
+        sizes: (width, height) of each image, pixels.
+        source: name of the source of the documents, which may have a tiling of its own.
     """
     laid_out = []
     for width, height in sizes:
@@ -250,15 +250,16 @@ def tables(plan: dict[str, Any]) -> str:
     text = [plan["family"], "", aligned(rows), "", memory_table(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
-        for one in listed:
-            grid = "{} x {}".format(*one["grid"])
-            sizes.append([f"{one['width']}x{one['height']}", str(one["views"]), grid, f"{one['visual_tokens']:,}"])
+        for image in listed:
+            grid = "{} x {}".format(*image["grid"])
+            size = f"{image['width']}x{image['height']}"
+            sizes.append([size, str(image["views"]), grid, f"{image['visual_tokens']:,}"])
         text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes)]
     return "\n".join(text)
 
 
 def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Who sees images how: the model, then the stages that differ, each before its sources."""
+    """(owner, images) of the finished model, then of the stages that differ, each before its sources."""
     views = [("the finished model", plan)]
     for stage in plan["stages"]:
         views.append((f"stage {stage['name']}", stage))
@@ -280,9 +281,9 @@ def memory_table(stages: Sequence[dict[str, Any]]) -> str:
     rows = [[f"{unit} per rank", *(stage["name"] for stage in stages)]]
     for place, where in (("device", ""), ("host", "host: ")):
         for name in planned[0][place]:
-            held = [memory[place][name] for memory in planned]
-            if any(held):
-                rows.append([where + name, *(f"{one / size:,.2f}" for one in held)])
+            amounts = [memory[place][name] for memory in planned]
+            if any(amounts):
+                rows.append([where + name, *(f"{amount / size:,.2f}" for amount in amounts)])
     turns = [
         "batch does not split" if memory["accumulation"] is None else f"{memory['accumulation']:,}"
         for memory in planned

@@ -19,20 +19,20 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--documents", type=int, help="held-out documents (default: as many as the recipe says)")
     parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
-    chosen = parser.parse_args(arguments)
-    for name, count in (("documents", chosen.documents), ("batch_size", chosen.batch_size)):
+    choices = parser.parse_args(arguments)
+    for name, count in (("documents", choices.documents), ("batch_size", choices.batch_size)):
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
 
     from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
     from lit_mm.evaluation.examiners import examine
-    from lit_mm.report.report import accuracy_table
+    from lit_mm.report.tables import accuracy_table
 
-    module, data, path = open_trained(chosen.checkpoint, chosen.config)
-    documents = data.heldout(chosen.documents)
-    sighted = examine(module, documents, batch_size=chosen.batch_size).figures
-    blind = examine(module, documents, blind=True, batch_size=chosen.batch_size).figures
-    if chosen.format == "json":
+    module, data, path = open_trained(choices.checkpoint, choices.config)
+    documents = data.heldout(choices.documents)
+    sighted = examine(module, documents, batch_size=choices.batch_size).figures
+    blind = examine(module, documents, blind=True, batch_size=choices.batch_size).figures
+    if choices.format == "json":
         print(
             json.dumps(
                 {

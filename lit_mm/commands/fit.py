@@ -28,7 +28,10 @@ from lit_mm.documents.document import Document
 from lit_mm.evaluation.examiners import examine
 from lit_mm.evaluation.score import of_each_skill
 from lit_mm.module import MultimodalModule, family_of
-from lit_mm.report import report
+from lit_mm.report.curves import draw_curves
+from lit_mm.report.samples import draw_samples
+from lit_mm.report.summary import stage_summaries, write_summary
+from lit_mm.report.tables import accuracy_table
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.stages import run_stages
@@ -43,9 +46,9 @@ def fit(arguments: Sequence[str]) -> None:
     module, stages = cli.model, cli.stages
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
-        given = reading.read(manifest.find(cli.config.init_from))
-        given.verify()
-        reading.load_weights(module, given, family_of(module))
+        checkpoint = reading.read(manifest.find(cli.config.init_from))
+        checkpoint.verify()
+        reading.load_weights(module, checkpoint, family_of(module))
     experiment = experiment_name(arguments)
     launch = cli.trainer_of([], [])
     folder = RunFolder.open(cli.config.run_dir, experiment, launch)
@@ -100,8 +103,8 @@ def fit(arguments: Sequence[str]) -> None:
 @contextmanager
 def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
     """Let Ctrl+C inside end in a `KeyboardInterrupt` that says how to resume; requeue where SLURM's time is up."""
-    placed = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
-    again = shlex.join([*arguments, *([] if placed else ["--run_dir", str(folder.path)])])
+    has_folder = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
+    again = shlex.join([*arguments, *([] if has_folder else ["--run_dir", str(folder.path)])])
     try:
         yield
     except Interrupted as stop:
@@ -128,21 +131,21 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
     if not module.trainer.is_global_zero:
         return
     metrics = read_metrics(folder.path / "metrics.csv")
-    report.draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
-    report.draw_samples(predictions, folder.path / "samples.png")
-    summary = report.write_summary(
+    draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
+    draw_samples(predictions, folder.path / "samples.png")
+    summary = write_summary(
         folder.path / "summary.json",
         accuracy=sighted,
         blind=blind,
         seconds=round(time.time() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=report.stage_summaries(metrics),
+        stages=stage_summaries(metrics),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)
         finish(logger, {"accuracy": sighted.overall, "blind": blind.overall, "seconds": summary["seconds"]})
-    print(report.accuracy_table(sighted, blind, predictions))
+    print(accuracy_table(sighted, blind, predictions))
 
 
 def next_steps(folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None) -> str:
@@ -150,10 +153,10 @@ def next_steps(folder: RunFolder, documents: Sequence[Document], logger: RunLogg
     lines = []
     if logger is not None and (sync := sync_command(logger)):
         lines.append(f"tracked offline; to send it to an account: {sync}")
-    asked = next((document for document in documents if len(document.pictures) == 1), None)
+    example = next((document for document in documents if len(document.pictures) == 1), None)
     ask = ""
-    if asked is not None:
+    if example is not None:
         page = folder.path / "page.png"
-        asked.pictures[0].read().save(page)
-        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{asked.question}"'
+        example.pictures[0].read().save(page)
+        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{example.question}"'
     return "\n".join([*lines, f"everything is in {folder.path}{ask}"])

@@ -18,16 +18,16 @@ def generate(arguments: Sequence[str]) -> None:
     parser.add_argument("--question", required=True, help="what to ask")
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="where a long answer is cut (default: 64)")
-    chosen = parser.parse_args(arguments)
-    if chosen.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens is at least 1, got {chosen.max_new_tokens}")
+    choices = parser.parse_args(arguments)
+    if choices.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
 
     from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
     from lit_mm.documents.document import Document, Turn
     from lit_mm.documents.files import FilePicture
     from lit_mm.inference.generate import answer
 
-    pictures = [FilePicture.open(path) for path in chosen.image]
-    module, _, _ = open_trained(chosen.checkpoint, chosen.config)
-    document = Document("asked", (Turn("user", (*pictures, chosen.question)),))
-    print(answer(module, [document], max_new_tokens=chosen.max_new_tokens)[0])
+    pictures = [FilePicture.open(path) for path in choices.image]
+    module, _, _ = open_trained(choices.checkpoint, choices.config)
+    document = Document("asked", (Turn("user", (*pictures, choices.question)),))
+    print(answer(module, [document], max_new_tokens=choices.max_new_tokens)[0])

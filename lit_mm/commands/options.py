@@ -74,7 +74,7 @@ def unrecognized(words: list[str], options: list[str]) -> str:
     head, dot, rest = option.partition(".")
     close = nearest_option(option, options)
     if close is None and dot:  # options do not list what is inside a model or data
-        near_head = nearest_option(head, sorted({known.partition(".")[0] for known in options}))
+        near_head = nearest_option(head, sorted({name.partition(".")[0] for name in options}))
         close = f"{near_head}.{rest}" if near_head else None
     return f"there is no option {option}" + (f". Did you mean {close}?" if close else " (see --help)")
 
@@ -135,5 +135,6 @@ The same command with the --run_dir of an interrupted run resumes it.
 Any other key of the recipe may follow, spelt as in the YAML:
   --data.init_args.global_batch 32   --model.init_args.rank 8   --trainer.max_time 00:01:00:00
 
-More help: --model.help CLASS and --data.help CLASS (its arguments), --stages.help (a stage's keys),
-           --trainer.help (the Trainer's), --print_config (the resolved recipe, nothing is run)."""
+More help: --model.help and --data.help (the classes), --model.help CLASS and --data.help CLASS (its arguments),
+           --stages.help (a stage's keys), --trainer.help (the Trainer's),
+           --print_config (the resolved recipe, nothing is run)."""

@@ -183,8 +183,8 @@ class RecipeCLI(LightningCLI):
 
     def resolved(self) -> str:
         """The config with every default filled in, without what belongs to the launch."""
-        kept = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
-        return yaml.safe_dump({key: value for key, value in kept.items() if key not in RUN_KEYS}, sort_keys=False)
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        return yaml.safe_dump({key: value for key, value in config.items() if key not in RUN_KEYS}, sort_keys=False)
 
     def check_stages(self) -> None:
         """Refuse before the first step what would stop a later stage: its parts, its data's arguments and files.
@@ -194,9 +194,9 @@ class RecipeCLI(LightningCLI):
                 torchrun started other ranks.
         """
         check_recipe(self.stages, self.model.parts(), self.model.objectives)
-        named = {stage.name for stage in self.config_init.stages or []}
-        if unknown := sorted(self.model.stage_names - named):
-            raise UserError(f"`model.init_args` names the stages {unknown}; the recipe has {sorted(named)}")
+        names = {stage.name for stage in self.config_init.stages or []}
+        if unknown := sorted(self.model.stage_names - names):
+            raise UserError(f"`model.init_args` names the stages {unknown}; the recipe has {sorted(names)}")
         for stage in self.stages:
             self.model.processors_of(stage)
         check_launch(self.trainer_of([], []))
@@ -212,9 +212,9 @@ class RecipeCLI(LightningCLI):
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningDataModule, "data")
         base = self.config.data.as_dict()
-        changed = {**base, "init_args": {**(base.get("init_args") or {}), **changes}}
+        config = {**base, "init_args": {**(base.get("init_args") or {}), **changes}}
         try:
-            return parser.instantiate_classes(parser.parse_object({"data": changed}, defaults=False)).data
+            return parser.instantiate_classes(parser.parse_object({"data": config}, defaults=False)).data
         except (ArgumentError, ValueError) as error:
             raise self.as_user_error(error, f"stages.{stage.name}.data" if changes else "") from error
 
@@ -246,28 +246,29 @@ def check_launch(trainer: L.Trainer) -> None:
     """
     if not is_torchelastic_launched():
         return
-    started, asked = int(os.environ["WORLD_SIZE"]), trainer.num_nodes * trainer.num_devices
-    if started != asked:
+    started, expected = int(os.environ["WORLD_SIZE"]), trainer.num_nodes * trainer.num_devices
+    if started != expected:
         raise UserError(
-            f"torchrun started {started} processes, the recipe asks for {asked}: trainer.num_nodes {trainer.num_nodes} "
-            f"x trainer.devices {trainer.num_devices}. Set them to torchrun's --nnodes and --nproc-per-node"
+            f"torchrun started {started} processes, the recipe asks for {expected}: trainer.num_nodes "
+            f"{trainer.num_nodes} x trainer.devices {trainer.num_devices}. Set them to torchrun's --nnodes and "
+            f"--nproc-per-node"
         )
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:
     """`--stages pretrain,finetune` picks stages of the recipe; a list or mapping still replaces it."""
-    chosen: list[str] = []
+    words: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.partition("=")
         if key == "--stages":
             value = value if equals else next(rest, "")
             if not value.lstrip().startswith(("[", "{")):
-                chosen.append(f"--only=[{value}]")
+                words.append(f"--only=[{value}]")
                 continue
             argument = f"--stages={value}"
-        chosen.append(argument)
-    return chosen
+        words.append(argument)
+    return words
 
 
 def quiet() -> None:

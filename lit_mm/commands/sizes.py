@@ -18,10 +18,10 @@ def read_size(text: str, option: str) -> tuple[int, int]:
     Raises:
         UserError: it is written otherwise; `option` is where it was given.
     """
-    found = TYPED.fullmatch(text.strip())
-    if found is None:
+    match = TYPED.fullmatch(text.strip())
+    if match is None:
         raise UserError(f"{option} takes sizes as WIDTHxHEIGHT in pixels, such as 1008x672; got {text!r}")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def read_sizes(text: str, option: str = "--images") -> list[tuple[int, int]]:
@@ -31,18 +31,18 @@ def read_sizes(text: str, option: str = "--images") -> list[tuple[int, int]]:
         UserError: a size is written otherwise, or the file holds something else.
     """
     if not text.startswith("@"):
-        return [read_size(one, option) for one in text.split(",")]
+        return [read_size(size, option) for size in text.split(",")]
     path = text[1:]
     try:
         listed = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else f"it is no JSON: {error}"
-        raise UserError(f"{option}: {path!r} cannot be read ({said})") from error
+        reason = error.strerror if isinstance(error, OSError) else f"it is no JSON: {error}"
+        raise UserError(f"{option}: {path!r} cannot be read ({reason})") from error
     if not isinstance(listed, list) or not all(map(_is_size, listed)):
-        wrong = listed if not isinstance(listed, list) else next(one for one in listed if not _is_size(one))
+        wrong = listed if not isinstance(listed, list) else next(item for item in listed if not _is_size(item))
         raise UserError(f"{option}: {path!r} must be a JSON list of [width, height] in pixels, got {str(wrong)[:80]}")
     return [(width, height) for width, height in listed]
 
 
-def _is_size(one: Any) -> bool:
-    return isinstance(one, list) and len(one) == 2 and all(type(side) is int and side > 0 for side in one)
+def _is_size(item: Any) -> bool:
+    return isinstance(item, list) and len(item) == 2 and all(type(side) is int and side > 0 for side in item)

@@ -34,14 +34,14 @@ def plain_state(module: nn.Module, part: str) -> dict[str, Tensor]:
         UserError: the part carries what a family added to it, which is not a backbone.
     """
     state: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    identities: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
         if ".base." in name or ".lora_" in name:
             raise UserError(f"part {part!r} has wrapped linears ({name!r}): only plain backbones are stored")
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            kept = tensor.detach().to("cpu")
-            state[name] = (kept.to(torch.bfloat16) if kept.is_floating_point() else kept).contiguous()
+        if id(tensor) not in identities:
+            identities.add(id(tensor))
+            value = tensor.detach().to("cpu")
+            state[name] = (value.to(torch.bfloat16) if value.is_floating_point() else value).contiguous()
     return state
 
 
@@ -63,7 +63,7 @@ def check_finished(saved: manifest.Saved, config: Mapping[str, Any]) -> None:
 
 def describe(folder: Path, saved: manifest.Saved, config: str, recipe: str) -> dict[str, str]:
     """What made the weights, for the file's metadata: values that are known, and no others."""
-    told = {
+    metadata = {
         "command": f"python -m lit_mm fit --config {recipe}",
         "seed": str(yaml.safe_load(config)["seed_everything"]),
         "steps": str(saved.step),
@@ -75,10 +75,10 @@ def describe(folder: Path, saved: manifest.Saved, config: str, recipe: str) -> d
             rows = list(csv.DictReader(file))
         losses = [float(row["loss"]) for row in rows if row["stage"] == saved.stage][-LAST:]
         if losses:
-            told["final_loss"] = f"{sum(losses) / len(losses):.4f}"
-            told["final_loss_is"] = f"mean of the last {len(losses)} optimizer steps"
-            told["seconds"] = f"{float(rows[-1]['seconds']):.0f}"
-    return told
+            metadata["final_loss"] = f"{sum(losses) / len(losses):.4f}"
+            metadata["final_loss_is"] = f"mean of the last {len(losses)} optimizer steps"
+            metadata["seconds"] = f"{float(rows[-1]['seconds']):.0f}"
+    return metadata
 
 
 def write(module: nn.Module, part: str, name: str, metadata: Mapping[str, str], folder: Path = NANO_WEIGHTS) -> Path:
@@ -120,8 +120,8 @@ def check_loads(module: nn.Module, file: Path) -> None:
         for parameter in fresh.parameters():
             parameter.fill_(torch.nan)
     load_strict(fresh, read_checkpoint(file))
-    for (name, ours), loaded in zip(module.named_parameters(), fresh.parameters(), strict=True):
-        if loaded.dtype != ours.dtype or not torch.equal(loaded, ours.to(torch.bfloat16).to(ours.dtype)):
+    for (name, stored), loaded in zip(module.named_parameters(), fresh.parameters(), strict=True):
+        if loaded.dtype != stored.dtype or not torch.equal(loaded, stored.to(torch.bfloat16).to(stored.dtype)):
             raise RuntimeError(f"{str(file)!r} does not give back the parameter {name!r}; nothing was stored")
 
 
@@ -164,9 +164,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("part", help="part of its model, such as vision or language")
     parser.add_argument("name", help="name of the backbone: weights: nano:NAME")
     parser.add_argument("--recipe", help="the run's config file (default: experiments/backbones/NAME.yaml)")
-    chosen = parser.parse_args(arguments)
+    choices = parser.parse_args(arguments)
     try:
-        file = store(chosen.run, chosen.part, chosen.name, chosen.recipe)
+        file = store(choices.run, choices.part, choices.name, choices.recipe)
     except UserError as error:
         parser.exit(2, f"lit_mm.commands.store: {error}\n")
     total = sum(stored.stat().st_size for stored in file.parent.glob("*.safetensors"))

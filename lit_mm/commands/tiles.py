@@ -29,7 +29,7 @@ height] is cut out and brought to `size`."""
 
 
 def tiles(arguments: Sequence[str]) -> None:
-    """Say, or draw, what a recipe's tiling does to an image or to a size. No checkpoint is needed, no weight loaded."""
+    """Print, or draw, the views that a recipe's tiling cuts an image into. No weight is loaded."""
     parser = Arguments(
         prog="python -m lit_mm tiles",
         usage="python -m lit_mm tiles --config FILE (--image FILE | --size WIDTHxHEIGHT) [--stage NAME]\n"
@@ -57,16 +57,15 @@ def tiles(arguments: Sequence[str]) -> None:
     picture = None if choices.image is None else FilePicture.open(choices.image)
     width, height = size or (picture.width, picture.height)
     processor = processor_of(open_recipe(parser, choices.config, overrides), choices.stage)
-    found = cut(processor, width, height)
-    print(json.dumps(found) if choices.format == "json" else told(found))
+    layout = cut(processor, width, height)
+    print(json.dumps(layout) if choices.format == "json" else summary(layout))
     if choices.picture is not None:
         from lit_mm.tiling.picture import draw_plan
 
-        drawn = draw_plan(
-            processor.tiling(height, width), None if picture is None else picture.read(), told(found, brief=True)
-        )
+        pixels = None if picture is None else picture.read()
+        drawing = draw_plan(processor.tiling(height, width), pixels, summary(layout, brief=True))
         try:
-            drawn.save(choices.picture)
+            drawing.save(choices.picture)
         except (OSError, ValueError) as error:
             raise UserError(f"the picture cannot be written to {choices.picture!r} ({error}). Choose a .png") from error
 
@@ -77,8 +76,8 @@ def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
     Raises:
         UserError: no such stage, or the model takes no images.
     """
-    processor, stages = cli.model.processor, {named.name: named for named in cli.stages}
-    if getattr(processor, "token_grid", None) is None:
+    processor, stages = cli.model.processor, {item.name: item for item in cli.stages}
+    if processor is None or processor.token_grid is None:
         raise UserError("tiles: the model of this recipe lays out no images")
     if stage is None:
         return processor
@@ -88,7 +87,7 @@ def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
 
 
 def cut(processor: Processor, width: int, height: int) -> dict[str, Any]:
-    """What becomes of an image, ready for JSON; see the command's help."""
+    """The views that an image is cut into, ready for JSON; see the command's help."""
     from lit_mm.tiling.picture import region
 
     plan: TilePlan = processor.tiling(height, width)
@@ -112,28 +111,28 @@ def cut(processor: Processor, width: int, height: int) -> dict[str, Any]:
     return images(processor, [(width, height)])[0] | {"thumbnail": plan.thumbnail, "cuts": cuts}
 
 
-def told(found: dict[str, Any], *, brief: bool = False) -> str:
-    """What `cut` found, for people.
+def summary(layout: dict[str, Any], *, brief: bool = False) -> str:
+    """A layout of `cut` as text.
 
     Args:
-        brief: views of one kind and size in one line, without where they lie.
+        brief: whether views of one kind and size share a line, without their places in the image.
     """
-    columns, rows = found["grid"]
-    views = f"{found['views']} view" + ("s" if found["views"] > 1 else "")
+    columns, rows = layout["grid"]
+    views = f"{layout['views']} view" + ("s" if layout["views"] > 1 else "")
     head = (
-        f"{found['width']} x {found['height']} pixels: {columns} x {rows} tiles, {views}, "
-        f"{found['visual_tokens']:,} visual tokens"
+        f"{layout['width']} x {layout['height']} pixels: {columns} x {rows} tiles, {views}, "
+        f"{layout['visual_tokens']:,} visual tokens"
     )
     if brief:
         lines = [head]
-        for (kind, size), same in groupby(found["cuts"], key=lambda one: (one["kind"], tuple(one["size"]))):
-            numbers = [one["number"] for one in same]
+        for (kind, size), same in groupby(layout["cuts"], key=lambda view: (view["kind"], tuple(view["size"]))):
+            numbers = [view["number"] for view in same]
             which = f"{numbers[0]}" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
             lines.append(f"{which}: {kind}, {size[0]} x {size[1]} pixels")
         return "\n".join(lines)
     table = [["view", "kind", "size", "tokens", "shows (left, top, right, bottom)"]]
-    for one in found["cuts"]:
-        shows = ", ".join(f"{edge:g}" for edge in one["shows"])
-        sizes = ["{} x {}".format(*one[key]) for key in ("size", "tokens")]
-        table.append([str(one["number"]), one["kind"], *sizes, shows])
+    for view in layout["cuts"]:
+        shows = ", ".join(f"{edge:g}" for edge in view["shows"])
+        sizes = ["{} x {}".format(*view[key]) for key in ("size", "tokens")]
+        table.append([str(view["number"]), view["kind"], *sizes, shows])
     return f"{head}\n{aligned(table)}"

@@ -26,8 +26,8 @@ def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModul
     if config is not None:
         cli = RecipeCLI(["--config", config], "evaluate")
     else:
-        kept = translate_config(yaml.safe_load(checkpoint.config))
-        cli = RecipeCLI(kept, "evaluate", f"the config in {str(path)!r}")
+        recipe = translate_config(yaml.safe_load(checkpoint.config))
+        cli = RecipeCLI(recipe, "evaluate", f"the config in {str(path)!r}")
     module = cli.model
     reading.load_weights(module, checkpoint, family_of(module))
     # Its precision is the model's; one process is enough, however many have trained

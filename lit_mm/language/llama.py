@@ -88,6 +88,7 @@ class Llama(nn.Module):
                 bos_token_id=None,  # special ids belong to the processor
                 eos_token_id=None,
                 use_cache=False,
+                # pyrefly: ignore[unexpected-keyword]  # every config of transformers takes it through **kwargs
                 attn_implementation="lit_mm",  # registered by `lit_mm.layers.attention`
             )
         )

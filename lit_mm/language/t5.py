@@ -116,10 +116,12 @@ class T5(nn.Module):
             dropout_rate=dropout,
             layer_norm_epsilon=norm_eps,
             feed_forward_proj="gated-gelu",
+            # pyrefly: ignore[unexpected-keyword]  # every config of transformers takes it through **kwargs
             tie_word_embeddings=False,
             use_cache=False,
             pad_token_id=None,  # special ids belong to the processor
             eos_token_id=None,
+            # pyrefly: ignore[unexpected-keyword]  # every config of transformers takes it through **kwargs
             attn_implementation="sdpa",
         )
         config.dense_act_fn = activation

@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from lit_mm.cli import main
-from lit_mm.commands.data import data_modules, seen, side_by_side
+from lit_mm.commands.data_show import as_image, side_by_side
+from lit_mm.commands.data_sources import data_modules
 from lit_mm.errors import UserError
 from lit_mm.stream.maker import SampleMaker
 from tests.tiny import MODEL, xcomposer2
@@ -267,7 +268,8 @@ def test_a_view_looks_as_it_did_before_it_was_normalised():
     processor = xcomposer2().processor
     pixels = np.random.default_rng(0).integers(0, 256, (3, 6, 5), dtype=np.uint8)
     mean, std = (np.array(one).reshape(3, 1, 1) for one in (processor.normalise.mean, processor.normalise.std))
-    np.testing.assert_array_equal(np.asarray(seen((pixels / 255 - mean) / std, processor)), pixels.transpose(1, 2, 0))
+    image = as_image((pixels / 255 - mean) / std, processor)
+    np.testing.assert_array_equal(np.asarray(image), pixels.transpose(1, 2, 0))
 
 
 # --- mistakes --------------------------------------------------------------------------------------------------------

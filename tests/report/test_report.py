@@ -12,7 +12,7 @@ from PIL import Image, ImageFont
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.evaluation.score import Prediction, Score, score
-from lit_mm.report import report
+from lit_mm.report import curves, samples, summary, tables
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def test_curves_show_all_that_is_known(tmp_path: Path):
         {"step": s, "stage": "pretrain", "overall": s / 40, "read": s / 50, "count": s / 80} for s in (0, 10, 20)
     ]
     blind = Score(0.2, {"read": 0.1, "count": 0.3}, 10)
-    report.draw_curves(metrics(20), accuracy, blind, tmp_path / "curves.png")
+    curves.draw_curves(metrics(20), accuracy, blind, tmp_path / "curves.png")
     with_all = Image.open(tmp_path / "curves.png").convert("RGB")
-    report.draw_curves(metrics(20), [], None, tmp_path / "bare.png")
+    curves.draw_curves(metrics(20), [], None, tmp_path / "bare.png")
     bare = Image.open(tmp_path / "bare.png").convert("RGB")
     assert share(with_all, (0x44, 0x77, 0xAA)) > 0.001  # the loss
     assert share(with_all, (0x22, 0x22, 0x22)) > 3 * share(bare, (0x22, 0x22, 0x22))  # overall and the blind baseline
@@ -68,21 +68,21 @@ def test_curves_show_all_that_is_known(tmp_path: Path):
 
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_curves_of_a_run_that_has_hardly_begun_are_drawn(tmp_path: Path, steps: int):
-    report.draw_curves(metrics(steps), [], None, tmp_path / "curves.png")
+    curves.draw_curves(metrics(steps), [], None, tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").width > 500
 
 
 def test_smoothing_has_no_lag_and_keeps_a_line_a_line():
-    assert report._smooth([1.0, 2.0, 3.0, 4.0, 5.0], 1)[1:-1] == [2.0, 3.0, 4.0]
-    assert report._smooth([5.0, 5.0], 3) == [5.0, 5.0]
-    assert report._smooth([], 2) == []
-    step = report._smooth([0.0] * 10 + [1.0] * 10, 2)
+    assert curves._smooth([1.0, 2.0, 3.0, 4.0, 5.0], 1)[1:-1] == [2.0, 3.0, 4.0]
+    assert curves._smooth([5.0, 5.0], 3) == [5.0, 5.0]
+    assert curves._smooth([], 2) == []
+    step = curves._smooth([0.0] * 10 + [1.0] * 10, 2)
     assert step[:8] == [0.0] * 8 and step[12:] == [1.0] * 8 and step[9] < 0.5 < step[10]
 
 
 def test_every_line_has_its_own_colour_however_many_there_are():
     for count in (1, 6, 12, 30):
-        assert len(set(report._colors(count))) == count
+        assert len(set(curves._colors(count))) == count
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -91,43 +91,43 @@ def test_samples_show_the_first_of_each_skill_with_answers_in_green_or_red(tmp_p
     good = prediction("read", "$7 & 50 %", correct=True, pictures=(Colour(teal),))
     bad = prediction("count", "9", correct=False, pictures=(Colour(pink),))
     more = prediction("read", "late", correct=True, pictures=(Colour(never),))
-    report.draw_samples([good, bad, more], tmp_path / "samples.png", per_skill=1)
+    samples.draw_samples([good, bad, more], tmp_path / "samples.png", per_skill=1)
     sheet = Image.open(tmp_path / "samples.png")
     green, red = (0x1A, 0x7F, 0x37), (0xC1, 0x27, 0x2D)
     assert share(sheet, teal) > 0.05 and share(sheet, pink) > 0.05 and share(sheet, never) == 0
     assert share(sheet, green) > 0 and share(sheet, red) > 0
-    report.draw_samples([good], tmp_path / "good.png")
+    samples.draw_samples([good], tmp_path / "good.png")
     assert share(Image.open(tmp_path / "good.png"), red) == 0
 
 
 def test_a_story_shows_all_its_pages_and_a_long_one_still_fits(tmp_path: Path):
     colors = [(10 * i, 255 - 10 * i, 77) for i in range(9)]
     story = prediction("story", "x", correct=True, pictures=tuple(Colour(c) for c in colors))
-    report.draw_samples([story], tmp_path / "samples.png")
+    samples.draw_samples([story], tmp_path / "samples.png")
     sheet = Image.open(tmp_path / "samples.png")
     assert all(share(sheet, color) > 0.004 for color in colors)
-    assert sheet.width == report.SHEET + 2 * report.MARGIN
+    assert sheet.width == samples.SHEET + 2 * samples.MARGIN
 
 
 def test_a_picture_keeps_its_aspect():
-    assert report._fit(Image.new("L", (100, 20))).size == (report.PICTURE[1], round(report.PICTURE[1] / 5))
-    assert report._fit(Image.new("RGB", (500, 2000))).size == (report.PICTURE[0] // 4, report.PICTURE[0])
+    assert samples._fit(Image.new("L", (100, 20))).size == (samples.PICTURE[1], round(samples.PICTURE[1] / 5))
+    assert samples._fit(Image.new("RGB", (500, 2000))).size == (samples.PICTURE[0] // 4, samples.PICTURE[0])
 
 
 @pytest.mark.parametrize("answer", ["", "x" * 400, "ein \u00df und \u4e2d", "one two " * 80])
 def test_any_answer_can_be_drawn(tmp_path: Path, answer: str):
-    report.draw_samples([prediction("", answer, correct=False, pictures=())], tmp_path / "samples.png")
+    samples.draw_samples([prediction("", answer, correct=False, pictures=())], tmp_path / "samples.png")
     assert Image.open(tmp_path / "samples.png").height > 100
 
 
 def test_wrapped_lines_fit_and_what_is_cut_off_is_marked():
-    font: ImageFont.FreeTypeFont = report._font(20)
-    lines = report._wrap("a few words and " + "y" * 90, font, 200, most=20)
+    font: ImageFont.FreeTypeFont = samples._font(20)
+    lines = samples._wrap("a few words and " + "y" * 90, font, 200, most=20)
     assert all(font.getlength(line) <= 200 for line in lines)
     assert "".join(lines).replace(" ", "") == "afewwordsand" + "y" * 90
-    cut = report._wrap("y" * 900, font, 200, most=3)
+    cut = samples._wrap("y" * 900, font, 200, most=3)
     assert len(cut) == 3 and cut[-1].endswith("...")
-    assert report._wrap("", font, 200) == [""]
+    assert samples._wrap("", font, 200) == [""]
 
 
 # --- table and summary -----------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def test_the_table_has_each_skill_beside_its_blind_baseline_and_count():
         prediction("read", "b", correct=False, pictures=()),
         prediction("count", "c", correct=True, pictures=()),
     ]
-    text = report.accuracy_table(score(predictions), Score(0.125, {"read": 0.25, "count": 0.0}, 3), predictions)
+    text = tables.accuracy_table(score(predictions), Score(0.125, {"read": 0.25, "count": 0.0}, 3), predictions)
     cells = [line.split() for line in text.splitlines()]
     assert ["skill", "accuracy", "blind", "n"] in cells
     assert ["read", "50.0", "%", "25.0", "%", "2"] in cells
@@ -147,19 +147,19 @@ def test_the_table_has_each_skill_beside_its_blind_baseline_and_count():
 
 
 def test_the_summary_has_its_keys_and_what_is_added(tmp_path: Path):
-    written = report.write_summary(
+    written = summary.write_summary(
         tmp_path / "summary.json",
         accuracy=Score(0.5, {"read": 0.5}, 4),
         blind=Score(0.25, {"read": 0.25}, 4),
         seconds=12.5,
         seconds_to_first_step=2.5,
         peak_memory_mb=800.0,
-        stages=report.stage_summaries(metrics(4)),
+        stages=summary.stage_summaries(metrics(4)),
         parameters=7,
     )
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary == written
-    assert set(summary) == {
+    stored = json.loads((tmp_path / "summary.json").read_text())
+    assert stored == written
+    assert set(stored) == {
         "accuracy",
         "blind",
         "seconds",
@@ -168,13 +168,13 @@ def test_the_summary_has_its_keys_and_what_is_added(tmp_path: Path):
         "stages",
         "parameters",
     }
-    assert summary["accuracy"] == {"overall": 0.5, "skills": {"read": 0.5}}
-    assert summary["blind"] == {"overall": 0.25, "skills": {"read": 0.25}}
+    assert stored["accuracy"] == {"overall": 0.5, "skills": {"read": 0.5}}
+    assert stored["blind"] == {"overall": 0.25, "skills": {"read": 0.25}}
 
 
 def test_stages_are_summed_up_from_their_rows():
     rows = metrics(4)
-    assert report.stage_summaries(rows) == [
+    assert summary.stage_summaries(rows) == [
         {
             "name": name,
             "steps": 2,
@@ -188,5 +188,6 @@ def test_stages_are_summed_up_from_their_rows():
 
 
 def test_importing_the_report_needs_neither_torch_nor_matplotlib():
-    code = "import sys, lit_mm.report.report; sys.exit(bool({'torch', 'matplotlib', 'rich'} & set(sys.modules)))"
+    code = "import sys; from lit_mm.report import curves, samples, summary, tables; "
+    code += "sys.exit(bool({'torch', 'matplotlib', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -1,0 +1,71 @@
+"""`data index`: store the sizes of pictures and the lengths of samples."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from lit_mm.commands.data_sources import parsed, sources_of
+from lit_mm.stream.progress import bar
+
+if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
+    from lit_mm.stages.stage import Stage
+
+
+def index(choices: argparse.Namespace) -> None:
+    """Read the header of every picture once and store the sizes; with a recipe, also lay out every sample once and
+    store its length. Later starts use what is stored. After an interruption the same command continues."""
+    from lit_mm.documents.sources import Source
+    from lit_mm.documents.sources.cache import cache_folder
+
+    for name, source in sources_of(choices):
+        if not isinstance(source, Source):
+            print(f"{name}: {len(source)} samples are generated, there is nothing to index")
+            continue
+        if choices.rebuild:
+            source.forget_index()
+        with bar(f"indexing {name}", len(source)) as progress:
+            pictures, unknown = source.build_index(progress)
+        print(
+            f"{name}: {len(source)} samples, {pictures} pictures; the index is in {cache_folder()}"
+            + (f". {unknown} pictures could not be read: `python -m lit_mm data check` says why" if unknown else "")
+        )
+
+    if choices.source is None:
+        index_lengths(choices)
+
+
+def index_lengths(choices: argparse.Namespace) -> None:
+    """Store the lengths of all samples, under the layout of every stage."""
+    from lit_mm.stream import lengths
+    from lit_mm.stream.datamodule import StreamDataModule
+
+    cli = parsed(choices.recipe, build=True)
+    counted = set()
+    for stage in [stage for stage in cli.stages if choices.stage in (None, stage.name)] or [None]:
+        module = cli.data_of(stage)
+        if not isinstance(module, StreamDataModule):  # it plans no samples
+            continue
+        processors = {0: cli.model.processor} if stage is None else cli.model.processors_of(stage)
+        for step, processor in processors.items():
+            maker = module.maker(processor)
+            for source, key in enumerate(lengths.keys_of(maker)):
+                if key is None or key in counted:
+                    continue
+                counted.add(key)
+                if choices.rebuild:
+                    lengths.forget(maker, source)
+                samples, name = maker.documents.sizes[source], maker.documents.names[source]
+                with bar(f"lengths of {name}", samples) as progress:
+                    unknown = lengths.build(maker, source, progress)
+                print(
+                    f"{name}: lengths of {samples} samples{layout_name(stage, step)}"
+                    + (f"; {unknown} of them cannot be trained on" if unknown else "")
+                )
+
+
+def layout_name(stage: Stage | None, step: int) -> str:
+    """A phrase for messages that names the layout under which lengths were counted."""
+    if stage is None:
+        return ""
+    return f" as stage {stage.name!r} lays them out" + (f" from step {step} on" if step else "")

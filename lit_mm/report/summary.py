@@ -1,0 +1,64 @@
+"""summary.json: accuracies, times and the figures of each stage."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_mm.evaluation.score import Score
+from lit_mm.report.files import write_whole
+
+
+def write_summary(
+    path: str | Path,
+    *,
+    accuracy: Score,
+    blind: Score,
+    seconds: float,
+    seconds_to_first_step: float | None,
+    peak_memory_mb: float,
+    stages: Sequence[Mapping[str, Any]],
+    **more: Any,
+) -> dict[str, Any]:
+    """Write summary.json, whole or not at all. Returns what it holds.
+
+    Args:
+        seconds: wall time from launch to the end of the run.
+        seconds_to_first_step: from launch to the first finished optimizer step; None if this launch made no step.
+        stages: one entry a stage, see `stage_summaries`.
+        more: other entries, of types that JSON has.
+    """
+    summary = {
+        "accuracy": {"overall": accuracy.overall, "skills": dict(accuracy.skills)},
+        "blind": {"overall": blind.overall, "skills": dict(blind.skills)},
+        "seconds": seconds,
+        "seconds_to_first_step": seconds_to_first_step,
+        "peak_memory_mb": peak_memory_mb,
+        "stages": [dict(stage) for stage in stages],
+        **more,
+    }
+    write_whole(path, (json.dumps(summary, indent=2) + "\n").encode())
+    return summary
+
+
+def stage_summaries(metrics_rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Per stage: name, optimizer steps, useful tokens, wall seconds, and the loss of its first and last step."""
+    stages: dict[str, list[Mapping[str, Any]]] = {}
+    for row in metrics_rows:
+        stages.setdefault(row["stage"], []).append(row)
+    summaries, before = [], 0.0
+    for name, rows in stages.items():
+        summaries.append(
+            {
+                "name": name,
+                "steps": len(rows),
+                "tokens": sum(row["tokens"] for row in rows),
+                "seconds": round(rows[-1]["seconds"] - before, 3),
+                "first_loss": rows[0]["loss"],
+                "last_loss": rows[-1]["loss"],
+            }
+        )
+        before = rows[-1]["seconds"]
+    return summaries
