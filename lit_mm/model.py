@@ -17,8 +17,8 @@ from lit_mm.samples.batch import Batch, Views
 class VisionEncoder(Protocol):
     """[V, 3, H, W] normalised pixels -> [V, N, D] patch features.
 
-    One of `any_size` also takes groups of views of other shapes together and pads N to the largest, a view's own
-    patches first. One that `reads_tiles` is also given `tiles` [V], see `Batch`.
+    With `any_size` it also takes groups of views of several shapes in one call; the output is padded to the longest view,
+    whose valid patches come first. With `reads_tiles` it also takes `tiles` [V], see `Views`.
     """
 
     width: int
@@ -31,7 +31,7 @@ class VisionEncoder(Protocol):
 class Connector(Protocol):
     """[V, N, D] patch features -> [V, M, E] visual tokens.
 
-    One of `any_grid` also takes the `grids` of the views, where these differ, and pads M in the same way.
+    With `any_grid` it also takes the `grids` of the views, where these differ; the output is padded in the same way.
     """
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:

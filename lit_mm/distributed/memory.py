@@ -50,10 +50,10 @@ class Spread:
         pure: precision bf16-true, or 16-true: without ZeRO the weights themselves have two bytes an element.
         accumulation: micro-batches of an optimizer step.
         offload_optimizer, offload_parameters: to the CPU's memory.
-        keep_whole: ZeRO-3: parameters of at most so many elements stay whole on every rank.
-        bucket: at most so many elements are reduced in one message.
-        prefetch: ZeRO-3: elements that are gathered ahead; a quarter of the bucket when left out.
-        reuse: ZeRO-3: a gathered parameter that is needed again within so many elements is kept.
+        keep_whole: largest parameter that ZeRO-3 keeps whole on every rank, elements.
+        bucket: largest message in which gradients are reduced, elements.
+        prefetch: elements that ZeRO-3 gathers ahead; None for a quarter of the bucket.
+        reuse: distance, in elements, within which ZeRO-3 keeps a gathered parameter that is needed again.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
@@ -87,8 +87,8 @@ class Holding:
         masters: the fp32 copies that the optimizer updates.
         gradients: what is there when the last micro-batch's backward pass is over.
         moments: of the optimizer.
-        gathered: ZeRO-3: what is whole for a time besides: at least the largest module with those around it, at most
-            what reuse and prefetching keep, or everything.
+        gathered: parameters gathered temporarily under ZeRO-3, between the largest module and the reuse and prefetch
+            limits.
         buckets: buffers in which gradients are reduced.
     """
 

@@ -23,7 +23,7 @@ def best_precision(accelerator: str) -> str:
 
 
 def resolved(precision: _PRECISION_INPUT | Literal["auto"] | None, accelerator: str) -> str:
-    """The precision that a Trainer of these arguments has, such as 32-true."""
+    """The precision Lightning will use, such as 32-true."""
     name = best_precision(accelerator) if precision == "auto" else precision
     return _convert_precision_to_unified_args(name) or "32-true"
 

@@ -43,9 +43,8 @@ class StreamDataModule(L.LightningDataModule, ABC):
         global_batch: rows per optimizer step over all ranks. A row is a pack of samples, or one sample without packing.
         micro_batch: rows per rank and forward; left out, the global batch in one forward per rank. Accumulation is
             derived, and must be whole.
-        row_tokens: the most tokens in a packed row. null switches packing off: a row is one sample, and the rows of a
-            micro-batch are padded to the longest.
-        row_views: the most image views in a packed row; null for no limit.
+        row_tokens: largest number of tokens in a packed row; null switches packing off, so that a row is one sample.
+        row_views: largest number of image views in a packed row; null for no limit.
         window: samples that are packed together.
         num_workers: worker processes of the loader; the stream does not depend on it.
         too_long: what happens to a sample that is longer than the model's `max_length` or than a row: truncate cuts its
