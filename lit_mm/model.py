@@ -17,8 +17,8 @@ from lit_mm.samples.batch import Batch, Views
 class VisionEncoder(Protocol):
     """[V, 3, H, W] normalised pixels -> [V, N, D] patch features.
 
-    With `any_size` it also takes groups of views of several shapes in one call; the output is padded to the longest view,
-    whose valid patches come first. With `reads_tiles` it also takes `tiles` [V], see `Views`.
+    With `any_size` it also takes groups of views of several shapes in one call; the output is padded to the longest
+    view, and valid patches come first. With `reads_tiles` it also takes `tiles` [V], see `Views`.
     """
 
     width: int

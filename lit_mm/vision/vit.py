@@ -69,8 +69,8 @@ class ViT(nn.Module):
         patch: side of a patch, pixels.
         width: D.
         layers, heads: of the published transformer.
-        select_layer: index of the block whose output is returned, as in transformers' hidden_states: -1 the last, -2 the
-            one before.
+        select_layer: index of the block whose output is returned, as in transformers' hidden_states: -1 the last, -2
+            the one before (LLaVA).
         mlp_ratio: feed-forward width / D.
         ffn_width: overrides `mlp_ratio`.
         activation: "quick_gelu" (OpenAI's weights) or "gelu".
