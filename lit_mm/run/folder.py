@@ -75,7 +75,7 @@ class RunFolder:
         """
         file = self.path / "config.yaml"
         if file.exists() and (text := file.read_text()) != config:
-            earlier, current = yaml.safe_load(text), yaml.safe_load(config)
+            earlier, current = yaml.safe_load(text), translate_config(yaml.safe_load(config))
             translated = translate_config(earlier)
             keys = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own

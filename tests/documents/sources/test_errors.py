@@ -7,7 +7,7 @@ import pickle
 import pytest
 from torch._utils import ExceptionWrapper
 
-from lit_mm.cli import said
+from lit_mm.cli import message_of
 from lit_mm.documents.sources import KINDS, SampleError
 
 ERROR = SampleError("it is empty", where="a.jsonl:3", sample_id="x", kind="empty_answer", remedy="Write it")
@@ -38,4 +38,4 @@ def test_a_loader_s_worker_hands_it_over_and_the_command_line_says_it_alone():
         wrapped = ExceptionWrapper(where="in a worker")
     with pytest.raises(SampleError) as caught:
         wrapped.reraise()
-    assert said(caught.value) == str(ERROR)
+    assert message_of(caught.value) == str(ERROR)
