@@ -24,6 +24,7 @@ PROBES = (
     "What is shown in the image?\nAnswer with a single word.",
     " The quick brown fox, 3.14 x 10^-7; <b>naïve</b> Ünïcödé 码字 \t\U0001f600\n\n- one\n- two",
     "yes",
+    "2019",  # begins with a piece of its own in many vocabularies
 )
 SIDES = (1, 27, 100, 224, 337, 480, 640, 1000, 1333, 2048, 4000)  # pixels, of probed images
 
@@ -47,7 +48,7 @@ def fingerprint(processor: Processor) -> str:
         Turn("user", (*pictures, PROBES[0])),
         Turn("assistant", (PROBES[2],)),
         Turn("user", (PROBES[1],)),
-        Turn("assistant", (PROBES[1],)),
+        Turn("assistant", (PROBES[3],)),
     )
     for turns in (chat, (Turn("system", (PROBES[0],)), *chat), (Turn("page", (*pictures, PROBES[1])),)):
         sample = _of(processor.lay_out, Document("probe", turns))
