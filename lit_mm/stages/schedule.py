@@ -110,7 +110,8 @@ class ByEpoch(Rising):
     def factor(self, step: int, total: int) -> float:
         epoch = min(step * self.epochs // total, self.epochs - 1)
         if epoch == 0:
-            return min(1.0, self.start + (1 - self.start) * step / max(1, self.warmup_steps(total)))
+            rise = self.warmup_steps(total)
+            return min(1.0, self.start + (1 - self.start) * step / rise) if rise else 1.0
         return self.at_epoch(epoch)
 
     @abstractmethod

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lit_mm.errors import UserError
-from lit_mm.stages import Constant, Cosine, GlobalCosine, Linear
+from lit_mm.stages import Constant, Cosine, EpochCosine, GlobalCosine, Linear
 from lit_mm.stages.groups import multiplies, parameter_groups
 from lit_mm.stages.stage import Stage, Train, apply_stage, check_recipe
 from tests.tiny import PARTS, Documents, trainer, xcomposer2
@@ -284,3 +284,7 @@ def test_vectors_are_decayed_where_a_stage_says_so():
         groups = parameter_groups({"p": part}, stage, {})
         decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
         assert decay == {id(part["weight"]): 0.3, id(part["bias"]): 0.3 if decays else 0.0}
+
+
+def test_a_schedule_by_epochs_without_a_warm_up_begins_at_the_peak():
+    assert [EpochCosine(warmup=0, epochs=2).factor(step, 4) for step in range(4)] == pytest.approx([1, 1, 0.5, 0.5])
