@@ -64,7 +64,10 @@ BY_ASPECT = {"Llava", "Llava15", "LlavaNext", "LlavaUHD", "QwenVL", "Vila"}
 
 
 def translate_config(config: Mapping[str, Any]) -> Config:
-    """A config of the version before, with today's keys and class paths; a config of today comes back as it is.
+    """A config of the version before, with today's keys and class paths.
+
+    A whole config of today, as a run keeps it, comes back unchanged; one that leaves keys out gets those that
+    `add_stage_keys` adds, with their defaults.
 
     Args:
         config: a recipe as parsed YAML; it is not changed.
@@ -293,7 +296,8 @@ def translate_schedule(stage: Config) -> Config:
     name = stage.get("schedule", "cosine")
     if name not in ("cosine", "linear", "constant") or not {"schedule", "warmup", "floor"} & stage.keys():
         return stage
-    arguments = {"warmup": stage.get("warmup", 0.01), "start": 0.0, "floor": stage.get("floor", 0.0)}
+    floor = 0.0 if name == "constant" else stage.get("floor", 0.0)  # which it never read
+    arguments = {"warmup": stage.get("warmup", 0.01), "start": 0.0, "floor": floor}
     schedule = {"class_path": f"lit_mm.stages.{name.capitalize()}", "init_args": arguments}
     others = {key: value for key, value in stage.items() if key not in ("warmup", "floor", "schedule")}
     return {**others, "schedule": schedule}
@@ -301,7 +305,10 @@ def translate_schedule(stage: Config) -> Config:
 
 def add_stage_keys(config: Config) -> Config:
     """Keys that stages have had since this version, with the values that they then had."""
-    for stage in config.get("stages") or []:
+    stages = config.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        if not isinstance(stage, dict):
+            continue
         stage.setdefault("noisy", [])
         for train in (stage.get("train") or {}).values():
             train.setdefault("decay_vectors", False)

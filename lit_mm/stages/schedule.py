@@ -48,7 +48,16 @@ class Rising(Schedule):
                 )
 
     def warmup_steps(self, total: int) -> int:
-        """Optimizer steps of the rise in a stage of `total` steps."""
+        """Optimizer steps of the rise in a stage of `total` steps.
+
+        Raises:
+            UserError: the rise has more steps than the stage.
+        """
+        if self.warmup > total:
+            raise UserError(
+                f"{type(self).__name__}: the warm-up has {self.warmup:g} steps, the stage {total}. Shorten it, or give a "
+                "share below 1"
+            )
         return math.ceil(round(self.warmup * total, 6)) if self.warmup < 1 else int(self.warmup)  # 0.07 * 100 > 7
 
 
@@ -85,7 +94,16 @@ class Linear(AfterRise):
 
 @dataclass(frozen=True)
 class Constant(AfterRise):
-    """The peak rate until the end."""
+    """The peak rate until the end.
+
+    Raises:
+        UserError: a floor, to which this rate never falls.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.floor:
+            raise UserError(f"Constant: the rate never falls to a floor, got {self.floor}. Leave `floor` out")
 
     def after(self, progress: float) -> float:
         return 1.0

@@ -112,8 +112,8 @@ def check_recipe(
         parts: part -> its parameters by name.
         objectives: names of the model's objectives.
     Raises:
-        UserError: no stage, two stages of one name, or a stage that names a part or an objective that the model does
-            not have.
+        UserError: no stage, two stages of one name, a stage that names a part or an objective that the model does not
+            have, or a warm-up that is longer than its stage.
     """
     if not stages:
         raise UserError("the recipe has no stages: add `stages:` with at least one entry")
@@ -127,6 +127,11 @@ def check_recipe(
                 f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
                 f"Correct `stages.{stage.name}.train`."
             )
+        if stage.max_steps is not None:
+            try:
+                stage.schedule.factor(0, stage.max_steps)
+            except UserError as error:  # it does not know its stage
+                raise UserError(f"stages.{stage.name}.schedule: {error}") from error
         if wrong := sorted(set(stage.noisy) - (parts.keys() - stage.train.keys())):
             frozen = sorted(parts.keys() - stage.train.keys())
             raise UserError(

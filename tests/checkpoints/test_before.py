@@ -274,6 +274,27 @@ def test_a_recipe_of_before_is_refused_with_the_lines_to_write(
     assert lines["stages"] == [{"name": "read", "inputs": {"tiling": tiling("Hd", max_tiles=2, tile=28)}}]
 
 
+def test_schedule_keys_of_before_are_refused_with_the_lines_to_write_and_these_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    old = recipe()
+    old["stages"][0] |= {"schedule": "linear", "warmup": 0.25}
+    Path("old.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(SystemExit, match="2"):
+        main(["describe", "--config", "old.yaml"])
+    message = capsys.readouterr().err
+    assert "`stages.read.schedule`, `stages.read.warmup` are written otherwise" in message
+    (stage,) = yaml.safe_load(message.partition("their other keys:\n")[2])["stages"]
+    assert stage["schedule"]["class_path"] == "lit_mm.stages.Linear"
+    del old["stages"][0]["warmup"]
+    short = {"class_path": "Linear", "init_args": {"warmup": 0.25}}  # without its module
+    for schedule in (stage["schedule"], short):
+        old["stages"][0]["schedule"] = schedule
+        Path("new.yaml").write_text(yaml.safe_dump(old))
+        main(["describe", "--config", "new.yaml"])
+
+
 def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alone() -> None:
     stage = {"name": "a", "train": {"connector": {"lr": 0.1}}, "warmup": 0.03, "schedule": "linear", "floor": 0.1}
     (translated,) = translate_config({"stages": [stage]})["stages"]

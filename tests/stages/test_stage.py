@@ -288,3 +288,14 @@ def test_vectors_are_decayed_where_a_stage_says_so():
 
 def test_a_schedule_by_epochs_without_a_warm_up_begins_at_the_peak():
     assert [EpochCosine(warmup=0, epochs=2).factor(step, 4) for step in range(4)] == pytest.approx([1, 1, 0.5, 0.5])
+
+
+def test_a_floor_that_a_constant_rate_never_reaches_is_refused():
+    with pytest.raises(UserError, match=r"Constant: .* got 0\.5"):
+        Constant(floor=0.5)
+
+
+def test_a_warm_up_longer_than_its_stage_is_refused_with_both_numbers():
+    stage = Stage("s", {"p": Train(lr=1.0)}, max_steps=100, schedule=Cosine(500))
+    with pytest.raises(UserError, match=r"stages\.s\.schedule: Cosine: the warm-up has 500 steps, the stage 100"):
+        check_recipe([stage], {"p": {}})
