@@ -55,8 +55,8 @@ class Rising(Schedule):
         """
         if self.warmup > total:
             raise UserError(
-                f"{type(self).__name__}: the warm-up has {self.warmup:g} steps, the stage {total}. Shorten it, or give a "
-                "share below 1"
+                f"{type(self).__name__}: the warm-up has {self.warmup:g} steps, the stage {total}. Shorten it, or give "
+                "a share below 1"
             )
         return math.ceil(round(self.warmup * total, 6)) if self.warmup < 1 else int(self.warmup)  # 0.07 * 100 > 7
 
