@@ -25,6 +25,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from callbacks.freeze_audit import FreezeAudit
 from lit_mm.checkpoints import writing
@@ -32,7 +33,9 @@ from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
 from lit_mm.distributed.shares import share_of
 from lit_mm.distributed.zero import ZeRO
+from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
+from lit_mm.samples.batch import Batch
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FaultyMixture
@@ -61,7 +64,8 @@ class Launch:
         dropout: of the partial LoRA.
         strategy: a registered name, or the arguments of `lit_mm.distributed.zero.ZeRO`.
         accelerator: of the Trainer.
-        recipe: "two" stages, "three", "branches": two from the end of one, "thaw": one in which
+        recipe: "two" stages, "three", "branches": two from the end of one, "unread": one that
+            does not read the language model before one that does, "thaw": one in which
             the vision encoder waits for two steps, or "muon".
         lr: peak learning rate of every part.
         base: file with the weights on which the language model starts.
@@ -232,12 +236,29 @@ def plant(module: MultimodalModule) -> None:
     module.configure_optimizers = planted
 
 
+class Sight:
+    """Keeps visual tokens near one: it reads no language model."""
+
+    unit, parts = "tokens", frozenset({"vision", "connector"})
+
+    def __call__(self, model: MultimodalModel, batch: Batch) -> Tensor:
+        if batch.views is None:
+            return 0 * sum(p.sum() for part in (model.vision, model.connector) for p in part.parameters())
+        return (model.bank(batch.views) - 1).square().sum()
+
+
 def recipe_of(launch: Launch) -> list[Stage]:
     everything = {part: Train(lr=launch.lr) for part in PARTS}
     if launch.recipe == "thaw":
         return [Stage("thaw", everything | {"vision": Train(lr=launch.lr, from_step=2)}, max_steps=launch.steps)]
     if launch.recipe == "muon":
         return [Stage("muon", {"language": Train(lr=launch.lr, optimizer="muon")}, max_steps=launch.steps)]
+    if launch.recipe == "unread":
+        sight = {part: everything[part] for part in ("vision", "connector")}
+        return [
+            Stage("align", sight, max_steps=launch.steps, objectives={"sight": 1.0}),
+            Stage("finetune", everything, max_steps=launch.steps),
+        ]
     if launch.recipe == "branches":
         trunk, branch = stages(steps=launch.steps)
         return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
@@ -266,6 +287,8 @@ def run(launch: Launch, rank: int) -> None:
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
+    if launch.recipe == "unread":
+        module.objectives["sight"] = Sight()
     if launch.base:
         module.network.language.weights = f"llama:{launch.base}"
     if launch.meddle == "plant":

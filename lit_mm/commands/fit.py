@@ -49,7 +49,7 @@ def fit(arguments: Sequence[str]) -> None:
     if cli.config.init_from:
         checkpoint = reading.read(manifest.find(cli.config.init_from))
         checkpoint.verify()
-        reading.load_weights(module, checkpoint, family_of(module))
+        reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stages[0]))
     experiment = experiment_name(arguments)
     launch = cli.trainer_of([], [])
     folder = RunFolder.open(cli.config.run_dir, experiment, launch)

@@ -27,7 +27,7 @@ from lit_mm.distributed.names import check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.stages.stage import Stage, Train, check_recipe
+from lit_mm.stages.stage import Stage, Train
 
 RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
 
@@ -204,7 +204,7 @@ class RecipeCLI(LightningCLI):
             UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses;
                 torchrun started other ranks.
         """
-        check_recipe(self.stages, self.model.parts(), self.model.objectives)
+        self.model.check_recipe(self.stages)
         names = {stage.name for stage in self.config_init.stages or []}
         if unknown := sorted(self.model.stage_names - names):
             raise UserError(f"`model.init_args` names the stages {unknown}; the recipe has {sorted(names)}")

@@ -52,6 +52,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             launch("killed", strategy=CUT, base=base, kill="pretrain step 3"),
             launch("killed", strategy=CUT, base=base),
             launch("accumulating", strategy=CUT, base=base, micro_batch=1),
+            launch("unread, one process", ranks=1, base=base, recipe="unread"),
+            launch("unread", strategy=CUT, base=base, recipe="unread", kill="finetune start"),
+            launch("unread", strategy=CUT, base=base, recipe="unread"),
+            launch("unread, random", strategy="ddp", recipe="unread", kill="align step 2"),
+            launch("unread, random", strategy=CUT, recipe="unread"),
+            launch("unread, random, one process", ranks=1, recipe="unread"),
+            launch("branches, one process", ranks=1, recipe="branches"),
+            launch("branches", strategy=CUT, recipe="branches", kill="deep start"),
+            launch("branches", strategy=CUT, recipe="branches"),
             launch("planted", strategy="zero2", recipe="two", meddle="plant", fails="holds parameter"),
             launch("touched", strategy=CUT, recipe="two", meddle="touch", fails="changed the frozen part 'language'"),
         ],
@@ -100,6 +109,14 @@ def test_micro_batches_add_up_to_the_same_step(runs: Path) -> None:
 def test_on_as_many_ranks_a_killed_run_ends_bit_for_bit_the_same(runs: Path) -> None:
     assert losses(runs / "killed") == losses(runs / "zero3")
     assert_equal(weights(runs / "killed"), weights(runs / "zero3"))
+
+
+@pytest.mark.parametrize("name", ["unread", "unread, random", "branches"])
+def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_process(runs: Path, name: str) -> None:
+    found, expected = weights(runs / name), weights(runs / f"{name}, one process")
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert float((found[key] - tensor).abs().max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
 
 
 def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:
