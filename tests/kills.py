@@ -33,6 +33,7 @@ from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
 from lit_mm.distributed.shares import share_of
 from lit_mm.distributed.zero import ZeRO
+from lit_mm.evaluation.examiners import examine
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch
@@ -72,6 +73,7 @@ class Launch:
         meddle: "plant" puts a frozen parameter into the optimizer; "touch" changes one after the first step; "full"
             leaves the last rank no space on its disk for the second checkpoint.
         keep: checkpoints that are kept.
+        examine: answer held-out documents at the end of every stage, into answers.json.
         fails: what it says on standard error when it ends with an error, as it should.
         kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
             "finetune start", "pretrain end" (before the stage's last checkpoint), "fsync 4" (the fourth of the run; a
@@ -98,6 +100,7 @@ class Launch:
     meddle: str = ""
     keep: int = 2
     fails: str = ""
+    examine: bool = False
 
 
 def launch_all(launches: list[Launch], folder: Path) -> None:
@@ -210,6 +213,20 @@ class Touch(L.Callback):
             share_of(next(iter(pl_module.parts()["language"].values()))).data += 1
 
 
+class Examine(L.Callback):
+    """Writes the answers to held-out documents at the end of every stage: stage -> answers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: dict[str, list[str]] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        examination = examine(pl_module, trainer.datamodule.heldout(5), batch_size=2)
+        self.answers[pl_module.stage.name] = [prediction.answer for prediction in examination.predictions]
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.answers))
+
+
 def fill_disk(write: Callable[..., Any] = writing.save_file) -> None:
     """From the third file on, that is the second checkpoint, there is no space."""
     left = iter([write, write])
@@ -281,6 +298,8 @@ def run(launch: Launch, rank: int) -> None:
         command_line(arguments_of(launch))
         return
     callbacks: list[L.Callback] = [FreezeAudit(), Kill()]
+    if launch.examine:
+        callbacks.append(Examine(Path(launch.folder) / "answers.json"))
     if launch.kill.startswith("tick") and rank == 0:  # who publishes checkpoints
         callbacks.append(Ticks(int(launch.kill.split()[1])))
     options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}

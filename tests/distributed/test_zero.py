@@ -43,8 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = str(base_weights(folder))
     launch_all(
         [
-            launch("one process", ranks=1, base=base),
-            *(launch(name, base=base, **options) for name, options in SPLITS.items()),
+            launch("one process", ranks=1, base=base, examine=True),
+            *(launch(name, base=base, examine=True, **options) for name, options in SPLITS.items()),
             launch("on other ranks", strategy=CUT, base=base, kill="align step 3"),
             launch("on other ranks", strategy=CUT, base=base, ranks=1, kill="pretrain step 3"),
             launch("on other ranks", strategy="zero2", base=base, kill="finetune step 3"),
@@ -109,6 +109,14 @@ def test_micro_batches_add_up_to_the_same_step(runs: Path) -> None:
 def test_on_as_many_ranks_a_killed_run_ends_bit_for_bit_the_same(runs: Path) -> None:
     assert losses(runs / "killed") == losses(runs / "zero3")
     assert_equal(weights(runs / "killed"), weights(runs / "zero3"))
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_an_examination_over_ranks_gives_the_answers_of_one_process(runs: Path, name: str) -> None:
+    answers = json.loads((runs / name / "answers.json").read_text())
+    assert answers == json.loads((runs / "one process" / "answers.json").read_text())
+    assert [len(of_stage) for of_stage in answers.values()] == [5, 5, 5]
+    assert any(of_stage[0] != of_stage[1] for of_stage in answers.values())  # they answer by what they see
 
 
 @pytest.mark.parametrize("name", ["unread", "unread, random", "branches"])
