@@ -228,7 +228,7 @@ def test_a_schedule_may_end_above_zero(schedule):
     ],
 )
 def test_a_stage_with_impossible_numbers_is_refused(options):
-    with pytest.raises(UserError, match="stage 's'"):
+    with pytest.raises(UserError, match=r"^stages\.s: "):
         Stage(**{"name": "s", "train": {"p": Train(lr=1.0)}} | options)
 
 
