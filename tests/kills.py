@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +61,8 @@ class Launch:
         dropout: of the partial LoRA.
         strategy: a registered name, or the arguments of `lit_mm.distributed.zero.ZeRO`.
         accelerator: of the Trainer.
-        recipe: "two" stages, "three", "thaw": one in which the vision encoder waits for two steps, or "muon".
+        recipe: "two" stages, "three", "branches": two from the end of one, "thaw": one in which
+            the vision encoder waits for two steps, or "muon".
         lr: peak learning rate of every part.
         base: file with the weights on which the language model starts.
         meddle: "plant" puts a frozen parameter into the optimizer; "touch" changes one after the first step; "full"
@@ -237,6 +238,9 @@ def recipe_of(launch: Launch) -> list[Stage]:
         return [Stage("thaw", everything | {"vision": Train(lr=launch.lr, from_step=2)}, max_steps=launch.steps)]
     if launch.recipe == "muon":
         return [Stage("muon", {"language": Train(lr=launch.lr, optimizer="muon")}, max_steps=launch.steps)]
+    if launch.recipe == "branches":
+        trunk, branch = stages(steps=launch.steps)
+        return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
     if launch.recipe == "three":
         learning = {"align": PARTS[1:3], "pretrain": PARTS[:3], "finetune": PARTS}
         return [

@@ -69,18 +69,29 @@ def newest(folder: Path) -> Saved | None:
     return (published(folder) or [None])[-1]
 
 
-def find(place: str | Path) -> Path:
+def find(place: str | Path, stage: str | None = None) -> Path:
     """The checkpoint that a run folder (its newest), its checkpoint folder or a checkpoint's own folder stands for.
 
+    Args:
+        stage: name of the stage whose newest checkpoint is meant; None: the newest of the run.
     Raises:
-        UserError: there is none in that folder.
+        UserError: there is none in that folder, or none of that stage.
     """
     place = Path(place)
     if place.is_dir() and not (place / "manifest.json").exists() and place.suffix not in (".ckpt", ".part"):
-        saved = newest(place / "checkpoints") or newest(place)
-        if saved is None:
+        saved = published(place / "checkpoints") or published(place)
+        if not saved:
             raise UserError(f"{str(place)!r} holds no checkpoint: is it a run folder, and did its run save one?")
-        return saved.path
+        of_stage = [checkpoint for checkpoint in saved if stage in (None, checkpoint.stage)]
+        if not of_stage:
+            names = list(dict.fromkeys(checkpoint.stage for checkpoint in saved))
+            raise UserError(
+                f"{str(place)!r} keeps no checkpoint of stage {stage!r}, only of {names}. A run keeps the end of a "
+                "stage that others start from, and of every branch; `--keep_checkpoints` keeps more"
+            )
+        return of_stage[-1].path
+    if stage is not None and (match := NAME.fullmatch(place.name)) and match["stage"] != stage:
+        raise UserError(f"{str(place)!r} is a checkpoint of stage {match['stage']!r}, not of {stage!r}")
     return place
 
 

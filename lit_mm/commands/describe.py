@@ -22,10 +22,10 @@ Any key of the recipe may follow, spelt as in the YAML: --model.init_args.image_
 Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
-`frozen_total`, `from_step` of parts that thaw later, `steps` or `epochs`, `rows_per_step`, `samples_per_step`,
-`memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles,
-`visual_tokens`) as the finished model sees them. A stage that sees them in another way has its own `images`;
-`images_by_source` has those of sources with a tiling of their own.
+`frozen_total`, `unread` parts, `from_step` of parts that thaw later, `starts_from` of a branch, `steps` or `epochs`,
+`rows_per_step`, `samples_per_step`, `memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as
+[columns, rows] of tiles, `visual_tokens`) as the finished model sees them. A stage that sees them in another way has
+its own `images`; `images_by_source` has those of sources with a tiling of their own.
 
 `memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
@@ -92,7 +92,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
             or it is asked about images and reads none.
     """
     from lit_mm.module import family_of
-    from lit_mm.stages.stage import check_recipe
+    from lit_mm.stages.stage import branches, check_recipe
 
     model, stages = cli.model, cli.stages
     check_recipe(stages, model.parts(), model.objectives)
@@ -102,6 +102,8 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
         "parameters": {"total": sum(parts.values()), "parts": parts},
         "stages": [stage_plan(cli, stage, ranks) for stage in stages],
     }
+    for planned in plan["stages"]:
+        planned["starts_from"] = branches(stages).get(planned["name"])
     if sizes is not None:
         processor = model.processor
         if processor is None or processor.token_grid is None:
@@ -245,6 +247,8 @@ def tables(plan: dict[str, Any]) -> str:
     rows.append(["total", f"{plan['parameters']['total']:,}", *[""] * len(stages)])
     rows.append(["trainable", "", *(f"{stage['trainable_total']:,}" for stage in stages)])
     rows.append(["frozen", "", *(f"{stage['frozen_total']:,}" for stage in stages)])
+    if any(stage["starts_from"] for stage in stages):
+        rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
     text = [plan["family"], "", aligned(rows), "", memory_table(stages)]

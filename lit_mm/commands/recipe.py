@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,17 @@ class RecipeCLI(LightningCLI):
         unknown = sorted(set(self.config.only) - {stage.name for stage in stages})
         if unknown:
             raise UserError(f"--stages names {unknown}; the recipe has {[stage.name for stage in stages]}")
-        return [stage for stage in stages if not self.config.only or stage.name in self.config.only]
+        selected = [stage for stage in stages if not self.config.only or stage.name in self.config.only]
+        if selected and self.config.only and self.config.init_from:
+            selected[0] = replace(selected[0], starts_from=None)  # it starts from what `init_from` names
+        names = {stage.name for stage in selected}
+        for stage in selected:
+            if stage.starts_from in {stage.name for stage in stages} - names:
+                raise UserError(
+                    f"--stages leaves out {stage.starts_from!r}, and {stage.name!r} starts from its end. Name it as "
+                    f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
+                )
+        return selected
 
     def resolved(self) -> str:
         """The config with every default filled in, without what belongs to the launch."""

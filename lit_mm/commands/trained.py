@@ -14,15 +14,18 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 
 
-def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
+def open_trained(
+    place: str, config: str | None = None, stage: str | None = None
+) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
     """The model with its weights and precision, the data module of its recipe, and the checkpoint's path.
 
     Args:
         place: a run folder (its newest checkpoint) or a checkpoint.
         config: build the model from this config file instead of the one kept in the checkpoint.
+        stage: name of the stage whose newest checkpoint is opened; None: the newest of the run.
     """
     quiet()
-    path = manifest.find(place)
+    path = manifest.find(place, stage)
     try:
         checkpoint = reading.read(path)
     except manifest.Damaged as error:

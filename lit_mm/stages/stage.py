@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -56,6 +56,8 @@ class Stage:
         betas: AdamW's moment decay rates.
         clip: gradient norm limit over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
+        starts_from: name of the stage before it in the recipe whose end it starts from; None: the stage right before.
+            Several stages may start from the end of one. That end is kept, and so is the end of every branch.
         noisy: frozen parts that keep their dropout. Other frozen parts run in evaluation mode.
         inputs: changes of how its training documents become samples; None: as in the model in use.
         objectives: name of an objective of the model -> its weight in the loss; empty: the model's first, as it is.
@@ -71,6 +73,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
+    starts_from: str | None = None
     noisy: list[str] = field(default_factory=list)
     objectives: dict[str, float] = field(default_factory=dict)
     inputs: Inputs | None = None
@@ -112,42 +115,98 @@ def check_recipe(
         parts: part -> its parameters by name.
         objectives: names of the model's objectives.
     Raises:
-        UserError: no stage, two stages of one name, a stage that names a part or an objective that the model does not
-            have, or a warm-up that is longer than its stage.
+        UserError: no stage, two stages of one name, a stage that starts from one which is not before it, or a stage
+            that this model cannot run, see `check_stage`.
     """
     if not stages:
         raise UserError("the recipe has no stages: add `stages:` with at least one entry")
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise UserError(f"stage names must differ, got {names}")
+    origins(stages)
     for stage in stages:
-        unknown = sorted(stage.train.keys() - parts.keys())
-        if unknown:
+        check_stage(stage, parts, objectives)
+
+
+def check_stage(
+    stage: Stage, parts: Mapping[str, Mapping[str, nn.Parameter]], objectives: Collection[str] = ()
+) -> None:
+    """Refuse a stage that this model cannot run.
+
+    Args:
+        parts: part -> its parameters by name.
+        objectives: names of the model's objectives.
+    Raises:
+        UserError: the stage names a part or an objective that the model does not have, or its warm-up is longer than
+            the stage.
+    """
+    unknown = sorted(stage.train.keys() - parts.keys())
+    if unknown:
+        raise UserError(
+            f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
+            f"Correct `stages.{stage.name}.train`."
+        )
+    if stage.max_steps is not None:
+        try:
+            stage.schedule.factor(0, stage.max_steps)
+        except UserError as error:  # it does not know its stage
+            raise UserError(f"stages.{stage.name}.schedule: {error}") from error
+    if wrong := sorted(set(stage.noisy) - (parts.keys() - stage.train.keys())):
+        frozen = sorted(parts.keys() - stage.train.keys())
+        raise UserError(
+            f"stage {stage.name!r}: `noisy` names frozen parts that keep their dropout, got {wrong}; frozen are "
+            f"{frozen}"
+        )
+    if unknown := sorted(stage.objectives.keys() - set(objectives)):
+        raise UserError(
+            f"stage {stage.name!r} weighs unknown objectives {unknown}; this model has {sorted(objectives)}. "
+            f"Correct `stages.{stage.name}.objectives`."
+        )
+
+
+def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
+    """Stage -> the stage whose end it starts from; None for the first one.
+
+    Raises:
+        UserError: `starts_from` names a stage that is not before it in the recipe.
+    """
+    before: dict[str, str | None] = {}
+    previous = None
+    for stage in stages:
+        if stage.starts_from is not None and stage.starts_from not in before:
             raise UserError(
-                f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
-                f"Correct `stages.{stage.name}.train`."
+                f"stages.{stage.name}.starts_from: a stage starts from the end of one that is before it in the recipe, "
+                f"{list(before) or 'and it is the first'}; got {stage.starts_from!r}"
             )
-        if stage.max_steps is not None:
-            try:
-                stage.schedule.factor(0, stage.max_steps)
-            except UserError as error:  # it does not know its stage
-                raise UserError(f"stages.{stage.name}.schedule: {error}") from error
-        if wrong := sorted(set(stage.noisy) - (parts.keys() - stage.train.keys())):
-            frozen = sorted(parts.keys() - stage.train.keys())
-            raise UserError(
-                f"stage {stage.name!r}: `noisy` names frozen parts that keep their dropout, got {wrong}; frozen are "
-                f"{frozen}"
-            )
-        if unknown := sorted(stage.objectives.keys() - set(objectives)):
-            raise UserError(
-                f"stage {stage.name!r} weighs unknown objectives {unknown}; this model has {sorted(objectives)}. "
-                f"Correct `stages.{stage.name}.objectives`."
-            )
+        before[stage.name] = stage.starts_from or previous
+        previous = stage.name
+    return before
+
+
+def branches(stages: Sequence[Stage]) -> dict[str, str]:
+    """Stage -> the stage whose end it starts from, of the stages that do not go on from the one right before."""
+    names = [stage.name for stage in stages]
+    pairs = zip([None, *names], origins(stages).items(), strict=False)
+    return {stage: origin for previous, (stage, origin) in pairs if origin not in (None, previous)}
+
+
+def lasting_ends(stages: Sequence[Stage]) -> frozenset[str]:
+    """The stages whose end a run keeps: those that another stage than the next starts from, and the ends of branches.
+
+    The end of a stage that only the next one goes on from is a checkpoint like any other.
+    """
+    before = origins(stages)
+    names = list(before)
+    return frozenset(
+        name
+        for name, following in zip(names, [*names[1:], None], strict=True)
+        if {stage for stage, origin in before.items() if origin == name} != {following}
+    )
 
 
 def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -> None:
     """Freeze everything, then thaw the parts that `stage` names."""
-    check_recipe([stage], parts, stage.objectives)
+    check_stage(stage, parts, stage.objectives)
     for name, parameters in parts.items():
         for parameter in parameters.values():
             parameter.requires_grad_(name in stage.train)
