@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from lit_mm.checkpoints import manifest as manifests
 from lit_mm.checkpoints.before import translate_family
 from lit_mm.checkpoints.contents import kept_tensors
-from lit_mm.checkpoints.manifest import DAMAGED, digest_file
+from lit_mm.checkpoints.manifest import Damaged, digest_file
 from lit_mm.checkpoints.origins import Origins
 from lit_mm.errors import UserError
 
@@ -105,7 +106,7 @@ class Checkpoint:
                 run[begin - start : end - start] = piece[begin - first : end - first]
                 missing -= end - begin
         if missing:
-            raise UserError(f"{str(self.path)!r} lacks {missing} of {count} elements of a tensor. {DAMAGED}")
+            raise Damaged(f"{str(self.path)!r} lacks {missing} of {count} elements of a tensor")
         return run
 
     def _file(self, name: str) -> Any:
@@ -117,27 +118,48 @@ class Checkpoint:
         """Compare every file with its digest, about a second per gigabyte and core.
 
         Raises:
-            UserError: a file has other bytes than were written.
+            Damaged: a file has other bytes than were written.
         """
         names = list(self.manifest["files"])
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             digests = pool.map(lambda name: digest_file(self.path / name), names)
             for name, hashed in zip(names, digests, strict=True):
                 if hashed != self.manifest["files"][name]["blake2b"]:
-                    raise UserError(f"{str(self.path / name)!r} does not have the bytes that were written. {DAMAGED}")
+                    raise Damaged(f"{str(self.path / name)!r} does not have the bytes that were written")
 
 
 def read(path: Path) -> Checkpoint:
     """Open a checkpoint and check that its files are all there, at their length.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or something else wrote it.
+        UserError: there is no such checkpoint, or something else wrote it.
+        Damaged: the manifest or a file is not as it was written.
     """
     opened = manifests.read(path)
     for name in opened.files(""):
         if problem := opened.problem_of(name):
-            raise UserError(f"{str(path / name)!r} {problem}. {DAMAGED}")
+            raise Damaged(f"{str(path / name)!r} {problem}")
     return Checkpoint(path, opened.content)
+
+
+def newest_whole(folder: Path) -> manifests.Saved | None:
+    """The furthest checkpoint of a run's checkpoint folder whose files all have the bytes that were written."""
+    for saved in reversed(manifests.published(folder)):
+        try:
+            read(saved.path).verify()
+            return saved
+        except Damaged:
+            continue
+    return None
+
+
+def way_out(damaged: Path) -> str:
+    """What a user may do about a damaged checkpoint, which is the newest of its run."""
+    whole = newest_whole(damaged.parent)
+    if whole is None:
+        return "No other checkpoint of this run is whole: start again in another folder (--run_dir)"
+    others = [shlex.quote(str(saved.path)) for saved in manifests.published(damaged.parent) if saved > whole]
+    return f"The newest whole one is {str(whole.path)!r}; to go on from it: rm -r {' '.join(others)}"
 
 
 def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts: Collection[str] | None = None) -> None:

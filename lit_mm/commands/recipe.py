@@ -42,7 +42,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 
 ADDRESS = re.compile(r"(?P<address>stages\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)  # how a stage's errors begin
-RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
+RUN_KEYS = ("config", "run_dir", "take_over", "init_from")  # of the launch, not of the experiment
 
 
 KEYS: dict[str, Any] = {
@@ -192,7 +192,8 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
         for option in RECIPE_OPTIONS:
-            parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help)
+            bare = {"nargs": "?", "const": True} if option.type is bool else {}  # `--take_over` alone means true
+            parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **bare)
 
     def instantiate_classes(self) -> None:
         """Everything but the Trainer, which is made per stage."""

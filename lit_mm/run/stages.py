@@ -98,7 +98,10 @@ def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> 
             raise UserError(
                 f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe"
             )
-        reading.read(saved.path).verify()
+        try:
+            reading.read(saved.path).verify()
+        except manifest.Damaged as error:
+            raise UserError(f"{error}. {reading.way_out(saved.path)}") from error
         return saved.path.name
 
     name = agree(trainer, "resume", newest)

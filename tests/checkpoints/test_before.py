@@ -225,7 +225,8 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     content = json.loads((first.path / "manifest.json").read_text())
     content["family"] = "lit_mm.families.xcomposer2_4khd.XComposer2HD"
     content["files"]["config.yaml"] |= {"bytes": len(text), "blake2b": digest_file(first.path / "config.yaml")}
-    (first.path / "manifest.json").write_text(json.dumps(content))
+    del content["blake2b"]
+    (first.path / "manifest.json").write_text(json.dumps(content | {"format": 1}))
     yield run
     torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
 

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import stat
 from pathlib import Path
@@ -13,9 +14,10 @@ from torch import nn
 
 from lit_mm.checkpoints import writing
 from lit_mm.checkpoints.digests import digest
-from lit_mm.checkpoints.manifest import checkpoint_name, find, newest, published
+from lit_mm.checkpoints.manifest import Damaged, checkpoint_name, damage, find, newest, published, sealed
+from lit_mm.checkpoints.manifest import read as read_manifest
 from lit_mm.checkpoints.origins import Origins
-from lit_mm.checkpoints.reading import load_weights, read
+from lit_mm.checkpoints.reading import load_weights, newest_whole, read, way_out
 from lit_mm.checkpoints.writing import Piece, optimizer_groups, publish, publish_pieces, remove
 from lit_mm.errors import UserError
 from lit_mm.stages.parts import Parts
@@ -168,10 +170,10 @@ def test_what_is_no_checkpoint_of_ours_is_refused_with_the_reason(tmp_path):
     text = (path / "manifest.json").read_text()
     for spoilt in (text[: len(text) // 2], "[]", "{}"):
         (path / "manifest.json").write_text(spoilt)
-        with pytest.raises(UserError, match=r"manifest\.json is missing or spoilt .*delete it"):
+        with pytest.raises(Damaged, match=r"manifest\.json is missing or spoilt"):
             read(path)
-    (path / "manifest.json").write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match="has format 2, this version of lit_mm reads format 1"):
+    (path / "manifest.json").write_text(sealed(json.loads(text) | {"format": 3}))
+    with pytest.raises(UserError, match="has format 3, this version of lit_mm reads the formats 1 and 2"):
         read(path)
 
 
@@ -181,7 +183,7 @@ def test_a_damaged_file_is_named(tmp_path, name):
     publish(made(), path)
     data = (path / name).read_bytes()
     (path / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match=f"{name}' does not have the bytes that were written.*the one before"):
+    with pytest.raises(UserError, match=f"{name}' does not have the bytes that were written"):
         read(path).verify()
     (path / name).write_bytes(data[:-7])
     with pytest.raises(UserError, match=rf"{name}' has {len(data) - 7} bytes, {len(data)} were written"):
@@ -189,6 +191,64 @@ def test_a_damaged_file_is_named(tmp_path, name):
     (path / name).unlink()
     with pytest.raises(UserError, match=rf"{name}' is missing"):
         read(path)
+
+
+def test_any_byte_that_changes_in_any_file_is_found(tmp_path):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    assert len(list(path.iterdir())) == 5
+    for file in path.iterdir():
+        data = file.read_bytes()
+        for place in range(len(data)):
+            file.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 7)]) + data[place + 1 :])
+            with pytest.raises(UserError):
+                read(path).verify()
+        file.write_bytes(data)
+    read(path).verify()
+
+
+@pytest.mark.parametrize("files", [{}, {"state.pt": {"bytes": 5, "blake2b": ""}}])
+def test_a_manifest_that_does_not_list_its_files_is_damaged_with_a_digest_and_without(tmp_path, files):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    content = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(content | {"files": files}, indent=1) + "\n")
+    with pytest.raises(Damaged, match="does not have the bytes"):
+        read(path)
+    del content["blake2b"]
+    (path / "manifest.json").write_text(json.dumps(content | {"files": files}, indent=1) + "\n")
+    with pytest.raises(Damaged, match="its digest is missing"):
+        read(path)
+    (path / "manifest.json").write_text(json.dumps(content | {"files": files, "format": 1}, indent=1) + "\n")
+    with pytest.raises(Damaged, match=r"does not list config\.yaml, .*weights-00000-00"):
+        read(path)
+
+
+def test_a_checkpoint_of_before_is_read_though_its_manifest_cannot_be_checked(tmp_path):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    assert read_manifest(path).sealed
+    content = json.loads((path / "manifest.json").read_text()) | {"format": 1}
+    del content["blake2b"]
+    (path / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
+    read(path).verify()
+    opened = read_manifest(path)
+    assert not opened.sealed and damage(opened, verify=True) == []
+
+
+def test_beside_a_damaged_checkpoint_the_newest_whole_one_is_named(tmp_path):
+    paths = [tmp_path / checkpoint_name(1, "a", step) for step in (2, 4, 6, 8)]
+    for path in paths:
+        publish(made(), path)
+    (paths[3] / "manifest.json").unlink()
+    (paths[2] / "state.pt").write_bytes(b"x" * (paths[2] / "state.pt").stat().st_size)
+    assert newest_whole(tmp_path).path == paths[1]
+    assert (
+        way_out(paths[3]) == f"The newest whole one is {str(paths[1])!r}; to go on from it: rm -r {paths[2]} {paths[3]}"
+    )
+    for path in paths[:2]:
+        (path / "config.yaml").unlink()
+    assert way_out(paths[3]).startswith("No other checkpoint of this run is whole")
 
 
 def saved_of(model: nn.Module, folder: Path, frozen=None):
