@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from itertools import accumulate
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -18,18 +19,40 @@ from lit_mm.checkpoints.digests import digest
 from lit_mm.checkpoints.writing import optimizer_groups
 from lit_mm.combination.declared import require_parts
 from lit_mm.combination.legal import IN_A_FAMILY, Part
+from lit_mm.distributed.zero import ZeRO
+from lit_mm.documents.document import Document
+from lit_mm.documents.examination import Examination
 from lit_mm.errors import UserError
+from lit_mm.layers.protocols import parts_within
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.objectives.objective import Objective
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
-from lit_mm.stages.groups import parameter_groups
+from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.optimizer import make_optimizer
 from lit_mm.stages.stage import Stage, apply_stage
 from lit_mm.stages.thaw import late_parts, learning_parts, set_modes
 from lit_mm.stream.order import stable_hash
-from lit_mm.weights.source import is_added, load_part
+from lit_mm.weights.source import Published, is_added, load_part
+
+
+class Examiner(Protocol):
+    """Examines a model on held-out documents. A family sets its own as `MultimodalModule.examiner`."""
+
+    def __call__(
+        self, module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
+    ) -> Examination:
+        """Called on every rank of a job; each gets the whole examination.
+
+        Args:
+            module: model to examine.
+            documents: each ends in an answer that the model is not shown.
+            blind: show pictures of other documents, which tells what the model knows without seeing; see
+                `lit_mm.evaluation.examiners.without_sight`.
+            batch_size: documents examined together.
+        """
+        ...
 
 
 class MultimodalModule(L.LightningModule):
@@ -56,7 +79,7 @@ class MultimodalModule(L.LightningModule):
         super().__init__()
         self.network = network
         self.objectives = dict(objectives or {"next_token": NextToken()})
-        self.examiner: Any = None  # a `lit_mm.evaluation.examiners.Examiner`; None: answers are compared
+        self.examiner: Examiner | None = None  # None: answers are compared
         self.micro_losses: dict[str, Tensor] = {}  # objective -> its share of the step's loss, of the last micro-batch
         self.free = free
         self.stage_names: frozenset[str] = frozenset()  # stages that arguments of the constructor name
@@ -73,7 +96,13 @@ class MultimodalModule(L.LightningModule):
         self.origins: dict[str, str] = {}  # part -> where its weights came from, until a stage trains it
         self._base: dict[str, dict[str, str]] = {}  # the digests of these parts
         if isinstance(network, MultimodalModel) and network.vision is not None:
-            require_parts(network.vision, network.connector, self.processor, free, "model.init_args")
+            self._require_parts(self.processor, "model.init_args")
+
+    def _require_parts(self, processor: Processor, key: str) -> None:
+        """Refuse a processor that does not go with the parts of a model that reads images."""
+        network = self.network
+        if isinstance(network, MultimodalModel) and network.vision is not None:
+            require_parts(network.vision, network.connector, processor, self.free, key)
 
     @cached_property
     def processor(self) -> Processor:
@@ -93,10 +122,9 @@ class MultimodalModule(L.LightningModule):
         for step in sorted(stage.inputs_from):
             current = processors[step] = current.with_inputs(stage.inputs_from[step])
             keys[step] = f"stages.{stage.name}.inputs_from.{step}"
-        if getattr(self.network, "vision", None) is not None:
-            for step, processor in processors.items():
-                if processor is not self.processor:
-                    require_parts(self.network.vision, self.network.connector, processor, self.free, keys[step])
+        for step, processor in processors.items():
+            if processor is not self.processor:
+                self._require_parts(processor, keys[step])
         return processors
 
     def processor_of(self, stage: Stage) -> Processor | None:
@@ -106,7 +134,7 @@ class MultimodalModule(L.LightningModule):
     # --- parts ---------------------------------------------------------------------------------------------------
     def modules_by_part(self) -> dict[str, nn.Module]:
         """Part name -> child of the network with parameters. A part inside of a child (partial LoRA) is not listed."""
-        parts = getattr(self.network, "parts_within", {})
+        parts = parts_within(self.network)
         children = self.network.named_children()
         return {parts.get(name, name): child for name, child in children if next(child.parameters(), None) is not None}
 
@@ -116,13 +144,13 @@ class MultimodalModule(L.LightningModule):
         It is the child of the network that holds the parameter, unless a module on the way declares another part for
         one of its attributes in `parts_within`, a mapping attribute -> part.
         """
-        module: Any = self.network
-        for name in parameter.split("."):
-            within = getattr(module, "parts_within", {})
+        names = parameter.split(".")
+        modules = accumulate(names[:-1], nn.Module.get_submodule, initial=self.network)
+        for module, name in zip(modules, names, strict=True):
+            within = parts_within(module)
             if name in within:
                 return within[name]
-            module = getattr(module, name)
-        return parameter.split(".", 1)[0]
+        return names[0]
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """Part name -> its parameters by name (relative to the part). Disjoint, and together all parameters."""
@@ -135,10 +163,9 @@ class MultimodalModule(L.LightningModule):
         """Load every part's published weights, where its `weights` names some. Constructors never do."""
         filled: dict[int, str] = {}  # id of a parameter -> origin
         for part, module in self.modules_by_part().items():
-            reference = getattr(module, "weights", None)
-            if reference is not None:
-                load_part(module, reference, part)
-                filled |= {id(p): reference for name, p in module.named_parameters() if not is_added(name)}
+            if isinstance(module, Published) and module.weights is not None:
+                load_part(module, module.weights, part)
+                filled |= {id(p): module.weights for name, p in module.named_parameters() if not is_added(name)}
         self.origins = {
             part: filled[id(next(iter(parameters.values())))]
             for part, parameters in self.parts().items()
@@ -182,8 +209,8 @@ class MultimodalModule(L.LightningModule):
         if self.stage is None:
             raise UserError("no stage has begun: the model is trained by a recipe with `stages:` (lit_mm fit)")
         stage, total = self.stage, self.total_steps
-        layered = {n: m for n, m in self.modules_by_part().items() if hasattr(m, "layer_of")}
-        optimizer = make_optimizer(parameter_groups(self.parts(), stage, layered), stage.betas)
+        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()))
+        optimizer = make_optimizer(groups, stage.betas)
         factors = [
             lambda step, part=group["part"]: stage.schedule.factor(step, total) * (part in learning_parts(stage, step))
             for group in optimizer.param_groups
@@ -289,7 +316,7 @@ class MultimodalModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         """Clip by the stage's norm. Lightning refuses to for a fused optimizer in bf16, though nothing is unscaled."""
-        if hasattr(self.trainer.strategy, "engine_optimizer"):
+        if isinstance(self.trainer.strategy, ZeRO):
             return  # ZeRO does both: only the engine sees the gradients of all ranks
         for group in optimizer.param_groups:
             if group["part"] not in self._learning:
@@ -321,9 +348,9 @@ class MultimodalModule(L.LightningModule):
             "frozen": {part: {"origin": self.origins[part], "digests": digests} for part, digests in frozen.items()},
         }
         (optimizer,) = self.trainer.optimizers
-        checkpoint["optimizer"] = optimizer_groups(
-            optimizer, names, getattr(self.trainer.strategy, "given_groups", None)
-        )
+        strategy = self.trainer.strategy
+        whole = strategy.given_groups if isinstance(strategy, ZeRO) else None
+        checkpoint["optimizer"] = optimizer_groups(optimizer, names, whole)
         by_name = {names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names}
         checkpoint["optimizer_states"] = [by_name]
 

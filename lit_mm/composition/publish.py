@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lit_mm.composition.compose import Article, Slot
-from lit_mm.documents.document import Picture
+from lit_mm.documents.document import FromFile, Picture
 
 IMAGES = "images"
 WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # browsers show them; others are rewritten as PNG
@@ -102,7 +102,10 @@ def record(article: Article, pictures: Sequence[Picture], images: dict[int, str]
     """How the article came about, as JSON: captions, candidates and choices by name of file, and notes."""
 
     def name(number: int | None) -> str | None:
-        return None if number is None else str(getattr(pictures[number], "path", f"image {number}"))
+        if number is None:
+            return None
+        picture = pictures[number]
+        return str(picture.path) if isinstance(picture, FromFile) else f"image {number}"
 
     def entry(slot: Slot) -> dict:
         names = {"candidates": [name(n) for n in slot.candidates], "image": name(slot.image)}
@@ -144,7 +147,7 @@ def _caption(article: Article, line: int) -> str:
 
 def _copy(picture: Picture, number: int, folder: Path) -> str:
     """Copy an image file, or write an image that is none or that browsers do not show. Returns its name."""
-    path: Path | None = getattr(picture, "path", None)
+    path = picture.path if isinstance(picture, FromFile) else None
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem if path else "image").strip("-")[:40] or "image"
     if path is not None and path.suffix.lower() in WEB:
         name = f"{number}-{stem}{path.suffix.lower()}"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
+from lit_mm.layers.protocols import complete
 from lit_mm.tiling.grids import GridRule
 
 
-class Beside(nn.Module, ABC):
+class Beside(nn.Module, Connector):
     """A `lit_mm.model.Connector` that adds learned vectors to those of another, and leaves its visual tokens alone.
 
     Args:
@@ -19,12 +21,13 @@ class Beside(nn.Module, ABC):
 
     def __init__(self, projector: nn.Module) -> None:
         super().__init__()
+        complete(projector, Connector, "connector")
         self.projector = projector
 
     @property
     def any_grid(self) -> bool:
         """Does the wrapped connector take views of several shapes together?"""
-        return getattr(self.projector, "any_grid", False)
+        return self.projector.any_grid
 
     @property
     def grid_rule(self) -> GridRule:

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.tiling.grids import HalvedColumns
 
 
 # V views, S side of the patch grid, N = S^2 patches, D vision width, E language width, T = ceil(S / 2)
-class DownsampleMLP(nn.Module):
+class DownsampleMLP(nn.Module, Connector):
     """Layer norm - linear - exact GELU - linear over 2 x 2 patches, whose channels are joined.
 
     Patches are joined in the order top left, top right, bottom left, bottom right; an odd side gets zeros at the bottom

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.layers.start import start_at
 from lit_mm.tiling.grids import MergedGrid
 
 
 # V views, N patches, D vision width, S merge side, M = N / S^2 tokens, E language width
-class MergeMLP(nn.Module):
+class MergeMLP(nn.Module, Connector):
     """Fold each S x S block of patches into channels, then linear - exact GELU - linear.
 
     The newline and the separator vector live where the folded patches do, and pass through the same projector: a layout

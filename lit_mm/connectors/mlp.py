@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.layers.start import start_at
 from lit_mm.tiling.grids import SameGrid
 
 
 # V views, N patches, D vision width, E language width
-class MLPProjector(nn.Module):
+class MLPProjector(nn.Module, Connector):
     """Linear - exact GELU - Linear, biases on. Source: XComposer2's build_mlp.py, LLaVA-1.5 (arXiv:2310.03744).
 
     Args:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.connectors.qformer import QFormer
 from lit_mm.layers.start import start_at
 from lit_mm.tiling.grids import FixedGrid
 
 
 # V views, N features each, D vision width, Q queries, E language width
-class QFormerProjector(nn.Module):
+class QFormerProjector(nn.Module, Connector):
     """Layer norm of the features - Q-Former without text - linear. Q visual tokens a view, however many features.
 
     Args:

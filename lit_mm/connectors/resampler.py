@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
@@ -18,7 +19,7 @@ from lit_mm.tiling.grids import FixedGrid
 # V views, N patches, D vision width, E language width, Q queries (a square grid), H heads
 
 
-class Resampler(nn.Module):
+class Resampler(nn.Module, Connector):
     """One cross-attention, no residual, no feed-forward.
 
     With P the fixed sine-cosine table of the query grid: queries LN(query) + P, keys LN(W x) + P resized bicubically to
@@ -112,7 +113,7 @@ class Resampler(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class NormalisedResampler(nn.Module):
+class NormalisedResampler(nn.Module, Connector):
     """The resampler, then a layer norm and a square matrix: all that lies between Qwen-VL's encoder and language model.
 
     The release keeps the latter two outside of `attn_pool`, and its fine-tuning script keeps them frozen: they are a

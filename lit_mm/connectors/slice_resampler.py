@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.connectors.region_pooling import pool_regions
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
@@ -22,7 +23,7 @@ Grid = tuple[int, int]  # (rows, columns) of patches
 
 # V views, N patches of the largest, D vision width, E language width, S side of the query grid, Q = S^2 queries,
 # H heads; R readers of q queries and P vectors each: Q of 1 query (each its region), or 1 of Q queries (all)
-class SliceResampler(nn.Module):
+class SliceResampler(nn.Module, Connector):
     """One cross-attention of a grid of learnt queries, a layer norm and a square matrix.
 
     With T the fixed sine-cosine table of the query grid: queries LN(query) + T, keys LN(W x) + T resized bicubically to

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.fusion.scatter import scatter_visual
@@ -37,6 +38,7 @@ from lit_mm.tiling.hd import Hd
 from lit_mm.tiling.plan import Stretch, Tiling, View
 from lit_mm.tiling.uhd import Uhd
 from lit_mm.tiling.windows import Windows
+from lit_mm.vision.protocol import VisionEncoder
 
 SLOTS = 6  # tokens a cell: a located shape has as many
 TILE = 112  # side of a view of the nano recipes, pixels
@@ -124,7 +126,7 @@ def window_of(view: View) -> tuple[float, float, float, float]:
     return (left - x) / width, (top - y) / height, (left + columns - x) / width, (top + rows - y) / height
 
 
-class Cells(nn.Module):
+class Cells(nn.Module, VisionEncoder):
     """Stands where the vision encoder stands: the sum of one vector per (slot, token) of a cell, and two for its place.
 
     A vision encoder's features tell where they are from, so a cell tells its row and column. Without them a language
@@ -167,7 +169,7 @@ class Cells(nn.Module):
         return cells
 
 
-class Straight(nn.Module):
+class Straight(nn.Module, Connector):
     """A connector that changes nothing. Its learned vectors are zero: every family learns its own, from small ones."""
 
     grid_rule: ClassVar[SameGrid] = SameGrid()

@@ -11,6 +11,7 @@ from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
+from lit_mm.vision.protocol import VisionEncoder
 
 # V views, N patches, D width, P = N + 1 positions (class token first), H heads
 
@@ -46,7 +47,7 @@ class EvaBlock(nn.Module):
         return branch * mask / (1 - self.drop_path)
 
 
-class EvaViT(nn.Module):
+class EvaViT(nn.Module, VisionEncoder):
     """EVA-CLIP ViT-g/14; features are the output of its last block, with the class token, before any norm.
 
     As released the fortieth block, the last norm and the head are not built. The families put a norm of their own
@@ -93,6 +94,7 @@ class EvaViT(nn.Module):
             raise UserError(f"EvaViT: at least 1 layer and a `drop_path` in [0, 1), got {layers=}, {drop_path=}")
         self.image_size, self.patch, self.width, self.num_layers = image_size, patch, width, layers
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
+        self.returns_class_token = not drop_cls
         self.activation_checkpointing = activation_checkpointing
         self.patch_grid = PatchGrid(patch, "EvaViT")
         self.grid = self.token_grid((image_size, image_size))

@@ -14,6 +14,7 @@ from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
+from lit_mm.vision.protocol import VisionEncoder
 
 # V views, N patches, D width, P positions: N + 1, the class token first, or N without one; H heads
 
@@ -59,7 +60,7 @@ class Block(nn.Module):
         return self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
-class ViT(nn.Module):
+class ViT(nn.Module, VisionEncoder):
     """CLIP ViT; features are a block's output, before the post layer-norm. That norm is therefore not built, nor is any
     block behind the features: they would be parameters without a gradient (XComposer2's release replaces the norm by an
     identity when the ViT learns; LLaVA's loads and runs the last block for nothing).
@@ -118,10 +119,10 @@ class ViT(nn.Module):
         self.image_size, self.patch, self.width = image_size, patch, width
         self.published_layers, self.num_layers = layers, layers + select_layer + 1
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
+        self.returns_class_token = class_token and not drop_cls
         self.activation_checkpointing = activation_checkpointing
         self.any_size = any_size
         self.heads = heads
-        self.reads_tiles = False  # a function that gives tiles weights of their own (`apply_window_adapters`) sets it
         self.patch_grid = PatchGrid(patch, "ViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:

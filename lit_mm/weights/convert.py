@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,24 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 8  # names in an error
+
+
+@runtime_checkable
+class AdaptsState(Protocol):
+    """A module that changes the entries of a checkpoint before they are loaded, such as a position table's size."""
+
+    def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Change `state` in place; the entries of this module begin with `prefix`."""
+        ...
+
+
+@runtime_checkable
+class RestoresBuffers(Protocol):
+    """A module with buffers that no checkpoint holds, such as a table of angles."""
+
+    def restore_buffers(self) -> None:
+        """Recompute the buffers; needed after a build on the meta device."""
+        ...
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -93,8 +112,8 @@ def load_strict(
 ) -> None:
     """Load a state in our names; nothing is left over on either side, or nothing is loaded at all.
 
-    A part may have `adapt_state(state, prefix)`, which changes its entries first (the ViT resizes its position table),
-    and `restore_buffers()`, which recomputes afterwards what no checkpoint holds. Parameters on the meta device are
+    Modules that are `AdaptsState` change their entries first (the ViT resizes its position table); those that are
+    `RestoresBuffers` recompute afterwards what no checkpoint holds. Parameters on the meta device are
     replaced by the state's tensors, others are copied into, in their own dtype. A tied copy may be absent.
 
     Args:
@@ -105,7 +124,7 @@ def load_strict(
     """
     state = dict(state)
     for prefix, part in module.named_modules():
-        if hasattr(part, "adapt_state"):
+        if isinstance(part, AdaptsState):
             part.adapt_state(state, f"{prefix}." if prefix else "")
     tensors = module.state_dict(keep_vars=True)
     values = {
@@ -147,7 +166,7 @@ def load_strict(
                 state |= dict.fromkeys(names, value if isinstance(tensors[first], nn.Parameter) else state[first])
     module.load_state_dict({name: state[name] for name in tensors if name in state}, strict=False, assign=on_meta)
     for part in module.modules():
-        if hasattr(part, "restore_buffers"):
+        if isinstance(part, RestoresBuffers):
             part.restore_buffers()
 
 
