@@ -51,24 +51,26 @@ class MultimodalModel(nn.Module):
         Raises:
             UserError: the encoder and connector made another number of visual tokens than the processor counted.
         """
+        vision, connector = self.vision, self.connector
+        assert vision is not None and connector is not None
         groups, tiles = views.groups, views.tiles
         if self.together:
-            grids = [self.vision.token_grid(tuple(view.shape[-2:])) for group in groups for view in group]
-            features = self.vision(groups, tiles) if self.vision.reads_tiles else self.vision(groups)
-            padded = self.connector(features, grids)  # [V, M, E]
-            counts = [rows * columns for rows, columns in map(self.connector.token_grid, grids)]
+            grids = [vision.token_grid(tuple(view.shape[-2:])) for group in groups for view in group]
+            features = vision(groups, tiles) if vision.reads_tiles else vision(groups)
+            padded = connector(features, grids)  # [V, M, E]
+            counts = [rows * columns for rows, columns in map(connector.token_grid, grids)]
             tokens = [of_view[:count] for of_view, count in zip(padded, counts, strict=True)]
-        elif self.vision.reads_tiles:
+        elif vision.reads_tiles:
             numbers = tiles.split([len(group) for group in groups])
-            tokens = [self.connector(self.vision(*pair)).flatten(0, 1) for pair in zip(groups, numbers, strict=True)]
+            tokens = [connector(vision(*pair)).flatten(0, 1) for pair in zip(groups, numbers, strict=True)]
         else:
-            tokens = [self.connector(self.vision(group)).flatten(0, 1) for group in groups]
+            tokens = [connector(vision(group)).flatten(0, 1) for group in groups]
         if (count := sum(map(len, tokens))) != views.tokens:
             raise UserError(
                 f"the processor counted {views.tokens} visual tokens, vision encoder and connector made {count} from "
                 f"{len(views)} views. Is the processor of another family in use?"
             )
-        return torch.cat([*tokens, self.connector.learned().to(tokens[0])])
+        return torch.cat([*tokens, connector.learned().to(tokens[0])])
 
     def embed(self, batch: Batch) -> Tensor:
         """[1, T, E]: text embeddings with the vectors of the bank in their places.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from lit_mm.connectors.protocol import Connector
+from lit_mm.connectors.protocol import Connector, Gridded
 from lit_mm.layers.protocols import complete
 from lit_mm.tiling.grids import GridRule
 
@@ -19,7 +19,7 @@ class Beside(nn.Module, Connector):
         projector: the other.
     """
 
-    def __init__(self, projector: nn.Module) -> None:
+    def __init__(self, projector: Gridded) -> None:
         super().__init__()
         complete(projector, Connector, "connector")
         self.projector = projector

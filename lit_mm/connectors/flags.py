@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.beside import Beside
+from lit_mm.connectors.protocol import Gridded
 
 
 class WithFlags(Beside):
@@ -21,7 +22,7 @@ class WithFlags(Beside):
 
     parts_within: ClassVar[dict[str, str]] = {"start": "flags", "end": "flags"}
 
-    def __init__(self, projector: nn.Module, language_width: int) -> None:
+    def __init__(self, projector: Gridded, language_width: int) -> None:
         super().__init__(projector)
         self.start = nn.Parameter(torch.zeros(language_width))
         self.end = nn.Parameter(torch.zeros(language_width))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.beside import Beside
+from lit_mm.connectors.protocol import Gridded
 from lit_mm.errors import UserError
 
 
@@ -23,7 +24,7 @@ class WithLearned(Beside):
         UserError: no name, or two of one name.
     """
 
-    def __init__(self, projector: nn.Module, names: Sequence[str], language_width: int) -> None:
+    def __init__(self, projector: Gridded, names: Sequence[str], language_width: int) -> None:
         super().__init__(projector)
         if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
             raise UserError(f"learned vectors need names that differ, such as [newline, separator], got {list(names)}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.beside import Beside
+from lit_mm.connectors.protocol import Gridded
 
 
 class WithNewline(Beside):
@@ -21,7 +22,7 @@ class WithNewline(Beside):
 
     parts_within: ClassVar[dict[str, str]] = {"newline": "newline"}
 
-    def __init__(self, projector: nn.Module, language_width: int) -> None:
+    def __init__(self, projector: Gridded, language_width: int) -> None:
         super().__init__(projector)
         self.newline = nn.Parameter(torch.randn(language_width) * language_width**-0.5)
 

@@ -7,6 +7,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
+from lit_mm.tiling.grids import GridRule
+
 
 class Connector(Protocol):
     """[V, N, D] patch features -> [V, M, E] visual tokens.
@@ -39,3 +41,13 @@ class Connector(Protocol):
     @abstractmethod
     def __call__(self, *inputs: Any) -> Tensor:
         """Visual tokens of the views, see the class."""
+
+
+class Gridded(Connector, Protocol):
+    """A connector whose token counts a processor can compute without it, as families need.
+
+    Attributes:
+        grid_rule: rule (rows, columns) of patches -> (rows, columns) of visual tokens.
+    """
+
+    grid_rule: GridRule

@@ -116,7 +116,9 @@ class Layer(nn.Module):
         if num_queries:
             queries = queries if self.cross is None else self.cross(queries, features)
             queries = self.query_ffn(queries)
-        return torch.cat([queries, self.text_ffn(text)], dim=1) if text.shape[1] else queries
+        if self.text_ffn is None or not text.shape[1]:
+            return queries
+        return torch.cat([queries, self.text_ffn(text)], dim=1)
 
 
 class TextHead(nn.Module):
@@ -217,7 +219,7 @@ class QFormer(nn.Module):
             raise UserError("QFormer: give image features, text ids or both")
         parts = [] if features is None else [self.queries.expand(len(features), -1, -1)]
         if ids is not None:
-            if self.words is None:
+            if self.words is None or self.positions is None:
                 raise UserError("QFormer: it was built without a text branch; set `vocab_size`")
             if ids.shape[1] > self.positions.num_embeddings:
                 raise UserError(
@@ -237,7 +239,7 @@ class QFormer(nn.Module):
         Raises:
             UserError: built without `head`.
         """
-        if self.head is None:
+        if self.head is None or self.words is None:
             raise UserError("QFormer: it was built without the head that predicts text; set `head: true`")
         return self.head(text, self.words.weight)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
+from lit_mm.connectors.protocol import Gridded
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.protocol import LanguageModel
 from lit_mm.layers.protocols import complete
@@ -13,27 +14,8 @@ from lit_mm.model import MultimodalModel
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.processor import Processor
-from lit_mm.tiling.grids import GridRule, TokenGrid
-
-
-class Patched(Protocol):
-    """A vision encoder whose grid of patches is known without it.
-
-    Attributes:
-        patch_grid: encode size of a view, pixels -> (rows, columns) of patches.
-    """
-
-    patch_grid: GridRule
-
-
-class Gridded(Protocol):
-    """A connector whose grid of visual tokens is known without it.
-
-    Attributes:
-        grid_rule: (rows, columns) of patches -> (rows, columns) of visual tokens.
-    """
-
-    grid_rule: GridRule
+from lit_mm.tiling.grids import TokenGrid
+from lit_mm.vision.protocol import Patched
 
 
 def compose(

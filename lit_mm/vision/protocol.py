@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from lit_mm.tiling.grids import GridRule
+
 
 class VisionEncoder(Protocol):
     """[V, 3, H, W] normalised pixels -> [V, N, D] patch features.
@@ -38,3 +40,13 @@ class VisionEncoder(Protocol):
     @abstractmethod
     def __call__(self, *inputs: Any) -> Tensor:
         """Features of the views, see the class."""
+
+
+class Patched(VisionEncoder, Protocol):
+    """A vision encoder whose token counts a processor can compute without it, as families need.
+
+    Attributes:
+        patch_grid: rule (height, width) of a view, pixels -> (rows, columns) of patches.
+    """
+
+    patch_grid: GridRule

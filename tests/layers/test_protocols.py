@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from lit_mm.connectors.mlp import MLPProjector
@@ -13,14 +14,20 @@ from lit_mm.connectors.newline import WithNewline
 from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.families.recombined import Recombined
+from lit_mm.inference.generate import answer
+from lit_mm.language.llama import Llama
+from lit_mm.language.protocol import Learnt
+from lit_mm.language.state import DecoderState
 from lit_mm.layers.protocols import complete, parts_within
 from lit_mm.model import MultimodalModel
+from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.groups import layered
 from lit_mm.tiling.grids import PatchGrid, SameGrid
 from lit_mm.tiling.plan import Stretch
 from lit_mm.vision.protocol import VisionEncoder
 from lit_mm.vision.vit import ViT
+from tests.tiny import document
 from tests.tiny import language as tiny_language
 
 
@@ -57,6 +64,32 @@ class PlainConnector(nn.Module):
         return self.linear(x)
 
 
+class Wrapped(nn.Module):
+    """A user's language model: no `Llama`, but it meets the protocol."""
+
+    writes_target = False
+
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.width, self.vocab_size = width, vocab_size
+        self.inner = Llama(width, layers=1, heads=2, kv_heads=1, ffn_width=width, vocab_size=vocab_size)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        return self.inner.embed(ids)
+
+    def learn(self, embeds: Tensor, batch: Batch) -> Learnt:
+        return self.inner.learn(embeds, batch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.inner.logits(hidden)
+
+    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, DecoderState]:
+        return self.inner.begin(embeds, batch)
+
+    def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
+        return self.inner.step(tokens, state)
+
+
 def recombined(vision: nn.Module, connector: Any = PlainConnector, language: Any = None) -> Recombined:
     return Recombined(vision, language or tiny_language(), "nano", Inputs(tiling=Stretch(28)), connector=connector)
 
@@ -82,8 +115,8 @@ def test_attributes_that_a_part_has_stay() -> None:
 @pytest.mark.parametrize(
     ("role", "attribute", "protocol"),
     [
-        ("vision encoder", "patch_grid", "lit_mm.families.composition.Patched"),
-        ("connector", "grid_rule", "lit_mm.families.composition.Gridded"),
+        ("vision encoder", "patch_grid", "lit_mm.vision.protocol.Patched"),
+        ("connector", "grid_rule", "lit_mm.connectors.protocol.Gridded"),
         ("language model", "writes_target", "lit_mm.language.protocol.LanguageModel"),
     ],
 )
@@ -97,6 +130,26 @@ def test_a_part_that_lacks_what_its_protocol_demands_is_refused_by_name(
     message = rf"^the {role} {type(part).__name__} lacks `{attribute}`, see {protocol}\. Add it to the class$"
     with pytest.raises(UserError, match=message):
         recombined(vision, lambda *_: connector, language)
+
+
+def test_a_recipe_may_name_any_language_model_that_meets_the_protocol() -> None:
+    place = f"{Wrapped.__module__}.Wrapped"
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Recombined, "model")
+    arguments = {
+        "vision": {
+            "class_path": "lit_mm.vision.vit.ViT",
+            "init_args": {"image_size": 28, "patch": 14, "width": 8, "layers": 1, "heads": 2},
+        },
+        "language": {"class_path": place, "init_args": {"width": 16, "vocab_size": 512}},
+        "tokenizer": "nano",
+        "inputs": {"tiling": {"class_path": "lit_mm.tiling.Stretch", "init_args": {"size": 28}}},
+    }
+    config = {"model": {"class_path": "lit_mm.families.Recombined", "init_args": arguments}}
+    module = parser.instantiate(parser.parse_object(config)).model
+    assert type(module.network.language).__name__ == "Wrapped"
+    answers = answer(module, [document(1), document(2)], max_new_tokens=2)
+    assert len(answers) == 2
 
 
 def test_methods_are_demanded_as_well() -> None:
