@@ -1,4 +1,4 @@
-"""Properties of parts, measured by running each part on small probe inputs. No part is registered anywhere.
+"""Properties of parts: they are measured by running each part on small probe inputs. No part is registered anywhere.
 
 A tiling is run on a few image sizes, a layout on three small plans, a connector's `token_grid` on a few grids. Other
 properties are attributes of `VisionEncoder` and `Connector`.
@@ -28,11 +28,13 @@ def require_parts(
     """Refuse parts that do not go together, for any source of documents.
 
     Args:
-        processor: of the model in use or of a stage.
-        free: the parts that the family lets a recipe choose.
+        vision: vision encoder of the model.
+        connector: connector of the model.
+        processor: processor of the model in use or of a stage.
+        free: parts that the family lets a recipe choose.
         key: key of the recipe that names the inputs, for the error.
     Raises:
-        UserError: see `require_combination`.
+        UserError: the parts do not go together, see `require_combination`.
     """
     for tiling in (processor.tiling, *processor.by_source.values()):
         require_combination(vision, connector, tiling, processor.layout, key, free)
@@ -49,10 +51,15 @@ def require_combination(
     """Refuse parts that do not go together.
 
     Args:
-        key: of the recipe, for the error.
+        vision: vision encoder of the model.
+        connector: connector of the model.
+        tiling: rule that cuts images into views.
+        layout: rule that arranges visual tokens.
+        key: key of the recipe, for the error.
         free: parts that the recipe may choose; the nearest legal choice changes no other.
     Raises:
-        UserError: the reason and the nearest legal choice, or the error of a part for a view of the tiling.
+        UserError: the parts do not go together, or a part refuses a view of the tiling. The message has the reason and
+            the nearest legal choice.
     """
     measured = properties(vision, connector, tiling, layout)
     reason = objection(measured)
@@ -63,12 +70,12 @@ def require_combination(
         for height, width in PROBES:
             for view in tiling(height, width).views:
                 connector.token_grid(vision.token_grid(view.size))
-    except UserError as error:  # a side that a patch, or what is merged, does not divide
+    except UserError as error:  # such as a side that the patch or the merge does not divide
         raise UserError(f"{key}: {error}") from error
 
 
 def properties(vision: VisionEncoder, connector: Connector, tiling: Tiling, layout: Layout) -> Properties:
-    """The properties of the parts. A connector with learned vectors beside it is measured without them."""
+    """Measure the parts. A connector that learned vectors wrap is measured without the wrapper."""
     bare = connector
     while isinstance(bare, Beside):
         bare = bare.projector
@@ -80,7 +87,7 @@ def properties(vision: VisionEncoder, connector: Connector, tiling: Tiling, layo
     size = vision.image_size
     windows = len(plans[0].tiles) if same else 0
     if not any(plan.tiles for plan in plans):
-        windows = vision.windows  # which views of the whole pass by
+        windows = vision.windows  # views of the whole image use no adapter, so any number goes
     return Properties(
         view=views.pop() if len(views) == 1 else None,
         thumbnail=plans[0].thumbnail,
@@ -99,7 +106,7 @@ def properties(vision: VisionEncoder, connector: Connector, tiling: Tiling, layo
 
 
 def of_connector(connector: Connector) -> tuple[str, str]:
-    """`grids` and `order` of `Properties`."""
+    """Measure `grids` and `order` of `Properties`."""
     counts = {grid: tokens for grid in (*SQUARES, OBLONG) if (tokens := tokens_of(connector, grid)) is not None}
     squares = set(SQUARES) <= counts.keys()
     grids = "one" if not squares else "any" if OBLONG in counts else "square"
@@ -117,19 +124,19 @@ def tokens_of(connector: Connector, grid: Size) -> int | None:
 
 
 def of_layout(layout: Layout) -> tuple[int, frozenset[Thumbnail], bool]:
-    """`places`, `lays_out` and `rows` of `Properties`, from plans of 2 x 2 tiles, each of 2 x 2 visual tokens."""
+    """Measure `places`, `lays_out` and `rows` of `Properties` on plans of 2 x 2 tiles of 2 x 2 visual tokens each."""
     places, lays_out, rows = 0, set(), False
     for thumbnail in ("first", "last", None):
         count = 4 + (thumbnail is not None)
         plan = TilePlan((56, 56), (2, 2), (View.whole((28, 28)),) * count, thumbnail)
         runs = layout(plan, FixedGrid(2, 2))
-        if not runs:  # it places nothing: the visual tokens go elsewhere
+        if not runs:  # a layout that places no token has none to lose
             lays_out.add(thumbnail)
             continue
         index = np.concatenate([[np.iinfo(np.int64).min] if isinstance(run, str) else run for run in runs])
         visual = index[index >= 0]
         if sorted(visual) != list(range(4 * count)):
-            continue  # loses tokens or places one twice
+            continue  # the layout loses a token or places it twice
         lays_out.add(thumbnail)
         vectors = -index[(index < 0) & (index > np.iinfo(np.int64).min)]
         places = max(places, vectors.max(initial=0))
