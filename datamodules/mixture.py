@@ -92,7 +92,8 @@ class Mixture(StreamDataModule):
             raise UserError(f"the data set is empty: source {names[sizes.index(0)]!r} of the mixture holds no sample")
         reads = {"explicit": ("weight",), "repeat": ("repeat", "draws")}.get(self.weights, ())
         for name, member in zip(names, self.members, strict=True):
-            keys = [key for key in ("weight", "repeat", "draws") if getattr(member, key) is not None]
+            values = {"weight": member.weight, "repeat": member.repeat, "draws": member.draws}
+            keys = [key for key, value in values.items() if value is not None]
             if set(keys) - set(reads) or len(keys) > 1 or (self.weights == "explicit" and not keys):
                 expected = {"explicit": "a `weight`", "repeat": "`repeat` or `draws`"}.get(self.weights, "none of them")
                 raise UserError(f"source {name!r}: with `weights: {self.weights}` it takes {expected}, got {keys}")

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from torch import nn
 
 from lit_mm.errors import UserError
-from lit_mm.stages.groups import parameter_groups
+from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.stage import Stage
 
 FP32, BF16 = 4, 2  # bytes
@@ -264,9 +264,8 @@ class Staged(Protocol):
 
 def weights_of(module: Staged) -> list[Weight]:
     """The weights of a model whose stage has begun, those of a group in its order. The meta device will do."""
-    layered = {name: part for name, part in module.modules_by_part().items() if hasattr(part, "layer_of")}
     groups: dict[int, tuple[int, int]] = {}
-    for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered)):
+    for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered(module.modules_by_part()))):
         for parameter in group["params"]:
             groups[id(parameter)] = (number, 1 if group["muon"] else 2)
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in module.named_parameters()}

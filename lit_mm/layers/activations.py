@@ -1,4 +1,4 @@
-"""Activations that are computed a second time in the backward pass, rather than kept."""
+"""Activation checkpointing: activations are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from transformers import PreTrainedModel
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep the inputs of each of transformers' layers alone.
+    """Let every layer of a transformers model keep its input alone, in place.
 
-    Non-reentrant, so that gradients reach parameters behind inputs that need none. transformers renamed the method in
-    5.23; the older name is there until 6.
+    The non-reentrant form is used, so that gradients reach parameters behind inputs that need none.
     """
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})

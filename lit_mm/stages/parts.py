@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor, nn
+
+from lit_mm.layers.protocols import parts_within
 
 
 class Parts:
@@ -30,21 +31,21 @@ class Parts:
 
     def modules(self) -> dict[str, nn.Module]:
         """Part -> the child of the network that is this part. A part inside of a child (partial LoRA) is not listed."""
-        within = getattr(self.network, "parts_within", {})
+        within = parts_within(self.network)
         return {within.get(name, name): child for name, child in self.children().items()}
 
     def part_of(self, parameter: str) -> str:
         """The part that a parameter belongs to, from its name in the network."""
         child, *names = parameter.split(".")
-        within = getattr(self.network, "parts_within", {})
+        within = parts_within(self.network)
         if child in within:
             return within[child]
-        module: Any = self._aside[child] if child in self._aside else getattr(self.network, child)
+        module = self.children()[child]
         for name in names:
-            within = getattr(module, "parts_within", {})
+            within = parts_within(module)
             if name in within:
                 return within[name]
-            module = getattr(module, name)
+            module = module._modules.get(name)  # the last name is a parameter's
         return child
 
     def parameters(self) -> dict[str, dict[str, nn.Parameter]]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_mm.layers.protocols import parts_within
 from lit_mm.stages.stage import Stage
 
 
@@ -37,8 +38,8 @@ def modules_with_parts(module: nn.Module, part: str = "") -> Iterator[tuple[nn.M
     Args:
         part: part of `module`; "" for the network, whose children are parts of their own names.
     """
-    within = getattr(module, "parts_within", {})
+    within = parts_within(module)
     for name, child in module.named_children():
         inner = within.get(name, part or name)
-        yield child, {inner, *getattr(child, "parts_within", {}).values()}
+        yield child, {inner, *parts_within(child).values()}
         yield from modules_with_parts(child, inner)
