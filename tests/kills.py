@@ -33,6 +33,7 @@ from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
 from lit_mm.distributed.shares import share_of
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.module import MultimodalModule
+from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FaultyMixture
@@ -248,7 +249,7 @@ def recipe_of(launch: Launch) -> list[Stage]:
 
 def run(launch: Launch, rank: int) -> None:
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_algorithms()
     os.environ[KILL] = launch.kill
     if launch.kill.startswith("fsync"):
         kill_at_fsync(int(launch.kill.split()[1]))

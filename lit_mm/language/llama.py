@@ -12,6 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 import lit_mm.layers.attention  # noqa: F401  registers the kernel that the config names
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
+from lit_mm.language.routed import Routing
 from lit_mm.language.state import DecoderState
 from lit_mm.layers.activations import checkpoint_activations
 from lit_mm.samples.batch import Batch
@@ -161,5 +162,5 @@ class Llama(nn.Module):
             position_ids=batch.positions,
             past_key_values=cache,
             use_cache=cache is not None,
-            routing=places if self.routed and batch.views is not None else None,
+            routing=Routing.of(places, embeds.shape[1]) if self.routed and batch.views is not None else None,
         )

@@ -233,7 +233,7 @@ class ViT(nn.Module):
         first = int(self.cls is not None)
         ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
         visible = torch.arange(first + longest) < ends[:, None]
-        return x, torch.cat(tables), visible[:, None, None].to(x.device)
+        return x, torch.cat(tables), visible[:, None, None].to(x.device, non_blocking=True)
 
 
 def as_strip(pixels: Tensor, patch: int) -> Tensor:

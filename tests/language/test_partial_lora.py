@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import PartialLoRALinear, apply_partial_lora
+from lit_mm.language.routed import Routing
 from tests.rows import flat, hidden, logits
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 40}
@@ -86,7 +87,7 @@ def test_no_nan_of_an_unflagged_position_reaches_the_branch() -> None:
     nn.init.normal_(linear.lora_b.weight)
     x = torch.randn(1, 8, 6)
     x[0, 3] = torch.nan
-    linear.route.routing = torch.tensor([0, 2, 4])
+    linear.route.routing = Routing.of(torch.tensor([0, 2, 4]), 8)
     linear(x)[0, [0, 2, 4]].sum().backward()
     assert torch.isfinite(linear.lora_a.weight.grad).all() and torch.isfinite(linear.lora_b.weight.grad).all()
 
