@@ -97,11 +97,8 @@ def decode(
                 f"{promised[0]}. Rebuild the index of the data set"
             )
         least = at_least if at_least is None or turn < 5 else at_least[::-1]  # as it is stored
-        pixels = (
-            _jpeg(data, image.size[::-1], least)
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
-            else None
-        )
+        fast = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+        pixels = _jpeg(data, image.size[::-1], least) if fast else None
         if pixels is None:
             pixels = _rgb(image)
     return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
@@ -212,9 +209,9 @@ def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _jpeg(data: bytes, size: tuple[int, int], at_least: tuple[int, int] | None) -> np.ndarray | None:
-    """[H, W, 3] uint8, stored orientation, of a file whose header says `size`; None for a file that libjpeg-turbo would only decode with a warning.
+    """[H, W, 3] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
 
-    Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
+    `size` is (height, width) of the header, which is read once. Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
     """
     try:
         if at_least is None:

@@ -230,8 +230,12 @@ def test_an_impossible_zero_is_refused(arguments: dict[str, Any], says: str) -> 
 
 @pytest.mark.parametrize(
     ("arguments", "overlap"),
-    [({"stage": 2}, False), ({"stage": 2, "overlap_comm": True}, True), ({"stage": 3}, True)]
-    + [({"stage": 3, "overlap_comm": False}, False)],
+    [
+        ({"stage": 2}, False),
+        ({"stage": 2, "overlap_comm": True}, True),
+        ({"stage": 3}, True),
+        ({"stage": 3, "overlap_comm": False}, False),
+    ],
 )
 def test_communication_overlaps_the_backward_pass_under_stage_3_or_where_asked(
     arguments: dict[str, Any], overlap: bool
