@@ -211,7 +211,10 @@ def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
 def _jpeg(data: bytes, size: tuple[int, int], at_least: tuple[int, int] | None) -> np.ndarray | None:
     """[H, W, 3] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
 
-    `size` is (height, width) of the header, which is read once. Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
+    Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
+
+    Args:
+        size: (height, width) in the header.
     """
     try:
         if at_least is None:

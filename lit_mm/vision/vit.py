@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import Checkpointing, checkpoint_layers
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
@@ -26,7 +27,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Attention and feed-forward, each behind a layer norm. q, k and v are one linear: rows q, then k, then v."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, activation: str, eps: float) -> None:
@@ -79,7 +80,7 @@ class ViT(nn.Module):
         position_size: image size of the checkpoint to be loaded, pixels. A table of that size is resized bicubically
             while loading. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
-        activation_checkpointing: recompute each block in the backward pass.
+        activation_checkpointing: "full": recompute each block in the backward pass; "none": keep its activations.
         class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG; loading leaves out a checkpoint's.
         any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
             bicubically to the view's grid, so that it learns at whichever size a stage trains on. Before a connector of
@@ -103,7 +104,7 @@ class ViT(nn.Module):
         eps: float = 1e-5,
         position_size: int | None = None,
         weights: str | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         select_layer: int = -1,
         class_token: bool = True,
         any_size: bool = False,
@@ -133,6 +134,7 @@ class ViT(nn.Module):
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
+        checkpoint_layers(self, activation_checkpointing)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -199,10 +201,7 @@ class ViT(nn.Module):
         x = self.pre_norm(x + table)
         extra = () if tiles is None else (tiles,)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, visible, *extra, use_reentrant=False)
-            else:
-                x = block(x, visible, *extra)
+            x = block(x, visible, *extra)
         return x[:, 1:] if self.drop_cls and self.cls is not None else x
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:

@@ -97,7 +97,7 @@ def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> 
     """Two forwards before one backward: the recomputed layers must read the route of their own forward, and with
     dropout on, draw the same mask again."""
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", "full"):
         torch.manual_seed(3)
         language = adapted(dropout=0.3, activation_checkpointing=checkpointing).train()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -106,7 +106,10 @@ def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> 
         run(language, None)  # a forward of text alone between forward and backward must not matter, either
         loss.backward()
         gradients.append({name: p.grad for name, p in language.named_parameters()})
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    for name, expected in gradients[0].items():
+        # In bf16 the gradients of two forwards are added in bf16 without recomputing, and in fp32 with it
+        atol = 2**-7 * expected.abs().max().item() if autocast else 0
+        torch.testing.assert_close(gradients[1][name], expected, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @torch.inference_mode()
