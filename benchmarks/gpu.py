@@ -1,7 +1,7 @@
 """Published recipes, cut to a few layers, on a real GPU: memory beside its plan, speed beside an undivided model.
 
     python benchmarks/gpu.py [--recipes xcomposer2 llava_1_5 llava_next] [--layers 4] [--strategies auto zero2 zero3]
-                             [--checkpointing on off] [--steps 8] [--json FILE] [--KEY VALUE ...]
+                             [--checkpointing full none] [--steps 8] [--json FILE] [--KEY VALUE ...]
 
 Takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, what is frozen) with
 the first `--layers` blocks of its language model, no pretrained weights and the nano tokenizer, and trains it on random
@@ -159,7 +159,7 @@ def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Nam
         meter |= {"init_args": {"file": str(folder / "figures.json"), "steps": chosen.steps}}
         config = cut(Path(f"experiments/paper/{recipe}.yaml"), chosen.layers, folder, meter)
         for part in ("vision", "language"):
-            config["model"]["init_args"][part]["init_args"]["activation_checkpointing"] = checkpointing == "on"
+            config["model"]["init_args"][part]["init_args"]["activation_checkpointing"] = checkpointing
         config["trainer"]["strategy"] = strategy
         (folder / "cut.yaml").write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "lit_mm"]
@@ -215,7 +215,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["xcomposer2", "llava_1_5", "llava_next"])
     parser.add_argument("--layers", type=int, default=4, help="blocks of the language model")
     parser.add_argument("--strategies", nargs="+", default=["auto", "zero2", "zero3"])
-    parser.add_argument("--checkpointing", nargs="+", choices=("on", "off"), default=["on", "off"])
+    parser.add_argument("--checkpointing", nargs="+", choices=("full", "none"), default=["full", "none"])
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps, of which the first is not measured")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     chosen, rest = parser.parse_known_args()

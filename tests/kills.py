@@ -37,6 +37,7 @@ from lit_mm.evaluation.examiners import examine
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
@@ -295,7 +296,7 @@ def recipe_of(launch: Launch) -> list[Stage]:
 
 def run(launch: Launch, rank: int) -> None:
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_algorithms()
     os.environ[KILL] = launch.kill
     if launch.kill.startswith("fsync"):
         kill_at_fsync(int(launch.kill.split()[1]))

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import lightning as L
-import torch
 
 from callbacks.checkpointing import Checkpointing
 from callbacks.examination import Examination, accuracy_at, read_accuracy
@@ -32,6 +31,7 @@ from lit_mm.report.curves import draw_curves
 from lit_mm.report.samples import draw_samples
 from lit_mm.report.summary import stage_summaries, write_summary
 from lit_mm.report.tables import accuracy_table
+from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
@@ -42,7 +42,7 @@ from lit_mm.stages.stage import branches, lasting_ends
 def fit(arguments: Sequence[str]) -> None:
     """Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result."""
     quiet()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_algorithms()
     cli = RecipeCLI(arguments, "fit")
     cli.check_stages()
     launch = cli.trainer_of([], [])

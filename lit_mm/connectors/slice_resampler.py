@@ -180,4 +180,4 @@ def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], T
     if all(of.shape[2] == longest for of in outputs):
         return whole, None
     lengths = torch.tensor([of.shape[2] for of in outputs for _ in range(len(of))])
-    return whole, (torch.arange(longest) < lengths[:, None]).to(x.device)
+    return whole, (torch.arange(longest) < lengths[:, None]).to(x.device, non_blocking=True)

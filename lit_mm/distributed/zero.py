@@ -84,6 +84,8 @@ class ZeRO(DeepSpeedStrategy):
         keep_whole: stage 3 only: parameters of at most so many elements stay whole on every rank, which saves messages.
         bucket: at most so many elements are reduced or gathered in one message. The buffer of gradients to reduce has
             this size, or that of all that a stage learns if it is less.
+        overlap_comm: reduce and gather while the backward pass computes; below stage 3 a second buffer of gradients is
+            then held. None: True under stage 3, False below.
         timeout_minutes: longest wait of one rank for another.
     Raises:
         UserError: an impossible stage, or offloaded parameters below stage 3.
@@ -97,6 +99,7 @@ class ZeRO(DeepSpeedStrategy):
         keep_whole: int = 100_000,
         bucket: int = 200_000_000,
         timeout_minutes: float = default_pg_timeout.total_seconds() / 60,
+        overlap_comm: bool | None = None,
     ) -> None:
         if stage not in (1, 2, 3):
             raise UserError(f"ZeRO has the stages 1, 2 and 3, got {stage}")
@@ -112,7 +115,7 @@ class ZeRO(DeepSpeedStrategy):
             "zero_optimization": {
                 "stage": stage,
                 "contiguous_gradients": True,
-                "overlap_comm": False,
+                "overlap_comm": stage == 3 if overlap_comm is None else overlap_comm,
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
                 "stage3_prefetch_bucket_size": bucket // 4,

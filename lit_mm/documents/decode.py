@@ -97,7 +97,8 @@ def decode(
                 f"{promised[0]}. Rebuild the index of the data set"
             )
         least = at_least if at_least is None or turn < 5 else at_least[::-1]  # as it is stored
-        pixels = _jpeg(data, least) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
+        fast = image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L")
+        pixels = _jpeg(data, image.size[::-1], least) if fast else None
         if pixels is None:
             pixels = _rgb(image)
     return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
@@ -207,15 +208,18 @@ def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
     return ((by, -(-height // by), -(-width // by)) for by in (1, 2, 4, 8))
 
 
-def _jpeg(data: bytes, at_least: tuple[int, int] | None) -> np.ndarray | None:
+def _jpeg(data: bytes, size: tuple[int, int], at_least: tuple[int, int] | None) -> np.ndarray | None:
     """[H, W, 3] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
 
     Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
+
+    Args:
+        size: (height, width) in the header.
     """
     try:
         if at_least is None:
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        whole, *smaller = reductions(*simplejpeg.decode_jpeg_header(data)[:2])
+        whole, *smaller = reductions(*size)
         by, height, width = max(
             [
                 whole,

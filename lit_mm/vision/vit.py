@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import Checkpointing, checkpoint_layers
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
@@ -27,7 +28,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """A pre-norm transformer block. One linear computes q, k and v; its rows are q, then k, then v."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, activation: str, eps: float) -> None:
@@ -83,7 +84,7 @@ class ViT(nn.Module, VisionEncoder):
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
-        activation_checkpointing: True recomputes each block in the backward pass.
+        activation_checkpointing: "full" recomputes each block in the backward pass; "none" keeps its activations.
         class_token: False builds no class token, as in Qwen-VL's OpenCLIP bigG, and drops that of a checkpoint.
         any_size: True accepts views of any size. The position table stays that of `image_size`; every forward resizes
             it bicubically to the view's grid, so it learns at whichever size a stage trains on. With a connector of
@@ -107,7 +108,7 @@ class ViT(nn.Module, VisionEncoder):
         eps: float = 1e-5,
         position_size: int | None = None,
         weights: str | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         select_layer: int = -1,
         class_token: bool = True,
         any_size: bool = False,
@@ -137,6 +138,7 @@ class ViT(nn.Module, VisionEncoder):
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
+        checkpoint_layers(self, activation_checkpointing)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -208,10 +210,7 @@ class ViT(nn.Module, VisionEncoder):
         x = self.pre_norm(x + table)
         extra = () if tiles is None else (tiles,)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, visible, *extra, use_reentrant=False)
-            else:
-                x = block(x, visible, *extra)
+            x = block(x, visible, *extra)
         return x[:, 1:] if self.drop_cls and self.cls is not None else x
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
@@ -242,7 +241,7 @@ class ViT(nn.Module, VisionEncoder):
         first = int(self.cls is not None)
         ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
         visible = torch.arange(first + longest) < ends[:, None]
-        return x, torch.cat(tables), visible[:, None, None].to(x.device)
+        return x, torch.cat(tables), visible[:, None, None].to(x.device, non_blocking=True)
 
 
 def as_strip(pixels: Tensor, patch: int) -> Tensor:

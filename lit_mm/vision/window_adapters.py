@@ -10,8 +10,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import checkpoint_layers
 from lit_mm.layers.dropout import dropout
 from lit_mm.layers.injection import Injection
 from lit_mm.vision.vit import Block, ViT
@@ -56,7 +58,7 @@ class WindowAdapter(nn.Module):
         return torch.bmm(low * scale[:, :, None], up.transpose(1, 2))
 
 
-class AdaptedBlock(nn.Module):
+class AdaptedBlock(GradientCheckpointingLayer):
     """A block of the vision encoder with window adapters.
 
     | adapter | reads | its result is added to |
@@ -130,6 +132,7 @@ def apply_window_adapters(
     if vision.reads_tiles:
         raise UserError("the blocks of this vision encoder have window adapters already; apply them once")
     vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
+    checkpoint_layers(vision, vision.activation_checkpointing)
     vision.reads_tiles, vision.windows = True, windows
     return vision
 

@@ -307,3 +307,11 @@ def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alo
         "starts_from": None,
     }
     assert translate_config({"stages": [translated]}) == {"stages": [translated]}
+
+
+def test_activation_checkpointing_of_parts_was_true_or_false() -> None:
+    def of(vision: Any, language: Any) -> dict[str, Any]:
+        parts = {"vision": vision, "language": language}
+        return {"model": {"init_args": {p: {"init_args": {"activation_checkpointing": v}} for p, v in parts.items()}}}
+
+    assert translate_config(of(True, False)) == of("full", "none") == translate_config(of("full", "none"))

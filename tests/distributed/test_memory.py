@@ -51,6 +51,7 @@ MORE = {
     "zero2-bf16": case("zero2-bf16", 2, bf16=True),
     "zero2-whole": case("zero2-whole", 2, micro_batch=2),
     "zero2-bucket": case("zero2-bucket", 2, bucket=4096),
+    "zero2-overlap": case("zero2-overlap", 2, bucket=4096, overlap_comm=True),
     "zero2-offload": case("zero2-offload", 2, bf16=True, offload_optimizer=True),
     "zero3-bf16": case("zero3-bf16", 3, bf16=True),
     "zero3-layers": case("zero3-layers", 3, reuse=0),

@@ -253,6 +253,21 @@ def test_an_impossible_zero_is_refused(arguments: dict[str, Any], says: str) -> 
         ZeRO(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "overlap"),
+    [
+        ({"stage": 2}, False),
+        ({"stage": 2, "overlap_comm": True}, True),
+        ({"stage": 3}, True),
+        ({"stage": 3, "overlap_comm": False}, False),
+    ],
+)
+def test_communication_overlaps_the_backward_pass_under_stage_3_or_where_asked(
+    arguments: dict[str, Any], overlap: bool
+) -> None:
+    assert ZeRO(**arguments).config["zero_optimization"]["overlap_comm"] is overlap
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_makes_a_strategy_that_is_accepted(name: str) -> None:
     check_strategy(trainer(strategy=name).strategy)

@@ -14,6 +14,7 @@ from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.lora import LoRA
 from lit_mm.language.partial_lora import PartialLoRA
 from lit_mm.model import MultimodalModel
+from lit_mm.module import MultimodalModule
 from lit_mm.stages.parts import Parts
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import WindowAdapters

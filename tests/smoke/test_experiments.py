@@ -52,6 +52,7 @@ def test_the_recipe_parses_and_its_stages_fit_its_model_and_its_data(path: Path)
     cli = parse(EXPERIMENTS / "xcomposer2.yaml", path) if is_overlay(path) else parse(path)
     assert cli.stages
     check_recipe(cli.stages, cli.model.parts())
+    assert all(parameter.dim() for parameter in cli.model.parameters())  # sharding takes no scalars
     for stage in cli.stages:
         assert type(cli.data_of(stage)) is type(cli.datamodule)
 

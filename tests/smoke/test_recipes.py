@@ -90,6 +90,8 @@ def test_it_trains_every_stage_and_can_be_asked_afterwards(
 ) -> None:
     config = tiny(recipe)
     assert main(["fit", "--config", written(config), "--run_dir", "run"]) in (0, None)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     with (place / "run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["stage"] for row in rows] == [stage["name"] for stage in config["stages"] for _ in range(2)]
