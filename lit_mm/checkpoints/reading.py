@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from lit_mm.checkpoints import manifest as manifests
 from lit_mm.checkpoints.before import translate_family
 from lit_mm.checkpoints.contents import kept_tensors
-from lit_mm.checkpoints.digests import digest
 from lit_mm.checkpoints.manifest import Damaged, digest_file
+from lit_mm.checkpoints.origins import Origins
 from lit_mm.errors import UserError
 
 
@@ -28,14 +28,10 @@ class Restorable(Protocol):
     """A model that a checkpoint can be loaded into.
 
     Attributes:
-        origins: part -> where its weights came from, of parts that nothing in this run has trained.
+        origins: where the weights of its parts come from.
     """
 
-    origins: dict[str, str]
-
-    def load_pretrained(self) -> None:
-        """Load every part's published weights."""
-        ...
+    origins: Origins
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
@@ -166,10 +162,14 @@ def way_out(damaged: Path) -> str:
     return f"The newest whole one is {str(whole.path)!r}; to go on from it: rm -r {' '.join(others)}"
 
 
-def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> None:
+def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts: Collection[str] | None = None) -> None:
     """Put a checkpoint's weights into a model of the same family and shape.
 
     Parts that the checkpoint does not store are loaded from their origin first, and must be what they were.
+
+    Args:
+        family: public import path of the model's class.
+        parts: load only these of the parts that the checkpoint does not store; None: all of them.
 
     Raises:
         UserError: another family, other shapes, or another frozen base.
@@ -195,17 +195,15 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> Non
             f"first is {odd[0]!r} ({shapes.get(odd[0], 'absent')} in the checkpoint, {here} in the model). "
             "Use the config.yaml of the run that made it"
         )
-    if frozen:
-        module.load_pretrained()
-    for part, entry in manifest["frozen"].items():
-        other = [name for name, expected in entry["digests"].items() if digest(tensors[name]) != expected]
-        if other:
-            raise UserError(
-                f"{str(path)!r} was trained on the frozen part {part!r} of {entry['origin']!r}; the part that is there "
-                f"now differs in {len(other)} of {len(entry['digests'])} tensors, the first is {other[0]!r}. Put the "
-                "origin back, or train anew on this one"
-            )
+    needed = manifest["frozen"].keys() if parts is None else manifest["frozen"].keys() & set(parts)
+    if needed:
+        module.origins.load(needed)
+    for part in needed:
+        entry = manifest["frozen"][part]
+        module.origins.check(repr(str(path)), part, entry["origin"], entry["digests"])
     with torch.no_grad():
         for name in shapes:
             tensors[name].copy_(checkpoint.weight(name))
-    module.origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}
+    origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}
+    digests = {part: entry["digests"] for part, entry in manifest["frozen"].items() if part not in needed}
+    module.origins.resume(origins, digests)

@@ -75,7 +75,7 @@ def train(
     if launch.is_global_zero:
         folder.keep_config(config)
     if start := agree(launch, "init_from", partial(starting_point, folder, init_from)):
-        reading.load_weights(module, reading.read(Path(start)), family_of(module))
+        reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
     module.save_frozen = cli.config.save_frozen
 
     logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None

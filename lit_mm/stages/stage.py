@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +12,10 @@ from torch import nn
 
 from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
-from lit_mm.stages.schedule import Cosine, Schedule
+from lit_mm.stages.schedule import ByEpoch, Cosine, Schedule
+
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a stage: it stands in names of files and in addresses of keys
+ALL_STAGES, REPLACE = "*", "replace"  # in the place of a stage's name in the address of a key
 
 
 @dataclass
@@ -37,7 +41,8 @@ class Train:
     decay_vectors: bool = False
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or not 0 < self.layer_decay <= 1 or self.weight_decay < 0 or self.from_step < 0:
+        numbers = 0 < self.lr < math.inf and 0 < self.layer_decay <= 1 and 0 <= self.weight_decay < math.inf
+        if not numbers or self.from_step < 0:
             raise UserError(
                 f"a part learns with lr > 0, 0 < layer_decay <= 1, weight_decay >= 0 and from_step >= 0, got {self}"
             )
@@ -48,7 +53,8 @@ class Stage:
     """One training phase of a recipe.
 
     Args:
-        name: names the stage in logs, metrics and checkpoints; unique in its recipe.
+        name: names the stage in logs, metrics, checkpoints and addresses of keys; unique in its recipe, of letters,
+            digits, `_` and `-`, not "replace".
         train: part name -> how it learns. Parts that are not listed stay frozen.
         max_steps: optimizer steps; left out, the length is `epochs`.
         epochs: passes over the stage's data, where `max_steps` is left out.
@@ -80,15 +86,27 @@ class Stage:
     inputs_from: dict[int, Inputs] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name) or self.name == REPLACE:
+            raise UserError(
+                f"stages.{self.name}: the name of a stage has 1 to 64 letters, digits, `_` and `-`, and is not "
+                f"{REPLACE!r}, got {self.name!r}"
+            )
         self.check_inputs()
         if not self.train:
-            raise UserError(f"stage {self.name!r} trains nothing: name at least one part under `train`")
+            raise UserError(f"stages.{self.name}: the stage trains nothing. Name at least one part under `train`")
+        if not 0 <= self.clip < math.inf:
+            raise UserError(
+                f"stages.{self.name}.clip: the limit of the gradient norm is at least 0, which switches it off, got "
+                f"{self.clip}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"stages.{self.name}.betas: decay rates are in [0, 1), got {list(self.betas)}")
         if (self.max_steps is not None and self.max_steps < 1) or self.epochs < 1:
             raise UserError(
-                f"stage {self.name!r}: max_steps and epochs are at least 1, got {self.max_steps} and {self.epochs}"
+                f"stages.{self.name}: max_steps and epochs are at least 1, got {self.max_steps} and {self.epochs}"
             )
         if wrong := {name: weight for name, weight in self.objectives.items() if not 0 < weight < math.inf}:
-            raise UserError(f"stage {self.name!r}: weights of objectives are positive numbers, got {wrong}")
+            raise UserError(f"stages.{self.name}.objectives: weights of objectives are positive numbers, got {wrong}")
 
     def check_inputs(self) -> None:
         """Refuse changes of the inputs that no step of the stage would see.
@@ -137,30 +155,35 @@ def check_stage(
         parts: part -> its parameters by name.
         objectives: names of the model's objectives.
     Raises:
-        UserError: the stage names a part or an objective that the model does not have, or its warm-up is longer than
-            the stage.
+        UserError: the stage names a part or an objective that the model does not have, its warm-up is longer than the
+            stage, or its schedule counts other epochs than the stage.
     """
     unknown = sorted(stage.train.keys() - parts.keys())
     if unknown:
         raise UserError(
-            f"stage {stage.name!r} trains unknown parts {unknown}; this model has {sorted(parts)}. "
-            f"Correct `stages.{stage.name}.train`."
+            f"stages.{stage.name}.train: stage {stage.name!r} trains unknown parts {unknown}; this model has "
+            f"{sorted(parts)}. Correct the names"
         )
     if stage.max_steps is not None:
         try:
             stage.schedule.factor(0, stage.max_steps)
         except UserError as error:  # it does not know its stage
             raise UserError(f"stages.{stage.name}.schedule: {error}") from error
+    elif isinstance(stage.schedule, ByEpoch) and stage.schedule.epochs != stage.epochs:
+        raise UserError(
+            f"stages.{stage.name}.schedule changes the rate over {stage.schedule.epochs} epochs, the stage has "
+            f"{stage.epochs}. Write the same number in both, or give the stage's length in max_steps"
+        )
     if wrong := sorted(set(stage.noisy) - (parts.keys() - stage.train.keys())):
         frozen = sorted(parts.keys() - stage.train.keys())
         raise UserError(
-            f"stage {stage.name!r}: `noisy` names frozen parts that keep their dropout, got {wrong}; frozen are "
-            f"{frozen}"
+            f"stages.{stage.name}.noisy: `noisy` names frozen parts that keep their dropout, got {wrong}; frozen "
+            f"are {frozen}"
         )
     if unknown := sorted(stage.objectives.keys() - set(objectives)):
         raise UserError(
-            f"stage {stage.name!r} weighs unknown objectives {unknown}; this model has {sorted(objectives)}. "
-            f"Correct `stages.{stage.name}.objectives`."
+            f"stages.{stage.name}.objectives: the stage weighs unknown objectives {unknown}; this model has "
+            f"{sorted(objectives)}. Correct the names"
         )
 
 

@@ -304,5 +304,6 @@ def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alo
         "train": {"connector": {"lr": 0.1, "decay_vectors": False}},
         "schedule": {"class_path": "lit_mm.stages.Linear", "init_args": {"warmup": 0.03, "start": 0.0, "floor": 0.1}},
         "noisy": [],
+        "starts_from": None,
     }
     assert translate_config({"stages": [translated]}) == {"stages": [translated]}

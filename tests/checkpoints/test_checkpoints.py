@@ -16,9 +16,11 @@ from lit_mm.checkpoints import writing
 from lit_mm.checkpoints.digests import digest
 from lit_mm.checkpoints.manifest import Damaged, checkpoint_name, damage, find, newest, published, sealed
 from lit_mm.checkpoints.manifest import read as read_manifest
+from lit_mm.checkpoints.origins import Origins
 from lit_mm.checkpoints.reading import load_weights, newest_whole, read, way_out
 from lit_mm.checkpoints.writing import Piece, optimizer_groups, publish, publish_pieces, remove
 from lit_mm.errors import UserError
+from lit_mm.stages.parts import Parts
 
 W = torch.arange(3.0)
 SAID = {"family": "f", "config": "a: 1\n", "stage": "a", "step": 2, "stored": ["w"], "frozen": {}}
@@ -258,8 +260,16 @@ def saved_of(model: nn.Module, folder: Path, frozen=None):
     return read(path)
 
 
+class Linear(nn.Linear):
+    """A model that a checkpoint can be loaded into."""
+
+    @property
+    def origins(self):
+        return Origins(Parts(nn.Module()))
+
+
 def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
-    model = nn.Linear(3, 2)
+    model = Linear(3, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     saved = saved_of(model, tmp_path)
     load_weights(model, saved, "f")
@@ -268,37 +278,46 @@ def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
         load_weights(model, saved, "g")
     expected = r"2 of 2 tensors differ.* 'bias' \(\(2,\) in the checkpoint, \(4,\) in the model\)"
     with pytest.raises(UserError, match=expected):
-        load_weights(nn.Linear(3, 4), saved, "f")
+        load_weights(Linear(3, 4), saved, "f")
     with pytest.raises(
         UserError, match=r"1 of 1 tensors differ.*'bias' \(\(2,\) in the checkpoint, absent in the model\)"
     ):
-        load_weights(nn.Linear(3, 2, bias=False), saved, "f")
+        load_weights(Linear(3, 2, bias=False), saved, "f")
 
 
-class OnABase(nn.Linear):
-    """Its weight comes from elsewhere."""
+class OnABase(nn.Module):
+    """Its body's weight comes from elsewhere; the head is its own."""
 
-    def __init__(self, base):
-        super().__init__(3, 2)
-        self.base = base
+    def __init__(self):
+        super().__init__()
+        self.network = nn.ModuleDict({"body": nn.Linear(3, 2, bias=False), "head": nn.Linear(2, 1, bias=False)})
+        self.network["body"].weights = "llama:somewhere"
+        self.origins = Origins(Parts(self.network))
 
-    def load_pretrained(self):
-        self.weight.data.fill_(self.base)
 
+def test_a_frozen_part_is_loaded_from_its_origin_and_must_be_the_same(tmp_path, monkeypatch):
+    def load(value):
+        monkeypatch.setattr(
+            "lit_mm.checkpoints.origins.load_part", lambda part, *_: nn.init.constant_(part.weight, value)
+        )
 
-def test_a_frozen_part_is_loaded_from_its_origin_and_must_be_the_same(tmp_path):
-    trained = OnABase(5.0)
-    trained.load_pretrained()
-    frozen = {"body": {"origin": "llama:somewhere", "digests": {"weight": digest(trained.weight)}}}
+    load(5.0)
+    trained = OnABase()
+    trained.origins.load()
+    body = trained.network["body"].weight
+    frozen = {"body": {"origin": "llama:somewhere", "digests": {"network.body.weight": digest(body)}}}
     saved = saved_of(trained, tmp_path, frozen)
-    assert saved.weights().keys() == {"bias"}
-    again = OnABase(5.0)
+    assert saved.weights().keys() == {"network.head.weight"}
+    again = OnABase()
     load_weights(again, saved, "f")
-    assert torch.equal(again.weight, trained.weight)
-    assert torch.equal(again.bias, trained.bias + 1)
-    assert again.origins == {"body": "llama:somewhere"}
-    with pytest.raises(UserError, match=r"trained on the frozen part 'body' of 'llama:somewhere'; .*first is 'weight'"):
-        load_weights(OnABase(4.0), saved, "f")
+    assert torch.equal(again.network["body"].weight, body)
+    assert torch.equal(again.network["head"].weight, trained.network["head"].weight + 1)
+    assert again.origins.by_part == {"body": "llama:somewhere"}
+    load(4.0)
+    with pytest.raises(
+        UserError, match=r"trained on the frozen part 'body' of 'llama:somewhere'; .*first is 'network.body.weight'"
+    ):
+        load_weights(OnABase(), saved, "f")
 
 
 def test_the_groups_of_an_optimizer_are_told_by_name():

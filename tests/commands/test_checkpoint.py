@@ -276,7 +276,7 @@ def test_any_dtype_is_written_aligned_and_read_back(tmp_path):
 
 
 def test_a_tensor_of_another_size_leaves_no_file(tmp_path):
-    with pytest.raises(UserError, match="tensor 'a' should have 8 bytes, 4 were found"):
+    with pytest.raises(UserError, match="tensor 'a' should have 8 bytes, got 4"):
         write(tmp_path / "x.safetensors", {"a": Stored("float32", (2,))}, lambda _: [b"1234"], {})
     assert not list(tmp_path.iterdir())
 
