@@ -116,9 +116,7 @@ class RecipeCLI(LightningCLI):
         if isinstance(arguments, Mapping):
             self.entries = config_of(arguments, label)
         else:
-            arguments = [
-                "--help" if argument == "--trainer.help" else argument for argument in _stage_choice(arguments)
-            ]
+            arguments = _stage_choice(arguments)
             self.entries = Entry({}, COMMAND_LINE)
             for path in config_files(arguments):
                 self.entries = merged_recipe(self.entries, read_config(path))
