@@ -26,8 +26,8 @@ OURS = ("lit_mm.", "datamodules.", "callbacks.", "tests.")
 HELP = re.compile(r"--(?P<key>(model|data|stages|trainer)(\.[\w*-]+)*)\.help")
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Source|Example)s?:.*")
 ENTRY = re.compile(r"    (?P<names>\w+(?:, \w+)*): *(?P<text>.*)")
-STAGES = """Stages are a list in the recipe. On the command line, in a later --config and in a
-sweep, a key of a stage is addressed by the stage's name.
+STAGES = """Stages are a list in the recipe. On the command line, in a later --config and in
+a sweep, a key of a stage is addressed by the stage's name.
 
   --stages.pretrain.max_steps 2               one stage
   --stages.*.max_steps 2                      all stages
@@ -231,7 +231,8 @@ def class_page(loaded: Any, address: str, path: str) -> str:
 
 def trainer_page() -> str:
     """What every argument of the Trainer does in a recipe."""
-    lines = ["The Trainer of Lightning. docs/trainer.md has this table, and that of Lightning's callbacks.", ""]
+    title = "The Trainer of Lightning. docs/trainer.md has this table, and that of Lightning's callbacks."
+    lines = [*textwrap.wrap(title, WIDTH), ""]
     for key in ARGUMENTS:
         text = f"Not taken here. {key.text}" if key.use == "refused" else key.text
         lines += [f"  --trainer.{key.name}", *_wrapped(text, 6)]

@@ -150,6 +150,8 @@ The same command with the --run_dir of an interrupted run resumes it.
   --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides
   --stages a,b         run these stages of the recipe only
 {options}
+  --allow PACKAGE      let the recipe name classes of another package; the environment variable
+                       LIT_MM_ALLOW does it for every command. Neither is read from a recipe or a checkpoint
   --seed_everything    seed of the stream's order, initial weights and dropout (default: 0)
 
 Any other key of the recipe may follow, spelt as in the YAML; a stage is named in its keys:
