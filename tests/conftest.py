@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["LIT_MM_ALLOW"] = "tests"  # recipes of tests name classes of tests
     config.addinivalue_line("markers", "golden_cases(name): run once per entry of `cases` in name.json, as `case`")
 
 

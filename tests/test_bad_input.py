@@ -364,7 +364,7 @@ def test_with_two_configs_the_file_that_holds_the_mistake_is_named(mistake: Mist
         ),
         (("--trainer.max_tim", "1"), "there is no option --trainer.max_tim. Did you mean --trainer.max_time?"),
         (("--checkpoint", "4"), "there is no option --checkpoint. Did you mean --checkpoint_every?"),
-        (("--batch_size", "4"), "there is no option --batch_size (see --help)"),
+        (("--image_size", "4"), "there is no option --image_size (see --help)"),
         (("--checkpoint_evry=4",), "there is no option --checkpoint_evry. Did you mean --checkpoint_every?"),
         (("--checkpoint_every", "x"), "checkpoint_every (on the command line): expected a whole number, got 'x'"),
         (("more",), "'more' is not expected on the command line; options start with --"),

@@ -84,9 +84,9 @@ def test_help_of_fit_names_every_top_level_option(capsys: pytest.CaptureFixture[
 
 
 def test_help_about_a_class_lists_its_arguments(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data.row_tokens" in printed(capsys, "fit", "--data.help", "datamodules.NanoDocuments")
-    assert "--model.rank" in printed(capsys, "fit", "--model.help", "lit_mm.families.XComposer2")
-    assert "--stages.schedule" in printed(capsys, "fit", "--stages.help")
+    assert "--data.init_args.row_tokens" in printed(capsys, "fit", "--data.help", "datamodules.NanoDocuments")
+    assert "--model.init_args.rank" in printed(capsys, "fit", "--model.help", "lit_mm.families.XComposer2")
+    assert "--stages.NAME.schedule" in printed(capsys, "fit", "--stages.help")
     assert "--trainer.max_time" in printed(capsys, "fit", "--trainer.help")
 
 

@@ -68,7 +68,15 @@ def data(arguments: Sequence[str]) -> None:
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """(options of `data` itself, keys of the recipe with their values) in the order of the command line."""
-    keys = {"model", "data", "stages", "trainer", "seed_everything", *(option.name for option in RECIPE_OPTIONS)}
+    keys = {
+        "model",
+        "data",
+        "stages",
+        "trainer",
+        "seed_everything",
+        "allow",
+        *(option.name for option in RECIPE_OPTIONS),
+    }
     options: list[str] = []
     overrides: list[str] = []
     rest = iter(arguments)

@@ -33,7 +33,17 @@ from lit_mm.commands.config_text import (
 from lit_mm.commands.mistakes import cause_of, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
-from lit_mm.commands.signatures import check_entry, check_keys, class_of, signature_of, unknown_key
+from lit_mm.commands.signatures import (
+    ALLOW,
+    IMPORT_PATH,
+    allowed,
+    check_entry,
+    check_keys,
+    check_package,
+    class_of,
+    signature_of,
+    unknown_key,
+)
 from lit_mm.commands.stage_keys import merged_recipe, parser_words
 from lit_mm.distributed.names import check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
@@ -60,6 +70,7 @@ def check_config(config: Entry) -> None:
     Raises:
         UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
     """
+    check_packages(config, ())
     for key, entry in config.keys.items():
         if key == "trainer":
             check_keys(entry, signature_of(Trainer), "`trainer`", (key,))
@@ -85,6 +96,21 @@ def check_config(config: Entry) -> None:
             check_keys(stage.keys["data"], signature_of(loaded), str(class_path.value), path, complete=False)
 
 
+def check_packages(entry: Entry, path: tuple[str, ...]) -> None:
+    """Refuse a `class_path` outside the packages that may be imported, wherever it stands.
+
+    Raises:
+        UserError: with the key and how to allow the package.
+    """
+    for name, inner in entry.items:
+        if name == "class_path" and isinstance(inner.value, str) and IMPORT_PATH.fullmatch(inner.value):
+            try:
+                check_package(inner.value)
+            except UserError as error:
+                raise UserError(f"{spoken(inner, (*path, name))}: {error}") from error
+        check_packages(inner, (*path, name))
+
+
 def is_known(override: Entry) -> bool:
     """Whether an option of the command line is a key of a recipe; the parser reports the others."""
     (key, entry), *_ = override.keys.items()
@@ -101,6 +127,9 @@ class RecipeCLI(LightningCLI):
         build: make the model too; otherwise only its arguments are checked.
         options: of the command itself, that a misspelt one may have meant.
         with_data: False for a command that needs no data: none is opened.
+
+    `--allow PACKAGE` on the command line lets the config name classes of another package.
+
     Raises:
         UserError: a mistake in the config or on the command line.
     """
@@ -120,9 +149,7 @@ class RecipeCLI(LightningCLI):
                 arguments = {key: value for key, value in arguments.items() if key != "data"}
             self.entries = config_of(arguments, label)
         else:
-            arguments = [
-                "--help" if argument == "--trainer.help" else argument for argument in _stage_choice(arguments)
-            ]
+            arguments = _stage_choice(_allowed(arguments))
             self.entries = Entry({}, COMMAND_LINE)
             for path in config_files(arguments):
                 self.entries = merged_recipe(self.entries, read_config(path))
@@ -314,6 +341,26 @@ def check_launch(trainer: L.Trainer) -> None:
             f"{trainer.num_nodes} x trainer.devices {trainer.num_devices}. Set them to torchrun's --nnodes and "
             f"--nproc-per-node"
         )
+
+
+def _allowed(arguments: Sequence[str]) -> list[str]:
+    """The arguments without `--allow PACKAGE`, which the processes that this one starts inherit.
+
+    Raises:
+        UserError: the option has no value.
+    """
+    words: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if key != "--allow":
+            words.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        if not re.fullmatch(r"\w+(,\w+)*", value):
+            raise UserError(f"--allow needs the name of a package, such as --allow my_corpora, got {value!r}")
+        os.environ[ALLOW] = ",".join(dict.fromkeys([*allowed(), *value.split(",")]))
+    return words
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:
