@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_mm.documents.sources import CaptionShards, SampleError
-from lit_mm.documents.sources.parts import TarPart
+from lit_mm.documents.sources.tar import TarPart
 from lit_mm.errors import UserError
 from tests.documents.sources.conftest import image_bytes
 
