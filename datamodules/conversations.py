@@ -11,7 +11,7 @@ from lit_mm.stream.datamodule import StreamDataModule, WorkerStart
 from lit_mm.stream.maker import TooLong
 from lit_mm.stream.screen import BadSample
 
-ConversationFormat = Literal["llava", "qwen_vl", "xcomposer"]
+ConversationFormat = Literal["llava", "qwen_vl", "xcomposer", "messages", "query_response"]
 
 
 class Conversations(StreamDataModule):

@@ -6,19 +6,21 @@ import re
 from reprlib import Repr
 from typing import Any
 
-RUN = re.compile(r"[A-Za-z0-9+/=_-]{200,}")  # base64, for one; no word and hardly any path is so long
-HEAD = 24  # characters of such a run that stay
+RUN = re.compile(r"(?:[A-Za-z0-9+/=_-]{60,}\s?){3,}")  # base64, in one line or in many; no word is so long
 
 
 def printable(text: str) -> str:
-    """The text with control characters and lone surrogates escaped, and long runs without a space shortened.
+    """The text with control characters and lone surrogates escaped, and long runs without a space as their length.
 
     Line ends, terminal escapes, marks that reverse the direction of writing and lone surrogates become escapes such as
-    `\\n` or `\\ud83d`. Of a run of 200 letters and digits or more, which base64 is, the first `HEAD` stay.
+    `\\n` or `\\ud83d`. A run of 180 letters and digits or more, which base64 is, becomes its length.
     """
-    if not text.isprintable():
-        text = "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
-    return RUN.sub(lambda run: f"{run[0][:HEAD]}... ({len(run[0])} characters)", text)
+    text = _without_runs(text)
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
+
+
+def _without_runs(text: str) -> str:
+    return RUN.sub(lambda run: f"<{len(run[0])} characters>", text)
 
 
 def _escape(sign: str) -> str:
@@ -33,6 +35,7 @@ class _Brief(Repr):
         self.maxlevel, self.maxdict, self.maxlist, self.maxstring, self.maxother, self.maxlong = 3, 6, 4, 60, 60, 40
 
     def repr_str(self, text: str, level: int) -> str:
+        text = _without_runs(text)
         return repr(text if len(text) <= self.maxstring else text[: self.maxstring - 3] + "...")
 
     def repr_bytes(self, content: bytes, level: int) -> str:

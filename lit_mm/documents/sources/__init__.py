@@ -9,6 +9,7 @@ from lit_mm.documents.sources.conversations import LlavaConversations, QwenVLCon
 from lit_mm.documents.sources.declared import FORMATS, open_source, undeclared
 from lit_mm.documents.sources.errors import KINDS, SampleError
 from lit_mm.documents.sources.folder import PictureFolder
+from lit_mm.documents.sources.messages import MessageConversations, QueryResponseConversations
 from lit_mm.documents.sources.pages import Mmc4Pages, ObelicsPages
 from lit_mm.documents.sources.picture import SourcePicture
 from lit_mm.documents.sources.source import Source
@@ -18,9 +19,11 @@ __all__ = [
     "KINDS",
     "CaptionShards",
     "LlavaConversations",
+    "MessageConversations",
     "Mmc4Pages",
     "ObelicsPages",
     "PictureFolder",
+    "QueryResponseConversations",
     "QwenVLConversations",
     "SampleError",
     "Source",

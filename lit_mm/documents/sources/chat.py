@@ -68,14 +68,16 @@ def _check_weight(turn: Mapping[str, Any], number: int, sample: Sample) -> None:
             )
 
 
-def spoken_turns(turns: list[Any], sample: Sample) -> list[tuple[str, str]]:
+def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple[str, str]]:
     """(role, text) of turns of `{"from": ..., "value": ...}` or `{"role": ..., "content": ...}`.
 
+    Args:
+        first: number of the first turn, in errors.
     Raises:
         SampleError: a turn lacks a key, or as `role_of`.
     """
     spoken = []
-    for number, turn in enumerate(turns):
+    for number, turn in enumerate(turns, first):
         speaker, text = (
             ("from", "value") if not isinstance(turn, Mapping) or "role" not in turn else ("role", "content")
         )
@@ -98,9 +100,11 @@ def check_answers(turns: list[tuple[str, str]], sample: Sample) -> None:
             raise sample.error(f"the answer in turn {number} is empty", "empty_answer", "Write it, or remove the turn")
 
 
-def with_system(turns: list[tuple[str, str]], sample: Sample) -> list[tuple[str, str]]:
-    """The turns after the system's text that an entry may have beside them, under `system`.
+def system_of(sample: Sample, *, has_turn: bool) -> str:
+    """The system's text that an entry has beside its turns, under `system`; "" for none.
 
+    Args:
+        has_turn: the conversation begins with a turn of the system.
     Raises:
         SampleError: it is no text, there is a system turn too, or the entry has `tools`.
     """
@@ -108,9 +112,15 @@ def with_system(turns: list[tuple[str, str]], sample: Sample) -> list[tuple[str,
         raise sample.error("it has `tools`, which are not read here", "unread_key", "Leave the sample out")
     system = sample.entry.get("system")
     if system is None or system == "":
-        return turns
+        return ""
     if not isinstance(system, str):
         raise sample.error(f"`system` is a text, got {brief(system)}", "bad_entry")
-    if turns and turns[0][0] == "system":
+    if has_turn:
         raise sample.error("it has `system` and a system turn", "bad_entry", "Keep one of them")
-    return [("system", system), *turns]
+    return system
+
+
+def with_system(turns: list[tuple[str, str]], sample: Sample) -> list[tuple[str, str]]:
+    """The turns, after the system's text of the entry. Raises as `system_of`."""
+    system = system_of(sample, has_turn=bool(turns) and turns[0][0] == "system")
+    return [("system", system), *turns] if system else turns

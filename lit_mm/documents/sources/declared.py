@@ -11,6 +11,7 @@ from lit_mm.documents.sources.captions import CaptionShards
 from lit_mm.documents.sources.conversations import LlavaConversations, QwenVLConversations, XComposerConversations
 from lit_mm.documents.sources.folder import PictureFolder
 from lit_mm.documents.sources.guess import guess_format
+from lit_mm.documents.sources.messages import MessageConversations, QueryResponseConversations
 from lit_mm.documents.sources.pages import Mmc4Pages, ObelicsPages
 from lit_mm.documents.sources.source import Source
 from lit_mm.errors import UserError
@@ -19,6 +20,8 @@ FORMATS: Mapping[str, type[Source]] = {
     "llava": LlavaConversations,
     "qwen_vl": QwenVLConversations,
     "xcomposer": XComposerConversations,
+    "messages": MessageConversations,
+    "query_response": QueryResponseConversations,
     "captions": CaptionShards,
     "obelics": ObelicsPages,
     "mmc4": Mmc4Pages,

@@ -28,12 +28,13 @@ def guess_format(pattern: str) -> str | None:
             return "folder"
         if name_of(path).endswith(".tar"):
             return "captions"
-        return _format_of(open_entries(path, "entry").entry(0))
+        return format_of(open_entries(path, "entry").entry(0))
     except (UserError, OSError):
         return None
 
 
-def _format_of(entry: Any) -> str | None:
+def format_of(entry: Any) -> str | None:
+    """The format that an entry looks like; None where nothing shows it."""
     if not isinstance(entry, Mapping):
         return None
     if isinstance(turns := entry.get("conversations"), list):

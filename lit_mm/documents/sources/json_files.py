@@ -15,6 +15,7 @@ from lit_mm.documents.sources.storage import mapped, open_file, read_range
 from lit_mm.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
+ENTRIES = ("conversations", "messages", "texts", "text_list", "images")  # keys of one entry, and not of all
 HEAD = 1 << 20  # bytes that show whether a file holds a list
 SCAN = 1 << 24  # bytes searched for line ends at a time
 # Tokens of a JSON list, as far as the ends of its elements depend on them
@@ -135,7 +136,9 @@ class JsonList(JsonPart):
                 f"{self.path!r} is not JSON ({error}). One list, or one object a line in a .jsonl"
             ) from error
         lists = [key for key, content in value.items() if isinstance(content, list)] if isinstance(value, dict) else []
-        inside = f". Its key {lists[0]!r} holds a list: write that list alone" if len(lists) == 1 else ""
+        inside = ". A single entry stands in brackets too" if lists else ""
+        if len(lists) == 1 and lists[0] not in ENTRIES:
+            inside = f". Its key {lists[0]!r} holds a list: write that list alone"
         raise UserError(
             f"{self.path!r} holds {type(value).__name__}, expected a list of {self.expected}s{printable(inside)}"
         )

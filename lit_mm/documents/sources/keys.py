@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_mm.documents.printable import brief
+from lit_mm.documents.sources.embedded import is_embedded
 from lit_mm.documents.sources.sample import Sample
 
 MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio"}  # key -> what is not read
@@ -94,9 +95,11 @@ def _is_meant(key: str, value: Any, read: Sequence[str]) -> bool:
     plain = re.sub(r"[\s_-]", "", key).lower()
     if plain in ALIASES or plain in read:
         return True
-    if plain == "id" or plain.removeprefix("image").removeprefix("s") in DESCRIPTIONS:
+    if plain == "id" or re.sub("^images?", "", plain) in DESCRIPTIONS or plain.removeprefix("image") in DESCRIPTIONS:
         return False
     if difflib.get_close_matches(plain, read, n=1, cutoff=0.8):
         return True
     first = value[0] if isinstance(value, list) else value
-    return isinstance(first, str) and IMAGE_NAME.fullmatch(first) is not None
+    if isinstance(first, Mapping):  # an image of a Hugging Face table
+        return first.keys() == {"bytes", "path"}
+    return isinstance(first, str) and (IMAGE_NAME.fullmatch(first) is not None or is_embedded(first))

@@ -119,5 +119,5 @@ def _near_name(path: str) -> str:
         names = os.listdir(folder or ".")
     except OSError:
         return ""
-    near = next((other for other in names if other.lower() == name.lower()), None)
+    near = next((other for other in names if other.lower() == name.lower() and other != name), None)
     return "" if near is None else f"There is {near!r}: upper and lower case differ"

@@ -18,6 +18,7 @@ from lit_mm.errors import UserError
 
 SAMPLED, BLOCK = 64, 4096  # blocks of a file that its stamp reads, and bytes of each
 COPY = 1 << 22  # bytes moved at once
+GONE = (404, 410)  # answers of a web server that has no such file
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +89,23 @@ def read_file(path: str) -> bytes:
 
 @contextmanager
 def remote(path: str) -> Iterator[None]:
-    """A web server's refusal becomes an OSError; the errors of local files are unchanged."""
+    """The refusal of a web server, or one that cannot be reached, becomes an OSError; other errors are unchanged.
+
+    Raises:
+        FileNotFoundError: the server says that it has no such file.
+    """
     if not path.startswith(("http://", "https://")):
         yield
         return
-    from aiohttp import ClientError
+    from aiohttp import ClientError, ClientResponseError
 
     try:
         yield
+    except FileNotFoundError as error:  # fsspec says so whatever the reason is
+        cause = error.__cause__
+        if cause is None or (isinstance(cause, ClientResponseError) and cause.status in GONE):
+            raise
+        raise OSError(f"{path!r} cannot be reached: {cause}") from error
     except ClientError as error:
         raise OSError(f"{path!r} cannot be read: {error}") from error
 
