@@ -15,6 +15,7 @@ from lit_mm.documents.sources.chat import check_answers, spoken_turns, with_syst
 from lit_mm.documents.sources.entries import open_entries
 from lit_mm.documents.sources.guess import format_of
 from lit_mm.documents.sources.keys import MEDIA, check_keys
+from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
 from lit_mm.documents.sources.placeholders import LITERAL, check_placeholders
@@ -38,7 +39,8 @@ class Conversations(Source):
 
     Args:
         path, images, name, limit_pixels: see `Source`.
-        literal_placeholders: what a row without pictures has in place of placeholders is text, such as HTML or code.
+        literal_placeholders: placeholders in rows without pictures are text, such as HTML or code.
+        limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
     """
 
     expected = "conversation"
@@ -54,12 +56,13 @@ class Conversations(Source):
         name: str | None = None,
         limit_pixels: int = LIMIT_PIXELS,
         literal_placeholders: bool = False,
+        limit_group: int = LIMIT_GROUP,
     ) -> None:
-        self.literal_placeholders = literal_placeholders
+        self.literal_placeholders, self.limit_group = literal_placeholders, limit_group
         super().__init__(path, images, name, limit_pixels)
 
     def open_part(self, path: str) -> Part:
-        return open_entries(path, self.expected)
+        return open_entries(path, self.expected, limit_group=self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         turns = self.spoken(sample)  # an entry of another format is reported before its images are
@@ -181,7 +184,7 @@ class LlavaConversations(Conversations):
         path, images, name, limit_pixels: see `Source`.
         image_first: where a turn has one picture, put it in front, a newline after it, and strip the text, as the
             released code does for its own models.
-        literal_placeholders: see `Conversations`.
+        literal_placeholders, limit_group: see `Conversations`.
     Source: `preprocess_multimodal` and the templates in llava/train/train.py.
     """
 
@@ -195,9 +198,10 @@ class LlavaConversations(Conversations):
         image_first: bool = False,
         limit_pixels: int = LIMIT_PIXELS,
         literal_placeholders: bool = False,
+        limit_group: int = LIMIT_GROUP,
     ) -> None:
         self.image_first = image_first
-        super().__init__(path, images, name, limit_pixels, literal_placeholders)
+        super().__init__(path, images, name, limit_pixels, literal_placeholders, limit_group)
 
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
         turns = super().spoken(sample)
@@ -237,9 +241,14 @@ class QwenVLConversations(Conversations):
     remedy = "Write <img>path</img> into the text, or correct `format`"  # for pictures under a key
 
     def __init__(
-        self, path: str, images: str | None = None, name: str | None = None, limit_pixels: int = LIMIT_PIXELS
+        self,
+        path: str,
+        images: str | None = None,
+        name: str | None = None,
+        limit_pixels: int = LIMIT_PIXELS,
+        limit_group: int = LIMIT_GROUP,
     ) -> None:
-        super().__init__(path, images, name, limit_pixels)
+        super().__init__(path, images, name, limit_pixels, limit_group=limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         blobs = super().blobs(sample)

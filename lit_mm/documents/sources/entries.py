@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Sequence
 
 from lit_mm.documents.sources import cache
+from lit_mm.documents.sources.arrow import ArrowRows
+from lit_mm.documents.sources.csv_rows import CsvRows
 from lit_mm.documents.sources.json_files import JsonLines, JsonList, holds_list
 from lit_mm.documents.sources.parquet import LIMIT_GROUP, ParquetRows
 from lit_mm.documents.sources.part import Part, digest_of
@@ -18,6 +20,7 @@ from lit_mm.documents.sources.storage import open_file
 from lit_mm.errors import UserError
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
+TABLE_ENDINGS = (".csv", ".parquet", ".arrow")
 GZIP, ZIP, PARQUET = b"\x1f\x8b", b"PK\x03\x04", b"PAR1"
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00")  # beginnings of UTF-16 and UTF-32
 
@@ -36,16 +39,18 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
     """
     name = name_of(path).partition("?")[0].lower()
     ending = os.path.splitext(name.removesuffix(".gz"))[1]
-    if ending not in (*JSON_ENDINGS, ".parquet"):
+    if ending not in (*JSON_ENDINGS, *TABLE_ENDINGS):
         raise UserError(
             f"the data file {path!r} ends in {ending or 'nothing'!r}; this format is read from "
-            f"{[*JSON_ENDINGS, '.parquet']}, the text files also with .gz"
+            f"{[*JSON_ENDINGS, *TABLE_ENDINGS]}, the text files also with .gz"
         )
     digest_of(path)  # refuses a file that does not exist
     with open_file(path) as file:
         beginning = file.read(4)
     if beginning == PARQUET or (ending == ".parquet" and beginning[:2] != GZIP):
         return ParquetRows(path, expected, columns, limit_group)
+    if ending == ".arrow":
+        return ArrowRows(path, expected)
     unpacked = _unpack(path) if beginning[:2] == GZIP else None
     if unpacked is not None:
         with open_file(unpacked) as file:
@@ -53,7 +58,9 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
     if beginning == ZIP:
         raise UserError(f"the data file {path!r} is a zip archive: unpack it, and name the file that was in it")
     if beginning.startswith(WIDE) or beginning[1:2] == b"\x00":
-        raise UserError(f"the data file {path!r} is UTF-16 or UTF-32, and JSON is read as UTF-8: save it as UTF-8")
+        raise UserError(f"the data file {path!r} is UTF-16 or UTF-32, and text is read as UTF-8: save it as UTF-8")
+    if ending == ".csv":
+        return CsvRows(path, expected, unpacked)
     if holds_list(unpacked or path, is_json=ending == ".json"):
         return JsonList(path, expected, unpacked)
     return JsonLines(path, expected, unpacked)

@@ -10,13 +10,16 @@ from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.entries import open_entries
 from lit_mm.documents.sources.keys import check_keys
+from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.paths import expand_home, join
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
 from lit_mm.documents.sources.placeholders import check_placeholders
 from lit_mm.documents.sources.sample import Sample
 from lit_mm.documents.sources.source import Source
+from lit_mm.documents.sources.storage import stamp
 
+FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # those of Hugging Face's image folders
 READ = ("image", "images", "file_name", "file_names")  # keys of pictures
 CAPTIONS = ("caption", "text")  # keys of captions, the second Hugging Face's
 
@@ -30,20 +33,30 @@ class PictureFolder(Source):
 
     Args:
         path: the folder, local or a URL.
-        file: the .jsonl or .json inside it.
+        file: the file inside it that names the pictures; None for metadata.jsonl, .csv or .parquet, the first that is
+            there.
         name, limit_pixels: see `Source`.
+        limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
     """
 
     expected = "line"
 
     def __init__(
-        self, path: str, file: str = "metadata.jsonl", name: str | None = None, limit_pixels: int = LIMIT_PIXELS
+        self,
+        path: str,
+        file: str | None = None,
+        name: str | None = None,
+        limit_pixels: int = LIMIT_PIXELS,
+        limit_group: int = LIMIT_GROUP,
     ) -> None:
+        self.limit_group = limit_group
         folder = expand_home(path).rstrip("/")
-        super().__init__(join(folder, file), folder, name or folder.rpartition("/")[2], limit_pixels)
+        files = [join(folder, choice) for choice in (FILES if file is None else (file,))]
+        data_file = next((choice for choice in files if len(files) == 1 or stamp(choice) is not None), files[0])
+        super().__init__(data_file, folder, name or folder.rpartition("/")[2], limit_pixels)
 
     def open_part(self, path: str) -> Part:
-        return open_entries(path, self.expected)
+        return open_entries(path, self.expected, limit_group=self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         entry = self._entry(sample)

@@ -30,7 +30,7 @@ class MessageConversations(Conversations):
     "assistant": ...}` about all of its `images`, which stand in front.
 
     Args:
-        path, images, name, limit_pixels, literal_placeholders: see `Conversations`.
+        path, images, name, limit_pixels, literal_placeholders, limit_group: see `Conversations`.
     """
 
     format_name = "messages"
@@ -98,7 +98,7 @@ class QueryResponseConversations(Conversations):
     `<image>` stands for a picture of `images`; pictures without any placeholder stand in front of the first query.
 
     Args:
-        path, images, name, limit_pixels, literal_placeholders: see `Conversations`.
+        path, images, name, limit_pixels, literal_placeholders, limit_group: see `Conversations`.
     """
 
     format_name = "query_response"

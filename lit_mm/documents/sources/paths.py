@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from glob import glob
+from glob import escape, glob
 from itertools import product
 from pathlib import Path
 from urllib.parse import unquote
@@ -42,7 +42,7 @@ def expand(pattern: str) -> list[str]:
     """The paths of a pattern, in order.
 
     `a-{00..02}.tar` is three paths, `{x,y}.json` two, `train-*.parquet` all files of such a name, sorted. `~` is the
-    home folder.
+    home folder. A folder with .arrow files stands for them.
 
     Raises:
         UserError: a range runs backwards, braces hold neither a range nor a list, or no file has such a name.
@@ -57,6 +57,8 @@ def expand_home(path: str) -> str:
 
 def _matching(pattern: str) -> list[str]:
     """The files that a pattern with `*`, `?` or `[` names; a pattern without them, or a file of that very name."""
+    if not is_url(pattern) and os.path.isdir(pattern) and (tables := sorted(glob(f"{escape(pattern)}/*.arrow"))):
+        return tables  # a folder that the `datasets` package saved
     if not WILD.search(pattern) or pattern.startswith(("http://", "https://")):
         return [pattern]
     if is_url(pattern):

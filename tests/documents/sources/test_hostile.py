@@ -150,7 +150,7 @@ def test_a_file_that_gzip_packed_is_read(folder, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.json", json.dumps([SOUND]).encode("utf-16"), "is UTF-16 or UTF-32, and JSON is read as UTF-8"),
+        ("data.json", json.dumps([SOUND]).encode("utf-16"), "is UTF-16 or UTF-32, and text is read as UTF-8"),
         ("data.jsonl", json.dumps(SOUND).encode("utf-16-le"), "is UTF-16 or UTF-32"),
         ("data.json", json.dumps([SOUND]).encode("utf-16-be"), "is UTF-16 or UTF-32"),
         ("data.json", json.dumps([SOUND]).encode("utf-32"), "is UTF-16 or UTF-32"),

@@ -148,9 +148,9 @@ def test_a_part_travels_to_workers(folder):
 
 
 def test_the_ending_decides_and_an_unknown_one_is_refused(folder):
-    (folder / "data.csv").write_text("a,b")
-    with pytest.raises(UserError, match=r"ends in '\.csv'; this format is read from \['\.jsonl', '\.ndjson', "):
-        open_entries(str(folder / "data.csv"), "entry")
+    (folder / "data.tsv").write_text("a,b")
+    with pytest.raises(UserError, match=r"ends in '\.tsv'; this format is read from \['\.jsonl', '\.ndjson', "):
+        open_entries(str(folder / "data.tsv"), "entry")
     with pytest.raises(UserError, match=r"there is no data file .*Correct the source's `path`"):
         open_entries(str(Path(folder) / "absent.json"), "entry")
 
