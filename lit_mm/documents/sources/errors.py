@@ -20,6 +20,7 @@ Kind = Literal[
     "box_outside",
     "unreadable_shard",
     "too_long",
+    "layout_refused",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 

@@ -164,6 +164,10 @@ class Source(ABC):
         sample.identity = self.identity(sample) or sample.where
         return sample
 
+    def where(self, number: int) -> str:
+        """File and place of a sample."""
+        return self.sample(number).where
+
     def document(self, sample: Sample, sizes: Sequence[tuple[int, int]] | None = None) -> Document:
         """Put a sample together.
 
