@@ -7,13 +7,27 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.stream.order import stable_hash
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """Documents that lie in files."""
+
+    def where(self, number: int) -> str:
+        """File and line of a sample."""
+        ...
+
+
+def place_of(documents: Any, number: int) -> str:
+    """File and line of a sample; "" of documents that lie in no file."""
+    return documents.where(number) if isinstance(documents, Placed) else ""
 
 
 class Joined:
@@ -43,6 +57,11 @@ class Joined:
     def __getitem__(self, number: int) -> Document:
         source = self.source_of(number)
         return replace(self.sources[source][number - self.starts[source]], source=self.names[source])
+
+    def where(self, number: int) -> str:
+        """File and line of a sample; "" of a source without files."""
+        source = self.source_of(number)
+        return place_of(self.sources[source], number - self.starts[source])
 
     def source_of(self, number: int) -> int:
         """Index of the source that holds a sample."""

@@ -268,6 +268,17 @@ def test_images_are_laid_out_as_the_model_does_and_per_stage_where_that_differs(
     assert "images" not in finetune
 
 
+def test_a_size_that_is_refused_says_why_in_its_row(described: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--images", "56x28,1x90000000,28x28")
+    first, refused, last = described(write(), *options)["stages"][0]["images"]
+    assert (first["views"], last["views"]) == (1, 1)
+    assert refused.keys() == {"width", "height", "refused"}
+    main(["describe", "--config", write(), *options])
+    text = capsys.readouterr().out
+    assert ["1x90000000", "-", "-", "refused"] in [line.split() for line in text.splitlines()]
+    assert "1x90000000: plan_centre_crop cannot take an image of 1 x 90000000 pixels" in text
+
+
 def hd(max_tiles: int) -> dict[str, Any]:
     return {"class_path": "lit_mm.tiling.Hd", "init_args": {"max_tiles": max_tiles, "tile": 28}}
 
