@@ -1,4 +1,4 @@
-"""The T5 encoder-decoder: agreement with transformers, flat rows, cached decoding and checkpointing."""
+"""The T5 encoder-decoder: agreement with transformers, flat rows, cached decoding and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def tiny(**changes: object) -> T5:
 
 
 def predict(language: T5, sources: Sequence[Tensor], answers: Sequence[Tensor]) -> Tensor:
-    """[T, vocabulary] logits of every token of the answers to sources that share a flat row."""
+    """[T, vocabulary] logits at every token of the answers to sources in one flat row."""
     batch = flat(sources, answers=answers)
     return language.logits(language.learn(language.embed(batch.ids), batch).hidden)
 
 
 @torch.inference_mode()
 def test_it_agrees_with_the_forward_of_transformers() -> None:
-    """Their own masks, shift and projection, on the module that they would build but for the untied projection."""
+    """The reference uses the masks, shift and projection of transformers, with the projection untied."""
     language = tiny()
     source, target = torch.randint(2, 40, (2, 9)), torch.randint(2, 40, (2, 5))
     seen = torch.ones_like(source)
