@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-import torch.nn.functional as F
 
 from lit_mm.composition.compose import Retriever
 from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
+from lit_mm.objectives.token_losses import token_losses
 from lit_mm.samples.collate import collate
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class ByLikelihood:
                 batch = collate(samples, processor).to(module.device)
                 with module.inference():
                     hidden, ids = module.network(batch)
-                    losses = F.cross_entropy(module.network.language.logits(hidden).float(), ids, reduction="none")
+                    losses = token_losses(module.network.language, hidden, ids)
                 counts = [sample.length.supervised for sample in samples]
                 scores += [-of_sample.sum().item() for of_sample in losses.split(counts)]
             return scores

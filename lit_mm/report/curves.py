@@ -22,6 +22,7 @@ def draw_curves(
     accuracy_rows: Sequence[Mapping[str, Any]],
     blind: Score | None,
     path: str | Path,
+    branches: Mapping[str, str] | None = None,
 ) -> None:
     """Draw loss, learning rate per part and held-out accuracy over optimizer steps, with stage names at the top.
 
@@ -30,7 +31,10 @@ def draw_curves(
         accuracy_rows: rows of accuracy.csv with step, stage, overall, and one share per skill; may be empty.
         blind: accuracy with the images of other documents, drawn as a dashed line; None draws no line.
         path: path of the PNG.
+        branches: stage -> the stage whose end it starts from, where that is not the one before it. The accuracy of a
+            branch is a line of its own.
     """
+    branches = branches or {}
     from matplotlib.figure import Figure  # imported late, because it takes a second
 
     steps = [row["step"] for row in metrics_rows]
@@ -60,12 +64,13 @@ def draw_curves(
     columns = list(accuracy_rows[0]) if accuracy_rows else []
     skills = [column for column in columns if column not in ("step", "stage", "overall")]
     at = [row["step"] for row in accuracy_rows]
-    overall = [100 * row["overall"] for row in accuracy_rows]
+    overall = _broken([100 * row["overall"] for row in accuracy_rows], accuracy_rows, branches)
+    at = _broken(at, accuracy_rows, branches)
     accuracy.plot(at, overall, color=INK, linewidth=2.8, marker="o", markersize=4.5, label="overall", zorder=5)
     if blind is not None:
         accuracy.axhline(100 * blind.overall, color=INK, linewidth=1.4, linestyle=(0, (5, 4)), label="overall, blind")
     for skill, color in zip(skills, _colors(len(skills)), strict=True):
-        line = [100 * row[skill] for row in accuracy_rows]
+        line = _broken([100 * row[skill] for row in accuracy_rows], accuracy_rows, branches)
         accuracy.plot(at, line, color=color, linewidth=1.1, marker="o", markersize=2.5, alpha=0.85, label=skill)
     accuracy.set_ylim(-3, 103)
     accuracy.set_ylabel("held-out accuracy (%)")
@@ -75,7 +80,7 @@ def draw_curves(
         _tidy(axes)
         if axes is not loss and axes.get_legend_handles_labels()[0]:
             axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, fontsize=9, handlelength=1.6)
-    _mark_stages((loss, rate, accuracy), metrics_rows)
+    _mark_stages((loss, rate, accuracy), metrics_rows, branches)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
@@ -86,6 +91,16 @@ def _smooth(values: Sequence[float], reach: int) -> list[float]:
     sums = [0.0, *accumulate(values)]
     windows = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
+
+
+def _broken(values: Sequence[float], rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str]) -> list[float]:
+    """A value per row, with a NaN before the first row of every branch, where a line is to end."""
+    line: list[float] = []
+    for number, (value, row) in enumerate(zip(values, rows, strict=True)):
+        if number and row["stage"] in branches and rows[number - 1]["stage"] != row["stage"]:
+            line.append(float("nan"))
+        line.append(value)
+    return line
 
 
 def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
@@ -119,14 +134,17 @@ def _tidy(axes: Axes) -> None:
         axes.spines[side].set_color("#bbbbbb")
 
 
-def _mark_stages(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw a line between stages in every panel, and the name of each stage above the first panel."""
+def _mark_stages(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str]) -> None:
+    """Draw a line between stages in every panel, and the name of each stage above the first panel.
+
+    The name of a branch is followed by the stage that it starts from.
+    """
     for number, (name, (first, last)) in enumerate(_spans(rows).items()):
         if number:
             for axes in panels:
                 axes.axvline(first - 0.5, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
         panels[0].annotate(
-            name,
+            f"{name}\nfrom {branches[name]}" if name in branches else name,
             ((first + last) / 2, 1.02),
             xycoords=("data", "axes fraction"),
             ha="center",

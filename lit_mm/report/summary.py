@@ -47,8 +47,17 @@ def write_summary(
     return summary
 
 
-def stage_summaries(metrics_rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Summarise each stage: name, optimizer steps, useful tokens, wall seconds, losses of the first and last step."""
+def stage_summaries(
+    metrics_rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
+    """Summarise each stage: name, optimizer steps, useful tokens, wall seconds, losses of the first and last step.
+
+    Args:
+        metrics_rows: rows of metrics.csv.
+        branches: stage -> the stage whose end it starts from, where that is not the one before it; an entry of such a
+            stage has it as `starts_from`.
+    """
+    branches = branches or {}
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for row in metrics_rows:
         stages.setdefault(row["stage"], []).append(row)
@@ -57,6 +66,7 @@ def stage_summaries(metrics_rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
         summaries.append(
             {
                 "name": name,
+                **({"starts_from": branches[name]} if name in branches else {}),
                 "steps": len(rows),
                 "tokens": sum(row["tokens"] for row in rows),
                 "seconds": round(rows[-1]["seconds"] - before, 3),
