@@ -208,7 +208,7 @@ def spot(talk: _Talk, lines: Sequence[str], slots: int | None) -> Generator[Ques
     def question(number: int) -> Document:
         return talk.document("spot", text.format(article=number_lines(lines[:number]), count=count), opening=opening)
 
-    number = _most(len(lines), lambda some: talk.fits(question(some)))
+    number = _most(len(lines), lambda count: talk.fits(question(count)))
     if number < len(lines):
         talk.notes.append(f"the article is too long to be shown whole: lines from {number} on get no image")
     places, odd = places_in((yield Question("spot", question(number), talk.template.decode_spot)), number)
@@ -258,7 +258,7 @@ def caption(
             words = text.format(article=article, before=captions_so_far(template, captions), slot=place)
             return talk.document("caption", words, opening=opening)
 
-        count = _most(end, lambda some, question=question: talk.fits(question(some)))
+        count = _most(end, lambda count, question=question: talk.fits(question(count)))
         reply = yield Question("caption", question(count), template.decode_caption)
         words = reply.partition('"')[0].strip()
         if not words:
@@ -340,7 +340,7 @@ def _selection(
 
     while len(candidates) > 1 and not talk.fits(question(0, candidates)):
         candidates = candidates[:-1]
-    count = _most(place + 1, lambda some: talk.fits(question(some, candidates)))
+    count = _most(place + 1, lambda count: talk.fits(question(count, candidates)))
     return question(count, candidates), candidates
 
 
@@ -355,4 +355,4 @@ def letter_in(reply: str, count: int) -> int | None:
 
 def _most(count: int, fits: Callable[[int], bool]) -> int:
     """Largest number up to `count` that fits. It is 0 if none fits; the model then refuses the question as too long."""
-    return next((some for some in range(count, 0, -1) if fits(some)), 0)
+    return next((number for number in range(count, 0, -1) if fits(number)), 0)
