@@ -1,4 +1,4 @@
-"""What learns at a step of a stage, and which modules then run in training mode."""
+"""This module computes the parts that train at a step of a stage, and sets training mode accordingly."""
 
 from __future__ import annotations
 
