@@ -180,7 +180,6 @@ def steps(
     return Article(instruction, lines, image, tuple(talk.notes))
 
 
-# --- 1. the article --------------------------------------------------------------------------------------------------
 def write(talk: _Talk, instruction: str) -> Generator[Question, str, tuple[str, ...]]:
     """Ask for the article and return its lines."""
     template = talk.template
@@ -200,7 +199,6 @@ def lines_of(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-# --- 2. where images suit ------------------------------------------------------------------------------------------
 def spot(talk: _Talk, lines: Sequence[str], slots: int | None) -> Generator[Question, str, tuple[int, ...]]:
     """Ask which lines an image should follow. Returns line numbers in the order in which the model names them."""
     (text, opening), count = talk.template.spot, "" if slots is None else str(slots)
@@ -242,7 +240,6 @@ def spread(count: int, slots: int) -> tuple[int, ...]:
     return tuple((number + 1) * count // (slots + 1) for number in range(slots))
 
 
-# --- 3. captions -----------------------------------------------------------------------------------------------------
 def caption(
     talk: _Talk, lines: Sequence[str], places: Sequence[int]
 ) -> Generator[Question, str, tuple[tuple[int, str], ...]]:
@@ -277,7 +274,6 @@ def captions_so_far(template: Template, captions: Sequence[tuple[int, str]]) -> 
     return template.between.join(sentences) + template.after if sentences else ""
 
 
-# --- 4. images -------------------------------------------------------------------------------------------------------
 def select(
     talk: _Talk, lines: Sequence[str], captions: Sequence[tuple[int, str]], retrieve: Retriever, candidates: int
 ) -> Generator[Question, str, tuple[Slot, ...]]:
