@@ -1,4 +1,4 @@
-"""Several processes from the command line: Lightning's launcher and torchrun, one run folder that all agree on."""
+"""Several processes from the command line, by Lightning's launcher and by torchrun, share one run folder."""
 
 from __future__ import annotations
 

@@ -283,7 +283,7 @@ class PrintsObjective:
 
 
 class PrintPretraining(MultimodalModule):
-    """Pre-trains the nano vision encoder. Parts: vision, proof, sheet.
+    """Pre-trains the nano vision encoder. Parts: vision, proof, merged, sheet.
 
     Args:
         vision: the encoder.

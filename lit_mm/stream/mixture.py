@@ -83,10 +83,10 @@ def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Seque
         UserError: a weight is not positive, or is so small that its source would never be drawn.
     Source: arXiv:2305.06500, section 2.3 (square-root weights).
     """
-    total, whole = sum(sizes), sum(weights)
+    total, weight_sum = sum(sizes), sum(weights)
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise UserError(f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}")
-    shares = [total * weight / whole for weight in weights]
+    shares = [total * weight / weight_sum for weight in weights]
     draws = [int(share) for share in shares]
     by_rest = sorted(range(len(shares)), key=lambda s: (draws[s] - shares[s], s))
     for source in by_rest[: total - sum(draws)]:

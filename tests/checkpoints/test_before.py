@@ -1,4 +1,4 @@
-"""Configs and checkpoints of the version before are read as they are."""
+"""Configs and checkpoints of the previous version can be read."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def recipe(steps: int = 2) -> dict[str, Any]:
 
 @pytest.fixture
 def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run folder whose config and manifests are those that the version before wrote, stopped at step 1 of 2."""
+    """A run folder with the config and manifests of the previous version, stopped at step 1 of 2."""
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump(recipe()))

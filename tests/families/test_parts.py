@@ -1,4 +1,4 @@
-"""One rule for the part of a parameter: modules declare `parts_within`, nothing else is asked."""
+"""One rule decides the part of a parameter: modules declare `parts_within`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A view is what its recipe says: resize, place on the canvas, cut the box, bring to size, normalise."""
+"""A view follows its recipe: resize, place on the canvas, crop the box, resize, normalise."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def noise(height, width, seed=0):
 
 
 def painted(image, view):
-    """The view before its last resize, painted on a whole canvas with room on every side."""
+    """The view before its last resize, cropped from a canvas with room on every side."""
     room = 64
     top, left, height, width = view.box
     canvas = (
