@@ -36,11 +36,13 @@ from lit_mm.distributed.zero import ZeRO
 from lit_mm.evaluation.examiners import examine
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.samples.batch import Batch
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FaultyMixture
-from tests.tiny import PARTS, run_recipe, stages, xcomposer2
+from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
 # Of a checkpoint: weights, moments, state, config, manifest, its folder, published; the folder it lies in
 FSYNCS = 7
@@ -65,9 +67,9 @@ class Launch:
         dropout: dropout of the partial LoRA.
         strategy: a registered name, or arguments of `lit_mm.distributed.zero.ZeRO`.
         accelerator: accelerator of the Trainer.
-        recipe: "two" or "three" stages; "branches", in which two stages start from the end of one; "unread", in which
-            the first stage does not read the language model and the second does; "thaw", in which the vision encoder
-            thaws after two steps; or "muon".
+        recipe: "two" or "three" stages; "inputs", in which the inputs of a stage change; "branches", in which two stages
+            start from the end of one; "unread", in which the first stage does not read the language model and the second does; "thaw", in
+            which the vision encoder thaws after two steps; or "muon".
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
@@ -278,6 +280,9 @@ def recipe_of(launch: Launch) -> list[Stage]:
             Stage("align", sight, max_steps=launch.steps, objectives={"sight": 1.0}),
             Stage("finetune", everything, max_steps=launch.steps),
         ]
+    if launch.recipe == "inputs":
+        swapped = XComposer2Prompt(PROMPT.turn_end, PROMPT.turn_start)
+        return [Stage("phases", everything, max_steps=launch.steps, inputs_from={2: Inputs(prompt=swapped)})]
     if launch.recipe == "branches":
         trunk, branch = stages(steps=launch.steps)
         return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
