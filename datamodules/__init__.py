@@ -1,4 +1,4 @@
-"""LightningDataModules: one per corpus, and the nano world's."""
+"""The data modules: one per kind of corpus, and those of the nano world."""
 
 from datamodules.conversations import Conversations
 from datamodules.mixture import Mixture

@@ -124,7 +124,7 @@ def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_p
     found, expected = weights(runs / name), weights(runs / f"{name}, one process")
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        assert float((found[key] - tensor).abs().max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
+        assert float((found[key] - tensor).abs().max()) <= 2e-4, key  # a fifth of what one step of Adam may change
 
 
 def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:
