@@ -48,7 +48,7 @@ class FreezeAudit(L.Callback):
         self.sharded = isinstance(trainer.strategy, ZeRO)
         lists = [*map(optimizer_parameters, trainer.optimizers)]
         if isinstance(trainer.strategy, ZeRO):  # DeepSpeed drops parameters without gradients in silence
-            lists.append(trainer.strategy.given_groups)
+            lists.append(trainer.strategy.original_groups)
         for groups in lists:
             check_groups(groups, parts, set(stage.train), stage.name)
         trainer.print(describe_parts(parts, set(stage.train), stage.name))
