@@ -201,20 +201,20 @@ class ZeRO(DeepSpeedStrategy):
         self._silencers = [p.register_hook(silent(part)) for part in late for p in parts[part].values()]
         gradients: dict[Tensor, Tensor | None] = {}
 
-        def take(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        def hide_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             for group in optimizer.param_groups:
                 if not learns(group["part"]):
                     for flat in group["params"]:
                         gradients[flat], flat.grad = flat.grad, None
 
-        def give_back(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        def restore_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             for flat, gradient in gradients.items():
                 flat.grad = gradient  # with offload it is a buffer that the engine uses again
             gradients.clear()
 
         optimizer = self.engine_optimizer.optimizer
-        optimizer.register_step_pre_hook(take)
-        optimizer.register_step_post_hook(give_back)
+        optimizer.register_step_pre_hook(hide_gradients)
+        optimizer.register_step_post_hook(restore_gradients)
 
     # --- what this rank holds -------------------------------------------------------------------------------------
     @property
