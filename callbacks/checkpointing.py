@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import lightning as L
@@ -26,6 +26,7 @@ class Checkpointing(StepObserver):
         keep: number of the latest checkpoints that stay.
         score_at: function of an optimizer step, counted through all stages, that returns the score of the model at this
             step, None if it was not examined. The checkpoint with the best score stays as well.
+        lasting: names of stages whose last checkpoint stays, see `lit_mm.stages.stage.lasting_ends`.
     Raises:
         UserError: `every` or `keep` is below 1.
     """
@@ -36,12 +37,14 @@ class Checkpointing(StepObserver):
         every: int = 100,
         keep: int = 2,
         score_at: Callable[[int], float | None] = lambda step: None,
+        lasting: Collection[str] = (),
     ) -> None:
         if every < 1 or keep < 1:
             raise UserError(
                 f"`checkpoint_every` is at least 1 step and at least one checkpoint is kept, got {every=}, {keep=}"
             )
         self.folder, self.every, self.keep, self.score_at = Path(folder), every, keep, score_at
+        self.lasting = lasting
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if trainer.global_step % self.every == 0 and trainer.global_step < module.total_steps:
@@ -58,11 +61,12 @@ class Checkpointing(StepObserver):
             self.tidy()
 
     def tidy(self) -> None:
-        """Remove all checkpoints but the latest and the best; the later of two equal scores is better."""
+        """Remove all checkpoints but the latest, the lasting ends and the best; of equal scores the later one stays."""
         saved = published(self.folder)
         scores = [self.score_at(read(checkpoint.path).manifest["step"]) for checkpoint in saved]
         scored = [(score, number) for number, score in enumerate(scores) if score is not None]
-        best = max(scored)[1] if scored else None
+        ends = {checkpoint.stage: number for number, checkpoint in enumerate(saved)}
+        kept = {ends[stage] for stage in self.lasting if stage in ends} | {max(scored)[1] for _ in scored[:1]}
         for number, old in enumerate(saved[: -self.keep]):
-            if number != best:
+            if number not in kept:
                 remove(old.path)

@@ -21,6 +21,7 @@ class Examination(StepObserver):
     """Measures the accuracy per skill before the first optimizer step, every n steps, and at the end of each stage.
 
     The ranks divide the documents among them, and rank 0 writes the row. A step that has a row is not examined again.
+    A stage that does not read all parts has no complete model, and is not examined.
 
     Args:
         every_n_steps: number of optimizer steps between examinations, counted through all stages; 0 examines step 0 and
@@ -62,8 +63,8 @@ class Examination(StepObserver):
         self.examine(trainer, pl_module)
 
     def examine(self, trainer: L.Trainer, module: MultimodalModule) -> Score | None:
-        """Examine the model, write a row and log it. Returns None if this step has a row."""
-        if module.step in self.examined:
+        """Examine the model, write a row and log it. Returns None if the step has a row or a part is unread."""
+        if module.step in self.examined or module.parts_read(module.stage) < module.parts().keys():
             return None
         with isolate_rng():
             result = examine(module, self._documents, batch_size=self.batch_size).figures

@@ -1,4 +1,4 @@
-"""What a user gets wrong ends in one to three lines that say what, where and what to do, and exit code 2."""
+"""Mistakes of a user end with exit code 2 and one to three lines that say what, where and what to do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RECIPE: Config = {"model": MODEL, "stages": STAGES, "data": NANO, "trainer": {"a
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test in a folder of its own; what `fit` sets for the process is set back."""
+    """Run each test in a separate folder, and restore the settings that `fit` makes for the process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     yield
@@ -46,7 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 @pytest.fixture
 def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Runs a command that must end as a user's mistake; returns what it said."""
+    """Run a command that must end with a mistake of the user. Returns the message."""
 
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as left:
@@ -67,7 +67,7 @@ def written(config: Config, name: str = "recipe.yaml") -> str:
 
 
 def with_key(dotted: str, value: Any) -> Config:
-    """The recipe with one key set; numbers in `dotted` are places in a list."""
+    """The recipe with one key set; numbers in `dotted` are list indices."""
     config = copy.deepcopy(RECIPE)
     *inner, last = dotted.split(".")
     at: Any = config
@@ -78,7 +78,7 @@ def with_key(dotted: str, value: Any) -> Config:
 
 
 def line_of(text: str, name: str = "recipe.yaml") -> int:
-    """The only line of a file that has `text`, counted from 1."""
+    """Number, from 1, of the only line of a file that contains `text`."""
     lines = [at for at, line in enumerate(Path(name).read_text().splitlines(), 1) if text in line]
     assert len(lines) == 1
     return lines[0]
@@ -273,12 +273,13 @@ def test_a_stage_that_trains_an_unknown_part_is_refused_with_the_parts_there_are
 
 def test_a_learning_rate_below_zero_names_its_stage_and_part(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.1.train.connector.lr", -1.0)))
-    assert message.startswith("stages.finetune.train.connector: a part learns with lr > 0")
+    line = line_of("lr: -1.0") - 1
+    assert message.startswith(f"recipe.yaml, line {line}: stages.finetune.train.connector: a part learns with lr > 0")
 
 
 def test_what_the_data_module_refuses_of_a_later_stage_is_said_before_the_first_step(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.1.data", {"skills": ["reading"]})))
-    assert message.startswith("stages.finetune.data: the nano world has no skills ['reading']")
+    assert ": stages.finetune.data: the nano world has no skills ['reading']" in message
     assert not Path("runs").exists()
 
 
@@ -363,7 +364,7 @@ def test_with_two_configs_the_file_that_holds_the_mistake_is_named(mistake: Mist
         ),
         (("--trainer.max_tim", "1"), "there is no option --trainer.max_tim. Did you mean --trainer.max_time?"),
         (("--checkpoint", "4"), "there is no option --checkpoint. Did you mean --checkpoint_every?"),
-        (("--batch_size", "4"), "there is no option --batch_size (see --help)"),
+        (("--image_size", "4"), "there is no option --image_size (see --help)"),
         (("--checkpoint_evry=4",), "there is no option --checkpoint_evry. Did you mean --checkpoint_every?"),
         (("--checkpoint_every", "x"), "checkpoint_every (on the command line): expected a whole number, got 'x'"),
         (("more",), "'more' is not expected on the command line; options start with --"),
@@ -444,7 +445,7 @@ def test_a_broken_pair_of_torch_and_torchvision_stops_every_command(
 
 # --- data ------------------------------------------------------------------------------------------------------------
 def conversations(*images: bytes | None) -> Config:
-    """A recipe over one conversation per image file; None for a proper picture."""
+    """Write a recipe over one conversation per image file; None stands for a sound picture."""
     entries = []
     for number, content in enumerate(images):
         name = f"{number}.jpg"
@@ -457,13 +458,13 @@ def conversations(*images: bytes | None) -> Config:
     Path("data.json").write_text(json.dumps(entries))
     data = {
         "class_path": "datamodules.conversations.Conversations",
-        "init_args": {"path": "data.json", "global_batch": 2, "num_workers": 1},
+        "init_args": {"path": "data.json", "format": "xcomposer", "global_batch": 2, "num_workers": 1},
     }
     return {**RECIPE, "data": data, "stages": STAGES[:1]}
 
 
 def truncated_jpeg() -> bytes:
-    """A picture whose header is whole and whose pixels are cut off: only decoding it shows the damage."""
+    """A picture with a whole header and truncated pixels; only decoding shows the damage."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("whole.jpg")
     return Path("whole.jpg").read_bytes()[:2000]

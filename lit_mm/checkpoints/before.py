@@ -310,9 +310,28 @@ def add_stage_keys(config: Config) -> Config:
         if not isinstance(stage, dict):
             continue
         stage.setdefault("noisy", [])
+        stage.setdefault("starts_from", None)
         for train in (stage.get("train") or {}).values():
             train.setdefault("decay_vectors", False)
     return config
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+def translate_checkpointing(config: Config) -> Config:
+    """`activation_checkpointing` of a part, true or false before, becomes "full" or "none"."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        words = {True: "full", False: "none"}
+        return {
+            key: words[item] if key == "activation_checkpointing" and isinstance(item, bool) else walk(item)
+            for key, item in value.items()
+        }
+
+    return walk(config)
 
 
 STEPS: tuple[Callable[[Config], Config], ...] = (
@@ -320,4 +339,5 @@ STEPS: tuple[Callable[[Config], Config], ...] = (
     translate_inputs,
     translate_schedules,
     add_stage_keys,
+    translate_checkpointing,
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import lightning as L
-import torch
 
 from callbacks.checkpointing import Checkpointing
 from callbacks.examination import Examination, accuracy_at, read_accuracy
@@ -22,7 +22,7 @@ from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
 from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
 from callbacks.watchdog import Watchdog
-from lit_mm.checkpoints import manifest, reading
+from lit_mm.checkpoints import reading
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.documents.document import Document
 from lit_mm.evaluation.examiners import examine
@@ -32,28 +32,50 @@ from lit_mm.report.curves import draw_curves
 from lit_mm.report.samples import draw_samples
 from lit_mm.report.summary import stage_summaries, write_summary
 from lit_mm.report.tables import accuracy_table
+from lit_mm.run.agreement import agree
+from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
+from lit_mm.run.lock import FolderLock
+from lit_mm.run.origin import check_start, recorded, starting_point
 from lit_mm.run.stages import run_stages
+from lit_mm.stages.stage import branches, lasting_ends
 
 
 def fit(arguments: Sequence[str]) -> None:
     """Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result."""
     quiet()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_algorithms()
     cli = RecipeCLI(arguments, "fit")
+    init_from, record = cli.config.init_from, recorded(cli.config.run_dir)
+    if record is not None and not init_from:
+        cli.config.init_from = record["checkpoint"]
     cli.check_stages()
-    module, stages = cli.model, cli.stages
-    config = module.config_text = cli.resolved()
-    if cli.config.init_from:
-        checkpoint = reading.read(manifest.find(cli.config.init_from))
-        checkpoint.verify()
-        reading.load_weights(module, checkpoint, family_of(module))
-    experiment = experiment_name(arguments)
+    names = [stage.name for stage in cli.config_init.stages]
+    check_start([stage.name for stage in cli.stages], names, cli.config.run_dir, cli.config.init_from)
     launch = cli.trainer_of([], [])
-    folder = RunFolder.open(cli.config.run_dir, experiment, launch)
+    folder = RunFolder.open(cli.config.run_dir, experiment_name(arguments), launch)
+    with FolderLock(folder.path, take_over=cli.config.take_over) if launch.is_global_zero else nullcontext():
+        train(arguments, cli, folder, launch, init_from)
+
+
+def train(
+    arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L.Trainer, init_from: str | None
+) -> None:
+    """Run the stages in a run folder that no other job uses.
+
+    Args:
+        arguments: the words of the command line, for the command that resumes.
+        cli: the recipe.
+        launch: a Trainer that knows rank and number of ranks; it does not train.
+        init_from: run folder or checkpoint that the command line names.
+    """
+    module, stages, experiment = cli.model, cli.stages, experiment_name(arguments)
+    config = module.config_text = cli.resolved()
     if launch.is_global_zero:
         folder.keep_config(config)
+    if start := agree(launch, "init_from", partial(starting_point, folder, init_from)):
+        reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
     module.save_frozen = cli.config.save_frozen
 
     logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
@@ -79,6 +101,7 @@ def fit(arguments: Sequence[str]) -> None:
         cli.config.checkpoint_every,
         cli.config.keep_checkpoints,
         partial(accuracy_at, folder.path / "accuracy.csv"),
+        lasting_ends(stages),
     )
     interruption = Interruption(checkpointing)
     observers += [checkpointing, interruption]  # last, see there
@@ -90,14 +113,14 @@ def fit(arguments: Sequence[str]) -> None:
             data_of=cli.data_of,
             trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
             seed=cli.seed,
-            pretrained=not cli.config.init_from,
+            pretrained=not start,
         )
         documents = data.heldout()
         if documents:
             with watchdog.watching(module, "examining the trained model"):
-                conclude(module, documents, folder, logger)
+                conclude(module, documents, folder, logger, branches(stages))
     if module.trainer.is_global_zero:
-        print(next_steps(folder, documents, logger))
+        print(next_steps(folder, documents, logger, lasting_ends(stages) - {stages[-1].name}))
 
 
 @contextmanager
@@ -120,10 +143,19 @@ def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
         raise KeyboardInterrupt(f"To resume: python -m lit_mm fit {again}") from stop
 
 
-def conclude(module: MultimodalModule, documents: list[Document], folder: RunFolder, logger: RunLogger | None) -> None:
+def conclude(
+    module: MultimodalModule,
+    documents: list[Document],
+    folder: RunFolder,
+    logger: RunLogger | None,
+    origin_of: Mapping[str, str],
+) -> None:
     """Examine the trained model with and without sight; draw, tabulate, and keep the figures.
 
     The documents are shared out over the ranks; rank 0 writes.
+
+    Args:
+        origin_of: branch -> the stage whose end it starts from.
     """
     examination = examine(module, documents)
     predictions, sighted = examination.predictions, examination.figures
@@ -131,7 +163,7 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
     if not module.trainer.is_global_zero:
         return
     metrics = read_metrics(folder.path / "metrics.csv")
-    draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
+    draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png", origin_of)
     draw_samples(predictions, folder.path / "samples.png")
     summary = write_summary(
         folder.path / "summary.json",
@@ -140,7 +172,7 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
         seconds=round(time.time() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=stage_summaries(metrics),
+        stages=stage_summaries(metrics, origin_of),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)
@@ -148,9 +180,18 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
     print(accuracy_table(sighted, blind, predictions))
 
 
-def next_steps(folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None) -> str:
-    """The last lines of a run: where everything is, and what to type next. Leaves a held-out page to ask about."""
-    lines = []
+def next_steps(
+    folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None, ends: Collection[str] = ()
+) -> str:
+    """The last lines of a run: where everything is, and what to type next. Leaves a held-out page to ask about.
+
+    Args:
+        ends: stages besides the last whose ends are kept.
+    """
+    lines = [
+        f"the end of {stage!r} is kept, too: python -m lit_mm evaluate {folder.path} --stage {stage}"
+        for stage in sorted(ends)
+    ]
     if logger is not None and (sync := sync_command(logger)):
         lines.append(f"tracked offline; to send it to an account: {sync}")
     example = next((document for document in documents if len(document.pictures) == 1), None)

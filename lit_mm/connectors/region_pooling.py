@@ -88,7 +88,7 @@ def pool_regions(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
     Returns:
         [V, side * side, P, D], P vectors per box, row-major; computed in fp32, in the dtype of `x`.
     """
-    of_rows, of_columns = (weights.to(x.device) for weights in region_weights(grid, side))
+    of_rows, of_columns = (weights.to(x.device, non_blocking=True) for weights in region_weights(grid, side))
     with torch.autocast(x.device.type, enabled=False):
         pooled = torch.einsum("ir,vrcd->vicd", of_rows, x.float().unflatten(1, grid))
         pooled = torch.einsum("jc,vicd->vijd", of_columns, pooled)  # [V, side * high, side * wide, D]

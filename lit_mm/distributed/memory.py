@@ -56,6 +56,7 @@ class Spread:
         bucket: size of the largest message in which gradients are reduced, elements.
         prefetch: number of elements that ZeRO-3 gathers ahead; None for a quarter of the bucket.
         reuse: distance within which ZeRO-3 keeps a gathered parameter that is needed again, elements.
+        overlap_comm: True if gradients are reduced during the backward pass, below stage 3 with two buffers in turn.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
@@ -69,6 +70,7 @@ class Spread:
     bucket: int = 200_000_000
     prefetch: int | None = None
     reuse: int = 1_000_000_000
+    overlap_comm: bool | None = None
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3) or self.ranks < 1 or self.accumulation < 1:
@@ -172,7 +174,7 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     else:
         gradients = FP32 * part
     frozen = sum(w.numel for w in weights if w.group is None)
-    buckets = size * min(spread.bucket, learnt)
+    buckets = size * min(spread.bucket, learnt) * (2 if spread.overlap_comm else 1)
     device = {"weights": size * (frozen + sum(flat)), "buckets": buckets, "gradients": gradients}
     host: dict[str, int] = {}
     moments_by_group = {w.group: w.moments for w in weights if w.group is not None}.values()

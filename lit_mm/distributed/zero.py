@@ -81,6 +81,8 @@ class ZeRO(DeepSpeedStrategy):
             3 only.
         bucket: size of the largest message, elements. The buffer of gradients to reduce has this size, or that of all
             trainable parameters of the stage if these are fewer.
+        overlap_comm: True reduces and gathers while the backward pass computes, below stage 3 with a second buffer of
+            gradients. None: True under stage 3, else False.
         timeout_minutes: longest wait of one rank for another.
     Raises:
         UserError: the stage is none of 1 to 3, or parameters are offloaded below stage 3.
@@ -94,6 +96,7 @@ class ZeRO(DeepSpeedStrategy):
         keep_whole: int = 100_000,
         bucket: int = 200_000_000,
         timeout_minutes: float = default_pg_timeout.total_seconds() / 60,
+        overlap_comm: bool | None = None,
     ) -> None:
         if stage not in (1, 2, 3):
             raise UserError(f"ZeRO has the stages 1, 2 and 3, got {stage}")
@@ -109,7 +112,7 @@ class ZeRO(DeepSpeedStrategy):
             "zero_optimization": {
                 "stage": stage,
                 "contiguous_gradients": True,
-                "overlap_comm": False,
+                "overlap_comm": stage == 3 if overlap_comm is None else overlap_comm,
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
                 "stage3_prefetch_bucket_size": bucket // 4,
@@ -296,6 +299,9 @@ class ZeRO(DeepSpeedStrategy):
             if self.is_global_zero:
                 for name, buffer in contents.kept_buffers(self.lightning_module):
                     yield Piece(name, tuple(buffer.shape), 0, buffer.flatten())
+                for name, tensor in checkpoint["state_dict"].items():  # parts that this stage does not read
+                    if name in stored:
+                        yield Piece(name, tuple(tensor.shape), 0, tensor.detach().flatten())
 
         def moments() -> Iterator[tuple[str, Piece]]:
             for share in self.shares():
@@ -306,8 +312,8 @@ class ZeRO(DeepSpeedStrategy):
 
         states = {share.name: optimizer.state.get(share.flat, {}) for share in self.shares()}
         steps = {name: float(state["step"]) for name, state in states.items() if "step" in state}
-        checkpoint = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
-        writing.publish_pieces(checkpoint, filepath, weights(), moments(), steps)
+        content = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+        writing.publish_pieces(content, filepath, weights(), moments(), steps)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         saved = reading.read(Path(checkpoint_path))

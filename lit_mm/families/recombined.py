@@ -14,6 +14,7 @@ from lit_mm.families.composition import compose
 from lit_mm.language.protocol import LanguageModel
 from lit_mm.layers.injection import Injection
 from lit_mm.module import MultimodalModule
+from lit_mm.objectives.next_token import NextToken
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
 from lit_mm.samples.layout import InOrder
@@ -37,6 +38,7 @@ class Recombined(MultimodalModule):
         injection: change of the language model, such as `lit_mm.language.partial_lora.PartialLoRA`; None: no change.
         vision_injection: change of the vision encoder, such as `lit_mm.vision.window_adapters.WindowAdapters`; None: no
             change.
+        next_token: objective "next_token", with its label smoothing; None: without smoothing.
     Raises:
         UserError: there is no tiling, or the parts do not go together; the message has the nearest legal choice, see
             `lit_mm.combination.legal`.
@@ -52,6 +54,7 @@ class Recombined(MultimodalModule):
         learned: list[str] | None = None,
         injection: Injection | None = None,
         vision_injection: Injection | None = None,
+        next_token: NextToken | None = None,
     ) -> None:
         if inputs.tiling is None:
             raise UserError(
@@ -66,4 +69,8 @@ class Recombined(MultimodalModule):
         if vision_injection is not None:
             vision_injection(vision)
         default = Inputs(layout=InOrder(), prompt=ChatPrompt(), max_length=4096, fill=MEAN_COLOUR)
-        super().__init__(**compose(vision, projector, language, tokenizer, inputs, default), free=EVERYTHING)
+        super().__init__(
+            **compose(vision, projector, language, tokenizer, inputs, default),
+            free=EVERYTHING,
+            objectives={"next_token": next_token or NextToken()},
+        )

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-import lit_mm.layers.attention  # noqa: F401  registers the kernel that the config names
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
+from lit_mm.language.routed import Routing
 from lit_mm.language.state import DecoderState
-from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
 
 
@@ -34,8 +35,11 @@ class Llama(nn.Module):
         max_positions: longest sample trained on, tokens. Information only: rotary positions need no table.
         attention_bias: biases on the four attention linears; "qkv", on the first three (Qwen).
         tie_embeddings: the output projection is the embedding table.
-        activation_checkpointing: recompute each layer in the backward pass (training only; not with a cache).
+        activation_checkpointing: "full": recompute each layer in the backward pass, while training and without a
+            cache; "none": keep its activations.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
+        attention: backend for flat rows. "varlen": one kernel call, on CUDA in bf16 or fp16; "segments": sample by
+            sample, everywhere; "auto": varlen where it can, else segments.
     Raises:
         UserError: heads that do not divide.
     """
@@ -56,8 +60,9 @@ class Llama(nn.Module):
         max_positions: int = 4096,
         attention_bias: bool | Literal["qkv"] = False,
         tie_embeddings: bool = False,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         weights: str | None = None,
+        attention: Backend = "auto",
     ) -> None:
         super().__init__()
         if width % heads or heads % kv_heads:
@@ -69,6 +74,7 @@ class Llama(nn.Module):
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width or width // heads
         self.tie_embeddings = tie_embeddings
         self.weights = weights
+        self.attention: Backend = attention
         self.routed = False  # a function that routes linears (`apply_partial_lora`) sets it
         self.lm = LlamaForCausalLM(
             LlamaConfig(
@@ -89,15 +95,14 @@ class Llama(nn.Module):
                 eos_token_id=None,
                 use_cache=False,
                 # pyrefly: ignore[unexpected-keyword]  # every config of transformers takes it through **kwargs
-                attn_implementation="lit_mm",  # registered by `lit_mm.layers.attention`
+                attn_implementation=NAME,
             )
         )
         if attention_bias == "qkv":
             for layer in self.decoder_layers:
                 layer.self_attn.o_proj.register_parameter("bias", None)
         self.activation_checkpointing = activation_checkpointing
-        if activation_checkpointing:
-            checkpoint_activations(self.lm)
+        checkpoint_layers(self.lm, activation_checkpointing)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -134,7 +139,7 @@ class Llama(nn.Module):
         Raises:
             UserError: activation checkpointing while training, which would drop keys and values.
         """
-        if self.activation_checkpointing and self.training:
+        if self.activation_checkpointing != "none" and self.training:
             raise UserError("Llama: cached decoding with activation checkpointing needs `.eval()` first")
         cache = DynamicCache()
         hidden = self._read(embeds, batch, cache).last_hidden_state[0]
@@ -157,9 +162,9 @@ class Llama(nn.Module):
         places = batch.visual if batch.routed is None else batch.routed
         return self.lm.model(
             inputs_embeds=embeds,
-            segment_lengths=batch.lengths,
+            segments=Segments(batch.lengths, backend=self.attention),
             position_ids=batch.positions,
             past_key_values=cache,
             use_cache=cache is not None,
-            routing=places if self.routed and batch.views is not None else None,
+            routing=Routing.of(places, embeds.shape[1]) if self.routed and batch.views is not None else None,
         )

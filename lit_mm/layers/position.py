@@ -31,7 +31,7 @@ def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
     if grid == (side, side):
         return table
     with torch.autocast(table.device.type, enabled=False):
-        rows, columns = (bicubic_weights(side, length).to(table.device) for length in grid)
+        rows, columns = (bicubic_weights(side, length).to(table.device, non_blocking=True) for length in grid)
         image = table.float().unflatten(0, (side, side))
         image = torch.einsum("ri,ijd->rjd", rows, image)
         image = torch.einsum("cj,rjd->rcd", columns, image)

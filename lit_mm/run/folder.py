@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,11 @@ from lit_mm.run.agreement import agree
 # Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
 MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|worker_start|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
+    r"|trainer\.(callbacks|logger|profiler|max_time|log_every_n_steps|default_root_dir|detect_anomaly|enable_\w+)(\..*)?"
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
 INPUTS = re.compile(r"(model\.init_args|stages\.\d+)\.inputs(_from)?(\..*)?")
+ORIGIN = "init_from.json"  # which checkpoint of another run this one started from
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
 
 
@@ -44,24 +48,24 @@ class RunFolder:
         """Make or reopen a run folder, and let `runs/latest` point to it.
 
         Args:
-            run_dir: the folder; `runs/<experiment>/<time>` when left out.
+            run_dir: the folder; a new `runs/<experiment>/<time>` when left out.
             trainer: of a run on several ranks, which the first one's choice binds.
         """
 
-        def choose() -> str:
-            return run_dir or str(Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        def make() -> str:
+            path = Path(run_dir) if run_dir else None
+            try:
+                path = path or _new_folder(Path("runs") / experiment)
+                (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+                _point_latest(path)
+            except OSError as error:
+                raise UserError(
+                    f"the run folder {str(path or Path('runs') / experiment)!r} cannot be made ({error.strerror}). "
+                    "Choose one with --run_dir"
+                ) from error
+            return str(path)
 
-        path = Path(choose() if trainer is None else agree(trainer, "run_dir", choose))
-        if trainer is not None and trainer.global_rank:
-            return cls(path)
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            _point_latest(path)
-        except OSError as error:
-            raise UserError(
-                f"the run folder {str(path)!r} cannot be made ({error.strerror}). Choose one with --run_dir"
-            ) from error
-        return cls(path)
+        return cls(Path(make() if trainer is None else agree(trainer, "run_dir", make)))
 
     @property
     def checkpoints(self) -> Path:
@@ -81,20 +85,35 @@ class RunFolder:
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             if keys and manifest.newest(self.checkpoints):
+                fresh = "choose another folder with --run_dir"
+                if not any(key.startswith("model") for key in keys):
+                    fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
                 raise UserError(
                     f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(keys[:4])}. "
-                    "Resume with the same config, or choose another folder with --run_dir"
+                    f"Resume with the same config, or {fresh}"
                 )
-            for of_another_run in ("wandb_id", "wandb_steps.json") if keys else ():
-                (self.path / of_another_run).unlink(missing_ok=True)
+            for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # of another run
+                (self.path / record).unlink(missing_ok=True)
         _write(file, config)
+
+
+def _new_folder(parent: Path) -> Path:
+    """A folder that no other run has: two that start in the same second differ by a number."""
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in count(1):
+        path = parent / (time if number == 1 else f"{time}_{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not path.is_dir():  # the parent is a file
+                raise
 
 
 def _point_latest(path: Path) -> None:
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
-    link = runs / f".latest-{os.getpid()}"
-    link.unlink(missing_ok=True)
+    link = runs / f".latest-{uuid.uuid4().hex}"
     link.symlink_to(os.path.relpath(path.resolve(), runs.resolve()), target_is_directory=True)
     os.replace(link, runs / "latest")
 

@@ -1,15 +1,18 @@
-"""Sample numbers -> samples that fit the model and a row."""
+"""The sample maker builds samples from sample numbers, within the limits of the model and of a row."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lit_mm.documents.decode import PictureError
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources.errors import SampleError
+from lit_mm.errors import UserError
 from lit_mm.samples.processor import Processor, Sample
 from lit_mm.samples.truncate import truncate
 from lit_mm.stream.mixture import Joined
@@ -18,14 +21,15 @@ TooLong = Literal["refuse", "truncate"]
 
 
 class SampleMaker:
-    """Sample number -> sample that fits the model and a row. Used to plan and, again, in the workers.
+    """A sample maker builds samples by number. Planning and the worker processes both use it.
 
     Args:
         documents: the sources.
         processor: processor of the stage.
-        too_long: what happens to a sample beyond the processor's `max_length` or a row's budgets: it is cut (see
-            `truncate`), or refused.
-        row_tokens, row_views: the budgets of a row; None without.
+        too_long: policy for samples longer than `max_length` of the processor or than a row: "truncate" cuts them (see
+            `lit_mm.samples.truncate`), "refuse" raises an error.
+        row_tokens: largest number of tokens in a row; None for no limit.
+        row_views: largest number of views in a row; None for no limit.
     """
 
     def __init__(
@@ -41,10 +45,10 @@ class SampleMaker:
         self.row_tokens, self.row_views = row_tokens, row_views
 
     def make(self, document: Document) -> tuple[Sample, bool]:
-        """The sample, and whether it was cut. Reads no pixels.
+        """Build the sample of a document without reading pixels. Returns (sample, True if it was truncated).
 
         Raises:
-            SampleError: it is too long and may not be cut, or nothing in it is learnt.
+            SampleError: the sample is too long and `too_long` is "refuse", or it has no supervised token.
             UserError: the prompt cannot express the document.
         """
         sample = self.processor.lay_out(document)
@@ -64,12 +68,46 @@ class SampleMaker:
         return fitting, cut
 
     def __call__(self, number: int) -> tuple[Sample, bool]:
-        """`make` of a document by its number.
+        """Build the sample of a document by number, see `make`.
 
         Raises:
-            UserError: as `make`; or the source cannot give it.
+            SampleError: the sample is too long and `too_long` is "refuse", it has no supervised token, its source
+                cannot read it, or the prompt cannot express it. The error names file and line.
         """
-        return self.make(self.documents[number])
+        document: Document | None = None
+        try:
+            document = self.documents[number]
+            return self.make(document)
+        except UserError as error:
+            raise self.located(error, number, document) from error
+
+    def located(self, error: UserError, number: int, document: Document | None = None) -> SampleError:
+        """The error with the place and the id of its sample.
+
+        Args:
+            number: number of the sample.
+            document: the sample's document; None if its source refused it.
+        """
+        return located(error, lambda: self.documents.where(number), document)
+
+
+def located(error: UserError, where: Callable[[], str], document: Document | None) -> SampleError:
+    """The error with the place and the id of its sample.
+
+    Args:
+        where: gives file and line of the sample, "" if its source has no files; called where the error has none.
+        document: the sample's document; None if its source refused it.
+    """
+    if isinstance(error, SampleError) and error.where:
+        return error
+    place, sample_id = where(), "" if document is None else document.id
+    if isinstance(error, SampleError):
+        return SampleError(
+            error.reason, where=place, sample_id=error.sample_id or sample_id, kind=error.kind, remedy=error.remedy
+        )
+    refusal = "bad_entry" if document is None else "layout_refused"
+    kind = "unreadable_image" if isinstance(error, PictureError) else refusal
+    return SampleError(str(error), where=place, sample_id=sample_id, kind=kind)
 
 
 def _too_long(sample: Sample, maker: SampleMaker) -> str:
@@ -87,6 +125,6 @@ def _too_long(sample: Sample, maker: SampleMaker) -> str:
 
 
 def unlearnt(sample: Sample) -> tuple[Sample, list[Tensor]]:
-    """A sample whose pixels are lost: it keeps its positions, nothing of it is learnt, and its views are blank."""
+    """Mark a sample as lost: it keeps its positions, has no label, and gets blank views. Returns (sample, views)."""
     blank = [torch.zeros(3, *view.size) for plan in sample.plans for view in plan.views]
     return replace(sample, lost=True), blank

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import Checkpointing, checkpoint_layers
 from lit_mm.layers.attention import attention
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
@@ -16,7 +17,7 @@ from lit_mm.vision.protocol import VisionEncoder
 # V views, N patches, D width, P = N + 1 positions (class token first), H heads
 
 
-class EvaBlock(nn.Module):
+class EvaBlock(GradientCheckpointingLayer):
     """A pre-norm transformer block with stochastic depth, which skips a branch for whole views."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, drop_path: float, eps: float) -> None:
@@ -67,7 +68,7 @@ class EvaViT(nn.Module, VisionEncoder):
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
-        activation_checkpointing: True recomputes each block in the backward pass.
+        activation_checkpointing: "full" recomputes each block in the backward pass; "none" keeps its activations.
     Raises:
         UserError: sizes do not divide, or a rate lies outside [0, 1).
     Source: arXiv:2303.15389; modeling_vit.py of the XComposer release, eva_vit.py of github.com/salesforce/LAVIS.
@@ -86,7 +87,7 @@ class EvaViT(nn.Module, VisionEncoder):
         eps: float = 1e-6,
         position_size: int | None = None,
         weights: str | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
         if width % heads:
@@ -106,6 +107,7 @@ class EvaViT(nn.Module, VisionEncoder):
         self.positions = nn.Parameter(torch.zeros(1 + self.grid[0] * self.grid[1], width))
         rates = [drop_path * number / max(1, layers - 1) for number in range(layers)]
         self.blocks = nn.ModuleList(EvaBlock(width, heads, int(width * mlp_ratio), rate, eps) for rate in rates)
+        checkpoint_layers(self, activation_checkpointing)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -163,8 +165,5 @@ class EvaViT(nn.Module, VisionEncoder):
         x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
         x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positions  # [V, P, D]
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = block(x)
         return x[:, 1:] if self.drop_cls else x

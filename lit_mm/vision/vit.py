@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
-from lit_mm.layers.attention import attention
+from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.attention import attention_by_length
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
@@ -27,7 +28,7 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """A pre-norm transformer block. One linear computes q, k and v; its rows are q, then k, then v."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, activation: str, eps: float) -> None:
@@ -41,19 +42,19 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
-            visible: [V, 1, 1, P] False at padding; None if there is no padding.
+            lengths: number of positions of each view, which come first; padding follows. None: all have P.
         """
-        x = x + self.out(self.attend(self.qkv(self.norm1(x)), visible))
+        x = x + self.out(self.attend(self.qkv(self.norm1(x)), lengths))
         return x + self.feed_forward(x)
 
-    def attend(self, qkv: Tensor, visible: Tensor | None = None) -> Tensor:
+    def attend(self, qkv: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Packed q, k, v [V, P, 3 D] -> outputs of all heads, side by side, [V, P, D]."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        return attention(q, k, v, visible).transpose(1, 2).flatten(2)
+        return attention_by_length(q, k, v, lengths, lengths).transpose(1, 2).flatten(2)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """[V, P, D] -> [V, P, D], with the norm and without the residual."""
@@ -83,7 +84,7 @@ class ViT(nn.Module, VisionEncoder):
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
-        activation_checkpointing: True recomputes each block in the backward pass.
+        activation_checkpointing: "full" recomputes each block in the backward pass; "none" keeps its activations.
         class_token: False builds no class token, as in Qwen-VL's OpenCLIP bigG, and drops that of a checkpoint.
         any_size: True accepts views of any size. The position table stays that of `image_size`; every forward resizes
             it bicubically to the view's grid, so it learns at whichever size a stage trains on. With a connector of
@@ -107,7 +108,7 @@ class ViT(nn.Module, VisionEncoder):
         eps: float = 1e-5,
         position_size: int | None = None,
         weights: str | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         select_layer: int = -1,
         class_token: bool = True,
         any_size: bool = False,
@@ -137,6 +138,7 @@ class ViT(nn.Module, VisionEncoder):
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
+        checkpoint_layers(self, activation_checkpointing)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -198,20 +200,17 @@ class ViT(nn.Module, VisionEncoder):
             UserError: a view has another size than `image_size`, and `any_size` is False.
         """
         if isinstance(pixels, Tensor):
-            visible = None
+            lengths = None
             x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
             table = self._resized(self.positions, self._grid(pixels))
         else:
-            x, table, visible = self._padded(pixels)
+            x, table, lengths = self._padded(pixels)
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
         x = self.pre_norm(x + table)
         extra = () if tiles is None else (tiles,)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, visible, *extra, use_reentrant=False)
-            else:
-                x = block(x, visible, *extra)
+            x = block(x, lengths, *extra)
         return x[:, 1:] if self.drop_cls and self.cls is not None else x
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
@@ -223,8 +222,8 @@ class ViT(nn.Module, VisionEncoder):
             )
         return grid
 
-    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Embed all groups: patches [V, N, D] and position tables [V, P, D], padded, and `visible` of `Block`.
+    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
+        """Embed all groups: patches [V, N, D] and position tables [V, P, D], padded, and `lengths` of `Block`.
 
         `patches` is called once for all groups: under ZeRO-3 every rank must make the same calls, whatever its views.
         """
@@ -240,9 +239,8 @@ class ViT(nn.Module, VisionEncoder):
         if min(lengths) == longest:
             return x, torch.cat(tables), None
         first = int(self.cls is not None)
-        ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
-        visible = torch.arange(first + longest) < ends[:, None]
-        return x, torch.cat(tables), visible[:, None, None].to(x.device)
+        by_view = tuple(first + length for group, length in zip(groups, lengths, strict=True) for _ in group)
+        return x, torch.cat(tables), by_view
 
 
 def as_strip(pixels: Tensor, patch: int) -> Tensor:

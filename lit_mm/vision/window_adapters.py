@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import checkpoint_layers
 from lit_mm.layers.dropout import dropout
 from lit_mm.layers.injection import Injection
 from lit_mm.vision.vit import Block, ViT
@@ -56,7 +58,7 @@ class WindowAdapter(nn.Module):
         return torch.bmm(low * scale[:, :, None], up.transpose(1, 2))
 
 
-class AdaptedBlock(nn.Module):
+class AdaptedBlock(GradientCheckpointingLayer):
     """A block of the vision encoder with window adapters.
 
     | adapter | reads | its result is added to |
@@ -84,18 +86,18 @@ class AdaptedBlock(nn.Module):
             {place: WindowAdapter(width, outs[place], rank, windows, dropout) for place, rank in ranks.items()}
         )
 
-    def forward(self, x: Tensor, visible: Tensor | None = None, tiles: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None = None, tiles: Tensor | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
-            visible: [V, 1, 1, P] False at padding; None if there is no padding.
+            lengths: see `Block`.
             tiles: [V] window of each view, -1 for a global view; None if all views are global.
         """
         base = self.base
         if tiles is None:
-            return base(x, visible)
+            return base(x, lengths)
         normed = base.norm1(x)
-        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), visible)
+        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), lengths)
         x = x + self._with("out", base.out(read), read, tiles)
         return x + self._with("mlp", base.feed_forward(x), x, tiles)
 
@@ -130,6 +132,7 @@ def apply_window_adapters(
     if vision.reads_tiles:
         raise UserError("the blocks of this vision encoder have window adapters already; apply them once")
     vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
+    checkpoint_layers(vision, vision.activation_checkpointing)
     vision.reads_tiles, vision.windows = True, windows
     return vision
 

@@ -1,4 +1,4 @@
-"""Configs and checkpoints of the version before are read as they are."""
+"""Configs and checkpoints of the previous version can be read."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def recipe(steps: int = 2) -> dict[str, Any]:
 
 @pytest.fixture
 def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run folder whose config and manifests are those that the version before wrote, stopped at step 1 of 2."""
+    """A run folder with the config and manifests of the previous version, stopped at step 1 of 2."""
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump(recipe()))
@@ -225,7 +225,8 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     content = json.loads((first.path / "manifest.json").read_text())
     content["family"] = "lit_mm.families.xcomposer2_4khd.XComposer2HD"
     content["files"]["config.yaml"] |= {"bytes": len(text), "blake2b": digest_file(first.path / "config.yaml")}
-    (first.path / "manifest.json").write_text(json.dumps(content))
+    del content["blake2b"]
+    (first.path / "manifest.json").write_text(json.dumps(content | {"format": 1}))
     yield run
     torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
 
@@ -303,5 +304,14 @@ def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alo
         "train": {"connector": {"lr": 0.1, "decay_vectors": False}},
         "schedule": {"class_path": "lit_mm.stages.Linear", "init_args": {"warmup": 0.03, "start": 0.0, "floor": 0.1}},
         "noisy": [],
+        "starts_from": None,
     }
     assert translate_config({"stages": [translated]}) == {"stages": [translated]}
+
+
+def test_activation_checkpointing_of_parts_was_true_or_false() -> None:
+    def of(vision: Any, language: Any) -> dict[str, Any]:
+        parts = {"vision": vision, "language": language}
+        return {"model": {"init_args": {p: {"init_args": {"activation_checkpointing": v}} for p, v in parts.items()}}}
+
+    assert translate_config(of(True, False)) == of("full", "none") == translate_config(of("full", "none"))

@@ -1,4 +1,4 @@
-"""What the parts declare, read off them."""
+"""Properties of parts are read from the parts themselves."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EVERY = {"first", "last", None}
 
 
 class Fixed(nn.Module, Connector):
-    """A connector that reads one grid, as one with a learnt table of key positions does."""
+    """A connector that reads one grid only, such as one with a learned table of key positions."""
 
     def __init__(self, grid: tuple[int, int]) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (the released prompts are Chinese, and so is their punctuation)
-"""The steps of a composition with a scripted model: every question, every way to fail."""
+"""A scripted model goes through all steps of a composition: every question and every failure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_mm.composition.compose import (
     captions_so_far,
     compose,
     letter_in,
-    numbered,
+    number_lines,
     places_in,
     spread,
     steps,
@@ -41,7 +41,7 @@ POOL = [Named(f"picture {number}") for number in range(6)]
 
 
 class Script:
-    """A model that says what is written for each step, and remembers what it was asked."""
+    """A model with a fixed answer for each step, which records the questions."""
 
     def __init__(self, **says: str | list[str]) -> None:
         self.says = {step: list(said) if isinstance(said, list) else [said] for step, said in says.items()}
@@ -56,7 +56,7 @@ class Script:
         return [question.step for question in self.asked]
 
     def texts(self, step: str) -> list[str]:
-        """The questions of a step as text, <name> for each picture, and the begun answer behind "=>"."""
+        """Write the questions of a step as text: <name> for a picture, "=>" before the opening of the answer."""
         return [shown(question.document) for question in self.asked if question.step == step]
 
 
@@ -236,7 +236,7 @@ def test_no_images_wanted_asks_for_the_article_alone() -> None:
 
 
 def test_segments_are_numbered_from_where_they_stand() -> None:
-    assert numbered(["a", "b"], 3) == "<Seg3> a\n<Seg4> b\n"
+    assert number_lines(["a", "b"], 3) == "<Seg3> a\n<Seg4> b\n"
 
 
 # --- captions --------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The encoder-decoder alone: its loss, its parts, what it learns, and how it answers."""
+"""The encoder-decoder alone: loss, parts, training and answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lit_mm.language.t5 import T5
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
 from lit_mm.stages.stage import Stage, Train
-from tests.rows import loss_sum
+from tests.rows import loss_sum, transformers_t5
 
 LESSONS = [("what is the code?", "42"), ("what is the name?", "KALO"), ("what is the city?", "MIRUT"), ("count", "3")]
 
@@ -37,7 +37,7 @@ def batch(module: EncoderDecoder, *numbers: int) -> Batch:
 
 @pytest.fixture(scope="module")
 def taught() -> EncoderDecoder:
-    """Four answers by heart."""
+    """An encoder-decoder that has learned four answers by heart."""
     module = tiny()
     lessons = batch(module, 0, 1, 2, 3)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-2)
@@ -66,9 +66,7 @@ def test_the_loss_is_the_sum_over_target_tokens_and_packing_does_not_change_it()
 def test_the_loss_is_that_of_transformers() -> None:
     module = tiny().eval()
     one = batch(module, 1)
-    lm = module.network.language.lm
-    lm.config.scale_decoder_outputs, lm.config.decoder_start_token_id, lm.config.pad_token_id = False, 0, 0
-    logits = lm(input_ids=one.ids, labels=one.target.ids).logits[0]
+    logits = transformers_t5(module.network.language)(input_ids=one.ids, labels=one.target.ids).logits[0]
     torch.testing.assert_close(loss_sum(module, one), F.cross_entropy(logits, one.target.ids[0], reduction="sum"))
 
 
