@@ -124,7 +124,10 @@ def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_p
     found, expected = weights(runs / name), weights(runs / f"{name}, one process")
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        assert float((found[key] - tensor).abs().max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
+        difference = (found[key] - tensor).abs()
+        if key.endswith("qkv.bias"):  # softmax cancels the bias of keys: its gradient is noise, which Adam scales up
+            difference = difference.view(3, -1)[[0, 2]]
+        assert float(difference.max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
 
 
 def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:
