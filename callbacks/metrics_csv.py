@@ -15,13 +15,13 @@ from lit_mm.module import MultimodalModule
 class MetricsCSV(StepObserver):
     """Writes step, stage, loss, tokens, seconds and the learning rate of every part after every optimizer step.
 
-    Rows reach the file before the step's checkpoint is made if this callback stands before the one that saves. A stage
-    that resumes at step s takes back the rows after s, so the file ends as if nothing had happened.
+    This callback must precede the one that saves: a row then reaches the file before its step's checkpoint. A stage
+    that resumes at step s removes the rows after s, so the file ends as if the run had never stopped.
 
     Args:
-        path: of the file.
-        launched: when the command started, seconds since the epoch (default: now). `seconds` counts from there; a
-            resumed run goes on from its last kept row.
+        path: path of the file.
+        launched: start of the command, seconds since the epoch; None: now. The column `seconds` counts from it, and in
+            a resumed run from the last row that stays.
     """
 
     def __init__(self, path: str | Path, launched: float | None = None) -> None:
@@ -62,5 +62,5 @@ class MetricsCSV(StepObserver):
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """Rows of a metrics.csv: `step` and `tokens` int, `stage` str, everything else float."""
+    """Read the rows of a metrics.csv: `step` and `tokens` are int, `stage` is str, all other columns are float."""
     return read_rows(Path(path))

@@ -352,7 +352,7 @@ class MultimodalModule(L.LightningModule):
         checkpoint["state_dict"] |= aside
         (optimizer,) = self.trainer.optimizers
         strategy = self.trainer.strategy
-        whole = strategy.given_groups if isinstance(strategy, ZeRO) else None
+        whole = strategy.original_groups if isinstance(strategy, ZeRO) else None
         checkpoint["optimizer"] = optimizer_groups(optimizer, names, whole)
         by_name = {names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names}
         checkpoint["optimizer_states"] = [by_name]
