@@ -24,7 +24,7 @@ def varlen_attention(
     Args:
         q: [1, H, T, D].
         k, v: [1, K, S, D], K a divisor of H.
-        segments: lengths; S is T without `key_lengths`.
+        segments: lengths, and their starts on the device of q.
         scale: 1 / sqrt(D) when left out.
         window: see `segment_attention`.
     Returns:
@@ -32,17 +32,17 @@ def varlen_attention(
     """
     from torch.nn.attention.varlen import varlen_attn  # an older torch does not have it: see `varlen_obstacle`
 
+    assert segments.starts is not None, "Segments were made without the device of the attention"
     dtype = compute_dtype(q)
     rows = (x[0].transpose(0, 1).to(dtype) for x in (q, k, v))  # [T, H, D]
-    key_lengths = segments.lengths if segments.key_lengths is None else segments.key_lengths
     deterministic = torch.are_deterministic_algorithms_enabled()
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if deterministic else nullcontext():
         out = varlen_attn(
             *rows,
-            segments.starts(q.device),
-            segments.starts(q.device, of_keys=True),
-            max(segments.lengths, default=0),
-            max(key_lengths, default=0),
+            segments.starts,
+            segments.key_starts,
+            segments.longest,
+            segments.longest_keys,
             scale=scale,
             window_size=(-1 if window is None else window - 1, 0 if segments.causal else -1),
             enable_gqa=q.shape[1] != k.shape[1],
