@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_mm.errors import UserError
@@ -25,7 +26,7 @@ CUDA = Demand(torch.device("cuda"), torch.bfloat16, 64)
 @pytest.fixture
 def gpu_of_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU, as far as the choice can see."""
-    monkeypatch.setattr(choice, "compute_capability", lambda device: (9, 0))
+    monkeypatch.setattr(choice, "compute_capability", lambda index: (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -57,9 +58,9 @@ def test_auto_takes_varlen_where_it_can_and_forcing_it_elsewhere_is_refused(
 
 
 def test_an_old_gpu_and_an_old_torch_have_no_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "compute_capability", lambda device: (7, 5))
+    monkeypatch.setattr(choice, "compute_capability", lambda index: (7, 5))
     assert "7.5" in varlen_obstacle(CUDA)
-    monkeypatch.setattr(choice, "has_varlen", lambda: False)
+    monkeypatch.setattr(choice, "HAS_VARLEN", False)
     assert torch.__version__ in varlen_obstacle(CUDA)
 
 
@@ -68,12 +69,45 @@ def test_the_reason_for_segments_on_a_gpu_is_logged_once(
 ) -> None:
     messages: list[str] = []
     monkeypatch.setattr(choice, "rank_zero_info", messages.append)
-    choice.log_fallback.cache_clear()
+    choice.logged_obstacles.clear()
     for _ in range(3):
         choose("auto", replace(CUDA, softcap=True))
         choose("auto", replace(CUDA, device=torch.device("cpu"), softcap=True))  # nobody expects a GPU kernel there
     assert len(messages) == 1
     assert "soft cap" in messages[0]
+
+
+@pytest.mark.parametrize("softcap", [False, True])
+def test_the_choice_is_made_while_a_compiled_layer_is_traced(softcap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        demand = Demand(torch.device("cuda", 0), torch.bfloat16, 64, softcap=softcap)
+        return x + (choose("auto", demand) == "varlen")
+
+    torch._dynamo.reset()
+    assert layer(torch.zeros(1)).item() == (not softcap)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_compiled_layers_are_one_graph_for_all_numbers_and_lengths_of_segments(deterministic: bool) -> None:
+    with torch.device("meta"):
+        language = Llama(
+            width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, vocab_size=40, attention="varlen"
+        ).bfloat16()
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    try:
+        for layer in language.decoder_layers:
+            layer.compile(fullgraph=True, dynamic=True, backend=counter)
+        for lengths in ((5, 3), (6, 3), (7, 9), (4, 4, 4), (8, 2, 1), (1,) * 9):
+            batch = flat([torch.zeros(length, dtype=torch.long) for length in lengths]).to("meta")
+            language.learn(language.embed(batch.ids), batch).hidden.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert counter.frame_count <= 2  # the second has dynamic lengths
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2])

@@ -19,7 +19,7 @@ def varlen_attention(
     """The same as `by_segment`, in one call.
 
     Under deterministic algorithms the flash kernel is forced, and the deterministic form of its backward pass: cuDNN's
-    has none.
+    has none. A compiled layer cannot force the latter; it warns, as torch does.
 
     Args:
         q: [1, H, T, D].
@@ -47,7 +47,7 @@ def varlen_attention(
             window_size=(-1 if window is None else window - 1, 0 if segments.causal else -1),
             enable_gqa=q.shape[1] != k.shape[1],
         )
-    if deterministic and torch.is_deterministic_algorithms_warn_only_enabled() and out.grad_fn is not None:
+    if deterministic and not torch.compiler.is_compiling() and out.grad_fn is not None:
         strict_backward(out.grad_fn)
     return out[None]
 
@@ -57,5 +57,6 @@ def strict_backward(node: Node) -> None:
 
     Where they are only warned of, flash attention takes its nondeterministic kernel and warns.
     """
-    node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True))
-    node.register_hook(lambda *gradients: torch.use_deterministic_algorithms(True, warn_only=True))
+    if torch.is_deterministic_algorithms_warn_only_enabled():
+        node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True))
+        node.register_hook(lambda *gradients: torch.use_deterministic_algorithms(True, warn_only=True))
