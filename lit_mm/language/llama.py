@@ -162,7 +162,7 @@ class Llama(nn.Module):
         places = batch.visual if batch.routed is None else batch.routed
         return self.lm.model(
             inputs_embeds=embeds,
-            segments=Segments(batch.lengths, backend=self.attention),
+            segments=Segments(batch.lengths, backend=self.attention, device=embeds.device),
             position_ids=batch.positions,
             past_key_values=cache,
             use_cache=cache is not None,
