@@ -14,7 +14,7 @@ from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
 from lit_mm.language.routed import Routing
 from lit_mm.language.state import DecoderState
-from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.samples.batch import Batch
 
 
@@ -58,7 +58,7 @@ class Llama(nn.Module):
         max_positions: int = 4096,
         attention_bias: bool | Literal["qkv"] = False,
         tie_embeddings: bool = False,
-        activation_checkpointing: Checkpointing = "none",
+        activation_checkpointing: Literal["none", "full"] = "none",
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Llama(nn.Module):
             for layer in self.decoder_layers:
                 layer.self_attn.o_proj.register_parameter("bias", None)
         self.activation_checkpointing = activation_checkpointing
-        checkpoint_layers(self.lm, activation_checkpointing)
+        prepare_layers(self.lm, activation_checkpointing)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:

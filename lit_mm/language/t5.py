@@ -14,7 +14,7 @@ from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForCondi
 
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
-from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.samples.batch import Batch
 
 
@@ -88,7 +88,7 @@ class T5(nn.Module):
         max_distance: int = 128,
         norm_eps: float = 1e-6,
         start_id: int = 0,
-        activation_checkpointing: Checkpointing = "none",
+        activation_checkpointing: Literal["none", "full"] = "none",
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class T5(nn.Module):
         self.lm.lm_head = nn.Linear(width, vocab_size, bias=False)  # untied
         nn.init.normal_(self.lm.lm_head.weight, std=width**-0.5)  # logits of size 1: hidden states are normed
         self.activation_checkpointing = activation_checkpointing
-        checkpoint_layers(self.lm, activation_checkpointing)
+        prepare_layers(self.lm, activation_checkpointing)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> text embeddings [..., E], the same for encoder and decoder."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
-from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
@@ -80,7 +80,9 @@ class ViT(nn.Module):
         position_size: image size of the checkpoint to be loaded, pixels. A table of that size is resized bicubically
             while loading. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
-        activation_checkpointing: "full": recompute each block in the backward pass; "none": keep its activations.
+        activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
+            inputs, "selective" (with `compile`) its inputs and its products.
+        compile: compile the blocks by `torch.compile` while they train.
         class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG; loading leaves out a checkpoint's.
         any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
             bicubically to the view's grid, so that it learns at whichever size a stage trains on. Before a connector of
@@ -108,6 +110,7 @@ class ViT(nn.Module):
         select_layer: int = -1,
         class_token: bool = True,
         any_size: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not -layers <= select_layer <= -1:
@@ -119,7 +122,7 @@ class ViT(nn.Module):
         self.image_size, self.patch, self.width = image_size, patch, width
         self.published_layers, self.num_layers = layers, layers + select_layer + 1
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         self.any_size = any_size
         self.heads = heads
         self.reads_tiles = False  # a function that gives tiles weights of their own (`apply_window_adapters`) sets it
@@ -134,7 +137,7 @@ class ViT(nn.Module):
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
-        checkpoint_layers(self, activation_checkpointing)
+        prepare_layers(self, activation_checkpointing, compile)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
