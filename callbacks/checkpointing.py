@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import lightning as L
@@ -26,6 +26,7 @@ class Checkpointing(StepObserver):
         keep: how many of the last are kept.
         score_at: optimizer step, counted through all stages, -> how good the model was then, None if nobody asked. The
             best of the checkpoints with a score is kept, too.
+        lasting: stages of which the last checkpoint is kept, see `lit_mm.stages.stage.lasting_ends`.
     """
 
     def __init__(
@@ -34,12 +35,14 @@ class Checkpointing(StepObserver):
         every: int = 100,
         keep: int = 2,
         score_at: Callable[[int], float | None] = lambda step: None,
+        lasting: Collection[str] = (),
     ) -> None:
         if every < 1 or keep < 1:
             raise UserError(
                 f"`checkpoint_every` is at least 1 step and at least one checkpoint is kept, got {every=}, {keep=}"
             )
         self.folder, self.every, self.keep, self.score_at = Path(folder), every, keep, score_at
+        self.lasting = lasting
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if trainer.global_step % self.every == 0 and trainer.global_step < module.total_steps:
@@ -56,11 +59,12 @@ class Checkpointing(StepObserver):
             self.tidy()
 
     def tidy(self) -> None:
-        """Remove all but the last checkpoints and the best one; of equals the later is better."""
+        """Remove all but the last checkpoints, the ends that last, and the best one; of equals the later is better."""
         saved = published(self.folder)
         scores = [self.score_at(read(checkpoint.path).manifest["step"]) for checkpoint in saved]
         scored = [(score, number) for number, score in enumerate(scores) if score is not None]
-        best = max(scored)[1] if scored else None
+        ends = {checkpoint.stage: number for number, checkpoint in enumerate(saved)}
+        kept = {ends[stage] for stage in self.lasting if stage in ends} | {max(scored)[1] for _ in scored[:1]}
         for number, old in enumerate(saved[: -self.keep]):
-            if number != best:
+            if number not in kept:
                 remove(old.path)

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
-from lit_mm.stages.stage import Stage
+from lit_mm.stages.stage import Stage, branches
 
 WINDOW = 50  # optimizer steps that tokens per second are averaged over
 SMOOTH = 0.9  # weight of the past in the shown loss
@@ -34,6 +34,7 @@ class StageProgress(StepObserver, ProgressBar):
     def __init__(self, stages: Sequence[Stage], every_seconds: float = 10.0, console: Console | None = None) -> None:
         super().__init__()
         self.stages = [(stage.name, stage.max_steps) for stage in stages]
+        self.branches = branches(stages)
         self.every_seconds = every_seconds
         self.console = console
         self.enabled = True
@@ -54,6 +55,8 @@ class StageProgress(StepObserver, ProgressBar):
         self.resumed_at, self.done, self.total = trainer.global_step, trainer.global_step, module.total_steps
         self.name = module.stage.name
         self.label = stage_label(self.name, [name for name, _ in self.stages])
+        if self.name in self.branches:
+            self.label += f" from {self.branches[self.name]}"
         self.loss: float | None = None
         self.steps: deque[Step] = deque(maxlen=WINDOW)
         self.started = self.spoken = time.monotonic()

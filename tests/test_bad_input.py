@@ -273,12 +273,13 @@ def test_a_stage_that_trains_an_unknown_part_is_refused_with_the_parts_there_are
 
 def test_a_learning_rate_below_zero_names_its_stage_and_part(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.1.train.connector.lr", -1.0)))
-    assert message.startswith("stages.finetune.train.connector: a part learns with lr > 0")
+    line = line_of("lr: -1.0") - 1
+    assert message.startswith(f"recipe.yaml, line {line}: stages.finetune.train.connector: a part learns with lr > 0")
 
 
 def test_what_the_data_module_refuses_of_a_later_stage_is_said_before_the_first_step(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.1.data", {"skills": ["reading"]})))
-    assert message.startswith("stages.finetune.data: the nano world has no skills ['reading']")
+    assert ": stages.finetune.data: the nano world has no skills ['reading']" in message
     assert not Path("runs").exists()
 
 

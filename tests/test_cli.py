@@ -161,7 +161,7 @@ def test_a_mistake_in_a_kept_config_names_where_it_is_kept(recipe: str) -> None:
         (["--stages=pretrain"], ["pretrain"]),
         (["--stages", "finetune,pretrain"], ["pretrain", "finetune"]),  # the recipe's order
         (["--only", "[finetune]"], ["finetune"]),
-        (["--stages", "[{name: other, train: {connector: {lr: 1}}}]"], ["other"]),
+        (["--stages.replace", "[{name: other, train: {connector: {lr: 1}}}]"], ["other"]),
     ],
 )
 def test_stages_are_picked_by_name_or_replaced(recipe: str, option: list[str], names: list[str]) -> None:

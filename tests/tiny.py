@@ -32,7 +32,7 @@ from lit_mm.run.stages import run_stages
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
-from lit_mm.stages.stage import Stage, Train
+from lit_mm.stages.stage import Stage, Train, lasting_ends
 from lit_mm.stream.datamodule import Source, StreamDataModule
 from lit_mm.vision.vit import ViT
 
@@ -204,7 +204,7 @@ def run_recipe(
         Ledger(folder / "ledger.txt"),
         MetricsCSV(folder / "metrics.csv"),
         DataLedger(folder, Console(file=io.StringIO())),
-        Checkpointing(run_folder.checkpoints, every, keep),
+        Checkpointing(run_folder.checkpoints, every, keep, lasting=lasting_ends(recipe)),
     ]
     run_stages(
         module,

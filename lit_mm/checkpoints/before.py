@@ -310,6 +310,7 @@ def add_stage_keys(config: Config) -> Config:
         if not isinstance(stage, dict):
             continue
         stage.setdefault("noisy", [])
+        stage.setdefault("starts_from", None)
         for train in (stage.get("train") or {}).values():
             train.setdefault("decay_vectors", False)
     return config

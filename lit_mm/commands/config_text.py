@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +17,8 @@ import yaml
 from lit_mm.errors import UserError
 
 COMMAND_LINE = ""  # the place of an entry that no file contains
+PLAIN = re.compile(r"[\w.+~:-]+")  # scalars that are written without quotes
+TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")  # of YAML's core
 
 
 @dataclass(frozen=True)
@@ -23,10 +28,14 @@ class Entry:
     Attributes:
         value: entries by key, a list of entries, the text of a scalar, or None for null.
         place: file and line, such as "recipe.yaml, line 3"; empty for the command line.
+        is_text: True if a scalar is a text although it may look like a number: '3'.
+        appends: True if a list is appended to the one before it instead of replacing it.
     """
 
     value: dict[str, Entry] | list[Entry] | str | None
     place: str
+    is_text: bool = False
+    appends: bool = False
 
     @property
     def keys(self) -> dict[str, Entry]:
@@ -52,6 +61,31 @@ def spoken(entry_or_place: Entry | str, path: Sequence[str]) -> str:
     place = entry_or_place.place if isinstance(entry_or_place, Entry) else entry_or_place
     dotted = ".".join(path)
     return f"{place}: {dotted}" if place != COMMAND_LINE else f"{dotted} (on the command line)"
+
+
+def flow(entry: Entry) -> str:
+    """An entry as one line of YAML."""
+    if isinstance(entry.value, dict):
+        return "{" + ", ".join(f"{_key(key)}: {flow(inner)}" for key, inner in entry.keys.items()) + "}"
+    if isinstance(entry.value, list):
+        return "[" + ", ".join(flow(item) for item in entry.value) + "]"
+    if entry.value is None:
+        return "null"
+    return json.dumps(entry.value) if entry.is_text else _scalar(entry.value)
+
+
+def _key(text: str) -> str:
+    """A key without quotes if it is a text, such as lr, or a whole number; `yes` and `~` would be read as others."""
+    return _scalar(text) if _tag(text) in ("str", "int") else json.dumps(text)
+
+
+def _tag(text: str) -> str:
+    """The type that YAML gives to a scalar without quotes."""
+    return yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
+
+
+def _scalar(text: str) -> str:
+    return text if PLAIN.fullmatch(text) and not text.endswith(":") else json.dumps(text)
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
@@ -106,6 +140,8 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
         path: keys above this node.
     """
     place = f"{label}, line {line + 1}" if numbered else label
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in TAGS:
+        raise UserError(f"{spoken(place, path)}: the YAML tag {node.tag!r} is not read. Write the value itself")
     if isinstance(node, yaml.SequenceNode):
         entries = [
             _entry(item, label, item.start_mark.line, numbered=numbered, path=(*path, str(number)))
@@ -116,19 +152,39 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
         mapping: dict[str, Entry] = {}
         inherited: dict[str, Entry] = {}  # through `<<`: the keys of other mappings, which this one overrides
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise UserError(f"{spoken(place, path)}: a key is a text or a number, got a {key.id}")
             inner = _entry(value, label, key.start_mark.line, numbered=numbered, path=(*path, key.value))
             if key.tag == "tag:yaml.org,2002:merge":
                 for other in reversed(inner.value) if isinstance(inner.value, list) else [inner]:
                     inherited |= other.keys
             elif key.value in mapping:
+                line = mapping[key.value].place.rpartition(", ")[2]
+                where = f"is also in {line}" if numbered else "is there twice"
                 raise UserError(
-                    f"{spoken(inner, (*path, key.value))}: the key {key.value!r} is also in "
-                    f"{mapping[key.value].place.rpartition(', ')[2]}. Remove one of the two"
+                    f"{spoken(inner, (*path, key.value))}: the key {key.value!r} {where}. Remove one of the two"
                 )
             else:
                 mapping[key.value] = inner
         return Entry(inherited | mapping, place)
-    return Entry(None if node.tag.endswith(":null") else node.value, place)
+    if node.tag.endswith(":null"):
+        return Entry(None, place)
+    plain = node.style is None and node.tag.endswith(f":{_tag(node.value)}")
+    return _without_variables(Entry(node.value, place, is_text=not plain), path)
+
+
+def _without_variables(entry: Entry, path: tuple[str, ...]) -> Entry:
+    """The entry of a scalar.
+
+    Raises:
+        UserError: its text has a variable, which nothing expands.
+    """
+    if "${" in entry.value:
+        raise UserError(
+            f"{spoken(entry, path)}: a recipe expands no variables, got {entry.value!r}. Write the value itself, or "
+            f'give it on the command line, where the shell expands it: --{".".join(path)} "$NAME"'
+        )
+    return entry
 
 
 def _near_file(file: Path) -> str:
@@ -149,12 +205,24 @@ def overrides(arguments: Sequence[str]) -> Iterator[Entry]:
         *outer, last = option.removeprefix("--").split(".")
         if not option.startswith("--") or not text or option == "--config":
             continue
-        value = _parsed(text)
+        value = parsed(text, (*outer, last))
         if last.endswith("+"):  # `--trainer.callbacks+` appends to a list
-            last, value = last.removesuffix("+"), Entry([value], COMMAND_LINE)
+            items = value.value if isinstance(value.value, list) else [value]
+            last, value = last.removesuffix("+"), Entry(items, COMMAND_LINE, appends=True)
         for key in reversed([*outer, last]):
             value = Entry({key: value}, COMMAND_LINE)
         yield value
+
+
+def agent_form(word: str) -> str:
+    """An option whose value is Python text, as the agent of a W&B sweep writes it, with the value in YAML.
+
+    `--a={'b': None}` becomes `--a={b: null}`, and `--a=None` becomes `--a=null`.
+    """
+    option, equals, text = word.partition("=") if word.startswith("--") else ("", "", word)
+    if text != "None" and _python(text) is None:
+        return word
+    return f"{option}{equals}{flow(parsed(text))}"
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -165,11 +233,32 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield option, value if equals else "" if following.startswith("--") else following
 
 
-def _parsed(text: str) -> Entry:
-    """The value of an option, which may be a list or a mapping in YAML."""
-    if not text.startswith(("[", "{")):
-        return Entry(text, COMMAND_LINE)
+def parsed(text: str, path: tuple[str, ...] = ()) -> Entry:
+    """The value of an option: a scalar, or a list or mapping in YAML or in Python's notation.
+
+    Args:
+        path: its keys, for messages.
+    Raises:
+        UserError: a key is in a mapping twice, or a variable is not expanded.
+    """
+    if text == "None":
+        return Entry(None, COMMAND_LINE)
+    value = _python(text)
+    if value is not None:
+        text = yaml.safe_dump(value, sort_keys=False)
+    elif not text.startswith(("[", "{")):
+        return _without_variables(Entry(text, COMMAND_LINE), path)
     try:
-        return _entry(yaml.compose(text, Loader=yaml.SafeLoader), COMMAND_LINE, 0, numbered=False)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # the parser reports it
         return Entry(text, COMMAND_LINE)
+    return _entry(root, COMMAND_LINE, 0, numbered=False, path=path)
+
+
+def _python(text: str) -> dict | list | None:
+    """The value of a text in Python's notation; None for any other text."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, (dict, list)) else None

@@ -15,6 +15,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
     )
+    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument("--documents", type=int, help="held-out documents (default: as many as the recipe says)")
     parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
@@ -28,7 +29,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from lit_mm.evaluation.examiners import examine
     from lit_mm.report.tables import accuracy_table
 
-    module, data, path = open_trained(choices.checkpoint, choices.config)
+    module, data, path = open_trained(choices.checkpoint, choices.config, choices.stage)
     documents = data.heldout(choices.documents)
     sighted = examine(module, documents, batch_size=choices.batch_size).figures
     blind = examine(module, documents, blind=True, batch_size=choices.batch_size).figures

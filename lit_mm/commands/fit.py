@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import lightning as L
@@ -34,7 +34,9 @@ from lit_mm.report.tables import accuracy_table
 from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
+from lit_mm.run.lock import FolderLock
 from lit_mm.run.stages import run_stages
+from lit_mm.stages.stage import branches, lasting_ends
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -43,15 +45,26 @@ def fit(arguments: Sequence[str]) -> None:
     use_deterministic_algorithms()
     cli = RecipeCLI(arguments, "fit")
     cli.check_stages()
-    module, stages = cli.model, cli.stages
+    launch = cli.trainer_of([], [])
+    folder = RunFolder.open(cli.config.run_dir, experiment_name(arguments), launch)
+    with FolderLock(folder.path, take_over=cli.config.take_over) if launch.is_global_zero else nullcontext():
+        train(arguments, cli, folder, launch)
+
+
+def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L.Trainer) -> None:
+    """Run the stages in a run folder that no other job uses.
+
+    Args:
+        arguments: the words of the command line, for the command that resumes.
+        cli: the recipe.
+        launch: a Trainer that knows rank and number of ranks; it does not train.
+    """
+    module, stages, experiment = cli.model, cli.stages, experiment_name(arguments)
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
         checkpoint = reading.read(manifest.find(cli.config.init_from))
         checkpoint.verify()
-        reading.load_weights(module, checkpoint, family_of(module))
-    experiment = experiment_name(arguments)
-    launch = cli.trainer_of([], [])
-    folder = RunFolder.open(cli.config.run_dir, experiment, launch)
+        reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stages[0]))
     if launch.is_global_zero:
         folder.keep_config(config)
     module.save_frozen = cli.config.save_frozen
@@ -79,6 +92,7 @@ def fit(arguments: Sequence[str]) -> None:
         cli.config.checkpoint_every,
         cli.config.keep_checkpoints,
         partial(accuracy_at, folder.path / "accuracy.csv"),
+        lasting_ends(stages),
     )
     interruption = Interruption(checkpointing)
     observers += [checkpointing, interruption]  # last, see there
@@ -95,9 +109,9 @@ def fit(arguments: Sequence[str]) -> None:
         documents = data.heldout()
         if documents:
             with watchdog.watching(module, "examining the trained model"):
-                conclude(module, documents, folder, logger)
+                conclude(module, documents, folder, logger, branches(stages))
     if module.trainer.is_global_zero:
-        print(next_steps(folder, documents, logger))
+        print(next_steps(folder, documents, logger, lasting_ends(stages) - {stages[-1].name}))
 
 
 @contextmanager
@@ -120,10 +134,19 @@ def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
         raise KeyboardInterrupt(f"To resume: python -m lit_mm fit {again}") from stop
 
 
-def conclude(module: MultimodalModule, documents: list[Document], folder: RunFolder, logger: RunLogger | None) -> None:
+def conclude(
+    module: MultimodalModule,
+    documents: list[Document],
+    folder: RunFolder,
+    logger: RunLogger | None,
+    origin_of: Mapping[str, str],
+) -> None:
     """Examine the trained model with and without sight; draw, tabulate, and keep the figures.
 
     The documents are shared out over the ranks; rank 0 writes.
+
+    Args:
+        origin_of: branch -> the stage whose end it starts from.
     """
     examination = examine(module, documents)
     predictions, sighted = examination.predictions, examination.figures
@@ -131,7 +154,7 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
     if not module.trainer.is_global_zero:
         return
     metrics = read_metrics(folder.path / "metrics.csv")
-    draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png")
+    draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png", origin_of)
     draw_samples(predictions, folder.path / "samples.png")
     summary = write_summary(
         folder.path / "summary.json",
@@ -140,7 +163,7 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
         seconds=round(time.time() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=stage_summaries(metrics),
+        stages=stage_summaries(metrics, origin_of),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)
@@ -148,9 +171,18 @@ def conclude(module: MultimodalModule, documents: list[Document], folder: RunFol
     print(accuracy_table(sighted, blind, predictions))
 
 
-def next_steps(folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None) -> str:
-    """The last lines of a run: where everything is, and what to type next. Leaves a held-out page to ask about."""
-    lines = []
+def next_steps(
+    folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None, ends: Collection[str] = ()
+) -> str:
+    """The last lines of a run: where everything is, and what to type next. Leaves a held-out page to ask about.
+
+    Args:
+        ends: stages besides the last whose ends are kept.
+    """
+    lines = [
+        f"the end of {stage!r} is kept, too: python -m lit_mm evaluate {folder.path} --stage {stage}"
+        for stage in sorted(ends)
+    ]
     if logger is not None and (sync := sync_command(logger)):
         lines.append(f"tracked offline; to send it to an account: {sync}")
     example = next((document for document in documents if len(document.pictures) == 1), None)

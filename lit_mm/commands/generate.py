@@ -16,6 +16,7 @@ def generate(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; several in order")
     parser.add_argument("--question", required=True, help="what to ask")
+    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="where a long answer is cut (default: 64)")
     choices = parser.parse_args(arguments)
@@ -28,6 +29,6 @@ def generate(arguments: Sequence[str]) -> None:
     from lit_mm.inference.generate import answer
 
     pictures = [FilePicture.open(path) for path in choices.image]
-    module, _, _ = open_trained(choices.checkpoint, choices.config)
+    module, _, _ = open_trained(choices.checkpoint, choices.config, choices.stage)
     document = Document("asked", (Turn("user", (*pictures, choices.question)),))
     print(answer(module, [document], max_new_tokens=choices.max_new_tokens)[0])

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +20,29 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import is_torchelastic_launched
 
 from lit_mm.checkpoints.writing import FolderCheckpointIO
-from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_files, config_of, overrides, read_config
+from lit_mm.commands.config_text import (
+    COMMAND_LINE,
+    Entry,
+    config_files,
+    config_of,
+    flow,
+    overrides,
+    read_config,
+    spoken,
+)
 from lit_mm.commands.mistakes import cause_of, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
-from lit_mm.commands.signatures import check_entry, check_keys, class_of, merged, signature_of, unknown_key
+from lit_mm.commands.signatures import check_entry, check_keys, class_of, signature_of, unknown_key
+from lit_mm.commands.stage_keys import merged_recipe, parser_words
 from lit_mm.distributed.names import check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.stages.stage import Stage, Train, check_recipe
+from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 
-RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
+ADDRESS = re.compile(r"(?P<address>stages\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)  # how a stage's errors begin
+RUN_KEYS = ("config", "run_dir", "take_over", "init_from")  # of the launch, not of the experiment
 
 
 KEYS: dict[str, Any] = {
@@ -53,12 +67,19 @@ def check_config(config: Entry) -> None:
             check_entry(entry, KEYS[key], (key,))
         elif key != "config":
             raise UserError(unknown_key(entry, key, sorted([*KEYS, "trainer"]), "a recipe", ()))
-    data, stages = config.keys.get("data"), config.keys.get("stages")
-    if data is None or stages is None or "class_path" not in data.keys:
+    stages = config.keys.get("stages")
+    if stages is None:
         return
-    class_path = data.keys["class_path"]
-    loaded = class_of(class_path, [L.LightningDataModule], ("data", "class_path"))
+    class_path = config.keys["data"].keys.get("class_path") if "data" in config.keys else None
+    loaded = None
+    if class_path is not None:
+        loaded = class_of(class_path, [L.LightningDataModule], ("data", "class_path"))
     for name, stage in stages.items:
+        if "name" in stage.keys and (not NAME.fullmatch(name) or name == REPLACE):
+            raise UserError(
+                f"{spoken(stage.keys['name'], ('stages', name))}: the name of a stage has 1 to 64 letters, digits, `_` "
+                f"and `-`, and is not {REPLACE!r}, got {name!r}"
+            )
         if loaded is not None and "data" in stage.keys:
             path = ("stages", name, "data")
             check_keys(stage.keys["data"], signature_of(loaded), str(class_path.value), path, complete=False)
@@ -100,11 +121,12 @@ class RecipeCLI(LightningCLI):
             ]
             self.entries = Entry({}, COMMAND_LINE)
             for path in config_files(arguments):
-                self.entries = merged(self.entries, read_config(path))
-            refuse_old_keys(config_files(arguments))
+                self.entries = merged_recipe(self.entries, read_config(path))
+            refuse_old_keys(config_files(arguments), flow(self.entries))
             for override in overrides(arguments):
                 if is_known(override):
-                    self.entries = merged(self.entries, override)
+                    self.entries = merged_recipe(self.entries, override)
+            arguments = parser_words(arguments, self.entries)
         check_config(self.entries)
         try:
             super().__init__(
@@ -127,10 +149,29 @@ class RecipeCLI(LightningCLI):
                 },
                 trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
             )
-        except UserError:
-            raise
+        except UserError as error:
+            raise self.placed(error) from error
         except (ArgumentError, ValueError) as error:
             raise self.as_user_error(error) from error
+
+    def placed(self, error: UserError) -> UserError:
+        """An error about a key of a stage, with the file and line of that key."""
+        match = ADDRESS.fullmatch(str(error))
+        if match is None:
+            return error
+        entry = self.entries
+        names = match["address"].split(".")
+        for name in names:
+            entry = dict(entry.items).get(name, entry)
+        return UserError(f"{spoken(entry, names)}: {match['problem']}") if entry is not self.entries else error
+
+    @contextmanager
+    def placing(self) -> Iterator[None]:
+        """Errors about keys of stages get the file and line of their key."""
+        try:
+            yield
+        except UserError as error:
+            raise self.placed(error) from error
 
     def as_user_error(self, error: Exception, base: str = "") -> Exception:
         """A parser's error as the `UserError` that it is; the error itself where a constructor failed otherwise.
@@ -140,9 +181,8 @@ class RecipeCLI(LightningCLI):
         """
         cause = cause_of(error)
         if cause is not None:
-            return UserError(
-                f"{base}: {cause}" if base else str(cause)
-            )  # a new one: raising `cause` would make a circle
+            # a new one: raising `cause` would make a circle
+            return self.placed(UserError(f"{base}: {cause}" if base else str(cause)))
         if not isinstance(error, ArgumentError):
             return error
         options = [option for action in self.parser._actions for option in action.option_strings]
@@ -152,7 +192,8 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
         for option in RECIPE_OPTIONS:
-            parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help)
+            bare = {"nargs": "?", "const": True} if option.type is bool else {}  # `--take_over` alone means true
+            parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **bare)
 
     def instantiate_classes(self) -> None:
         """Everything but the Trainer, which is made per stage."""
@@ -179,7 +220,17 @@ class RecipeCLI(LightningCLI):
         unknown = sorted(set(self.config.only) - {stage.name for stage in stages})
         if unknown:
             raise UserError(f"--stages names {unknown}; the recipe has {[stage.name for stage in stages]}")
-        return [stage for stage in stages if not self.config.only or stage.name in self.config.only]
+        selected = [stage for stage in stages if not self.config.only or stage.name in self.config.only]
+        if selected and self.config.only and self.config.init_from:
+            selected[0] = replace(selected[0], starts_from=None)  # it starts from what `init_from` names
+        names = {stage.name for stage in selected}
+        for stage in selected:
+            if stage.starts_from in {stage.name for stage in stages} - names:
+                raise UserError(
+                    f"--stages leaves out {stage.starts_from!r}, and {stage.name!r} starts from its end. Name it as "
+                    f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
+                )
+        return selected
 
     def resolved(self) -> str:
         """The config with every default filled in, without what belongs to the launch."""
@@ -193,18 +244,21 @@ class RecipeCLI(LightningCLI):
             UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses;
                 torchrun started other ranks.
         """
-        check_recipe(self.stages, self.model.parts(), self.model.objectives)
+        with self.placing():
+            self.model.check_recipe(self.stages)
         names = {stage.name for stage in self.config_init.stages or []}
         if unknown := sorted(self.model.stage_names - names):
             raise UserError(f"`model.init_args` names the stages {unknown}; the recipe has {sorted(names)}")
         for stage in self.stages:
-            self.model.processors_of(stage)
+            try:
+                self.model.processors_of(stage)
+            except UserError as error:  # it does not know its stage
+                raise self.placed(UserError(f"stages.{stage.name}.inputs: {error}")) from error
         check_launch(self.trainer_of([], []))
         for stage in self.stages:
-            if not len(self.data_of(stage).source()):
-                raise UserError(
-                    f"stage {stage.name!r}: the data set is empty. Check `data` and `stages.{stage.name}.data`"
-                )
+            with self.placing():
+                if not len(self.data_of(stage).source()):
+                    raise UserError(f"stages.{stage.name}.data: the data set is empty. Check this key and `data`")
 
     def data_of(self, stage: Stage | None) -> L.LightningDataModule:
         """The recipe's data module with what `stage`, if any, changes."""
@@ -256,7 +310,7 @@ def check_launch(trainer: L.Trainer) -> None:
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:
-    """`--stages pretrain,finetune` picks stages of the recipe; a list or mapping still replaces it."""
+    """`--stages pretrain,finetune` picks stages of the recipe; a list or mapping changes them."""
     words: list[str] = []
     rest = iter(arguments)
     for argument in rest:

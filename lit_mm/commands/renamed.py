@@ -5,9 +5,8 @@ This module is deleted together with `lit_mm.checkpoints.before`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,19 +17,18 @@ from lit_mm.errors import UserError
 SCHEDULE_KEYS = ("schedule", "warmup", "floor")  # of a stage
 
 
-def refuse_old_keys(files: Sequence[str]) -> None:
+def refuse_old_keys(files: Sequence[str], text: str) -> None:
     """Compare a recipe with its translation.
 
     Args:
-        files: the config files, which are known to be YAML mappings; later ones override.
+        files: the config files, for messages.
+        text: YAML of all of them merged.
     Raises:
         UserError: arguments of the model (`by_stage`, `aspect`, `limits`, {function: ...}) or keys of a stage
             (`schedule: cosine`, `warmup`, `floor`) are in the form of the version before; with the lines that replace
             them.
     """
-    recipe: dict[str, Any] = {}
-    for file in files:
-        recipe = merged(recipe, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    recipe: dict[str, Any] = yaml.safe_load(text)
     if not isinstance(recipe.get("stages") or [], list):
         return  # the parser says what is wrong
     translated = translate_schedules(translate_inputs(deepcopy(recipe)))
@@ -52,13 +50,6 @@ def refuse_old_keys(files: Sequence[str]) -> None:
         f"{'is' if len(gone) == 1 else 'are'} written otherwise since this version. Write instead, the stages beside "
         f"their other keys:\n{yaml.dump(lines, Dumper=Plain, sort_keys=False, default_flow_style=None, width=120)}"
     )
-
-
-def merged(base: Any, changes: Any) -> Any:
-    """`base` with `changes`, mapping by mapping."""
-    if not isinstance(base, Mapping) or not isinstance(changes, Mapping):
-        return changes
-    return {**base, **{key: merged(base.get(key), value) for key, value in changes.items()}}
 
 
 class Plain(yaml.SafeDumper):

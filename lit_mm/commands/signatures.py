@@ -301,8 +301,11 @@ def name_of(loaded: Any) -> str:
 def merged(base: Entry, override: Entry) -> Entry:
     """Two configs as one: mappings are merged key by key, any other value of `override` replaces that of `base`.
 
-    Where the class changes, the arguments that the new class also has stay, as the parser does it.
+    Where the class changes, the arguments that the new class also has stay, as the parser does it. A list that appends
+    follows the items of `base`.
     """
+    if override.appends and isinstance(base.value, list):
+        return Entry([*base.value, *override.value], base.place)
     if not base.keys or not override.keys:
         return override
     keys = dict(base.keys)

@@ -10,19 +10,28 @@ import yaml
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.before import translate_config
 from lit_mm.commands.recipe import RecipeCLI, quiet
+from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 
 
-def open_trained(place: str, config: str | None = None) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
+def open_trained(
+    place: str, config: str | None = None, stage: str | None = None
+) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
     """The model with its weights and precision, the data module of its recipe, and the checkpoint's path.
 
     Args:
         place: a run folder (its newest checkpoint) or a checkpoint.
         config: build the model from this config file instead of the one kept in the checkpoint.
+        stage: name of the stage whose newest checkpoint is opened; None: the newest of the run.
     """
     quiet()
-    path = manifest.find(place)
-    checkpoint = reading.read(path)
+    path = manifest.find(place, stage)
+    try:
+        checkpoint = reading.read(path)
+    except manifest.Damaged as error:
+        whole = reading.newest_whole(path.parent)
+        hint = f". The newest whole checkpoint there is {str(whole.path)!r}" if whole else ""
+        raise UserError(f"{error}{hint}") from error
     if config is not None:
         cli = RecipeCLI(["--config", config], "evaluate")
     else:

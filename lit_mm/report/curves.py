@@ -1,4 +1,4 @@
-"""curves.png: loss, learning rates and held-out accuracy over optimizer steps."""
+"""This module draws curves.png: loss, learning rates and held-out accuracy over optimizer steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_mm.evaluation.score import Score
 from lit_mm.report.colours import FAINT, GREY, INK, MORE, PALETTE
 from lit_mm.report.files import write_whole
 
-if TYPE_CHECKING:  # a second of import, needed only where the curves are drawn
+if TYPE_CHECKING:  # importing matplotlib takes a second
     from matplotlib.axes import Axes
 
 
@@ -22,16 +22,20 @@ def draw_curves(
     accuracy_rows: Sequence[Mapping[str, Any]],
     blind: Score | None,
     path: str | Path,
+    branches: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw loss, learning rate per part and held-out accuracy over optimizer steps; stages are named at the top.
+    """Draw loss, learning rate per part and held-out accuracy over optimizer steps, with stage names at the top.
 
     Args:
-        metrics_rows: of metrics.csv: step, stage, loss, and `lr_<part>` for every part.
-        accuracy_rows: of accuracy.csv: step, stage, overall, and one share per skill; may be empty.
-        blind: the baseline with other documents' images, drawn dashed.
-        path: of the PNG.
+        metrics_rows: rows of metrics.csv with step, stage, loss, and `lr_<part>` for every part.
+        accuracy_rows: rows of accuracy.csv with step, stage, overall, and one share per skill; may be empty.
+        blind: accuracy with the images of other documents, drawn as a dashed line; None draws no line.
+        path: path of the PNG.
+        branches: stage -> the stage whose end it starts from, where that is not the one before it. The accuracy of a
+            branch is a line of its own.
     """
-    from matplotlib.figure import Figure  # a second of import that only this function needs
+    branches = branches or {}
+    from matplotlib.figure import Figure  # imported late, because it takes a second
 
     steps = [row["step"] for row in metrics_rows]
     figure = Figure(figsize=(10, 10.5), dpi=130, layout="constrained", facecolor="white")
@@ -48,24 +52,25 @@ def draw_curves(
 
     parts = [column for column in (metrics_rows[0] if metrics_rows else {}) if column.startswith("lr_")]
     for part, color in zip(parts, _colors(len(parts)), strict=True):
-        rates = [row[part] or float("nan") for row in metrics_rows]  # 0 is frozen: no line
+        rates = [row[part] or float("nan") for row in metrics_rows]  # a rate of 0 is a frozen part and gets no line
         if any(r == r for r in rates):
             rate.plot(steps, rates, color=color, linewidth=1.8, label=part.removeprefix("lr_"))
     peak = max((row[part] for row in metrics_rows for part in parts), default=0.0)
     if peak:
         rate.set_yscale("log")
-        rate.set_ylim(peak / 3e3, peak * 2)  # a cosine ends at 0, which no logarithm shows
+        rate.set_ylim(peak / 3e3, peak * 2)  # a cosine ends at 0, which a logarithmic axis cannot show
     rate.set_ylabel("learning rate")
 
     columns = list(accuracy_rows[0]) if accuracy_rows else []
     skills = [column for column in columns if column not in ("step", "stage", "overall")]
     at = [row["step"] for row in accuracy_rows]
-    overall = [100 * row["overall"] for row in accuracy_rows]
+    overall = _broken([100 * row["overall"] for row in accuracy_rows], accuracy_rows, branches)
+    at = _broken(at, accuracy_rows, branches)
     accuracy.plot(at, overall, color=INK, linewidth=2.8, marker="o", markersize=4.5, label="overall", zorder=5)
     if blind is not None:
         accuracy.axhline(100 * blind.overall, color=INK, linewidth=1.4, linestyle=(0, (5, 4)), label="overall, blind")
     for skill, color in zip(skills, _colors(len(skills)), strict=True):
-        line = [100 * row[skill] for row in accuracy_rows]
+        line = _broken([100 * row[skill] for row in accuracy_rows], accuracy_rows, branches)
         accuracy.plot(at, line, color=color, linewidth=1.1, marker="o", markersize=2.5, alpha=0.85, label=skill)
     accuracy.set_ylim(-3, 103)
     accuracy.set_ylabel("held-out accuracy (%)")
@@ -75,21 +80,31 @@ def draw_curves(
         _tidy(axes)
         if axes is not loss and axes.get_legend_handles_labels()[0]:
             axes.legend(loc="center left", bbox_to_anchor=(1.005, 0.5), frameon=False, fontsize=9, handlelength=1.6)
-    _mark_stages((loss, rate, accuracy), metrics_rows)
+    _mark_stages((loss, rate, accuracy), metrics_rows, branches)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_whole(path, buffer.getvalue())
 
 
 def _smooth(values: Sequence[float], reach: int) -> list[float]:
-    """Mean over `reach` steps to either side, fewer at the ends: no lag, so a jump stays where it happened."""
+    """Average over `reach` steps on either side, fewer at the ends. The window is centred, so jumps do not move."""
     sums = [0.0, *accumulate(values)]
     windows = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
 
 
+def _broken(values: Sequence[float], rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str]) -> list[float]:
+    """A value per row, with a NaN before the first row of every branch, where a line is to end."""
+    line: list[float] = []
+    for number, (value, row) in enumerate(zip(values, rows, strict=True)):
+        if number and row["stage"] in branches and rows[number - 1]["stage"] != row["stage"]:
+            line.append(float("nan"))
+        line.append(value)
+    return line
+
+
 def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Stage -> its first and last step."""
+    """Stage -> [first step, last step]."""
     spans: dict[str, list[int]] = {}
     for row in rows:
         spans.setdefault(row["stage"], [row["step"], row["step"]])[1] = row["step"]
@@ -97,7 +112,7 @@ def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 
 def _colors(count: int) -> list[str]:
-    """As many colours as lines: the first six are told apart best; beyond twelve from a continuous map."""
+    """Pick `count` colours: the palettes, whose first six are the clearest, up to twelve; above, a continuous map."""
     if count <= len(PALETTE + MORE):
         return list((PALETTE + MORE)[:count])
     from matplotlib import colormaps
@@ -119,14 +134,17 @@ def _tidy(axes: Axes) -> None:
         axes.spines[side].set_color("#bbbbbb")
 
 
-def _mark_stages(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line between two stages, and each stage's name above the first panel."""
+def _mark_stages(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str]) -> None:
+    """Draw a line between stages in every panel, and the name of each stage above the first panel.
+
+    The name of a branch is followed by the stage that it starts from.
+    """
     for number, (name, (first, last)) in enumerate(_spans(rows).items()):
         if number:
             for axes in panels:
                 axes.axvline(first - 0.5, color=GREY, linewidth=1, linestyle=(0, (2, 2)))
         panels[0].annotate(
-            name,
+            f"{name}\nfrom {branches[name]}" if name in branches else name,
             ((first + last) / 2, 1.02),
             xycoords=("data", "axes fraction"),
             ha="center",
