@@ -66,10 +66,7 @@ class Attention(nn.Module):
             for linear, of in ((self.query, x), (self.key, seen), (self.value, seen))
         )
         mask = None if mask is None else mask.unsqueeze(1)
-        if self.training and self.dropout:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout)
-        else:
-            y = attention(q, k, v, mask)
+        y = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         y = self.out(y.transpose(1, 2).flatten(2))
         return self.norm(x + dropout(y, self.dropout, self.training))
 

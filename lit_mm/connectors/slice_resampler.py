@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_mm.connectors.region_pooling import pool_regions
 from lit_mm.errors import UserError
-from lit_mm.layers.attention import attention
+from lit_mm.layers.attention import attention_by_length
 from lit_mm.layers.position import resize_grid, sincos_table
 from lit_mm.layers.start import start_at, start_local, start_resampler
 from lit_mm.tiling.grids import FixedGrid
@@ -117,18 +117,18 @@ class SliceResampler(nn.Module):
         x = self.norm_kv(self.kv_proj(x))  # [V, N, E]
         q = self.norm_q(self.query) + self.positions  # [Q, E]
         if self.regions:
-            values, visible = by_grid(
+            values, lengths = by_grid(
                 x, grids, lambda features, grid: pool_regions(features, grid, self.side)
             )  # [V, Q, P, E]
         else:
-            values, visible = by_grid(x, grids, lambda features, grid: features[:, None])  # [V, 1, N, E]
+            values, lengths = by_grid(x, grids, lambda features, grid: features[:, None])  # [V, 1, N, E]
         keys = values + self._positions(grids, values.shape[-2]).to(values.dtype)
         q = self.q(q[:, None] if self.regions else q[None])  # [R, q, E]
         q = q.expand(len(x), -1, -1, -1)  # [V, R, q, E]
         q, k, v = (self._heads(of) for of in (q, self.k(keys), self.v(values)))
-        if visible is not None:
-            visible = visible.repeat_interleave(values.shape[1], dim=0)[:, None, None]  # [V * R, 1, 1, P]
-        read = attention(q, k, v, visible).transpose(1, 2).flatten(2)  # [V * R, q, E]
+        if lengths is not None:
+            lengths = [length for length in lengths for _ in range(values.shape[1])]  # V * R
+        read = attention_by_length(q, k, v, lengths).transpose(1, 2).flatten(2)  # [V * R, q, E]
         return self.proj(self.norm(self.out(read.reshape(len(x), -1, self.language_width))))
 
     def _positions(self, grids: Sequence[Grid], length: int) -> Tensor:
@@ -156,7 +156,9 @@ class SliceResampler(nn.Module):
         return side, side
 
 
-def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], Tensor]) -> tuple[Tensor, Tensor | None]:
+def by_grid(
+    x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], Tensor]
+) -> tuple[Tensor, list[int] | None]:
     """Apply `change` to the views of each shape without their padding, and pad again.
 
     Args:
@@ -164,7 +166,7 @@ def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], T
         grids: (rows, columns) of each view.
         change: ([G, n, D], grid of these G views) -> [G, R, P, D].
     Returns:
-        [V, R, P, D], P the most of any shape; and [V, P], True where a view has a vector, None where all have P.
+        [V, R, P, D], P the most of any shape; and the number of vectors of each view, None where all have P.
     """
     outputs, start = [], 0
     for grid, members in groupby(grids):
@@ -175,5 +177,4 @@ def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], T
     whole = torch.cat([F.pad(of, (0, 0, 0, longest - of.shape[2])) for of in outputs])
     if all(of.shape[2] == longest for of in outputs):
         return whole, None
-    lengths = torch.tensor([of.shape[2] for of in outputs for _ in range(len(of))])
-    return whole, (torch.arange(longest) < lengths[:, None]).to(x.device, non_blocking=True)
+    return whole, [of.shape[2] for of in outputs for _ in range(len(of))]

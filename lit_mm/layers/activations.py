@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import lit_mm.layers.attention  # noqa: F401  registers the operation that is kept
 from lit_mm.errors import UserError
 
 Checkpointing = Literal["none", "full", "selective"]
@@ -92,17 +93,30 @@ def recompute(forward: partial, *args: Any) -> Any:
 
 def run_compiled(forward: partial, *args: Any) -> Any:
     """Run a layer compiled; see `recompute` for the arguments."""
-    return compile_forward(forward.func)(*forward.args, *args, **forward.keywords)
+    return compiled_forward(forward, args)(*args)
 
 
 def recompute_compiled(forward: partial, *args: Any) -> Any:
     """Run a layer compiled, keep its inputs alone, and run it again; see `recompute` for the arguments."""
-    return recompute(partial(compile_forward(forward.func), *forward.args, **forward.keywords), *args)
+    return recompute(compiled_forward(forward, args), *args)
 
 
 def recompute_selected(forward: partial, *args: Any) -> Any:
     """Run a layer compiled, and keep its inputs, matrix products and attention; see `recompute` for the arguments."""
+    if has_lengths(args):
+        return recompute(forward, *args)
     return compile_forward(selecting(forward.func))(*forward.args, *args, **forward.keywords)
+
+
+def compiled_forward(forward: partial, args: tuple) -> partial:
+    """The forward of a layer, compiled; as it is where its inputs have lengths."""
+    function = forward.func if has_lengths(args) else compile_forward(forward.func)
+    return partial(function, *forward.args, **forward.keywords)
+
+
+def has_lengths(args: tuple) -> bool:
+    """True if a layer gets the lengths of padded views, which differ from batch to batch, as graphs for them would."""
+    return any(isinstance(value, tuple) for value in args)
 
 
 @cache
@@ -137,5 +151,6 @@ def kept_contexts() -> Any:
             aten._scaled_dot_product_efficient_attention.default,
             aten._scaled_dot_product_cudnn_attention.default,
             aten._scaled_dot_product_flash_attention_for_cpu.default,
+            torch.ops.lit_mm.attend_segments.default,
         ]
     )

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
 from lit_mm.layers.activations import Checkpointing, prepare_layers
-from lit_mm.layers.attention import attention
+from lit_mm.layers.attention import attention_by_length
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
@@ -41,19 +41,19 @@ class Block(GradientCheckpointingLayer):
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
-            seen: [V, 1, 1, P] True where a view has a position and not padding; None: everywhere.
+            lengths: number of positions of each view, which come first; padding follows. None: all have P.
         """
-        x = x + self.out(self.attend(self.qkv(self.norm1(x)), visible))
+        x = x + self.out(self.attend(self.qkv(self.norm1(x)), lengths))
         return x + self.feed_forward(x)
 
-    def attend(self, qkv: Tensor, visible: Tensor | None = None) -> Tensor:
+    def attend(self, qkv: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Packed q, k, v [V, P, 3 D] -> what the heads read, [V, P, D]."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        return attention(q, k, v, visible).transpose(1, 2).flatten(2)
+        return attention_by_length(q, k, v, lengths, lengths).transpose(1, 2).flatten(2)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """[V, P, D] -> [V, P, D], its norm included, the residual not."""
@@ -82,7 +82,8 @@ class ViT(nn.Module):
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
         activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
             inputs, "selective" (with `compile`) its inputs and its products.
-        compile: compile the blocks by `torch.compile` while they train.
+        compile: compile the blocks by `torch.compile` while they train; where views of several shapes are encoded
+            together, the blocks run as they are.
         class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG; loading leaves out a checkpoint's.
         any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
             bicubically to the view's grid, so that it learns at whichever size a stage trains on. Before a connector of
@@ -194,17 +195,17 @@ class ViT(nn.Module):
             UserError: views of another size than `image_size`, without `any_size`.
         """
         if isinstance(pixels, Tensor):
-            visible = None
+            lengths = None
             x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
             table = self._resized(self.positions, self._grid(pixels))
         else:
-            x, table, visible = self._padded(pixels)
+            x, table, lengths = self._padded(pixels)
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
         x = self.pre_norm(x + table)
         extra = () if tiles is None else (tiles,)
         for block in self.blocks:
-            x = block(x, visible, *extra)
+            x = block(x, lengths, *extra)
         return x[:, 1:] if self.drop_cls and self.cls is not None else x
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
@@ -216,8 +217,8 @@ class ViT(nn.Module):
             )
         return grid
 
-    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Patches [V, N, D] and position tables [V, P, D] of all groups, padded to the largest, and `seen` of `Block`.
+    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
+        """Patches [V, N, D] and position tables [V, P, D] of all groups, padded to the largest; `lengths` of `Block`.
 
         One call of `patches` for all: under ZeRO-3 every rank must make the same calls, whatever its views.
         """
@@ -233,9 +234,8 @@ class ViT(nn.Module):
         if min(lengths) == longest:
             return x, torch.cat(tables), None
         first = int(self.cls is not None)
-        ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
-        visible = torch.arange(first + longest) < ends[:, None]
-        return x, torch.cat(tables), visible[:, None, None].to(x.device, non_blocking=True)
+        by_view = tuple(first + length for group, length in zip(groups, lengths, strict=True) for _ in group)
+        return x, torch.cat(tables), by_view
 
 
 def as_strip(pixels: Tensor, patch: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -80,18 +80,18 @@ class AdaptedBlock(GradientCheckpointingLayer):
             {place: WindowAdapter(width, outs[place], rank, windows, dropout) for place, rank in ranks.items()}
         )
 
-    def forward(self, x: Tensor, visible: Tensor | None = None, tiles: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None = None, tiles: Tensor | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
-            seen: see `Block`.
+            lengths: see `Block`.
             tiles: [V] window of each view, -1 for none; None: no view has one.
         """
         base = self.base
         if tiles is None:
-            return base(x, visible)
+            return base(x, lengths)
         normed = base.norm1(x)
-        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), visible)
+        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), lengths)
         x = x + self._with("out", base.out(read), read, tiles)
         return x + self._with("mlp", base.feed_forward(x), x, tiles)
 

@@ -11,10 +11,14 @@ from torch import Tensor, nn
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 from lit_mm.errors import UserError
+from lit_mm.language.llama import Llama
+from lit_mm.language.partial_lora import apply_partial_lora
 from lit_mm.layers import activations
+from lit_mm.samples.batch import Batch
 from lit_mm.vision.eva import EvaViT
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import WindowAdapters
+from tests.rows import flat
 
 MODES = ("none", "full", "selective")
 
@@ -67,12 +71,41 @@ def eva(**options: Any) -> EvaViT:
     return EvaViT(image_size=28, patch=14, width=32, layers=3, heads=2, mlp_ratio=2.0, **options)
 
 
+def llama(**options: Any) -> Llama:
+    torch.manual_seed(0)
+    sizes = {"width": 32, "layers": 3, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 40}
+    return Llama(**sizes, **options)
+
+
+def partial_lora(**options: Any) -> Llama:
+    language = apply_partial_lora(llama(**options), 4, dropout=0.0)
+    for name, parameter in language.named_parameters():
+        if "lora_b" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return language
+
+
+def learn(language: Llama, batch: Batch) -> Tensor:
+    return language.learn(language.embed(batch.ids), batch).hidden
+
+
+ROWS = [  # lengths of the samples, number of visual positions
+    ((20,), 8),
+    ((5, 19), 8),
+    ((6, 6, 16), 10),
+    ((9, 9, 9, 9), 0),
+    ((25, 17), 20),
+    ((3,) * 15, 5),
+]
+BATCHES = [flat([torch.arange(n) % 40 for n in lengths], range(visual)) for lengths, visual in ROWS]
 PIXELS = [torch.randn(views, 3, 8, side) for views, side in ((2, 8), (3, 12), (2, 16), (4, 20), (5, 12), (6, 24))]
 TILES = [torch.arange(len(pixels)) % 3 - 1 for pixels in PIXELS]
 SQUARE = [torch.randn(views, 3, 28, 28) for views in (2, 3, 4, 5, 6, 7)]
 CASES = {
     "ViT": (vit, lambda model, pixels: model(pixels), PIXELS),
     "ViT with window adapters": (with_windows, lambda model, both: model(*both), list(zip(PIXELS, TILES, strict=True))),
+    "Llama": (llama, learn, BATCHES),
+    "Llama with partial LoRA": (partial_lora, learn, BATCHES),
     "EvaViT": (eva, lambda model, pixels: model(pixels), SQUARE),
 }
 
@@ -100,6 +133,35 @@ def test_evaluation_runs_the_layers_as_they_are() -> None:
     model = vit(compile=True).eval()
     model(PIXELS[0])
     assert graphs(model) == 0
+
+
+@pytest.mark.parametrize("checkpointing", MODES)
+def test_blocks_run_as_they_are_where_views_of_several_shapes_are_encoded_together(
+    checkpointing: activations.Checkpointing,
+) -> None:
+    groups = [PIXELS[:2], PIXELS[1:4], PIXELS[2:6]]
+    model = vit(activation_checkpointing=checkpointing, compile=True)
+    values = gradients(model, lambda model, group: model(group), groups)
+    torch.testing.assert_close(values, gradients(vit(), lambda model, group: model(group), groups), rtol=0, atol=1e-6)
+    assert graphs(model) == 0
+
+
+@pytest.mark.parametrize("checkpointing", MODES)
+def test_compiled_layers_follow_autocast(checkpointing: activations.Checkpointing) -> None:
+    results = []
+    for options in ({}, {"activation_checkpointing": checkpointing, "compile": True}):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(gradients(partial_lora(**options), learn, BATCHES[:2]))
+    torch.testing.assert_close(results[1], results[0], rtol=2e-2, atol=2e-2)
+
+
+def test_a_model_decodes_with_layers_that_are_compiled_for_training_alone() -> None:
+    model = llama(compile=True)
+    with pytest.raises(UserError, match="eval"):
+        model.train().begin(model.embed(BATCHES[1].ids), BATCHES[1])
+    model.eval()
+    hidden, _ = model.begin(model.embed(BATCHES[1].ids), BATCHES[1])
+    assert torch.isfinite(hidden).all() and graphs(model) == 0
 
 
 def test_selective_checkpointing_without_compilation_is_refused() -> None:
