@@ -119,6 +119,15 @@ def has_lengths(args: tuple) -> bool:
     return any(isinstance(value, tuple) for value in args)
 
 
+def compiles_layers(model: nn.Module) -> bool:
+    """True if a layer of a model is compiled while it trains."""
+    compiling = (run_compiled, recompute_compiled, recompute_selected)
+    return any(
+        layer.gradient_checkpointing and layer._gradient_checkpointing_func in compiling
+        for layer in outer_layers(model)
+    )
+
+
 @cache
 def compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
     """The compiled forward of a class of layers: one graph, whatever the lengths."""

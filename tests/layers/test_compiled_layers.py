@@ -110,8 +110,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("checkpointing", MODES)
-@pytest.mark.parametrize("case", CASES)
+QUICK = (("ViT", "none"), ("Llama with partial LoRA", "full"))
+COMBINATIONS = [
+    pytest.param(case, mode, marks=() if (case, mode) in QUICK else pytest.mark.slow)
+    for case in CASES
+    for mode in MODES
+]
+
+
+@pytest.mark.parametrize(("case", "checkpointing"), COMBINATIONS)
 def test_one_graph_serves_all_layers_and_six_shapes(case: str, checkpointing: activations.Checkpointing) -> None:
     make, run, inputs = CASES[case]
     expected = gradients(make(), run, inputs)
@@ -146,6 +153,7 @@ def test_blocks_run_as_they_are_where_views_of_several_shapes_are_encoded_togeth
     assert graphs(model) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", MODES)
 def test_compiled_layers_follow_autocast(checkpointing: activations.Checkpointing) -> None:
     results = []
