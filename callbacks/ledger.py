@@ -22,6 +22,7 @@ from lit_mm.samples.fault import Fault
 from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, reason_lines, summarise
 from lit_mm.stream.screen import Screen
 
+CHANGED = "data_changed"  # outcome of a line that is about a source and not about samples
 COLUMNS = ("step", "stage", "source", "loss", "tokens", *OUTCOMES)
 TYPES = {"step": int, "stage": str, "source": str, "tokens": int} | dict.fromkeys(OUTCOMES, int)
 
@@ -36,6 +37,7 @@ class DataLedger(StepObserver):
       tokens, and its samples by outcome. (A single source has the loss and the denominator of the step.)
     - ledger.jsonl: a line for what was not simply trained on: step, source, outcome, reason, count; quarantined samples
       have a line each with their id.
+      A run that went on with other data has a line of outcome "data_changed" for every source that differs.
     - ledger.json: per stage the sums, reconciled to the sizes of the sources, and the list of quarantined samples. Its
       table is printed at the end of a stage.
 
@@ -63,12 +65,24 @@ class DataLedger(StepObserver):
         if trainer.is_global_zero:
             rows = [row for row in self.table.restart(module.step) if row["stage"] == module.stage.name]
             take_back(self.lines, module.step)
+            self._write_changes(module)
             samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
             bad = sum(row["skipped"] + row["quarantined"] for row in rows)
             bad -= sum(t["count"] for t in self._told(module.stage.name) if t["kind"] == "no_supervision")
         self.seen, self.bad = trainer.strategy.broadcast(
             (samples, bad)
         )  # draws, and the bad ones that `max_bad` counts
+
+    def _write_changes(self, module: MultimodalModule) -> None:
+        """Write down that the data are not those that the stage began with, once for every difference."""
+        head = {"step": module.step, "stage": module.stage.name}
+        lines = [
+            head | {"source": source, "outcome": CHANGED, "kind": CHANGED, "count": 0, "reason": difference}
+            for source, difference in module.data_changes.items()
+        ]
+        earlier = read_lines(self.lines)
+        with self.lines.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines if line not in earlier))
 
     def _begin(self) -> None:
         self._held: list[tuple[int, ...]] = []
@@ -143,7 +157,7 @@ class DataLedger(StepObserver):
             logger.log_metrics(metrics, step=step.number)
 
     def _told(self, stage: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.lines) if line["stage"] == stage]
+        return [line for line in read_lines(self.lines) if line["stage"] == stage and line["outcome"] != CHANGED]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         if self.screen is None or not trainer.is_global_zero:
@@ -154,7 +168,11 @@ class DataLedger(StepObserver):
         file = self.folder / "ledger.json"
         earlier = json.loads(file.read_text())["stages"] if file.exists() else []
         stages = [entry for entry in earlier if entry["stage"] != stage] + [account]
-        text = json.dumps({"stages": stages, "quarantined": quarantined(read_lines(self.lines))}, indent=1)
+        lines = read_lines(self.lines)
+        changes = [line for line in lines if line["outcome"] == CHANGED]
+        text = json.dumps(
+            {"stages": stages, "quarantined": quarantined(lines), **({CHANGED: changes} if changes else {})}, indent=1
+        )
         _replace(file, text)
         console = self.console or Console()
         console.print(ledger_table(account), *reason_lines(account), sep="\n")

@@ -114,6 +114,7 @@ def train(
             trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
             seed=cli.seed,
             pretrained=not start,
+            other_data=cli.config.other_data,
         )
         documents = data.heldout()
         if documents:

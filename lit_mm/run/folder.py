@@ -28,6 +28,8 @@ MAY_CHANGE = re.compile(
     r"|trainer\.(callbacks|logger|profiler|max_time|log_every_n_steps|default_root_dir|detect_anomaly|enable_\w+)(\..*)?"
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
+# Keys that say where data lie. They may differ where the checkpoint has digests of the data, which are compared instead
+PLACES = re.compile(r"(data\.init_args|stages\.\d+\.data)\.(.*\.)?(path|heldout_path|images)")
 INPUTS = re.compile(r"(model\.init_args|stages\.\d+)\.inputs(_from)?(\..*)?")
 ORIGIN = "init_from.json"  # which checkpoint of another run this one started from
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
@@ -84,7 +86,10 @@ class RunFolder:
             keys = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
-            if keys and manifest.newest(self.checkpoints):
+            saved = manifest.newest(self.checkpoints)
+            if saved and all(PLACES.fullmatch(key) for key in keys) and "data" in manifest.read(saved.path).content:
+                keys = []
+            if keys and saved:
                 fresh = "choose another folder with --run_dir"
                 if not any(key.startswith("model") for key in keys):
                     fresh += f"; to begin there from the weights of this run: --init_from {self.path}"

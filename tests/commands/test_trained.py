@@ -16,6 +16,8 @@ import torch
 import yaml
 from PIL import Image
 
+from callbacks.ledger import read_lines
+from lit_mm.checkpoints.manifest import find, read
 from lit_mm.cli import main
 from lit_mm.commands.trained import for_answers
 from tests.test_cli import TINY
@@ -216,3 +218,65 @@ def test_a_run_is_resumed_with_another_bar_limit_or_callback(place: Path, comman
     code, _, error = command("fit", "--config", "tiny.yaml", "--run_dir", "runs/tiny", *option)
     assert code == 0, error
     assert os.path.isdir(place / "runs/tiny")
+
+
+# --- changed data ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def broken_off(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder of the launch, whose run lacks the last step of its second stage."""
+    shutil.copytree(place, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    (last,) = Path("runs/tiny/checkpoints").glob("02-finetune-step=000003.ckpt")
+    shutil.rmtree(last)
+    return tmp_path / "copy"
+
+
+def resume(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
+    """The exit code and the errors of the command that resumes."""
+    capsys.readouterr()
+    try:
+        main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/tiny", *options])
+    except SystemExit as left:
+        return left.code, capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+def rows_of(folder: Path) -> list[list[str]]:
+    """Step, stage, loss, tokens and samples of every step."""
+    return [line.split(",")[:5] for line in (folder / "runs/tiny/metrics.csv").read_text().splitlines()]
+
+
+def test_a_checkpoint_has_the_digests_of_its_sources(place: Path) -> None:
+    content = read(find(place / "runs/tiny")).content
+    assert [file["name"] for file in content["data"]["train"]["files"]] == ["train.json"]
+    assert content["data"]["train"]["samples"] == 6
+
+
+def test_data_that_were_moved_and_touched_are_resumed_on(place: Path, broken_off: Path, capsys) -> None:
+    shutil.move("data", "moved")
+    os.utime("moved/train.json", (1, 1))
+    code, error = resume(capsys, "--data.init_args.path", "moved/train.json")
+    assert code == 0, error
+    assert rows_of(broken_off) == rows_of(place)
+    assert len({row[4] for row in rows_of(broken_off)[1:]}) > 1
+
+
+def test_data_that_changed_are_refused_or_written_into_the_ledger(place: Path, broken_off: Path, capsys) -> None:
+    conversations(Path("data/train.json"), 8)
+    code, error = resume(capsys)
+    assert code == 2
+    assert "the data of stage 'finetune' are not those that its checkpoint was trained on" in error
+    assert "train: 2 rows appended behind the old ones of 'train.json'" in error and "--other_data" in error
+    code, error = resume(capsys, "--other_data")
+    assert code == 0, error
+    (line,) = [line for line in read_lines(Path("runs/tiny/ledger.jsonl")) if line["outcome"] == "data_changed"]
+    assert line["step"] == 4 and line["reason"] == "2 rows appended behind the old ones of 'train.json'"
+    assert json.loads(Path("runs/tiny/ledger.json").read_text())["data_changed"] == [line]
+    assert "other_data" not in (broken_off / "runs/tiny/config.yaml").read_text()
+
+
+def test_other_data_in_another_place_are_refused(broken_off: Path, capsys) -> None:
+    conversations(Path("other/train.json"), 5)
+    code, error = resume(capsys, "--data.init_args.path", "other/train.json")
+    assert code == 2 and "'train.json' changed (" in error
