@@ -36,11 +36,13 @@ from lit_mm.distributed.zero import ZeRO
 from lit_mm.evaluation.examiners import examine
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.samples.batch import Batch
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FaultyMixture
-from tests.tiny import PARTS, run_recipe, stages, xcomposer2
+from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
 # Of a checkpoint: weights, moments, state, config, manifest, its folder, published; the folder it lies in
 FSYNCS = 7
@@ -65,7 +67,7 @@ class Launch:
         dropout: of the partial LoRA.
         strategy: a registered name, or the arguments of `lit_mm.distributed.zero.ZeRO`.
         accelerator: of the Trainer.
-        recipe: "two" stages, "three", "branches": two from the end of one, "unread": one that
+        recipe: "two" stages, "three", "inputs" that change, "branches": two from the end of one, "unread": one that
             does not read the language model before one that does, "thaw": one in which
             the vision encoder waits for two steps, or "muon".
         lr: peak learning rate of every part.
@@ -276,6 +278,9 @@ def recipe_of(launch: Launch) -> list[Stage]:
             Stage("align", sight, max_steps=launch.steps, objectives={"sight": 1.0}),
             Stage("finetune", everything, max_steps=launch.steps),
         ]
+    if launch.recipe == "inputs":
+        swapped = XComposer2Prompt(PROMPT.turn_end, PROMPT.turn_start)
+        return [Stage("phases", everything, max_steps=launch.steps, inputs_from={2: Inputs(prompt=swapped)})]
     if launch.recipe == "branches":
         trunk, branch = stages(steps=launch.steps)
         return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
