@@ -50,14 +50,15 @@ class RunFolder:
         """Make or reopen a run folder, and let `runs/latest` point to it.
 
         Args:
-            run_dir: the folder; a new `runs/<experiment>/<time>` when left out.
+            run_dir: the folder; a new `runs/<experiment>/<time>` when left out. A run that W&B gave an id, as a sweep's
+                agent does, has `runs/<experiment>/<id>`, so that the same id resumes it.
             trainer: of a run on several ranks, which the first one's choice binds.
         """
 
         def make() -> str:
             path = Path(run_dir) if run_dir else None
             try:
-                path = path or _new_folder(Path("runs") / experiment)
+                path = path or _named_by_wandb(experiment) or _new_folder(Path("runs") / experiment)
                 (path / "checkpoints").mkdir(parents=True, exist_ok=True)
                 _point_latest(path)
             except OSError as error:
@@ -100,6 +101,14 @@ class RunFolder:
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # of another run
                 (self.path / record).unlink(missing_ok=True)
         _write(file, config)
+
+
+def _named_by_wandb(experiment: str) -> Path | None:
+    """The folder of a run that W&B gave an id."""
+    identity = os.environ.get("WANDB_RUN_ID")
+    if identity and not re.fullmatch(r"[\w-][\w.-]*", identity):
+        raise UserError(f"WANDB_RUN_ID is {identity!r}, which names no folder. Choose a run folder with --run_dir")
+    return Path("runs") / experiment / identity if identity else None
 
 
 def _new_folder(parent: Path) -> Path:

@@ -326,6 +326,16 @@ def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):
     assert os.listdir("elsewhere/second") == ["checkpoints"]
 
 
+def test_a_run_that_wandb_gave_an_id_has_the_folder_of_that_id_and_finds_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_RUN_ID", "x7k2m9")
+    assert [RunFolder.open(None, "tiny").path for _ in range(2)] == [Path("runs/tiny/x7k2m9")] * 2
+    assert RunFolder.open("elsewhere", "tiny").path == Path("elsewhere")
+    monkeypatch.setenv("WANDB_RUN_ID", "../up")
+    with pytest.raises(UserError, match=r"WANDB_RUN_ID is '\.\./up', which names no folder"):
+        RunFolder.open(None, "tiny")
+
+
 def test_a_folder_that_cannot_be_made_is_the_users_to_cure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
