@@ -21,7 +21,8 @@ TWICE = 2.0  # seconds between two Ctrl+C that are meant as two: a terminal and 
 
 
 class Interruption(StepObserver):
-    """Hears SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl+C, from `with` to its end.
+    """Hears SIGTERM, SIGUSR1 (SLURM's warning before the time limit), SIGHUP (the terminal was closed) and Ctrl+C, from
+    `with` to its end. Under nohup, which ignores SIGHUP, it stays ignored.
 
     While a stage trains, a signal on any rank ends the run after the optimizer step that is being computed: all ranks
     learn of it in the reduction that step makes anyway, save one checkpoint of it, and leave by `Interrupted`. The last
@@ -47,7 +48,12 @@ class Interruption(StepObserver):
     # --- hearing ---------------------------------------------------------------------------------------------------
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # a sweep's agent may run us in a thread of its own
-            self._before = {number: signal.getsignal(number) for number in HEARD}
+            handlers = {number: signal.getsignal(number) for number in HEARD}
+            self._before = {
+                number: handler
+                for number, handler in handlers.items()
+                if number != signal.SIGHUP or handler != signal.SIG_IGN
+            }
             self._hear()
         return self
 

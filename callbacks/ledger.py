@@ -23,6 +23,7 @@ from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quar
 from lit_mm.stream.screen import Screen
 
 CHANGED = "data_changed"  # outcome of a line that is about a source and not about samples
+LINE = {"step": int, "stage": str, "source": str, "outcome": str, "kind": str, "count": int}  # keys of a line
 COLUMNS = ("step", "stage", "source", "loss", "tokens", *OUTCOMES)
 TYPES = {"step": int, "stage": str, "source": str, "tokens": int} | dict.fromkeys(OUTCOMES, int)
 
@@ -64,6 +65,7 @@ class DataLedger(StepObserver):
         samples = bad = 0
         if trainer.is_global_zero:
             rows = [row for row in self.table.restart(module.step) if row["stage"] == module.stage.name]
+            self._accounts()  # a damaged file shall show now, and not at the end of the stage
             take_back(self.lines, module.step)
             self._write_changes(module)
             samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
@@ -156,6 +158,22 @@ class DataLedger(StepObserver):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step.number)
 
+    def _accounts(self) -> list[dict[str, Any]]:
+        """The accounts of the stages that have ended.
+
+        Raises:
+            UserError: ledger.json is damaged.
+        """
+        file = self.folder / "ledger.json"
+        if not file.exists():
+            return []
+        try:
+            return [entry for entry in json.loads(file.read_bytes())["stages"] if entry["stage"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{str(file)!r} is damaged ({type(error).__name__}). Move it away and start again"
+            ) from error
+
     def _told(self, stage: str) -> list[dict[str, Any]]:
         return [line for line in read_lines(self.lines) if line["stage"] == stage and line["outcome"] != CHANGED]
 
@@ -165,15 +183,13 @@ class DataLedger(StepObserver):
         stage = pl_module.stage.name
         rows: list[Row] = [row for row in read_rows(self.table.path, TYPES) if row["stage"] == stage]
         account = summarise(stage, self.names, self.sizes, rows, self._told(stage))
-        file = self.folder / "ledger.json"
-        earlier = json.loads(file.read_text())["stages"] if file.exists() else []
-        stages = [entry for entry in earlier if entry["stage"] != stage] + [account]
+        stages = [entry for entry in self._accounts() if entry["stage"] != stage] + [account]
         lines = read_lines(self.lines)
         changes = [line for line in lines if line["outcome"] == CHANGED]
         text = json.dumps(
             {"stages": stages, "quarantined": quarantined(lines), **({CHANGED: changes} if changes else {})}, indent=1
         )
-        _replace(file, text)
+        _replace(self.folder / "ledger.json", text)
         console = self.console or Console()
         console.print(ledger_table(account), *reason_lines(account), sep="\n")
 
@@ -191,16 +207,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Lines of a ledger.jsonl; none if there is no file. A last line without its end is left out.
 
     Raises:
-        UserError: a line is not JSON.
+        UserError: a line is not as this program writes it.
     """
     if not path.exists():
         return []
-    text = path.read_text()
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{str(path)!r} is not a ledger of this program ({error}). Remove the broken line") from error
+    data = path.read_bytes()
+    lines = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            if not all(isinstance(entry[key], kind) for key, kind in LINE.items()):
+                raise TypeError(f"its keys are {', '.join(LINE)}")
+        except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no UTF-8
+            raise UserError(f"{str(path)!r}, line {number}: no line of a ledger ({error}). Remove the line") from error
+        lines.append(entry)
+    return lines
 
 
 def take_back(path: Path, step: int) -> None:

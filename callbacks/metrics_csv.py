@@ -25,13 +25,13 @@ class MetricsCSV(StepObserver):
 
     Args:
         path: of the file.
-        launched: when the command started, seconds since the epoch (default: now). `seconds` counts from there; a
+        launched: start of the command on the monotonic clock, seconds (default: now). `seconds` counts from there; a
             resumed run goes on from its last kept row.
     """
 
     def __init__(self, path: str | Path, launched: float | None = None) -> None:
         self.path = Path(path)
-        self.launched = time.time() if launched is None else launched
+        self.launched = time.monotonic() if launched is None else launched
         self.earlier: float | None = None  # seconds of earlier launches
         self.table: StepTable | None = None
 
@@ -60,7 +60,7 @@ class MetricsCSV(StepObserver):
                 "loss": step.loss,
                 "tokens": step.tokens,
                 "samples": step.samples,
-                "seconds": round(self.earlier + time.time() - self.launched, 3),
+                "seconds": round(self.earlier + time.monotonic() - self.launched, 3),
                 **{f"loss/{name}": step.losses.get(name, float("nan")) for name in self.objectives},
                 **{f"lr_{part}": rate for part, rate in step.learning_rates.items()},
             }

@@ -68,9 +68,15 @@ def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
     """
     if not path.exists():
         return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    header, *lines = list(csv.reader(io.StringIO(whole))) or [[]]
+    try:
+        text = path.read_text(encoding="utf-8")
+        header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [["step"]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({error}). Move it away: its rows are lost, the run goes on"
+        ) from error
+    if header[:1] != ["step"]:
+        raise UserError(f"{str(path)!r} is damaged: its first column is not `step`. Move it away, and the run goes on")
     rows = []
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(header):

@@ -39,7 +39,7 @@ class RunLogger(WandbLogger):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._steps_file = Path(arguments["save_dir"]) / STEPS
-        self._steps: dict[str, int] = json.loads(self._steps_file.read_text()) if self._steps_file.exists() else {}
+        self._steps = _steps_of(self._steps_file)
         self._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B warns of it
 
     def open(self) -> None:
@@ -196,6 +196,22 @@ def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
         part.write_text(identity + "\n")
         os.replace(part, path)
     return identity, identity != earlier
+
+
+def _steps_of(file: Path) -> dict[str, int]:
+    """Kind of row -> the last step of it that was logged.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        return {kind: int(step) for kind, step in json.loads(file.read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -204,7 +204,7 @@ class Watchdog(L.Callback):
             if self._store is not None:
                 self._store.set("watchdog/ended", str(now.rank))
         finally:
-            there = [f"  {now.told - other.told:.0f} s ago, {other}" for other in others]
+            there = [f"  {max(0.0, now.told - other.told):.0f} s ago, {other}" for other in others]  # clocks may differ
             say("\n".join([f"lit_mm: the job hangs: {why}. Here, {now}", *there]))
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
             os._exit(STALLED)

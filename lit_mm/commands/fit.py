@@ -176,7 +176,7 @@ def conclude(
         folder.path / "summary.json",
         accuracy=sighted,
         blind=blind,
-        seconds=round(time.time() - LAUNCHED, 1),
+        seconds=round(time.monotonic() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
         stages=stage_summaries(metrics, origin_of),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ MAY_CHANGE = re.compile(
 PLACES = re.compile(r"(data\.init_args|stages\.\d+\.data)\.(.*\.)?(path|heldout_path|images)")
 INPUTS = re.compile(r"(model\.init_args|stages\.\d+)\.inputs(_from)?(\..*)?")
 ORIGIN = "init_from.json"  # which checkpoint of another run this one started from
-LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
+LAUNCHED = time.monotonic() - (time.time() - psutil.Process().create_time())  # start of the process, monotonic clock
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def _named_by_wandb(experiment: str) -> Path | None:
 
 def _new_folder(parent: Path) -> Path:
     """A folder that no other run has: two that start in the same second differ by a number."""
-    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for number in count(1):
-        path = parent / (time if number == 1 else f"{time}_{number}")
+        path = parent / (start if number == 1 else f"{start}_{number}")
         try:
             path.mkdir(parents=True)
             return path

@@ -159,3 +159,12 @@ def test_a_file_of_before_goes_on_without_digests_of_its_first_rows(recipe: Any)
     )
     recipe.run(recipe.module(), [MetricsCSV(path)], first=1)
     assert [row["samples"] for row in read_metrics(path)] == [""] * 4 + ["0" * 12] * 3  # its batches name no samples
+
+
+def test_a_clock_that_goes_back_does_not_count(recipe: Any, monkeypatch: pytest.MonkeyPatch):
+    path = recipe.folder / "metrics.csv"
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    recipe.run(recipe.module(), [MetricsCSV(path)])
+    seconds = [row["seconds"] for row in read_metrics(path)]
+    assert all(0 <= a <= b < 100 for a, b in pairwise(seconds))

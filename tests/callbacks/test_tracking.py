@@ -293,3 +293,11 @@ def test_an_offline_run_can_be_sent_later(tmp_path: Path, offline: None):
     finish(logger)
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     assert sync_command(logger) == f"wandb sync {folder}"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"loss": null}'])
+def test_damaged_steps_of_before_are_the_users_to_remove(tmp_path: Path, offline: None, text: str):
+    (tmp_path / "wandb_id").write_text("x\n")
+    (tmp_path / "wandb_steps.json").write_text(text)
+    with pytest.raises(UserError, match=r"wandb_steps.json' is damaged"):
+        tracking_logger(tmp_path, "tiny", {})
