@@ -65,7 +65,7 @@ class Conversations(Source):
         return open_entries(path, self.expected, limit_group=self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
-        turns = self.spoken(sample)  # an entry of another format is reported before its images are
+        turns = self.turns_of(sample)  # an entry of another format is reported before its images are
         cells = self.cells(sample)
         if self.is_literal(sample):
             self._note_placeholders(turns, sample)
@@ -99,6 +99,10 @@ class Conversations(Source):
         if any(self.placeholder in text for _, text in turns):
             sample.notes.add(LITERAL)
 
+    def turns_of(self, sample: Sample) -> list[tuple[str, str]]:
+        """(role, text) of every turn, parsed once. Raises as `spoken`."""
+        return sample.once("turns", lambda: self.spoken(sample))
+
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
         """(role, text) of every turn.
 
@@ -126,7 +130,7 @@ class Conversations(Source):
         )
 
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
-        spoken = self.spoken(sample)
+        spoken = self.turns_of(sample)
         check_answers(spoken, sample)
         return self.arrange(sample, spoken, pictures)
 
@@ -262,7 +266,7 @@ class QwenVLConversations(Conversations):
         return blobs
 
     def cells(self, sample: Sample) -> list[Any]:
-        return [name.strip() for _, text in self.spoken(sample) for name in IMG.findall(text)]
+        return [name.strip() for _, text in self.turns_of(sample) for name in IMG.findall(text)]
 
     def arrange(
         self, sample: Sample, spoken: list[tuple[str, str]], pictures: Sequence[SourcePicture | None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.errors import Kind, SampleError
+
+Result = TypeVar("Result")
 
 
 class Sample:
@@ -20,11 +22,22 @@ class Sample:
         notes: names of what is unusual and trained on all the same, see `lit_mm.documents.sources.check.NOTES`.
     """
 
-    __slots__ = ("entry", "identity", "notes", "path", "where")
+    __slots__ = ("_results", "entry", "identity", "notes", "path", "where")
 
     def __init__(self, entry: Any, where: str, path: str) -> None:
         self.entry, self.where, self.path, self.identity = entry, where, path, where
         self.notes: set[str] = set()
+        self._results: dict[str, Any] = {}
+
+    def once(self, name: str, compute: Callable[[], Result]) -> Result:
+        """The result of `compute`, which is called once for this entry.
+
+        Args:
+            name: name of the result among those of the entry.
+        """
+        if name not in self._results:
+            self._results[name] = compute()
+        return self._results[name]
 
     def error(self, reason: str, kind: Kind, remedy: str = "") -> SampleError:
         return SampleError(reason, where=self.where, sample_id=self.identity, kind=kind, remedy=remedy)

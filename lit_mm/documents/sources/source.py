@@ -134,7 +134,7 @@ class Source(ABC):
         Raises:
             SampleError: the sample is broken.
         """
-        blobs = self.blobs(sample)
+        blobs = sample.once("blobs", lambda: self.blobs(sample))
         if sizes is None or len(sizes) != len(blobs):
             sizes = [UNKNOWN] * len(blobs)
         turns = self.turns(sample, [self._picture(*pair, sample) for pair in zip(blobs, sizes, strict=True)])
@@ -277,7 +277,7 @@ class Source(ABC):
         if identity is None and self.has_ids:
             errors.append(sample.error("it has no `id`", "missing_id", "Give every entry its own"))
         try:
-            blobs = self.blobs(sample)
+            blobs = sample.once("blobs", lambda: self.blobs(sample))
         except SampleError as error:
             return identity, 0, [*errors, error]
         sizes = []
