@@ -91,9 +91,12 @@ class MessageConversations(Conversations):
         if isinstance(entry, Mapping) and "messages" not in entry and isinstance(entry.get("texts"), list):
             turns = _rounds(entry["texts"], sample)
         elif isinstance(entry, Mapping) and isinstance(entry.get("prompt"), list) and "messages" not in entry:
-            turns = _messages([*entry["prompt"], *self.list_of("completion", sample)], sample)
+            turns = _messages(
+                [*entry["prompt"], *sample.field("completion", list, "beside `prompt` there is a list `completion`")],
+                sample,
+            )
         else:
-            turns = _messages(self.list_of("messages", sample), sample)
+            turns = _messages(sample.field("messages", list, "an entry is an object with a list `messages`"), sample)
         system = system_of(sample, has_turn=bool(turns) and turns[0][0] == "system")
         return [("system", [system]), *turns] if system else turns
 

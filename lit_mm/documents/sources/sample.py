@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.errors import Kind, SampleError
+from lit_mm.documents.sources.forms import format_of
 
 Result = TypeVar("Result")
 
@@ -46,9 +47,12 @@ class Sample:
         """A value of the entry.
 
         Raises:
-            SampleError: the entry is not an object, or the value is missing or of another type.
+            SampleError: the entry is not an object, or the value is missing or of another type. It names the format
+                that the entry looks like.
         """
         value = self.entry.get(key) if isinstance(self.entry, Mapping) else None
         if not isinstance(value, kind):
-            raise self.error(f"{described}, got {brief(self.entry)}", "bad_entry")
+            guess = None if isinstance(self.entry, Mapping) and key in self.entry else format_of(self.entry)
+            remedy = "" if guess is None else f"Is its `format` {guess}?"
+            raise self.error(f"{described}, got {brief(self.entry)}", "bad_entry", remedy)
         return value

@@ -52,11 +52,17 @@ def faults(path: str, format: str = "llava", **options: Any) -> list[SampleError
         (llava("x" * 5000 + ".png"), "missing_file", "characters>.png"),
         (llava("/dev/zero"), "unreadable_image", "'/dev/zero' is a pipe, a socket or a device and not a file"),
         (llava(float("inf")), "bad_entry", "the name of an image is text, got 'inf'"),
+        ('{"id": "x", "image": "a.png", "image": "b.png"}', "duplicate_member", "has the key 'image' twice"),
+        (
+            '{"id": "x", "conversations": [{"from": "human", "value": "a", "value": "b"}]}',
+            "duplicate_member",
+            "'value'",
+        ),
         (llava([None]), "bad_entry", "the name of an image is text, got 'None'"),
         ({"id": "x", "conversations": ["a", "b"]}, "bad_entry", "turn 0 needs the keys 'from' and 'value'"),
         ({"id": "x", "conversations": [{"from": ["human"], "value": "a"}]}, "bad_entry", "got ['human']"),
     ],
-    ids=range(18),
+    ids=range(20),
 )
 def test_it_is_one_bad_sample(write, entry: Any, kind: str, message: str) -> None:
     (error,) = faults(write([entry, SOUND]))
