@@ -25,6 +25,7 @@ Kind = Literal[
     "box_outside",
     "unreadable_shard",
     "too_long",
+    "layout_refused",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 LONGEST_ID = 200  # characters of an id in a message
