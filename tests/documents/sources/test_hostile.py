@@ -208,5 +208,10 @@ def test_a_name_in_the_wrong_case_is_answered_with_the_right_one(write, name: st
 
 
 def test_a_file_url_is_a_local_path(write, folder: Path) -> None:
-    source = open_source({"format": "llava", "path": write([llava(f"file://{folder}/wide.png")])})
-    assert source[0].pictures[0].path == folder / "wide.png"
+    for declaration in (
+        {"path": write([llava(f"file://{folder}/wide.png")], "a.jsonl")},
+        {"path": f"file://{write([llava()], 'b.jsonl')}"},
+        {"path": write([llava()], "c.jsonl"), "images": f"file://localhost{folder}"},
+    ):
+        source = open_source({"format": "llava", **declaration})
+        assert source[0].pictures[0].path == folder / "wide.png"
