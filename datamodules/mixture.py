@@ -15,6 +15,8 @@ from lit_mm.stream.maker import TooLong
 from lit_mm.stream.mixture import Joined, draws_per_epoch
 from lit_mm.stream.screen import BadSample
 
+NO_SOURCES = "the mixture has no sources: list at least one under `data.init_args.sources`"
+
 
 @dataclass
 class Member:
@@ -41,7 +43,7 @@ class Mixture(StreamDataModule):
     """Documents of several sources, interleaved so that every part of an epoch has nearly the weights of the whole.
 
     Args:
-        sources: the members.
+        sources: the members; None where only held-out documents are asked for.
         weights: how often each is drawn. size: every sample once an epoch. sqrt: in proportion to the square root of
             its size (InstructBLIP). explicit: to its `weight`. repeat: as many passes, or `draws`, as it says.
         heldout_source: documents that are never trained on, asked at the end; none when left out.
@@ -49,9 +51,11 @@ class Mixture(StreamDataModule):
         too_long, on_bad_sample, max_bad, max_unsupervised: see `StreamDataModule`.
     """
 
+    training_arguments = ("sources",)
+
     def __init__(
         self,
-        sources: list[Member],
+        sources: list[Member] | None = None,
         weights: Literal["size", "sqrt", "explicit", "repeat"] = "size",
         heldout_source: Source | dict[str, Any] | None = None,
         global_batch: int = 64,
@@ -79,13 +83,13 @@ class Mixture(StreamDataModule):
             max_unsupervised,
             worker_start=worker_start,
         )
-        if not sources:
-            raise UserError("the mixture has no sources: list at least one under `data.init_args.sources`")
-        self.members = [replace(member, source=_opened(member.source)) for member in sources]
+        if sources == []:
+            raise UserError(NO_SOURCES)
+        self.members = [replace(member, source=_opened(member.source)) for member in sources or []]
         self.weights = weights
         self.heldout_source = None if heldout_source is None else _opened(heldout_source)
         self._held_out = None if heldout_source is None else HeldOut(self.heldout_source, on_bad_sample)
-        self.joined = self._joined()
+        self.joined = self._joined() if self.members else None
 
     def _joined(self) -> Joined:
         names = [member.name or name_of(member.source) for member in self.members]
@@ -108,6 +112,8 @@ class Mixture(StreamDataModule):
         return Joined([member.source for member in self.members], names, draws)
 
     def source(self) -> Joined:
+        if self.joined is None:
+            raise UserError(NO_SOURCES)
         return self.joined
 
     def heldout(self, count: int | None = None) -> list[Document]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -20,6 +21,7 @@ from callbacks.ledger import read_lines
 from lit_mm.checkpoints.manifest import find, read
 from lit_mm.cli import main
 from lit_mm.commands.trained import for_answers
+from tests.run.test_lock import HOLD, ROOT
 from tests.test_cli import TINY
 
 CHAT = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a page"}]
@@ -123,6 +125,74 @@ def test_generate_and_evaluate_work_from_any_folder(place: Path, command, tmp_pa
     code, _, error = command("generate", str(place / "runs/tiny"), "--image", "page.png", *QUESTION)
     assert code == 0, error
     assert Path.cwd() == tmp_path
+
+
+def test_evaluate_reads_the_held_out_files_alone(place: Path, command, without) -> None:
+    figures = command("evaluate", "runs/tiny", "--format", "json")
+    without("data")
+    assert command("evaluate", "runs/tiny", "--format", "json") == figures
+    without("heldout")
+    code, _, error = command("evaluate", "runs/tiny")
+    assert code == 2 and "held-out documents of the run: there is no data file 'heldout/asked.json'" in error
+    assert "--data" in error and len(error.strip().splitlines()) == 1
+
+
+def test_evaluate_asks_about_other_data(place: Path, command, without, tmp_path: Path, monkeypatch) -> None:
+    without("data")
+    without("heldout")
+    monkeypatch.chdir(tmp_path)
+    conversations(tmp_path / "mine/asked.json", 2)
+    inline = "{format: llava, path: mine/asked.json}"
+    (tmp_path / "asked.yaml").write_text("format: llava\npath: mine/asked.json\nimages: mine\n")
+    for words in (inline, "asked.yaml"):
+        code, output, error = command("evaluate", str(place / "runs/tiny"), "--data", words, "--format", "json")
+        assert code == 0, error
+        assert json.loads(output)["documents"] == 2
+    for words, message in (
+        ("nowhere.yaml", "there is no file 'nowhere.yaml'"),
+        ("{format: llava", "--data is not YAML"),
+        ("{format: llava, path: none.json}", "there is no data file"),
+        ("{path: mine/asked.json}", "declares its `format`"),
+    ):
+        code, _, error = command("evaluate", str(place / "runs/tiny"), "--data", words)
+        assert code == 2 and message in error
+
+
+def test_a_mixture_of_files_that_are_gone_is_evaluated(place: Path, command, tmp_path: Path) -> None:
+    conversations(place / "more/train.json", 4)
+    config = recipe()
+    source = {"class_path": "lit_mm.documents.sources.LlavaConversations", "init_args": {"path": "more/train.json"}}
+    config["data"] = {
+        "class_path": "datamodules.mixture.Mixture",
+        "init_args": {
+            "sources": [{"source": source}],
+            "heldout_source": {"format": "llava", "path": "heldout/asked.json"},
+            "global_batch": 2,
+            "num_workers": 0,
+        },
+    }
+    (place / "mixture.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert command("fit", "--config", "mixture.yaml", "--stages", "pretrain", "--run_dir", "runs/mixture")[0] == 0
+    shutil.rmtree(place / "more")
+    code, output, error = command("evaluate", "runs/mixture", "--format", "json")
+    assert code == 0, error
+    assert json.loads(output)["documents"] == 3
+    assert command("generate", "runs/mixture", *QUESTION)[0] == 0
+
+
+def test_a_second_start_in_a_run_folder_in_use_is_refused(place: Path, command) -> None:
+    (place / "runs/busy").mkdir()
+    words = [sys.executable, "-c", HOLD, "runs/busy"]
+    other = subprocess.Popen(
+        words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "locked\n"
+    code, _, error = command("fit", "--config", "tiny.yaml", "--run_dir", "runs/busy")
+    other.kill()
+    other.wait()
+    assert code == 2 and "is in use by process" in error and len(error.strip().splitlines()) == 1
+    assert not (place / "runs/busy/config.yaml").exists()
+    assert command("fit", "--config", "tiny.yaml", "--run_dir", "runs/busy")[0] == 0
 
 
 def test_a_run_whose_folder_of_launch_is_gone_is_asked_where_the_user_is(place: Path, command, tmp_path: Path) -> None:
