@@ -21,7 +21,9 @@ TWICE = 2.0  # seconds after which a Ctrl+C counts as a second one: terminal and
 
 
 class Interruption(StepObserver):
-    """Handles SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl+C inside of a `with` block.
+    """Handles SIGTERM, SIGUSR1 (SLURM's warning before the time limit), SIGHUP (the terminal was closed) and Ctrl+C.
+
+    It does so inside of a `with` block. Under nohup, which ignores SIGHUP, it stays ignored.
 
     While a stage trains, a signal on any rank ends the run after the current optimizer step: the reduction of that step
     informs all ranks, which save one checkpoint of the step and raise `Interrupted`. At the last step of a stage, the
@@ -47,7 +49,12 @@ class Interruption(StepObserver):
     # --- signals ---------------------------------------------------------------------------------------------------
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # a sweep's agent may run us in another thread
-            self._before = {number: signal.getsignal(number) for number in HEARD}
+            handlers = {number: signal.getsignal(number) for number in HEARD}
+            self._before = {
+                number: handler
+                for number, handler in handlers.items()
+                if number != signal.SIGHUP or handler != signal.SIG_IGN
+            }
             self._install()
         return self
 

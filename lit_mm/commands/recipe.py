@@ -52,7 +52,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 
 ADDRESS = re.compile(r"(?P<address>stages\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)  # how a stage's errors begin
-RUN_KEYS = ("config", "run_dir", "take_over", "init_from")  # of the launch, not of the experiment
+RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # of the launch, not of the experiment
 
 
 KEYS: dict[str, Any] = {

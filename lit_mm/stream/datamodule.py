@@ -60,6 +60,8 @@ class StreamDataModule(L.LightningDataModule, ABC):
             default of Python.
     """
 
+    training_arguments: tuple[str, ...] = ()  # arguments that are opened at once and that held-out documents do without
+
     def __init__(
         self,
         global_batch: int = 8,

@@ -47,6 +47,8 @@ def role_of(turn: Any, number: int, sample: Sample, key: str) -> str:
         )
     if role is None:
         raise sample.error(f"turn {number}: {key!r} is one of {sorted(SPEAKERS)}, got {brief(speaker)}", "bad_entry")
+    if len(turn) == 2:  # a speaker and a text
+        return role
     if turn.get("tool_calls") or turn.get("function_call"):
         raise sample.error(
             f"turn {number} calls a tool, and calls of tools are not read here", "bad_entry", "Leave the sample out"
@@ -78,11 +80,9 @@ def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple
     """
     spoken = []
     for number, turn in enumerate(turns, first):
-        speaker, text = (
-            ("from", "value") if not isinstance(turn, Mapping) or "role" not in turn else ("role", "content")
-        )
-        if not isinstance(turn, Mapping) or speaker not in turn or not isinstance(turn.get(text), str):
-            if isinstance(turn, Mapping) and speaker in turn and turn.get(text) is None:
+        speaker, text = ("from", "value") if not isinstance(turn, dict) or "role" not in turn else ("role", "content")
+        if not isinstance(turn, dict) or speaker not in turn or not isinstance(turn.get(text), str):
+            if isinstance(turn, dict) and speaker in turn and turn.get(text) is None:
                 role_of(turn, number, sample, speaker)  # a call of a tool has no text
             raise sample.error(
                 f"turn {number} needs the keys {speaker!r} and {text!r}, both text, got {brief(turn)}", "bad_entry"

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_mm.documents.document import Turn
-from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import check_answers, spoken_turns, with_system
 from lit_mm.documents.sources.entries import open_entries
-from lit_mm.documents.sources.guess import format_of
 from lit_mm.documents.sources.keys import MEDIA, check_keys
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
@@ -65,7 +63,7 @@ class Conversations(Source):
         return open_entries(path, self.expected, limit_group=self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
-        turns = self.spoken(sample)  # an entry of another format is reported before its images are
+        turns = self.turns_of(sample)  # an entry of another format is reported before its images are
         cells = self.cells(sample)
         if self.is_literal(sample):
             self._note_placeholders(turns, sample)
@@ -99,34 +97,21 @@ class Conversations(Source):
         if any(self.placeholder in text for _, text in turns):
             sample.notes.add(LITERAL)
 
+    def turns_of(self, sample: Sample) -> list[tuple[str, str]]:
+        """(role, text) of every turn, parsed once. Raises as `spoken`."""
+        return sample.once("turns", lambda: self.spoken(sample))
+
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
         """(role, text) of every turn.
 
         Raises:
             SampleError: a turn lacks a key or has an unknown speaker.
         """
-        turns = self.list_of("conversations", sample)
+        turns = sample.field("conversations", list, "an entry is an object with a list `conversations`")
         return with_system(spoken_turns(turns, sample), sample)
 
-    @staticmethod
-    def list_of(key: str, sample: Sample) -> list[Any]:
-        """A list of the entry.
-
-        Raises:
-            SampleError: there is none; it names the format that the entry looks like.
-        """
-        value = sample.entry.get(key) if isinstance(sample.entry, Mapping) else None
-        if isinstance(value, list):
-            return value
-        guess = format_of(sample.entry)
-        raise sample.error(
-            f"an entry is an object with a list `{key}`, got {brief(sample.entry)}",
-            "bad_entry",
-            "" if guess is None else f"Is its `format` {guess}?",
-        )
-
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
-        spoken = self.spoken(sample)
+        spoken = self.turns_of(sample)
         check_answers(spoken, sample)
         return self.arrange(sample, spoken, pictures)
 
@@ -262,7 +247,7 @@ class QwenVLConversations(Conversations):
         return blobs
 
     def cells(self, sample: Sample) -> list[Any]:
-        return [name.strip() for _, text in self.spoken(sample) for name in IMG.findall(text)]
+        return [name.strip() for _, text in self.turns_of(sample) for name in IMG.findall(text)]
 
     def arrange(
         self, sample: Sample, spoken: list[tuple[str, str]], pictures: Sequence[SourcePicture | None]

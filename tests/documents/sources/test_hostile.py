@@ -52,11 +52,17 @@ def faults(path: str, format: str = "llava", **options: Any) -> list[SampleError
         (llava("x" * 5000 + ".png"), "missing_file", "characters>.png"),
         (llava("/dev/zero"), "unreadable_image", "'/dev/zero' is a pipe, a socket or a device and not a file"),
         (llava(float("inf")), "bad_entry", "the name of an image is text, got 'inf'"),
+        ('{"id": "x", "image": "a.png", "image": "b.png"}', "duplicate_member", "has the key 'image' twice"),
+        (
+            '{"id": "x", "conversations": [{"from": "human", "value": "a", "value": "b"}]}',
+            "duplicate_member",
+            "'value'",
+        ),
         (llava([None]), "bad_entry", "the name of an image is text, got 'None'"),
         ({"id": "x", "conversations": ["a", "b"]}, "bad_entry", "turn 0 needs the keys 'from' and 'value'"),
         ({"id": "x", "conversations": [{"from": ["human"], "value": "a"}]}, "bad_entry", "got ['human']"),
     ],
-    ids=range(18),
+    ids=range(20),
 )
 def test_it_is_one_bad_sample(write, entry: Any, kind: str, message: str) -> None:
     (error,) = faults(write([entry, SOUND]))
@@ -202,5 +208,10 @@ def test_a_name_in_the_wrong_case_is_answered_with_the_right_one(write, name: st
 
 
 def test_a_file_url_is_a_local_path(write, folder: Path) -> None:
-    source = open_source({"format": "llava", "path": write([llava(f"file://{folder}/wide.png")])})
-    assert source[0].pictures[0].path == folder / "wide.png"
+    for declaration in (
+        {"path": write([llava(f"file://{folder}/wide.png")], "a.jsonl")},
+        {"path": f"file://{write([llava()], 'b.jsonl')}"},
+        {"path": write([llava()], "c.jsonl"), "images": f"file://localhost{folder}"},
+    ):
+        source = open_source({"format": "llava", **declaration})
+        assert source[0].pictures[0].path == folder / "wide.png"

@@ -170,6 +170,26 @@ def test_other_keys_are_no_pictures(write, entry: dict[str, Any]) -> None:
     assert kinds(write([llava(None, "what?", "red") | entry])) == []
 
 
+@pytest.mark.parametrize(
+    ("format", "entry", "guess"),
+    [
+        ("llava", {"messages": [{"role": "user", "content": "q"}]}, "messages"),
+        ("messages", {"conversations": [{"from": "human", "value": "q"}]}, "llava"),
+        ("messages", {"conversations": [{"from": "human", "value": "<ImageHere>q"}]}, "xcomposer"),
+        ("query_response", {"conversations": [{"from": "human", "value": "<img>a.jpg</img>q"}]}, "qwen_vl"),
+        ("obelics", {"text_list": ["a"], "image_info": []}, "mmc4"),
+        ("mmc4", {"texts": ["a"], "images": [None]}, "obelics"),
+        ("folder", {"query": "q", "response": "a"}, "query_response"),
+    ],
+)
+def test_an_entry_of_another_format_is_answered_with_its_format(write, folder, format, entry, guess) -> None:
+    path = write([entry], "metadata.jsonl")
+    with pytest.raises(SampleError) as caught:
+        open_source({"format": format, "path": str(folder) if format == "folder" else path})[0]
+    assert caught.value.kind == "bad_entry"
+    assert caught.value.remedy == f"Is its `format` {guess}?"
+
+
 # --- turns that are not read as they are meant -----------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("turn", "kind", "message"),
