@@ -1,7 +1,8 @@
-"""Ends a run when a signal asks for it: at the next step boundary, on every rank, with a checkpoint of that step."""
+"""Ends a run when a signal or a time limit asks for it: at the next step boundary, on every rank, with a checkpoint."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -31,12 +32,16 @@ class Interruption(StepObserver):
     Lightning's own handlers, which save in the middle of whatever is happening, are replaced. Put this behind
     `Checkpointing` in `Trainer.callbacks`.
 
+    A time limit ends the run in the same way, and a stage that ends behind it is the last of the launch.
+
     Args:
         checkpointing: saves.
+        seconds: time limit, counted from now; None for no limit.
     """
 
-    def __init__(self, checkpointing: Checkpointing) -> None:
+    def __init__(self, checkpointing: Checkpointing, seconds: float | None = None) -> None:
         self.checkpointing = checkpointing
+        self.deadline = math.inf if seconds is None else time.monotonic() + seconds
         self.received: dict[signal.Signals, float] = {}  # when each came first
         self.training = False
         self.leaving = False
@@ -83,7 +88,7 @@ class Interruption(StepObserver):
         self.training = True
 
     def wants_to_stop(self) -> bool:
-        return bool(self.received)
+        return bool(self.received) or time.monotonic() > self.deadline
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if step.stop and trainer.global_step < module.total_steps:
@@ -102,14 +107,15 @@ class Interruption(StepObserver):
         self.training = False
 
     def _leave(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        heard = self._heard_anywhere(trainer)
+        *heard, late = self._heard_anywhere(trainer)
         signals = [number for number, count in zip(HEARD, heard, strict=True) if count]
         outcome = (
             f"after step {trainer.global_step} of {module.total_steps} of stage {module.stage.name!r}, which is saved"
         )
-        raise Interrupted(signals, outcome, trainer.global_rank, together=True)
+        raise Interrupted(signals, outcome, trainer.global_rank, together=True, out_of_time=late > 0)
 
     def _heard_anywhere(self, trainer: L.Trainer) -> list[float]:
-        """For each of the signals that are heard, how many ranks have received it."""
-        mine = torch.tensor([float(number in self.received) for number in HEARD], device=trainer.strategy.root_device)
+        """For each of the signals that are heard, how many ranks have received it; and how many are out of time."""
+        flags = [*(number in self.received for number in HEARD), time.monotonic() > self.deadline]
+        mine = torch.tensor([float(flag) for flag in flags], device=trainer.strategy.root_device)
         return trainer.strategy.reduce(mine, reduce_op="sum").tolist()

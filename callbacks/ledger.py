@@ -151,6 +151,8 @@ class DataLedger(StepObserver):
         stage = pl_module.stage.name
         rows: list[Row] = [row for row in read_rows(self.table.path, TYPES) if row["stage"] == stage]
         account = summarise(stage, self.names, self.sizes, rows, self._told(stage))
+        if stage in pl_module.ends:
+            account["stopped"] = pl_module.ends[stage]
         file = self.folder / "ledger.json"
         earlier = json.loads(file.read_text())["stages"] if file.exists() else []
         stages = [entry for entry in earlier if entry["stage"] != stage] + [account]

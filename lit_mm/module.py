@@ -68,6 +68,7 @@ class MultimodalModule(L.LightningModule):
         self.first_step = 0  # optimizer steps of the stages before it
         self.seed = 0
         self._learning: frozenset[str] = frozenset()  # parts that the current optimizer step changes
+        self.ends: dict[str, dict[str, Any]] = {}  # stage that a callback ended early -> step, planned steps, reason
         self.config_text = ""  # the resolved config, kept in checkpoints
         self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
         self.origins: dict[str, str] = {}  # part -> where its weights came from, until a stage trains it
@@ -315,6 +316,7 @@ class MultimodalModule(L.LightningModule):
             "stage_number": self.stage_number,
             "stage_step": self.trainer.global_step,
             "step": self.step,
+            "ends": self.ends,
             "strategy": type(self.trainer.strategy).__name__,
             "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
             "stored": [name for name, _ in kept_tensors(self) if name not in left_out],

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 
 from callbacks.checkpointing import Checkpointing
+from callbacks.early_end import EarlyEnd
 from callbacks.examination import Examination, accuracy_at, read_accuracy
 from callbacks.finite_loss import FiniteLoss
 from callbacks.freeze_audit import FreezeAudit
@@ -75,6 +76,7 @@ def fit(arguments: Sequence[str]) -> None:
         )
     if logger is not None:
         observers.append(Tracking())
+    observers.append(EarlyEnd(folder.path))
     checkpointing = Checkpointing(
         folder.checkpoints,
         cli.config.checkpoint_every,
@@ -82,7 +84,7 @@ def fit(arguments: Sequence[str]) -> None:
         partial(accuracy_at, folder.path / "accuracy.csv"),
         lasting_ends(stages),
     )
-    interruption = Interruption(checkpointing)
+    interruption = Interruption(checkpointing, cli.time_limit)
     observers += [checkpointing, interruption]  # last, see there
     with interruption, resumable(arguments, folder):
         data = run_stages(
@@ -94,7 +96,7 @@ def fit(arguments: Sequence[str]) -> None:
             seed=cli.seed,
             pretrained=not cli.config.init_from,
         )
-        documents = data.heldout()
+        documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:
             with watchdog.watching(module, "examining the trained model"):
                 conclude(module, documents, folder, logger, branches(stages))
@@ -151,7 +153,7 @@ def conclude(
         seconds=round(time.time() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=stage_summaries(metrics, origin_of),
+        stages=stage_summaries(metrics, origin_of, module.ends),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)

@@ -119,7 +119,8 @@ CALLBACKS = (
     TrainerKey(
         "ModelCheckpoint",
         "means",
-        "It saves beside the run's own checkpoints, in the run folder's `model_checkpoints/STAGE`.",
+        "It saves beside the run's own checkpoints, in the run folder's `model_checkpoints/STAGE`: after examinations "
+        "if it monitors an accuracy, else every `every_n_train_steps` or at the end of a stage.",
     ),
     TrainerKey("ModelPruning", "refused", "It changes frozen parts."),
     TrainerKey("ModelSummary", "honoured", "Lightning's table of modules."),
