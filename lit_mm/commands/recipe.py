@@ -58,7 +58,8 @@ from lit_mm.module import MultimodalModule
 from lit_mm.stages.schedule import Constant
 from lit_mm.stages.stage import NAME, REPLACE, Stage, Train, check_recipe
 
-ADDRESS = re.compile(r"(?P<address>stages\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)  # how a stage's errors begin
+# How errors about a key begin that know no file
+ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which a device or DDP trains
 RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
 
@@ -214,7 +215,7 @@ class RecipeCLI(LightningCLI):
             raise self.as_user_error(error) from error
 
     def placed(self, error: UserError) -> UserError:
-        """An error about a key of a stage, with the file and line of that key."""
+        """An error about a key of a stage or of the Trainer, with the file and line of that key."""
         match = ADDRESS.fullmatch(str(error))
         if match is None:
             return error

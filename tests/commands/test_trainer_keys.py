@@ -156,5 +156,5 @@ def test_a_time_limit_is_read_as_lightning_reads_it(value: Any, seconds: float |
 
 @pytest.mark.parametrize("value", ["soon", "1:00", "00:00:00:00", {"minutes": -1}])
 def test_a_time_limit_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(UserError, match=r"trainer\.max_time: "):
+    with pytest.raises(UserError, match=r"^recipe\.yaml, line \d+: trainer\.max_time: "):
         cli(max_time=value)
