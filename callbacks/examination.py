@@ -20,6 +20,8 @@ from lit_mm.module import MultimodalModule
 class Examination(StepObserver):
     """Accuracy per skill before the first optimizer step, every n steps (counted through all stages) and at stage ends.
 
+    A stage that leaves parts unread has no complete model to ask, and is not examined.
+
     The documents are shared out over the ranks. Rank 0 writes the row. A step that the file already holds is not
     examined again.
 
@@ -60,8 +62,8 @@ class Examination(StepObserver):
         self.examine(trainer, pl_module)
 
     def examine(self, trainer: L.Trainer, module: MultimodalModule) -> Score | None:
-        """Answer, record and log; None where this step has been examined."""
-        if module.step in self.examined:
+        """Answer, record and log; None where this step has been examined, or the stage does not read all parts."""
+        if module.step in self.examined or module.parts_read(module.stage) < module.parts().keys():
             return None
         with isolate_rng():
             result = examine(module, self._documents, batch_size=self.batch_size).figures

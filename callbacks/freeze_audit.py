@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -47,7 +47,8 @@ class FreezeAudit(L.Callback):
         for groups in (*map(optimizer_parameters, trainer.optimizers), getattr(trainer.strategy, "given_groups", None)):
             if groups is not None:  # DeepSpeed leaves out without a word what it was given and wants no gradients
                 check_groups(groups, parts, set(stage.train), stage.name)
-        trainer.print(describe_parts(parts, set(stage.train), stage.name))
+        trainer.print(describe_parts(parts, set(stage.train), stage.name, pl_module.parts_read(stage)))
+        parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
         self.sharded = hasattr(trainer.strategy, "shares")
         if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
             self._check_frozen(parts, set(stage.train), "the checkpoint that was loaded")
@@ -56,6 +57,7 @@ class FreezeAudit(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         parts, trained = pl_module.parts(), set(pl_module.stage.train)
+        parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
         self._check_frozen(parts, trained, "training")
         if trainer.global_step > self.started_at:
             self._check_moved(trainer, parts, sorted(trained))
@@ -144,15 +146,17 @@ def digest_held(parameter: nn.Parameter) -> str:
     return "" if share is None else digest(share)
 
 
-def describe_parts(parts: Parts, trained: set[str], stage: str) -> str:
-    """One line: what learns and what stays, with parameter counts."""
+def describe_parts(parts: Parts, trained: set[str], stage: str, read: Collection[str]) -> str:
+    """One line: what learns, what stays, and what no objective of the stage reads, with parameter counts."""
 
     def listed(names: Iterator[str]) -> str:
         return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "nothing"
 
+    unread = [name for name in parts if name not in read]
     return (
         f"stage {stage}: trainable are {listed(n for n in parts if n in trained)}; "
-        f"frozen are {listed(n for n in parts if n not in trained)}"
+        f"frozen are {listed(n for n in parts if n in read and n not in trained)}"
+        + (f"; not read are {listed(iter(unread))}" if unread else "")
     )
 
 

@@ -19,7 +19,7 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import TOKENS, Batch
 from lit_mm.samples.fault import Fault
-from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, summarise, told_reasons
+from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, reason_lines, summarise
 from lit_mm.stream.screen import Screen
 
 COLUMNS = ("step", "stage", "source", "loss", "tokens", *OUTCOMES)
@@ -159,7 +159,7 @@ class DataLedger(StepObserver):
         text = json.dumps({"stages": stages, "quarantined": quarantined(read_lines(self.lines))}, indent=1)
         _replace(file, text)
         console = self.console or Console()
-        console.print(ledger_table(account), *told_reasons(account), sep="\n")
+        console.print(ledger_table(account), *reason_lines(account), sep="\n")
 
 
 def _gathered(lost: list[Fault], trainer: L.Trainer) -> list[Fault]:

@@ -1,4 +1,4 @@
-"""Files that travel with the package."""
+"""Paths of files that are part of the package."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""Whether the installed torch and torchvision fit together.
+"""This module tests whether the installed torch and torchvision fit together.
 
-timm, torchmetrics, transformers and lightning import torchvision when it is there. A pair that does not fit takes them
-all down with an error that names none of this, so the command line asks here first.
+timm, torchmetrics, transformers and lightning import torchvision if it is installed. With a pair that does not fit,
+they all fail with an error that does not name the cause, so the command line tests the pair first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def check_torch_pair(*, load: bool = True) -> None:
     """Refuse to start on a torchvision that does not fit torch. Having no torchvision is fine.
 
     Args:
-        load: also import the two, which is the proof. A command that needs no torch passes False: versions and build
-            labels are then read from the installed files, in milliseconds.
+        load: if True, also import both, which is the proof. If False, only read versions and build labels from the
+            installed files, which takes milliseconds; commands that need no torch do this.
 
     Raises:
-        UserError: torch is not installed, or the pair is broken; says what to install.
+        UserError: torch is not installed, or the pair does not fit; the message names the packages to install.
     """
     torch = _installed("torch")
     if torch is None:
@@ -45,12 +45,13 @@ def check_torch_pair(*, load: bool = True) -> None:
 
 
 def pair_problem(torch: str, torchvision: str, requires: Sequence[str]) -> str | None:
-    """What is wrong with a pair as far as its versions tell, None if nothing.
+    """Describe the problem of a pair from its versions; None if there is none.
 
     Args:
-        torch, torchvision: versions with their build labels, such as "2.15.0+cpu" and "0.29.2+cu132".
-        requires: torchvision's own requirements, as in its metadata. Without one on torch, the pairs are the released
-            ones: torch 2.N with torchvision 0.(N + 14).
+        torch: version of torch with its build label, such as "2.15.0+cpu".
+        torchvision: version of torchvision with its build label, such as "0.29.2+cu132".
+        requires: requirements in the metadata of torchvision. If none is on torch, torch 2.N needs torchvision
+            0.(N + 14), as released.
     """
     requirements = [Requirement(line) for line in requires]
     declared = [str(requirement.specifier) for requirement in requirements if requirement.name == "torch"]
@@ -64,8 +65,8 @@ def pair_problem(torch: str, torchvision: str, requires: Sequence[str]) -> str |
 
 
 def _import_problem() -> str | None:
-    """Import both; what torchvision said if it could not."""
-    import torch  # noqa: F401  alone first: its own failure must not be blamed on the pair
+    """Import torch and torchvision. Returns the error of torchvision, or None."""
+    import torch  # noqa: F401  first and alone: if torch itself fails, the pair is not the cause
 
     try:
         import torchvision  # noqa: F401
@@ -75,9 +76,9 @@ def _import_problem() -> str | None:
 
 
 def _installed(package: str) -> str | None:
-    """Version with its build label, without importing the package; None if it is not installed.
+    """Read the version and build label of a package without importing it; None if it is not installed.
 
-    The label is in `version.py` only: PyPI accepts none in a wheel's metadata.
+    The label is only in `version.py`, because PyPI accepts no labels in the metadata of wheels.
     """
     spec = util.find_spec(package)
     if spec is None or spec.origin is None:
@@ -89,10 +90,10 @@ def _installed(package: str) -> str | None:
 
 
 def _torch_of(torchvision: str) -> str:
-    """The torch that a torchvision was released with: 0.29.2 -> 2.15.*"""
+    """The version of torch released with a torchvision: 0.29.2 -> 2.15.*"""
     return f"2.{Version(torchvision).minor - 14}.*"
 
 
 def _partner(torch: str) -> str:
-    """The torchvision that a torch was released with: 2.15.0 -> 0.29.*"""
+    """The version of torchvision released with a torch: 2.15.0 -> 0.29.*"""
     return f"0.{Version(torch).minor + 14}.*"

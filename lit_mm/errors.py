@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause and cure."""
+"""The exception for errors that a user can cause and cure."""
 
 
 class UserError(ValueError):

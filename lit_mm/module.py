@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lit_mm.checkpoints.contents import kept_tensors
-from lit_mm.checkpoints.digests import digest
+from lit_mm.checkpoints.origins import Origins
 from lit_mm.checkpoints.writing import optimizer_groups
 from lit_mm.combination.declared import require_parts
 from lit_mm.combination.legal import IN_A_FAMILY, Part
@@ -26,10 +26,10 @@ from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
 from lit_mm.stages.groups import parameter_groups
 from lit_mm.stages.optimizer import make_optimizer
-from lit_mm.stages.stage import Stage, apply_stage
+from lit_mm.stages.parts import Parts
+from lit_mm.stages.stage import Stage, apply_stage, check_recipe
 from lit_mm.stages.thaw import late_parts, learning_parts, set_modes
 from lit_mm.stream.order import stable_hash
-from lit_mm.weights.source import is_added, load_part
 
 
 class MultimodalModule(L.LightningModule):
@@ -71,8 +71,8 @@ class MultimodalModule(L.LightningModule):
         self.ends: dict[str, dict[str, Any]] = {}  # stage that a callback ended early -> step, planned steps, reason
         self.config_text = ""  # the resolved config, kept in checkpoints
         self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
-        self.origins: dict[str, str] = {}  # part -> where its weights came from, until a stage trains it
-        self._base: dict[str, dict[str, str]] = {}  # the digests of these parts
+        self._parts = Parts(network)
+        self.origins = Origins(self._parts)
         if isinstance(network, MultimodalModel) and network.vision is not None:
             require_parts(network.vision, network.connector, self.processor, free, "model.init_args")
 
@@ -106,46 +106,52 @@ class MultimodalModule(L.LightningModule):
 
     # --- parts ---------------------------------------------------------------------------------------------------
     def modules_by_part(self) -> dict[str, nn.Module]:
-        """Part name -> child of the network with parameters. A part inside of a child (partial LoRA) is not listed."""
-        parts = getattr(self.network, "parts_within", {})
-        children = self.network.named_children()
-        return {parts.get(name, name): child for name, child in children if next(child.parameters(), None) is not None}
+        """Part -> child of the network; see `lit_mm.stages.parts.Parts.modules`."""
+        return self._parts.modules()
 
     def part_of(self, parameter: str) -> str:
-        """The part that a parameter belongs to, from its name under `network`.
-
-        It is the child of the network that holds the parameter, unless a module on the way declares another part for
-        one of its attributes in `parts_within`, a mapping attribute -> part.
-        """
-        module: Any = self.network
-        for name in parameter.split("."):
-            within = getattr(module, "parts_within", {})
-            if name in within:
-                return within[name]
-            module = getattr(module, name)
-        return parameter.split(".", 1)[0]
+        """The part that a parameter belongs to, from its name in the network; see `lit_mm.stages.parts.Parts`."""
+        return self._parts.part_of(parameter)
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Part name -> its parameters by name (relative to the part). Disjoint, and together all parameters."""
-        parts: dict[str, dict[str, nn.Parameter]] = {}
-        for name, parameter in self.network.named_parameters():
-            parts.setdefault(self.part_of(name), {})[name.split(".", 1)[1]] = parameter
-        return parts
+        """Part -> its parameters by name (relative to the part). Disjoint, and together all parameters."""
+        return self._parts.parameters()
 
-    def load_pretrained(self) -> None:
-        """Load every part's published weights, where its `weights` names some. Constructors never do."""
-        filled: dict[int, str] = {}  # id of a parameter -> origin
-        for part, module in self.modules_by_part().items():
-            reference = getattr(module, "weights", None)
-            if reference is not None:
-                load_part(module, reference, part)
-                filled |= {id(p): reference for name, p in module.named_parameters() if not is_added(name)}
-        self.origins = {
-            part: filled[id(next(iter(parameters.values())))]
-            for part, parameters in self.parts().items()
-            if all(id(parameter) in filled for parameter in parameters.values())
-        }
-        self._base = {}
+    def parts_read(self, stage: Stage) -> frozenset[str]:
+        """The parts that the objectives of a stage read, with those in one child of the network with them.
+
+        Raises:
+            UserError: the stage trains a part that none of its objectives reads.
+        """
+        objectives = self.weights_of_objectives(stage)
+        declared = [self.objectives[name].parts for name in objectives]
+        if None in declared:
+            return frozenset(self.parts())
+        read = self._parts.together_with(frozenset().union(*declared))
+        if unread := sorted(stage.train.keys() - read):
+            raise UserError(
+                f"stages.{stage.name}.train names {unread}, which none of the objectives {sorted(objectives)} reads: "
+                "they would learn nothing. Take them out, or weigh an objective that reads them"
+            )
+        return read
+
+    def reading_only(self, stage: Stage) -> AbstractContextManager[None]:
+        """Meanwhile the parts that a stage does not read are out of the network; see `lit_mm.stages.parts.Parts`."""
+        return self._parts.only(self.parts_read(stage))
+
+    def check_recipe(self, stages: list[Stage]) -> None:
+        """Refuse stages that this model cannot run.
+
+        Raises:
+            UserError: see `lit_mm.stages.stage.check_recipe` and `parts_read`.
+        """
+        check_recipe(stages, self.parts(), self.objectives)
+        for stage in stages:
+            self.parts_read(stage)
+
+    def load_pretrained(self, parts: Collection[str] | None = None) -> None:
+        """Load published weights; see `lit_mm.checkpoints.origins.Origins.load`. Constructors never do."""
+        self.origins.load(parts)
 
     # --- stages --------------------------------------------------------------------------------------------------
     def begin(self, stage: Stage, *, total_steps: int, number: int = 1, first_step: int = 0, seed: int = 0) -> None:
@@ -162,17 +168,7 @@ class MultimodalModule(L.LightningModule):
         apply_stage(self.parts(), stage)
         self._learning = learning_parts(stage, 0)
         self.train()
-        self.origins = {part: origin for part, origin in self.origins.items() if part not in stage.train}
-        # Now, while the weights are whole and as they were loaded: a strategy may shard and round them
-        self._base = {part: self._base.get(part) or self._digests(part) for part in self.origins}
-
-    def _digests(self, part: str) -> dict[str, str]:
-        """Digest of every parameter of a part, by its name in `state_dict`."""
-        return {
-            name: digest(parameter)
-            for name, parameter in self.named_parameters()
-            if self.part_of(name.removeprefix("network.")) == part
-        }
+        self.origins.freeze(stage.train)  # now: a strategy may shard and round the weights
 
     @property
     def step(self) -> int:
@@ -306,8 +302,13 @@ class MultimodalModule(L.LightningModule):
         Parts that nothing in this run has trained are left out, where they can be loaded again. `parts` names the
         parameters of every part, stored or not.
         """
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        frozen = {} if self.save_frozen else self._base
+        names = {id(parameter): f"network.{name}" for name, parameter in self._parts.named_parameters()}
+        frozen = {
+            part: digests
+            for part, digests in self.origins.digests.items()
+            if part in self.origins.unloaded or not self.save_frozen
+        }
+        aside = {f"network.{name}": tensor for name, tensor in self._parts.state_aside().items()}
         left_out = {name for digests in frozen.values() for name in digests}
         checkpoint["lit_mm"] = {
             "family": family_of(self),
@@ -319,9 +320,12 @@ class MultimodalModule(L.LightningModule):
             "ends": self.ends,
             "strategy": type(self.trainer.strategy).__name__,
             "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
-            "stored": [name for name, _ in kept_tensors(self) if name not in left_out],
-            "frozen": {part: {"origin": self.origins[part], "digests": digests} for part, digests in frozen.items()},
+            "stored": [name for name in (*dict(kept_tensors(self)), *aside) if name not in left_out],
+            "frozen": {
+                part: {"origin": self.origins.by_part[part], "digests": digests} for part, digests in frozen.items()
+            },
         }
+        checkpoint["state_dict"] |= aside
         (optimizer,) = self.trainer.optimizers
         checkpoint["optimizer"] = optimizer_groups(
             optimizer, names, getattr(self.trainer.strategy, "given_groups", None)

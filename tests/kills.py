@@ -25,6 +25,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from callbacks.freeze_audit import FreezeAudit
 from lit_mm.checkpoints import writing
@@ -32,11 +33,16 @@ from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
 from lit_mm.distributed.shares import share_of
 from lit_mm.distributed.zero import ZeRO
+from lit_mm.evaluation.examiners import examine
+from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.samples.batch import Batch
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
 from tests.faulty import FaultyMixture
-from tests.tiny import PARTS, run_recipe, stages, xcomposer2
+from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
 # Of a checkpoint: weights, moments, state, config, manifest, its folder, published; the folder it lies in
 FSYNCS = 7
@@ -61,13 +67,15 @@ class Launch:
         dropout: of the partial LoRA.
         strategy: a registered name, or the arguments of `lit_mm.distributed.zero.ZeRO`.
         accelerator: of the Trainer.
-        recipe: "two" stages, "three", "branches": two from the end of one, "thaw": one in which
+        recipe: "two" stages, "three", "inputs" that change, "branches": two from the end of one, "unread": one that
+            does not read the language model before one that does, "thaw": one in which
             the vision encoder waits for two steps, or "muon".
         lr: peak learning rate of every part.
         base: file with the weights on which the language model starts.
         meddle: "plant" puts a frozen parameter into the optimizer; "touch" changes one after the first step; "full"
             leaves the last rank no space on its disk for the second checkpoint.
         keep: checkpoints that are kept.
+        examine: answer held-out documents at the end of every stage, into answers.json.
         fails: what it says on standard error when it ends with an error, as it should.
         kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
             "finetune start", "pretrain end" (before the stage's last checkpoint), "fsync 4" (the fourth of the run; a
@@ -94,6 +102,7 @@ class Launch:
     meddle: str = ""
     keep: int = 2
     fails: str = ""
+    examine: bool = False
 
 
 def launch_all(launches: list[Launch], folder: Path) -> None:
@@ -206,6 +215,20 @@ class Touch(L.Callback):
             share_of(next(iter(pl_module.parts()["language"].values()))).data += 1
 
 
+class Examine(L.Callback):
+    """Writes the answers to held-out documents at the end of every stage: stage -> answers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: dict[str, list[str]] = {}
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        examination = examine(pl_module, trainer.datamodule.heldout(5), batch_size=2)
+        self.answers[pl_module.stage.name] = [prediction.answer for prediction in examination.predictions]
+        if trainer.is_global_zero:
+            self.path.write_text(json.dumps(self.answers))
+
+
 def fill_disk(write: Callable[..., Any] = writing.save_file) -> None:
     """From the third file on, that is the second checkpoint, there is no space."""
     left = iter([write, write])
@@ -232,12 +255,32 @@ def plant(module: MultimodalModule) -> None:
     module.configure_optimizers = planted
 
 
+class Sight:
+    """Keeps visual tokens near one: it reads no language model."""
+
+    unit, parts = "tokens", frozenset({"vision", "connector"})
+
+    def __call__(self, model: MultimodalModel, batch: Batch) -> Tensor:
+        if batch.views is None:
+            return 0 * sum(p.sum() for part in (model.vision, model.connector) for p in part.parameters())
+        return (model.bank(batch.views) - 1).square().sum()
+
+
 def recipe_of(launch: Launch) -> list[Stage]:
     everything = {part: Train(lr=launch.lr) for part in PARTS}
     if launch.recipe == "thaw":
         return [Stage("thaw", everything | {"vision": Train(lr=launch.lr, from_step=2)}, max_steps=launch.steps)]
     if launch.recipe == "muon":
         return [Stage("muon", {"language": Train(lr=launch.lr, optimizer="muon")}, max_steps=launch.steps)]
+    if launch.recipe == "unread":
+        sight = {part: everything[part] for part in ("vision", "connector")}
+        return [
+            Stage("align", sight, max_steps=launch.steps, objectives={"sight": 1.0}),
+            Stage("finetune", everything, max_steps=launch.steps),
+        ]
+    if launch.recipe == "inputs":
+        swapped = XComposer2Prompt(PROMPT.turn_end, PROMPT.turn_start)
+        return [Stage("phases", everything, max_steps=launch.steps, inputs_from={2: Inputs(prompt=swapped)})]
     if launch.recipe == "branches":
         trunk, branch = stages(steps=launch.steps)
         return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
@@ -260,12 +303,16 @@ def run(launch: Launch, rank: int) -> None:
         command_line(arguments_of(launch))
         return
     callbacks: list[L.Callback] = [FreezeAudit(), Kill()]
+    if launch.examine:
+        callbacks.append(Examine(Path(launch.folder) / "answers.json"))
     if launch.kill.startswith("tick") and rank == 0:  # who publishes checkpoints
         callbacks.append(Ticks(int(launch.kill.split()[1])))
     options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
+    if launch.recipe == "unread":
+        module.objectives["sight"] = Sight()
     if launch.base:
         module.network.language.weights = f"llama:{launch.base}"
     if launch.meddle == "plant":

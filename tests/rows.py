@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from transformers import T5ForConditionalGeneration
 
 from lit_mm.language.protocol import LanguageModel
+from lit_mm.language.t5 import T5
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.objectives.next_token import NextToken
@@ -46,6 +49,18 @@ def flat(
         views=None if visual is None else BLANK,
         target=target,
     )
+
+
+def transformers_t5(language: T5) -> T5ForConditionalGeneration:
+    """transformers' model with the same weights and its eager attention. Only the projection is untied."""
+    config = deepcopy(language.lm.config)
+    config._attn_implementation = "eager"
+    config.scale_decoder_outputs = False  # as in Flan-T5
+    config.decoder_start_token_id = config.pad_token_id = 0
+    copy = T5ForConditionalGeneration(config).eval()
+    copy.lm_head = torch.nn.Linear(language.width, language.vocab_size, bias=False)
+    copy.load_state_dict(language.lm.state_dict())
+    return copy
 
 
 def hidden(language: LanguageModel, samples: Sequence[Tensor], visual: Collection[int] | None = None) -> Tensor:

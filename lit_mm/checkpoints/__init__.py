@@ -15,14 +15,16 @@ a rank that resumes reads the pieces that overlap what it is to hold. So resumin
 strategy, is just loading.
 
 manifest.json has
-    format          1
+    format          2; format 1 has no digest of the manifest itself
     family, stage, stage_number, stage_step, step (through all stages), strategy, ranks
     parts           part -> names of all its parameters, stored or not, in the model's order
     files           file -> {"bytes", "blake2b"}
     weights         name -> {"shape", "dtype", "pieces": [[file, key, start, count], ...]}; names as in `state_dict`
     moments         "<moment>/<name>" -> the same; steps: name -> optimizer steps that the parameter has had
     frozen          part -> {"origin", "digests": name -> digest}: parts that are *not* stored, because nothing in this
-                    run has trained them: they are loaded from their origin (the part's `weights`), and must be the same
+                    run has trained them. They are loaded from their origin (the part's `weights`), and must be the
+                    same; "" stands for the digest of a part that no stage had read yet, and so nothing had loaded
+    blake2b         digest of all that stands before it in manifest.json
 
 A folder that ends in .part was not published: nothing ever reads it, the next save clears it away.
 """

@@ -17,10 +17,16 @@ from typing import Any
 
 from lit_mm.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+FORMATS = (1, 2)  # that are read; format 1 has no digest of the manifest itself
+SEAL = re.compile(rb',\n "blake2b": "([0-9a-f]{32})"\n}\n\Z')
+REQUIRED = {"config.yaml", "state.pt"}  # files of every checkpoint
 NAME = re.compile(r"(?P<number>\d+)-(?P<stage>.+)-step=(?P<step>\d+)\.ckpt")
 CHUNK = 1 << 20  # bytes read at once
-DAMAGED = "It is damaged: delete it, and the run resumes from the one before"
+
+
+class Damaged(UserError):
+    """A checkpoint is not as it was written."""
 
 
 @dataclass(frozen=True, order=True)
@@ -91,10 +97,15 @@ def find(place: str | Path, stage: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A checkpoint's folder and its manifest.json, parsed."""
+    """A checkpoint's folder and its manifest.json, parsed.
+
+    Attributes:
+        sealed: The manifest has a digest of itself, and has been compared with it.
+    """
 
     path: Path
     content: dict[str, Any]
+    sealed: bool = True
 
     @property
     def bytes(self) -> int:
@@ -114,10 +125,11 @@ class Manifest:
 
 
 def read(path: Path) -> Manifest:
-    """The manifest of a checkpoint. What it says of its files is not checked here; see `damage`.
+    """Read the manifest of a checkpoint and compare it with its own digest. Its files are compared by `damage`.
 
     Raises:
-        UserError: there is no such checkpoint, or its manifest is missing, spoilt, or of another format.
+        UserError: there is no such checkpoint, or it has another format.
+        Damaged: its manifest is missing, spoilt or changed.
     """
     if path.suffix == ".part":
         raise UserError(f"{str(path)!r} was not published: its run was stopped while it wrote. Nothing ever reads it")
@@ -129,16 +141,39 @@ def read(path: Path) -> Manifest:
     if not path.is_dir():
         raise UserError(f"there is no checkpoint {str(path)!r}. Give a run folder, or a folder inside its checkpoints/")
     try:
-        content = json.loads((path / "manifest.json").read_text())
-        version, _ = content["format"], content["files"]
+        text = (path / "manifest.json").read_bytes()
+        content = json.loads(text)
+        version, *_ = [content[key] for key in ("format", "files", "weights", "moments", "steps", "frozen")]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
+        raise Damaged(
             f"{str(path)!r} cannot be read as a checkpoint: its manifest.json is missing or spoilt "
-            f"({type(error).__name__}). {DAMAGED}"
+            f"({type(error).__name__})"
         ) from error
-    if version != FORMAT:
-        raise UserError(f"{str(path)!r} has format {version}, this version of lit_mm reads format {FORMAT}")
-    return Manifest(path, content)
+    mark = SEAL.search(text)
+    if mark is not None and digest_bytes(text[: mark.start()]) != mark[1].decode():
+        raise Damaged(f"{str(path / 'manifest.json')!r} does not have the bytes that were written")
+    if version not in FORMATS:
+        raise UserError(f"{str(path)!r} has format {version}, this version of lit_mm reads the formats 1 and 2")
+    if mark is None and version != 1:
+        raise Damaged(
+            f"{str(path / 'manifest.json')!r} does not have the bytes that were written: its digest is missing"
+        )
+    opened = Manifest(path, content, sealed=mark is not None)
+    if missing := omissions(content):
+        raise Damaged(f"{str(path / 'manifest.json')!r} does not list {', '.join(missing[:4])}, which belong to it")
+    return opened
+
+
+def sealed(content: Mapping[str, Any]) -> str:
+    """The text of a manifest.json; its last entry is the digest of all that stands before."""
+    text = json.dumps({key: value for key, value in content.items() if key != "blake2b"}, indent=1).removesuffix("\n}")
+    return f'{text},\n "blake2b": "{digest_bytes(text.encode())}"\n}}\n'
+
+
+def omissions(content: Mapping[str, Any]) -> list[str]:
+    """Files that a manifest needs and does not list."""
+    pieces = [piece for kind in ("weights", "moments") for entry in content[kind].values() for piece in entry["pieces"]]
+    return sorted(({file for file, *_ in pieces} | REQUIRED) - content["files"].keys())
 
 
 def damage(manifest: Manifest, *, verify: bool = False, kinds: tuple[str, ...] = ("",)) -> list[str]:
@@ -169,6 +204,11 @@ def covered(entry: Mapping[str, Any]) -> int:
             break
         end = max(end, start + count)
     return end
+
+
+def digest_bytes(data: bytes) -> str:
+    """Digest of bytes, as the manifest has it."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def digest_file(path: Path) -> str:

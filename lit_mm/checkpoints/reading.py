@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from lit_mm.checkpoints import manifest as manifests
 from lit_mm.checkpoints.before import translate_family
 from lit_mm.checkpoints.contents import kept_tensors
-from lit_mm.checkpoints.digests import digest
-from lit_mm.checkpoints.manifest import DAMAGED, digest_file
+from lit_mm.checkpoints.manifest import Damaged, digest_file
+from lit_mm.checkpoints.origins import Origins
 from lit_mm.errors import UserError
 
 
@@ -27,14 +28,10 @@ class Restorable(Protocol):
     """A model that a checkpoint can be loaded into.
 
     Attributes:
-        origins: part -> where its weights came from, of parts that nothing in this run has trained.
+        origins: where the weights of its parts come from.
     """
 
-    origins: dict[str, str]
-
-    def load_pretrained(self) -> None:
-        """Load every part's published weights."""
-        ...
+    origins: Origins
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
@@ -109,7 +106,7 @@ class Checkpoint:
                 run[begin - start : end - start] = piece[begin - first : end - first]
                 missing -= end - begin
         if missing:
-            raise UserError(f"{str(self.path)!r} lacks {missing} of {count} elements of a tensor. {DAMAGED}")
+            raise Damaged(f"{str(self.path)!r} lacks {missing} of {count} elements of a tensor")
         return run
 
     def _file(self, name: str) -> Any:
@@ -121,33 +118,58 @@ class Checkpoint:
         """Compare every file with its digest, about a second per gigabyte and core.
 
         Raises:
-            UserError: a file has other bytes than were written.
+            Damaged: a file has other bytes than were written.
         """
         names = list(self.manifest["files"])
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             digests = pool.map(lambda name: digest_file(self.path / name), names)
             for name, hashed in zip(names, digests, strict=True):
                 if hashed != self.manifest["files"][name]["blake2b"]:
-                    raise UserError(f"{str(self.path / name)!r} does not have the bytes that were written. {DAMAGED}")
+                    raise Damaged(f"{str(self.path / name)!r} does not have the bytes that were written")
 
 
 def read(path: Path) -> Checkpoint:
     """Open a checkpoint and check that its files are all there, at their length.
 
     Raises:
-        UserError: there is no such checkpoint, it is damaged, or something else wrote it.
+        UserError: there is no such checkpoint, or something else wrote it.
+        Damaged: the manifest or a file is not as it was written.
     """
     opened = manifests.read(path)
     for name in opened.files(""):
         if problem := opened.problem_of(name):
-            raise UserError(f"{str(path / name)!r} {problem}. {DAMAGED}")
+            raise Damaged(f"{str(path / name)!r} {problem}")
     return Checkpoint(path, opened.content)
 
 
-def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> None:
+def newest_whole(folder: Path) -> manifests.Saved | None:
+    """The furthest checkpoint of a run's checkpoint folder whose files all have the bytes that were written."""
+    for saved in reversed(manifests.published(folder)):
+        try:
+            read(saved.path).verify()
+            return saved
+        except Damaged:
+            continue
+    return None
+
+
+def way_out(damaged: Path) -> str:
+    """What a user may do about a damaged checkpoint, which is the newest of its run."""
+    whole = newest_whole(damaged.parent)
+    if whole is None:
+        return "No other checkpoint of this run is whole: start again in another folder (--run_dir)"
+    others = [shlex.quote(str(saved.path)) for saved in manifests.published(damaged.parent) if saved > whole]
+    return f"The newest whole one is {str(whole.path)!r}; to go on from it: rm -r {' '.join(others)}"
+
+
+def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts: Collection[str] | None = None) -> None:
     """Put a checkpoint's weights into a model of the same family and shape.
 
     Parts that the checkpoint does not store are loaded from their origin first, and must be what they were.
+
+    Args:
+        family: public import path of the model's class.
+        parts: load only these of the parts that the checkpoint does not store; None: all of them.
 
     Raises:
         UserError: another family, other shapes, or another frozen base.
@@ -173,17 +195,15 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str) -> Non
             f"first is {odd[0]!r} ({shapes.get(odd[0], 'absent')} in the checkpoint, {here} in the model). "
             "Use the config.yaml of the run that made it"
         )
-    if frozen:
-        module.load_pretrained()
-    for part, entry in manifest["frozen"].items():
-        other = [name for name, expected in entry["digests"].items() if digest(tensors[name]) != expected]
-        if other:
-            raise UserError(
-                f"{str(path)!r} was trained on the frozen part {part!r} of {entry['origin']!r}; the part that is there "
-                f"now differs in {len(other)} of {len(entry['digests'])} tensors, the first is {other[0]!r}. Put the "
-                "origin back, or train anew on this one"
-            )
+    needed = manifest["frozen"].keys() if parts is None else manifest["frozen"].keys() & set(parts)
+    if needed:
+        module.origins.load(needed)
+    for part in needed:
+        entry = manifest["frozen"][part]
+        module.origins.check(repr(str(path)), part, entry["origin"], entry["digests"])
     with torch.no_grad():
         for name in shapes:
             tensors[name].copy_(checkpoint.weight(name))
-    module.origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}
+    origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}
+    digests = {part: entry["digests"] for part, entry in manifest["frozen"].items() if part not in needed}
+    module.origins.resume(origins, digests)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_mm.checkpoints.manifest import FORMAT, digest_file
+from lit_mm.checkpoints.manifest import FORMAT, digest_file, sealed
 from lit_mm.checkpoints.reading import Checkpoint, read
 from lit_mm.errors import UserError
 
@@ -146,7 +145,7 @@ def publish_pieces(
             "moments": _joined(entry_of_rank["moments"] for entry_of_rank in entries),
             "steps": {name: step for entry_of_rank in entries for name, step in entry_of_rank["steps"].items()},
         }
-        (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+        (part / "manifest.json").write_text(sealed(manifest))
         _sync(part / "manifest.json")
         _sync_folder(part)
         os.rename(part, final)

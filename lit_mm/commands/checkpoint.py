@@ -54,7 +54,8 @@ def checkpoint(arguments: Sequence[str]) -> None:
 # --- inspect ---------------------------------------------------------------------------------------------------------
 def inspect(choices: argparse.Namespace) -> None:
     """List the contents of a checkpoint: family, stage, step, ranks, sizes, and the tensors and dtypes of each part,
-    with the origin of parts that are stored by digest only. The exit code is 2 if the checkpoint is damaged."""
+    with the origin of parts that are stored by digest only. The exit code is 2 if the checkpoint is damaged. --verify
+    shows accidents; who edits a file on purpose can renew its digest as well (see SECURITY.md)."""
     opened = manifest.read(manifest.find(choices.path))
     problems = manifest.damage(opened, verify=choices.verify)
     print(
@@ -79,6 +80,7 @@ def as_json(opened: manifest.Manifest, problems: Sequence[str], verified: bool) 
             "parts": {part: asdict(described) for part, described in manifest.parts(opened).items()},
             "damage": list(problems),
             "verified": verified,
+            "unchecked": [] if opened.sealed else ["manifest.json"],
         },
         indent=1,
     )
@@ -88,6 +90,8 @@ def as_table(opened: manifest.Manifest, problems: Sequence[str], verified: bool)
     content = opened.content
     sizes = {kind: sum(entry["bytes"] for entry in opened.files(kind).values()) for kind in ("weights", "optimizer")}
     sound = "every byte is as written" if verified else "all files have their length (--verify compares digests)"
+    if not opened.sealed:
+        sound += "; manifest.json itself cannot be checked: format 1 has no digest of it"
     lines = [
         str(opened.path),
         f"  family   {content['family']}",

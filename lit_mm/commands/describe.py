@@ -92,10 +92,10 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
             or it is asked about images and reads none.
     """
     from lit_mm.module import family_of
-    from lit_mm.stages.stage import branches, check_recipe
+    from lit_mm.stages.stage import branches
 
     model, stages = cli.model, cli.stages
-    check_recipe(stages, model.parts(), model.objectives)
+    model.check_recipe(stages)
     parts = {part: sum(p.numel() for p in tensors.values()) for part, tensors in model.parts().items()}
     plan: dict[str, Any] = {
         "family": family_of(model),
@@ -130,17 +130,21 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
     parts = model.parts()
     trainable = {part: sum(p.numel() for p in parts[part].values() if p.requires_grad) for part in stage.train}
     total = sum(trainable.values())
+    unread = sorted(parts.keys() - model.parts_read(stage))
+    with model.reading_only(stage):
+        memory = memory_plan(cli, data, ranks)
     return {
         "name": stage.name,
         "trainable": trainable,
         "trainable_total": total,
         "frozen_total": sum(p.numel() for tensors in parts.values() for p in tensors.values()) - total,
+        "unread": unread,
         "from_step": {part: train.from_step for part, train in stage.train.items() if train.from_step},
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
         "rows_per_step": data.global_batch,
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row holds several
-        "memory": memory_plan(cli, data, ranks),
+        "memory": memory,
     }
 
 
@@ -303,6 +307,8 @@ def memory_table(stages: Sequence[dict[str, Any]]) -> str:
 
 
 def _learns(stage: dict[str, Any], part: str) -> str:
+    if part in stage["unread"]:
+        return "not read"
     if part not in stage["trainable"]:
         return "frozen"
     start = stage["from_step"].get(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import lightning as L
@@ -35,6 +35,7 @@ from lit_mm.report.summary import stage_summaries, write_summary
 from lit_mm.report.tables import accuracy_table
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
+from lit_mm.run.lock import FolderLock
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.stage import branches, lasting_ends
 
@@ -45,15 +46,26 @@ def fit(arguments: Sequence[str]) -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     cli = RecipeCLI(arguments, "fit")
     cli.check_stages()
-    module, stages = cli.model, cli.stages
+    launch = cli.trainer_of([], [])
+    folder = RunFolder.open(cli.config.run_dir, experiment_name(arguments), launch)
+    with FolderLock(folder.path, take_over=cli.config.take_over) if launch.is_global_zero else nullcontext():
+        train(arguments, cli, folder, launch)
+
+
+def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L.Trainer) -> None:
+    """Run the stages in a run folder that no other job uses.
+
+    Args:
+        arguments: the words of the command line, for the command that resumes.
+        cli: the recipe.
+        launch: a Trainer that knows rank and number of ranks; it does not train.
+    """
+    module, stages, experiment = cli.model, cli.stages, experiment_name(arguments)
     config = module.config_text = cli.resolved()
     if cli.config.init_from:
         checkpoint = reading.read(manifest.find(cli.config.init_from))
         checkpoint.verify()
-        reading.load_weights(module, checkpoint, family_of(module))
-    experiment = experiment_name(arguments)
-    launch = cli.trainer_of([], [])
-    folder = RunFolder.open(cli.config.run_dir, experiment, launch)
+        reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stages[0]))
     if launch.is_global_zero:
         folder.keep_config(config)
     module.save_frozen = cli.config.save_frozen

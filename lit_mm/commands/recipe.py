@@ -56,12 +56,12 @@ from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.stages.schedule import Constant
-from lit_mm.stages.stage import NAME, REPLACE, Stage, Train, check_recipe
+from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 
 # How errors about a key begin that know no file
 ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which a device or DDP trains
-RUN_KEYS = ("config", "run_dir", "init_from")  # of the launch, not of the experiment
+RUN_KEYS = ("config", "run_dir", "take_over", "init_from")  # of the launch, not of the experiment
 
 
 KEYS: dict[str, Any] = {
@@ -252,7 +252,8 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
         for option in RECIPE_OPTIONS:
-            parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help)
+            bare = {"nargs": "?", "const": True} if option.type is bool else {}  # `--take_over` alone means true
+            parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **bare)
 
     def instantiate_classes(self) -> None:
         """Everything but the Trainer, which is made per stage."""
@@ -315,7 +316,7 @@ class RecipeCLI(LightningCLI):
                 torchrun started other ranks.
         """
         with self.placing():
-            check_recipe(self.stages, self.model.parts(), self.model.objectives)
+            self.model.check_recipe(self.stages)
         names = {stage.name for stage in self.config_init.stages or []}
         if unknown := sorted(self.model.stage_names - names):
             raise UserError(f"`model.init_args` names the stages {unknown}; the recipe has {sorted(names)}")

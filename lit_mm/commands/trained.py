@@ -10,6 +10,7 @@ import yaml
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.before import translate_config
 from lit_mm.commands.recipe import RecipeCLI, quiet
+from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 
 
@@ -25,7 +26,12 @@ def open_trained(
     """
     quiet()
     path = manifest.find(place, stage)
-    checkpoint = reading.read(path)
+    try:
+        checkpoint = reading.read(path)
+    except manifest.Damaged as error:
+        whole = reading.newest_whole(path.parent)
+        hint = f". The newest whole checkpoint there is {str(whole.path)!r}" if whole else ""
+        raise UserError(f"{error}{hint}") from error
     if config is not None:
         cli = RecipeCLI(["--config", config], "evaluate")
     else:

@@ -1,1 +1,1 @@
-"""Articles with images: the model writes, proposes places, captions them and picks an image for each."""
+"""Articles with images: the model writes the text, proposes places for images, captions them, and picks the images."""

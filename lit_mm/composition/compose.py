@@ -1,7 +1,7 @@
-"""The steps from an instruction to an article with images: a state machine that asks, and is told, and asks again.
+"""This module turns an instruction into an article with images, as a state machine that asks a model questions.
 
-It knows neither a model nor files. `steps` is a generator: what it yields is a question to the model, what is sent back
-is the answer; `compose` runs it with a function.
+It imports neither a model nor files. `steps` is a generator that yields questions and receives answers; `compose`
+drives it with a function.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.inference.decoding import Decoding
 
-MOST_LINES = 60  # of an article, as in the released demos
-CAPTION_LENGTH = 53  # characters of a caption that the search gets
+MOST_LINES = 60  # most lines of an article, as in the released demos
+CAPTION_LENGTH = 53  # characters of a caption that are used for the search
 SEGMENT = re.compile(r"<Seg\s*(\d+)>")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -29,9 +29,9 @@ class Question:
     """A question to the model.
 
     Attributes:
-        step: what it is about.
-        document: the conversation; its last turn is the user's, or the assistant's as far as it is written for it.
-        decoding: how the answer is to be decoded.
+        step: the step that asks.
+        document: the conversation. The last turn is the user's question, or the opening of the assistant's answer.
+        decoding: decoding options for the answer.
     """
 
     step: Step
@@ -41,19 +41,19 @@ class Question:
 
 class Retriever(Protocol):
     def __call__(self, caption: str, count: int, exclude: Collection[int]) -> Sequence[int]:
-        """Numbers of at most `count` images of the pool that suit a caption, the best first, none of `exclude`."""
+        """Find at most `count` images of the pool for a caption, none of them in `exclude`. Numbers, best first."""
         ...
 
 
 @dataclass(frozen=True)
 class Slot:
-    """An image in its place.
+    """A place for an image in an article.
 
     Attributes:
-        after: line that it follows, from 0.
-        caption: written by the model.
-        candidates: numbers of the images that were proposed, the best first.
-        image: number of the chosen one; None where no candidate was left.
+        after: number of the line that the image follows, from 0.
+        caption: caption by the model.
+        candidates: numbers of the proposed images, best first.
+        image: number of the selected image; None if there was no candidate.
     """
 
     after: int
@@ -64,13 +64,13 @@ class Slot:
 
 @dataclass(frozen=True)
 class Article:
-    """What came of a composition.
+    """The result of a composition.
 
     Attributes:
-        instruction: what was asked for.
+        instruction: the user's instruction.
         lines: paragraphs and headings, without line breaks.
-        slots: in reading order.
-        notes: what did not go as asked, in words.
+        slots: places for images, in reading order.
+        notes: deviations from the request, in words.
     """
 
     instruction: str
@@ -81,16 +81,24 @@ class Article:
 
 @dataclass
 class _Talk:
-    """What all steps share."""
+    """State that all steps share.
+
+    Attributes:
+        template: texts of the questions.
+        pictures: pool of images.
+        fits: function that returns True if a question is short enough for the model.
+        notes: deviations from the request so far.
+    """
 
     template: Template
     pictures: Sequence[Picture]
     fits: Callable[[Document], bool]
     notes: list[str] = field(default_factory=list)
 
-    def document(self, step: Step, *parts: str | Picture, begun: str = "") -> Document:
+    def document(self, step: Step, *parts: str | Picture, opening: str = "") -> Document:
+        """Build a question of one user turn, and an assistant turn with the opening of the answer if there is one."""
         turns = (Turn("user", tuple(part for part in parts if part != "")),)
-        return Document(f"compose/{step}", turns + ((Turn("assistant", (begun,)),) if begun else ()))
+        return Document(f"compose/{step}", turns + ((Turn("assistant", (opening,)),) if opening else ()))
 
 
 def compose(
@@ -108,15 +116,16 @@ def compose(
 
     Args:
         instruction: a title (XComposer) or a free instruction (XComposer2).
-        pictures: the pool to choose from.
-        ask: answers a question; what it says is taken as text, whatever it is.
-        retrieve: finds candidates in the pool.
-        template: the questions.
-        slots: images wanted; None leaves it to the model.
-        candidates: images that the model chooses among, at each slot.
-        fits: whether a question is short enough for the model.
+        pictures: pool of images.
+        ask: function that answers a question. The answer is taken as text, whatever it contains.
+        retrieve: function that finds candidates in the pool.
+        template: texts of the questions.
+        slots: number of images; None lets the model decide.
+        candidates: number of images among which the model chooses at each slot.
+        fits: function that returns True if a question is short enough for the model.
     Raises:
-        UserError: nothing to do, or the model writes nothing.
+        UserError: the instruction or the pool is empty, `slots` or `candidates` is out of range, or the model writes
+            nothing.
     """
     machine = steps(instruction, pictures, retrieve, template, slots=slots, candidates=candidates, fits=fits)
     try:
@@ -137,19 +146,21 @@ def steps(
     candidates: int = 4,
     fits: Callable[[Document], bool] = lambda document: True,
 ) -> Generator[Question, str, Article]:
-    """`compose`, one question after the other.
+    """Run `compose` as a generator that yields questions and receives answers.
 
-    1. The article is written; blank lines go, and at most 60 lines stay.
-    2. The model names the lines after which an image suits. None named: as many as asked for (or one), evenly spread.
-    3. Line by line, in the order named, it writes a caption, knowing the article up to one line behind the slot and the
-       captions so far. An empty one is replaced by the end of its line.
-    4. Slot by slot, in reading order, up to `candidates` images are looked up with the caption's first 53 characters,
-       and the model, shown the article so far with its images, answers with a letter. Anything else selects A. A
-       single candidate is taken without asking. A chosen image is not proposed again.
+    1. The model writes the article. Blank lines are removed, and at most 60 lines are kept.
+    2. The model names the lines after which an image suits. If it names none, `slots` places (one if None) are spread
+       evenly.
+    3. The model writes one caption per named line, in the order in which it named them. It sees the article up to one
+       line after the slot, and the captions so far. An empty caption is replaced by the end of the line.
+    4. For each slot in reading order, up to `candidates` images are retrieved by the first 53 characters of the
+       caption. The model sees the article so far with its images and answers with a letter; any other answer selects
+       A. A single candidate is selected without a question. A selected image is not proposed again.
 
-    Source: arXiv:2309.15112, section 3, arXiv:2401.16420, section 3, and the released demos. They search the web, and
-        exclude all images fetched before, chosen or not; a folder would soon be used up. Where a question is too long
-        they cut its end, and with it the candidates; here the far end of the article is left out.
+    Source: arXiv:2309.15112, section 3, arXiv:2401.16420, section 3, and the released demos. The demos search the web
+        and exclude all images fetched before, selected or not, which would soon exhaust a folder. They cut the end of
+        a question that is too long, and so lose candidates; here lines far from the slot are left out (in step 2, the
+        last lines).
     """
     if not instruction.strip():
         raise UserError("compose: the instruction is empty. Say what the article shall be about")
@@ -171,7 +182,7 @@ def steps(
 
 # --- 1. the article --------------------------------------------------------------------------------------------------
 def write(talk: _Talk, instruction: str) -> Generator[Question, str, tuple[str, ...]]:
-    """The lines of the article."""
+    """Ask for the article and return its lines."""
     template = talk.template
     question = talk.document("article", template.article.format(instruction=instruction))
     lines = lines_of((yield Question("article", question, template.decode_article)))
@@ -185,17 +196,17 @@ def write(talk: _Talk, instruction: str) -> Generator[Question, str, tuple[str, 
 
 
 def lines_of(text: str) -> tuple[str, ...]:
-    """Its lines without white space around them and without blank ones."""
+    """Split a text into lines; blank lines and surrounding white space are removed."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 # --- 2. where images suit ------------------------------------------------------------------------------------------
 def spot(talk: _Talk, lines: Sequence[str], slots: int | None) -> Generator[Question, str, tuple[int, ...]]:
-    """Numbers of the lines that an image shall follow, in the order in which the model names them."""
-    (text, begun), count = talk.template.spot, "" if slots is None else str(slots)
+    """Ask which lines an image should follow. Returns line numbers in the order in which the model names them."""
+    (text, opening), count = talk.template.spot, "" if slots is None else str(slots)
 
     def question(number: int) -> Document:
-        return talk.document("spot", text.format(article=numbered(lines[:number]), count=count), begun=begun)
+        return talk.document("spot", text.format(article=number_lines(lines[:number]), count=count), opening=opening)
 
     number = _most(len(lines), lambda some: talk.fits(question(some)))
     if number < len(lines):
@@ -212,19 +223,19 @@ def spot(talk: _Talk, lines: Sequence[str], slots: int | None) -> Generator[Ques
     return places
 
 
-def numbered(lines: Sequence[str], first: int = 0) -> str:
-    """`<Seg i> line` for each line, each ended by a newline."""
+def number_lines(lines: Sequence[str], first: int = 0) -> str:
+    """Write each line as `<Seg i> line` with a newline at the end; the first i is `first`."""
     return "".join(f"<Seg{number}> {line}\n" for number, line in enumerate(lines, start=first))
 
 
 def places_in(reply: str, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The lines named by `<Seg i>`: those below `count`, each once, and those that do not exist."""
+    """Find the line numbers in `<Seg i>` marks. Returns distinct numbers below `count`, and distinct others."""
     numbers = dict.fromkeys(int(digits) for digits in SEGMENT.findall(reply))
     return tuple(n for n in numbers if n < count), tuple(n for n in numbers if n >= count)
 
 
 def spread(count: int, slots: int) -> tuple[int, ...]:
-    """`slots` line numbers out of `count`, evenly spread; all of them where there are fewer. (9, 2) -> 3, 6."""
+    """Spread `slots` line numbers evenly over `count` lines; if there are fewer lines, return all. (9, 2) -> 3, 6."""
     slots = min(slots, count)
     if slots == count:
         return tuple(range(count))
@@ -235,17 +246,17 @@ def spread(count: int, slots: int) -> tuple[int, ...]:
 def caption(
     talk: _Talk, lines: Sequence[str], places: Sequence[int]
 ) -> Generator[Question, str, tuple[tuple[int, str], ...]]:
-    """(line, caption) of each place, in the order of `places`."""
+    """Ask for a caption of each place. Returns (line, caption) pairs in the order of `places`."""
     template = talk.template
-    text, begun = template.caption
+    text, opening = template.caption
     captions: list[tuple[int, str]] = []
     for place in places:
         end = min(place + 2, len(lines))
 
         def question(count: int, place: int = place, end: int = end) -> Document:
-            article = numbered(lines[end - count : end], end - count)
+            article = number_lines(lines[end - count : end], end - count)
             words = text.format(article=article, before=captions_so_far(template, captions), slot=place)
-            return talk.document("caption", words, begun=begun)
+            return talk.document("caption", words, opening=opening)
 
         count = _most(end, lambda some, question=question: talk.fits(question(some)))
         reply = yield Question("caption", question(count), template.decode_caption)
@@ -258,19 +269,19 @@ def caption(
 
 
 def captions_so_far(template: Template, captions: Sequence[tuple[int, str]]) -> str:
-    """What a caption's question says about the earlier ones; nothing for the first."""
-    sayings = [
+    """List the earlier captions for the question of the next one; "" for the first."""
+    sentences = [
         (template.next_caption if number else template.first_caption).format(slot=place, caption=caption)
         for number, (place, caption) in enumerate(captions)
     ]
-    return template.between.join(sayings) + template.after if sayings else ""
+    return template.between.join(sentences) + template.after if sentences else ""
 
 
 # --- 4. images -------------------------------------------------------------------------------------------------------
 def select(
     talk: _Talk, lines: Sequence[str], captions: Sequence[tuple[int, str]], retrieve: Retriever, candidates: int
 ) -> Generator[Question, str, tuple[Slot, ...]]:
-    """The slots in reading order, each with its image."""
+    """Ask for the image of each slot. Returns the slots in reading order."""
     slots: list[Slot] = []
     for place, caption in sorted(captions):
         used = {slot.image for slot in slots if slot.image is not None}
@@ -306,7 +317,10 @@ def select(
 def _selection(
     talk: _Talk, lines: Sequence[str], slots: Sequence[Slot], place: int, candidates: tuple[int, ...]
 ) -> tuple[Document, tuple[int, ...]]:
-    """The question which candidate suits, and the candidates in it: as many as fit, and as much of the text as fits."""
+    """Build the question which candidate suits. Returns it and the candidates in it.
+
+    As many candidates as fit the context come first; then the most recent lines of the text that still fit.
+    """
     template = talk.template
     images = {slot.after: talk.pictures[slot.image] for slot in slots if slot.image is not None}
 
@@ -316,13 +330,13 @@ def _selection(
             parts.append(f"{lines[number]}\n")
             if number in images:
                 parts.append(images[number])
-        # The place itself holds no image: the text before it joins the candidates, as in the released prompt
+        # The slot has no image yet, so its line is followed directly by the candidates, as in the released prompt
         parts.append(template.candidates)
         for at, candidate in enumerate(among):
             parts.append(("\n" if at else "") + template.candidate.format(letter=LETTERS[at]))
             parts.append(talk.pictures[candidate])
-        end, begun = template.candidates_end
-        return talk.document("select", *parts, end, begun=begun)
+        end, opening = template.candidates_end
+        return talk.document("select", *parts, end, opening=opening)
 
     while len(candidates) > 1 and not talk.fits(question(0, candidates)):
         candidates = candidates[:-1]
@@ -331,14 +345,14 @@ def _selection(
 
 
 def letter_in(reply: str, count: int) -> int | None:
-    """Which of `count` candidates a reply names by its first letter; None for anything else.
+    """Index of the candidate, below `count`, that the first letter of a reply names; None for anything else.
 
-    Spaces and a colon may precede it: XComposer2 answers ": C".
+    White space and colons may precede the letter: XComposer2 answers ": C".
     """
     at = LETTERS.find(reply.lstrip(" \t\n:\uff1a")[:1] or "?")
     return at if 0 <= at < count else None
 
 
 def _most(count: int, fits: Callable[[int], bool]) -> int:
-    """The largest number up to `count` that fits; 0 where none does, so that the model itself says what is too long."""
+    """Largest number up to `count` that fits. It is 0 if none fits; the model then refuses the question as too long."""
     return next((some for some in range(count, 0, -1) if fits(some)), 0)

@@ -1,4 +1,4 @@
-"""An article as files: Markdown, HTML, its images, and a record of how it was made."""
+"""This module writes an article to files: Markdown, HTML, images, and a record of the composition."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lit_mm.composition.compose import Article, Slot
 from lit_mm.documents.document import Picture
 
 IMAGES = "images"
-WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # browsers show them; others are rewritten as PNG
+WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # formats that browsers show; others are converted to PNG
 HEADING = re.compile(r"(#{1,6})\s+(.+)")
-INLINE = re.compile(r"([\\`*_\[\]|~])")  # what Markdown reads as markup inside a line
-LEADING = re.compile(r"^([#+\-=>]|\d+(?=[.)]))")  # and at its start
+INLINE = re.compile(r"([\\`*_\[\]|~])")  # Markdown's markup inside a line
+LEADING = re.compile(r"^([#+\-=>]|\d+(?=[.)]))")  # Markdown's markup at the start of a line
 PAGE = """<!DOCTYPE html>
 <html>
 <head>
@@ -45,14 +45,15 @@ figcaption {{ margin-top: .4rem; font-size: .9rem; color: #57606a; }}
 def publish(article: Article, pictures: Sequence[Picture], folder: Path) -> dict[str, Path]:
     """Write article.md, article.html, composition.json and images/ into a folder.
 
-    Images are copied and linked relatively, so that the folder can be moved. What the model wrote is text: it is
-    escaped in both forms, except that a line `# ...` is a heading.
+    Images are copied and linked by relative paths, so the folder can be moved. Text by the model is escaped in both
+    formats; only a line `# ...` becomes a heading.
 
     Args:
-        pictures: the pool that the article's slots refer to.
-        folder: made where it does not exist.
+        article: the article to write.
+        pictures: pool of images; slots of the article hold indices into it.
+        folder: target folder; it is created if absent.
     Returns:
-        "markdown", "html" and "record" -> path.
+        Paths of the files "markdown", "html" and "record".
     """
     folder.mkdir(parents=True, exist_ok=True)
     images: dict[int, str] = {}  # line -> relative path
@@ -70,10 +71,11 @@ def publish(article: Article, pictures: Sequence[Picture], folder: Path) -> dict
 
 
 def markdown(article: Article, images: dict[int, str]) -> str:
-    """The article as Markdown.
+    """Format the article as Markdown.
 
     Args:
-        images: line that an image follows -> its relative path.
+        article: the article.
+        images: line number -> relative path of the image that follows the line.
     """
     blocks = []
     for number, line in enumerate(article.lines):
@@ -85,7 +87,12 @@ def markdown(article: Article, images: dict[int, str]) -> str:
 
 
 def page(article: Article, images: dict[int, str]) -> str:
-    """The article as a whole HTML page, without scripts and without anything from elsewhere; see `markdown`."""
+    """Format the article as one HTML page without scripts or external resources.
+
+    Args:
+        article: the article.
+        images: line number -> relative path of the image that follows the line.
+    """
     blocks = []
     for number, line in enumerate(article.lines):
         heading = HEADING.fullmatch(line)
@@ -99,7 +106,7 @@ def page(article: Article, images: dict[int, str]) -> str:
 
 
 def record(article: Article, pictures: Sequence[Picture], images: dict[int, str]) -> str:
-    """How the article came about, as JSON: captions, candidates and choices by name of file, and notes."""
+    """Format the record of the composition as JSON: captions, candidates and images by file name, and notes."""
 
     def name(number: int | None) -> str | None:
         return None if number is None else str(getattr(pictures[number], "path", f"image {number}"))
@@ -118,7 +125,7 @@ def record(article: Article, pictures: Sequence[Picture], images: dict[int, str]
 
 
 def escape_markdown(text: str) -> str:
-    """Text as it is, whatever Markdown would read into it; HTML inside it is escaped, too."""
+    """Escape markup of Markdown and HTML, so that the text is displayed literally."""
     escaped = html.escape(_printable(text), quote=False)
     escaped = INLINE.sub(r"\\\1", escaped)
     lead = LEADING.match(escaped)
@@ -134,7 +141,7 @@ def escape_html(text: str) -> str:
 
 
 def _printable(text: str, keep: str = "") -> str:
-    """Without control characters and halves of surrogate pairs, which no file of text should hold."""
+    """Remove control characters, except those in `keep`, and unpaired surrogates, which UTF-8 cannot encode."""
     return "".join(c for c in text if c in keep or unicodedata.category(c) not in ("Cc", "Cs"))
 
 
@@ -143,7 +150,7 @@ def _caption(article: Article, line: int) -> str:
 
 
 def _copy(picture: Picture, number: int, folder: Path) -> str:
-    """Copy an image file, or write an image that is none or that browsers do not show. Returns its name."""
+    """Copy an image file, or write a PNG if there is no file or browsers do not show its format. Returns the name."""
     path: Path | None = getattr(picture, "path", None)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem if path else "image").strip("-")[:40] or "image"
     if path is not None and path.suffix.lower() in WEB:

@@ -1,4 +1,4 @@
-"""Finding images that suit a caption in a pool: by the model itself, or by the names of the files."""
+"""Retrievers that find images for a caption in a pool: by the model itself, or by file names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-import torch.nn.functional as F
 
 from lit_mm.composition.compose import Retriever
 from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
+from lit_mm.objectives.token_losses import token_losses
 from lit_mm.samples.collate import collate
 
 if TYPE_CHECKING:
@@ -19,19 +19,21 @@ if TYPE_CHECKING:
 
 
 class Search(Protocol):
-    """Makes a retriever over a pool of images. A config names a class of this kind by `class_path` and `init_args`."""
+    """A search builds a retriever over a pool of images. Configs name it by `class_path` and `init_args`."""
 
-    def over(self, module: MultimodalModule, pictures: Sequence[Picture]) -> Retriever: ...
+    def over(self, module: MultimodalModule, pictures: Sequence[Picture]) -> Retriever:
+        """Build the retriever over `pictures`."""
+        ...
 
 
 class ByLikelihood:
-    """Ranks images by the log-probability that the model gives to the caption as the text of a page behind each.
+    """This search ranks images by the log-probability of the caption as the text of a page that starts with the image.
 
-    The similarity of text and image by the family's own encoders: neither XComposer nor XComposer2 has a text encoder
-    to compare with, both are trained to caption. One forward pass an image and caption.
+    Neither XComposer nor XComposer2 has a text encoder for comparing text and image, but both are trained to caption.
+    Each pair of image and caption costs one forward pass.
 
     Args:
-        batch_size: images at once.
+        batch_size: number of images per forward pass.
     """
 
     def __init__(self, batch_size: int = 16) -> None:
@@ -50,29 +52,31 @@ class ByLikelihood:
                 batch = collate(samples, processor).to(module.device)
                 with module.inference():
                     hidden, ids = module.network(batch)
-                    losses = F.cross_entropy(module.network.language.logits(hidden).float(), ids, reduction="none")
+                    losses = token_losses(module.network.language, hidden, ids)
                 counts = [sample.length.supervised for sample in samples]
                 scores += [-of_sample.sum().item() for of_sample in losses.split(counts)]
             return scores
 
-        return _ranked(len(pictures), score)
+        return _retriever(len(pictures), score)
 
 
 class ByFileName:
-    """Ranks image files by the words that their names share with the caption; of equals, the first in the folder.
+    """This search ranks image files by the number of words that file name and caption share; ties keep folder order.
 
-    Needs no trained model: for folders whose files are named after what they show.
+    It needs no trained model, but file names that describe the images.
     """
 
     def over(self, module: MultimodalModule, pictures: Sequence[Picture]) -> Retriever:
-        """Raises:
-        UserError: an image is no file.
+        """Build the retriever.
+
+        Raises:
+            UserError: an image has no file.
         """
         paths = [getattr(picture, "path", None) for picture in pictures]
         if None in paths:
-            raise UserError(f"ByFileName ranks files, image {paths.index(None)} is none. Use ByLikelihood")
+            raise UserError(f"ByFileName ranks files, but image {paths.index(None)} has no file. Use ByLikelihood")
         words = [_words(path.stem) for path in paths]
-        return _ranked(
+        return _retriever(
             len(pictures), lambda caption, numbers: [float(len(words[n] & _words(caption))) for n in numbers]
         )
 
@@ -81,8 +85,8 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", text.casefold()))
 
 
-def _ranked(total: int, score: Callable[[str, Sequence[int]], list[float]]) -> Retriever:
-    """A retriever from a function that scores numbers of images for a caption, higher for better."""
+def _retriever(total: int, score: Callable[[str, Sequence[int]], list[float]]) -> Retriever:
+    """Build a retriever over `total` images from `score(caption, image numbers)`; higher scores are better."""
 
     def retrieve(caption: str, count: int, exclude: Collection[int]) -> list[int]:
         left = [number for number in range(total) if number not in exclude]

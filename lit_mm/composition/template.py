@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (the prompts are Chinese, and so is their punctuation)
-"""What the model is asked in each step of a composition, as data: XComposer's and XComposer2's released prompts."""
+"""The prompts of each step of a composition, as data: the released prompts of XComposer and XComposer2."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from lit_mm.inference.decoding import Decoding
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """The questions of a composition, and how each answer is begun and decoded.
+    """The questions of a composition, with the opening and the decoding of each answer.
 
-    A question is the text of one user turn; its braces are filled by `str.format`. The pair's second text is the
-    beginning of the assistant's answer, written for it ("" for none).
+    A question is the text of one user turn; `str.format` fills its braces. Pairs are (question, opening), where the
+    opening is the given start of the assistant's answer ("" for none).
 
     Attributes:
-        article: question with {instruction}.
-        spot: question with {article}, its lines numbered by `<Seg i>`, and {count}, the number of images ("" for as
-            many as suit); and the answer's beginning.
-        caption: question with {article}, {before} and {slot}; and the answer's beginning, which opens a quotation.
-        first_caption, next_caption: what {before} says about the caption of an earlier slot, with {slot}, {caption}.
-        between, after: what stands between two such sayings, and after the last.
-        select: opens the question that shows the text so far with its images.
-        candidates: stands between that text and the candidates.
-        candidate: one candidate, with {letter}; its image follows.
-        candidates_end: closes that question; and the answer's beginning.
-        decode_article, decode_spot, decode_caption, decode_select: how each step is decoded.
+        article: question for the article, with {instruction}.
+        spot: question for places, with {article}, whose lines are numbered by `<Seg i>`, and {count}, the number of
+            images ("" lets the model decide); and the opening.
+        caption: question for a caption, with {article}, {before} and {slot}; and the opening, which opens a quotation.
+        first_caption, next_caption: sentences of {before} about the first and each further earlier caption, with
+            {slot} and {caption}.
+        between, after: separator of these sentences, and text after the last one.
+        select: start of the question for an image. The text so far follows, with its images.
+        candidates: text between the text so far and the candidates.
+        candidate: text before the image of one candidate, with {letter}.
+        candidates_end: end of the question for an image; and the opening.
+        decode_article, decode_spot, decode_caption, decode_select: decoding options of each step.
         context: longest prompt, tokens.
     """
 
@@ -49,17 +50,17 @@ class Template:
 
 
 SPOT = '给定文章"{article}" 根据上述文章，选择适合插入图像的{count}行'
-SPOT_BEGUN = "适合插入图像的行是"
+SPOT_OPENING = "适合插入图像的行是"
 CAPTION = '给定文章"{article}" {before}给出适合在<Seg{slot}>后插入的图像对应的标题。'
 FIRST_CAPTION = '现在<Seg{slot}>后插入图像对应的标题是"{caption}"'
 NEXT_CAPTION = '<Seg{slot}>后插入图像对应的标题是"{caption}"'
 SELECT = "根据给定上下文和候选图像，选择合适的配图："
-SELECT_BEGUN = "最合适的图是"
+SELECT_OPENING = "最合适的图是"
 
-# Source: InternLM-XComposer-1.0/examples/web_demo.py. Its spaces and newlines around the questions are part of them.
+# Source: InternLM-XComposer-1.0/examples/web_demo.py. Spaces and newlines around the questions are part of the prompts.
 XCOMPOSER = Template(
     article="根据给定标题写一个图文并茂，不重复的文章：{instruction}",
-    spot=(f"{SPOT} ", SPOT_BEGUN),
+    spot=(f"{SPOT} ", SPOT_OPENING),
     caption=(f" {CAPTION} ", ' 标题是"'),
     first_caption=FIRST_CAPTION,
     next_caption=NEXT_CAPTION,
@@ -68,7 +69,7 @@ XCOMPOSER = Template(
     select=SELECT,
     candidates="\n\n候选图像包括: ",
     candidate="{letter}.",
-    candidates_end=("\n", SELECT_BEGUN),
+    candidates_end=("\n", SELECT_OPENING),
     decode_article=Decoding(1000, min_new_tokens=1, beams=5, repetition_penalty=5.0),
     decode_spot=Decoding(300, beams=5),
     decode_caption=Decoding(100, repetition_penalty=5.0),
@@ -81,7 +82,7 @@ SAMPLED = {"sample": True, "temperature": 1.0, "top_p": 0.8, "top_k": 40, "repet
 # Source: InternLM-XComposer-2.0/examples/gradio_demo_composition.py.
 XCOMPOSER2 = Template(
     article="{instruction}",
-    spot=(SPOT, SPOT_BEGUN),
+    spot=(SPOT, SPOT_OPENING),
     caption=(CAPTION, '标题是"'),
     first_caption=FIRST_CAPTION,
     next_caption=NEXT_CAPTION,
@@ -90,7 +91,7 @@ XCOMPOSER2 = Template(
     select=SELECT,
     candidates="候选图像包括: ",
     candidate="{letter}.",
-    candidates_end=("", SELECT_BEGUN),
+    candidates_end=("", SELECT_OPENING),
     decode_article=Decoding(4096, min_new_tokens=1, **SAMPLED),
     decode_spot=Decoding(200, **SAMPLED),
     decode_caption=Decoding(200, **SAMPLED),

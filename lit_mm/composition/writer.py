@@ -1,4 +1,4 @@
-"""A model as the writer of a composition: it answers questions, and says which are too long for it."""
+"""The writer lets a model answer the questions of a composition and tests which questions fit its context."""
 
 from __future__ import annotations
 
@@ -15,29 +15,31 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Answers questions with a model.
+    """A writer answers questions with a model.
 
     Args:
-        module: a model of any family whose prompt takes conversations with images.
-        context: longest question, tokens; the model's own `max_length` where that is less.
-        seed: of all draws; each question has its own, so that no two answers share theirs.
+        module: a model of any family whose prompt accepts conversations with images.
+        context: longest question, tokens; the `max_length` of the model applies if it is smaller.
+        seed: seed of sampling; each question derives another seed from it.
     """
 
     def __init__(self, module: MultimodalModule, context: int, seed: int = 0) -> None:
-        self.module, self.seed, self.asked = module, seed, 0
+        self.module, self.seed, self.num_questions = module, seed, 0
         self.context = min(context, module.processor.max_length)
         self.markers = tuple(module.processor.tokenizer.special_tokens)
 
     def __call__(self, question: Question) -> str:
-        """The model's answer, as far as it was not written for it. A marker that it spells out is left out of it, since
-        later questions quote what it said."""
-        decoding = replace(question.decoding, seed=stable_hash(self.seed, self.asked))
-        self.asked += 1
+        """Answer a question. Returns the text after the opening of the answer.
+
+        Special tokens that the model spells out as text are removed, because later questions quote the answer.
+        """
+        decoding = replace(question.decoding, seed=stable_hash(self.seed, self.num_questions))
+        self.num_questions += 1
         (text,) = answer(self.module, [question.document], decoding=decoding, continued=True)
         for marker in self.markers:
             text = text.replace(marker, "")
         return text
 
     def fits(self, document: Document) -> bool:
-        """Is a question within the context?"""
+        """True if the question fits the context."""
         return len(self.module.processor.lay_out(document)) <= self.context

@@ -299,6 +299,9 @@ class ZeRO(DeepSpeedStrategy):
             if self.is_global_zero:
                 for name, buffer in contents.kept_buffers(self.lightning_module):
                     yield Piece(name, tuple(buffer.shape), 0, buffer.flatten())
+                for name, tensor in checkpoint["state_dict"].items():  # parts that this stage does not read
+                    if name in stored:
+                        yield Piece(name, tuple(tensor.shape), 0, tensor.detach().flatten())
 
         def moments() -> Iterator[tuple[str, Piece]]:
             for share in self.shares():
@@ -309,8 +312,8 @@ class ZeRO(DeepSpeedStrategy):
 
         states = {share.name: optimizer.state.get(share.flat, {}) for share in self.shares()}
         steps = {name: float(state["step"]) for name, state in states.items() if "step" in state}
-        checkpoint = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
-        writing.publish_pieces(checkpoint, filepath, weights(), moments(), steps)
+        content = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+        writing.publish_pieces(content, filepath, weights(), moments(), steps)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         saved = reading.read(Path(checkpoint_path))

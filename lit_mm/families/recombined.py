@@ -15,6 +15,7 @@ from lit_mm.language.llama import Llama
 from lit_mm.language.t5 import T5
 from lit_mm.layers.injection import Injection
 from lit_mm.module import MultimodalModule
+from lit_mm.objectives.next_token import NextToken
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
 from lit_mm.samples.layout import InOrder
@@ -35,6 +36,7 @@ class Recombined(MultimodalModule):
         injection: change of the language model, such as `lit_mm.language.partial_lora.PartialLoRA`; None: no change.
         vision_injection: change of the vision encoder, such as `lit_mm.vision.window_adapters.WindowAdapters`; None: no
             change.
+        next_token: objective "next_token", with its label smoothing; None: without smoothing.
     Raises:
         UserError: no tiling, or parts that do not go together, with the nearest that do; see
             `lit_mm.combination.legal`.
@@ -50,6 +52,7 @@ class Recombined(MultimodalModule):
         learned: list[str] | None = None,
         injection: Injection | None = None,
         vision_injection: Injection | None = None,
+        next_token: NextToken | None = None,
     ) -> None:
         if inputs.tiling is None:
             raise UserError(
@@ -64,4 +67,8 @@ class Recombined(MultimodalModule):
         if vision_injection is not None:
             vision_injection(vision)
         default = Inputs(layout=InOrder(), prompt=ChatPrompt(), max_length=4096, fill=MEAN_COLOUR)
-        super().__init__(**compose(vision, projector, language, tokenizer, inputs, default), free=EVERYTHING)
+        super().__init__(
+            **compose(vision, projector, language, tokenizer, inputs, default),
+            free=EVERYTHING,
+            objectives={"next_token": next_token or NextToken()},
+        )

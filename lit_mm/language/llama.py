@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-import lit_mm.layers.attention  # noqa: F401  registers the kernel that the config names
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
 from lit_mm.language.state import DecoderState
 from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
 
 
@@ -36,6 +36,8 @@ class Llama(nn.Module):
         tie_embeddings: the output projection is the embedding table.
         activation_checkpointing: recompute each layer in the backward pass (training only; not with a cache).
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
+        attention: backend for flat rows. "varlen": one kernel call, on CUDA in bf16 or fp16; "segments": sample by
+            sample, everywhere; "auto": varlen where it can, else segments.
     Raises:
         UserError: heads that do not divide.
     """
@@ -58,6 +60,7 @@ class Llama(nn.Module):
         tie_embeddings: bool = False,
         activation_checkpointing: bool = False,
         weights: str | None = None,
+        attention: Backend = "auto",
     ) -> None:
         super().__init__()
         if width % heads or heads % kv_heads:
@@ -69,6 +72,7 @@ class Llama(nn.Module):
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width or width // heads
         self.tie_embeddings = tie_embeddings
         self.weights = weights
+        self.attention: Backend = attention
         self.routed = False  # a function that routes linears (`apply_partial_lora`) sets it
         self.lm = LlamaForCausalLM(
             LlamaConfig(
@@ -89,7 +93,7 @@ class Llama(nn.Module):
                 eos_token_id=None,
                 use_cache=False,
                 # pyrefly: ignore[unexpected-keyword]  # every config of transformers takes it through **kwargs
-                attn_implementation="lit_mm",  # registered by `lit_mm.layers.attention`
+                attn_implementation=NAME,
             )
         )
         if attention_bias == "qkv":
@@ -157,7 +161,7 @@ class Llama(nn.Module):
         places = batch.visual if batch.routed is None else batch.routed
         return self.lm.model(
             inputs_embeds=embeds,
-            segment_lengths=batch.lengths,
+            segments=Segments(batch.lengths, backend=self.attention),
             position_ids=batch.positions,
             past_key_values=cache,
             use_cache=cache is not None,

@@ -1,4 +1,4 @@
-"""The decoding state of a decoder: keys and values per layer, laid out sample by sample."""
+"""Decoding states: keys and values per layer, laid out sample by sample."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 
 @dataclass
@@ -17,13 +17,15 @@ class DecoderState:
 
     Attributes:
         cache: keys and values per layer, each [N, H, T, D], padded on the left to the longest sample.
-        visible: [N, T] True where a key is a sample's own, False at padding.
+        lengths: number of keys of each sample, kept on the host.
         positions: [N] position ids of the tokens that come next.
+        visible: [N, T] True where a key is a sample's own, False at padding; None where all samples are equally long.
     """
 
     cache: DynamicCache
-    visible: Tensor
+    lengths: list[int]
     positions: Tensor
+    visible: Tensor | None
 
     @classmethod
     def of_row(cls, cache: DynamicCache, lengths: Sequence[int], positions: Tensor) -> DecoderState:
@@ -34,28 +36,70 @@ class DecoderState:
             lengths: positions of each sample; they sum to T.
             positions: [1, T] position ids of the row.
         """
-        longest = max(lengths)
-        for layer in cache.layers:
-            layer.keys, layer.values = (by_sample(states, lengths) for states in (layer.keys, layer.values))
-        ends = torch.tensor(lengths, device=positions.device)
-        places = torch.arange(longest, device=positions.device)
-        return cls(cache, places >= longest - ends[:, None], positions[0, ends.cumsum(0) - 1] + 1)
+        lay_out(cache, lengths)
+        ends = torch.tensor(lengths, device=positions.device).cumsum(0) - 1
+        return cls(cache, list(lengths), positions[0, ends] + 1, visible_keys(lengths, positions.device))
 
-    def extend(self) -> tuple[Tensor, Tensor]:
+    def extend(self) -> tuple[Tensor | None, Tensor]:
         """Make room for one more token of every sample.
 
         Returns:
-            The mask [N, 1, 1, T + 1] of the keys that each sample sees, and the position ids [N, 1] of the new tokens.
+            The mask [N, 1, 1, T + 1] of the keys that each sample sees, None if it sees all; and the position ids
+            [N, 1] of the new tokens.
         """
+        self.lengths = [length + 1 for length in self.lengths]
+        positions, self.positions = self.positions[:, None], self.positions + 1
+        if self.visible is None:
+            return None, positions
         self.visible = F.pad(self.visible, (0, 1), value=True)
-        positions = self.positions[:, None]
-        self.positions = self.positions + 1
         return self.visible[:, None, None], positions
 
     def reorder(self, samples: Tensor) -> None:
-        """Keep these samples [N'] in this order."""
-        self.cache.batch_select_indices(samples)
-        self.visible, self.positions = self.visible[samples], self.positions[samples]
+        """Keep these samples [N'] in this order; columns that are padding of all of them go."""
+        self.lengths = keep_samples(self.cache, self.lengths, samples)
+        self.positions = self.positions[samples]
+        self.visible = visible_keys(self.lengths, samples.device)
+
+
+@dataclass
+class EncoderDecoderState:
+    """The decoder's keys and values of N samples, and those of what was encoded.
+
+    Attributes:
+        cache: keys and values per layer. Those of the tokens are [N, H, T, D], equally many for every sample; those of
+            the encoded sources [N, H, S, D], padded on the left to the longest.
+        lengths: number of encoded positions of each sample, kept on the host.
+        visible: [N, S] True where an encoded position is a sample's own; None where all samples are equally long.
+    """
+
+    cache: EncoderDecoderCache
+    lengths: list[int]
+    visible: Tensor | None
+
+    @classmethod
+    def of_row(cls, cache: EncoderDecoderCache, lengths: Sequence[int], device: torch.device) -> EncoderDecoderState:
+        """The state after one token of each sample was read, with a flat row of encoded sources.
+
+        Args:
+            cache: keys and values of the tokens, [1, H, N, D], and of the sources, [1, H, S, D]; it is laid out anew in
+                place.
+            lengths: encoded positions of each sample; they sum to S.
+        """
+        lay_out(cache.self_attention_cache, [1] * len(lengths))
+        lay_out(cache.cross_attention_cache, lengths)
+        return cls(cache, list(lengths), visible_keys(lengths, device))
+
+    def reorder(self, samples: Tensor) -> None:
+        """Keep these samples [N'] in this order; columns that are padding of all of them go."""
+        self.cache.self_attention_cache.batch_select_indices(samples)
+        self.lengths = keep_samples(self.cache.cross_attention_cache, self.lengths, samples)
+        self.visible = visible_keys(self.lengths, samples.device)
+
+
+def lay_out(cache: DynamicCache, lengths: Sequence[int]) -> None:
+    """Lay the keys and values of a flat row out sample by sample, in place."""
+    for layer in cache.layers:
+        layer.keys, layer.values = (by_sample(states, lengths) for states in (layer.keys, layer.values))
 
 
 def by_sample(states: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -63,3 +107,28 @@ def by_sample(states: Tensor, lengths: Sequence[int]) -> Tensor:
     longest = max(lengths)
     pieces = states[0].split(tuple(lengths), dim=1)
     return torch.stack([F.pad(piece, (0, 0, longest - piece.shape[1], 0)) for piece in pieces])
+
+
+def keep_samples(cache: DynamicCache, lengths: Sequence[int], samples: Tensor) -> list[int]:
+    """Keep these samples of a cache that is padded on the left, without columns that are padding of all of them.
+
+    Args:
+        lengths: keys of each sample before.
+        samples: [N'] numbers of samples.
+    Returns:
+        The number of keys of each sample that stays.
+    """
+    remaining = [lengths[number] for number in samples.tolist()]
+    padding = max(lengths) - max(remaining)
+    for layer in cache.layers:
+        layer.keys, layer.values = (states[:, :, padding:][samples] for states in (layer.keys, layer.values))
+    return remaining
+
+
+def visible_keys(lengths: Sequence[int], device: torch.device) -> Tensor | None:
+    """[N, T_max]: False at the padding on the left, True behind it; None where all samples are equally long."""
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return None
+    padding = longest - torch.tensor(lengths, device=device)
+    return torch.arange(longest, device=device) >= padding[:, None]

@@ -2,51 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
+from lit_mm.language.state import EncoderDecoderState
 from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.layers.attention import NAME, Segments, attention, segment_attention
 from lit_mm.samples.batch import Batch
 
 
-@dataclass
-class T5State:
-    """The decoding state of N samples.
+class T5RowAttention(nn.Module):
+    """T5's attention over flat rows, segment by segment, with the parameters of transformers' module.
 
-    Attributes:
-        cache: the decoder's keys and values, and those of what was encoded.
-        encoded: [N, S, E] encoder states.
-        visible: [N, S] True where an encoder state is a sample's, False at padding.
+    transformers computes the bias of the positions for the whole row, [1, H, T, T] (2.1 GB at 4096 positions and 32
+    heads), and zeros of that size for cross-attention. Here layers share one bias per distance, [H, 2 L - 1] with L the
+    longest segment, and cross-attention has none.
+
+    Args:
+        base: the module that is replaced.
     """
 
-    cache: EncoderDecoderCache
-    encoded: Tensor
-    visible: Tensor
+    def __init__(self, base: T5Attention) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = base.q, base.k, base.v, base.o
+        self.relative_attention_bias = base.relative_attention_bias if base.has_relative_attention_bias else None
+        self.buckets, self.max_distance = base.relative_attention_num_buckets, base.relative_attention_max_distance
+        self.causal, self.layer = base.is_causal, base.layer_idx
+        self.head_width, self.dropout = base.key_value_proj_dim, base.dropout
 
-    def reorder(self, samples: Tensor) -> None:
-        """Keep these samples [N'] in this order."""
-        self.cache.batch_select_indices(samples)
-        self.encoded, self.visible = self.encoded[samples], self.visible[samples]
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor | None = None,
+        key_value_states: Tensor | None = None,
+        position_bias: Tensor | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        segments: Segments | None = None,
+        cross_segments: Segments | None = None,
+        cross_visible: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, None]:
+        """Attention of a flat row [1, T, E], or of one more token of every sample [N, 1, E] with cached keys.
+
+        Args:
+            hidden_states: what asks.
+            mask: always None; the configured attention has no mask function.
+            key_value_states: [1, S, E] encoded row for cross-attention; None: self-attention. Cached keys replace it.
+            position_bias: [H, 2 M + 1] bias per distance, from an earlier layer; None in the first one.
+            past_key_values: keys and values of earlier tokens and of what was encoded; None: nothing is cached.
+            segments, cross_segments: lengths for self-attention and cross-attention; None: one token with cached keys.
+            cross_visible: [N, 1, 1, S] True where a cached cross key belongs to the sample.
+        Returns:
+            What was read, of the shape of `hidden_states`; the bias per distance for the next layer; no weights.
+        Raises:
+            UserError: several positions without segments.
+        """
+        cross = key_value_states is not None
+        query = self._heads(self.q(hidden_states))
+        key, value = self._keys(key_value_states if cross else hidden_states, past_key_values, cross)
+        lengths = cross_segments if cross else segments
+        if lengths is None and query.shape[2] > 1:
+            raise UserError(f"T5: {query.shape[2]} positions need `segments`, their lengths by sample; call `learn`")
+        if not cross and position_bias is None:
+            position_bias = self._distance_bias(key.shape[2] if lengths is None else max(lengths.lengths))
+        dropout = self.dropout if self.training else 0.0
+        if lengths is not None:
+            bias = None if cross else position_bias
+            read = segment_attention(query, key, value, lengths, scale=1.0, distance_bias=bias, dropout=dropout)
+        else:
+            visible = cross_visible if cross else position_bias[None, :, None, : key.shape[2]]
+            read = attention(query, key, value, visible, scale=1.0, dropout=dropout).transpose(1, 2)
+        return self.o(read.flatten(2)), position_bias, None
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, L, H D] -> [B, H, L, D]."""
+        return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+
+    def _keys(self, x: Tensor, cache: EncoderDecoderCache | None, cross: bool) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, H, S, D], those of the cache included."""
+        if cache is None:
+            return self._heads(self.k(x)), self._heads(self.v(x))
+        of_kind = cache.cross_attention_cache if cross else cache.self_attention_cache
+        if cross and of_kind.get_seq_length(self.layer):
+            layer = of_kind.layers[self.layer]
+            return layer.keys, layer.values
+        return of_kind.update(self._heads(self.k(x)), self._heads(self.v(x)), self.layer)
+
+    def _distance_bias(self, longest: int) -> Tensor:
+        """[H, 2 L - 1] of the distances key - query from 1 - L to L - 1."""
+        distances = torch.arange(1 - longest, longest, device=self.q.weight.device)
+        buckets = T5Attention._relative_position_bucket(distances, not self.causal, self.buckets, self.max_distance)
+        return self.relative_attention_bias(buckets).T
 
 
 class T5(nn.Module):
     """transformers' T5 with a gated GELU and an output projection of its own, fed with embeddings.
 
-    Samples of a flat row are set apart again inside, one per line and padded to the longest: T5's position bias is then
-    that of the longest sample, [1, H, L, L], and never that of the row.
+    Encoder, decoder and cross-attention work on flat rows, segment by segment: see `T5RowAttention`.
     transformers 5 ties the output projection to the embeddings, whatever the config says: here it is a linear of its
     own, and the hidden states are not scaled before it, as in Flan-T5. Weights are random until a checkpoint is loaded.
 
-    Letters: N samples, S encoded positions, L decoder positions, E width.
+    Letters: N samples, S positions of the encoded row, T positions of the target's row, E width.
 
     Args:
         width: E, of the hidden states.
@@ -122,12 +183,17 @@ class T5(nn.Module):
             pad_token_id=None,  # special ids belong to the processor
             eos_token_id=None,
             # pyrefly: ignore[unexpected-keyword]  # every config of transformers takes it through **kwargs
-            attn_implementation="sdpa",
+            attn_implementation=NAME,  # no mask is made for it; the attention modules are replaced below
         )
         config.dense_act_fn = activation
         self.lm = T5ForConditionalGeneration(config)
         self.lm.lm_head = nn.Linear(width, vocab_size, bias=False)  # untied
         nn.init.normal_(self.lm.lm_head.weight, std=width**-0.5)  # logits of size 1: hidden states are normed
+        for stack in (self.lm.encoder, self.lm.decoder):
+            for block in stack.block:
+                block.layer[0].SelfAttention = T5RowAttention(block.layer[0].SelfAttention)
+                if stack.is_decoder:
+                    block.layer[1].EncDecAttention = T5RowAttention(block.layer[1].EncDecAttention)
         self.activation_checkpointing = activation_checkpointing
         if activation_checkpointing:
             checkpoint_activations(self.lm)
@@ -150,21 +216,14 @@ class T5(nn.Module):
             raise UserError(
                 "T5: training needs the answers as a row of their own; is `writes_target` of the processor set?"
             )
-        encoded, visible = self._encode(embeds, batch.lengths)
-        lengths = batch.target.lengths
-        ids = pad_sequence(batch.target.ids[0].split(lengths), batch_first=True)  # [N, L]
-        read = F.pad(ids[:, :-1], (1, 0), value=self.start_id)  # each sample one later, behind the start token
-        hidden = self.lm.decoder(
-            inputs_embeds=self.embed(read),
-            attention_mask=_is_token(lengths, ids.device),
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=visible,
-            use_cache=False,
-        ).last_hidden_state  # [N, L, E]
-        row = torch.cat([states[:length] for states, length in zip(hidden, lengths, strict=True)])  # [T, E]
-        return Learnt(row.index_select(0, batch.supervised), batch.labels)
+        target = batch.target
+        segments = Segments(target.lengths)
+        starts = segments.starts(target.ids.device)[:-1].long()
+        read = target.ids.roll(1, dims=1).index_fill(1, starts, self.start_id)  # each sample behind its start token
+        hidden = self._decode(read, self._encode(embeds, batch), segments, batch)  # [1, T, E]
+        return Learnt(hidden[0].index_select(0, batch.supervised), batch.labels)
 
-    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, T5State]:
+    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, EncoderDecoderState]:
         """Encode the sources and read the start token: hidden states [N, E], and the state to decode.
 
         Raises:
@@ -172,27 +231,41 @@ class T5(nn.Module):
         """
         if self.activation_checkpointing and self.training:
             raise UserError("T5: cached decoding with activation checkpointing needs `.eval()` first")
-        encoded, visible = self._encode(embeds, batch.lengths)
-        state = T5State(EncoderDecoderCache(DynamicCache(), DynamicCache()), encoded, visible)
-        return self.step(torch.full((len(encoded),), self.start_id, device=encoded.device), state), state
+        count = len(batch.lengths)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        tokens = torch.full((1, count), self.start_id, device=embeds.device)
+        hidden = self._decode(tokens, self._encode(embeds, batch), Segments([1] * count), batch, cache)  # [1, N, E]
+        return hidden[0], EncoderDecoderState.of_row(cache, batch.lengths, embeds.device)
 
-    def step(self, tokens: Tensor, state: T5State) -> Tensor:
+    def step(self, tokens: Tensor, state: EncoderDecoderState) -> Tensor:
         """One more token [N] of every sample -> hidden states [N, E]."""
+        embeds = self.embed(tokens[:, None])
         return self.lm.decoder(
-            inputs_embeds=self.embed(tokens[:, None]),
-            encoder_hidden_states=state.encoded,
-            encoder_attention_mask=state.visible,
+            inputs_embeds=embeds,
+            encoder_hidden_states=embeds,  # not read: the keys of what was encoded are in the cache
             past_key_values=state.cache,
             use_cache=True,
+            cross_visible=None if state.visible is None else state.visible[:, None, None],
         ).last_hidden_state[:, 0]
 
-    def _encode(self, embeds: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """[1, S, E] of a flat row -> [N, S_max, E] after the encoder's last norm, and where they are no padding."""
-        padded = pad_sequence(embeds[0].split(tuple(lengths)), batch_first=True)
-        visible = _is_token(lengths, embeds.device)
-        return self.lm.encoder(inputs_embeds=padded, attention_mask=visible).last_hidden_state, visible
+    def _encode(self, embeds: Tensor, batch: Batch) -> Tensor:
+        """[1, S, E] of a flat row -> [1, S, E] after the encoder's last norm."""
+        return self.lm.encoder(inputs_embeds=embeds, segments=Segments(batch.lengths, causal=False)).last_hidden_state
 
-
-def _is_token(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """[N, longest] bool: True at the first `length` places of each row."""
-    return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+    def _decode(
+        self,
+        tokens: Tensor,
+        encoded: Tensor,
+        segments: Segments,
+        batch: Batch,
+        cache: EncoderDecoderCache | None = None,
+    ) -> Tensor:
+        """The decoder over a flat row of tokens [1, T], beside the encoded row [1, S, E] -> hidden states [1, T, E]."""
+        return self.lm.decoder(
+            inputs_embeds=self.embed(tokens),
+            encoder_hidden_states=encoded,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            segments=segments,
+            cross_segments=Segments(segments.lengths, batch.lengths, causal=False),
+        ).last_hidden_state

@@ -1,8 +1,8 @@
-"""Where on a page its signs stand: a lattice of cells, and in each cell the signs whose middle lies in it.
+"""This module sorts the signs of a page into a lattice of cells: a sign belongs to the cell that holds its middle.
 
-Both backbones are pre-trained on this. The language model reads pages whose cells hold tokens (`type_page`) and never
-sees a pixel; the vision encoder sees pixels and learns how the signs of each cell look in one plain hand (`prints.py`)
-and never meets a token.
+Both nano backbones are pre-trained on these cells. The language model reads pages whose cells hold tokens (`type_page`)
+and never sees a pixel. The vision encoder sees pixels, learns how the signs of each cell look in one plain style
+(`prints.py`), and never sees a token.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 class Sign(NamedTuple):
-    """A letter, digit, shape or bar.
+    """A sign is one letter, digit, word, shape or bar of a page.
 
     Attributes:
-        x, y: where its cell is told from, in unit coordinates: the middle, of a bar the upper end.
-        element: what it belongs to.
-        letter: of a text, else "".
+        x, y: point that decides the cell, in unit coordinates: the middle of the sign; for a bar, its upper end.
+        element: the page element that holds the sign.
+        letter: the letter, digit or word of a text; "" for a shape or bar.
     """
 
     x: float
@@ -37,10 +37,10 @@ class Sign(NamedTuple):
 
 
 def signs(page: Page, *, whole_words: bool = False) -> Iterator[Sign]:
-    """Everything on a page that has a meaning, in raster order of the elements and in reading order inside them.
+    """Yield the signs of a page: elements in raster order, letters of an element in reading order. Rules have no sign.
 
     Args:
-        whole_words: a lower-case word is one sign (`letter` holds all of it), as it is one token.
+        whole_words: if True, a lower-case word is one sign and `letter` holds the whole word, because it is one token.
     """
     for element in page.elements:
         left, top, right, bottom = element.box
@@ -65,11 +65,11 @@ def signs(page: Page, *, whole_words: bool = False) -> Iterator[Sign]:
 def cells(
     page: Page, rows: int, columns: int, *, whole_words: bool = False, window: Box = WHOLE
 ) -> Iterator[tuple[int, Sign]]:
-    """(cell, sign) for every sign; cells are numbered in raster order.
+    """Yield (cell, sign) for every sign inside the window; cells are numbered in raster order.
 
     Args:
-        whole_words: see `signs`.
-        window: the part of the page over which the cells lie, in unit coordinates; signs outside are left out.
+        whole_words: if True, a lower-case word is one sign; see `signs`.
+        window: part of the page that the lattice covers, in unit coordinates. Signs outside it are left out.
     """
     left, top, right, bottom = window
     for sign in signs(page, whole_words=whole_words):
@@ -79,7 +79,10 @@ def cells(
 
 
 def words(sign: Sign, kind: str) -> list[str]:
-    """A sign as text: a letter or word, a bar's height in units, a shape's colour and kind (and box, to locate it)."""
+    """Describe a sign in words: the letter or word; the height of a bar in units; the colour and kind of a shape.
+
+    On pages of kind "locate" the four sides of the shape follow, in tenths of the page.
+    """
     element = sign.element
     if isinstance(element, Text):
         return [sign.letter]
@@ -90,12 +93,13 @@ def words(sign: Sign, kind: str) -> list[str]:
 
 
 def type_page(page: Page, tokenizer: Tokenizer, rows: int, columns: int, slots: int, window: Box = WHOLE) -> np.ndarray:
-    """[slots, rows, columns] token ids: the page as a typist would set it, `slots` tokens a cell at most, then padding.
+    """Return the page as token ids [slots, rows, columns]; a cell holds at most `slots` tokens, then padding.
 
-    Of a word that the tokenizer splits, the last token stands for all: "10", the end of a box, is "0" behind a digit.
+    A word that the tokenizer splits is represented by its last token, so "10" becomes "0". Only the right and bottom
+    sides of a box can be 10, and they are never 0, so "0" stays unambiguous.
 
     Args:
-        window: the part of the page that is set, in unit coordinates; outside of the page nothing stands.
+        window: part of the page that the lattice covers, in unit coordinates. Cells outside the page are empty.
     """
     typed = np.full((slots, rows * columns), tokenizer.pad_id, dtype=np.int64)
     used = np.zeros(rows * columns, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Bar charts: three to five bars of 1 to 8 units, each with a letter below it, over light grid lines."""
+"""Skill "chart": bar charts of three to five bars, 1 to 8 units high, with a letter below each and light grid lines."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lit_mm.nano.reading import PX, Groups, write
 from lit_mm.nano.words import COLOUR_NAMES, HEADERS
 
 UNITS = 8
-TOP, BASE = 6 * PX, 94 * PX  # of the grid: 11 px a unit, so that one unit is most of a 14-px patch
+TOP, BASE = 6 * PX, 94 * PX  # ends of the grid; one unit is 11 px high, most of a 14-px patch
 
 Bars = tuple[tuple[str, int], ...]  # (letter, height)
 
 
 def draw_chart(rng: Random) -> Bars:
-    """One bar is the highest and one the lowest, without a tie."""
+    """Draw letters and heights. There is exactly one highest and one lowest bar."""
     count = 3 + int(rng.random() * 3)
     while True:
         heights = [1 + int(rng.random() * UNITS) for _ in range(count)]
@@ -37,7 +37,7 @@ def ask_chart(bars: Bars) -> Groups:
 
 
 def place_chart(rng: Random, bars: Bars, squeeze: float) -> list[Element]:
-    """The scale is the same on every page: grid lines at every unit, a darker one at half height."""
+    """Place grid lines, bars and letters. All pages share one scale, with a line per unit, darker at half height."""
     unit = (BASE - TOP) / UNITS
     left, right = 6 * PX, 106 * PX
     pitch = (right - left) / len(bars)

@@ -1,4 +1,4 @@
-"""What a nano page is made of. All places are in unit coordinates of the page: x of its width, y of its height."""
+"""The elements of a nano page. Positions are in unit coordinates: x is a share of the page width, y of its height."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class Text(NamedTuple):
-    """One word or number on one line.
+    """A text is one word or number on one line.
 
-    The renderer makes it exactly `width` wide: a word keeps its place and size under another weight or page size.
+    The renderer stretches it to exactly `width`, so position and size do not depend on font weight or page size.
     """
 
     text: str
     left: float
-    top: float  # of the capitals
+    top: float  # upper edge of the capitals
     width: float
     cap: float  # height of the capitals
 
@@ -28,8 +28,8 @@ class Text(NamedTuple):
 class Shape(NamedTuple):
     """A filled shape that touches all four sides of its box."""
 
-    kind: str  # of `words.SHAPES`
-    colour: str  # of `words.COLOURS`
+    kind: str  # a key of `words.SHAPES`
+    colour: str  # a key of `words.COLOURS`
     box: Box
 
 
@@ -51,15 +51,15 @@ Element = Text | Shape | Bar | Rule
 
 
 class Style(NamedTuple):
-    """How a page looks, apart from what is on it and where.
+    """The look of a page, independent of its elements.
 
     Attributes:
         ground, ink: colours of the paper and of the text.
-        tint: added to the colours of shapes and bars.
-        weight: stroke added around letters, as a share of the height of the capitals; 0 is the regular face.
-        noise: largest deviation of a pixel, of 255; 0 for none.
-        grain: where in the fixed noise field the page lies, pixels.
-        frame: a thin line runs around the page.
+        tint: colour offset added to shapes and bars.
+        weight: extra stroke around letters, as a share of the height of the capitals; 0 is the regular face.
+        noise: largest deviation of a pixel, out of 255; 0 means no noise.
+        grain: left and top of the page in the fixed noise field, pixels.
+        frame: True if a thin line runs around the page.
     """
 
     ground: Colour

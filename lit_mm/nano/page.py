@@ -1,4 +1,4 @@
-"""A page of the nano world: a description without pixels, from which come its picture, its text and its questions."""
+"""A page of the nano world is a description without pixels; its picture, text and questions are computed from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_mm.nano.render import FIELD, render
 
 SHORTEST, LONGEST = 112, 448  # sides of a page, pixels
 FINE = 224  # shortest side of a page with fine print, pixels
-FINE_CAP = 7.5 / 112  # capitals lower than this are fine print: not for reading once the page is shrunk to 112 x 112
+FINE_CAP = 7.5 / 112  # capitals lower than this are fine print: unreadable when the page is shrunk to 112 x 112
 PLAIN_LIGHT: tuple[Colour, ...] = ((250, 250, 250), (248, 244, 234), (232, 234, 236))
 PLAIN_DARK: tuple[Colour, ...] = ((30, 30, 34), (16, 16, 18))
 LIGHT: tuple[Colour, ...] = (*PLAIN_LIGHT, (226, 238, 250), (228, 244, 228), (252, 232, 236), (252, 246, 208))
@@ -25,15 +25,15 @@ COLOURFUL = frozenset(("chart", "count", "shape", "locate", "story"))  # kinds w
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page; it satisfies `lit_mm.documents.document.Picture`.
+    """One page of a skill. It implements `lit_mm.documents.document.Picture`.
 
     Attributes:
-        kind: the skill whose page this is.
+        kind: name of the skill, one of `lit_mm.nano.skills.SKILLS`.
         height, width: native size, pixels.
-        style: how it looks.
-        elements: what is on it, in unit coordinates, independent of the native size.
-        transcript: what is on it as text, in raster order.
-        questions: (question, answer) pairs, all distinct, in the order in which they are asked.
+        style: colours, font weight, noise and frame.
+        elements: texts, shapes, bars and rules in unit coordinates, independent of the native size.
+        transcript: content of the page as text, in raster order.
+        questions: distinct (question, answer) pairs, in the order in which they are asked.
     """
 
     kind: str
@@ -46,34 +46,37 @@ class Page:
 
     @property
     def boxes(self) -> tuple[tuple[str, Box], ...]:
-        """("red circle", (left, top, right, bottom) in unit coordinates) for each shape, in raster order."""
+        """Shapes in raster order, each ("red circle", (left, top, right, bottom)) in unit coordinates."""
         return tuple((f"{e.colour} {e.kind}", e.box) for e in self.elements if isinstance(e, Shape))
 
     @property
     def fine_print(self) -> bool:
-        """True where text is too small to be read from the page shrunk to 112 x 112 pixels."""
+        """True if some text is unreadable when the page is shrunk to 112 x 112 pixels."""
         return any(isinstance(e, Text) and e.cap < FINE_CAP for e in self.elements)
 
     def read(self) -> Image.Image:
-        """Draw the page. RGB, `height` x `width` pixels."""
+        """Draw the page as an RGB image of `height` x `width` pixels."""
         return render(self.height, self.width, self.style, self.elements)
 
 
 def draw_size(rng: Random, shortest: int = SHORTEST) -> tuple[int, int]:
-    """(height, width) of a page, pixels: aspect ratios 3:4 to 4:3 mostly, one in seven up to 1.8 either way."""
+    """Draw the (height, width) of a page, pixels.
+
+    Six pages in seven have an aspect ratio between 3:4 and 4:3, the seventh between 1:1.8 and 1.8:1.
+    """
     widest = log(4 / 3) if rng.random() < 6 / 7 else log(1.8)
     return fit_size(rng, exp(rng.uniform(-widest, widest)), shortest)
 
 
 def fit_size(rng: Random, aspect: float, shortest: int) -> tuple[int, int]:
-    """(height, width) in pixels at an aspect ratio (width / height), both between `shortest` and `LONGEST`."""
+    """Draw a (height, width) with the aspect ratio width / height; both sides are `shortest` to `LONGEST` pixels."""
     long = rng.uniform(min(LONGEST, shortest * max(aspect, 1 / aspect)), LONGEST)
     width, height = (long, long / aspect) if aspect > 1 else (long * aspect, long)
     return max(shortest, round(height)), max(shortest, round(width))
 
 
 def draw_style(rng: Random, kind: str) -> Style:
-    """A look. One page in four is light on dark, one in two is bold, one in two is noisy."""
+    """Draw a look. One page in four is light on dark, one in two is bold, one in two is noisy."""
     random = rng.random
     plain = kind in COLOURFUL
     if random() < 0.25:

@@ -1,11 +1,15 @@
-"""How the nano vision encoder is pre-trained: from pixels alone. No text, no label and no question is ever seen.
+"""Pre-training of the nano vision encoder on pixels alone, without text, labels or questions.
 
-A page comes in any look: fonts heavy or light, in any size and colour, on any ground, with noise. The encoder learns to
-proof-read it: to tell of every patch which signs have their middle in it, and in which order, by picking the pictures
-of these signs in one plain hand out of a sheet that holds the pictures of all signs of the batch. It tells the same of
-every block of 2 x 2 patches, as a family that merges them will read it. What a sign is called or means it cannot know;
-for that it takes a language model. It also learns how far shapes and bars reach, and where in
-the view each patch is. Of some pages it sees a close-up, as a family that tiles will show it.
+Pages vary in font weight, size, colours, ground and noise. The encoder learns four things:
+
+1. Signs of a patch: which signs have their middle in the patch, and in which order. The encoder picks the picture of
+   each sign, drawn in one plain style, out of a sheet with the pictures of all signs of the batch. The names and
+   meanings of signs are left to the language model.
+2. Signs of a block of 2 x 2 patches, because some families merge such blocks.
+3. The four sides of each shape and bar.
+4. The row and the column of each patch.
+
+Some pages are shown as close-ups, because some families cut pages into tiles.
 """
 
 from __future__ import annotations
@@ -38,26 +42,27 @@ from lit_mm.vision.vit import ViT
 PLAIN = Style(ground=(255, 255, 255), ink=(0, 0, 0), tint=(0, 0, 0), weight=0.0, noise=0, grain=(0, 0), frame=False)
 SIGN = 16  # side of the picture of a sign, pixels
 MERGE = 2  # side of the blocks of patches that a family may merge
-PLACES = 3  # signs of a patch that are told apart; only fine print has more
-TENTHS = 11  # lines across a page, from edge to edge, to which the sides of a shape are told
-CLOSEST = 3.0  # how much larger a close-up shows things, at most: a family cuts a page into 3 x 3 tiles at most
+PLACES = 3  # most signs predicted per patch; only fine print has more
+TENTHS = 11  # lines across a page, edges included, to which the sides of a shape are rounded
+CLOSEST = 3.0  # largest enlargement of a close-up; families cut a page into 3 x 3 tiles at most
 CHART = "a chart's bar"
 PAGES = "pages"  # unit of the loss
 
 
 @dataclass(frozen=True)
 class PrintBatch:
-    """V pages, N patches each.
+    """A batch of V pages with N patches each.
 
     Attributes:
         prints: [V, 3, S, S] normalised pixels.
-        sheet: [U, 3, SIGN, SIGN] the different pictures of signs, in [0, 1]; the first is blank.
-        signs: [V, N, PLACES] which picture of the sheet each place of each patch shows.
-        merged: [V, N / 4, PLACES] the same of each block of 2 x 2 patches.
-        sides: [V, N, 4] left, top, right and bottom of the shape or bar of a patch, each the nearest of TENTHS lines.
+        sheet: [U, 3, SIGN, SIGN] distinct pictures of signs, values in [0, 1]; the first picture is blank.
+        signs: [V, N, PLACES] index into `sheet` for each sign of each patch; 0 where there is no sign.
+        merged: [V, N / 4, PLACES] index into `sheet` for each sign of each block of 2 x 2 patches; 0 for no sign.
+        sides: [V, N, 4] left, top, right and bottom of the shape or bar of a patch, as numbers of the nearest of the
+            TENTHS lines.
         shaped: [V, N] True where a patch has a shape or bar.
-        sample_ids: the V pages.
-        units: "pages" -> pages of the whole optimizer step.
+        sample_ids: names of the V pages.
+        units: "pages" -> number of pages in the whole optimizer step.
     """
 
     prints: Tensor
@@ -79,14 +84,16 @@ class PrintBatch:
 
 
 class Prints(Dataset):
-    """Prints of generated pages at `size` x `size` pixels.
+    """A dataset of generated pages, each drawn at `size` x `size` pixels.
 
     Args:
-        split, seed: index space and world of the pages.
-        patch: of the encoder, pixels.
-        close_ups: share of the pages of which a part is shown, enlarged.
+        size: side of a page image, pixels.
+        split: split of the nano world, one of `lit_mm.nano.world.SPLITS`.
+        seed: seed of the nano world.
+        patch: side of a patch of the encoder, pixels.
+        close_ups: share of pages that are shown as an enlarged part.
     Raises:
-        UserError: the side of a print is an odd number of patches.
+        UserError: the number of patches along a side is odd.
     """
 
     def __init__(self, size: int, *, split: str, seed: int, patch: int = 14, close_ups: float = 0.0) -> None:
@@ -137,7 +144,7 @@ class Prints(Dataset):
         )
 
     def rng(self, number: int) -> Random:
-        """What draws the window of a page."""
+        """Random numbers for the window of page `number`."""
         return Random(stable_hash(self.seed, "window", number))
 
     def _page(self, number: int) -> Page:
@@ -145,7 +152,7 @@ class Prints(Dataset):
         return page(index, split=self.split, seed=self.seed, kind=SKILLS[kind])
 
     def _pixels(self, page: Page, window: Box) -> Tensor:
-        """[3, size, size]: the window, stretched to a square."""
+        """Stretch the window to a square. Returns normalised pixels [3, size, size]."""
         left, top, right, bottom = window
         native, size = (page.height, page.width), (self.size, self.size)
         y, x = round(top * page.height), round(left * page.width)
@@ -155,8 +162,11 @@ class Prints(Dataset):
 
 
 def draw_window(rng: Random, close_ups: float) -> Box:
-    """The whole page, or with probability `close_ups` a part of its shape anywhere on it: up to `CLOSEST` times as
-    large, all factors equally likely on a logarithmic scale."""
+    """Draw the part of a page that is shown: with probability `close_ups` a close-up, else the whole page.
+
+    A close-up has the aspect ratio of the page and lies anywhere on it. Its enlargement is between 1 and `CLOSEST`,
+    uniform on a logarithmic scale.
+    """
     if rng.random() >= close_ups:
         return WHOLE
     side = CLOSEST ** -rng.random()
@@ -165,7 +175,7 @@ def draw_window(rng: Random, close_ups: float) -> Box:
 
 
 def _look(sign: Sign) -> str:
-    """Equal for signs whose pictures are equal."""
+    """A key that is equal for two signs exactly when their pictures are equal."""
     element = sign.element
     if isinstance(element, Text):
         return sign.letter
@@ -179,7 +189,11 @@ def _picture(element: Element | None) -> Tensor:
 
 
 def draw_sign(sign: Sign | None) -> Tensor:
-    """[3, SIGN, SIGN] in [0, 1]: a sign in the plain hand, alone in the middle of white paper; None is the paper."""
+    """Draw one sign in plain style in the middle of a white square. Returns [3, SIGN, SIGN] in [0, 1].
+
+    Args:
+        sign: the sign, or None for a blank square.
+    """
     if sign is None:
         return _picture(None)
     element = sign.element
@@ -191,7 +205,7 @@ def draw_sign(sign: Sign | None) -> Tensor:
 
 
 def sides_of(element: Element, window: Box = WHOLE) -> list[int]:
-    """Left, top, right and bottom of an element's box, each the nearest of TENTHS lines across the window."""
+    """Left, top, right and bottom of the element's box, each as the number of the nearest of TENTHS lines (0 to 10)."""
     left, top, right, bottom = window
     starts, lengths = (left, top) * 2, (right - left, bottom - top) * 2
     sides = [(side - start) / length for side, start, length in zip(element.box, starts, lengths, strict=True)]
@@ -199,12 +213,12 @@ def sides_of(element: Element, window: Box = WHOLE) -> list[int]:
 
 
 class PrintNetwork(nn.Module):
-    """The encoder, and heads that are thrown away afterwards.
+    """The encoder with heads that only pre-training needs.
 
     Args:
         vision: the encoder to train.
-        code: width of the vectors that are compared.
-        blank: weight of an empty place in the loss; most are empty.
+        code: width of the vectors by which patches are compared with pictures of signs.
+        blank: loss weight of an empty place; a sign has weight 1. Most places are empty.
     """
 
     def __init__(self, vision: ViT, code: int = 64, blank: float = 0.1) -> None:
@@ -217,31 +231,31 @@ class PrintNetwork(nn.Module):
         self.code, self.blank = code, blank
 
     def forward(self, batch: PrintBatch) -> Tensor:
-        """Sum over the pages of the mean loss of their places."""
+        """Mean loss of a page times the number of pages, a scalar."""
         features = self.vision(batch.prints)  # [V, N, D]
         outputs = self.proof(features).float()  # [V, N, sum of sizes]
         places, sides, row, column = outputs.split(self.sizes, dim=-1)
         sheet = self.sheet(1 - batch.sheet.flatten(1)).float()  # [U, C]
-        wrong = self._misread(places, batch.signs, sheet)
+        sign_loss = self._sign_loss(places, batch.signs, sheet)
         merged = merge_patches(F.layer_norm(features, features.shape[-1:]), MERGE)  # [V, N / 4, 4 D]
-        wrong = wrong + self._misread(self.merged(merged).float(), batch.merged, sheet)
+        sign_loss = sign_loss + self._sign_loss(self.merged(merged).float(), batch.merged, sheet)
         lines = sides.unflatten(-1, (4, TENTHS)).flatten(0, 2)  # [V * N * 4, TENTHS]
-        reached = F.cross_entropy(lines, batch.sides.flatten(), reduction="none")
+        side_loss = F.cross_entropy(lines, batch.sides.flatten(), reduction="none")
         shaped = batch.shaped.flatten().repeat_interleave(4)
-        reached = (reached * shaped).sum() / shaped.sum().clamp(min=1)
+        side_loss = (side_loss * shaped).sum() / shaped.sum().clamp(min=1)
         rows, columns = self.vision.grid
         patch = torch.arange(rows * columns, device=features.device).expand(len(outputs), -1)  # [V, N]
-        misplaced = F.cross_entropy(row.flatten(0, 1), patch.flatten() // columns)
-        misplaced = misplaced + F.cross_entropy(column.flatten(0, 1), patch.flatten() % columns)
-        return (wrong + 0.3 * reached + 0.1 * misplaced) * len(batch.sample_ids)
+        position_loss = F.cross_entropy(row.flatten(0, 1), patch.flatten() // columns)
+        position_loss = position_loss + F.cross_entropy(column.flatten(0, 1), patch.flatten() % columns)
+        return (sign_loss + 0.3 * side_loss + 0.1 * position_loss) * len(batch.sample_ids)
 
-    def _misread(self, places: Tensor, signs: Tensor, sheet: Tensor) -> Tensor:
-        """Weighted mean loss of picking the picture of each place.
+    def _sign_loss(self, places: Tensor, signs: Tensor, sheet: Tensor) -> Tensor:
+        """Weighted mean cross-entropy of picking the right picture for each place.
 
         Args:
-            places: [V, N, PLACES * C] what was read.
-            signs: [V, N, PLACES] what is there, as numbers of the sheet.
-            sheet: [U, C] the pictures.
+            places: [V, N, PLACES * C] predicted vectors.
+            signs: [V, N, PLACES] indices of the right pictures in the sheet.
+            sheet: [U, C] vectors of the pictures.
         """
         likeness = places.unflatten(-1, (PLACES, self.code)) @ sheet.T  # [V, N, PLACES, U]
         signs = signs.flatten()
@@ -256,7 +270,7 @@ class PrintsObjective:
     parts: frozenset[str] | None = None
 
     def __call__(self, model: PrintNetwork, batch: PrintBatch) -> Tensor:
-        """The sum over the pages of the batch."""
+        """Return the loss summed over the pages of the batch, a scalar."""
         return model(batch)
 
 

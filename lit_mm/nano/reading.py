@@ -1,8 +1,8 @@
-"""Pages to read: signs, numbered lists, forms and tables.
+"""Skills of reading: signs ("read_large"), numbered lists ("read_small"), forms and tables.
 
-Each skill is four functions of its facts: draw them, transcribe them, ask about them, place them on the page. `squeeze`
-is how wide letters are, relative to the font, once the page is stretched to a square. `PX` is one pixel of the page
-stretched to 112 x 112, the size at which the smallest models see it.
+Each skill has four functions of its facts, which draw, transcribe, ask about and place them. `squeeze` is the width of
+letters relative to the font after the page is stretched to a square. `PX` is one pixel of the page stretched to
+112 x 112, the input size of the smallest models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lit_mm.nano.render import text_width
 from lit_mm.nano.words import HEADERS, LABELS, WORD_LABELS, draw_word, draw_words
 
 PX = 1 / 112
-EDGE = 5 * PX  # kept free on every side
+EDGE = 5 * PX  # empty margin on every side
 SPAN = 1 - 2 * EDGE
 
 Words = tuple[str, ...]
@@ -25,7 +25,16 @@ Groups = list[tuple[float, list[tuple[str, str]]]]  # (weight, [(question, answe
 
 
 def write(text: str, left: float, middle: float, cap: float, squeeze: float, align: float = 0.0) -> Text:
-    """A text on a line: `middle` of the capitals; `align` 0 starts at `left`, 0.5 is centred on it, 1 ends there."""
+    """Place a text on a line.
+
+    Args:
+        text: the word or number.
+        left: horizontal reference point, unit coordinates.
+        middle: vertical middle of the capitals, unit coordinates.
+        cap: height of the capitals, unit coordinates.
+        squeeze: width of letters relative to the font.
+        align: 0 starts the text at `left`, 0.5 centres it there, 1 ends it there.
+    """
     width = text_width(text) * cap * squeeze
     return Text(text, left - align * width, middle - cap / 2, width, cap)
 
@@ -47,7 +56,7 @@ def ask_sign(words: Words) -> Groups:
 
 
 def place_sign(rng: Random, words: Words, squeeze: float) -> list[Element]:
-    """Capitals of 14 to 30 px; two lines share one size."""
+    """Place one or two words with capitals of 14 to 30 px; two lines share one size."""
     widest = max(text_width(word) for word in words) * squeeze
     cap = rng.uniform(14 * PX, min(30 * PX, SPAN / widest, 0.36 * SPAN))
     pitch = cap * rng.uniform(1.4, 1.9)
@@ -74,7 +83,7 @@ def ask_list(facts: List) -> Groups:
 
 
 def place_list(rng: Random, facts: List, squeeze: float) -> list[Element]:
-    """Capitals of 8.5 to 10.5 px, or of 5 to 7 px in fine print."""
+    """Place numbered lines with capitals of 8.5 to 10.5 px; of 5 to 7 px in fine print."""
     words, fine = facts
     cap = rng.uniform(5, 7) * PX if fine else rng.uniform(8.5, 10.5) * PX
     indent = 1.7 * cap * squeeze
@@ -111,7 +120,7 @@ def ask_form(fields: Fields) -> Groups:
 
 
 def place_form(rng: Random, fields: Fields, squeeze: float) -> list[Element]:
-    """Capitals of 8.5 to 10.5 px; values in a column or right behind their labels."""
+    """Place labels and values with capitals of 8.5 to 10.5 px; values form a column or follow their labels."""
     cap = rng.uniform(8.5, 10.5) * PX
     gap = 0.9 * cap * squeeze
     aligned = rng.random() < 0.5
@@ -119,7 +128,7 @@ def place_form(rng: Random, fields: Fields, squeeze: float) -> list[Element]:
     values = [text_width(value) * cap * squeeze for _, value in fields]
     starts = [max(labels) + gap if aligned else label + gap for label in labels]
     widest = max(start + value for start, value in zip(starts, values, strict=True))
-    shrink = min(1.0, SPAN / widest)  # a long label beside a long word: letters a little narrower
+    shrink = min(1.0, SPAN / widest)  # narrower letters where a long label stands beside a long word
     pitch = rng.uniform(max(1.8 * cap, 0.6 * SPAN / len(fields)), SPAN / len(fields))
     middle = EDGE + rng.random() * (SPAN - pitch * (len(fields) - 1) - cap) + cap / 2
     left = EDGE + rng.random() * (SPAN - widest * shrink)
@@ -163,7 +172,7 @@ def ask_table(table: Table) -> Groups:
 
 
 def place_table(rng: Random, table: Table, squeeze: float) -> list[Element]:
-    """Capitals of 9 to 11 px, centred in columns, under column letters and behind row letters."""
+    """Place a table with capitals of 9 to 11 px; cells are centred, column letters on top, row letters on the left."""
     rows, columns, cells = table
     cap = rng.uniform(9, 11) * PX
     across = rng.uniform(0.82, 1.0) * SPAN / (len(columns) + 1)

@@ -1,4 +1,4 @@
-"""Elements -> pixels, with nothing but Pillow and the font inside it (Aileron)."""
+"""This module draws the elements of a page with Pillow alone, in Pillow's built-in font (Aileron)."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont
 from lit_mm.nano.elements import Bar, Box, Colour, Element, Rule, Shape, Style, Text
 from lit_mm.nano.words import COLOURS
 
-TRACKING = 0.08  # extra space between letters, of the height of the capitals: neighbours stay apart at 8 px
-ASCENT, DESCENT = 1.25, 0.45  # room above and below the baseline, of the height of the capitals
-FIELD = 512  # side of the noise field, pixels: larger than any page
-MASTER = 256  # side at which shapes are drawn once; every use is shrunk from it, which smooths the edges
+TRACKING = 0.08  # extra space between letters, as a share of cap height; keeps neighbours apart at 8 px
+ASCENT, DESCENT = 1.25, 0.45  # room above and below the baseline, as shares of cap height
+FIELD = 512  # side of the noise field, pixels; larger than any page
+MASTER = 256  # side of the mask of a shape, pixels; shrinking it to the page smooths the edges
 
 
 def render(height: int, width: int, style: Style, elements: Sequence[Element]) -> Image.Image:
     """Draw one page.
 
     Args:
-        height, width: pixels.
-        elements: drawn in order, in unit coordinates.
+        height, width: size of the image, pixels.
+        style: colours, font weight, noise and frame.
+        elements: elements in drawing order, in unit coordinates.
     Returns:
         RGB image of `height` x `width` pixels.
     """
@@ -57,12 +58,12 @@ def render(height: int, width: int, style: Style, elements: Sequence[Element]) -
 
 @lru_cache(maxsize=4096)
 def text_width(text: str) -> float:
-    """Natural width of a text in units of the height of its capitals, tracking included."""
+    """Natural width of a text as a multiple of cap height, tracking included."""
     return sum(_advances()[letter] for letter in text) + TRACKING * (len(text) - 1)
 
 
 def advance(letter: str) -> float:
-    """Natural advance width of one letter in units of the height of the capitals, tracking not included."""
+    """Natural advance width of one letter as a multiple of cap height, without tracking."""
     return _advances()[letter]
 
 
@@ -90,20 +91,20 @@ def _draw_text(image: Image.Image, element: Text, style: Style) -> None:
 
 @lru_cache(maxsize=256)
 def _font(cap: int) -> ImageFont.FreeTypeFont:
-    """The font at which capitals are `cap` pixels high."""
+    """The font at the size that makes capitals `cap` pixels high."""
     return ImageFont.load_default(cap / _cap_share())
 
 
 @lru_cache(maxsize=1)
 def _cap_share() -> float:
-    """Height of the capitals as a share of the font size: 0.7 or so."""
+    """Cap height as a share of the font size, about 0.7."""
     _, top, _, bottom = ImageFont.load_default(400).getbbox("H", anchor="ls")
     return (bottom - top) / 400
 
 
 @lru_cache(maxsize=1)
 def _advances() -> dict[str, float]:
-    """Advance width of each character in units of the height of the capitals."""
+    """Advance width of each character as a multiple of cap height."""
     font = ImageFont.load_default(400)
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
     return {letter: font.getlength(letter) / (400 * _cap_share()) for letter in letters}
@@ -111,7 +112,7 @@ def _advances() -> dict[str, float]:
 
 @lru_cache(maxsize=8192)
 def _glyph(letter: str, cap: int, weight: float) -> tuple[Image.Image, int, int]:
-    """A letter's mask and where it goes: left of its origin, top from the top of the line (pixels)."""
+    """Draw one letter. Returns its mask, its left relative to the origin, and its top relative to the line (pixels)."""
     reach = 2 * cap
     canvas = Image.new("L", (2 * reach, 2 * reach))
     draw = ImageDraw.Draw(canvas)
@@ -157,20 +158,20 @@ def _outline(kind: str) -> list[tuple[float, float]]:
 
 @lru_cache(maxsize=16)
 def _noise_field(amplitude: int) -> Image.Image:
-    """`FIELD` x `FIELD` x 3 integers, uniform in 0..2 x amplitude. Drawn once a process: 6 ms a page otherwise."""
+    """An image of `FIELD` x `FIELD` pixels, uniform in 0..2 x amplitude. It is cached: drawing costs 6 ms."""
     values = np.random.Generator(np.random.PCG64(amplitude)).integers(0, 2 * amplitude + 1, (FIELD, FIELD, 3), np.uint8)
     return Image.fromarray(values)
 
 
 def _pixels(box: Box, height: int, width: int) -> tuple[int, int, int, int]:
-    """A box in pixels, at least one pixel large."""
+    """Convert a box to pixels (left, top, right, bottom); both sides are at least one pixel."""
     left, top, right, bottom = box
     x, y = round(left * width), round(top * height)
     return x, y, max(x + 1, round(right * width)), max(y + 1, round(bottom * height))
 
 
 def _mix(ground: Colour, ink: Colour, share: float) -> Colour:
-    """`share` of the ink on the ground."""
+    """Blend two colours: `share` 0 is the ground, 1 the ink."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(ground, ink, strict=True))
     return red, green, blue
 

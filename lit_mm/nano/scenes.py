@@ -1,4 +1,4 @@
-"""Pages with coloured shapes: to count, to name, to locate, and the pages of a story."""
+"""Skills with coloured shapes: counting ("count"), naming ("shape"), locating ("locate") and stories ("story")."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from lit_mm.nano.render import text_width
 from lit_mm.nano.words import COLOUR_NAMES, SHAPE_NAMES, SHAPES, draw_word
 
 COUNT_SIDE, NAME_SIDE = 4, 3  # shapes to count lie in 4 x 4 cells, shapes to name in 3 x 3
-MOST = 6  # shapes to count
+MOST = 6  # most shapes to count
 SIZES = ((2, 2), (3, 3), (4, 4), (3, 3), (2, 2), (2, 3), (3, 2), (3, 4), (4, 3))  # (width, height), tenths
 
-Counted = tuple[str, int, str, tuple[tuple[int, str], ...]]  # what to count, how many, what distracts, (cell, kind)
+Counted = tuple[str, int, str, tuple[tuple[int, str], ...]]  # kind to count, count, other kind, (cell, kind) pairs
 Named = tuple[tuple[str, str], ...]  # (colour, kind)
 Tenths = tuple[int, int, int, int]  # left, top, right, bottom
 Located = tuple[tuple[str, str, Tenths], ...]  # (colour, kind, box)
@@ -21,7 +21,7 @@ Scene = tuple[str, str, str, bool]  # colour, kind, word, word above the shape
 
 
 def draw_count(rng: Random) -> Counted:
-    """1 to 6 of a kind, all equally likely, and 0 to 3 of another kind."""
+    """Draw 1 to 6 shapes of one kind, all counts equally likely, and 0 to 3 of another kind."""
     kind, other = rng.sample(SHAPE_NAMES, 2)
     many, distracting = 1 + int(rng.random() * MOST), int(rng.random() * 4)
     cells = rng.sample(range(COUNT_SIDE**2), many + distracting)
@@ -34,21 +34,21 @@ def transcribe_count(facts: Counted) -> str:
 
 
 def identify_count(facts: Counted) -> str:
-    """With the places: the names alone make too few different pages for splits that share none."""
+    """Name the page by its shapes and their cells: shapes alone give too few pages for splits without overlap."""
     return " ".join(f"{cell} {kind}" for cell, kind in facts[3])
 
 
 def ask_count(facts: Counted) -> Groups:
     kind, many, other, places = facts
     groups: Groups = [(1.0, [(f"how many {SHAPES[kind]} are there?", str(many))])]
-    if len(places) > many:  # their answers are less even: only asked after the others
+    if len(places) > many:  # these answers are less evenly spread, so they are asked last
         groups.append((0.0, [("how many shapes are there?", str(len(places)))]))
         groups.append((0.0, [(f"how many {SHAPES[other]} are there?", str(len(places) - many))]))
     return groups
 
 
 def place_count(rng: Random, facts: Counted, squeeze: float) -> list[Element]:
-    """Shapes of 17 to 21 px of one size, a colour for each kind."""
+    """Place shapes of one size, 17 to 21 px, in one colour per kind."""
     kind, _, _, places = facts
     colour, other_colour = rng.sample(COLOUR_NAMES, 2)
     side = rng.uniform(17, 21) * PX
@@ -59,7 +59,7 @@ def place_count(rng: Random, facts: Counted, squeeze: float) -> list[Element]:
 
 
 def draw_named(rng: Random) -> Named:
-    """2 to 4 shapes; no colour and no kind comes twice."""
+    """Draw 2 to 4 shapes with different colours and different kinds."""
     count = 2 + int(rng.random() * 3)
     return tuple(zip(rng.sample(COLOUR_NAMES, count), rng.sample(SHAPE_NAMES, count), strict=True))
 
@@ -76,7 +76,7 @@ def ask_named(facts: Named) -> Groups:
 
 
 def place_named(rng: Random, facts: Named, squeeze: float) -> list[Element]:
-    """Shapes of 22 to 30 px."""
+    """Place shapes of 22 to 30 px."""
     cells = sorted(rng.sample(range(NAME_SIDE**2), len(facts)))
     return [
         _shape_in_cell(rng, kind, colour, cell, NAME_SIDE, rng.uniform(22, 30) * PX, squeeze)
@@ -85,7 +85,7 @@ def place_named(rng: Random, facts: Named, squeeze: float) -> list[Element]:
 
 
 def draw_located(rng: Random) -> Located:
-    """1 to 3 shapes of different colours on a lattice of tenths, apart by a tenth at least."""
+    """Draw 1 to 3 shapes of different colours on a lattice of tenths, at least a tenth apart."""
     count = (1, 1, 2, 2, 3)[int(rng.random() * 5)]
     boxes: list[Tenths] = []
     while len(boxes) < count:
@@ -100,7 +100,7 @@ def draw_located(rng: Random) -> Located:
 
 
 def write_box(box: Tenths) -> str:
-    """[left,top,right,bottom] in tenths of the page."""
+    """Write a box as "[left,top,right,bottom]" in tenths of the page."""
     return "[{},{},{},{}]".format(*box)
 
 
@@ -113,7 +113,7 @@ def ask_located(facts: Located) -> Groups:
 
 
 def place_located(rng: Random, facts: Located, squeeze: float) -> list[Element]:
-    """Exactly on the lattice: the boxes are the answers."""
+    """Place the shapes exactly on the lattice, because their boxes are the answers."""
     return [Shape(kind, colour, (x / 10, y / 10, r / 10, b / 10)) for colour, kind, (x, y, r, b) in facts]
 
 
@@ -133,7 +133,7 @@ def ask_scene(scene: Scene) -> Groups:
 
 
 def ask_story(scenes: tuple[Scene, ...]) -> Groups:
-    """Questions over several pages. The page number is easy to guess, so it is asked least."""
+    """Ask across several pages. Page numbers have the lowest weight, because they are easy to guess."""
     pages = list(enumerate(scenes, 1))
     return [
         (1.0, [(f"on which page is the {kind}?", str(page)) for page, (_, kind, _, _) in pages]),
@@ -143,7 +143,7 @@ def ask_story(scenes: tuple[Scene, ...]) -> Groups:
 
 
 def place_scene(rng: Random, scene: Scene, squeeze: float) -> list[Element]:
-    """A shape of 34 to 44 px and a word with capitals of 14 to 22 px, one above the other."""
+    """Place a shape of 34 to 44 px and a word with capitals of 14 to 22 px, one above the other."""
     colour, kind, word, word_first = scene
     natural = text_width(word) * squeeze
     cap = rng.uniform(14 * PX, min(22 * PX, SPAN / natural))
@@ -161,7 +161,7 @@ def place_scene(rng: Random, scene: Scene, squeeze: float) -> list[Element]:
 
 
 def _shape_in_cell(rng: Random, kind: str, colour: str, cell: int, num_side: int, side: float, squeeze: float) -> Shape:
-    """A shape somewhere in its cell of a `num_side` x `num_side` lattice; `squeeze` keeps circles round on the page."""
+    """Place a shape at random inside a cell of a `num_side` x `num_side` lattice; `squeeze` keeps circles round."""
     pitch = SPAN / num_side
     row, column = divmod(cell, num_side)
     width, height = side * squeeze**0.5, side / squeeze**0.5

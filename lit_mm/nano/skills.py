@@ -1,4 +1,4 @@
-"""The skills of the nano world, each a row of functions: draw facts, transcribe, ask, place."""
+"""The table of skills of the nano world. A skill has functions that draw, transcribe, ask about and place facts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_mm.nano.elements import Element
 from lit_mm.nano.page import FINE, SHORTEST
 from lit_mm.nano.reading import Groups
 
-Facts = Any  # a tuple; its shape is the skill's own affair
+Facts = Any  # a tuple; each skill defines its fields
 
 
 def _shortest(facts: Facts) -> int:
@@ -24,15 +24,15 @@ def _shortest_list(facts: reading.List) -> int:
 
 
 class Skill(NamedTuple):
-    """What can be on a page of one kind.
+    """A skill generates the pages of one kind.
 
     Attributes:
-        instruction: asks for the transcript.
-        draw: random numbers -> facts. Cheap, since a split takes only some of them.
+        instruction: request for the transcript, in words.
+        draw: random numbers -> facts. It is cheap, because each split rejects most draws.
         transcribe: facts -> text in raster order.
-        ask: facts -> weighted groups of questions.
+        ask: facts -> weighted groups of (question, answer) pairs.
         place: random numbers, facts, squeeze -> elements in raster order.
-        identify: facts -> what makes the page itself; pages of two splits never have the same.
+        identify: facts -> identity of the page as text; no identity occurs in two splits.
         shortest: facts -> smallest native side, pixels.
     """
 
@@ -92,9 +92,9 @@ SKILLS: tuple[str, ...] = tuple(TABLE_OF_SKILLS)
 
 
 def order_questions(rng: Random, groups: Groups) -> tuple[tuple[str, str], ...]:
-    """All questions in the order of asking: a group by its weight, then any of its questions.
+    """Shuffle the questions: draw a group by weight, then any question left in it, until none is left.
 
-    A group of weight 0 waits until the others are used up.
+    Groups of weight 0 come last.
     """
     left = [(weight, list(questions)) for weight, questions in groups]
     ordered: list[tuple[str, str]] = []

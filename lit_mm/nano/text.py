@@ -1,4 +1,4 @@
-"""What the nano language models are pre-trained on: transcripts as text. They never meet an image."""
+"""Pre-training texts of the nano language models: transcripts of pages, without images."""
 
 from __future__ import annotations
 
@@ -10,10 +10,19 @@ from lit_mm.stream.order import stable_hash
 
 
 def reading_document(index: int, *, split: str, seed: int, questions: int = 3, skill: str | None = None) -> Document:
-    """A page as text, then either questions about it (even numbers) or the instruction to read it out (odd numbers).
+    """Generate a page as text with a task: questions for an even `index`, reading the page out for an odd one.
 
-    White space is strewn between the items of the page, as little or as much as an image has empty patches between
-    them, so that a model learns to read past it.
+    Random line breaks stand between the items of the page. They teach a model to skip the empty patches that an image
+    has between its items.
+
+    Args:
+        index: number of the document, from 0.
+        split: split of the nano world.
+        seed: seed of the nano world.
+        questions: number of questions for an even `index`.
+        skill: one of `SKILLS`; None takes them in turn.
+    Raises:
+        UserError: an unknown split or skill, a negative index, no question.
     """
     rng = Random(stable_hash("reading", seed, split, index, skill))
     if index % 2:
@@ -28,7 +37,10 @@ def reading_document(index: int, *, split: str, seed: int, questions: int = 3, s
 
 
 def strew(text: str, rng: Random) -> str:
-    """Line breaks between the items of a page, none to three a gap, as often as one number for the whole text says."""
+    """Add random line breaks between the items of a transcript.
+
+    A gap gets one to three line breaks with a probability that is drawn once per text, from 0 to 0.8.
+    """
     density = rng.random() * 0.8
     first, *items = text.split(" ; ")
     return first + "".join(

@@ -1,7 +1,7 @@
-"""The tokenizer of the nano language models, and how it was made: `python -m lit_mm.nano.tokenizer`.
+"""This module trains the tokenizer of the nano language models: `python -m lit_mm.nano.tokenizer`.
 
-Byte-level BPE, so any text can be written; capitals and digits are never merged with one another, so what is read from
-a page is spelt sign by sign, while the words of questions are one token each.
+It is a byte-level BPE, so it encodes any text. Capitals and digits are never merged: text read from a page is spelt
+sign by sign, while each word of a question is one token.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.nano.world import SKILLS, caption_document, text_document
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
-VOCABULARY = 512  # at most: the words of the nano world run out before
+VOCABULARY = 512  # upper limit; the words of the nano world give fewer tokens
 PIECES = Regex(r" ?[A-Z]| ?[0-9]| ?[a-z]+| ?[^\sA-Za-z0-9]+|\s")
 
 
 def train_tokenizer(documents: int = 20_000) -> Tokenizer:
-    """Train on the text of the "text" split; no page of the train or held-out split is seen.
+    """Train on the "text" split, which shares no page with the train and held-out splits.
 
     Args:
-        documents: how many, over all skills.
+        documents: number of documents over all skills.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

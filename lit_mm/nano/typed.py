@@ -1,8 +1,8 @@
-"""How the nano language model is pre-trained: it reads typed pages, whose cells hold tokens. It never meets a pixel.
+"""Pre-training of the nano language model on typed pages: lattices of cells that hold tokens instead of pixels.
 
-The prompt, the questions, the transcripts and the places of the visual tokens are those of the main recipes; only what
-stands in those places differs. So it learns to read a lattice of signs: line after line, column under column, and
-across the views of a page where a family cuts it into several.
+Prompts, questions, transcripts and the positions of visual tokens are the same as in the main recipes; only the vectors
+at those positions differ. So the model learns to read a lattice of signs along lines, along columns, and across the
+views of a page that a family cuts into several.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from lit_mm.tiling.plan import Stretch, Tiling, View
 from lit_mm.tiling.uhd import Uhd
 from lit_mm.tiling.windows import Windows
 
-SLOTS = 6  # tokens a cell: a located shape has as many
+SLOTS = 6  # tokens per cell, as many as a located shape has: colour, kind and four sides
 TILE = 112  # side of a view of the nano recipes, pixels
-LEARNED = 2  # vectors that a layout may place: newline, separator
+LEARNED = 2  # learned vectors that a layout may place: newline, separator
 
-# How the families show a page: tiling, layout, and the side of what a visual token covers, in cells of a view
+# Ways in which families show a page: tiling, layout, and side of the block of cells that one visual token covers
 WAYS: dict[str, tuple[Tiling, Layout, int]] = {
     "whole": (Stretch(TILE), InOrder(), 1),
     "anyres": (AnyRes(TILE), BaseThenUnpaddedRows(), 1),
@@ -53,32 +53,33 @@ WAYS: dict[str, tuple[Tiling, Layout, int]] = {
 
 
 class Templates:
-    """One of several templates for each document, drawn by its id.
+    """A prompt that draws one of several templates for each document, by document id.
 
-    The language model that a family starts from has met chats of many forms. One that has met a single template answers
-    no other (a caption loss of 2.0 in place of 0.03 under `Plain`): a stage that keeps it frozen would learn nothing.
+    The language models that published families start from were trained on many chat formats. A model trained on a
+    single template fails under every other one (caption loss 2.0 instead of 0.03 under `Plain`), and a stage that
+    keeps such a model frozen learns nothing.
 
     Args:
-        chats: for questions and answers. One that is named twice is drawn twice as often.
-        captions: for pages to be read out.
+        chats: templates for questions and answers. A template listed twice is drawn twice as often.
+        captions: templates for documents that ask for the transcript of a page.
     """
 
     def __init__(self, chats: list[Prompt], captions: list[Prompt]) -> None:
         self.chats, self.captions = chats, captions
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
-        """See `Prompt.runs`."""
+        """Split the document into runs under the drawn template; see `Prompt.runs`."""
         templates = self.captions if document.id.endswith(CAPTION) else self.chats
         return templates[stable_hash(document.id, "template") % len(templates)].runs(document, tokenizer)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Of chats: a caption is not asked for."""
+        """Ids that end an answer under any of the chat templates; captions are never generated."""
         return frozenset().union(*(chat.stop_ids(tokenizer) for chat in self.chats))
 
 
 @dataclass(frozen=True)
 class TypedProcessor(Processor):
-    """Puts [slots, rows, columns] token ids where `Processor` puts pixels."""
+    """A processor whose views are token ids [slots, rows, columns] instead of pixels."""
 
     def views(self, sample: Sample) -> list[Tensor]:
         return [
@@ -90,10 +91,10 @@ class TypedProcessor(Processor):
 
 @dataclass(frozen=True)
 class DrawnProcessor(TypedProcessor):
-    """Shows each document in one of several ways, drawn by its id.
+    """A processor that draws one of several processors for each document, by document id.
 
     Args:
-        ways: processors to draw from; one that is named twice is drawn twice as often.
+        ways: processors to draw from. A processor listed twice is drawn twice as often.
     """
 
     _: KW_ONLY
@@ -101,11 +102,11 @@ class DrawnProcessor(TypedProcessor):
 
     @classmethod
     def of_ways(cls, ways: Sequence[TypedProcessor]) -> DrawnProcessor:
-        """The processor that draws from `ways`; its other fields are those of the first."""
+        """Build the processor that draws from `ways`; it takes all other fields from the first of them."""
         return cls(**{field.name: getattr(ways[0], field.name) for field in fields(ways[0])}, ways=tuple(ways))
 
     def with_inputs(self, inputs: Inputs | None) -> DrawnProcessor:
-        """See `Processor.with_inputs`; every way changes."""
+        """Apply the inputs of a stage to every way; see `Processor.with_inputs`."""
         return self.of_ways([way.with_inputs(inputs) for way in self.ways])
 
     def lay_out(self, document: Document) -> Sample:
@@ -119,26 +120,27 @@ class DrawnProcessor(TypedProcessor):
 
 
 def window_of(view: View) -> tuple[float, float, float, float]:
-    """The part of the image that a view shows, in unit coordinates; padding lies outside of [0, 1]."""
+    """The part of the image that a view shows, in unit coordinates; padding lies outside [0, 1]."""
     (height, width), (y, x), (top, left, rows, columns) = view.resize, view.offset, view.box
     return (left - x) / width, (top - y) / height, (left + columns - x) / width, (top + rows - y) / height
 
 
 class Cells(nn.Module):
-    """Stands where the vision encoder stands: the sum of one vector per (slot, token) of a cell, and two for its place.
+    """An embedding of typed pages that takes the place of the vision encoder.
 
-    A vision encoder's features tell where they are from, so a cell tells its row and column. Without them a language
-    model finds what stands below a letter by counting positions, and answers one table in seven.
+    The vector of a cell is the sum of one vector per (slot, token), one for its row and one for its column. Rows and
+    columns are needed because features of a vision encoder carry their position: without them a language model finds
+    the number below a letter by counting, and answers one table in seven.
 
     Args:
-        side: rows and columns of cells.
-        width: of the vectors.
-        vocab_size: token ids.
+        side: number of rows and of columns of cells.
+        width: width of the vectors.
+        vocab_size: number of token ids.
 
     Attributes:
-        noise: standard deviation of what is added to every cell while training, at most: each page draws its own.
-            Vision is never exact: without noise a language model comes to need empty cells that are exactly alike, and
-            reads nothing from a picture.
+        noise: largest standard deviation of the Gaussian noise added to cells during training; each page draws a
+            level between 0 and this. Without noise a language model comes to rely on empty cells being exactly alike,
+            which features of images never are, and then reads nothing from a picture.
     """
 
     def __init__(self, side: int, width: int, vocab_size: int) -> None:
@@ -151,11 +153,14 @@ class Cells(nn.Module):
         self.column = nn.Parameter(torch.randn(1, side, width) * 0.02)
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The same for every view."""
+        """(rows, columns) of cells, the same for every view size."""
         return self.patch_grid(size)
 
     def forward(self, typed: Tensor) -> Tensor:
-        """[V, slots, R, C] token ids -> [V, R * C, E]. R and C divide the side; a larger cell tells its mean place."""
+        """[V, slots, R, C] token ids -> [V, R * C, E] vectors.
+
+        R and C divide `side`. Where they are smaller, a cell gets the mean of the row and column vectors it covers.
+        """
         ids = typed.flatten(2).long()  # [V, S, N]
         vectors = self.table[torch.arange(SLOTS, device=ids.device)[:, None], ids]  # [V, S, N, E]
         row = self.row.unflatten(0, (typed.shape[2], -1)).mean(dim=1)  # [R, 1, E]
@@ -168,7 +173,7 @@ class Cells(nn.Module):
 
 
 class Straight(nn.Module):
-    """A connector that changes nothing. Its learned vectors are zero: every family learns its own, from small ones."""
+    """A connector that returns its input. Its learned vectors are zero; families train theirs from small values."""
 
     grid_rule: ClassVar[SameGrid] = SameGrid()
 
@@ -192,14 +197,14 @@ class TypedPages(MultimodalModule):
     Args:
         language: the decoder.
         tokenizer: "nano", a tokenizer.json, a folder, or a published name.
-        side: rows and columns of cells.
-        noise: stage name -> most standard deviation of the noise on the cells; none where a stage is not named.
-        prompt: chat template and label rule.
-        views: stage name -> names of `WAYS` to show a page, one drawn for every training document; "whole" where a
-            stage is not named.
+        side: number of rows and of columns of cells.
+        noise: stage name -> largest standard deviation of the noise on cells. Stages not listed have no noise.
+        prompt: chat template and label rule; None is `XComposer2Prompt`.
+        views: stage name -> names in `WAYS`, one of which is drawn for every training document. Stages not listed
+            use "whole".
         max_length: longest sample, tokens.
     Raises:
-        UserError: a stage's `views` are empty, or not among `WAYS`.
+        UserError: the `views` of a stage are empty or contain a name that is not in `WAYS`.
     """
 
     def __init__(
@@ -236,7 +241,7 @@ class TypedPages(MultimodalModule):
         self.stage_names = frozenset({*self.drawing, *self.noise})
 
     def processors_of(self, stage: Stage) -> dict[int, Processor]:
-        """See `MultimodalModule.processors_of`; a stage in `views` draws a way for every document."""
+        """Processors by first step, see `MultimodalModule.processors_of`; stages listed in `views` draw a way."""
         processors = super().processors_of(stage)
         if stage.name not in self.drawing:
             return processors

@@ -1,7 +1,7 @@
-"""What nano pages are written with: made-up words, letters, numbers, labels, colours and shapes.
+"""The vocabulary of nano pages: invented words, letters, numbers, labels, colours and shapes.
 
-Everything that is read from a page is capital letters and digits; labels, colours, shapes and questions are lower case.
-Letters occur in words and headers only and digits in numbers only, so that O and 0 never compete for one place.
+Answers that are read from a page consist of capital letters and digits; labels, colours, shapes and questions are lower
+case. Letters occur only in words and headers, digits only in numbers, so O and 0 cannot be confused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LABELS = WORD_LABELS + NUMBER_LABELS
 
 
 def draw_word(rng: Random) -> str:
-    """A word of syllables: KALO (two in three), LOK (one in five) or SIMEP."""
+    """Draw a word of syllables, such as KALO (two in three), LOK (one in five) or SIMEP (the rest)."""
     while True:
         word = SYLLABLES[int(rng.random() * 70)]
         length = rng.random()
@@ -53,7 +53,7 @@ def draw_word(rng: Random) -> str:
 
 
 def draw_words(rng: Random, count: int) -> tuple[str, ...]:
-    """`count` different words."""
+    """Draw `count` different words."""
     words: dict[str, None] = {}
     while len(words) < count:
         words[draw_word(rng)] = None

@@ -1,8 +1,9 @@
-"""The nano world: generated documents, each a pure function of (seed, split, skill, index).
+"""The nano world generates documents; each is a pure function of (seed, split, skill, index).
 
-Splits share no page. What is on a page decides by a checksum which split may have it (`SHARES`), and a split draws
-again until a page is its own; so no transcript of `heldout` occurs in `train`, whatever the seed or the index. (Pages
-to count are told apart by the places of the shapes as well: "circle circle" is on some page of every split.)
+Splits share no page: a checksum of the content of a page decides its split (`SHARES`), and a split draws until it gets
+a page that belongs to it. So no transcript of `heldout` occurs in `train`, under any seed or index. Counting pages are
+the exception: their content includes the positions of the shapes, because a transcript such as "circle circle" occurs
+in every split.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ __all__ = [
 ]
 
 SPLITS = ("train", "heldout", "text", "pixels")
-SHARES = {"heldout": (0, 1), "train": (1, 6), "text": (6, 8), "pixels": (8, 10)}  # last digits of a page's checksum
-CAPTION = "/caption"  # ends the id of a document whose answer is all that its page says
-SQUEEZE = (0.85, 1.15)  # letters keep the font's proportions where that stays within this after stretching to a square
+SHARES = {"heldout": (0, 1), "train": (1, 6), "text": (6, 8), "pixels": (8, 10)}  # range of the checksum's last digit
+CAPTION = "/caption"  # end of the id of a document that asks for the transcript
+SQUEEZE = (0.85, 1.15)  # limits of the width of letters relative to the font, after the page is stretched to a square
 
 
 def question_document(index: int, *, split: str, seed: int, skill: str | None = None, questions: int = 1) -> Document:
-    """Picture or pictures, then questions with short answers, one turn each.
+    """Generate a document of one or more pictures and questions about them, with short answers, one turn each.
 
     Args:
-        index: 0 and up; each has a document.
+        index: number of the document, from 0.
         split: one of `SPLITS`.
-        seed: a world for each number.
-        skill: one of `SKILLS`; by default they take turns with the index.
-        questions: how many to ask, fewer where the page does not offer as many.
+        seed: seed of the nano world.
+        skill: one of `SKILLS`; None takes them in turn by `index`.
+        questions: largest number of questions; a page may offer fewer.
     Raises:
         UserError: an unknown split or skill, a negative index, no question.
     """
@@ -51,10 +52,10 @@ def question_document(index: int, *, split: str, seed: int, skill: str | None = 
 
 
 def caption_document(index: int, *, split: str, seed: int, skill: str | None = None) -> Document:
-    """The pictures of `question_document`, an instruction, and what is on them as text in raster order.
+    """Generate a document with the pictures of `question_document`, an instruction, and the transcript in raster order.
 
     Raises:
-        UserError: as `question_document`.
+        UserError: an unknown split or skill, a negative index.
     """
     name, pages, _ = _draw_document(index, split, seed, skill, 1)
     instruction = TABLE_OF_SKILLS[name].instruction
@@ -63,10 +64,10 @@ def caption_document(index: int, *, split: str, seed: int, skill: str | None = N
 
 
 def text_document(index: int, *, split: str, seed: int, questions: int = 3, skill: str | None = None) -> Document:
-    """`question_document` with the transcript in place of the pictures: for language models alone.
+    """Generate `question_document` with the transcript in place of the pictures, for training language models alone.
 
     Raises:
-        UserError: as `question_document`.
+        UserError: an unknown split or skill, a negative index, no question.
     """
     name, pages, pairs = _draw_document(index, split, seed, skill, questions)
     turns = _turns((f"{_transcript(pages)} ; ",), pairs)
@@ -74,7 +75,7 @@ def text_document(index: int, *, split: str, seed: int, questions: int = 3, skil
 
 
 def page(index: int, *, split: str, seed: int, kind: str) -> Page:
-    """One page; for `story` the first of the document. `question_document` shows the same one under this index.
+    """Generate the page that `question_document` shows at the same index; for "story", the first of its pages.
 
     Raises:
         UserError: an unknown split or kind, a negative index.
@@ -90,7 +91,7 @@ def page(index: int, *, split: str, seed: int, kind: str) -> Page:
 def _draw_document(
     index: int, split: str, seed: int, skill: str | None, questions: int
 ) -> tuple[str, tuple[Page, ...], tuple[tuple[str, str], ...]]:
-    """(skill, pages, (question, answer) pairs to ask)."""
+    """Generate (skill, pages, (question, answer) pairs)."""
     if questions < 1:
         raise UserError(f"a nano document asks at least one question, got questions={questions}")
     name = SKILLS[index % len(SKILLS)] if skill is None else skill
@@ -104,14 +105,14 @@ def _draw_document(
     pages: list[Page] = []
     while len(scenes) < count:
         scene = _draw_facts(rng, TABLE_OF_SKILLS[name], split)
-        if all(scene[1] != other[1] and scene[2] != other[2] for other in scenes):  # or "the star" were on two pages
+        if all(scene[1] != other[1] and scene[2] != other[2] for other in scenes):  # each shape and word on one page
             scenes.append(scene)
             pages.append(_build_page(rng, name, scene))
     return name, tuple(pages), order_questions(rng, ask_story(tuple(scenes)))[:questions]
 
 
 def _draw_facts(rng: Random, skill: Skill, split: str) -> Facts:
-    """Facts that belong to the split."""
+    """Draw facts until they belong to the split."""
     first, last = SHARES[split]
     while True:
         facts = skill.draw(rng)
@@ -130,14 +131,14 @@ def _build_page(rng: Random, kind: str, facts: Facts) -> Page:
 
 
 def _transcript(pages: tuple[Page, ...]) -> str:
-    """Of one page as it is, of several with their numbers: `page 1 KALO ; red star ; page 2 blue cross ; MIRU`."""
+    """Transcribe the pages; several are numbered: `page 1 KALO ; red star ; page 2 blue cross ; MIRU`."""
     if len(pages) == 1:
         return pages[0].transcript
     return " ; ".join(f"page {number} {entry.transcript}" for number, entry in enumerate(pages, 1))
 
 
 def _turns(opening: tuple[str | Page, ...], questions: tuple[tuple[str, str], ...]) -> tuple[Turn, ...]:
-    """User and assistant by turns; the opening stands before the first question."""
+    """Build alternating turns of user and assistant; `opening` precedes the first question."""
     turns: list[Turn] = []
     for number, (question, answer) in enumerate(questions):
         turns.append(Turn("user", (question,) if number else (*opening, question)))
@@ -146,7 +147,7 @@ def _turns(opening: tuple[str | Page, ...], questions: tuple[tuple[str, str], ..
 
 
 def _rng(seed: int, split: str, kind: str, index: int) -> Random:
-    """Random numbers for one document: the same in every process, unlike Python's own hash."""
+    """Random numbers for one document, the same in every process (Python's `hash` is not)."""
     name = f"nano/{seed}/{split}/{kind}/{index}".encode()
     return Random(int.from_bytes(blake2b(name, digest_size=8).digest(), "little"))
 

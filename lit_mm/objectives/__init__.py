@@ -1,1 +1,5 @@
 """Objectives: what a stage minimises, as parts with weights."""
+
+from lit_mm.objectives.next_token import NextToken
+
+__all__ = ["NextToken"]

@@ -1,1 +1,1 @@
-"""What a run leaves for people: curves, sample sheets, tables, summary."""
+"""Reports of a run for people: curves, sample sheets, tables, summary."""

@@ -1,4 +1,4 @@
-"""curves.png: loss, learning rates and held-out accuracy over optimizer steps."""
+"""This module draws curves.png: loss, learning rates and held-out accuracy over optimizer steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_mm.evaluation.score import Score
 from lit_mm.report.colours import FAINT, GREY, INK, MORE, PALETTE
 from lit_mm.report.files import write_whole
 
-if TYPE_CHECKING:  # a second of import, needed only where the curves are drawn
+if TYPE_CHECKING:  # importing matplotlib takes a second
     from matplotlib.axes import Axes
 
 
@@ -24,18 +24,18 @@ def draw_curves(
     path: str | Path,
     branches: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw loss, learning rate per part and held-out accuracy over optimizer steps; stages are named at the top.
+    """Draw loss, learning rate per part and held-out accuracy over optimizer steps, with stage names at the top.
 
     Args:
-        metrics_rows: of metrics.csv: step, stage, loss, and `lr_<part>` for every part.
-        accuracy_rows: of accuracy.csv: step, stage, overall, and one share per skill; may be empty.
-        blind: the baseline with other documents' images, drawn dashed.
-        path: of the PNG.
+        metrics_rows: rows of metrics.csv with step, stage, loss, and `lr_<part>` for every part.
+        accuracy_rows: rows of accuracy.csv with step, stage, overall, and one share per skill; may be empty.
+        blind: accuracy with the images of other documents, drawn as a dashed line; None draws no line.
+        path: path of the PNG.
         branches: stage -> the stage whose end it starts from, where that is not the one before it. The accuracy of a
             branch is a line of its own.
     """
     branches = branches or {}
-    from matplotlib.figure import Figure  # a second of import that only this function needs
+    from matplotlib.figure import Figure  # imported late, because it takes a second
 
     steps = [row["step"] for row in metrics_rows]
     figure = Figure(figsize=(10, 10.5), dpi=130, layout="constrained", facecolor="white")
@@ -52,13 +52,13 @@ def draw_curves(
 
     parts = [column for column in (metrics_rows[0] if metrics_rows else {}) if column.startswith("lr_")]
     for part, color in zip(parts, _colors(len(parts)), strict=True):
-        rates = [row[part] or float("nan") for row in metrics_rows]  # 0 is frozen: no line
+        rates = [row[part] or float("nan") for row in metrics_rows]  # a rate of 0 is a frozen part and gets no line
         if any(r == r for r in rates):
             rate.plot(steps, rates, color=color, linewidth=1.8, label=part.removeprefix("lr_"))
     peak = max((row[part] for row in metrics_rows for part in parts), default=0.0)
     if peak:
         rate.set_yscale("log")
-        rate.set_ylim(peak / 3e3, peak * 2)  # a cosine ends at 0, which no logarithm shows
+        rate.set_ylim(peak / 3e3, peak * 2)  # a cosine ends at 0, which a logarithmic axis cannot show
     rate.set_ylabel("learning rate")
 
     columns = list(accuracy_rows[0]) if accuracy_rows else []
@@ -87,7 +87,7 @@ def draw_curves(
 
 
 def _smooth(values: Sequence[float], reach: int) -> list[float]:
-    """Mean over `reach` steps to either side, fewer at the ends: no lag, so a jump stays where it happened."""
+    """Average over `reach` steps on either side, fewer at the ends. The window is centred, so jumps do not move."""
     sums = [0.0, *accumulate(values)]
     windows = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in windows]
@@ -104,7 +104,7 @@ def _broken(values: Sequence[float], rows: Sequence[Mapping[str, Any]], branches
 
 
 def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Stage -> its first and last step."""
+    """Stage -> [first step, last step]."""
     spans: dict[str, list[int]] = {}
     for row in rows:
         spans.setdefault(row["stage"], [row["step"], row["step"]])[1] = row["step"]
@@ -112,7 +112,7 @@ def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
 
 
 def _colors(count: int) -> list[str]:
-    """As many colours as lines: the first six are told apart best; beyond twelve from a continuous map."""
+    """Pick `count` colours: the palettes, whose first six are the clearest, up to twelve; above, a continuous map."""
     if count <= len(PALETTE + MORE):
         return list((PALETTE + MORE)[:count])
     from matplotlib import colormaps
@@ -135,7 +135,10 @@ def _tidy(axes: Axes) -> None:
 
 
 def _mark_stages(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str]) -> None:
-    """A line between two stages, and each stage's name above the first panel, with where a branch starts from."""
+    """Draw a line between stages in every panel, and the name of each stage above the first panel.
+
+    The name of a branch is followed by the stage that it starts from.
+    """
     for number, (name, (first, last)) in enumerate(_spans(rows).items()):
         if number:
             for axes in panels:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""This module writes files atomically."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write a file that is whole or absent, whenever the process is killed."""
+    """Write a file atomically: if the process is killed, the file is either complete or untouched."""
     path = Path(path)
     part = path.with_name(path.name + ".part")
     part.write_bytes(content)

@@ -1,4 +1,4 @@
-"""samples.png: held-out documents with their answers."""
+"""This module draws samples.png: held-out documents with the answers of the model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lit_mm.evaluation.score import Prediction, of_each_skill
 from lit_mm.report.colours import GREY, INK, RIGHT, WRONG
 from lit_mm.report.files import write_whole
 
-SCALE = 2  # the sheet is drawn at twice its nominal size, so that small text stays sharp
+SCALE = 2  # the sheet is drawn at twice the nominal size, which keeps small text sharp
 SHEET = 1200 * SCALE  # width of a row of cards, pixels
-PICTURE = (200 * SCALE, 340 * SCALE)  # most (height, width) of a picture
+PICTURE = (200 * SCALE, 340 * SCALE)  # largest (height, width) of a picture, pixels
 MARGIN, GAP, PAD, TEXT = 16 * SCALE, 14 * SCALE, 10 * SCALE, 13 * SCALE
 
 
@@ -22,9 +22,9 @@ def draw_samples(predictions: Sequence[Prediction], path: str | Path, per_skill:
     """Draw the first predictions of every skill: pictures, question, truth, and the answer in green or red.
 
     Args:
-        predictions: on held-out documents.
-        path: of the PNG.
-        per_skill: cards per skill. They are the first ones, not chosen by how well they went.
+        predictions: predictions on held-out documents.
+        path: path of the PNG.
+        per_skill: number of cards per skill; the first predictions are drawn, right or wrong.
     """
     cards = of_each_skill(predictions, per_skill)
     title = f"{sum(p.correct for p in cards)} of these {len(cards)} held-out answers are correct"
@@ -51,7 +51,7 @@ def draw_samples(predictions: Sequence[Prediction], path: str | Path, per_skill:
 
 
 def _rows(predictions: Sequence[Prediction]) -> list[list[Image.Image]]:
-    """Cards side by side until a row is full; then they share what is left of its width."""
+    """Fill rows with cards from left to right; the cards of a row share the unused width."""
     rows: list[list[tuple[Prediction, list[Image.Image]]]] = []
     room = 0
     for prediction in predictions:
@@ -66,19 +66,19 @@ def _rows(predictions: Sequence[Prediction]) -> list[list[Image.Image]]:
     for row in rows:
         widths = [_width(pictures) for _, pictures in row]
         spare = (SHEET - GAP * (len(row) - 1) - sum(widths)) // len(row)
-        spare = max(0, min(spare, sum(widths) // (3 * len(row))))  # the last row is not blown up
+        spare = max(0, min(spare, sum(widths) // (3 * len(row))))  # keeps the cards of a short last row narrow
         cards.append([_card(p, pictures, width + spare) for (p, pictures), width in zip(row, widths, strict=True)])
     return cards
 
 
 def _width(pictures: Sequence[Image.Image]) -> int:
-    """Least width of a card."""
+    """Smallest width of a card, pixels."""
     row = sum(picture.width for picture in pictures) + PAD * (len(pictures) - 1)
     return min(SHEET, max(row, 230 * SCALE) + 2 * PAD)
 
 
 def _card(prediction: Prediction, pictures: Sequence[Image.Image], width: int) -> Image.Image:
-    """One document: its pictures side by side, and the text below."""
+    """Draw one document: pictures side by side, text below."""
     document, inner = prediction.document, width - 2 * PAD
     row = sum(p.width for p in pictures) + PAD * (len(pictures) - 1)
     if row > inner:  # a story of many pages
@@ -115,16 +115,16 @@ def _card(prediction: Prediction, pictures: Sequence[Image.Image], width: int) -
 
 
 def _fit(image: Image.Image) -> Image.Image:
-    """As large as a card allows, aspect kept."""
+    """Resize a picture to the largest size that a card allows; the aspect ratio is kept."""
     scale = min(PICTURE[0] / image.height, PICTURE[1] / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 6) -> list[str]:
-    """Lines no wider than `width`; words longer than a line are broken, and what exceeds `most` lines ends in "...".
+    """Break a text into at most `most` lines of at most `width` pixels; a text that is cut ends in "...".
 
-    Measured in pixels, because answers of an untrained model may be one long run of signs.
+    Words wider than a line are broken, because answers of an untrained model may be one long run of characters.
     """
     lines = [""]
     for word in text.split():
@@ -149,7 +149,7 @@ def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib and covers Latin, Greek, Cyrillic and the check marks."""
+    """DejaVu Sans; it is part of matplotlib and covers Latin, Greek, Cyrillic and the check marks."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

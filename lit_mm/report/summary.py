@@ -1,4 +1,4 @@
-"""summary.json: accuracies, times and the figures of each stage."""
+"""This module writes summary.json: accuracies, times and the figures of each stage."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ def write_summary(
     stages: Sequence[Mapping[str, Any]],
     **more: Any,
 ) -> dict[str, Any]:
-    """Write summary.json, whole or not at all. Returns what it holds.
+    """Write summary.json atomically and return its content.
 
     Args:
+        path: path of the file.
+        accuracy: accuracies on held-out documents.
+        blind: accuracies with the images of other documents.
         seconds: wall time from launch to the end of the run.
-        seconds_to_first_step: from launch to the first finished optimizer step; None if this launch made no step.
-        stages: one entry a stage, see `stage_summaries`.
-        more: other entries, of types that JSON has.
+        seconds_to_first_step: wall time from launch to the end of the first optimizer step; None without a step.
+        peak_memory_mb: peak memory of the process, MB.
+        stages: one entry per stage, see `stage_summaries`.
+        more: further entries of JSON types.
     """
     summary = {
         "accuracy": {"overall": accuracy.overall, "skills": dict(accuracy.skills)},
@@ -48,7 +52,7 @@ def stage_summaries(
     branches: Mapping[str, str] | None = None,
     ends: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Per stage: name, optimizer steps, useful tokens, wall seconds, and the loss of its first and last step.
+    """Summarise each stage: name, optimizer steps, useful tokens, wall seconds, losses of the first and last step.
 
     Args:
         metrics_rows: rows of metrics.csv.

@@ -1,4 +1,4 @@
-"""Accuracies as a table for the terminal."""
+"""This module prints accuracies as a table for the terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from lit_mm.evaluation.score import Prediction, Score
 
 
 def accuracy_table(score: Score, blind: Score, predictions: Iterable[Prediction] = ()) -> str:
-    """The accuracy of every skill beside the blind baseline, in percent, ready to print.
+    """Format the accuracy of every skill beside the blind baseline, in percent.
 
     Args:
-        predictions: those that were scored, to count the documents per skill; without them only the total is given.
+        score: accuracies on held-out documents.
+        blind: accuracies with the images of other documents.
+        predictions: scored predictions, from which documents per skill are counted. If empty, only the total is shown.
     """
     from rich import box
     from rich.console import Console

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import resource
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,24 +46,24 @@ class RunFolder:
         """Make or reopen a run folder, and let `runs/latest` point to it.
 
         Args:
-            run_dir: the folder; `runs/<experiment>/<time>` when left out.
+            run_dir: the folder; a new `runs/<experiment>/<time>` when left out.
             trainer: of a run on several ranks, which the first one's choice binds.
         """
 
-        def choose() -> str:
-            return run_dir or str(Path("runs") / experiment / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        def make() -> str:
+            path = Path(run_dir) if run_dir else None
+            try:
+                path = path or _new_folder(Path("runs") / experiment)
+                (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+                _point_latest(path)
+            except OSError as error:
+                raise UserError(
+                    f"the run folder {str(path or Path('runs') / experiment)!r} cannot be made ({error.strerror}). "
+                    "Choose one with --run_dir"
+                ) from error
+            return str(path)
 
-        path = Path(choose() if trainer is None else agree(trainer, "run_dir", choose))
-        if trainer is not None and trainer.global_rank:
-            return cls(path)
-        try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            _point_latest(path)
-        except OSError as error:
-            raise UserError(
-                f"the run folder {str(path)!r} cannot be made ({error.strerror}). Choose one with --run_dir"
-            ) from error
-        return cls(path)
+        return cls(Path(make() if trainer is None else agree(trainer, "run_dir", make)))
 
     @property
     def checkpoints(self) -> Path:
@@ -90,11 +92,23 @@ class RunFolder:
         _write(file, config)
 
 
+def _new_folder(parent: Path) -> Path:
+    """A folder that no other run has: two that start in the same second differ by a number."""
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in count(1):
+        path = parent / (time if number == 1 else f"{time}_{number}")
+        try:
+            path.mkdir(parents=True)
+            return path
+        except FileExistsError:
+            if not path.is_dir():  # the parent is a file
+                raise
+
+
 def _point_latest(path: Path) -> None:
     runs = Path("runs")
     runs.mkdir(exist_ok=True)
-    link = runs / f".latest-{os.getpid()}"
-    link.unlink(missing_ok=True)
+    link = runs / f".latest-{uuid.uuid4().hex}"
     link.symlink_to(os.path.relpath(path.resolve(), runs.resolve()), target_is_directory=True)
     os.replace(link, runs / "latest")
 

@@ -12,7 +12,7 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.run.agreement import agree
 from lit_mm.run.folder import RunFolder
-from lit_mm.stages.stage import Stage, branches, check_recipe
+from lit_mm.stages.stage import Stage, branches
 
 
 def run_stages(
@@ -33,12 +33,12 @@ def run_stages(
         seed: of the stream's order and of dropout.
         pretrained: load the parts' published weights before the first stage.
     """
-    check_recipe(stages, module.parts(), module.objectives)
+    module.check_recipe(stages)
     origin_of = branches(stages)
     ends: dict[str, Path] = {}  # stage -> the checkpoint of its end
     saved = resume_point(folder, stages, trainer_of(max_steps=1))
     if saved is None and pretrained:
-        module.load_pretrained()
+        module.load_pretrained(module.parts_read(stages[0]))
     first_step = 0
     if saved is not None:
         module.ends = dict(reading.read(saved.path).manifest.get("ends", {}))
@@ -51,16 +51,19 @@ def run_stages(
         resumed = saved is not None and number == saved.number
         finished = saved is not None and (number, final_step(module, stage, steps)) <= (saved.number, saved.step)
         if resumed:
-            reading.load_weights(module, reading.read(saved.path), family_of(module))
+            reading.load_weights(module, reading.read(saved.path), family_of(module), module.parts_read(stage))
         elif not finished and stage.name in origin_of:
             load_end(module, stage, ends[origin_of[stage.name]])
+        if not finished:
+            module.origins.load_missing(module.parts_read(stage))
         module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
         if not finished:
-            trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
-        first_step += final_step(module, stage, steps)
-        ends[stage.name] = folder.checkpoints / manifest.checkpoint_name(
-            number, stage.name, final_step(module, stage, steps)
-        )
+            with module.reading_only(stage):
+                trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
+        last = final_step(module, stage, steps)
+        first_step += last
+        ends[stage.name] = folder.checkpoints / manifest.checkpoint_name(number, stage.name, last)
+    module.origins.load_missing()
     module._trainer = trainer  # a stage that was finished before has no Trainer; evaluation asks it for the precision
     module.to(trainer.strategy.root_device)  # a Trainer leaves the model on the CPU
     return data
@@ -84,7 +87,7 @@ def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
         )
     checkpoint = reading.read(path)
     checkpoint.verify()
-    reading.load_weights(module, checkpoint, family_of(module))
+    reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stage))
 
 
 def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> manifest.Saved | None:
@@ -102,7 +105,10 @@ def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> 
             raise UserError(
                 f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe"
             )
-        reading.read(saved.path).verify()
+        try:
+            reading.read(saved.path).verify()
+        except manifest.Damaged as error:
+            raise UserError(f"{error}. {reading.way_out(saved.path)}") from error
         return saved.path.name
 
     name = agree(trainer, "resume", newest)

@@ -1,4 +1,4 @@
-"""A stage's parameters in the groups of its optimizer."""
+"""This module sorts the parameters of a stage into optimizer groups."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Layered(Protocol):
     num_layers: int
 
     def layer_of(self, name: str) -> int:
-        """0 for the embeddings, i + 1 for block i, of the parameter `name`."""
+        """Number of the layer that holds the parameter `name`: 0 for the embeddings, i + 1 for block i."""
         ...
 
 
-# Of vocabularies and positions: matrices whose rows are looked up, and heads that score a vocabulary
+# Starts of names of tables whose rows are looked up (vocabularies, positions) and of vocabulary heads
 LOOKED_UP = ("embed", "shared", "head", "relative_attention_bias", "table")
 
 
 def multiplies(name: str) -> bool:
-    """True for a matrix that activations are multiplied with, by its name: "blocks.3.fc1.weight", "resampler.q.weight".
+    """True if the name belongs to a matrix of a linear layer, such as "blocks.3.fc1.weight" or "resampler.q.weight".
 
-    Not for embeddings, vocabulary heads, and what is no weight of a layer ("query", "positions").
+    It is False for embeddings, vocabulary heads, and free parameters such as "query" and "positions".
     """
     pieces = name.split(".")
     if any(piece.startswith(LOOKED_UP) or piece.endswith(("embeddings", "_head")) for piece in pieces):
@@ -39,12 +39,18 @@ def multiplies(name: str) -> bool:
 def parameter_groups(
     parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage, layered: Mapping[str, Layered]
 ) -> list[dict[str, Any]]:
-    """The optimizer's groups: one per part, layer (where it decays), decay switch and kind of update.
+    """Build the optimizer groups of a stage.
+
+    Parameters share a group if part, weight decay, kind of update and, under `layer_decay`, layer are equal.
 
     Args:
-        layered: the parts that can tell a parameter's layer, needed for `layer_decay`.
+        parts: part name -> parameter name -> parameter.
+        stage: the stage, whose `train` holds the options of each part.
+        layered: parts that know the layer of a parameter; `layer_decay` needs them.
     Returns:
         Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language"), `part` and `muon`.
+    Raises:
+        UserError: a part has `layer_decay` but no layers.
     """
     groups: dict[tuple[str, int, bool, bool], dict[str, Any]] = {}
     for part, train in stage.train.items():

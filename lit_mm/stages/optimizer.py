@@ -1,4 +1,4 @@
-"""The optimizer of a stage: AdamW, and Muon for the matrices of the parts that ask for it."""
+"""The optimizer of a stage: AdamW, and Muon for the matrices of parts with `optimizer: muon`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.optim import AdamW, Optimizer
 
 from lit_mm.layers.hardware import fast_bf16
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that pulls singular values to 0.7 .. 1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # the quintic with these coefficients moves singular values to 0.7 .. 1.2
 ITERATIONS = 5
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """[K, R, C] matrices -> the nearest matrices whose singular values are all about 1.
+    """Replace [K, R, C] matrices by the nearest matrices with singular values of about 1.
 
-    In bf16, which is exact enough, where the device multiplies in it.
+    It computes in bf16, which is exact enough, if the device multiplies bf16 in hardware, else in fp32.
     Source: Jordan et al., "Muon" (2024), `zeropower_via_newtonschulz5`.
     """
     tall = matrices.shape[1] > matrices.shape[2]
@@ -36,12 +36,13 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where this rank's piece of a matrix lies in a flat tensor that ZeRO has made of a group.
+    """The piece of a matrix that this rank holds in the flat tensor into which ZeRO joins a group.
 
     Attributes:
-        shape: of the matrix.
-        start, count: elements of the flattened matrix that this rank has; a count of 0: none.
-        offset: where they begin in the flat tensor.
+        shape: shape of the matrix.
+        start: first element of the flattened matrix that this rank holds.
+        count: number of elements that this rank holds; 0 if it holds none.
+        offset: position of these elements in the flat tensor.
     """
 
     shape: torch.Size
@@ -51,18 +52,19 @@ class Cut:
 
 
 class Muon(Optimizer):
-    """Momentum whose update is orthogonalised. torch's own always works in bf16, which most laptops only imitate.
+    """The optimizer Muon: momentum with an orthogonalised update.
 
-    Matrices of one shape are orthogonalised together. Where ZeRO has cut them, every rank puts the pieces together for
-    as long as that takes, and moves its own.
+    torch has a Muon, but it always computes in bf16, which most laptops only emulate. Matrices of one shape are
+    orthogonalised together. Where ZeRO has cut matrices, every rank assembles them for the update and then applies the
+    update to the pieces that it holds.
 
     Args:
-        groups: with `params` (matrices), `lr` and `weight_decay`.
-        momentum: Nesterov's.
+        groups: groups with `params` (matrices), `lr` and `weight_decay`.
+        momentum: coefficient of Nesterov momentum.
     Attributes:
-        cuts: flat parameter -> the matrices of its group, in the same order on every rank; empty where `params` are the
-            matrices themselves.
-        add_up: sums a tensor over the ranks, in place of it or as a new one; needed with `cuts`.
+        cuts: flat parameter -> cuts of the matrices of its group, in the same order on every rank. It is empty if
+            `params` are whole matrices.
+        add_up: function that sums a tensor over the ranks and returns the sum, in place or not. Needed with `cuts`.
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the scale of the update,
         that of AdamW's, is arXiv:2502.16982, section 2.2.
     """
@@ -79,7 +81,7 @@ class Muon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            of_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Cut]]] = defaultdict(list)
+            entries_by_shape: dict[torch.Size, list[tuple[Tensor, Tensor, Cut]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -89,27 +91,27 @@ class Muon(Optimizer):
                 state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
                 update = parameter.grad.lerp(state["momentum"], group["momentum"])
                 for cut in self.cuts.get(parameter, (Cut(parameter.shape, count=parameter.numel()),)):
-                    of_shape[cut.shape].append((parameter.view(-1), update.view(-1), cut))
-            for shape, entries in of_shape.items():
+                    entries_by_shape[cut.shape].append((parameter.view(-1), update.view(-1), cut))
+            for shape, entries in entries_by_shape.items():
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
                 whole = entries[0][1].new_zeros(len(entries), shape.numel())
                 for matrix, (_, update, cut) in zip(whole, entries, strict=True):
                     matrix.narrow(0, cut.start, cut.count).copy_(update.narrow(0, cut.offset, cut.count))
                 updates = orthogonalise(self.add_up(whole).view(len(entries), *shape)).flatten(1)
                 for (parameter, _, cut), update in zip(entries, updates, strict=True):
-                    mine, delta = parameter.narrow(0, cut.offset, cut.count), update.narrow(0, cut.start, cut.count)
-                    mine.mul_(1 - group["lr"] * group["weight_decay"]).sub_(delta.to(mine), alpha=size)
+                    piece, delta = parameter.narrow(0, cut.offset, cut.count), update.narrow(0, cut.start, cut.count)
+                    piece.mul_(1 - group["lr"] * group["weight_decay"]).sub_(delta.to(piece), alpha=size)
         return loss
 
 
 class MuonWithAdamW(Optimizer):
-    """Muon for groups with `muon`, torch's AdamW for the others, as one optimizer.
+    """One optimizer that applies Muon to groups with `muon` and torch's AdamW to all others.
 
-    An update of Muon is as large as one of AdamW (root mean square), so both take the same learning rates.
+    Updates of Muon are scaled to the root mean square of AdamW's, so both take the same learning rates.
 
     Args:
-        groups: as `lit_mm.stages.groups.parameter_groups` makes them.
-        betas: of AdamW.
+        groups: groups from `lit_mm.stages.groups.parameter_groups`.
+        betas: coefficients of AdamW.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]) -> None:
@@ -119,7 +121,7 @@ class MuonWithAdamW(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """Of the groups that are in `param_groups` now: DeepSpeed steps one at a time."""
+        """Step the groups that are in `param_groups` at the moment; DeepSpeed puts them there one at a time."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -132,7 +134,12 @@ class MuonWithAdamW(Optimizer):
 
 
 def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float]) -> Optimizer:
-    """AdamW, or Muon with AdamW where a group asks for Muon."""
+    """Build AdamW, or Muon with AdamW if some group has `muon`.
+
+    Args:
+        groups: groups from `lit_mm.stages.groups.parameter_groups`.
+        betas: coefficients of AdamW.
+    """
     if any(group["muon"] for group in groups):
         return MuonWithAdamW(groups, betas)
     return AdamW(groups, betas=betas, fused=True)

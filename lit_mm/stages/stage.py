@@ -12,7 +12,7 @@ from torch import nn
 
 from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
-from lit_mm.stages.schedule import Cosine, Schedule
+from lit_mm.stages.schedule import ByEpoch, Cosine, Schedule
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a stage: it stands in names of files and in addresses of keys
 ALL_STAGES, REPLACE = "*", "replace"  # in the place of a stage's name in the address of a key
@@ -155,8 +155,8 @@ def check_stage(
         parts: part -> its parameters by name.
         objectives: names of the model's objectives.
     Raises:
-        UserError: the stage names a part or an objective that the model does not have, or its warm-up is longer than
-            the stage.
+        UserError: the stage names a part or an objective that the model does not have, its warm-up is longer than the
+            stage, or its schedule counts other epochs than the stage.
     """
     unknown = sorted(stage.train.keys() - parts.keys())
     if unknown:
@@ -169,6 +169,11 @@ def check_stage(
             stage.schedule.factor(0, stage.max_steps)
         except UserError as error:  # it does not know its stage
             raise UserError(f"stages.{stage.name}.schedule: {error}") from error
+    elif isinstance(stage.schedule, ByEpoch) and stage.schedule.epochs != stage.epochs:
+        raise UserError(
+            f"stages.{stage.name}.schedule changes the rate over {stage.schedule.epochs} epochs, the stage has "
+            f"{stage.epochs}. Write the same number in both, or give the stage's length in max_steps"
+        )
     if wrong := sorted(set(stage.noisy) - (parts.keys() - stage.train.keys())):
         frozen = sorted(parts.keys() - stage.train.keys())
         raise UserError(

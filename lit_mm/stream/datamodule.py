@@ -1,4 +1,4 @@
-"""The base of all data modules: a planned, index-addressed stream of packed rows. Its whole state is one integer."""
+"""The base of all data modules: a planned stream of packed rows with one integer of state, the finished steps."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from lit_mm.stream.screen import FEW, BadSample, Screen
 from lit_mm.stream.workers import end_with_parent
 
 WorkerStart = Literal["fork", "forkserver", "spawn"]
-PREFETCH = 4  # micro-batches that a worker makes ahead
+PREFETCH = 4  # micro-batches that a worker prepares ahead
 
 
 class Source(Protocol):
-    """Documents by number, without their pixels."""
+    """A source returns documents by number, without reading pixels."""
 
     def __len__(self) -> int: ...
 
@@ -37,26 +37,27 @@ class Source(Protocol):
 
 
 class StreamDataModule(L.LightningDataModule, ABC):
-    """Feeds one stage at a time.
+    """A data module feeds the samples of one stage at a time, in a planned order.
 
     Args:
         global_batch: rows per optimizer step over all ranks. A row is a pack of samples, or one sample without packing.
-        micro_batch: rows per rank and forward; left out, the global batch in one forward per rank. Accumulation is
-            derived, and must be whole.
-        row_tokens: largest number of tokens in a packed row; null switches packing off, so that a row is one sample.
-        row_views: largest number of image views in a packed row; null for no limit.
-        window: samples that are packed together.
-        num_workers: worker processes of the loader; the stream does not depend on it.
-        too_long: what happens to a sample that is longer than the model's `max_length` or than a row: truncate cuts its
-            end off, never a part of an image; refuse makes it a bad sample.
-        on_bad_sample: what happens to a sample that cannot be read, does not fit, or has nothing to learn: fail stops
-            the run; skip leaves it out and counts it by reason; quarantine also lists it by id in ledger.jsonl.
-        max_bad: share of bad samples above which the run stops all the same. It is counted over at least 1000 samples,
-            or over the whole data set where that is smaller.
-        max_unsupervised: the same, before the first step already, for samples with nothing to learn, which `max_bad`
-            does not count.
-        worker_start: start of the worker processes: fork is quick; forkserver and spawn begin with a fresh interpreter,
-            some seconds each, and share no locks with the trainer's threads. None: as Python starts processes here.
+        micro_batch: rows per rank and forward. None takes the global batch in one forward per rank. Accumulation is
+            computed from it and must be a whole number.
+        row_tokens: largest number of tokens in a packed row. None switches packing off, so that a row is one sample.
+        row_views: largest number of image views in a packed row; None for no limit.
+        window: number of samples that are packed together.
+        num_workers: number of worker processes of the loader. The order of samples does not depend on it.
+        too_long: policy for samples longer than `max_length` of the model or than a row. "truncate" cuts off the end,
+            but never a part of an image; "refuse" makes the sample a bad sample.
+        on_bad_sample: policy for samples that cannot be read, do not fit, or have nothing to learn. "fail" stops the
+            run; "skip" leaves the sample out and counts it by reason; "quarantine" also lists its id in ledger.jsonl.
+        max_bad: largest share of bad samples, 0 to 1; above it the run stops under any policy. The share is taken over
+            at least 1000 samples, or over the whole data set if that is smaller.
+        max_unsupervised: largest share of samples with nothing to learn, 0 to 1; it is also tested before the first
+            step. `max_bad` does not count these samples.
+        worker_start: method that starts worker processes. "fork" is quick; "forkserver" and "spawn" take some seconds
+            per worker to start a new interpreter, and share no locks with threads of the trainer. None takes the
+            default of Python.
     """
 
     def __init__(
@@ -81,21 +82,23 @@ class StreamDataModule(L.LightningDataModule, ABC):
             "row_views": row_views,
             "window": window,
         }
-        wrong = {name: count for name, count in counts.items() if count is not None and count < 1}
-        if wrong or num_workers < 0:
-            raise UserError(f"the data section counts from 1 (`num_workers` from 0), got {wrong or num_workers}")
+        invalid = {name: count for name, count in counts.items() if count is not None and count < 1}
+        if invalid or num_workers < 0:
+            raise UserError(
+                f"counts of the data section are at least 1 (`num_workers` at least 0), got {invalid or num_workers}"
+            )
         self.global_batch, self.micro_batch = global_batch, micro_batch
         self.row_tokens, self.row_views, self.window = row_tokens, row_views, window
         shares = {"max_bad": max_bad, "max_unsupervised": max_unsupervised}
-        if wrong := {name: share for name, share in shares.items() if not 0 <= share <= 1}:
-            raise UserError(f"the data section needs shares from 0 to 1, got {wrong}")
+        if invalid := {name: share for name, share in shares.items() if not 0 <= share <= 1}:
+            raise UserError(f"the data section needs shares from 0 to 1, got {invalid}")
         self.num_workers, self.worker_start = num_workers, worker_start
         self.too_long, self.on_bad_sample = too_long, on_bad_sample
         self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
         self.first_step = 0
         self.stream: RowStream | None = None
-        self.screens: list[Screen] = []  # of every phase of the stage
-        self.screen: Screen | None = None  # of the first phase; None before a stage, or if all samples are sound
+        self.screens: list[Screen] = []  # one screen per phase of the stage
+        self.screen: Screen | None = None  # screen of the first phase; None before a stage, or if no sample can be bad
 
     @abstractmethod
     def source(self) -> Source:
@@ -103,12 +106,22 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def heldout(self, count: int | None = None) -> list[Document]:
-        """Documents that are never trained on; `count` None for as many as are configured."""
+        """Documents that are never trained on; `count` limits their number, None takes the configured number."""
 
     def begin(self, processor: Processor, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
-        """Plan the stage. Returns its optimizer steps: `max_steps`, or as many as its epochs take.
+        """Plan a stage and return its number of optimizer steps: `max_steps`, or the steps of its epochs.
 
-        The last step of an epoch is filled with the first rows of the next.
+        The last step of an epoch is filled up with the first rows of the next epoch.
+
+        Args:
+            processor: processor of the stage.
+            stage: the stage.
+            seed: seed of the run.
+            rank: number of this rank.
+            world: number of ranks.
+        Raises:
+            UserError: the global batch does not split over the ranks, the inputs change after the end of the stage, or
+                no sample can be trained on.
         """
         processors = [processor]
         for step in sorted(stage.inputs_from):
@@ -147,7 +160,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         if starts[-1] >= steps * self.global_batch:
             raise UserError(
                 f"stages.{stage.name}.inputs_from: the last change is at step {max(stage.inputs_from)}, the stage has "
-                f"{steps} steps. Change the inputs before its end"
+                f"{steps} steps. Change the inputs before the stage ends"
             )
         self.first_step = 0
         self.stream = RowStream(
@@ -161,19 +174,19 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return steps
 
     def _steps_of(self, plan: Stream, stage: Stage, *, tell: bool) -> int:
-        """Optimizer steps of a stage that counts epochs. Every sample without a kept length is laid out for it.
+        """Count the optimizer steps of a stage whose length is in epochs. Samples without a stored length are laid out.
 
         Args:
-            tell: what takes so long, on standard error.
+            tell: if True, standard error explains what takes so long.
         """
         documents = self.screen.maker.documents
         tables = zip(documents.sources, self.screen.tables, strict=True)
         missing = [source for source, table in tables if table is None]
         if not missing or not tell:
             return -(-plan.rows_of(stage.epochs) // self.global_batch)
-        text = f"lit_mm: stage {stage.name!r} counts epochs: to know its steps, all samples are laid out first"
-        if any(isinstance(source, lengths.Source) for source in missing):  # others have no files to name an index by
-            text += ". `python -m lit_mm data index --config RECIPE` keeps their lengths, and later starts are quick"
+        text = f"lit_mm: stage {stage.name!r} counts epochs: all samples are laid out first to compute its steps"
+        if any(isinstance(source, lengths.Source) for source in missing):  # only sources with files can have an index
+            text += ". `python -m lit_mm data index --config RECIPE` stores their lengths and makes later starts quick"
         print(text, file=sys.stderr, flush=True)
         with bar(f"laying out {stage.name}", len(documents)) as self.screen.progress:
             rows = plan.rows_of(stage.epochs)
@@ -185,11 +198,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return self.screens[self.stream.plan.phase_of(step * self.global_batch)]
 
     def micro_batch_on(self, world: int) -> int:
-        """Rows per rank and forward on so many ranks."""
+        """Rows per rank and forward on `world` ranks."""
         return self.micro_batch or max(1, self.global_batch // world)
 
     def maker(self, processor: Processor) -> SampleMaker:
-        """What makes the samples of the current stage."""
+        """Build the sample maker of the current stage."""
         source = self.source()
         return SampleMaker(
             source if isinstance(source, Joined) else Joined([source], [name_of(source)]),
@@ -203,10 +216,10 @@ class StreamDataModule(L.LightningDataModule, ABC):
         if self.stream is None:
             raise UserError("no stage has begun: this data module is driven by a recipe with `stages:` (lit_mm fit)")
         self.stream.first_step = self.first_step
-        # A loader asks for its first micro-batches while its workers start. A mistake in the data that stops it there
-        # leaves half a loader, whose clean-up writes tracebacks of its own: so the mistake shall show before.
+        # A loader asks for its first micro-batches while its workers start. An error in the data at that point leaves
+        # half a loader, and its clean-up prints further tracebacks. So errors are provoked here, before it is built.
         if self.screen is not None and not self.first_step:
-            for number in self.stream.plan.first(FEW):  # too many samples with nothing to learn end the run here
+            for number in self.stream.plan.first(FEW):  # the run ends here if too many samples have nothing to learn
                 self.screen(number)
         for _ in islice(self.stream, PREFETCH * self.num_workers):
             pass
@@ -222,9 +235,9 @@ class StreamDataModule(L.LightningDataModule, ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer steps finished: the same on every rank, and all there is to the position in the stream.
+        """The number of finished optimizer steps, which is the position in the stream and equal on every rank.
 
-        `mark` follows from them. It spares a restart the packing of all windows before (see `Plan`).
+        `mark` is computed from it; with it a restart need not pack all earlier windows (see `Plan`).
         """
         finished = self.trainer.global_step
         mark = self.stream.plan.mark(max(0, finished * self.global_batch - 1))
@@ -234,13 +247,13 @@ class StreamDataModule(L.LightningDataModule, ABC):
         if state["global_batch"] != self.global_batch:
             raise UserError(
                 f"the checkpoint was made with global_batch {state['global_batch']}, the config says "
-                f"{self.global_batch}: the stream would not continue. Set it back, or start a new run folder"
+                f"{self.global_batch}: the stream would not continue. Restore the old value, or start a new run folder"
             )
         self.first_step = state["finished_steps"]
-        if "mark" in state:  # not in checkpoints of before
+        if "mark" in state:  # older checkpoints have no mark
             self.stream.plan.go_to(state["mark"])
 
 
 def name_of(source: Source) -> str:
-    """A source's name in logs and in the ledger: its own, or its class."""
+    """Name of a source for logs and the ledger: its attribute `name`, or else the name of its class."""
     return getattr(source, "name", None) or type(source).__name__

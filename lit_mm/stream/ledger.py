@@ -1,4 +1,4 @@
-"""The ledger: every sample that a stage draws ends as trained, truncated, skipped or quarantined. Arithmetic only."""
+"""The ledger counts what became of every drawn sample: trained, truncated, skipped or quarantined."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lit_mm.samples.fault import Fault
 from lit_mm.stream.order import StepSamples
 from lit_mm.stream.screen import Screen
 
-OUTCOMES = ("trained", "truncated", "skipped", "quarantined")  # truncated: trained on up to a cut
+OUTCOMES = ("trained", "truncated", "skipped", "quarantined")  # a truncated sample is trained on up to a cut
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Samples of one source that ended in the same way in an optimizer step.
+    """A count of samples of one source with the same outcome in one optimizer step.
 
     Attributes:
-        source: its name.
+        source: name of the source.
         outcome: one of `OUTCOMES`.
-        kind: why; "" for `trained`.
-        count: samples.
-        fault: of a quarantined one, which has an entry to itself.
+        kind: reason for the outcome, such as "too_long"; "" for "trained".
+        count: number of samples.
+        fault: the fault of a quarantined sample, which has an entry to itself; None for all other outcomes.
     """
 
     source: str
@@ -43,14 +43,16 @@ class Entry:
 
 
 def entries_of(samples: StepSamples, lost: Sequence[Fault], screen: Screen) -> list[Entry]:
-    """What became of the samples of one optimizer step.
+    """Count the outcomes of the samples of one optimizer step.
 
     Args:
-        samples: what the plan says the step accounts for, over all ranks.
-        lost: of those in its rows, the ones that workers of any rank could not read.
-        screen: which samples are truncated or left out, and why.
+        samples: samples of the step by plan, over all ranks.
+        lost: faults of the samples in its rows that a worker of any rank could not read.
+        screen: screen of the stage, which holds the truncated samples and the faults of those left out.
+    Returns:
+        Entries sorted by source and outcome, then one entry per quarantined sample.
     Raises:
-        AssertionError: a worker lost what the plan has not in this step.
+        AssertionError: a worker lost a sample that is not in the rows of the step.
     """
     documents = screen.maker.documents
     left = Counter(samples.in_rows)
@@ -82,15 +84,18 @@ def summarise(
     rows: Sequence[Mapping[str, Any]],
     exceptions: Sequence[dict],
 ) -> dict[str, Any]:
-    """The account of a stage, reconciled to the sizes of its sources.
+    """Summarise a stage and reconcile the counts with the sizes of the sources.
 
     Args:
-        names, sizes: of the sources.
-        rows: of sources.csv, those of the stage.
-        told: lines of ledger.jsonl, those of the stage.
+        stage: name of the stage.
+        names: names of the sources.
+        sizes: number of samples in each source.
+        rows: rows of sources.csv of the stage.
+        exceptions: lines of ledger.jsonl of the stage.
     Returns:
-        For each source its `size`; `drawn`, the sum of the four outcomes; `passes` begun over the source; and
-        `not_reached`, samples of the last pass that the stage ended before: drawn + not_reached = passes * size.
+        For each source its `size`; `drawn`, the sum of the four outcomes; `passes`, the number of passes over the
+        source, the last one included; `not_reached`, the samples of the last pass that were not drawn; and the counts
+        by reason. It holds that drawn + not_reached = passes * size.
     """
     accounts = []
     for name, size in zip(names, sizes, strict=True):
@@ -110,13 +115,13 @@ def summarise(
 
 
 def quarantined(exceptions: Sequence[dict]) -> list[dict[str, Any]]:
-    """The quarantined samples, each once however often it came."""
+    """List the quarantined samples. A sample that was drawn several times is listed once."""
     once = {(line["source"], line["id"], line["kind"]): line for line in exceptions if line["outcome"] == "quarantined"}
     return [{key: line[key] for key in ("source", "id", "where", "kind", "reason")} for line in once.values()]
 
 
 def ledger_table(account: Mapping[str, Any]) -> Table:
-    """What `summarise` returns, to look at."""
+    """Format the result of `summarise` as a table for the terminal."""
     columns = ("size", "drawn", *OUTCOMES, "not_reached")
     table = Table(title=f"samples of stage {account['stage']}", title_justify="left", box=SIMPLE, padding=0)
     table.add_column("source")
@@ -130,8 +135,8 @@ def ledger_table(account: Mapping[str, Any]) -> Table:
     return table
 
 
-def told_reasons(account: Mapping[str, Any]) -> list[str]:
-    """A line for each source with samples that were cut or left out, and why."""
+def reason_lines(account: Mapping[str, Any]) -> list[str]:
+    """Write one line per source that has truncated or left out samples, with the counts by reason."""
     return [
         f"{entry['source']}: "
         + ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in entry["reasons"].items())

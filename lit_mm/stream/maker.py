@@ -1,4 +1,4 @@
-"""Sample numbers -> samples that fit the model and a row."""
+"""The sample maker builds samples from sample numbers, within the limits of the model and of a row."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ TooLong = Literal["refuse", "truncate"]
 
 
 class SampleMaker:
-    """Sample number -> sample that fits the model and a row. Used to plan and, again, in the workers.
+    """A sample maker builds samples by number. Planning and the worker processes both use it.
 
     Args:
         documents: the sources.
         processor: processor of the stage.
-        too_long: what happens to a sample beyond the processor's `max_length` or a row's budgets: it is cut (see
-            `truncate`), or refused.
-        row_tokens, row_views: the budgets of a row; None without.
+        too_long: policy for samples longer than `max_length` of the processor or than a row: "truncate" cuts them (see
+            `lit_mm.samples.truncate`), "refuse" raises an error.
+        row_tokens: largest number of tokens in a row; None for no limit.
+        row_views: largest number of views in a row; None for no limit.
     """
 
     def __init__(
@@ -41,10 +42,10 @@ class SampleMaker:
         self.row_tokens, self.row_views = row_tokens, row_views
 
     def make(self, document: Document) -> tuple[Sample, bool]:
-        """The sample, and whether it was cut. Reads no pixels.
+        """Build the sample of a document without reading pixels. Returns (sample, True if it was truncated).
 
         Raises:
-            SampleError: it is too long and may not be cut, or nothing in it is learnt.
+            SampleError: the sample is too long and `too_long` is "refuse", or it has no supervised token.
             UserError: the prompt cannot express the document.
         """
         sample = self.processor.lay_out(document)
@@ -64,10 +65,11 @@ class SampleMaker:
         return fitting, cut
 
     def __call__(self, number: int) -> tuple[Sample, bool]:
-        """`make` of a document by its number.
+        """Build the sample of a document by number, see `make`.
 
         Raises:
-            UserError: as `make`; or the source cannot give it.
+            SampleError: the sample is too long and `too_long` is "refuse", or it has no supervised token.
+            UserError: the source cannot read the document, or the prompt cannot express it.
         """
         return self.make(self.documents[number])
 
@@ -87,6 +89,6 @@ def _too_long(sample: Sample, maker: SampleMaker) -> str:
 
 
 def unlearnt(sample: Sample) -> tuple[Sample, list[Tensor]]:
-    """A sample whose pixels are lost: it keeps its positions, nothing of it is learnt, and its views are blank."""
+    """Mark a sample as lost: it keeps its positions, has no label, and gets blank views. Returns (sample, views)."""
     blank = [torch.zeros(3, *view.size) for plan in sample.plans for view in plan.views]
     return replace(sample, lost=True), blank

@@ -1,4 +1,4 @@
-"""Mixtures: how often each source is drawn in an epoch, and in which order. Arithmetic on sizes, weights and seed."""
+"""This module computes mixtures: how often and in which order each source is drawn, from sizes, weights and seed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from lit_mm.stream.order import stable_hash
 
 
 class Joined:
-    """Several sources as one: the samples of the first, then those of the second, and so on.
+    """A concatenation of sources: sample numbers run through the first source, then the second, and so on.
 
     Args:
-        sources: each gives documents by number.
-        names: of the sources, in logs and in the ledger, and what their documents then call their source; they differ.
-        draws: samples of an epoch by source; every sample once when left out.
+        sources: sources of documents, indexed by number.
+        names: distinct names of the sources, for logs, the ledger and the field `source` of their documents.
+        draws: number of samples that an epoch draws from each source; None draws every sample once.
+    Raises:
+        UserError: two sources have the same name.
     """
 
     def __init__(self, sources: Sequence[Any], names: Sequence[str], draws: Sequence[int] | None = None) -> None:
@@ -43,21 +45,23 @@ class Joined:
         return replace(self.sources[source][number - self.starts[source]], source=self.names[source])
 
     def source_of(self, number: int) -> int:
-        """Which source a sample is of."""
+        """Index of the source that holds a sample."""
         return bisect_right(self.starts, number) - 1
 
 
 def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]) -> list[int]:
-    """Draws of each source in an epoch of as many samples as there are in all, in proportion to `weights`.
+    """Compute how many samples an epoch draws from each source, in proportion to `weights`.
 
-    Rounded by largest remainder, so they add up. A source may be drawn more than once over, or in part; the next epoch
-    then goes on where this one ended. Example: sizes 900 and 100 with weights 1 and 1 draw 500 of each.
+    An epoch has as many draws as all sources have samples. Counts are rounded by largest remainder, so they add up. A
+    source may be drawn in part or more than once; the next epoch continues where this one ends. Example: sizes 900 and
+    100 with weights 1 and 1 draw 500 of each.
 
     Args:
-        sizes: samples of each source.
-        weights: positive; only their ratios count. `sqrt(size)` is InstructBLIP's choice.
+        sizes: number of samples in each source.
+        weights: positive weights; only their ratios count. InstructBLIP uses `sqrt(size)`.
+        names: names of the sources, for error messages.
     Raises:
-        UserError: a weight is not positive, or so small that its source is never drawn.
+        UserError: a weight is not positive, or is so small that its source would never be drawn.
     Source: arXiv:2305.06500, section 2.3 (square-root weights).
     """
     total, whole = sum(sizes), sum(weights)
@@ -75,16 +79,18 @@ def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Seque
 
 
 class Interleaved:
-    """Epoch -> sample numbers of a `Joined`: each source in an order of its own, spread evenly over the epoch.
+    """An order of samples that spreads every source evenly over the epoch. Calling it maps an epoch to sample numbers.
 
-    Draw j of a source with q draws stands at (j + 1/2) / q of the epoch. After any k draws of an epoch of N, a source
-    has then been drawn k * q / N times, give or take (S + 1) / 2 for S sources. Every source runs through permutations
-    of itself without a break: no sample comes a second time before all have come once, over epochs too, so a source
-    that is drawn in part shows all it has in the end. The order of a source depends on its name and not on the others.
+    Draw j of a source with q draws is placed at (j + 1/2) / q of the epoch. So after any k of the N draws of an epoch,
+    a source has been drawn k * q / N times, to within (S + 1) / 2 for S sources.
+
+    Each source goes through one random permutation of its samples after another, across epochs: no sample is drawn
+    again before all others of the source have been drawn. The permutations depend on the name of the source, not on
+    the other sources.
 
     Args:
-        joined: names, sizes and draws.
-        seed: of the run and the stage.
+        joined: the mixture, of which names, sizes and draws are used.
+        seed: seed derived from run and stage.
     """
 
     def __init__(self, joined: Joined, seed: int) -> None:
@@ -96,8 +102,8 @@ class Interleaved:
         rng = np.random.default_rng(stable_hash(self.seed, self.names[source], turn))
         return rng.permutation(self.sizes[source])
 
-    def _drawn(self, source: int, epoch: int) -> np.ndarray:
-        """[q] the source's own numbers that the epoch draws, in order."""
+    def _draw(self, source: int, epoch: int) -> np.ndarray:
+        """[q] sample numbers inside the source that the epoch draws, in order."""
         size, draws = self.sizes[source], self.draws[source]
         start, pieces = epoch * draws, []
         while start < (epoch + 1) * draws:
@@ -108,6 +114,6 @@ class Interleaved:
 
     def __call__(self, epoch: int) -> np.ndarray:
         offsets = np.cumsum([0, *self.sizes[:-1]])
-        numbers = np.concatenate([self._drawn(s, epoch) + offsets[s] for s in range(len(self.sizes))])
+        numbers = np.concatenate([self._draw(s, epoch) + offsets[s] for s in range(len(self.sizes))])
         places = np.concatenate([(np.arange(draws) + 0.5) / draws for draws in self.draws])
-        return numbers[np.argsort(places, kind="stable")]  # at one place, the source that is listed first
+        return numbers[np.argsort(places, kind="stable")]  # at equal places, the source listed first comes first

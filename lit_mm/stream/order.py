@@ -1,4 +1,4 @@
-"""Order is arithmetic: which rows form step k is a pure function of (seed, epoch, lengths, k)."""
+"""This module computes the order of training: the rows of step k are a pure function of (seed, epoch, lengths, k)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lit_mm.errors import UserError
 from lit_mm.samples.length import Length
 from lit_mm.stream.packing import pack, share_out
 
-Row = tuple[int, ...]  # sample numbers that share a row
+Row = tuple[int, ...]  # numbers of the samples packed into one row
 
 
 def stable_hash(*parts: object) -> int:
-    """63-bit hash of the parts' representations; the same in every process and on every machine."""
+    """Hash the `repr` of all parts to 63 bits. The result is the same in every process and on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes in one forward.
+    """The rows of one forward pass on one rank.
 
     Attributes:
-        rows: its rows.
-        step_tokens: supervised tokens of the whole optimizer step.
-        lengths: planned lengths of the samples of every row; () if there is nothing to compare with.
+        rows: rows of the micro-batch.
+        step_tokens: supervised tokens in the whole optimizer step, over all ranks.
+        lengths: planned lengths of the samples, row by row; () if they are unknown and not checked.
         phase: number of changes of the inputs before this step.
     """
 
@@ -42,7 +42,12 @@ class MicroBatch:
 
 
 class Window(NamedTuple):
-    """Samples that are packed together: the rows they make, and those that were left out."""
+    """A window of samples, packed.
+
+    Attributes:
+        rows: rows that the samples were packed into.
+        left_out: numbers of the samples that cannot be trained on.
+    """
 
     rows: list[Row]
     left_out: list[int]
@@ -50,12 +55,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Head:
-    """Where a plan begins that continues another one.
+    """The starting point of a plan that continues another plan.
 
     Attributes:
-        window: number of its first window, counted through all epochs.
-        samples: sample numbers of that window that are left, in their order; None: all of it.
-        rows: rows of the stream before it.
+        window: number of the first window, counted through all epochs.
+        samples: samples of that window that are still to come, in order; None means all of them.
+        rows: number of rows in the stream before this point.
     """
 
     window: int
@@ -67,21 +72,25 @@ START = Head(0, None, 0)
 
 
 class Plan:
-    """The endless stream of rows: epoch after epoch, each a fresh order, packed in windows.
+    """An endless stream of packed rows, with a new order in every epoch.
 
-    Each epoch orders its samples, cuts the order into windows, packs each window best-fit-decreasing and shuffles its
-    rows. Windows are packed when they are reached, so a large set starts at once. Where row k lies depends on how many
-    rows the windows before it made; `mark` says it in two numbers that a checkpoint may keep beside the position, so
-    that a restart packs one window instead of all that came before.
+    An epoch orders the samples, cuts the order into windows, packs each window by best-fit-decreasing, and shuffles the
+    rows of the window. Windows are packed when the stream reaches them, so training on a large data set starts at once.
+
+    The window of row k depends on how many rows all windows before it have. `mark` stores this in two numbers, which a
+    checkpoint keeps, so a restart packs one window instead of all earlier ones.
 
     Args:
-        samples: samples of an epoch.
-        length: sample number -> `Length`, None for a sample that is left out. Must be a pure function.
-        seed: of the run and the stage.
-        row_tokens, row_views: the two budgets of a row; None for one sample a row (no packing).
-        window: samples that are packed together.
-        order: epoch -> [samples] sample numbers, a pure function; a permutation of all by the seed when left out.
-        head: where the plan begins; rows before it are another plan's.
+        samples: number of samples in an epoch.
+        length: sample number -> `Length`, or None if the sample is left out. It must be a pure function.
+        seed: seed derived from run and stage.
+        row_tokens: largest number of tokens in a row; None puts one sample in a row (no packing).
+        row_views: largest number of views in a row; None for no limit.
+        window: number of samples that are packed together.
+        order: epoch -> [samples] sample numbers, a pure function; None is a random permutation by the seed.
+        head: starting point of the plan. Rows before it belong to another plan.
+    Raises:
+        UserError: `samples` is 0.
     """
 
     def __init__(
@@ -104,8 +113,8 @@ class Plan:
         self.row_tokens, self.row_views, self.window = row_tokens, row_views, window
         self._windows = -(-samples // window)
         self.head = head
-        self._first = head.window  # the window that `_starts` begins with
-        self._starts = [head.rows]  # rows before each window from there on, over all epochs
+        self._first = head.window  # number of the window of the first entry of `_starts`
+        self._starts = [head.rows]  # rows before each window from `_first` on, over all epochs
         self._order = lru_cache(maxsize=2)(order or self._permutation)
         self._window = lru_cache(maxsize=8)(self._pack_window)
 
@@ -113,14 +122,14 @@ class Plan:
         return np.random.default_rng(stable_hash(self.seed, epoch)).permutation(self.samples)
 
     def samples_of(self, number: int) -> list[int]:
-        """Sample numbers of window `number`, counted through all epochs, in their order."""
+        """Sample numbers of window `number` (counted through all epochs), in order."""
         if number == self.head.window and self.head.samples is not None:
             return list(self.head.samples)
         epoch, window = divmod(number, self._windows)
         return self._order(epoch)[window * self.window : (window + 1) * self.window].tolist()
 
     def _pack_window(self, number: int) -> Window:
-        """Window `number`, counted through all epochs."""
+        """Pack window `number`, counted through all epochs."""
         epoch, window = divmod(number, self._windows)
         measured = [(i, self.length(i)) for i in self.samples_of(number)]
         left_out = [i for i, length in measured if length is None]
@@ -133,19 +142,19 @@ class Plan:
         return Window([rows[i] for i in shuffle], left_out)
 
     def _start_of(self, number: int) -> int:
-        """Rows before window `number`."""
+        """Number of rows before window `number`."""
         while self._first + len(self._starts) <= number:
             last = self._first + len(self._starts) - 1
             self._starts.append(self._starts[-1] + len(self._window(last).rows))
         return self._starts[number - self._first]
 
     def _number_of(self, row: int) -> int:
-        """The window that holds a row.
+        """Number of the window that holds a row.
 
         Raises:
-            UserError: a whole epoch makes no row.
+            UserError: a whole epoch has no row, because all samples are left out.
         """
-        if row < self._starts[0]:  # before the mark: from the beginning, then
+        if row < self._starts[0]:  # the row lies before the mark, so count from the beginning
             self._begin()
         empty = 0
         while self._starts[-1] <= row:
@@ -155,7 +164,7 @@ class Plan:
             if empty > 2 * self._windows:
                 raise UserError(
                     "no sample of the data set can be trained on: all were left out. See the reasons in ledger.jsonl, "
-                    "or set `on_bad_sample: fail` to stop at the first"
+                    "or set `on_bad_sample: fail` to stop at the first bad sample"
                 )
         return self._first + bisect_right(self._starts, row) - 1
 
@@ -170,10 +179,10 @@ class Plan:
         return rows
 
     def left_out(self, start: int, stop: int) -> list[int]:
-        """The left out samples that rows [start, stop) account for: those of the windows that begin there.
+        """Numbers of the samples left out of the windows that begin in rows [start, stop).
 
-        A window without rows belongs to the row before it, or to the next row if it is the first of its epoch. So
-        any cut of the stream into steps accounts for every window once.
+        A window without rows counts for the row before it, or for the next row if no row of its epoch precedes it. So
+        every window counts exactly once, however the stream is cut into steps.
         """
         samples: list[int] = []
         number = self._number_of(start - 1) + 1 if start > self.head.rows else self.head.window
@@ -188,60 +197,60 @@ class Plan:
         return samples
 
     def first(self, count: int) -> list[int]:
-        """The first samples of the first epoch, left out or not."""
+        """Numbers of the first `count` samples of the first epoch, including those that are left out."""
         return self._order(0)[:count].tolist()
 
     def rows_of(self, epochs: int) -> int:
-        """Rows of the first `epochs` passes over the samples."""
+        """Number of rows in the first `epochs` epochs."""
         self._begin()
         return self._start_of(max(epochs * self._windows, self.head.window))
 
     def _begin(self) -> None:
-        """Forget a mark: count rows from the head."""
+        """Drop the mark and count rows from the head."""
         if self._first != self.head.window:
             self._first, self._starts = self.head.window, [self.head.rows]
 
     def phase_of(self, row: int) -> int:
-        """Number of changes of the inputs before a row: none in a single plan."""
+        """Number of changes of the inputs before a row: always 0, because a single plan has no change."""
         return 0
 
     def length_at(self, row: int) -> Callable[[int], Length | None]:
-        """The lengths of samples that hold for a row."""
+        """The function sample number -> length that was used to plan a row."""
         return self.length
 
     def head_at(self, row: int) -> Head:
-        """Where another plan begins that takes over at a row, with the samples of this one that have had no turn.
+        """Starting point of another plan that takes over at a row.
 
-        The rest of a window begins with the samples whose rows come later, in their order. What was left out of the
-        window was accounted for with its first row and does not come back.
+        If the row lies inside a window, the other plan first gets the samples of that window whose rows are still to
+        come, in order. Samples left out of the window were counted with its first row and are not repeated.
         """
         number, last = self._number_of(row), self._number_of(row - 1)
         start = self._start_of(number)
         if start < row:
             rest = Counter(i for rest_row in self._window(number).rows[row - start :] for i in rest_row)
             samples = []
-            for i in reversed(self.samples_of(number)):  # of a sample that is drawn twice, the later draw is left
+            for i in reversed(self.samples_of(number)):  # if a sample is drawn twice, its later draw is the one to come
                 if rest[i]:
                     rest[i] -= 1
                     samples.append(i)
             return Head(number, tuple(reversed(samples)), row)
         while number - 1 > last and (number - 1) // self._windows != last // self._windows:
-            number -= 1  # windows without rows at the start of an epoch are accounted for with the next row
+            number -= 1  # windows without rows at the start of an epoch count for the next row
         return Head(number, None, row)
 
     def mark(self, row: int) -> tuple[int, int]:
-        """The window that holds a row, and the rows before that window: what `go_to` needs. A pure function."""
+        """Mark for `go_to`: (number of the window that holds the row, rows before that window). A pure function."""
         number = self._number_of(row)
         return number, self._start_of(number)
 
     def go_to(self, mark: tuple[int, int]) -> None:
-        """Take up the stream at a mark; rows before it are then found from the beginning, as without one."""
-        if not self._first <= mark[0] < self._first + len(self._starts):  # else it is known already
+        """Continue from a mark, so that windows before it need not be packed. Rows before it remain available."""
+        if not self._first <= mark[0] < self._first + len(self._starts):  # otherwise the window has been counted
             self._first, self._starts = mark[0], [mark[1]]
 
 
 class Stream(Protocol):
-    """Rows in an order that is a pure function: a `Plan`, or several one after the other (`Phases`)."""
+    """A stream of rows in a fixed order: a single `Plan`, or several plans in sequence (`Phases`)."""
 
     def rows(self, start: int, stop: int) -> list[Row]: ...
 
@@ -261,21 +270,34 @@ class Stream(Protocol):
 
 
 class StepSamples(NamedTuple):
-    """The samples that an optimizer step accounts for: those in its rows, and those that planning left out."""
+    """The samples of one optimizer step, over all ranks.
+
+    Attributes:
+        in_rows: numbers of the samples in the rows of the step.
+        left_out: numbers of the samples that were left out of the windows that begin in the step.
+    """
 
     in_rows: list[int]
     left_out: list[int]
 
 
 class RowStream:
-    """A sampler: the micro-batches of one rank from optimizer step `first_step` on, up to `steps`.
+    """A sampler that yields the micro-batches of one rank.
 
-    Step t takes rows [t * global_batch, (t + 1) * global_batch) of the plan, shared out evenly (`share_out`) among
-    ranks x accumulation micro-batches of `micro_batch` rows. Any ranks x accumulation over one global batch covers the
-    same rows.
+    Step t takes rows [t * global_batch, (t + 1) * global_batch) of the plan and distributes them evenly (`share_out`)
+    over ranks x accumulation micro-batches of `micro_batch` rows. So a step has the same rows on any number of ranks.
 
+    Args:
+        plan: the stream of rows.
+        steps: number of optimizer steps of the stage.
+        global_batch: rows per optimizer step over all ranks.
+        micro_batch: rows per rank and forward.
+        rank: number of this rank.
+        world: number of ranks.
+        first_step: optimizer step at which iteration begins, from 0.
     Raises:
-        UserError: the global batch does not split, or (while iterating) a step has nothing to learn.
+        UserError: `global_batch` is no multiple of micro_batch x ranks, or (while iterating) a step has no supervised
+            token.
     """
 
     def __init__(
@@ -302,7 +324,7 @@ class RowStream:
         return self.global_batch // (self.micro_batch * self.world)
 
     def __len__(self) -> int:
-        """Micro-batches of the whole stage, whatever the first step: Lightning counts the finished ones itself."""
+        """Number of micro-batches of the whole stage. `first_step` is not deducted, because Lightning does that."""
         return self.steps * self.accumulation
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -328,6 +350,6 @@ class RowStream:
                 )
 
     def samples(self, step: int) -> StepSamples:
-        """What optimizer step `step` of the stage (from 0) accounts for, over all ranks and micro-batches."""
+        """The samples of optimizer step `step` of the stage (from 0), over all ranks and micro-batches."""
         start, stop = step * self.global_batch, (step + 1) * self.global_batch
         return StepSamples([i for row in self.plan.rows(start, stop) for i in row], self.plan.left_out(start, stop))

@@ -1,4 +1,4 @@
-"""A stage whose inputs change at a step: plans one after the other, over the same samples in the same order."""
+"""The stream of a stage with changing inputs: a sequence of plans over the same samples in the same order."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from lit_mm.samples.length import Length
 from lit_mm.stream.order import START, Head, MicroBatch, Plan, Row
 from lit_mm.stream.rows import Rows
 
-Mark = list[tuple[int, int]]  # of every plan up to the current one, see `Plan.mark`
+Mark = list[tuple[int, int]]  # marks of all plans up to the current one, see `Plan.mark`
 
 
 class Phases:
-    """The stream of a stage in phases. Lengths differ from phase to phase, the order of samples does not.
+    """A stream in phases. Lengths of samples differ between phases; the order of samples does not.
 
-    Phase p takes over at its first row, with the samples of the window at hand that have had no turn yet. The rows
-    before it are those of the plan without this change, so a change never moves what came before it.
+    A phase takes over at its first row, beginning with the samples of the current window that are still to come. Rows
+    before a phase do not depend on it.
 
     Args:
-        starts: first row of each phase, rising from 0.
-        make: (number of the phase, its head) -> its plan.
+        starts: first row of each phase, ascending from 0.
+        make: function (number of the phase, head) -> plan of the phase.
     """
 
     def __init__(self, starts: Sequence[int], make: Callable[[int, Head], Plan]) -> None:
@@ -32,7 +32,7 @@ class Phases:
         self._plans = [make(0, START)]
 
     def plan(self, phase: int) -> Plan:
-        """The plan of a phase. It follows from those before it."""
+        """The plan of a phase. It is built from the plans of all earlier phases."""
         while len(self._plans) <= phase:
             number = len(self._plans)
             self._plans.append(self.make(number, self._plans[-1].head_at(self.starts[number])))
@@ -43,11 +43,11 @@ class Phases:
         return bisect_right(self.starts, row) - 1
 
     def length_at(self, row: int) -> Callable[[int], Length | None]:
-        """See `Plan.length_at`."""
+        """The function sample number -> length that was used to plan a row."""
         return self.plan(self.phase_of(row)).length
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Plan, int, int]]:
-        """[start, stop) cut where phases begin, with the plan of each piece."""
+        """Cut [start, stop) where phases begin; yield (plan, start, stop) of each piece."""
         while start < stop:
             phase = self.phase_of(start)
             end = min([stop, *self.starts[phase + 1 : phase + 2]])
@@ -55,19 +55,19 @@ class Phases:
             start = end
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """See `Plan.rows`."""
+        """Rows [start, stop) of the stream."""
         return [row for plan, first, end in self._pieces(start, stop) for row in plan.rows(first, end)]
 
     def left_out(self, start: int, stop: int) -> list[int]:
-        """See `Plan.left_out`."""
+        """Numbers of the samples left out before rows [start, stop), see `Plan.left_out`."""
         return [sample for plan, first, end in self._pieces(start, stop) for sample in plan.left_out(first, end)]
 
     def first(self, count: int) -> list[int]:
-        """See `Plan.first`."""
+        """Numbers of the first `count` samples of the first epoch, including those that are left out."""
         return self.plan(0).first(count)
 
     def rows_of(self, epochs: int) -> int:
-        """See `Plan.rows_of`."""
+        """Number of rows in the first `epochs` epochs."""
         for phase, end in enumerate([*self.starts[1:], None]):
             rows = self.plan(phase).rows_of(epochs)
             if end is None or rows <= end:
@@ -75,22 +75,22 @@ class Phases:
         raise AssertionError("the last phase has no end")
 
     def mark(self, row: int) -> Mark:
-        """See `Plan.mark`."""
+        """Mark for `go_to`: the marks of all plans up to the one that holds the row, see `Plan.mark`."""
         phase = self.phase_of(row)
         ends = [start - 1 for start in self.starts[1 : phase + 1]]
         return [self.plan(number).mark(last) for number, last in enumerate([*ends, row])]
 
     def go_to(self, mark: Mark) -> None:
-        """See `Plan.go_to`."""
+        """Continue from a mark, see `Plan.go_to`."""
         for phase, (number, rows) in enumerate(mark):
             self.plan(phase).go_to((number, rows))
 
 
 class PhasedRows(Dataset):
-    """Makes the batch of a `MicroBatch` with the samples of its phase.
+    """A dataset that builds the batch of a `MicroBatch` with the inputs of its phase.
 
     Args:
-        phases: rows of every phase.
+        phases: dataset of every phase.
     """
 
     def __init__(self, phases: Sequence[Rows]) -> None:

@@ -1,4 +1,4 @@
-"""A progress bar for what takes long before training: checking, indexing, laying out."""
+"""A progress bar for long work before training: checking, indexing, laying out samples."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def bar(described: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on the terminal, nothing in a log; gives a function that takes how many are done."""
+def bar(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error if it is a terminal.
+
+    Args:
+        description: text before the bar.
+        total: number of items.
+    Yields:
+        A function that takes the number of completed items.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(described, total=total)
+        task = progress.add_task(description, total=total)
         yield lambda completed: progress.update(task, completed=completed)

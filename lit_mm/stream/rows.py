@@ -1,4 +1,4 @@
-"""Micro-batches of sample numbers -> batches, made in the workers."""
+"""This dataset builds batches from micro-batches of sample numbers, in the worker processes."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from lit_mm.stream.screen import BadSample
 
 
 class Rows(Dataset):
-    """Makes the batch of a `MicroBatch`: tokenising, decoding, tiling and collating happen here, in the workers.
+    """A dataset that builds the batch of a `MicroBatch`: it tokenises, decodes, tiles and collates.
 
-    A sample whose pixels cannot be read is *lost* unless `on_bad_sample` is fail: it keeps its positions and gets blank
-    views of the same shapes, so nothing moves for the others, and it carries no label. The loss counts it as one that
-    is learnt perfectly: its tokens stay in the planned denominator, `Batch.units`, its share of the sum is zero, and
-    every other sample has the gradient it would have had beside a sound neighbour. A sample whose entry has become
-    unreadable since it was planned leaves its row shorter, and counts in the same way.
+    A sample whose pixels cannot be read is *lost* unless `on_bad_sample` is "fail". It keeps its positions, gets blank
+    views of the same shapes, and has no label. Its tokens stay in the denominator of the loss, `Batch.units`, and add
+    nothing to the sum, so the gradients of all other samples stay the same. A sample whose entry in the source became
+    unreadable after planning is missing from its row, which is then shorter; its tokens stay in the denominator, too.
 
     Args:
-        maker: makes the samples.
-        on_bad_sample: fail lets the error through.
+        maker: builder of samples.
+        on_bad_sample: policy for samples that cannot be read; "fail" raises the error.
     """
 
     def __init__(self, maker: SampleMaker, on_bad_sample: BadSample = "fail") -> None:
@@ -65,10 +64,11 @@ class Rows(Dataset):
         )
 
     def _make(self, number: int, planned: Length | None, faults: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
-        """A sample and its views; None, and an entry in `faults`, where there is no sample at all any more.
+        """Build a sample and its views. A bad sample appends to `faults`; if it has no positions, the result is None.
 
         Raises:
-            UserError: its length is not the planned one, whatever happens to bad samples: rows would overflow.
+            UserError: the length differs from the planned one, under any `on_bad_sample`, because rows could overflow;
+                or the sample is bad and `on_bad_sample` is "fail".
         """
         document: Document | None = None
         sample: Sample | None = None
@@ -85,7 +85,7 @@ class Rows(Dataset):
             raise UserError(
                 f"sample {document.id!r} takes {sample.length.tokens} tokens, {sample.length.views} views and "
                 f"{sample.length.supervised} supervised tokens; it was planned with {planned.tokens}, {planned.views} "
-                f"and {planned.supervised}. Has its image or the model changed? `data index --rebuild` makes the index "
-                "anew"
+                f"and {planned.supervised}. Has its image or the model changed? `data index --rebuild` builds a new "
+                "index"
             )
         return sample, views

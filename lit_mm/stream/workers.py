@@ -1,4 +1,4 @@
-"""The loader's worker processes: when they end."""
+"""This module ends the worker processes of a data loader together with the training process."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ import threading
 
 
 def end_with_parent(worker: int) -> None:
-    """Start of a loader's worker: it ends as soon as its trainer is gone, however that ended, and not before.
+    """Make this worker process end when the training process ends, and ignore signals from elsewhere.
 
-    torch's own watchdog asks for its parent's id when it starts. A trainer that is killed before that leaves a worker
-    that takes the adopting process for its trainer, and holds its memory for ever.
+    torch's watchdog asks for the id of the parent process when it starts. If the trainer is killed before that, the
+    watchdog takes the adopting process for the trainer, and the worker holds its memory for ever.
 
-    A terminal, a launcher or SLURM sends its signals to the workers, too. The trainer still needs them for the step
-    after which it will save and end, so they heed the SIGTERM of their trainer alone.
+    Terminals, launchers and SLURM send signals to workers, too. The trainer still needs its workers for the step after
+    which it saves and ends, so workers obey SIGTERM from the trainer only.
 
     Args:
-        worker: its number; torch passes it.
+        worker: number of the worker, passed by torch.
     """
 
     def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    trainer = multiprocessing.parent_process().pid  # os.getppid() is the fork server's, if there is one
+    trainer = multiprocessing.parent_process().pid  # os.getppid() may be the id of the fork server
 
-    def heed() -> None:
+    def wait_for_trainer() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
             pass
         os._exit(0)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in the threads that start from here on, too
-        threading.Thread(target=heed, daemon=True).start()
+    if hasattr(signal, "sigwaitinfo"):  # macOS has no sigwaitinfo
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads started from here on inherit the mask
+        threading.Thread(target=wait_for_trainer, daemon=True).start()
     threading.Thread(target=watch, daemon=True).start()

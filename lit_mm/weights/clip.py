@@ -1,6 +1,6 @@
-"""CLIP vision checkpoints -> our ViT.
+"""These key maps rename the vision encoder of CLIP checkpoints to `lit_mm.vision.vit.ViT`.
 
-Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HF_TOP = {
     "embeddings.class_embedding": "cls",
     "embeddings.patch_embedding.weight": "patches.weight",
     "embeddings.position_embedding.weight": "positions",
-    "pre_layrnorm.weight": "pre_norm.weight",  # the misspelling is theirs
+    "pre_layrnorm.weight": "pre_norm.weight",  # transformers misspells it
     "pre_layrnorm.bias": "pre_norm.bias",
 }
 HF_PARTS = {
@@ -29,8 +29,8 @@ HF_PARTS = {
     "mlp.fc1": "fc1",
     "mlp.fc2": "fc2",
 }
-HF_UNUSED = ("post_layernorm.", "embeddings.position_ids")  # after the features; 0, 1, 2, ...
-# Of a whole CLIPModel, what is not its vision encoder
+HF_UNUSED = ("post_layernorm.", "embeddings.position_ids")  # applied after the features; the constants 0, 1, 2, ...
+# Prefixes of everything else in a whole CLIPModel
 HF_TEXT = ("text_model.embeddings.", "text_model.encoder.", "text_model.final_layer_norm.")
 HF_CONTRAST = ("text_projection.weight", "visual_projection.weight", "logit_scale")
 
@@ -54,10 +54,10 @@ OPENAI_UNUSED = ("ln_post.", "proj")
 
 
 def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Hugging Face's CLIPVisionModel, or the vision half of its CLIPModel -> `ViT`; q, k, v become one linear.
+    """Rename transformers' CLIPVisionModel, or the vision half of CLIPModel, to `ViT`; q, k and v become one linear.
 
-    Names may start with `vision_model.`. The post layer-norm is left out: features are taken before it. Of a whole
-    CLIPModel the text half, the two projections and the temperature are left out, too.
+    Names may start with `vision_model.`. The post layer-norm is dropped, because features are taken before it. The
+    text half, the two projections and the temperature of a whole CLIPModel are dropped, too.
 
     Raises:
         UserError: a block lacks one of q, k and v.
@@ -79,14 +79,17 @@ def hf_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             mapped[full_name] = tensor
     for name, rows in packed.items():
         if len(rows) != 3:
-            raise UserError(f"CLIP checkpoint: {name} is made of q, k and v, the checkpoint has only {sorted(rows)}")
+            raise UserError(f"CLIP checkpoint: {name} needs q, k and v, but the checkpoint has only {sorted(rows)}")
         mapped[name] = torch.cat([rows["q"], rows["k"], rows["v"]])
     return mapped
 
 
 def openai_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's own names -> `ViT`. From a whole CLIP (`visual.` names) the text half is left out, and so are the post
-    layer-norm and the projection, which come after the features."""
+    """Rename OpenAI's checkpoints to `ViT`.
+
+    The post layer-norm and the projection are dropped, because they come after the features. The text half of a whole
+    CLIP, whose vision names start with `visual.`, is dropped, too.
+    """
     norm, projection = OPENAI_UNUSED
     features = without(below(state, "visual.") or state, norm)
     features.pop(projection, None)
@@ -94,7 +97,7 @@ def openai_clip_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def openai_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """OpenAI's names of a vision transformer's layers -> `ViT`; whoever started from that code has them, too."""
+    """Rename layers of OpenAI's vision transformer to `ViT`. Models built on that code, such as Qwen-VL, share them."""
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = OPENAI_LAYER.fullmatch(name)

@@ -1,4 +1,4 @@
-"""Reading checkpoints, and loading them without a key left over."""
+"""This module reads checkpoints and loads them strictly: every key must match."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from lit_mm.errors import UserError
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-SHOWN = 8  # names in an error
+SHOWN = 8  # most names listed in an error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint, by name, on the CPU.
+    """Read all tensors of a checkpoint to the CPU, by name.
 
     Args:
-        path: a .safetensors file, a torch file (.bin, .pt, .pth, .ckpt; a `state_dict` inside is taken out), or a
-            folder in Hugging Face layout: sharded with an index, or one file.
+        path: a .safetensors file; a torch file (.bin, .pt, .pth, .ckpt), possibly with the tensors under `state_dict`;
+            or a folder in Hugging Face layout, with one file or with shards and an index.
     Raises:
-        UserError: nothing there, an unknown kind of file, an unreadable file, or shards that are missing or do not
-            hold what the index says.
+        UserError: the path does not exist, the kind of file is unknown, the file cannot be read, a shard is missing,
+            or the shards lack a tensor that the index lists.
     """
     path = Path(path)
     if path.is_dir():
@@ -40,15 +40,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         if path.suffix not in TORCH_SUFFIXES:
             raise UserError(
-                f"checkpoint {str(path)!r}: reads .safetensors and {', '.join(TORCH_SUFFIXES)} files and folders of "
-                f"them, got {path.suffix or 'no ending'!r}"
+                f"checkpoint {str(path)!r}: expected a .safetensors or {', '.join(TORCH_SUFFIXES)} file or a folder "
+                f"of them, got {path.suffix or 'no ending'!r}"
             )
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:  # cut short, or not what its name says
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:  # a truncated file, or one of another kind
         raise UserError(f"checkpoint {str(path)!r} cannot be read ({error}). Is the download complete?") from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint {str(path)!r} holds more than tensors, which is not loaded since it could run code: {error}"
+            f"checkpoint {str(path)!r} holds more than tensors; it is not loaded, because it could run code: {error}"
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -58,7 +58,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """A folder in Hugging Face layout; see `read_checkpoint`."""
+    """Read a folder in Hugging Face layout; see `read_checkpoint`."""
     index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
     if index is None:
         whole = [folder / name for name in WHOLE if (folder / name).is_file()]
@@ -79,7 +79,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     lost = sorted(file_of_tensor.keys() - state.keys())
     if lost:
         raise UserError(
-            f"checkpoint folder {str(folder)!r}: {index.name} lists tensors no shard holds: {shorten(lost)}"
+            f"checkpoint folder {str(folder)!r}: {index.name} lists tensors that no shard holds: {shorten(lost)}"
         )
     return state
 
@@ -91,17 +91,20 @@ def load_strict(
     allow_missing: Collection[str] = (),
     allow_unexpected: Collection[str] = (),
 ) -> None:
-    """Load a state in our names; nothing is left over on either side, or nothing is loaded at all.
+    """Load tensors into a module under the names of the module. If any name or shape differs, nothing is loaded.
 
-    A part may have `adapt_state(state, prefix)`, which changes its entries first (the ViT resizes its position table),
-    and `restore_buffers()`, which recomputes afterwards what no checkpoint holds. Parameters on the meta device are
-    replaced by the state's tensors, others are copied into, in their own dtype. A tied copy may be absent.
+    A submodule may define `adapt_state(state, prefix)`, which edits its entries before loading (the ViT resizes its
+    position table), and `restore_buffers()`, which recomputes buffers that no checkpoint holds. Parameters on the meta
+    device are replaced by the loaded tensors; all others keep their dtype and are copied into. A parameter that is tied
+    to another one may be absent.
 
     Args:
-        allow_missing: pieces of names; a parameter whose name contains one may be absent (it keeps its value).
-        allow_unexpected: pieces of names; an entry whose name contains one is ignored.
+        module: the module to fill.
+        state: tensors by name. Shapes must equal those of the module.
+        allow_missing: parts of names. Parameters that contain one may be absent from `state` and keep their values.
+        allow_unexpected: parts of names. Entries of `state` that contain one are ignored.
     Raises:
-        UserError: names on either side, shapes that differ, or what would stay on the meta device.
+        UserError: a name is missing or unexpected, a shape differs, or a parameter would stay on the meta device.
     """
     state = dict(state)
     for prefix, part in module.named_modules():
@@ -110,7 +113,7 @@ def load_strict(
     tensors = module.state_dict(keep_vars=True)
     values = {
         id(tensors[name]) for name in tensors.keys() & state.keys()
-    }  # a tied parameter given under its other name counts
+    }  # a tied parameter counts as present under either name
     absent = [name for name, tensor in tensors.items() if name not in state and id(tensor) not in values]
     missing = [name for name in absent if not any(piece in name for piece in allow_missing)]
     unexpected = [n for n in state if n not in tensors and not any(piece in n for piece in allow_unexpected)]
@@ -136,7 +139,7 @@ def load_strict(
             + "\nDo the sizes in the config, and the family, fit the checkpoint?"
         )
     on_meta = any(tensor.is_meta for tensor in tensors.values())
-    if on_meta:  # as parameters keep what learns: assigning must not freeze or thaw, nor untie
+    if on_meta:  # assigned as parameters: plain tensors would lose requires_grad and the ties
         names_of: dict[int, list[str]] = {}
         for name, tensor in tensors.items():
             names_of.setdefault(id(tensor), []).append(name)
@@ -152,6 +155,6 @@ def load_strict(
 
 
 def shorten(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """List the first `SHOWN` names and count the rest."""
     more = f", and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more

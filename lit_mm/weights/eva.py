@@ -1,6 +1,6 @@
-"""EVA-CLIP ViT-g in its authors' names -> our EvaViT.
+"""This key map renames EVA-CLIP ViT-g, as its authors release it, to `EvaViT`.
 
-Pure renaming; what the map does not know it hands on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ PARTS = {
 BIASES = {"attn.q_bias": "q_bias", "attn.v_bias": "v_bias"}
 PATCHES = {"patch_embed.proj.weight": "patches.weight", "patch_embed.proj.bias": "patches.bias"}
 TABLES = {"cls_token": "cls", "pos_embed": "positions"}
-UNUSED = ("norm.", "fc_norm.", "head.")  # behind the features
+UNUSED = ("norm.", "fc_norm.", "head.")  # applied after the features
 
 
 def eva_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names of modeling_vit.py (XComposer) and eva_vit.py (LAVIS: the file eva_vit_g.pth) -> `EvaViT`."""
+    """Rename checkpoints of modeling_vit.py (XComposer) and eva_vit.py (LAVIS, file eva_vit_g.pth) to `EvaViT`."""
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.startswith(UNUSED):

@@ -1,6 +1,6 @@
-"""InternLM2 (and Llama) checkpoints -> our Llama.
+"""These key maps rename InternLM2 and Llama checkpoints to `lit_mm.language.llama.Llama`.
 
-Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ LINEARS = {
     "feed_forward.w3": "mlp.up_proj",
     "feed_forward.w2": "mlp.down_proj",
 }
-OURS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", *LINEARS.values())  # what partial LoRA wraps
+WRAPPED = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", *LINEARS.values())  # wrapped by partial LoRA
 
 
 def split_wqkv(packed: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Packed rows -> query, key and value rows.
+    """Split packed rows into query, key and value rows. The packed B of partial LoRA and a packed bias split alike.
 
-    Rows are grouped by key/value head: its g = heads / kv_heads query heads, its key, its value. Rotary positions are
-    half-split as in Llama, so no row moves inside a head. Also splits the packed B of partial LoRA and a packed bias.
+    The rows form one group per key/value head, with g = heads / kv_heads query heads, one key and one value. Rotary
+    positions are half-split as in Llama, so no row moves inside a head.
 
     Args:
-        packed: [(heads + 2 kv_heads) * head width, ...].
+        packed: [(heads + 2 kv_heads) * head width, ...] rows of wqkv.
+        heads: number of query heads.
+        kv_heads: number of key/value heads.
     Returns:
-        [heads * head width, ...], [kv_heads * head width, ...] and the same again.
+        Query [heads * head width, ...], key and value [kv_heads * head width, ...].
     Raises:
-        UserError: the rows do not divide so.
+        UserError: the number of rows is no multiple of heads + 2 kv_heads, or kv_heads does not divide heads.
 
     Example: 4 heads, 2 kv heads -> groups (q0 q1 k0 v0), (q2 q3 k1 v1) -> (q0 q1 q2 q3), (k0 k1), (v0 v1).
     """
@@ -54,15 +56,15 @@ def split_wqkv(packed: Tensor, heads: int, kv_heads: int) -> tuple[Tensor, Tenso
 def internlm2_to_llama(
     state: Mapping[str, Tensor], *, heads: int, kv_heads: int, partial_lora: bool | None = None
 ) -> dict[str, Tensor]:
-    """InternLM2's names (hub files, with or without partial LoRA) -> those of `Llama`.
+    """Rename InternLM2 checkpoints of the hub, with or without partial LoRA, to `Llama`.
 
     The A of a packed wqkv becomes the A that q, k and v share.
 
     Args:
-        heads, kv_heads: of the model; the packed rows do not tell.
-        partial_lora: the model to load has partial LoRA, so its linears sit in wrappers. None: if the checkpoint has.
+        heads, kv_heads: numbers of query and key/value heads; the packed rows do not determine them.
+        partial_lora: True if the target model has partial LoRA, which wraps its linears. None follows the checkpoint.
     Raises:
-        UserError: the heads do not fit the packed rows.
+        UserError: the heads do not divide the packed rows.
     """
     wrapped = any(".Plora_" in name for name in state) if partial_lora is None else partial_lora
     base = "base." if wrapped else ""
@@ -91,16 +93,16 @@ def internlm2_to_llama(
 
 
 def llama_to_llama(state: Mapping[str, Tensor], *, partial_lora: bool = False) -> dict[str, Tensor]:
-    """Hugging Face's LlamaForCausalLM -> `Llama`. Old files carry rotary frequencies, which are recomputed: dropped.
+    """Rename transformers' LlamaForCausalLM to `Llama`. Rotary frequencies of old files are dropped and recomputed.
 
     Args:
-        partial_lora: the model to load has partial LoRA, so its linears sit in wrappers.
+        partial_lora: True if the target model has partial LoRA, which wraps its linears.
     """
     mapped = {f"lm.{name}": tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
     return with_wrappers(mapped) if partial_lora else mapped
 
 
 def with_wrappers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of a plain `Llama` -> the names it has with partial LoRA (whose own A and B are not in it)."""
-    linear = re.compile(rf"(.*\.(?:{'|'.join(map(re.escape, OURS))}))\.(weight|bias)")
+    """Rename the state of a plain `Llama` to that of a `Llama` with partial LoRA; A and B of LoRA are not included."""
+    linear = re.compile(rf"(.*\.(?:{'|'.join(map(re.escape, WRAPPED))}))\.(weight|bias)")
     return {linear.sub(r"\1.base.\2", name): tensor for name, tensor in state.items()}

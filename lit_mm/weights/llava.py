@@ -1,6 +1,6 @@
-"""LLaVA, LLaVA-1.5 and VILA-1.0 checkpoints -> our models' names: the authors' and Hugging Face's.
+"""These key maps rename LLaVA, LLaVA-1.5 and VILA-1.0 checkpoints in the authors' or in transformers' names.
 
-Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from lit_mm.weights.clip import hf_clip_to_vit
 from lit_mm.weights.internlm2 import llama_to_llama
-from lit_mm.weights.names import placed
+from lit_mm.weights.names import add_prefix
 
 VISION = "model.vision_tower.vision_tower."
 PROJECTOR = "model.mm_projector."
 PROJECTOR_PIECE = re.compile(r"(?:(\d+)\.)?(weight|bias)")
 LANGUAGE = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
 
-# Hugging Face's names, those of files from before transformers 5 last
+# Names in transformers; the later alternatives are those of files from before transformers 5
 HF_VISION = ("model.vision_tower.", "vision_tower.")
 HF_PROJECTOR = re.compile(r"(?:model\.)?multi_modal_projector\.linear_([12])\.(weight|bias)")
 HF_LANGUAGE = (
@@ -37,13 +37,14 @@ def llava_to_model(
     connector: str = "network.connector",
     language: str = "network.language",
 ) -> dict[str, Tensor]:
-    """The authors' names -> ours: one linear (`mm_projector.weight`) or an MLP (`mm_projector.0.weight`).
+    """Rename a checkpoint of the authors to the model.
 
-    A checkpoint without the vision encoder, which stage 2 leaves frozen, gives an incomplete state: load CLIP's beside
-    it. `mm_projector.bin` of a first stage is a checkpoint of the connector alone.
+    The projector is a linear (`mm_projector.weight`) or an MLP (`mm_projector.0.weight`). Checkpoints without the
+    vision encoder, which stays frozen in stage 2, give an incomplete state; load CLIP as well. `mm_projector.bin` of a
+    first stage holds the connector alone.
 
     Args:
-        vision, connector, language: where the parts sit in the model to be loaded.
+        vision, connector, language: name prefixes of the parts in the target model.
     Source: github.com/haotian-liu/LLaVA c121f04, llava_arch.py and multimodal_projector/builder.py.
     """
     rest: dict[str, Tensor] = {}
@@ -59,7 +60,7 @@ def llava_to_model(
             text[name] = tensor
         else:
             rest[name] = tensor
-    return mapped | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)
+    return mapped | rest | add_prefix(hf_clip_to_vit(tower), vision) | add_prefix(llama_to_llama(text), language)
 
 
 def hf_llava_to_model(
@@ -69,24 +70,24 @@ def hf_llava_to_model(
     connector: str = "network.connector",
     language: str = "network.language",
 ) -> dict[str, Tensor]:
-    """LlavaForConditionalGeneration's names, of transformers 5 or before -> ours.
+    """Rename transformers' LlavaForConditionalGeneration, of version 5 or before, to the model.
 
     Args:
-        vision, connector, language: where the parts sit in the model to be loaded.
+        vision, connector, language: name prefixes of the parts in the target model.
     """
     rest: dict[str, Tensor] = {}
     tower: dict[str, Tensor] = {}
     text: dict[str, Tensor] = {}
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        above = next((prefix for prefix in HF_VISION if name.startswith(prefix)), None)
-        spoken = next((pair for pair in HF_LANGUAGE if name.startswith(pair[0])), None)
-        if above is not None:
-            tower[name.removeprefix(above)] = tensor
+        vision_prefix = next((prefix for prefix in HF_VISION if name.startswith(prefix)), None)
+        language_prefixes = next((pair for pair in HF_LANGUAGE if name.startswith(pair[0])), None)
+        if vision_prefix is not None:
+            tower[name.removeprefix(vision_prefix)] = tensor
         elif match := HF_PROJECTOR.fullmatch(name):
             mapped[f"{connector}.mlp.{2 * int(match[1]) - 2}.{match[2]}"] = tensor
-        elif spoken is not None:
-            text[spoken[1] + name.removeprefix(spoken[0])] = tensor
+        elif language_prefixes is not None:
+            text[language_prefixes[1] + name.removeprefix(language_prefixes[0])] = tensor
         else:
             rest[name] = tensor
-    return mapped | rest | placed(hf_clip_to_vit(tower), vision) | placed(llama_to_llama(text), language)
+    return mapped | rest | add_prefix(hf_clip_to_vit(tower), vision) | add_prefix(llama_to_llama(text), language)

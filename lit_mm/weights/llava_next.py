@@ -1,4 +1,4 @@
-"""LLaVA-NeXT checkpoints -> our model's names: LLaVA's, and the newline vector."""
+"""These key maps rename LLaVA-NeXT checkpoints: the maps of LLaVA, plus the newline vector."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from torch import Tensor
 
 from lit_mm.weights.llava import hf_llava_to_model, llava_to_model
 
-NEWLINE = ("model.image_newline", "image_newline")  # the second in Hugging Face files from before transformers 5
+NEWLINE = ("model.image_newline", "image_newline")  # the second is the name in files from before transformers 5
 
 
 def llava_next_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
-    """The authors' names -> ours.
+    """Rename a checkpoint of the authors to the model.
 
     Args:
-        network: where the parts sit in the model to be loaded.
+        network: name prefix of the network in the target model.
     """
     return _with_newline(llava_to_model(state, **_places(network)), network)
 
 
 def hf_llava_next_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
-    """LlavaNextForConditionalGeneration's names, of transformers 5 or before -> ours.
+    """Rename transformers' LlavaNextForConditionalGeneration, of version 5 or before, to the model.
 
     Args:
-        network: where the parts sit in the model to be loaded.
+        network: name prefix of the network in the target model.
     """
     return _with_newline(hf_llava_to_model(state, **_places(network)), network)
 

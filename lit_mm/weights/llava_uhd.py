@@ -1,4 +1,4 @@
-"""LLaVA-UHD checkpoints -> our model's names: LLaVA's, with a resampler in place of the projector."""
+"""These key maps rename LLaVA-UHD checkpoints: the maps of LLaVA, with a resampler in place of the projector."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from lit_mm.weights.llava import PROJECTOR, llava_to_model
-from lit_mm.weights.names import below, placed, without
+from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qwen_vl import NORM, qwen_pool_to_resampler
 
 
 def slice_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The released resampler's names, of either version -> `SliceResampler`.
+    """Rename the released resampler, of either version, to `SliceResampler`.
 
-    Qwen-VL's resampler, a norm and a matrix that features are multiplied by from the left. The fixed table of positions
-    is left out: it is recomputed.
+    The release consists of Qwen-VL's resampler, a norm, and a matrix that multiplies features from the right (it is
+    transposed here into a linear). The fixed table of positions is dropped, because it is recomputed.
     """
     pool = without(state, NORM)
     matrix = pool.pop("proj", None)
-    mapped = placed(below(state, NORM), "norm") | qwen_pool_to_resampler(pool)
+    mapped = add_prefix(below(state, NORM), "norm") | qwen_pool_to_resampler(pool)
     mapped.pop("positions", None)
     return mapped | ({} if matrix is None else {"proj.weight": matrix.T.contiguous()})
 
 
 def llava_uhd_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
-    """The authors' names -> ours. What no map knows is handed on unchanged, so that `load_strict` names it.
+    """Rename a checkpoint of the authors to the model. Unknown keys pass through; `load_strict` reports them.
 
     Args:
-        network: where the parts sit in the model to be loaded.
+        network: name prefix of the network in the target model.
     Source: github.com/thunlp/LLaVA-UHD, branch LLaVA-UHD-v1 dd7f6cc.
     """
-    mapped = placed(slice_resampler(below(state, PROJECTOR)), f"{network}.connector")
+    mapped = add_prefix(slice_resampler(below(state, PROJECTOR)), f"{network}.connector")
     rest = without(state, PROJECTOR)
     return mapped | llava_to_model(rest, **{part: f"{network}.{part}" for part in ("vision", "connector", "language")})

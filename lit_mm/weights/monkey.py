@@ -1,6 +1,6 @@
-"""Monkey checkpoints -> our model's names: Qwen-VL's, and the adapters of every window.
+"""These key maps rename Monkey checkpoints: the maps of Qwen-VL, plus the adapters of every window.
 
-Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.errors import UserError
-from lit_mm.weights.names import below, placed, without
+from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qwen_vl import VISUAL, per_head_to_thirds, qwen_to_llama, qwen_visual_to_parts
 
 ADAPTER = re.compile(
@@ -27,15 +27,16 @@ BLOCK = re.compile(r"(.*\bblocks\.\d+\.)(.+)")
 def monkey_visual_to_parts(
     state: Mapping[str, Tensor], *, heads: int, vision: str = "vision", connector: str = "connector"
 ) -> dict[str, Tensor]:
-    """The names of the vision tower (below `transformer.visual.`) -> encoder with adapters and `NormalisedResampler`.
+    """Rename the vision tower (names below `transformer.visual.`) to the encoder with adapters and the resampler.
 
-    The adapters of all windows become one stack; what they add to the packed q, k and v follows its order.
+    The adapters of all windows are stacked into one tensor. Rows that adapters add to the packed q, k and v are
+    reordered like the packed rows.
 
     Args:
-        heads: of the encoder; its packed qkv is laid out head by head. Published: 16.
-        vision, connector: where the parts sit in the model to be loaded.
+        heads: number of attention heads of the encoder; the packed qkv is laid out head by head. Published: 16.
+        vision, connector: name prefixes of the parts in the target model.
     Raises:
-        UserError: heads that do not fit the packed rows, or windows that are not numbered from 0 without a gap.
+        UserError: `heads` does not divide the packed rows, or the windows are not numbered 0, 1, ... without a gap.
     """
     stacks: dict[str, dict[int, Tensor]] = {}
     plain: dict[str, Tensor] = {}
@@ -52,7 +53,7 @@ def monkey_visual_to_parts(
     adapters: dict[str, Tensor] = {}
     for name, windows in stacks.items():
         if sorted(windows) != list(range(len(windows))):
-            raise UserError(f"Monkey checkpoint: {name} is made of windows 0, 1, ..., it has {sorted(windows)}")
+            raise UserError(f"Monkey checkpoint: {name} needs windows 0, 1, ... without a gap, got {sorted(windows)}")
         adapters[name] = torch.stack([windows[window] for window in range(len(windows))])
     parts = qwen_visual_to_parts(plain, heads=heads, vision=vision, connector=connector)
     return adapters | {
@@ -62,14 +63,14 @@ def monkey_visual_to_parts(
 
 
 def monkey_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = "network") -> dict[str, Tensor]:
-    """The names of a whole Monkey -> ours.
+    """Rename a whole Monkey checkpoint to the model.
 
     Args:
-        heads: of the vision encoder. Published: 16.
-        network: where the parts sit in the model to be loaded.
+        heads: number of attention heads of the vision encoder. Published: 16.
+        network: name prefix of the network in the target model.
     Raises:
-        UserError: see `monkey_visual_to_parts`.
+        UserError: `heads` does not divide the packed rows, or the windows are not numbered 0, 1, ... without a gap.
     """
     visual = below(state, VISUAL)
     mapped = monkey_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
-    return mapped | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")
+    return mapped | add_prefix(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")

@@ -1,4 +1,4 @@
-"""Taking a checkpoint apart by the beginnings of its names, and putting parts where a model has them."""
+"""These functions select tensors of a checkpoint by name prefix and put prefixes on names."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from torch import Tensor
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose names begin with `prefix`, without it."""
+    """Select the entries that start with `prefix` and remove it from their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def without(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
-    """The entries whose names begin with none of these."""
+    """Select the entries that start with none of `prefixes`."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
 
 
-def placed(state: Mapping[str, Tensor], place: str, only: str = "") -> dict[str, Tensor]:
-    """The entries of a part under the names they have in a model whose part is called `place`.
+def add_prefix(state: Mapping[str, Tensor], place: str, only: str = "") -> dict[str, Tensor]:
+    """Put `place` and a dot in front of names.
 
     Args:
-        only: how the names of the part begin; others stay, so that `load_strict` names them.
+        state: tensors by name.
+        place: name of the part in the target model.
+        only: names that do not start with this stay unchanged, so that `load_strict` reports them.
     """
     return {f"{place}.{name}" if name.startswith(only) else name: tensor for name, tensor in state.items()}

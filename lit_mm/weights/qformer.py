@@ -1,6 +1,6 @@
-"""Q-Former checkpoints in their authors' names (LAVIS, XComposer) -> our QFormer.
+"""This key map renames Q-Former checkpoints of LAVIS and XComposer to `QFormer`.
 
-Pure renaming; what the map does not know it hands on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import Tensor
 
 LAYER = re.compile(r"bert\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)")
 PARTS = {
-    f"{theirs}.{piece}": f"{ours}.{name}"
-    for theirs, ours in (("attention", "attention"), ("crossattention", "cross"))
+    f"{source}.{piece}": f"{target}.{name}"
+    for source, target in (("attention", "attention"), ("crossattention", "cross"))
     for piece, name in (
         ("self.query", "query"),
         ("self.key", "key"),
@@ -22,8 +22,8 @@ PARTS = {
         ("output.LayerNorm", "norm"),
     )
 } | {
-    f"{piece}{branch}": f"{ours}.{name}"
-    for branch, ours in (("_query", "query_ffn"), ("", "text_ffn"))
+    f"{piece}{branch}": f"{target}.{name}"
+    for branch, target in (("_query", "query_ffn"), ("", "text_ffn"))
     for piece, name in (("intermediate", "fc1"), ("output", "fc2"))
 }
 TOP = {
@@ -38,15 +38,15 @@ TOP = {
     "cls.predictions.transform.LayerNorm.bias": "head.norm.bias",
 }
 UNUSED = (
-    "bert.embeddings.position_ids",  # 0, 1, 2, ...
-    "cls.predictions.decoder.weight",  # tied: the embedding table
-    "cls.predictions.decoder.bias",  # tied: cls.predictions.bias
+    "bert.embeddings.position_ids",  # the constants 0, 1, 2, ...
+    "cls.predictions.decoder.weight",  # tied to the embedding table
+    "cls.predictions.decoder.bias",  # tied to cls.predictions.bias
 )
 QUERIES = "query_tokens"
 
 
 def lavis_to_qformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names below `Qformer.`, and `query_tokens` [1, Q, W] beside them -> `QFormer`."""
+    """Rename the names below `Qformer.`, and `query_tokens` [1, Q, W] beside them, to `QFormer`."""
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in UNUSED:
@@ -65,5 +65,5 @@ def lavis_to_qformer(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _norm(piece: str) -> str | None:
-    """output.LayerNorm and output_query.LayerNorm."""
+    """Rename the norms of the two feed-forward branches; None for any other name."""
     return {"output.LayerNorm": "text_ffn.norm", "output_query.LayerNorm": "query_ffn.norm"}.get(piece)

@@ -1,6 +1,6 @@
-"""Qwen-VL checkpoints -> our model's names: vision encoder, resampler and Qwen-7B.
+"""These key maps rename Qwen-VL checkpoints: vision encoder, resampler and Qwen-7B.
 
-Pure renaming; what a map does not know it hands on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from lit_mm.errors import UserError
 from lit_mm.weights.clip import openai_to_vit
-from lit_mm.weights.names import below, placed, without
+from lit_mm.weights.names import add_prefix, below, without
 
 VISUAL, POOL, NORM = "transformer.visual.", "attn_pool.", "ln_post."
 
 PACKED = re.compile(r"transformer\.resblocks\.\d+\.attn\.in_proj\.(weight|bias)")
 
 POOL_TOP = {"query": "query", "pos_embed": "positions", "kv_proj.weight": "kv_proj.weight"} | {
-    f"{theirs}.{kind}": f"{ours}.{kind}"
-    for theirs, ours in (("ln_q", "norm_q"), ("ln_kv", "norm_kv"), ("attn.out_proj", "out"))
+    f"{source}.{kind}": f"{target}.{kind}"
+    for source, target in (("ln_q", "norm_q"), ("ln_kv", "norm_kv"), ("attn.out_proj", "out"))
     for kind in ("weight", "bias")
 }
 POOL_PACKED = re.compile(r"attn\.in_proj_(weight|bias)")
@@ -43,14 +43,15 @@ RECOMPUTED = re.compile(r"transformer\.(rotary_emb\.inv_freq|h\.\d+\.attn\.(rota
 
 
 def per_head_to_thirds(packed: Tensor, heads: int) -> Tensor:
-    """Rows in the order (q, k, v of head 0), (q, k, v of head 1), ... -> all q, all k, all v.
+    """Reorder rows from (q, k, v of head 0), (q, k, v of head 1), ... to all q, all k, all v.
 
-    Also for what is added to the packed rows (Monkey's adapters) and for a packed bias.
+    A packed bias and Monkey's adapters, which add to the packed rows, are reordered in the same way.
 
     Args:
-        packed: [3 * heads * head width, ...].
+        packed: [3 * heads * head width, ...] rows.
+        heads: number of attention heads.
     Raises:
-        UserError: the rows do not divide so.
+        UserError: the number of rows is no multiple of 3 x heads.
     """
     if len(packed) % (3 * heads):
         raise UserError(
@@ -60,12 +61,12 @@ def per_head_to_thirds(packed: Tensor, heads: int) -> Tensor:
 
 
 def qwen_visual_to_vit(state: Mapping[str, Tensor], *, heads: int) -> dict[str, Tensor]:
-    """The names of Qwen-VL's vision encoder (below `transformer.visual.`) -> `ViT(class_token=False, any_size=True)`.
+    """Rename the vision encoder (names below `transformer.visual.`) to `ViT(class_token=False, any_size=True)`.
 
     Args:
-        heads: of the encoder; its packed qkv is laid out head by head. Published: 16.
+        heads: number of attention heads of the encoder; the packed qkv is laid out head by head. Published: 16.
     Raises:
-        UserError: heads that do not fit the packed rows.
+        UserError: `heads` does not divide the packed rows.
     """
     return openai_to_vit(
         {
@@ -76,7 +77,7 @@ def qwen_visual_to_vit(state: Mapping[str, Tensor], *, heads: int) -> dict[str, 
 
 
 def qwen_pool_to_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of Qwen-VL's resampler (below `attn_pool.`) -> `Resampler`."""
+    """Rename the resampler (names below `attn_pool.`) to `Resampler`."""
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name in POOL_TOP:
@@ -91,28 +92,28 @@ def qwen_pool_to_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def qwen_visual_to_parts(
     state: Mapping[str, Tensor], *, heads: int, vision: str = "vision", connector: str = "connector"
 ) -> dict[str, Tensor]:
-    """The names of the whole vision tower (below `transformer.visual.`) -> encoder and `NormalisedResampler`.
+    """Rename the whole vision tower (names below `transformer.visual.`) to encoder and `NormalisedResampler`.
 
     Args:
-        heads: of the encoder.
-        vision, connector: where the parts sit in the model to be loaded.
+        heads: number of attention heads of the encoder.
+        vision, connector: name prefixes of the parts in the target model.
     Raises:
-        UserError: heads that do not fit the packed rows.
+        UserError: `heads` does not divide the packed rows.
     """
     encoder = without(state, POOL, NORM)
-    matrix = encoder.pop("proj", None)  # that features are multiplied by from the left
+    matrix = encoder.pop("proj", None)  # features @ proj, so a linear holds the transpose
     return (
-        placed(below(state, NORM), f"{connector}.norm")
+        add_prefix(below(state, NORM), f"{connector}.norm")
         | ({} if matrix is None else {f"{connector}.proj.weight": matrix.T.contiguous()})
-        | placed(qwen_pool_to_resampler(below(state, POOL)), f"{connector}.resampler")
-        | placed(qwen_visual_to_vit(encoder, heads=heads), vision)
+        | add_prefix(qwen_pool_to_resampler(below(state, POOL)), f"{connector}.resampler")
+        | add_prefix(qwen_visual_to_vit(encoder, heads=heads), vision)
     )
 
 
 def qwen_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Qwen-7B's names -> `Llama(attention_bias="qkv")`. The packed `c_attn` is all q, all k, all v.
+    """Rename Qwen-7B to `Llama(attention_bias="qkv")`. The packed `c_attn` holds all q, then all k, then all v.
 
-    Rotary frequencies and causal masks, which some files carry, are recomputed: dropped.
+    Rotary frequencies and causal masks of some files are dropped, because they are recomputed.
     """
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -132,28 +133,28 @@ def qwen_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def qwen_vl_to_model(state: Mapping[str, Tensor], *, heads: int, network: str = "network") -> dict[str, Tensor]:
-    """The names of a whole Qwen-VL -> ours.
+    """Rename a whole Qwen-VL checkpoint to the model.
 
     Args:
-        heads: of the vision encoder. Published: 16.
-        network: where the parts sit in the model to be loaded.
+        heads: number of attention heads of the vision encoder. Published: 16.
+        network: name prefix of the network in the target model.
     Raises:
         UserError: heads that do not fit the packed rows of the encoder.
     """
     visual = below(state, VISUAL)
     mapped = qwen_visual_to_parts(visual, heads=heads, vision=f"{network}.vision", connector=f"{network}.connector")
-    return mapped | placed(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")
+    return mapped | add_prefix(qwen_to_llama(without(state, VISUAL)), f"{network}.language", only="lm.")
 
 
 def qwen_vl_parts(state: Mapping[str, Tensor], *, heads: int = 1) -> dict[str, dict[str, Tensor]]:
-    """The names of a whole Qwen-VL -> those of `ViT`, `NormalisedResampler` and `Llama`, by part.
+    """Split a whole Qwen-VL checkpoint by part and rename it to `ViT`, `NormalisedResampler` and `Llama`.
 
-    For a model that starts from it and has other parts beside these (Monkey).
+    Models that start from Qwen-VL and have further parts, such as Monkey, load it part by part.
 
     Args:
-        heads: of the vision encoder; matters to no other part.
+        heads: number of attention heads of the vision encoder. The connector and the language model do not need it.
     Raises:
-        UserError: a name that belongs to no part.
+        UserError: a name belongs to none of the parts.
     """
     parts: dict[str, dict[str, Tensor]] = {"vision": {}, "connector": {}, "language": {}}
     for name, tensor in qwen_vl_to_model(state, heads=heads, network="model").items():

@@ -1,4 +1,4 @@
-"""Published weights by reference: which file, and by which key map they become ours."""
+"""Weights of a part by reference: `<map>:<place>` names a key map and a file, a folder or a published name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 
-ADDED = (".lora_a.", ".lora_b.", ".adapters.")  # what a family adds to a published part starts fresh
+ADDED = (".lora_a.", ".lora_b.", ".adapters.")  # parameters that a family adds to a published part; no file holds them
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
@@ -33,20 +33,20 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
 
 
 def is_added(name: str) -> bool:
-    """Is a parameter of this name one that a family adds to a published part?"""
+    """True if a family adds the parameter of this name to a published part."""
     return any(added in f".{name}" for added in ADDED)
 
 
 def load_part(module: nn.Module, reference: str, part: str) -> None:
-    """Fill a part with published weights.
+    """Load published weights into a part.
 
     Args:
         module: the part.
-        reference: "nano:<name>" for a stored nano backbone; "<map>:<place>" with a key map of `MAPS` and a file, a
-            folder or a published name.
-        part: its name, for errors.
+        reference: "nano:<name>" for a stored nano backbone, or "<map>:<place>" with a key map in `MAPS` and a file,
+            a folder or a published name.
+        part: name of the part, for error messages.
     Raises:
-        UserError: an unknown key map, a place that does not exist, or weights that do not fit the part.
+        UserError: the key map is unknown, the place does not exist, or names or shapes differ from those of the part.
     """
     kind, _, place = reference.partition(":")
     if kind == "nano":
@@ -54,23 +54,23 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
         return
     if kind not in MAPS or not place:
         raise UserError(
-            f"the weights {reference!r} of part {part!r} are not understood: write <map>:<place> with a map of "
+            f"weights {reference!r} of part {part!r}: expected <map>:<place> with a map out of "
             f"{['nano', *MAPS]}, such as clip:openai/clip-vit-large-patch14-336"
         )
     _fill(module, MAPS[kind](read_checkpoint(_local(place)), module))
 
 
 def _fill(module: nn.Module, state: State) -> None:
-    """Load a part's state in plain names: where a linear is wrapped, the plain weight goes to the wrapped one."""
+    """Load a state in plain names; the weight of a linear that is wrapped goes to the linear inside the wrapper."""
     wrapped = {name.replace(".base.", "."): name for name in module.state_dict()}
     load_strict(module, {wrapped.get(name, name): value for name, value in state.items()}, allow_missing=ADDED)
 
 
 def _local(place: str) -> Path:
-    """A path as it is; a published name as the folder it is downloaded to."""
+    """Return a local path unchanged; download a published name and return its folder."""
     if Path(place).exists() or place.count("/") != 1 or place.startswith((".", "/", "~")):
         return Path(place)
-    from huggingface_hub import snapshot_download  # only where something is downloaded
+    from huggingface_hub import snapshot_download  # imported late: only downloads need it
 
     try:
         return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json"]))

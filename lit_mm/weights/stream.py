@@ -1,7 +1,8 @@
-"""safetensors files as bytes: a tensor is copied from file to file without ever being held. Needs no torch.
+"""This module copies tensors between safetensors files in chunks of bytes, so no tensor is ever whole in memory.
 
-Source: the format as the safetensors repository describes it: eight bytes with the length of a JSON header, the header
-(name -> dtype, shape, [begin, end) behind the header), then the tensors without a gap.
+It needs no torch. Source: the format description in the safetensors repository. A file has eight bytes with the length
+of a JSON header, the header (name -> dtype, shape, [begin, end) counted from the end of the header), and the tensors
+without gaps.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 
 from lit_mm.errors import UserError
 
-CHUNK = 1 << 20  # bytes held at once
-DTYPES = {  # as torch calls them -> as safetensors does, bytes of an element
+CHUNK = 1 << 20  # most bytes in memory at once
+DTYPES = {  # name in torch -> name in safetensors, bytes per element
     "float64": ("F64", 8),
     "int64": ("I64", 8),
     "float32": ("F32", 4),
@@ -32,10 +33,11 @@ DTYPES = {  # as torch calls them -> as safetensors does, bytes of an element
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor's kind, without its elements.
+    """The dtype and shape of a tensor in a file.
 
     Attributes:
-        dtype: as torch calls it.
+        dtype: name of the dtype in torch, such as "float32".
+        shape: sizes of the tensor.
     """
 
     dtype: str
@@ -47,10 +49,10 @@ class Stored:
 
 
 def places(path: Path) -> dict[str, tuple[int, int]]:
-    """[begin, end) of every tensor in a safetensors file, bytes from its start.
+    """Read the position of every tensor in a safetensors file: name -> [begin, end), bytes from the start of the file.
 
     Raises:
-        UserError: it is no such file.
+        UserError: the file is not a safetensors file, or its header is damaged.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -69,7 +71,11 @@ def places(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def run(path: Path, begin: int, end: int) -> Iterator[bytes]:
-    """Bytes [begin, end) of a file, in pieces of at most `CHUNK`."""
+    """Yield bytes [begin, end) of a file in pieces of at most `CHUNK` bytes.
+
+    Raises:
+        UserError: the file ends before `end`.
+    """
     with path.open("rb") as file:
         file.seek(begin)
         while begin < end:
@@ -86,13 +92,19 @@ def write(
     elements: Callable[[str], Iterable[bytes | memoryview]],
     metadata: Mapping[str, str],
 ) -> int:
-    """Write a safetensors file tensor by tensor, aside, and publish it by a rename. Returns its bytes.
+    """Write a safetensors file tensor by tensor and return its size in bytes.
+
+    The bytes go to `<path>.part`, which is renamed at the end. Dtypes with more bytes come first, so that every tensor
+    is aligned.
 
     Args:
-        tensors: what the file will hold. Wide elements come first, so that all are aligned.
-        elements: a tensor's bytes, in any pieces; asked for one tensor after the other.
+        path: the file to write.
+        tensors: dtype and shape of every tensor, by name.
+        elements: name -> bytes of the tensor, in pieces of any size. It is called once per tensor.
+        metadata: texts for the header.
     Raises:
-        UserError: the file cannot be written, or a tensor has other bytes than its kind says; nothing is left behind.
+        UserError: the file cannot be written, or the number of bytes of a tensor does not match its dtype and shape.
+            No file is left behind.
     """
     names = sorted(tensors, key=lambda name: (-DTYPES[tensors[name].dtype][1], name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
@@ -110,7 +122,7 @@ def write(
             for name in names:
                 size = sum(file.write(chunk) for chunk in elements(name))
                 if size != tensors[name].bytes:
-                    raise UserError(f"tensor {name!r} should have {tensors[name].bytes} bytes, {size} were found")
+                    raise UserError(f"tensor {name!r} should have {tensors[name].bytes} bytes, got {size}")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

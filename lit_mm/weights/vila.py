@@ -1,4 +1,4 @@
-"""VILA checkpoints -> our model's names. VILA-1.0 is stored as LLaVA is; VILA-1.5 has another projector."""
+"""This key map renames VILA checkpoints. VILA-1.0 has the names of LLaVA; VILA-1.5 has another projector."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from torch import Tensor
 
 from lit_mm.weights.llava import llava_to_model
 
-# layers.0 joins patches, layers.3 is the GELU: neither has parameters
+# layers.0 joins patches and layers.3 is the GELU; neither has parameters
 DOWNSAMPLE = re.compile(r"(?:model\.mm_projector\.)?layers\.([124])\.(weight|bias)")
 
 
 def vila_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
-    """The authors' names -> ours; a projector `layers.*` is VILA-1.5's, of its folder mm_projector or inside a model.
+    """Rename a checkpoint of the authors to the model.
+
+    Names `layers.*` belong to the projector of VILA-1.5, either from its folder mm_projector or from a whole model.
 
     Args:
-        network: where the parts sit in the model to be loaded.
+        network: name prefix of the network in the target model.
     Source: github.com/NVlabs/VILA eaadb1e, and base_projector.py of branch vila1.5.
     """
     projector: dict[str, Tensor] = {}

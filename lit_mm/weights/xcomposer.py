@@ -1,6 +1,6 @@
-"""XComposer (1.0, and its -VL variant) checkpoints -> our model's names.
+"""These key maps rename XComposer checkpoints (1.0 and its -VL variant).
 
-Pure renaming; what no map knows is handed on unchanged, so that `load_strict` names it.
+Unknown keys pass through; `load_strict` reports them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import llama_to_llama
-from lit_mm.weights.names import below, placed, without
+from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qformer import QUERIES, lavis_to_qformer
 
 VISION, NORM, QFORMER, PROJECTION, LANGUAGE = (
@@ -33,10 +33,10 @@ def xcomposer_to_model(
     connector: str = "network.connector",
     language: str = "network.language",
 ) -> dict[str, Tensor]:
-    """The hub's names -> ours.
+    """Rename a checkpoint of the hub to the model.
 
     Args:
-        vision, connector, language: where the parts sit in the model to be loaded.
+        vision, connector, language: name prefixes of the parts in the target model.
     Source: modeling_InternLM_XComposer.py of the release and its pytorch_model.bin.index.json.
     """
     rest = without(state, VISION, NORM, QFORMER, PROJECTION, LANGUAGE)
@@ -44,19 +44,19 @@ def xcomposer_to_model(
     flags = {FLAGS[name]: tensor.flatten() for name, tensor in state.items() if name in FLAGS}  # [1, 1, E] -> [E]
     return (
         {name: tensor for name, tensor in rest.items() if name not in (QUERIES, *FLAGS)}
-        | placed(eva_to_vit(below(state, VISION)), vision)
-        | placed(below(state, NORM), f"{connector}.projector.norm")
-        | placed(lavis_to_qformer(qformer), f"{connector}.projector.qformer")
-        | placed(below(state, PROJECTION), f"{connector}.projector.projection")
-        | placed(flags, connector)
-        | placed(internlm_to_llama(below(state, LANGUAGE)), language)
+        | add_prefix(eva_to_vit(below(state, VISION)), vision)
+        | add_prefix(below(state, NORM), f"{connector}.projector.norm")
+        | add_prefix(lavis_to_qformer(qformer), f"{connector}.projector.qformer")
+        | add_prefix(below(state, PROJECTION), f"{connector}.projector.projection")
+        | add_prefix(flags, connector)
+        | add_prefix(internlm_to_llama(below(state, LANGUAGE)), language)
     )
 
 
 def internlm_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """InternLM-7B's names, with or without XComposer's low-rank branches -> `Llama`.
+    """Rename InternLM-7B, with or without XComposer's low-rank branches, to `Llama`.
 
-    InternLM (the first) is named as Llama is; its rotary positions are half-split, too, so no row moves.
+    The first InternLM has the names of Llama. Its rotary positions are half-split like Llama's, so no row moves.
     """
     wrapped = {match[1] for name in state if (match := BRANCH.fullmatch(name))}
     renamed: dict[str, Tensor] = {}

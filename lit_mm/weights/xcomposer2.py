@@ -1,4 +1,4 @@
-"""XComposer2 checkpoints (224, 490) -> our model's names."""
+"""This key map renames XComposer2 checkpoints (224 and 490 pixels)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_mm.weights.clip import hf_clip_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama
-from lit_mm.weights.names import below, placed, without
+from lit_mm.weights.names import add_prefix, below, without
 
 VISION, CONNECTOR = "vit.vision_tower.", "vision_proj."
 
@@ -22,17 +22,17 @@ def xcomposer2_to_model(
     connector: str = "network.connector",
     language: str = "network.language",
 ) -> dict[str, Tensor]:
-    """The hub's names -> ours. What no map knows is handed on unchanged, so that `load_strict` names it.
+    """Rename a checkpoint of the hub to the model. Unknown keys pass through; `load_strict` reports them.
 
     Args:
-        heads, kv_heads: of the language model. Published: 32, 8 (7B); 16, 8 (1.8B).
-        vision, connector, language: where the parts sit in the model to be loaded.
+        heads, kv_heads: query and key/value heads of the language model. Published: 32, 8 (7B); 16, 8 (1.8B).
+        vision, connector, language: name prefixes of the parts in the target model.
     Raises:
-        UserError: heads that do not fit, an incomplete vision block.
+        UserError: the heads do not divide the packed rows, or a vision block lacks one of q, k and v.
     """
     text = internlm2_to_llama(without(state, VISION, CONNECTOR), heads=heads, kv_heads=kv_heads)
     return (
-        placed(hf_clip_to_vit(below(state, VISION)), vision)
-        | placed(below(state, CONNECTOR), f"{connector}.mlp")
-        | placed(text, language, only="lm.")
+        add_prefix(hf_clip_to_vit(below(state, VISION)), vision)
+        | add_prefix(below(state, CONNECTOR), f"{connector}.mlp")
+        | add_prefix(text, language, only="lm.")
     )

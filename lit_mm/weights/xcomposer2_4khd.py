@@ -1,4 +1,4 @@
-"""XComposer2-4KHD checkpoints -> our model's names: XComposer2's, the newline and the separator."""
+"""This key map renames XComposer2-4KHD checkpoints: the map of XComposer2, plus the newline and the separator."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from torch import Tensor
 
 from lit_mm.weights.xcomposer2 import xcomposer2_to_model
 
-VECTORS = {"plora_sub_GN": "newline", "plora_glb_GN": "separator"}  # the latter stands behind the global view
+VECTORS = {"plora_sub_GN": "newline", "plora_glb_GN": "separator"}  # the separator follows the global view
 
 
 def xcomposer2_4khd_to_model(
     state: Mapping[str, Tensor], *, heads: int, kv_heads: int, network: str = "network"
 ) -> dict[str, Tensor]:
-    """The hub's names -> ours. What no map knows is handed on unchanged, so that `load_strict` names it.
+    """Rename a checkpoint of the hub to the model. Unknown keys pass through; `load_strict` reports them.
 
     Args:
-        heads, kv_heads: of the language model. Published: 32, 8.
-        network: where the parts sit in the model to be loaded.
+        heads, kv_heads: numbers of query and key/value heads of the language model. Published: 32, 8.
+        network: name prefix of the network in the target model.
     Raises:
-        UserError: heads that do not fit, an incomplete vision block.
+        UserError: the heads do not divide the packed rows, or a vision block lacks one of q, k and v.
     """
     places = {part: f"{network}.{part}" for part in ("vision", "connector", "language")}
     vectors = {

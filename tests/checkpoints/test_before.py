@@ -225,7 +225,8 @@ def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     content = json.loads((first.path / "manifest.json").read_text())
     content["family"] = "lit_mm.families.xcomposer2_4khd.XComposer2HD"
     content["files"]["config.yaml"] |= {"bytes": len(text), "blake2b": digest_file(first.path / "config.yaml")}
-    (first.path / "manifest.json").write_text(json.dumps(content))
+    del content["blake2b"]
+    (first.path / "manifest.json").write_text(json.dumps(content | {"format": 1}))
     yield run
     torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
 
@@ -303,5 +304,6 @@ def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alo
         "train": {"connector": {"lr": 0.1, "decay_vectors": False}},
         "schedule": {"class_path": "lit_mm.stages.Linear", "init_args": {"warmup": 0.03, "start": 0.0, "floor": 0.1}},
         "noisy": [],
+        "starts_from": None,
     }
     assert translate_config({"stages": [translated]}) == {"stages": [translated]}

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import stat
 from pathlib import Path
@@ -13,10 +14,13 @@ from torch import nn
 
 from lit_mm.checkpoints import writing
 from lit_mm.checkpoints.digests import digest
-from lit_mm.checkpoints.manifest import checkpoint_name, find, newest, published
-from lit_mm.checkpoints.reading import load_weights, read
+from lit_mm.checkpoints.manifest import Damaged, checkpoint_name, damage, find, newest, published, sealed
+from lit_mm.checkpoints.manifest import read as read_manifest
+from lit_mm.checkpoints.origins import Origins
+from lit_mm.checkpoints.reading import load_weights, newest_whole, read, way_out
 from lit_mm.checkpoints.writing import Piece, optimizer_groups, publish, publish_pieces, remove
 from lit_mm.errors import UserError
+from lit_mm.stages.parts import Parts
 
 W = torch.arange(3.0)
 SAID = {"family": "f", "config": "a: 1\n", "stage": "a", "step": 2, "stored": ["w"], "frozen": {}}
@@ -166,10 +170,10 @@ def test_what_is_no_checkpoint_of_ours_is_refused_with_the_reason(tmp_path):
     text = (path / "manifest.json").read_text()
     for spoilt in (text[: len(text) // 2], "[]", "{}"):
         (path / "manifest.json").write_text(spoilt)
-        with pytest.raises(UserError, match=r"manifest\.json is missing or spoilt .*delete it"):
+        with pytest.raises(Damaged, match=r"manifest\.json is missing or spoilt"):
             read(path)
-    (path / "manifest.json").write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match="has format 2, this version of lit_mm reads format 1"):
+    (path / "manifest.json").write_text(sealed(json.loads(text) | {"format": 3}))
+    with pytest.raises(UserError, match="has format 3, this version of lit_mm reads the formats 1 and 2"):
         read(path)
 
 
@@ -179,7 +183,7 @@ def test_a_damaged_file_is_named(tmp_path, name):
     publish(made(), path)
     data = (path / name).read_bytes()
     (path / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(UserError, match=f"{name}' does not have the bytes that were written.*the one before"):
+    with pytest.raises(UserError, match=f"{name}' does not have the bytes that were written"):
         read(path).verify()
     (path / name).write_bytes(data[:-7])
     with pytest.raises(UserError, match=rf"{name}' has {len(data) - 7} bytes, {len(data)} were written"):
@@ -187,6 +191,64 @@ def test_a_damaged_file_is_named(tmp_path, name):
     (path / name).unlink()
     with pytest.raises(UserError, match=rf"{name}' is missing"):
         read(path)
+
+
+def test_any_byte_that_changes_in_any_file_is_found(tmp_path):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    assert len(list(path.iterdir())) == 5
+    for file in path.iterdir():
+        data = file.read_bytes()
+        for place in range(len(data)):
+            file.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 7)]) + data[place + 1 :])
+            with pytest.raises(UserError):
+                read(path).verify()
+        file.write_bytes(data)
+    read(path).verify()
+
+
+@pytest.mark.parametrize("files", [{}, {"state.pt": {"bytes": 5, "blake2b": ""}}])
+def test_a_manifest_that_does_not_list_its_files_is_damaged_with_a_digest_and_without(tmp_path, files):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    content = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(content | {"files": files}, indent=1) + "\n")
+    with pytest.raises(Damaged, match="does not have the bytes"):
+        read(path)
+    del content["blake2b"]
+    (path / "manifest.json").write_text(json.dumps(content | {"files": files}, indent=1) + "\n")
+    with pytest.raises(Damaged, match="its digest is missing"):
+        read(path)
+    (path / "manifest.json").write_text(json.dumps(content | {"files": files, "format": 1}, indent=1) + "\n")
+    with pytest.raises(Damaged, match=r"does not list config\.yaml, .*weights-00000-00"):
+        read(path)
+
+
+def test_a_checkpoint_of_before_is_read_though_its_manifest_cannot_be_checked(tmp_path):
+    path = tmp_path / checkpoint_name(1, "a", 2)
+    publish(made(), path)
+    assert read_manifest(path).sealed
+    content = json.loads((path / "manifest.json").read_text()) | {"format": 1}
+    del content["blake2b"]
+    (path / "manifest.json").write_text(json.dumps(content, indent=1) + "\n")
+    read(path).verify()
+    opened = read_manifest(path)
+    assert not opened.sealed and damage(opened, verify=True) == []
+
+
+def test_beside_a_damaged_checkpoint_the_newest_whole_one_is_named(tmp_path):
+    paths = [tmp_path / checkpoint_name(1, "a", step) for step in (2, 4, 6, 8)]
+    for path in paths:
+        publish(made(), path)
+    (paths[3] / "manifest.json").unlink()
+    (paths[2] / "state.pt").write_bytes(b"x" * (paths[2] / "state.pt").stat().st_size)
+    assert newest_whole(tmp_path).path == paths[1]
+    assert (
+        way_out(paths[3]) == f"The newest whole one is {str(paths[1])!r}; to go on from it: rm -r {paths[2]} {paths[3]}"
+    )
+    for path in paths[:2]:
+        (path / "config.yaml").unlink()
+    assert way_out(paths[3]).startswith("No other checkpoint of this run is whole")
 
 
 def saved_of(model: nn.Module, folder: Path, frozen=None):
@@ -198,8 +260,16 @@ def saved_of(model: nn.Module, folder: Path, frozen=None):
     return read(path)
 
 
+class Linear(nn.Linear):
+    """A model that a checkpoint can be loaded into."""
+
+    @property
+    def origins(self):
+        return Origins(Parts(nn.Module()))
+
+
 def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
-    model = nn.Linear(3, 2)
+    model = Linear(3, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     saved = saved_of(model, tmp_path)
     load_weights(model, saved, "f")
@@ -208,37 +278,46 @@ def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
         load_weights(model, saved, "g")
     expected = r"2 of 2 tensors differ.* 'bias' \(\(2,\) in the checkpoint, \(4,\) in the model\)"
     with pytest.raises(UserError, match=expected):
-        load_weights(nn.Linear(3, 4), saved, "f")
+        load_weights(Linear(3, 4), saved, "f")
     with pytest.raises(
         UserError, match=r"1 of 1 tensors differ.*'bias' \(\(2,\) in the checkpoint, absent in the model\)"
     ):
-        load_weights(nn.Linear(3, 2, bias=False), saved, "f")
+        load_weights(Linear(3, 2, bias=False), saved, "f")
 
 
-class OnABase(nn.Linear):
-    """Its weight comes from elsewhere."""
+class OnABase(nn.Module):
+    """Its body's weight comes from elsewhere; the head is its own."""
 
-    def __init__(self, base):
-        super().__init__(3, 2)
-        self.base = base
+    def __init__(self):
+        super().__init__()
+        self.network = nn.ModuleDict({"body": nn.Linear(3, 2, bias=False), "head": nn.Linear(2, 1, bias=False)})
+        self.network["body"].weights = "llama:somewhere"
+        self.origins = Origins(Parts(self.network))
 
-    def load_pretrained(self):
-        self.weight.data.fill_(self.base)
 
+def test_a_frozen_part_is_loaded_from_its_origin_and_must_be_the_same(tmp_path, monkeypatch):
+    def load(value):
+        monkeypatch.setattr(
+            "lit_mm.checkpoints.origins.load_part", lambda part, *_: nn.init.constant_(part.weight, value)
+        )
 
-def test_a_frozen_part_is_loaded_from_its_origin_and_must_be_the_same(tmp_path):
-    trained = OnABase(5.0)
-    trained.load_pretrained()
-    frozen = {"body": {"origin": "llama:somewhere", "digests": {"weight": digest(trained.weight)}}}
+    load(5.0)
+    trained = OnABase()
+    trained.origins.load()
+    body = trained.network["body"].weight
+    frozen = {"body": {"origin": "llama:somewhere", "digests": {"network.body.weight": digest(body)}}}
     saved = saved_of(trained, tmp_path, frozen)
-    assert saved.weights().keys() == {"bias"}
-    again = OnABase(5.0)
+    assert saved.weights().keys() == {"network.head.weight"}
+    again = OnABase()
     load_weights(again, saved, "f")
-    assert torch.equal(again.weight, trained.weight)
-    assert torch.equal(again.bias, trained.bias + 1)
-    assert again.origins == {"body": "llama:somewhere"}
-    with pytest.raises(UserError, match=r"trained on the frozen part 'body' of 'llama:somewhere'; .*first is 'weight'"):
-        load_weights(OnABase(4.0), saved, "f")
+    assert torch.equal(again.network["body"].weight, body)
+    assert torch.equal(again.network["head"].weight, trained.network["head"].weight + 1)
+    assert again.origins.by_part == {"body": "llama:somewhere"}
+    load(4.0)
+    with pytest.raises(
+        UserError, match=r"trained on the frozen part 'body' of 'llama:somewhere'; .*first is 'network.body.weight'"
+    ):
+        load_weights(OnABase(), saved, "f")
 
 
 def test_the_groups_of_an_optimizer_are_told_by_name():

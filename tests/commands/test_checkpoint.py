@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
-from lit_mm.checkpoints.manifest import covered, damage, find, read
+from lit_mm.checkpoints.manifest import covered, damage, find, read, sealed
 from lit_mm.cli import main
 from lit_mm.commands.trained import open_trained
 from lit_mm.errors import UserError
@@ -27,6 +27,7 @@ from lit_mm.weights.stream import Stored, places, write
 
 ROOT = Path(__file__).parents[2]
 SHAPES = {"network.vision.a": (3, 5), "network.vision.b": (7,), "network.connector.c": (2, 2, 2)}
+MINIMAL = '{"format": 2, "files": {}, "weights": {}, "moments": {}, "steps": {}, "frozen": {}}'
 NO_TORCH = """
 import resource, sys, tracemalloc
 import lit_mm.commands.checkpoint
@@ -169,6 +170,22 @@ def test_a_damaged_checkpoint_is_said_to_be(run_folder, capsys, how, verify, sai
     assert f"DAMAGED: {said}" in told.out and said in told.err
 
 
+def test_inspect_says_that_a_manifest_of_before_cannot_be_checked(run_folder, capsys):
+    main(["checkpoint", "inspect", "run", "--verify"])
+    assert "every byte is as written; manifest.json itself cannot be checked: format 1" in capsys.readouterr().out
+    main(["checkpoint", "inspect", "run", "--verify", "--format", "json"])
+    assert json.loads(capsys.readouterr().out)["unchecked"] == ["manifest.json"]
+    file = newest(run_folder) / "manifest.json"
+    file.write_text(sealed(json.loads(file.read_text()) | {"format": 2}))
+    main(["checkpoint", "inspect", "run", "--verify"])
+    assert "state    every byte is as written\n" in capsys.readouterr().out
+    file.write_text(file.read_text().replace('"step": 14', '"step": 15'))
+    with pytest.raises(SystemExit) as left:
+        main(["checkpoint", "inspect", "run"])
+    assert left.value.code == 2
+    assert "manifest.json' does not have the bytes that were written" in capsys.readouterr().err
+
+
 def test_pieces_that_do_not_make_a_whole_are_damage(run_folder):
     opened = read(newest(run_folder))
     opened.content["weights"]["network.vision.a"]["pieces"].pop(0)
@@ -197,10 +214,10 @@ def test_mistakes_exit_with_2_and_say_what_to_do(run_folder, capsys, arguments, 
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2, "files": {}}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2, "files": {}}', MINIMAL])
 def test_a_spoilt_manifest_is_a_mistake(run_folder, text):
     (newest(run_folder) / "manifest.json").write_text(text)
-    with pytest.raises(UserError, match=r"manifest.json is missing or spoilt|has format 2"):
+    with pytest.raises(UserError, match=r"manifest.json is missing or spoilt|its digest is missing"):
         read(find(run_folder))
 
 
@@ -259,7 +276,7 @@ def test_any_dtype_is_written_aligned_and_read_back(tmp_path):
 
 
 def test_a_tensor_of_another_size_leaves_no_file(tmp_path):
-    with pytest.raises(UserError, match="tensor 'a' should have 8 bytes, 4 were found"):
+    with pytest.raises(UserError, match="tensor 'a' should have 8 bytes, got 4"):
         write(tmp_path / "x.safetensors", {"a": Stored("float32", (2,))}, lambda _: [b"1234"], {})
     assert not list(tmp_path.iterdir())
 
@@ -316,7 +333,7 @@ def test_another_origin_is_refused(trained, tmp_path, capsys):
     content = json.loads((copy / "manifest.json").read_text())
     name = next(iter(content["frozen"]["vision"]["digests"]))
     content["frozen"]["vision"]["digests"][name] = "0" * 32
-    (copy / "manifest.json").write_text(json.dumps(content))
+    (copy / "manifest.json").write_text(sealed(content))
     with pytest.raises(SystemExit) as left:
         main(["checkpoint", "consolidate", str(copy), str(tmp_path / "all.safetensors")])
     assert left.value.code == 2

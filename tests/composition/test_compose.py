@@ -14,7 +14,7 @@ from lit_mm.composition.compose import (
     captions_so_far,
     compose,
     letter_in,
-    numbered,
+    number_lines,
     places_in,
     spread,
     steps,
@@ -236,7 +236,7 @@ def test_no_images_wanted_asks_for_the_article_alone() -> None:
 
 
 def test_segments_are_numbered_from_where_they_stand() -> None:
-    assert numbered(["a", "b"], 3) == "<Seg3> a\n<Seg4> b\n"
+    assert number_lines(["a", "b"], 3) == "<Seg3> a\n<Seg4> b\n"
 
 
 # --- captions --------------------------------------------------------------------------------------------------------

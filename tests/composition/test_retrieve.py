@@ -61,7 +61,7 @@ def test_files_are_ranked_by_the_words_of_their_names(module: XComposer2, tmp_pa
     found = [names[n] for n in retrieve("A whale, in the SEA!", 4, ())]
     assert found == ["Whale-in-the-sea", "blue_whale", "cat", "dog"]  # of equals, the first in the folder
     assert retrieve("a whale", 2, {names.index("blue_whale")})[0] == names.index("Whale-in-the-sea")
-    with pytest.raises(UserError, match="image 0 is none"):
+    with pytest.raises(UserError, match="image 0 has no file"):
         ByFileName().over(module, POOL)
 
 

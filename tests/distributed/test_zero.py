@@ -43,8 +43,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = str(base_weights(folder))
     launch_all(
         [
-            launch("one process", ranks=1, base=base),
-            *(launch(name, base=base, **options) for name, options in SPLITS.items()),
+            launch("one process", ranks=1, base=base, examine=True),
+            *(launch(name, base=base, examine=True, **options) for name, options in SPLITS.items()),
             launch("on other ranks", strategy=CUT, base=base, kill="align step 3"),
             launch("on other ranks", strategy=CUT, base=base, ranks=1, kill="pretrain step 3"),
             launch("on other ranks", strategy="zero2", base=base, kill="finetune step 3"),
@@ -52,6 +52,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             launch("killed", strategy=CUT, base=base, kill="pretrain step 3"),
             launch("killed", strategy=CUT, base=base),
             launch("accumulating", strategy=CUT, base=base, micro_batch=1),
+            launch("unread, one process", ranks=1, base=base, recipe="unread"),
+            launch("unread", strategy=CUT, base=base, recipe="unread", kill="finetune start"),
+            launch("unread", strategy=CUT, base=base, recipe="unread"),
+            launch("unread, random", strategy="ddp", recipe="unread", kill="align step 2"),
+            launch("unread, random", strategy=CUT, recipe="unread"),
+            launch("unread, random, one process", ranks=1, recipe="unread"),
+            launch("branches, one process", ranks=1, recipe="branches"),
+            launch("branches", strategy=CUT, recipe="branches", kill="deep start"),
+            launch("branches", strategy=CUT, recipe="branches"),
             launch("planted", strategy="zero2", recipe="two", meddle="plant", fails="holds parameter"),
             launch("touched", strategy=CUT, recipe="two", meddle="touch", fails="changed the frozen part 'language'"),
         ],
@@ -100,6 +109,22 @@ def test_micro_batches_add_up_to_the_same_step(runs: Path) -> None:
 def test_on_as_many_ranks_a_killed_run_ends_bit_for_bit_the_same(runs: Path) -> None:
     assert losses(runs / "killed") == losses(runs / "zero3")
     assert_equal(weights(runs / "killed"), weights(runs / "zero3"))
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_an_examination_over_ranks_gives_the_answers_of_one_process(runs: Path, name: str) -> None:
+    answers = json.loads((runs / name / "answers.json").read_text())
+    assert answers == json.loads((runs / "one process" / "answers.json").read_text())
+    assert [len(of_stage) for of_stage in answers.values()] == [5, 5, 5]
+    assert any(of_stage[0] != of_stage[1] for of_stage in answers.values())  # they answer by what they see
+
+
+@pytest.mark.parametrize("name", ["unread", "unread, random", "branches"])
+def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_process(runs: Path, name: str) -> None:
+    found, expected = weights(runs / name), weights(runs / f"{name}, one process")
+    assert found.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert float((found[key] - tensor).abs().max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
 
 
 def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:

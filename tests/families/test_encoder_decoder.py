@@ -16,7 +16,7 @@ from lit_mm.language.t5 import T5
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
 from lit_mm.stages.stage import Stage, Train
-from tests.rows import loss_sum
+from tests.rows import loss_sum, transformers_t5
 
 LESSONS = [("what is the code?", "42"), ("what is the name?", "KALO"), ("what is the city?", "MIRUT"), ("count", "3")]
 
@@ -66,9 +66,7 @@ def test_the_loss_is_the_sum_over_target_tokens_and_packing_does_not_change_it()
 def test_the_loss_is_that_of_transformers() -> None:
     module = tiny().eval()
     one = batch(module, 1)
-    lm = module.network.language.lm
-    lm.config.scale_decoder_outputs, lm.config.decoder_start_token_id, lm.config.pad_token_id = False, 0, 0
-    logits = lm(input_ids=one.ids, labels=one.target.ids).logits[0]
+    logits = transformers_t5(module.network.language)(input_ids=one.ids, labels=one.target.ids).logits[0]
     torch.testing.assert_close(loss_sum(module, one), F.cross_entropy(logits, one.target.ids[0], reduction="sum"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_mm.errors import UserError
 from lit_mm.language.t5 import T5
 from lit_mm.weights.convert import load_strict
-from tests.rows import flat
+from tests.rows import flat, transformers_t5
 
 ATOL = 2e-5  # fp32, the same sums in another order: measured 2e-6 on logits of size 3
 SIZES = {"width": 32, "layers": 2, "heads": 4, "ffn_width": 48, "vocab_size": 40, "decoder_layers": 3}
@@ -30,16 +30,30 @@ def predict(language: T5, sources: Sequence[Tensor], answers: Sequence[Tensor]) 
 
 @torch.inference_mode()
 def test_it_agrees_with_the_forward_of_transformers() -> None:
-    """Their own masks, shift and projection, on the module that they would build but for the untied projection."""
-    language = tiny()
-    source, target = torch.randint(2, 40, (2, 9)), torch.randint(2, 40, (2, 5))
-    seen = torch.ones_like(source)
-    seen[1, 6:] = 0
-    language.lm.config.scale_decoder_outputs = False  # as in Flan-T5
-    language.lm.config.decoder_start_token_id = language.lm.config.pad_token_id = 0
-    theirs = language.lm(input_ids=source, attention_mask=seen, labels=target).logits
+    """Their own attention, masks, shift and projection, from the weights of ours; sources of unequal length."""
+    language = tiny(buckets=8, max_distance=12)  # some distances of the longer source share the last bucket
+    theirs = transformers_t5(language)
+    source, target = torch.randint(2, 40, (2, 17)), torch.randint(2, 40, (2, 5))
+    real = torch.ones_like(source)
+    real[1, 6:] = 0
+    expected = theirs(input_ids=source, attention_mask=real, labels=target).logits
     ours = predict(language, [source[0], source[1, :6]], list(target))
-    torch.testing.assert_close(ours, theirs.flatten(0, 1), rtol=0, atol=ATOL)
+    torch.testing.assert_close(ours, expected.flatten(0, 1), rtol=0, atol=ATOL)
+
+
+def test_gradients_agree_with_those_of_transformers() -> None:
+    """The bias of the positions included, which all layers and segments share."""
+    language = tiny()
+    theirs = transformers_t5(language)
+    sources = [torch.randint(2, 40, (length,)) for length in (9, 4)]
+    answers = [torch.randint(2, 40, (length,)) for length in (3, 6)]
+    predict(language, sources, answers).logsumexp(-1).sum().backward()
+    for source, answer in zip(sources, answers, strict=True):
+        theirs(input_ids=source[None], labels=answer[None]).logits.logsumexp(-1).sum().backward()
+    for (name, ours), (_, expected) in zip(language.lm.named_parameters(), theirs.named_parameters(), strict=True):
+        torch.testing.assert_close(
+            ours.grad, expected.grad, rtol=1e-4, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_the_projection_is_not_the_embedding_table() -> None:
@@ -99,6 +113,11 @@ def test_decoding_token_by_token_equals_the_whole_answer_also_when_samples_leave
             samples = [2, 0]
         if step < 3:
             hidden = language.step(torch.stack([answers[number][step] for number in samples]), state)
+
+
+def test_a_row_without_its_lengths_is_refused() -> None:
+    with pytest.raises(UserError, match="segments"):
+        tiny().lm.encoder(inputs_embeds=torch.randn(2, 5, 32))
 
 
 def test_training_without_answers_is_refused() -> None:

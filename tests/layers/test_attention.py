@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lit_mm.layers.attention import attention, segment_attention
+from lit_mm.layers.attention import Segments, attention, segment_attention
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -52,7 +52,7 @@ def test_segment_by_segment_is_attention_under_their_mask(kv_heads: int, dtype: 
     k, v = (torch.randn(1, kv_heads, 17, 8, dtype=dtype, requires_grad=True) for _ in range(2))
     weight = torch.randn(1, 4, 17, 8)
     results = []
-    for out in (attention(q, k, v, mask), segment_attention(q, k, v, lengths)):
+    for out in (attention(q, k, v, mask), segment_attention(q, k, v, Segments(lengths)).transpose(1, 2)):
         gradients = torch.autograd.grad((out.float() * weight).sum(), (q, k, v))
         results.append([out.float(), *(gradient.float() for gradient in gradients)])
     tolerance = 1e-5 if dtype == torch.float32 else 0.05
@@ -62,6 +62,6 @@ def test_segment_by_segment_is_attention_under_their_mask(kv_heads: int, dtype: 
 
 def test_a_sample_attends_to_the_same_bits_in_every_row() -> None:
     q, k, v = (torch.randn(1, 2, 20, 8) for _ in range(3))
-    alone = segment_attention(q[:, :, 5:12], k[:, :, 5:12], v[:, :, 5:12], [7])
-    packed = segment_attention(q, k, v, [5, 7, 8])
-    assert torch.equal(packed[:, :, 5:12], alone)
+    alone = segment_attention(q[:, :, 5:12], k[:, :, 5:12], v[:, :, 5:12], Segments([7]))
+    packed = segment_attention(q, k, v, Segments([5, 7, 8]))
+    assert torch.equal(packed[:, 5:12], alone)

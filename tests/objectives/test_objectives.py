@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
+from torch.nn.functional import cross_entropy
 
 from callbacks.metrics_csv import read_metrics
 from lit_mm.errors import UserError
+from lit_mm.families import Decoder
 from lit_mm.objectives.next_token import NextToken, by_source
 from lit_mm.samples.batch import Batch
+from lit_mm.samples.collate import collate
 from lit_mm.stages.stage import Stage, Train, check_recipe
-from tests.tiny import PARTS, run_recipe, xcomposer2
+from tests.tiny import PARTS, document, run_recipe, xcomposer2
 
 
 class Places:
@@ -52,3 +56,31 @@ def test_unknown_objectives_and_weights_that_are_not_positive_are_refused(weight
 def test_losses_are_summed_by_source() -> None:
     losses, sources = torch.tensor([1.0, 2.0, 4.0, torch.inf]), torch.tensor([0, 2, 0, 1])
     assert by_source(losses, sources, 3).tolist() == [[5.0, torch.inf, 2.0], [2.0, 1.0, 1.0]]
+
+
+def test_next_token_smooths_the_labels_as_torch_does() -> None:
+    module = xcomposer2().eval()
+    batch = collate([module.processor.sample(document(1))], module.processor)
+    hidden, ids = module.network(batch)
+    expected = cross_entropy(module.network.language.logits(hidden), ids, reduction="sum", label_smoothing=0.1)
+    torch.testing.assert_close(NextToken(label_smoothing=0.1)(module.network, batch), expected)
+    assert not torch.isclose(NextToken()(module.network, batch), expected)
+
+
+def test_a_recipe_sets_the_label_smoothing() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Decoder, "model", skip={"prompt"})
+    language = {"width": 16, "layers": 1, "heads": 2, "kv_heads": 1, "ffn_width": 32, "vocab_size": 512}
+    config = {
+        "language": {"class_path": "lit_mm.language.llama.Llama", "init_args": language},
+        "tokenizer": "nano",
+        "next_token": {"class_path": "lit_mm.objectives.NextToken", "init_args": {"label_smoothing": 0.1}},
+    }
+    module = parser.instantiate(parser.parse_object({"model": config})).model
+    assert module.objectives["next_token"].label_smoothing == 0.1
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 1.0])
+def test_label_smoothing_outside_of_its_range_is_refused(label_smoothing: float) -> None:
+    with pytest.raises(UserError, match="label_smoothing"):
+        NextToken(label_smoothing)

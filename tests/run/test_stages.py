@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -214,6 +215,20 @@ def test_a_stage_that_was_renamed_is_not_resumed(tmp_path):
     renamed[0].name = "align"
     with pytest.raises(UserError, match="of stage 'pretrain', which is not stage 1 of this recipe"):
         run_recipe(xcomposer2(), renamed, tmp_path)
+
+
+def test_a_damaged_newest_checkpoint_is_not_resumed_and_the_newest_whole_one_is_named(tmp_path):
+    (stage,) = stages(steps=4)[:1]
+    run_recipe(xcomposer2(), [stage], tmp_path)
+    older, newest = (saved.path for saved in manifest.published(tmp_path / "checkpoints"))
+    file = newest / "manifest.json"
+    file.write_text(file.read_text().replace('"stage_step": 4', '"stage_step": 3'))
+    with pytest.raises(UserError) as refusal:
+        run_recipe(xcomposer2(), [stage], tmp_path)
+    assert f"newest whole one is {str(older)!r}; to go on from it: rm -r {newest}" in str(refusal.value)
+    shutil.rmtree(newest)
+    run_recipe(xcomposer2(), [stage], tmp_path)
+    assert manifest.newest(tmp_path / "checkpoints").path == newest
 
 
 def test_a_checkpoint_of_another_global_batch_is_not_continued(tmp_path):

@@ -1,6 +1,7 @@
 """Stages as data: what is named learns at its rate, and nothing else moves."""
 
 import math
+from contextlib import nullcontext
 
 import lightning as L
 import pytest
@@ -298,4 +299,11 @@ def test_a_floor_that_a_constant_rate_never_reaches_is_refused():
 def test_a_warm_up_longer_than_its_stage_is_refused_with_both_numbers():
     stage = Stage("s", {"p": Train(lr=1.0)}, max_steps=100, schedule=Cosine(500))
     with pytest.raises(UserError, match=r"stages\.s\.schedule: Cosine: the warm-up has 500 steps, the stage 100"):
+        check_recipe([stage], {"p": {}})
+
+
+@pytest.mark.parametrize(("epochs", "max_steps", "refused"), [(3, None, False), (2, None, True), (2, 10, False)])
+def test_a_schedule_by_epochs_counts_those_of_its_stage(epochs: int, max_steps: int | None, refused: bool) -> None:
+    stage = Stage("s", {"p": Train(lr=1.0)}, max_steps=max_steps, epochs=3, schedule=EpochCosine(epochs=epochs))
+    with pytest.raises(UserError, match="over 2 epochs, the stage has 3") if refused else nullcontext():
         check_recipe([stage], {"p": {}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lit_mm.weights.names import below, placed, without
+from lit_mm.weights.names import add_prefix, below, without
 
 STATE = {name: torch.tensor(float(at)) for at, name in enumerate(("vision.a", "vision.vision.b", "text.c", "d"))}
 
@@ -12,11 +12,11 @@ STATE = {name: torch.tensor(float(at)) for at, name in enumerate(("vision.a", "v
 def test_nothing_is_lost_between_what_is_below_and_what_is_not() -> None:
     assert below(STATE, "vision.") == {"a": STATE["vision.a"], "vision.b": STATE["vision.vision.b"]}
     assert without(STATE, "vision.", "text.") == {"d": STATE["d"]}
-    assert placed(below(STATE, "vision."), "vision") | without(STATE, "vision.") == STATE
+    assert add_prefix(below(STATE, "vision."), "vision") | without(STATE, "vision.") == STATE
 
 
 def test_what_does_not_belong_to_a_part_keeps_its_name() -> None:
-    assert set(placed(STATE, "network", only="vision.")) == {
+    assert set(add_prefix(STATE, "network", only="vision.")) == {
         "network.vision.a",
         "network.vision.vision.b",
         "text.c",

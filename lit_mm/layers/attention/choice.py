@@ -1,0 +1,103 @@
+"""Backends of attention over a flat row: what each can do, and which one computes a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_mm.errors import UserError
+
+Backend = Literal["auto", "varlen", "segments"]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one call of attention needs from a backend.
+
+    Attributes:
+        device: device of the operands.
+        dtype: dtype of the products, autocast considered.
+        head_width: channels of one head.
+        bias: a bias is added to the scores.
+        dropout: attention weights are dropped.
+        softcap: scores are bounded.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    head_width: int
+    bias: bool = False
+    dropout: bool = False
+    softcap: bool = False
+
+
+def varlen_obstacle(demand: Demand) -> str | None:
+    """Why `torch.nn.attention.varlen` cannot compute a call; None if it can. Windows and grouped heads are no obstacle.
+
+    Meta tensors pass, so that shapes can be checked without a GPU.
+    """
+    obstacles: tuple[tuple[bool, Callable[[], str]], ...] = (
+        (not has_varlen(), lambda: f"torch {torch.__version__} has no torch.nn.attention.varlen"),
+        (demand.device.type not in ("cuda", "meta"), lambda: f"it needs a CUDA device, got {demand.device.type}"),
+        (demand.dtype not in (torch.bfloat16, torch.float16), lambda: f"it needs bf16 or fp16, got {demand.dtype}"),
+        (demand.head_width % 8 != 0, lambda: f"a head's width must be a multiple of 8, got {demand.head_width}"),
+        (demand.head_width > 256, lambda: f"a head has at most 256 channels, got {demand.head_width}"),
+        (demand.bias, lambda: "it takes no bias on the scores"),
+        (demand.dropout, lambda: "it takes no dropout of attention weights"),
+        (demand.softcap, lambda: "it takes no soft cap of the scores"),
+    )
+    for applies, reason in obstacles:
+        if applies:
+            return reason()
+    if demand.device.type == "cuda" and (capability := compute_capability(demand.device)) < (8, 0):
+        return f"its kernels need compute capability 8.0, got {capability[0]}.{capability[1]}"
+    return None
+
+
+def choose(backend: Backend, demand: Demand) -> Literal["varlen", "segments"]:
+    """The backend that computes a call.
+
+    `auto` takes varlen on a CUDA device where it can, else the loop over segments, and logs the reason once. The loop
+    can do everything.
+
+    Raises:
+        UserError: `varlen` is forced where it cannot compute the call.
+    """
+    if backend == "segments":
+        return "segments"
+    if backend == "auto" and demand.device.type != "cuda":
+        return "segments"
+    obstacle = varlen_obstacle(demand)
+    if obstacle is None:
+        return "varlen"
+    if backend == "varlen":
+        raise UserError(f"`attention: varlen` cannot compute this attention: {obstacle}. Use `attention: auto`")
+    log_fallback(obstacle)
+    return "segments"
+
+
+@lru_cache
+def log_fallback(obstacle: str) -> None:
+    """Log once per reason that attention runs segment by segment."""
+    rank_zero_info(f"attention runs segment by segment, without the varlen kernel: {obstacle}")
+
+
+@lru_cache
+def has_varlen() -> bool:
+    """True if the installed torch has attention over segments of unequal length."""
+    try:
+        from torch.nn.attention import varlen  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+@lru_cache
+def compute_capability(device: torch.device) -> tuple[int, int]:
+    """(major, minor) of a CUDA device."""
+    return torch.cuda.get_device_capability(device)

@@ -1,0 +1,49 @@
+"""Attention over a flat row by one kernel call: torch's varlen attention."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lit_mm.layers.attention.products import compute_dtype
+from lit_mm.layers.attention.segments import Segments
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | None = None, window: int | None = None
+) -> Tensor:
+    """The same as `by_segment`, in one call.
+
+    Under deterministic algorithms the flash kernel is forced: its backward pass has a deterministic form, that of
+    cuDNN has none.
+
+    Args:
+        q: [1, H, T, D].
+        k, v: [1, K, S, D], K a divisor of H.
+        segments: lengths; S is T without `key_lengths`.
+        scale: 1 / sqrt(D) when left out.
+        window: see `segment_attention`.
+    Returns:
+        [1, T, H, D], in the dtype of the products.
+    """
+    from torch.nn.attention.varlen import varlen_attn  # an older torch does not have it: see `varlen_obstacle`
+
+    dtype = compute_dtype(q)
+    rows = (x[0].transpose(0, 1).to(dtype) for x in (q, k, v))  # [T, H, D]
+    key_lengths = segments.lengths if segments.key_lengths is None else segments.key_lengths
+    flash_only = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if torch.are_deterministic_algorithms_enabled() else None
+    with flash_only or nullcontext():
+        out = varlen_attn(
+            *rows,
+            segments.starts(q.device),
+            segments.starts(q.device, of_keys=True),
+            max(segments.lengths, default=0),
+            max(key_lengths, default=0),
+            scale=scale,
+            window_size=(-1 if window is None else window - 1, 0 if segments.causal else -1),
+            enable_gqa=q.shape[1] != k.shape[1],
+        )
+    return out[None]

@@ -1,0 +1,211 @@
+"""The lock of a run folder: one job at a time writes there."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from lit_mm.errors import UserError
+from lit_mm.run.interruption import say
+
+FILE = "run.lock"
+BEAT = 10.0  # seconds between heartbeats
+MISSED = 3  # heartbeats after which a job counts as gone
+SETTLING = 1.0  # seconds: without locks, of two jobs that start at a time the later write wins
+TAKEN_OVER = 2  # exit code of a job whose folder another job has taken over
+CONFLICTS = {errno.EACCES, errno.EAGAIN}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that has a run folder for itself: the first rank of a job.
+
+    Attributes:
+        host: name of its machine.
+        process: process id on that machine.
+        started: start of the process, seconds since the epoch.
+        launches: launcher and its job -> number of the attempt, from 0. Empty for a command typed in a shell.
+    """
+
+    host: str
+    process: int
+    started: float
+    launches: dict[str, int] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def here(cls, environ: Mapping[str, str] = os.environ) -> Holder:
+        """The holder that this process would be."""
+        host, process = socket.gethostname(), psutil.Process()
+        return cls(host, process.pid, process.create_time(), launches_of(environ, host, os.getppid()))
+
+    @classmethod
+    def of(cls, text: bytes) -> Holder | None:
+        """The holder that a lock file names; None where it names none, or was cut short."""
+        try:
+            record = json.loads(text)
+            return cls(record["host"], record["process"], record["started"], record["launches"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def follows(self, earlier: Holder) -> bool:
+        """Whether a launcher started this process again in the earlier one's place."""
+        return any(attempt > earlier.launches.get(name, attempt) for name, attempt in self.launches.items())
+
+    def __str__(self) -> str:
+        return (
+            f"process {self.process} on {self.host}, started {datetime.fromtimestamp(self.started):%Y-%m-%d %H:%M:%S}"
+        )
+
+
+def launches_of(environ: Mapping[str, str], host: str, parent: int) -> dict[str, int]:
+    """The launchers that start a failed job again, by job, with the number of the attempt.
+
+    Args:
+        host, parent: machine and process id of the agent; they stand for a job of torchrun without an id.
+    """
+    launches: dict[str, int] = {}
+    if (run := environ.get("TORCHELASTIC_RUN_ID")) is not None:
+        name = f"{run} {host} {parent}" if run in ("", "none") else run
+        launches[f"torchrun {name}"] = int(environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if (job := environ.get("SLURM_JOB_ID")) is not None:
+        launches[f"slurm {job}"] = int(environ.get("SLURM_RESTART_COUNT", "0"))
+    return launches
+
+
+class FolderLock:
+    """Keeps other jobs out of a run folder, from `with` to its end.
+
+    A POSIX record lock on `run.lock`, which names the holder, ends with the process, however it ends. Workers that are
+    forked do not inherit it. The file's time of change is renewed every `BEAT` seconds: on a file system without locks,
+    or whose locks do not reach other machines, these heartbeats say whether the holder lives. Only times that the file
+    system itself has set are compared, so the clocks of the machines do not matter. An attempt of the same job, by
+    torchrun or SLURM, passes without waiting.
+
+    Args:
+        folder: the run folder.
+        take_over: take the folder from a holder that has missed `MISSED` heartbeats.
+    Raises:
+        UserError: on entering: another job has the folder, or it cannot be written.
+    """
+
+    def __init__(self, folder: Path, *, take_over: bool = False) -> None:
+        self.path, self.take_over = folder / FILE, take_over
+        self.holder = Holder.here()
+        self._over = threading.Event()
+
+    def __enter__(self) -> FolderLock:
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._claim()
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+        except OSError as error:
+            raise UserError(
+                f"the run folder {str(self.path.parent)!r} cannot be written ({error.strerror}). Choose another one "
+                "with --run_dir, or make room or access there"
+            ) from error
+        self._thread = threading.Thread(target=self._beat, name="folder lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        if self._current() == self.holder:
+            os.ftruncate(self._descriptor, 0)
+        os.close(self._descriptor)  # and with it goes the lock
+
+    # --- claiming --------------------------------------------------------------------------------------------------
+    def _claim(self) -> None:
+        locked = self._lock()
+        earlier = self._current()
+        if locked is False:
+            raise UserError(self._in_use(earlier))
+        size = os.fstat(self._descriptor).st_size
+        local = earlier is not None and locked and earlier.host == self.holder.host
+        if size and not local and not (earlier is not None and self.holder.follows(earlier)):
+            while (age := self._age()) < MISSED * BEAT:
+                if not locked:
+                    raise UserError(f"{self._in_use(earlier)} (last sign {age:.0f} s ago)")
+                time.sleep(BEAT / 10)  # the lock may not reach that machine: does its heart beat?
+                if self._age() < age:
+                    raise UserError(self._in_use(self._current() or earlier))
+            if not locked and not self.take_over:
+                raise UserError(
+                    f"the run folder {str(self.path.parent)!r} was in use by {earlier or 'an unknown process'}, which "
+                    f"has given no sign for {age:.0f} s; if it has ended, the same command with --take_over goes on"
+                )
+        text = json.dumps(asdict(self.holder)).encode()
+        os.pwrite(self._descriptor, text, 0)
+        os.ftruncate(self._descriptor, len(text))
+        os.fsync(self._descriptor)
+        if not locked:
+            time.sleep(SETTLING)
+            if (other := self._current()) != self.holder:
+                raise UserError(self._in_use(other))
+
+    def _lock(self) -> bool | None:
+        """True with the lock, False if another process has it, None on a file system without locks.
+
+        An earlier attempt of the same job may need a moment to end.
+        """
+        deadline = time.monotonic() + MISSED * BEAT
+        while True:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    return None
+                if error.errno not in CONFLICTS:
+                    raise
+            earlier = self._current()
+            if earlier is None or not self.holder.follows(earlier) or time.monotonic() > deadline:
+                return False
+            time.sleep(BEAT / 10)
+
+    def _current(self) -> Holder | None:
+        """The holder that the file names."""
+        return Holder.of(os.pread(self._descriptor, 1 << 16, 0))
+
+    def _age(self) -> float:
+        """Seconds since the last heartbeat, by the file system's own time; infinite if that clock went back."""
+        probe = self.path.with_name(f".lock-{uuid.uuid4().hex}")
+        probe.touch()
+        now = probe.stat().st_mtime
+        probe.unlink()
+        age = now - self.path.stat().st_mtime
+        return age if age > -MISSED * BEAT else float("inf")
+
+    def _in_use(self, holder: Holder | None) -> str:
+        return (
+            f"the run folder {str(self.path.parent)!r} is in use by {holder or 'another process'}. End that run first, "
+            "or choose another folder with --run_dir"
+        )
+
+    # --- beating ---------------------------------------------------------------------------------------------------
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                os.utime(self._descriptor)
+                current = self._current()
+            except OSError:  # a server that is away for a moment: a heartbeat is missed
+                continue
+            if current is not None and current != self.holder:
+                say(f"lit_mm: {str(self.path.parent)!r} was taken over by {current}; this run ends without saving")
+                os._exit(TAKEN_OVER)
