@@ -22,7 +22,7 @@ from lit_mm.commands.trainer_keys import ARGUMENTS
 from lit_mm.errors import UserError
 
 WIDTH = 80  # columns of a terminal
-OURS = ("lit_mm.", "datamodules.", "callbacks.", "tests.")
+OURS = ("lit_mm.", "datamodules.", "callbacks.")  # whose docstrings are shown whole
 HELP = re.compile(r"--(?P<key>(model|data|stages|trainer)(\.[\w*-]+)*)\.help")
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Source|Example)s?:.*")
 ENTRY = re.compile(r"    (?P<names>\w+(?:, \w+)*): *(?P<text>.*)")
