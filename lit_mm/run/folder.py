@@ -27,7 +27,7 @@ MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|worker_start|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
-INPUTS = re.compile(r"(model\.init_args|stages\.\d+)\.inputs(_from)?(\..*)?")
+INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
 
 
@@ -126,8 +126,17 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
             d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)
         ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{key}.{i}")]
+        items = zip(_names(b), a, b, strict=True)
+        return [d for name, x, y in items for d in _differences(x, y, f"{key}.{name}")]
     return [] if a == b or (a in (None, {}) and b in (None, {})) else [key]
+
+
+def _names(items: list[Any]) -> list[str]:
+    """What keys call the items of a list: the stages of a recipe have names, other items numbers."""
+    return [
+        item["name"] if isinstance(item, Mapping) and "name" in item else str(number)
+        for number, item in enumerate(items)
+    ]
 
 
 def _is_set(key: str, *configs: Any) -> bool:
@@ -135,7 +144,8 @@ def _is_set(key: str, *configs: Any) -> bool:
     for config in configs:
         value = config
         for name in key.split("."):
-            value = value[int(name)] if isinstance(value, list) else (value or {}).get(name)
+            value = dict(zip(_names(value), value, strict=True)) if isinstance(value, list) else value
+            value = (value or {}).get(name)
         if value in (None, {}):
             return False
     return True
