@@ -1,22 +1,23 @@
-"""Published recipes, cut to a few layers, on a real GPU: memory beside its plan, speed beside an undivided model.
+"""This benchmark trains published recipes with few layers on a GPU and compares memory with the plan, and speeds.
 
     python benchmarks/gpu.py [--recipes xcomposer2 llava_1_5 llava_next] [--layers 4] [--strategies auto zero2 zero3]
-                             [--checkpointing on off] [--steps 8] [--json FILE] [--KEY VALUE ...]
+                             [--checkpointing full none] [--steps 8] [--json FILE] [--KEY VALUE ...]
 
-Takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, what is frozen) with
-the first `--layers` blocks of its language model, no pretrained weights and the nano tokenizer, and trains it on random
-photographs and words through `python -m lit_mm fit`, one device, two micro-batches a step. The columns:
+It takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, frozen parts) with
+the first `--layers` blocks of the language model, without pretrained weights and with the nano tokenizer. It trains the
+stage on random photographs and words through `python -m lit_mm fit`, on one device with two micro-batches per step.
+The columns:
 
-- held, GiB: what torch has allocated at the start of the second step, gradients of the first included, and the plan
-  without what ZeRO-3 gathers for a time;
-- peak, GiB: the most within the steps after the first, and the whole plan, which leaves activations out;
-- time: a step's median, as a multiple of that of the undivided model (`auto` with the same checkpointing, where run);
-- matmul: the share of the rate of one large bf16 matrix product, measured first, that the products with weights reach
-  (6 operations an element of the language model and token, 6 or 2 of the vision encoder and patch; what is computed
-  a second time for activation checkpointing is not counted);
-- loss of the first step: the same everywhere up to bf16.
+- held, GiB: memory allocated by torch at the start of the second step, gradients of the first step included; beside it
+  the plan, without parameters that ZeRO-3 gathers temporarily;
+- peak, GiB: peak memory of the steps after the first; beside it the whole plan, which has no activations;
+- time: median time of a step, relative to the undivided model (`auto` with the same checkpointing, if it was run);
+- matmul: rate of all products with weights, relative to the rate of one large bf16 matrix product, which is measured
+  first. It counts 6 operations per element of the language model and token, and 6 or 2 per element of the vision
+  encoder and patch; recomputation for activation checkpointing is not counted;
+- loss: loss of the first step, which should be equal in all rows up to bf16.
 
-Options that it does not know go to `fit`. A run ends before it would write its checkpoint.
+Unknown options are passed to `fit`. A run ends before it would write a checkpoint.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ WORDS = ["what", "is", "the", "colour", "of", "this", "large", "red", "circle", 
 
 
 class Meter(L.Callback):
-    """Measures steps on a GPU, writes the figures to a file and ends the process after the last one.
+    """This callback measures steps on a GPU, writes the figures to a file, and ends the process after the last step.
 
     Args:
-        file: where the figures go.
-        steps: optimizer steps; the first is not measured.
+        file: path of the file for the figures.
+        steps: number of optimizer steps; the first is not measured.
     """
 
     def __init__(self, file: str, steps: int) -> None:
@@ -92,7 +93,7 @@ class Meter(L.Callback):
 
 
 def operations(module: MultimodalModule, batch: Batch) -> int:
-    """Of the products with weights, forward and backward, for a micro-batch."""
+    """Count the operations of products with weights, forward and backward, for a micro-batch."""
     parts = module.parts()
 
     def matrices(part: str) -> list[int]:
@@ -102,26 +103,26 @@ def operations(module: MultimodalModule, batch: Batch) -> int:
     language = matrices("language")
     of_vision = 6 if "vision" in module.stage.train else 2
     patches = sum(len(group) * group.shape[-2] // 14 * (group.shape[-1] // 14) for group in batch.views.groups)
-    # The input embedding is looked up, not multiplied with; it and the head are the largest
+    # The input embedding, one of the two largest matrices, is looked up and not multiplied
     return 6 * batch.num_tokens * (sum(language) - max(language)) + of_vision * patches * sum(matrices("vision"))
 
 
 def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[str, Any]:
-    """The last stage of a published recipe with few layers, on the photographs in a folder."""
+    """Build the config of the last stage of a published recipe with few layers, on the photographs in a folder."""
     config = yaml.safe_load(recipe.read_text())
     model = config["model"]["init_args"]
     for part in ("vision", "language"):
         model[part]["init_args"]["weights"] = None
     model["language"]["init_args"]["layers"] = layers
     model["tokenizer"] = "nano"
-    if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # the nano tokenizer's own marks of a turn
+    if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # turn markers of the nano tokenizer
         model.setdefault("inputs", {})["prompt"] = {
             "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
             "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
         }
     stage = config["stages"][-1]
     config["stages"] = [{key: value for key, value in stage.items() if key not in ("data", "epochs")}]
-    config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # it ends before the checkpoint of the last
+    config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # the process ends before the last checkpoint
     config["data"] = {
         "class_path": "datamodules.conversations.Conversations",
         "init_args": {
@@ -137,21 +138,21 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[
 
 
 def photographs(folder: Path) -> None:
-    """JPEGs of random pixels and a .jsonl of conversations of about 400 tokens about them."""
+    """Write JPEGs of random pixels, and a .jsonl file of conversations about them with about 400 tokens each."""
     rng, noise = Random(0), np.random.default_rng(0)
     with (folder / "data.jsonl").open("w") as file:
         for number in range(PHOTOGRAPHS * 16):
             if number < PHOTOGRAPHS:
                 pixels = noise.integers(0, 256, (30, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((640, 480)).save(folder / f"{number}.jpg")
-            said = " ".join(rng.choices(WORDS, k=150))
-            turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": said}]
+            answer = " ".join(rng.choices(WORDS, k=150))
+            turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": answer}]
             entry = {"id": str(number), "image": f"{number % PHOTOGRAPHS}.jpg", "conversations": turns}
             file.write(json.dumps(entry) + "\n")
 
 
 def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Namespace, rest: list[str]) -> dict:
-    """Plan one case, train it in a process of its own, and put the figures side by side."""
+    """Plan one case, train it in a separate process, and return planned and measured figures."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs(folder)
@@ -159,7 +160,7 @@ def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Nam
         meter |= {"init_args": {"file": str(folder / "figures.json"), "steps": chosen.steps}}
         config = cut(Path(f"experiments/paper/{recipe}.yaml"), chosen.layers, folder, meter)
         for part in ("vision", "language"):
-            config["model"]["init_args"][part]["init_args"]["activation_checkpointing"] = checkpointing == "on"
+            config["model"]["init_args"][part]["init_args"]["activation_checkpointing"] = checkpointing
         config["trainer"]["strategy"] = strategy
         (folder / "cut.yaml").write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "lit_mm"]
@@ -177,23 +178,24 @@ def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Nam
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
-    """What a command prints; the script ends with what it said where it fails."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return done.stdout
+    """Run a command and return its standard output. If it fails, the benchmark ends with the end of its output."""
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        output = f"{process.stdout[-2000:]}{process.stderr[-4000:]}"
+        sys.exit(f"{' '.join(command)}: exit code {process.returncode}\n{output}")
+    return process.stdout
 
 
 def matmul_rate(size: int = 8192, times: int = 20) -> float:
-    """Operations per second of one bf16 matrix product, the median."""
+    """Measure the operations per second of one bf16 matrix product; the median of `times` runs."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for _ in range(times):
         torch.cuda.synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         a @ b
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(seconds)
 
 
@@ -215,9 +217,9 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["xcomposer2", "llava_1_5", "llava_next"])
     parser.add_argument("--layers", type=int, default=4, help="blocks of the language model")
     parser.add_argument("--strategies", nargs="+", default=["auto", "zero2", "zero3"])
-    parser.add_argument("--checkpointing", nargs="+", choices=("on", "off"), default=["on", "off"])
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps, of which the first is not measured")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--checkpointing", nargs="+", choices=("full", "none"), default=["full", "none"])
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps; the first is not measured")
+    parser.add_argument("--json", type=Path, help="file that also gets the figures")
     chosen, rest = parser.parse_known_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py measures on a CUDA device, and torch finds none")

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lit_mm.checkpoints.digests import digest
-from lit_mm.distributed.shares import share_of
+from lit_mm.distributed.shares import share_of, whole_shape
+from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 
@@ -44,12 +45,14 @@ class FreezeAudit(L.Callback):
                 f"stage {stage.name!r}: parts {late} would thaw at or after the stage's end, {pl_module.total_steps} "
                 f"optimizer steps. Lower `from_step`, or take them out of `train`"
             )
-        for groups in (*map(optimizer_parameters, trainer.optimizers), getattr(trainer.strategy, "given_groups", None)):
-            if groups is not None:  # DeepSpeed leaves out without a word what it was given and wants no gradients
-                check_groups(groups, parts, set(stage.train), stage.name)
+        self.sharded = isinstance(trainer.strategy, ZeRO)
+        lists = [*map(optimizer_parameters, trainer.optimizers)]
+        if isinstance(trainer.strategy, ZeRO):  # DeepSpeed drops parameters without gradients in silence
+            lists.append(trainer.strategy.given_groups)
+        for groups in lists:
+            check_groups(groups, parts, set(stage.train), stage.name)
         trainer.print(describe_parts(parts, set(stage.train), stage.name, pl_module.parts_read(stage)))
         parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
-        self.sharded = hasattr(trainer.strategy, "shares")
         if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
             self._check_frozen(parts, set(stage.train), "the checkpoint that was loaded")
             return
@@ -161,8 +164,7 @@ def describe_parts(parts: Parts, trained: set[str], stage: str, read: Collection
 
 
 def _count(parameters: Mapping[str, nn.Parameter]) -> str:
-    # ZeRO-3 leaves an empty tensor in place of the whole one, and its size beside it
-    number = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
+    number = sum(whole_shape(p).numel() for p in parameters.values())
     if number < 100_000:
         return f"{number:,}"
     return f"{number / 1e6:,.1f} million" if number < 1e9 else f"{number / 1e9:,.2f} billion"

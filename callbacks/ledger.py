@@ -19,6 +19,7 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import TOKENS, Batch
 from lit_mm.samples.fault import Fault
+from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, reason_lines, summarise
 from lit_mm.stream.screen import Screen
 
@@ -54,7 +55,8 @@ class DataLedger(StepObserver):
         self.screen: Screen | None = None
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        self.screen = getattr(trainer.datamodule, "screen", None)
+        data = trainer.datamodule
+        self.screen = data.screen if isinstance(data, StreamDataModule) else None
         if self.screen is None:
             return
         self.names, self.sizes = self.screen.maker.documents.names, self.screen.maker.documents.sizes

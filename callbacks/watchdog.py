@@ -225,5 +225,4 @@ class Watchdog(L.Callback):
 
 def postpone_torch(seconds: float) -> None:
     """Let a collective of the default group wait longer than the watchdog does."""
-    move = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # renamed in torch 2.15
-    move(timedelta(seconds=1.5 * seconds + 60))
+    dist.set_timeout(timedelta(seconds=1.5 * seconds + 60))

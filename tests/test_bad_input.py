@@ -1,4 +1,4 @@
-"""What a user gets wrong ends in one to three lines that say what, where and what to do, and exit code 2."""
+"""Mistakes of a user end with exit code 2 and one to three lines that say what, where and what to do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RECIPE: Config = {"model": MODEL, "stages": STAGES, "data": NANO, "trainer": {"a
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test in a folder of its own; what `fit` sets for the process is set back."""
+    """Run each test in a separate folder, and restore the settings that `fit` makes for the process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     yield
@@ -46,7 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 @pytest.fixture
 def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Runs a command that must end as a user's mistake; returns what it said."""
+    """Run a command that must end with a mistake of the user. Returns the message."""
 
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as left:
@@ -67,7 +67,7 @@ def written(config: Config, name: str = "recipe.yaml") -> str:
 
 
 def with_key(dotted: str, value: Any) -> Config:
-    """The recipe with one key set; numbers in `dotted` are places in a list."""
+    """The recipe with one key set; numbers in `dotted` are list indices."""
     config = copy.deepcopy(RECIPE)
     *inner, last = dotted.split(".")
     at: Any = config
@@ -78,7 +78,7 @@ def with_key(dotted: str, value: Any) -> Config:
 
 
 def line_of(text: str, name: str = "recipe.yaml") -> int:
-    """The only line of a file that has `text`, counted from 1."""
+    """Number, from 1, of the only line of a file that contains `text`."""
     lines = [at for at, line in enumerate(Path(name).read_text().splitlines(), 1) if text in line]
     assert len(lines) == 1
     return lines[0]
@@ -446,7 +446,7 @@ def test_a_broken_pair_of_torch_and_torchvision_stops_every_command(
 
 # --- data ------------------------------------------------------------------------------------------------------------
 def conversations(*images: bytes | None) -> Config:
-    """A recipe over one conversation per image file; None for a proper picture."""
+    """Write a recipe over one conversation per image file; None stands for a sound picture."""
     entries = []
     for number, content in enumerate(images):
         name = f"{number}.jpg"
@@ -459,13 +459,13 @@ def conversations(*images: bytes | None) -> Config:
     Path("data.json").write_text(json.dumps(entries))
     data = {
         "class_path": "datamodules.conversations.Conversations",
-        "init_args": {"path": "data.json", "global_batch": 2, "num_workers": 1},
+        "init_args": {"path": "data.json", "format": "xcomposer", "global_batch": 2, "num_workers": 1},
     }
     return {**RECIPE, "data": data, "stages": STAGES[:1]}
 
 
 def truncated_jpeg() -> bytes:
-    """A picture whose header is whole and whose pixels are cut off: only decoding it shows the damage."""
+    """A picture with a whole header and truncated pixels; only decoding shows the damage."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("whole.jpg")
     return Path("whole.jpg").read_bytes()[:2000]

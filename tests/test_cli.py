@@ -1,4 +1,4 @@
-"""The command line: help that comes at once, overrides, and stages that are picked."""
+"""The command line: quick help, overrides, and selected stages."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ assert not heavy, heavy
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tiny recipe's file, in the folder that the test runs in."""
+    """File of the tiny recipe, in the working folder of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
@@ -49,7 +49,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command prints that must end well."""
+    """Output of a command that must succeed."""
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert not left.value.code

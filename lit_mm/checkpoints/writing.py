@@ -140,6 +140,7 @@ def publish_pieces(
             "format": FORMAT,
             **{key: value for key, value in described.items() if key not in ("config", "stored")},
             "ranks": len(entries),
+            "folder": os.getcwd(),
             "files": files,
             "weights": _joined(entry_of_rank["weights"] for entry_of_rank in entries),
             "moments": _joined(entry_of_rank["moments"] for entry_of_rank in entries),

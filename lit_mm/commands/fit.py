@@ -7,9 +7,9 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import lightning as L
-import torch
 
 from callbacks.checkpointing import Checkpointing
 from callbacks.early_end import EarlyEnd
@@ -23,7 +23,7 @@ from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
 from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
 from callbacks.watchdog import Watchdog
-from lit_mm.checkpoints import manifest, reading
+from lit_mm.checkpoints import reading
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.documents.document import Document
 from lit_mm.evaluation.examiners import examine
@@ -33,9 +33,12 @@ from lit_mm.report.curves import draw_curves
 from lit_mm.report.samples import draw_samples
 from lit_mm.report.summary import stage_summaries, write_summary
 from lit_mm.report.tables import accuracy_table
+from lit_mm.run.agreement import agree
+from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
+from lit_mm.run.origin import check_start, recorded, starting_point
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.stage import branches, lasting_ends
 
@@ -43,31 +46,37 @@ from lit_mm.stages.stage import branches, lasting_ends
 def fit(arguments: Sequence[str]) -> None:
     """Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result."""
     quiet()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_algorithms()
     cli = RecipeCLI(arguments, "fit")
+    init_from, record = cli.config.init_from, recorded(cli.config.run_dir)
+    if record is not None and not init_from:
+        cli.config.init_from = record["checkpoint"]
     cli.check_stages()
+    names = [stage.name for stage in cli.config_init.stages]
+    check_start([stage.name for stage in cli.stages], names, cli.config.run_dir, cli.config.init_from)
     launch = cli.trainer_of([], [])
     folder = RunFolder.open(cli.config.run_dir, experiment_name(arguments), launch)
     with FolderLock(folder.path, take_over=cli.config.take_over) if launch.is_global_zero else nullcontext():
-        train(arguments, cli, folder, launch)
+        train(arguments, cli, folder, launch, init_from)
 
 
-def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L.Trainer) -> None:
+def train(
+    arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L.Trainer, init_from: str | None
+) -> None:
     """Run the stages in a run folder that no other job uses.
 
     Args:
         arguments: the words of the command line, for the command that resumes.
         cli: the recipe.
         launch: a Trainer that knows rank and number of ranks; it does not train.
+        init_from: run folder or checkpoint that the command line names.
     """
     module, stages, experiment = cli.model, cli.stages, experiment_name(arguments)
     config = module.config_text = cli.resolved()
-    if cli.config.init_from:
-        checkpoint = reading.read(manifest.find(cli.config.init_from))
-        checkpoint.verify()
-        reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stages[0]))
     if launch.is_global_zero:
         folder.keep_config(config)
+    if start := agree(launch, "init_from", partial(starting_point, folder, init_from)):
+        reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
     module.save_frozen = cli.config.save_frozen
 
     logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
@@ -106,7 +115,7 @@ def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L
             data_of=cli.data_of,
             trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
             seed=cli.seed,
-            pretrained=not cli.config.init_from,
+            pretrained=not start,
         )
         documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:

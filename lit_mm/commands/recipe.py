@@ -157,6 +157,7 @@ class RecipeCLI(LightningCLI):
         label: what messages call a config that is not in a file.
         build: make the model too; otherwise only its arguments are checked.
         options: of the command itself, that a misspelt one may have meant.
+        with_data: False for a command that needs no data: none is opened.
 
     `--allow PACKAGE` on the command line lets the config name classes of another package.
 
@@ -171,9 +172,12 @@ class RecipeCLI(LightningCLI):
         label: str = "the kept config",
         build: bool = True,
         options: Sequence[str] = (),
+        with_data: bool = True,
     ) -> None:
-        self.build, self.command_options = build, options
+        self.build, self.command_options, self.with_data = build, options, with_data
         if isinstance(arguments, Mapping):
+            if not with_data:
+                arguments = {key: value for key, value in arguments.items() if key != "data"}
             self.entries = config_of(arguments, label)
         else:
             arguments = _stage_choice(_allowed(arguments))
@@ -191,7 +195,7 @@ class RecipeCLI(LightningCLI):
         try:
             super().__init__(
                 model_class=MultimodalModule,
-                datamodule_class=L.LightningDataModule,
+                datamodule_class=L.LightningDataModule if with_data else None,
                 trainer_class=Trainer,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
@@ -267,9 +271,12 @@ class RecipeCLI(LightningCLI):
         if not self.build:
             self.config_init = Namespace(stages=[Stage(**stage.as_dict()) for stage in self.config.stages or []])
             return
-        self.config_init = self.parser.instantiate_classes(self.config)
+        config = self.config if self.with_data else self.config.clone()
+        if not self.with_data:
+            config.pop("data", None)
+        self.config_init = self.parser.instantiate_classes(config)
         self.model = self._get(self.config_init, "model")
-        self.datamodule = self._get(self.config_init, "data")
+        self.datamodule = self._get(self.config_init, "data") if self.with_data else None
 
     @property
     def seed(self) -> int:

@@ -144,7 +144,7 @@ def store(run: str | Path, part: str, name: str, recipe: str | None = None, fold
     Raises:
         UserError: no finished run there, no such part, a recipe that is not there, or a folder that would be too large.
     """
-    from lit_mm.commands.trained import open_trained  # the command alone builds models from configs
+    from lit_mm.commands.trained import open_model  # the command alone builds models from configs
 
     run = Path(run)
     saved = manifest.newest(run / "checkpoints")
@@ -156,7 +156,7 @@ def store(run: str | Path, part: str, name: str, recipe: str | None = None, fold
     checkpoint = reading.read(saved.path)
     config = checkpoint.config
     check_finished(saved, yaml.safe_load(config), checkpoint.manifest.get("ends", {}))
-    model, _, _ = open_trained(str(run))
+    model = open_model(str(run))
     parts = model.modules_by_part()
     if part not in parts:
         raise UserError(f"the model of {str(run)!r} has no part {part!r}; it has {sorted(parts)}")

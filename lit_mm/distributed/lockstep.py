@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_mm.distributed.shares import Sharded
+
 
 def is_shared(network: nn.Module) -> bool:
     """Do the ranks hold shards of this model (ZeRO-3), so that a forward needs all of them?"""
-    return dist.is_initialized() and any(hasattr(parameter, "ds_id") for parameter in network.parameters())
+    return dist.is_initialized() and any(isinstance(parameter, Sharded) for parameter in network.parameters())
 
 
 def all_done(done: Tensor, network: nn.Module) -> bool:

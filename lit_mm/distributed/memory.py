@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from torch import nn
 
 from lit_mm.errors import UserError
-from lit_mm.stages.groups import parameter_groups
+from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.stage import Stage
 
 FP32, BF16 = 4, 2  # bytes
@@ -54,6 +54,7 @@ class Spread:
         bucket: largest message in which gradients are reduced, elements.
         prefetch: elements that ZeRO-3 gathers ahead; None for a quarter of the bucket.
         reuse: distance, in elements, within which ZeRO-3 keeps a gathered parameter that is needed again.
+        overlap_comm: gradients are reduced during the backward pass, below stage 3 out of two buffers in turn.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
@@ -67,6 +68,7 @@ class Spread:
     bucket: int = 200_000_000
     prefetch: int | None = None
     reuse: int = 1_000_000_000
+    overlap_comm: bool | None = None
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3) or self.ranks < 1 or self.accumulation < 1:
@@ -167,7 +169,7 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     else:
         gradients = FP32 * part
     frozen = sum(w.numel for w in weights if w.group is None)
-    buckets = size * min(spread.bucket, learnt)
+    buckets = size * min(spread.bucket, learnt) * (2 if spread.overlap_comm else 1)
     device = {"weights": size * (frozen + sum(flat)), "buckets": buckets, "gradients": gradients}
     host: dict[str, int] = {}
     moments_by_group = {w.group: w.moments for w in weights if w.group is not None}.values()
@@ -264,9 +266,8 @@ class Staged(Protocol):
 
 def weights_of(module: Staged) -> list[Weight]:
     """The weights of a model whose stage has begun, those of a group in its order. The meta device will do."""
-    layered = {name: part for name, part in module.modules_by_part().items() if hasattr(part, "layer_of")}
     groups: dict[int, tuple[int, int]] = {}
-    for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered)):
+    for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered(module.modules_by_part()))):
         for parameter in group["params"]:
             groups[id(parameter)] = (number, 1 if group["muon"] else 2)
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in module.named_parameters()}

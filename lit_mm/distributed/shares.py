@@ -3,9 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A parameter that ZeRO-3 has cut into shards. The parameter itself is empty while no module needs it.
+
+    Attributes:
+        ds_tensor: this rank's shard, flat; its `ds_numel` counts the padding too.
+        ds_numel: elements of the whole parameter.
+        ds_shape: shape of the whole parameter.
+    """
+
+    ds_tensor: Any
+    ds_numel: int
+    ds_shape: torch.Size
+
+
+@runtime_checkable
+class Partitioned(Protocol):
+    """A trainable parameter whose optimizer state ZeRO-1 or 2 has cut into partitions."""
+
+    _hp_mapping: Any  # DeepSpeed's record of this rank's fp32 fragment; None if another rank holds all of it
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, also while ZeRO-3 keeps only shards of it."""
+    return parameter.ds_shape if isinstance(parameter, Sharded) else parameter.shape
 
 
 @dataclass(frozen=True)
@@ -31,7 +60,7 @@ class Share:
         return tensor.detach().narrow(0, self.offset, self.count)
 
 
-def shard(parameter: nn.Parameter) -> tuple[int, int]:
+def shard(parameter: Sharded) -> tuple[int, int]:
     """(start, count) of this rank's shard of a parameter under ZeRO-3, without its padding."""
     size = parameter.ds_tensor.ds_numel
     start = min(size * dist.get_rank(), parameter.ds_numel)
@@ -43,10 +72,10 @@ def share_of(parameter: nn.Parameter) -> Tensor | None:
 
     None where another rank holds all of it.
     """
-    if hasattr(parameter, "ds_tensor"):
+    if isinstance(parameter, Sharded):
         if parameter.requires_grad:
             return parameter._z3_optimizer.get_local_fp32_param(parameter)
         return parameter.ds_tensor
-    if parameter.requires_grad and hasattr(parameter, "_hp_mapping"):
+    if parameter.requires_grad and isinstance(parameter, Partitioned):
         return None if parameter._hp_mapping is None else parameter._hp_mapping.get_hp_fragment()
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return parameter

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from lit_mm.checkpoints import contents, reading, writing
 from lit_mm.checkpoints.writing import Piece
 from lit_mm.distributed.cpu import deepspeed_on_cpu
-from lit_mm.distributed.shares import Share, shard
+from lit_mm.distributed.shares import Share, shard, whole_shape
 from lit_mm.errors import UserError
 from lit_mm.stages.optimizer import Cut, MuonWithAdamW
 from lit_mm.stages.thaw import late_parts, learning_parts
@@ -84,6 +84,8 @@ class ZeRO(DeepSpeedStrategy):
         keep_whole: stage 3 only: parameters of at most so many elements stay whole on every rank, which saves messages.
         bucket: at most so many elements are reduced or gathered in one message. The buffer of gradients to reduce has
             this size, or that of all that a stage learns if it is less.
+        overlap_comm: reduce and gather while the backward pass computes; below stage 3 a second buffer of gradients is
+            then held. None: True under stage 3, False below.
         timeout_minutes: longest wait of one rank for another.
     Raises:
         UserError: an impossible stage, or offloaded parameters below stage 3.
@@ -97,6 +99,7 @@ class ZeRO(DeepSpeedStrategy):
         keep_whole: int = 100_000,
         bucket: int = 200_000_000,
         timeout_minutes: float = default_pg_timeout.total_seconds() / 60,
+        overlap_comm: bool | None = None,
     ) -> None:
         if stage not in (1, 2, 3):
             raise UserError(f"ZeRO has the stages 1, 2 and 3, got {stage}")
@@ -112,7 +115,7 @@ class ZeRO(DeepSpeedStrategy):
             "zero_optimization": {
                 "stage": stage,
                 "contiguous_gradients": True,
-                "overlap_comm": False,
+                "overlap_comm": stage == 3 if overlap_comm is None else overlap_comm,
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
                 "stage3_prefetch_bucket_size": bucket // 4,
@@ -160,7 +163,7 @@ class ZeRO(DeepSpeedStrategy):
             # Stage 1 with fp32 accumulation would be another engine class, with another bookkeeping
             self.config["data_types"] = {"grad_accum_dtype": "fp32" if self.stage > 1 else "bf16"}
             self.config["bf16"] = {"enabled": True}
-        learnt = sum(max(p.numel(), getattr(p, "ds_numel", 0)) for p in module.parameters() if p.requires_grad)
+        learnt = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
         self.config["zero_optimization"]["reduce_bucket_size"] = min(self.bucket, learnt)
         whole = {name: p.data for name, p in module.named_parameters()} if precision.startswith("bf16") else {}
         super().setup(trainer)
@@ -229,7 +232,7 @@ class ZeRO(DeepSpeedStrategy):
         """This rank's shares of the trainable parameters, in the order of the model's parameters."""
         zero = self.engine_optimizer
         for name, parameter in self.lightning_module.named_parameters():
-            if not parameter.requires_grad or not parameter.numel() + getattr(parameter, "ds_numel", 0):
+            if not parameter.requires_grad or not whole_shape(parameter).numel():
                 continue
             if self.stage == 3:
                 group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
@@ -257,7 +260,7 @@ class ZeRO(DeepSpeedStrategy):
                     flat = zero.single_partition_of_fp32_groups[number]
                 share = shares.get(names[id(parameter)])
                 place = (share.start, share.count, share.offset) if share else ()
-                cuts.setdefault(flat, []).append(Cut(getattr(parameter, "ds_shape", parameter.shape), *place))
+                cuts.setdefault(flat, []).append(Cut(whole_shape(parameter), *place))
         return cuts
 
     def _sum(self, pieces: Tensor) -> Tensor:
@@ -270,7 +273,7 @@ class ZeRO(DeepSpeedStrategy):
         """The frozen parameters among `names`: under ZeRO-3 this rank's shards, else every n-th as a whole."""
         frozen = [(n, p) for n, p in self.lightning_module.named_parameters() if not p.requires_grad and n in names]
         for number, (name, parameter) in enumerate(frozen):
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            shape = tuple(whole_shape(parameter))
             mine = number % self.world_size == self.global_rank
             if self.stage < 3 or name in self._exact:
                 if mine:
@@ -290,7 +293,7 @@ class ZeRO(DeepSpeedStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         optimizer = self.engine_optimizer.optimizer
         stored = set(checkpoint["lit_mm"]["stored"])
-        shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self.lightning_module.named_parameters()}
+        shapes = {n: tuple(whole_shape(p)) for n, p in self.lightning_module.named_parameters()}
 
         def weights() -> Iterator[Piece]:
             for share in self.shares():
@@ -361,7 +364,7 @@ class ZeRO(DeepSpeedStrategy):
         shares = {share.name: share for share in self.shares()}
         whole: dict[str, Tensor] = {}
         for name, parameter in module.named_parameters():
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            shape = tuple(whole_shape(parameter))
             if parameter.requires_grad:
                 share = shares.get(name)
                 piece = (share.start, share.of(share.flat)) if share else None

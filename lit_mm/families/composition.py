@@ -6,13 +6,16 @@ from typing import Any
 
 from torch import nn
 
+from lit_mm.connectors.protocol import Gridded
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.protocol import LanguageModel
+from lit_mm.layers.protocols import complete
 from lit_mm.model import MultimodalModel
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.processor import Processor
 from lit_mm.tiling.grids import TokenGrid
+from lit_mm.vision.protocol import Patched
 
 
 def compose(
@@ -32,12 +35,17 @@ def compose(
         tokenizer: reference of its tokenizer, see `load_tokenizer`.
         inputs: changes of the recipe; None: none.
         default: inputs of the family, with tiling, layout and prompt.
+    Raises:
+        UserError: a part lacks what its protocol demands.
     """
-    complete = default if inputs is None else inputs.over(default)
+    complete(vision, Patched, "vision encoder")
+    complete(connector, Gridded, "connector")
+    complete(language, LanguageModel, "language model")
+    combined = default if inputs is None else inputs.over(default)
     token_grid = TokenGrid(vision.patch_grid, connector.grid_rule)
     return {
         "network": MultimodalModel(language, vision, connector, fusion=scatter_visual),
         "processor": lambda: Processor.of(
-            load_tokenizer(tokenizer), complete, token_grid, writes_target=language.writes_target
+            load_tokenizer(tokenizer), combined, token_grid, writes_target=language.writes_target
         ),
     }

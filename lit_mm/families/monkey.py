@@ -65,5 +65,6 @@ class Monkey(MultimodalModule):
             fill=WHITE,
         )
         tiling = default.tiling if inputs is None else inputs.over(default).tiling
+        assert tiling is not None  # the default has one
         apply_window_adapters(vision, len(tiling(*size).tiles), ranks, dropout)
         super().__init__(**compose(vision, resampler, language, tokenizer, inputs, default))

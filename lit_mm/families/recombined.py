@@ -11,8 +11,7 @@ from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.errors import UserError
 from lit_mm.families.composition import compose
-from lit_mm.language.llama import Llama
-from lit_mm.language.t5 import T5
+from lit_mm.language.protocol import LanguageModel
 from lit_mm.layers.injection import Injection
 from lit_mm.module import MultimodalModule
 from lit_mm.objectives.next_token import NextToken
@@ -27,7 +26,8 @@ class Recombined(MultimodalModule):
 
     Args:
         vision: a `lit_mm.model.VisionEncoder`.
-        language: a decoder, or an encoder-decoder (with a prompt such as `TextToText`).
+        language: a `lit_mm.language.protocol.LanguageModel`: a decoder, or an encoder-decoder (with a prompt such as
+            `TextToText`).
         tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
         inputs: tiling, layout, prompt and lengths of the model in use and of all stages; a stage may change them. The
             tiling is needed. Without the others: visual tokens in order, chats in the template vicuna_v1, 4096 tokens.
@@ -45,7 +45,7 @@ class Recombined(MultimodalModule):
     def __init__(
         self,
         vision: nn.Module,
-        language: Llama | T5,
+        language: LanguageModel,
         tokenizer: str,
         inputs: Inputs,
         connector: Callable[[int, int], nn.Module] = MLPProjector,

@@ -11,8 +11,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
+from lit_mm.language.routed import Routing
 from lit_mm.language.state import DecoderState
-from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.layers.activations import Checkpointing, checkpoint_layers
 from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
 
@@ -34,7 +35,8 @@ class Llama(nn.Module):
         max_positions: longest sample trained on, tokens. Information only: rotary positions need no table.
         attention_bias: biases on the four attention linears; "qkv", on the first three (Qwen).
         tie_embeddings: the output projection is the embedding table.
-        activation_checkpointing: recompute each layer in the backward pass (training only; not with a cache).
+        activation_checkpointing: "full": recompute each layer in the backward pass, while training and without a
+            cache; "none": keep its activations.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
         attention: backend for flat rows. "varlen": one kernel call, on CUDA in bf16 or fp16; "segments": sample by
             sample, everywhere; "auto": varlen where it can, else segments.
@@ -58,7 +60,7 @@ class Llama(nn.Module):
         max_positions: int = 4096,
         attention_bias: bool | Literal["qkv"] = False,
         tie_embeddings: bool = False,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         weights: str | None = None,
         attention: Backend = "auto",
     ) -> None:
@@ -100,8 +102,7 @@ class Llama(nn.Module):
             for layer in self.decoder_layers:
                 layer.self_attn.o_proj.register_parameter("bias", None)
         self.activation_checkpointing = activation_checkpointing
-        if activation_checkpointing:
-            checkpoint_activations(self.lm)
+        checkpoint_layers(self.lm, activation_checkpointing)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -138,7 +139,7 @@ class Llama(nn.Module):
         Raises:
             UserError: activation checkpointing while training, which would drop keys and values.
         """
-        if self.activation_checkpointing and self.training:
+        if self.activation_checkpointing != "none" and self.training:
             raise UserError("Llama: cached decoding with activation checkpointing needs `.eval()` first")
         cache = DynamicCache()
         hidden = self._read(embeds, batch, cache).last_hidden_state[0]
@@ -165,5 +166,5 @@ class Llama(nn.Module):
             position_ids=batch.positions,
             past_key_values=cache,
             use_cache=cache is not None,
-            routing=places if self.routed and batch.views is not None else None,
+            routing=Routing.of(places, embeds.shape[1]) if self.routed and batch.views is not None else None,
         )

@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
 from lit_mm.language.state import EncoderDecoderState
-from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.layers.activations import Checkpointing, checkpoint_layers
 from lit_mm.layers.attention import NAME, Segments, attention, segment_attention
 from lit_mm.samples.batch import Batch
 
@@ -124,7 +124,8 @@ class T5(nn.Module):
         max_distance: distances from here on share one bucket, tokens.
         norm_eps: of the RMS norms.
         start_id: token the decoder starts from; the padding token in every published T5.
-        activation_checkpointing: recompute each layer in the backward pass (training only; not with a cache).
+        activation_checkpointing: "full": recompute each layer in the backward pass, while training and without a
+            cache; "none": keep its activations.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
     Raises:
         UserError: heads that do not divide the width, or an odd or too small number of buckets.
@@ -148,7 +149,7 @@ class T5(nn.Module):
         max_distance: int = 128,
         norm_eps: float = 1e-6,
         start_id: int = 0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -195,8 +196,7 @@ class T5(nn.Module):
                 if stack.is_decoder:
                     block.layer[1].EncDecAttention = T5RowAttention(block.layer[1].EncDecAttention)
         self.activation_checkpointing = activation_checkpointing
-        if activation_checkpointing:
-            checkpoint_activations(self.lm)
+        checkpoint_layers(self.lm, activation_checkpointing)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> text embeddings [..., E], the same for encoder and decoder."""
@@ -229,7 +229,7 @@ class T5(nn.Module):
         Raises:
             UserError: activation checkpointing while training, which would drop keys and values.
         """
-        if self.activation_checkpointing and self.training:
+        if self.activation_checkpointing != "none" and self.training:
             raise UserError("T5: cached decoding with activation checkpointing needs `.eval()` first")
         count = len(batch.lengths)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())

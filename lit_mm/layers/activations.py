@@ -1,15 +1,63 @@
-"""Activations that are computed a second time in the backward pass, rather than kept."""
+"""Activation checkpointing: activations are recomputed in the backward pass."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+Checkpointing = Literal["none", "full"]
+ANCHOR = torch.empty(0, device="cpu", requires_grad=True)  # see `recompute`
 
 
-def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep the inputs of each of transformers' layers alone.
+def checkpoint_layers(model: nn.Module, checkpointing: Checkpointing) -> None:
+    """Set what the layers of a part keep for the backward pass while they train.
 
-    Non-reentrant, so that gradients reach parameters behind inputs that need none. transformers renamed the method in
-    5.23; the older name is there until 6.
+    Args:
+        model: part whose layers are instances of transformers' `GradientCheckpointingLayer`. A layer inside of another
+            one is left to that.
+        checkpointing: "none": each layer keeps its activations; "full": each layer keeps its inputs alone.
     """
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    for layer in outer_layers(model):
+        for inner in layer.modules():
+            if isinstance(inner, GradientCheckpointingLayer):
+                inner.gradient_checkpointing = inner is layer and checkpointing == "full"
+        layer._gradient_checkpointing_func = recompute
+
+
+def outer_layers(model: nn.Module) -> Iterator[GradientCheckpointingLayer]:
+    """The layers of a part that lie in no other layer, in order."""
+    for child in model.children():
+        if isinstance(child, GradientCheckpointingLayer):
+            yield child
+        else:
+            yield from outer_layers(child)
+
+
+def recompute(forward: partial, *args: Any) -> Any:
+    """Run a layer, keep its inputs alone, and run it again in the backward pass.
+
+    This is torch's reentrant checkpoint: the other kind calls a hook for each saved tensor, which at small widths costs
+    the host more than the layer. Reentrant checkpoints give no gradients where no input needs one, so an empty tensor
+    that needs one goes along; and none to named tensors, so those that need one are passed by position.
+
+    Args:
+        forward: forward of the layer, with the layer as its first argument and further arguments by name.
+        args: inputs of the layer.
+    """
+    (layer,) = forward.args
+    names = [name for name, value in forward.keywords.items() if isinstance(value, Tensor) and value.requires_grad]
+    inputs = [*args, *(forward.keywords[name] for name in names)]
+    needs_gradient = any(isinstance(value, Tensor) and value.requires_grad for value in inputs)
+    if not torch.is_grad_enabled() or not (needs_gradient or any(p.requires_grad for p in layer.parameters())):
+        return forward(*args)
+
+    def run(_: Tensor, *inputs: Any) -> Any:
+        return forward(*inputs[: len(args)], **dict(zip(names, inputs[len(args) :], strict=True)))
+
+    return checkpoint(run, ANCHOR, *inputs, use_reentrant=True)

@@ -56,8 +56,8 @@ def stage_summaries(
 
     Args:
         metrics_rows: rows of metrics.csv.
-        branches: stage -> the stage whose end it starts from, where that is not the one before it; an entry of such a
-            stage has it as `starts_from`.
+        branches: branch -> the stage at whose end it starts, for stages that do not continue the stage before them;
+            None for no branch. Entries of branches have it as `starts_from`.
         ends: stage that a callback ended early -> its `step`, the `planned` steps and the `reason`; an entry of such a
             stage has it as `stopped`.
     """

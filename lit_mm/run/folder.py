@@ -25,9 +25,11 @@ from lit_mm.run.agreement import agree
 # Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
 MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|worker_start|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
+    r"|trainer\.(callbacks|logger|profiler|max_time|log_every_n_steps|default_root_dir|detect_anomaly|enable_\w+)(\..*)?"
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
 INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
+ORIGIN = "init_from.json"  # which checkpoint of another run this one started from
 LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
 
 
@@ -83,12 +85,15 @@ class RunFolder:
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             if keys and manifest.newest(self.checkpoints):
+                fresh = "choose another folder with --run_dir"
+                if not any(key.startswith("model") for key in keys):
+                    fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
                 raise UserError(
                     f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(keys[:4])}. "
-                    "Resume with the same config, or choose another folder with --run_dir"
+                    f"Resume with the same config, or {fresh}"
                 )
-            for of_another_run in ("wandb_id", "wandb_steps.json") if keys else ():
-                (self.path / of_another_run).unlink(missing_ok=True)
+            for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # of another run
+                (self.path / record).unlink(missing_ok=True)
         _write(file, config)
 
 

@@ -13,7 +13,7 @@ from callbacks.steps import Step, StepObserver
 
 
 def losses(path: Path) -> list[str]:
-    """The loss column as text: equal only if every bit is."""
+    """The loss column as text, so that equal means equal in every bit."""
     return [line.split(",")[2] for line in path.read_text().splitlines()[1:]]
 
 

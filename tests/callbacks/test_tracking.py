@@ -29,7 +29,7 @@ from lit_mm.evaluation.score import Prediction
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nobody is logged in, and any connection but W&B's own local one fails."""
+    """Log W&B out and make every connection fail, except the local one of W&B itself."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_BASE_URL", "WANDB_DATA_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
@@ -47,7 +47,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
-    """Every row that was logged, read back from the files of its launches: LevelDB logs of protocol buffers."""
+    """Read every logged row back from the LevelDB files of all launches, whose records are protocol buffers."""
     wandb.teardown()  # waits until W&B's own process has written everything
     return [row for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")) for row in rows_of(file.read_bytes())]
 

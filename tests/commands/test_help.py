@@ -1,4 +1,4 @@
-"""Every --help is text that a user can read."""
+"""Every --help is readable text."""
 
 from __future__ import annotations
 

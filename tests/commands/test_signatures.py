@@ -1,4 +1,4 @@
-"""Keys of a config are compared with the signatures of the classes that it names."""
+"""Keys of a config are checked against the signatures of the classes it names."""
 
 from __future__ import annotations
 

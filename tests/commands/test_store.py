@@ -1,4 +1,4 @@
-"""Storing a backbone: out of a tiny run, into a folder, and back into a part."""
+"""`store` extracts a backbone from a tiny run into a file that loads back into a part."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RECIPE = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A made-up finished run: a checkpoint, its metrics, and the recipe that it came from."""
+    """A finished run with a checkpoint, metrics and recipe, written by hand."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     losses = "".join(f"{step},read,{2 / step},10,{step}.5,0.001\n" for step in range(1, STEPS + 1))
     folder = tmp_path / "run"
@@ -52,7 +52,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """A checkpoint as `fit` writes it, its weights drawn from the step's number."""
+    """A checkpoint as `fit` writes it, with random weights that depend on the step."""
     torch.manual_seed(step)
     module = EncoderDecoder(T5(**SIZES), tokenizer="nano")
     state = module.state_dict()

@@ -1,4 +1,4 @@
-"""A recipe of three stages under DDP and DeepSpeed's real engine, two processes over gloo."""
+"""A recipe of three stages runs under DDP and under the real DeepSpeed engine, on two processes over gloo."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 
 
 def base_weights(folder: Path, seed: int = 5) -> Path:
-    """A published language model."""
+    """File with the weights of a published language model."""
     file = folder / f"base-{seed}.safetensors"
     save_file({name: tensor.clone() for name, tensor in language(seed).lm.state_dict().items()}, file)
     return file
@@ -78,7 +78,7 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_the_checkpoint_is_that_of_one_process(runs: Path, name: str) -> None:
-    """The same tensors, moments and counts, put together from the pieces of whoever wrote them."""
+    """Tensors, moments and counts, assembled from the pieces of all ranks, equal those of one process."""
     ours, theirs = trained(runs / name), trained(runs / "one process")
     assert ours.manifest["weights"].keys() == theirs.manifest["weights"].keys()
     assert ours.manifest["steps"] == theirs.manifest["steps"]
@@ -251,6 +251,21 @@ def test_nothing_is_compiled_to_send_messages_between_cpus(monkeypatch: pytest.M
 def test_an_impossible_zero_is_refused(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         ZeRO(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overlap"),
+    [
+        ({"stage": 2}, False),
+        ({"stage": 2, "overlap_comm": True}, True),
+        ({"stage": 3}, True),
+        ({"stage": 3, "overlap_comm": False}, False),
+    ],
+)
+def test_communication_overlaps_the_backward_pass_under_stage_3_or_where_asked(
+    arguments: dict[str, Any], overlap: bool
+) -> None:
+    assert ZeRO(**arguments).config["zero_optimization"]["overlap_comm"] is overlap
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_mm.layers.attention.products import compute_dtype
@@ -17,8 +18,8 @@ def varlen_attention(
 ) -> Tensor:
     """The same as `by_segment`, in one call.
 
-    Under deterministic algorithms the flash kernel is forced: its backward pass has a deterministic form, that of
-    cuDNN has none.
+    Under deterministic algorithms the flash kernel is forced, and the deterministic form of its backward pass: cuDNN's
+    has none.
 
     Args:
         q: [1, H, T, D].
@@ -34,8 +35,8 @@ def varlen_attention(
     dtype = compute_dtype(q)
     rows = (x[0].transpose(0, 1).to(dtype) for x in (q, k, v))  # [T, H, D]
     key_lengths = segments.lengths if segments.key_lengths is None else segments.key_lengths
-    flash_only = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if torch.are_deterministic_algorithms_enabled() else None
-    with flash_only or nullcontext():
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if deterministic else nullcontext():
         out = varlen_attn(
             *rows,
             segments.starts(q.device),
@@ -46,4 +47,15 @@ def varlen_attention(
             window_size=(-1 if window is None else window - 1, 0 if segments.causal else -1),
             enable_gqa=q.shape[1] != k.shape[1],
         )
+    if deterministic and torch.is_deterministic_algorithms_warn_only_enabled() and out.grad_fn is not None:
+        strict_backward(out.grad_fn)
     return out[None]
+
+
+def strict_backward(node: Node) -> None:
+    """Run one node of the backward pass while nondeterministic kernels are an error.
+
+    Where they are only warned of, flash attention takes its nondeterministic kernel and warns.
+    """
+    node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True))
+    node.register_hook(lambda *gradients: torch.use_deterministic_algorithms(True, warn_only=True))

@@ -31,7 +31,7 @@ def qwen(*said: str, **more: Any) -> dict[str, Any]:
 
 
 def shape(document: Document) -> list[tuple[str, list[Any]]]:
-    """Roles and parts; a picture as its name and (width, height)."""
+    """Summarise turns as roles and parts; a picture becomes its name and (width, height)."""
     return [
         (
             turn.role,
