@@ -90,7 +90,7 @@ class EarlyEnd(StepObserver):
             module.ends[module.stage.name] = {
                 "step": trainer.global_step,
                 "planned": planned,
-                "reason": reason_of(trainer.callbacks),
+                "reason": trainer.strategy.broadcast(reason_of(trainer.callbacks)),
             }
 
     def publish(self, trainer: L.Trainer, metrics: Mapping[str, float]) -> None:

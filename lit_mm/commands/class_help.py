@@ -30,7 +30,7 @@ STAGES = """Stages are a list in the recipe. On the command line, in a later --c
 a sweep, a key of a stage is addressed by the stage's name.
 
   --stages.pretrain.max_steps 2               one stage
-  --stages.*.max_steps 2                      all stages
+  '--stages.*.max_steps' 2                    all stages
   --stages.pretrain.train.connector.lr 0.01   a key of a part of one stage
   --stages "{pretrain: {max_steps: 2}}"       a mapping, as in a later --config
   --stages.replace "[{name: only, ...}]"      another list of stages

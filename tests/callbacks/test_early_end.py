@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +33,13 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 class StopsAt(L.Callback):
-    """Ends a stage behind a micro-batch, as a user's callback may."""
+    """Ends a stage behind a micro-batch, as a user's callback may: on one rank alone."""
 
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
+    def __init__(self, batch: int, rank: int = 0) -> None:
+        self.batch, self.rank = batch, rank
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == self.batch:
+        if batch_idx == self.batch and trainer.global_rank == self.rank:
             trainer.should_stop = True
 
 
@@ -72,6 +75,18 @@ def test_a_stage_ends_behind_a_whole_optimizer_step() -> None:
     assert steps() == BOTH
     stages = json.loads(Path("run/summary.json").read_text())["stages"]
     assert stages[0]["stopped"] == "stopped at step 2 of 5: a callback set `should_stop`"
+
+
+@pytest.mark.distributed
+def test_a_callback_of_one_rank_ends_the_stage_on_all() -> None:
+    callback = {"class_path": "tests.callbacks.test_early_end.StopsAt", "init_args": {"batch": 1, "rank": 1}}
+    trainer = RECIPE["trainer"] | {"callbacks": [callback], "devices": 2, "strategy": "ddp"}
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"trainer": trainer}))
+    words = [sys.executable, "-m", "lit_mm", "fit", "--config", "recipe.yaml", *OPTIONS]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert steps() == BOTH
 
 
 def test_a_time_limit_leaves_the_stage_unfinished_and_the_same_command_goes_on(
