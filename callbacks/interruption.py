@@ -1,7 +1,8 @@
-"""Ends a run after a signal: at the next step boundary, on every rank, with a checkpoint of that step."""
+"""Ends a run after a signal or a time limit: at the next step boundary, on all ranks, with a checkpoint of that step."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -33,12 +34,16 @@ class Interruption(StepObserver):
     This replaces Lightning's handlers, which save at any point of a step. It must follow `Checkpointing` in
     `Trainer.callbacks`.
 
+    A time limit ends the run in the same way, and a stage that ends behind it is the last of the launch.
+
     Args:
         checkpointing: callback that saves the checkpoint.
+        seconds: time limit, counted from now; None for no limit.
     """
 
-    def __init__(self, checkpointing: Checkpointing) -> None:
+    def __init__(self, checkpointing: Checkpointing, seconds: float | None = None) -> None:
         self.checkpointing = checkpointing
+        self.deadline = math.inf if seconds is None else time.monotonic() + seconds
         self.received: dict[signal.Signals, float] = {}  # signal -> time of its first arrival, monotonic seconds
         self.training = False
         self.leaving = False
@@ -90,7 +95,7 @@ class Interruption(StepObserver):
         self.training = True
 
     def wants_to_stop(self) -> bool:
-        return bool(self.received)
+        return bool(self.received) or time.monotonic() > self.deadline
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if step.stop and trainer.global_step < module.total_steps:
@@ -109,13 +114,15 @@ class Interruption(StepObserver):
         self.training = False
 
     def _leave(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        signals = [number for number, count in zip(HEARD, self._ranks_by_signal(trainer), strict=True) if count]
+        *ranks_by_signal, late = self._counts(trainer)
+        signals = [number for number, count in zip(HEARD, ranks_by_signal, strict=True) if count]
         outcome = (
             f"after step {trainer.global_step} of {module.total_steps} of stage {module.stage.name!r}, which is saved"
         )
-        raise Interrupted(signals, outcome, trainer.global_rank, together=True)
+        raise Interrupted(signals, outcome, trainer.global_rank, together=True, out_of_time=late > 0)
 
-    def _ranks_by_signal(self, trainer: L.Trainer) -> list[float]:
-        """The number of ranks that have received each of the signals."""
-        counts = torch.tensor([float(number in self.received) for number in HEARD], device=trainer.strategy.root_device)
+    def _counts(self, trainer: L.Trainer) -> list[float]:
+        """The number of ranks that have received each of the signals, and of those that are out of time."""
+        flags = [*(number in self.received for number in HEARD), time.monotonic() > self.deadline]
+        counts = torch.tensor([float(flag) for flag in flags], device=trainer.strategy.root_device)
         return trainer.strategy.reduce(counts, reduce_op="sum").tolist()

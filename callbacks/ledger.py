@@ -184,6 +184,8 @@ class DataLedger(StepObserver):
         stage = pl_module.stage.name
         rows: list[Row] = [row for row in read_rows(self.table.path, TYPES) if row["stage"] == stage]
         account = summarise(stage, self.names, self.sizes, rows, self._lines_of(stage))
+        if stage in pl_module.ends:
+            account["stopped"] = pl_module.ends[stage]
         stages = [entry for entry in self._accounts() if entry["stage"] != stage] + [account]
         lines = read_lines(self.lines)
         changes = [line for line in lines if line["outcome"] == CHANGED]

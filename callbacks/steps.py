@@ -111,8 +111,11 @@ class StepObserver(L.Callback):
         self._id_digests += sum(map(digest_of_id, batch.sample_ids))
         self._by_objective.append(torch.stack(list(pl_module.micro_losses.values())))
         if trainer.global_step == self._finished:
+            self._ended, trainer.should_stop = self._ended or trainer.should_stop, False  # a step is finished first
             return
-        loss, tokens, stop, *rest = self._reduce(trainer)
+        trainer.should_stop = trainer.should_stop or self._ended
+        loss, tokens, stop, ends, *rest = self._reduce(trainer)
+        trainer.should_stop = ends > 0  # on every rank, whichever has a callback that ends the stage
         step = Step(
             number=pl_module.step,
             stage=pl_module.stage.name,
@@ -136,14 +139,16 @@ class StepObserver(L.Callback):
         self._by_objective: list[Tensor] = []
         self._tokens = self._id_digests = 0
         self._rates: dict[str, float] | None = None
+        self._ended = False
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
-        """Sums over micro-batches and ranks: loss, tokens, observers that want to stop, limbs of the samples' digest,
-        and the loss of each objective.
+        """Sums over micro-batches and ranks: loss, tokens, observers that want the run to end, callbacks that end the
+        stage, limbs of the samples' digest, and the loss of each objective.
         """
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
         wishes = sum(c.wants_to_stop() for c in trainer.callbacks if isinstance(c, StepObserver))
         loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)
         losses = torch.stack(self._by_objective).to(wide).sum(dim=0)
-        sums = torch.cat([loss, loss.new_tensor([self._tokens, wishes, *limbs_of(self._id_digests)]), losses])
+        counts = [self._tokens, wishes, trainer.should_stop, *limbs_of(self._id_digests)]
+        sums = torch.cat([loss, loss.new_tensor(counts), losses])
         return trainer.strategy.reduce(sums, reduce_op="sum").tolist()

@@ -172,9 +172,9 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         check_torch_pair()
     if name == "fit":
-        from lit_mm.commands.fit import fit
+        from lit_mm.commands.rehearsal import fit_or_rehearse
 
-        return fit
+        return fit_or_rehearse
     if name == "evaluate":
         from lit_mm.commands.evaluate import evaluate
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import lightning as L
 
 from callbacks.checkpointing import Checkpointing
+from callbacks.early_end import EarlyEnd
 from callbacks.examination import Examination, accuracy_at, read_accuracy
 from callbacks.finite_loss import FiniteLoss
 from callbacks.freeze_audit import FreezeAudit
@@ -102,6 +103,7 @@ def train(
         )
     if logger is not None:
         observers.append(Tracking())
+    observers.append(EarlyEnd(folder.path))
     checkpointing = Checkpointing(
         folder.checkpoints,
         cli.config.checkpoint_every,
@@ -109,7 +111,7 @@ def train(
         partial(accuracy_at, folder.path / "accuracy.csv"),
         lasting_ends(stages),
     )
-    interruption = Interruption(checkpointing)
+    interruption = Interruption(checkpointing, cli.time_limit)
     observers += [checkpointing, interruption]  # last, see there
     with interruption, resumable(arguments, folder):
         data = run_stages(
@@ -122,7 +124,7 @@ def train(
             pretrained=not start,
             other_data=cli.config.other_data,
         )
-        documents = data.heldout()
+        documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:
             with watchdog.watching(module, "examining the trained model"):
                 conclude(module, documents, folder, logger, branches(stages))
@@ -179,7 +181,7 @@ def conclude(
         seconds=round(time.monotonic() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=stage_summaries(metrics, origin_of),
+        stages=stage_summaries(metrics, origin_of, module.ends),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)

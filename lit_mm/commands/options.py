@@ -158,7 +158,7 @@ The same command with the --run_dir of an interrupted run resumes it.
 
 Any other key of the recipe may follow, spelt as in the YAML; a stage is named in its keys:
   --data.init_args.global_batch 32   --model.init_args.rank 8   --trainer.max_time 00:01:00:00
-  --stages.pretrain.train.connector.lr 0.01   --stages.*.max_steps 2
+  --stages.pretrain.train.connector.lr 0.01   '--stages.*.max_steps' 2
 
 More help: --model.help and --data.help (the classes), --model.help CLASS and --data.help CLASS (its arguments),
            --stages.help (a stage's keys and how they are written), --trainer.help (the Trainer's keys),

@@ -300,7 +300,7 @@ def test_a_run_may_be_resumed_on_other_hardware(begun, change):
     [
         ({"trainer__precision": "32"}, "trainer.precision"),
         ({"data__init_args__global_batch": 4}, "data.init_args.global_batch"),
-        ({"stages__0__max_steps": 5}, "stages.0.max_steps"),
+        ({"stages__0__max_steps": 5}, "stages.a.max_steps"),
         ({"stages": []}, "stages"),
         ({"trainer__max_steps": 7}, "trainer.max_steps"),
     ],
