@@ -71,8 +71,8 @@ def undeclared(path: str, formats: Iterable[str]) -> UserError:
         formats: names to choose from.
     """
     guess = guess_format(path) if path else None
-    looks = f"; {path!r} looks like {guess}" if guess is not None else ""
-    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{looks}")
+    place = (f" for {path!r}" if path else "") + (f", which looks like {guess}" if guess is not None else "")
+    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{place}")
 
 
 def type_of(annotation: str) -> tuple[type, ...]:
