@@ -24,6 +24,7 @@ class Conversations(StreamDataModule):
         format: format of both files, see `lit_mm.documents.sources.FORMATS`; it has to be declared.
         limit_pixels: largest number of pixels of a picture; a larger one makes a bad sample. None for the default.
         literal_placeholders: placeholders in rows without pictures are text, such as HTML or code.
+        limit_group: largest number of bytes of a row group of a parquet file; None for the default.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
             max_bad, max_unsupervised: see `StreamDataModule`.
     """
@@ -47,6 +48,7 @@ class Conversations(StreamDataModule):
         worker_start: WorkerStart | None = None,
         limit_pixels: int | None = None,
         literal_placeholders: bool = False,
+        limit_group: int | None = None,
     ) -> None:
         super().__init__(
             global_batch,
@@ -64,7 +66,12 @@ class Conversations(StreamDataModule):
         if format is None:
             raise undeclared(path, get_args(ConversationFormat))
         self.path, self.images, self.heldout_path, self.format = path, images, heldout_path, format
-        options = {"images": images, "limit_pixels": limit_pixels, "literal_placeholders": literal_placeholders or None}
+        options = {
+            "images": images,
+            "limit_pixels": limit_pixels,
+            "literal_placeholders": literal_placeholders or None,
+            "limit_group": limit_group,
+        }
         self.options = {key: option for key, option in options.items() if option is not None}
         self._held_out: HeldOut | None = None
 
