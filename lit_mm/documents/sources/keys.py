@@ -12,6 +12,8 @@ from lit_mm.documents.sources.embedded import is_embedded
 from lit_mm.documents.sources.sample import Sample
 
 MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio"}  # key -> what is not read
+PICTURES = ("image", "images")  # keys of an entry that formats of conversations read
+TURN = ("from", "value", "role", "content")  # keys of a turn
 # Names under which pictures are stored elsewhere, in lower case and without separators
 ALIASES = frozenset(
     [
@@ -83,6 +85,23 @@ def check_keys(sample: Sample, read: Sequence[str], *, has_pictures: bool, remed
                 f"its `{key}` names {brief(value, 60)} and is not read, and the sample has no picture otherwise",
                 "unread_key",
                 remedy or f"Write `{read[0]}`",
+            )
+
+
+def check_turn_keys(sample: Sample, turn: Mapping[str, Any], number: int) -> None:
+    """Refuse keys of a turn that name pictures or videos: those of an entry alone are read.
+
+    Raises:
+        SampleError: the turn has such a key.
+    """
+    for key, value in turn.items():
+        if key in TURN or _is_empty(value):
+            continue
+        if str(key).lower() in MEDIA or _is_meant(str(key), value, PICTURES):
+            raise sample.error(
+                f"turn {number} has `{key}`, which names {brief(value, 60)} and is not read in a turn",
+                "unread_key",
+                "Name the pictures in `images` of the entry, and write a placeholder for each into the text",
             )
 
 
