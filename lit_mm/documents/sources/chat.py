@@ -26,7 +26,7 @@ TOOLS = frozenset(
         "ipython",
     ]
 )
-WEIGHTS = ("weight", "loss", "train", "learn")  # 0 or false: the answer is not to be learnt
+WEIGHTS = ("weight", "loss", "train")  # 0 or false: the answer is not to be learnt
 MASKS = ("mask", "masked", "loss_mask")
 
 
