@@ -15,42 +15,8 @@ MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio
 PICTURES = ("image", "images")  # keys of an entry that formats of conversations read
 TURN = ("from", "value", "role", "content")  # keys of a turn
 # Names under which pictures are stored elsewhere, in lower case and without separators
-ALIASES = frozenset(
-    [
-        "img",
-        "imgs",
-        "picture",
-        "pictures",
-        "photo",
-        "photos",
-        "pic",
-        "pics",
-        "imagepath",
-        "imagepaths",
-        "imagefile",
-        "imagefiles",
-        "imagename",
-        "imagenames",
-        "imgpath",
-        "imgpaths",
-        "imgname",
-        "imageurl",
-        "imageurls",
-        "imgurl",
-        "imagebase64",
-        "imagesbase64",
-        "imagedata",
-        "imagebytes",
-        "filename",
-        "filenames",
-        "filepath",
-        "imagelist",
-        "imglist",
-        "picturepath",
-        "picturepaths",
-        "screenshot",
-        "screenshots",
-    ]
+ALIAS = re.compile(
+    r"(?:image|img|picture|pic|photo|screenshot)s?(?:path|file|name|url|base64|data|bytes|list)?s?|file(?:name|path)s?"
 )
 # What follows "image" in a key that describes a picture
 DESCRIPTIONS = frozenset(
@@ -112,7 +78,7 @@ def _is_empty(value: Any) -> bool:
 def _is_meant(key: str, value: Any, read: Sequence[str]) -> bool:
     """Whether a key was meant to name pictures: by its name, a slip of the pen in it, or a name of an image in it."""
     plain = re.sub(r"[\s_-]", "", key).lower()
-    if plain in ALIASES or plain in read:
+    if ALIAS.fullmatch(plain) or plain in read:
         return True
     if plain == "id" or re.sub("^images?", "", plain) in DESCRIPTIONS or plain.removeprefix("image") in DESCRIPTIONS:
         return False
