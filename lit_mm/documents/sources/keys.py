@@ -15,9 +15,7 @@ MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio
 PICTURES = ("image", "images")  # keys of an entry that formats of conversations read
 TURN = ("from", "value", "role", "content")  # keys of a turn
 # Names under which pictures are stored elsewhere, in lower case and without separators
-ALIAS = re.compile(
-    r"(?:image|img|picture|pic|photo|screenshot)s?(?:path|file|name|url|base64|data|bytes|list)?s?|file(?:name|path)s?"
-)
+ALIAS = re.compile(r"(?:image|img|picture|pic|photo|screenshot)s?(?:path|file|name|url|base64|data|bytes|list)?s?")
 # What follows "image" in a key that describes a picture
 DESCRIPTIONS = frozenset(
     ("id", "ids", "size", "sizes", "width", "height", "count", "source", "type", "caption", "hash")

@@ -161,6 +161,7 @@ def test_pictures_are_read_from_image_and_images(write, entry: dict[str, Any]) -
     "entry",
     [
         {"image_id": "17"},
+        {"file_name": "chat_17.json", "url": "https://example.org"},
         {"image": "", "images": []},
         {"video": "", "source": "web"},
         {"image_size": [3, 4], "images_count": 0},
