@@ -22,6 +22,7 @@ class Conversations(StreamDataModule):
         images: folder that relative image paths start from; None for the file's own.
         heldout_path: file of conversations that are never trained on, asked at the end; None for none.
         format: format of both files, see `lit_mm.documents.sources.FORMATS`; it has to be declared.
+        limit_group: largest number of bytes of a row group of a parquet file; None for the default.
         limit_pixels: largest number of pixels of a picture; a larger one makes a bad sample. None for the default.
         literal_placeholders: placeholders in rows without pictures are text, such as HTML or code.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
@@ -45,6 +46,7 @@ class Conversations(StreamDataModule):
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
         worker_start: WorkerStart | None = None,
+        limit_group: int | None = None,
         limit_pixels: int | None = None,
         literal_placeholders: bool = False,
     ) -> None:
@@ -64,7 +66,12 @@ class Conversations(StreamDataModule):
         if format is None:
             raise undeclared(path, get_args(ConversationFormat))
         self.path, self.images, self.heldout_path, self.format = path, images, heldout_path, format
-        options = {"images": images, "limit_pixels": limit_pixels, "literal_placeholders": literal_placeholders or None}
+        options = {
+            "images": images,
+            "limit_pixels": limit_pixels,
+            "literal_placeholders": literal_placeholders or None,
+            "limit_group": limit_group,
+        }
         self.options = {key: option for key, option in options.items() if option is not None}
         self._held_out: HeldOut | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,8 +117,14 @@ def _near_name(path: str) -> str:
         return ""
     folder, name = os.path.split(path)
     try:
-        names = os.listdir(folder or ".")
+        names = _names_in(folder or ".", os.stat(folder or ".").st_mtime_ns)
     except OSError:
         return ""
-    near = next((other for other in names if other.lower() == name.lower() and other != name), None)
-    return "" if near is None else f"There is {near!r}: upper and lower case differ"
+    near = names.get(name.lower())
+    return "" if near in (None, name) else f"There is {near!r}: upper and lower case differ"
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: str, changed_at: int) -> dict[str, str]:
+    """The names in a folder by their lower case: a folder with many files is listed once, not for every missing one."""
+    return {name.lower(): name for name in os.listdir(folder)}
