@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from datamodules.held_out import HeldOut
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
@@ -83,6 +84,7 @@ class Mixture(StreamDataModule):
         self.members = [replace(member, source=_opened(member.source)) for member in sources]
         self.weights = weights
         self.heldout_source = None if heldout_source is None else _opened(heldout_source)
+        self._held_out = None if heldout_source is None else HeldOut(self.heldout_source, on_bad_sample)
         self.joined = self._joined()
 
     def _joined(self) -> Joined:
@@ -109,10 +111,8 @@ class Mixture(StreamDataModule):
         return self.joined
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        if self.heldout_source is None:
-            return []
-        size = len(self.heldout_source)
-        return [self.heldout_source[i] for i in range(size if count is None else min(count, size))]
+        """See `HeldOut`."""
+        return [] if self._held_out is None else self._held_out.documents(count)
 
 
 def _opened(source: Source | dict[str, Any]) -> Source:

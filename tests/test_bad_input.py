@@ -458,7 +458,7 @@ def conversations(*images: bytes | None) -> Config:
     Path("data.json").write_text(json.dumps(entries))
     data = {
         "class_path": "datamodules.conversations.Conversations",
-        "init_args": {"path": "data.json", "global_batch": 2, "num_workers": 1},
+        "init_args": {"path": "data.json", "format": "xcomposer", "global_batch": 2, "num_workers": 1},
     }
     return {**RECIPE, "data": data, "stages": STAGES[:1]}
 

@@ -8,6 +8,7 @@ less than half of a JPEG's size is wanted, it is decoded at 1/2, 1/4 or 1/8 from
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import warnings
 import zlib
@@ -47,6 +48,9 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 UNPARSED = (SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged EXIF alone
+# libjpeg's warnings over pixels that are missing: it fills them with grey, and so does Pillow without a word. A file
+# that was cut short and then closed by an end marker gives the first.
+HALVES = ("premature end of data segment", "instead of RST", "bad Huffman code")
 
 # `limit_pixels` refuses by error what Pillow would only warn of
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -78,15 +82,15 @@ def decode(
             holds as well.
         name: what errors call an image given as bytes, such as "shard-03.tar: 0017.jpg".
     Raises:
-        PictureError: the image is missing, not an image, truncated or damaged, not of the size that was promised, has
-            more than `limit_pixels`, or holds 32-bit values.
+        PictureError: the image is missing, not an image, truncated (also where libjpeg would fill the missing part with
+            grey) or damaged, not of the size that was promised, has more than `limit_pixels`, or holds 32-bit values.
     """
     import torch
 
     name = _name(data, name)
     if isinstance(data, Path):
-        with _reading(name):
-            data = data.read_bytes()
+        with _reading(name), _open(data) as file:
+            data = file.read()
     with _reading(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check(image, limit_pixels, name)
         turn = _orientation(image, io.BytesIO(data))
@@ -97,8 +101,11 @@ def decode(
                 f"{promised[0]}. Rebuild the index of the data set"
             )
         least = at_least if at_least is None or turn < 5 else at_least[::-1]  # as it is stored
-        pixels = _jpeg(data, least) if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") else None
-        if pixels is None:
+        pixels = None
+        if image.format in ("JPEG", "MPO"):
+            colours = "RGB" if image.mode in ("RGB", "L") else image.mode
+            pixels = _jpeg(data, least, colours, name) if colours in ("RGB", "CMYK") else None
+        if pixels is None or pixels.shape[2] != 3:  # Pillow knows the inks of a CMYK file
             pixels = _rgb(image)
     return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
 
@@ -114,7 +121,7 @@ def read_header(data: bytes | Path | BinaryIO, *, limit_pixels: int = LIMIT_PIXE
     """
     name = _name(data, name)
     with _reading(name):
-        stream = data.open("rb") if isinstance(data, Path) else io.BytesIO(data) if isinstance(data, bytes) else data
+        stream = _open(data) if isinstance(data, Path) else io.BytesIO(data) if isinstance(data, bytes) else data
         try:
             with Image.open(stream, formats=FORMATS) as image:
                 _check(image, limit_pixels, name)
@@ -123,6 +130,14 @@ def read_header(data: bytes | Path | BinaryIO, *, limit_pixels: int = LIMIT_PIXE
         finally:
             if stream is not data:
                 stream.close()
+
+
+def _open(path: Path) -> BinaryIO:
+    """The file, opened to read bytes. A pipe or a device, which could block for ever, is refused."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise PictureError(f"{str(path)!r} is a pipe, a socket or a device and not an image file")
+    return path.open("rb")
 
 
 def _name(data: bytes | Path | BinaryIO, name: str) -> str:
@@ -207,14 +222,20 @@ def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
     return ((by, -(-height // by), -(-width // by)) for by in (1, 2, 4, 8))
 
 
-def _jpeg(data: bytes, at_least: tuple[int, int] | None) -> np.ndarray | None:
-    """[H, W, 3] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
+def _jpeg(data: bytes, at_least: tuple[int, int] | None, colours: str, name: str) -> np.ndarray | None:
+    """[H, W, 3 or 4] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
 
     Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
+
+    Args:
+        colours: "RGB" or "CMYK".
+        name: what the error calls the image.
+    Raises:
+        PictureError: a part of the pixels is missing.
     """
     try:
         if at_least is None:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            return simplejpeg.decode_jpeg(data, colorspace=colours)
         whole, *smaller = reductions(*simplejpeg.decode_jpeg_header(data)[:2])
         by, height, width = max(
             [
@@ -222,8 +243,13 @@ def _jpeg(data: bytes, at_least: tuple[int, int] | None) -> np.ndarray | None:
                 *(reduction for reduction in smaller if reduction[1] >= at_least[0] and reduction[2] >= at_least[1]),
             ]
         )
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=height, min_width=width, min_factor=by)
-    except ValueError:
+        return simplejpeg.decode_jpeg(data, colorspace=colours, min_height=height, min_width=width, min_factor=by)
+    except ValueError as error:
+        if any(warning in str(error) for warning in HALVES):
+            raise PictureError(
+                f"the image {name!r} is not whole: a part of its pixels is missing ({error}). Replace the file, or "
+                "leave it out"
+            ) from error
         return None
 
 

@@ -66,12 +66,15 @@ class Document:
         turns: in reading order.
         source: the data set it comes from.
         skill: what an evaluation document tests ("" for none).
+        text_format: name of the format whose text already holds all that stands around its pictures, such as "qwen_vl";
+            the template of that family adds nothing there. "" for none.
     """
 
     id: str
     turns: tuple[Turn, ...]
     source: str = ""
     skill: str = ""
+    text_format: str = ""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

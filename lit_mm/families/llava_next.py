@@ -50,7 +50,7 @@ class LlavaNext(MultimodalModule):
         default = Inputs(
             tiling=AnyRes(image_size),
             layout=BaseThenUnpaddedRows(),
-            prompt=ChatPrompt(),
+            prompt=ChatPrompt(keep_leading=True),
             max_length=4096,
             fill=BLACK,
         )

@@ -142,7 +142,6 @@ def test_a_recipe_is_checked_with_all_stages_and_its_held_out_data(capsys):
     assert [(one["source"], one["kind"]) for one in report["findings"]] == [
         ("later", "empty_answer"),
         ("held-out", "missing_file"),
-        ("held-out", "duplicate_id"),
     ]
     code, out, _ = leaves(capsys, "check", "--config", path, "--stage", "first", "--format", "json")
     assert [one["name"] for one in json.loads(out)["sources"]] == ["chat", "held-out"]

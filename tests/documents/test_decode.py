@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -419,3 +420,34 @@ def test_the_error_about_a_broken_picture_names_sample_and_file(tmp_path):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(PictureError, match=r"sample 'ocr/7': .*a\.jpg' is damaged"):
         read(picture, "ocr/7")
+
+
+# --- half an image ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("at_least", [None, (1, 1)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.97])
+def test_a_jpeg_that_was_cut_and_closed_is_not_whole(at_least, mode, progressive, share):
+    """Pillow fills its lower part with grey and says nothing."""
+    whole = saved(photo(120, 90).convert(mode), "JPEG", progressive=progressive, quality=90)
+    start = whole.rindex(b"\xff\xda") if not progressive else whole.index(b"\xff\xda")
+    cut = whole[: start + 20 + int((len(whole) - start - 40) * share)].removesuffix(b"\xff") + b"\xff\xd9"
+    assert decode(whole, at_least=at_least) is not None
+    assert read_header(cut) == read_header(whole)
+    with pytest.raises(PictureError, match=r"the image 'x' is (not whole: a part of its pixels is missing|damaged)"):
+        decode(cut, at_least=at_least, name="x")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_other_formats_that_were_cut_and_closed_are_damaged(kind):
+    whole = saved(photo(120, 90), kind)
+    end = {"PNG": whole[-12:], "GIF": b"\x00\x3b"}.get(kind, b"")
+    with pytest.raises(PictureError):
+        decode(whole[: len(whole) // 2] + end)
+
+
+def test_a_pipe_is_no_image_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for read_one in (read_header, decode):
+        with pytest.raises(PictureError, match="is a pipe, a socket or a device"):
+            read_one(tmp_path / "pipe.png")

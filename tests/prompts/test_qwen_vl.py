@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -59,6 +60,14 @@ def test_pictures_are_counted_through_the_conversation(qwen: Tokenizer, picture:
 def test_a_picture_that_is_named_already_is_not_named_again(qwen: Tokenizer, picture: Any) -> None:
     said = document(("user", ("Picture 1: ", picture, "\nPicture 2:", picture, "\nwhich?")), ("assistant", ("a",)))
     assert "\nPicture 1: <img>#0</img>\nPicture 2:<img>#1</img>\nwhich?[" in written(QwenChat(), said, qwen)
+
+
+def test_text_in_qwen_vl_s_own_format_is_verbatim(qwen: Tokenizer, picture: Any) -> None:
+    parts = (picture, "which ", picture, "?")
+    said = replace(document(("user", parts), ("assistant", ("a",))), text_format="qwen_vl")
+    assert "user\n<img>#0</img>which <img>#1</img>?[<|im_end|>" in written(QwenChat(), said, qwen)
+    said = document(("user", parts), ("assistant", ("a",)))
+    assert "user\nPicture 1: <img>#0</img>\nwhich Picture 2: <img>#1</img>\n?[" in written(QwenChat(), said, qwen)
 
 
 def test_a_picture_alone_ends_in_a_newline(qwen: Tokenizer, picture: Any) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lit_mm.documents.sources.captions import CaptionShards
 from lit_mm.documents.sources.conversations import LlavaConversations, QwenVLConversations, XComposerConversations
 from lit_mm.documents.sources.folder import PictureFolder
+from lit_mm.documents.sources.guess import guess_format
+from lit_mm.documents.sources.messages import MessageConversations, QueryResponseConversations
 from lit_mm.documents.sources.pages import Mmc4Pages, ObelicsPages
 from lit_mm.documents.sources.source import Source
 from lit_mm.errors import UserError
@@ -18,6 +20,8 @@ FORMATS: Mapping[str, type[Source]] = {
     "llava": LlavaConversations,
     "qwen_vl": QwenVLConversations,
     "xcomposer": XComposerConversations,
+    "messages": MessageConversations,
+    "query_response": QueryResponseConversations,
     "captions": CaptionShards,
     "obelics": ObelicsPages,
     "mmc4": Mmc4Pages,
@@ -31,8 +35,8 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
     Raises:
         UserError: no such format, a key that it does not have, one missing or of another type, or as `Source`.
     """
-    if "format" not in declaration:
-        raise UserError(f"a source declares its `format`, one of {', '.join(FORMATS)}; got {dict(declaration)}")
+    if declaration.get("format") is None:
+        raise undeclared(str(declaration.get("path", "")), FORMATS)
     kind = declaration["format"]
     if kind not in FORMATS:
         raise UserError(
@@ -57,6 +61,18 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
     if missing:
         raise UserError(f"a source of format {kind!r} needs {missing}; got {dict(declaration)}")
     return reader(**arguments)
+
+
+def undeclared(path: str, formats: Iterable[str]) -> UserError:
+    """The error of a source without a format: it names the formats, and what the file looks like.
+
+    Args:
+        path: of the source; "" for none.
+        formats: names to choose from.
+    """
+    guess = guess_format(path) if path else None
+    place = (f" for {path!r}" if path else "") + (f", which looks like {guess}" if guess is not None else "")
+    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{place}")
 
 
 def type_of(annotation: str) -> tuple[type, ...]:

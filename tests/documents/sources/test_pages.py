@@ -11,7 +11,7 @@ import pytest
 
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import Mmc4Pages, ObelicsPages, SampleError
-from lit_mm.documents.sources.parts import ParquetRows
+from lit_mm.documents.sources.parquet import ParquetRows
 from lit_mm.errors import UserError
 from tests.documents.sources.conftest import image_bytes
 

@@ -286,7 +286,7 @@ def test_a_declaration_opens_the_class_of_its_format(write):
     opened = open_source({"format": "llava", "path": path, "image_first": True, "name": "mine"})
     assert isinstance(opened, LlavaConversations)
     assert (opened.name, opened.image_first) == ("mine", True)
-    assert len(FORMATS) == 7
+    assert len(FORMATS) == 9
 
 
 @pytest.mark.parametrize(
