@@ -71,6 +71,7 @@ class Report:
             lines.append(f"... and {self.errors - len(self.findings)} more; --lines 0 lists all")
         lines.append(summary_table(self.summaries))
         for summary, apart in zip(self.summaries, self.apart, strict=True):
+            lines += [f"{summary.name}: {note}" for note in summary.lines()]
             for stages, count in apart.items():
                 lines.append(
                     f"{summary.name}: {count} answers begin with characters that merge with the prompt before them "
@@ -105,7 +106,7 @@ def check(choices: argparse.Namespace) -> None:
 
             check_jobs([Job(source.name, source)], report, choices.pixels, choices.workers)
         else:
-            check_entries(source.name, source, report)
+            check_entries(source.name, source, report, set())
     if choices.format == "json":
         print(json.dumps(report.as_dict()))
     else:
@@ -117,20 +118,26 @@ def check(choices: argparse.Namespace) -> None:
         sys.exit(BROKEN)
 
 
-def check_entries(name: str, documents: Documents, report: Report) -> set[str]:
-    """Check the entries and image headers of a source. Returns the places of broken samples."""
+def check_entries(name: str, documents: Documents, report: Report, places: set[str]) -> None:
+    """Check the entries and image headers of a source.
+
+    Args:
+        places: places of the broken samples of earlier sources, which are not listed again (held-out rows of the same
+            file); those of this source are added.
+    """
     from lit_mm.documents.sources.check import check_source
 
-    places = set()
+    earlier = frozenset(places)
 
     def append(error: SampleError) -> None:
-        places.add(error.where or error.sample_id)
-        report.add(name, error)
+        place = error.where or error.sample_id
+        if place not in earlier:
+            report.add(name, error)
+            places.add(place)
 
     with bar(f"checking {name}", len(documents)) as progress:
         report.summaries.append(check_source(name, documents, append, progress))
     report.apart.append(Counter())
-    return places
 
 
 def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int | None) -> None:
@@ -145,8 +152,9 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
     if workers is None:
         workers = worker_count() if max(len(job.documents) for job in jobs) > FEW else 0
     with runner(jobs, workers) as run:
+        places: set[str] = set()  # of samples with errors that are listed already
         for number, job in enumerate(jobs):
-            places = check_entries(job.name, job.documents, report)
+            check_entries(job.name, job.documents, report, places)
             if not job.layouts and not share:
                 continue
             summary, apart = report.summaries[-1], report.apart[-1]

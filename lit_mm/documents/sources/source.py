@@ -126,10 +126,6 @@ class Source(ABC):
         at = bisect_right(self.stops, number)
         return self.parts[at], number - (self.stops[at - 1] if at else 0)
 
-    def where(self, number: int) -> str:
-        """File and place of a sample."""
-        return self.sample(number).where
-
     def document(self, sample: Sample, sizes: Sequence[tuple[int, int]] | None = None) -> Document:
         """Put a sample together.
 
