@@ -38,6 +38,7 @@ class Report:
         self.findings: list[tuple[str, SampleError, tuple[str, ...]]] = []  # source, error, stages that refuse it
         self.summaries: list[Summary] = []
         self.apart: list[Counter[tuple[str, ...]]] = []  # by source: answers apart from their prompt, by stages
+        self.cut: list[Counter[tuple[str, ...]]] = []  # by source: samples that lose their end, by stages
         self.decoded = 0
 
     def add(self, source: str, error: SampleError, stages: tuple[str, ...] = ()) -> None:
@@ -55,8 +56,8 @@ class Report:
             for source, error, stages in self.findings
         ]
         sources = [
-            {**summary.as_dict(), "answers_apart": {", ".join(stages): count for stages, count in apart.items()}}
-            for summary, apart in zip(self.summaries, self.apart, strict=True)
+            {**summary.as_dict(), "answers_apart": by_stage(apart), "truncated": by_stage(cut)}
+            for summary, apart, cut in zip(self.summaries, self.apart, self.cut, strict=True)
         ]
         return {"ok": not self.errors, "errors": self.errors, "findings": findings, "sources": sources}
 
@@ -70,8 +71,13 @@ class Report:
         if self.errors > len(self.findings):
             lines.append(f"... and {self.errors - len(self.findings)} more; --lines 0 lists all")
         lines.append(summary_table(self.summaries))
-        for summary, apart in zip(self.summaries, self.apart, strict=True):
+        for summary, apart, cut in zip(self.summaries, self.apart, self.cut, strict=True):
             lines += [f"{summary.name}: {note}" for note in summary.lines()]
+            for stages, count in cut.items():
+                lines.append(
+                    f"{summary.name}: {count} samples are longer than a row or the model and lose their end, as "
+                    f"`too_long: truncate` says ({named(stages)})"
+                )
             for stages, count in apart.items():
                 lines.append(
                     f"{summary.name}: {count} answers begin with characters that merge with the prompt before them "
@@ -138,6 +144,7 @@ def check_entries(name: str, documents: Documents, report: Report, places: set[s
     with bar(f"checking {name}", len(documents)) as progress:
         report.summaries.append(check_source(name, documents, append, progress))
     report.apart.append(Counter())
+    report.cut.append(Counter())
 
 
 def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int | None) -> None:
@@ -162,6 +169,7 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
                 for result in run(tasks_of(number, len(job.documents), share)):
                     progress(result.stop)
                     apart.update(result.apart)
+                    report.cut[-1].update(result.cut)
                     report.decoded += result.decoded
                     for refusals in result.refusals:
                         errors = [(error, stages) for error, stages in refusals if stages or error.where not in places]
@@ -186,6 +194,11 @@ def fit_command(declaration: Mapping[str, Any]) -> str:
         return shlex.join([*FIT, "--config", OWN_DATA, *words])
     corpus = {"name": "own", **declaration}
     return shlex.join([*FIT, "--config", OWN_DATA, "--data", "Corpora", "--data.corpora", json.dumps([corpus])])
+
+
+def by_stage(counts: Mapping[tuple[str, ...], int]) -> dict[str, int]:
+    """Counts by names of stages, for machines."""
+    return {", ".join(stages): count for stages, count in counts.items()}
 
 
 def named(stages: Sequence[str]) -> str:

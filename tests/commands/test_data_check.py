@@ -94,7 +94,12 @@ def test_a_sample_that_does_not_fit_the_second_stage_is_named_before_the_first_b
     code, out, _ = leaves(capsys, "check", "--config", path)
     assert code == 2
     assert out.startswith("chat.jsonl:2: too_long in stage second: sample 'long' has ")
-    assert refused(capsys, recipe(first={}, second={"row_tokens": 64, "too_long": "truncate"})) == []
+    path = recipe(first={}, second={"row_tokens": 64, "too_long": "truncate"})
+    assert refused(capsys, path) == []
+    assert (
+        "chat: 1 samples are longer than a row or the model and lose their end"
+        in leaves(capsys, "check", "--config", path)[1]
+    )
     assert refused(capsys, recipe(first={}, second={}), "--model.init_args.inputs.max_length", "64")[0]["stages"] == [
         "first",
         "second",
