@@ -8,7 +8,6 @@ import numpy as np
 
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import Source
-from lit_mm.errors import UserError
 
 MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmix64
 
@@ -29,16 +28,14 @@ class Split:
     """The held-out rows of a source, or all others.
 
     A row is held out if the hash of its number is below a share of the largest hash. So rows that are appended to a
-    file do not move those before them, and neither seed nor machine matters. If no hash is so small, the row with the
-    smallest one is held out.
+    file do not move those before them, and neither seed nor machine matters. The row with the smallest hash is always
+    held out, and the row with the largest hash never: a single row is trained on.
 
     Args:
         source: the rows of both parts.
         share: share of the rows that is held out, above 0 and below 1.
         is_held_out: True for the held-out rows, False for all others.
         limit: largest number of rows of this part, the first ones; None for all.
-    Raises:
-        UserError: the source has a single row, or every row is held out.
     """
 
     def __init__(self, source: Source, share: float, *, is_held_out: bool, limit: int | None = None) -> None:
@@ -47,11 +44,7 @@ class Split:
         hashes = row_hashes(len(source))
         held_out = hashes < np.uint64(share * 2**64)
         held_out[hashes.argmin()] = True
-        if held_out.all():
-            raise UserError(
-                f"the held-out share {share:g} leaves none of the {len(source)} rows of {source.name!r} to train on. "
-                "Set `heldout_share: 0`, or add rows"
-            )
+        held_out[hashes.argmax()] = False
         self.numbers = np.flatnonzero(held_out == is_held_out)[:limit]
 
     def __len__(self) -> int:

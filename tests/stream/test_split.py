@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from lit_mm.documents.sources import LlavaConversations
-from lit_mm.errors import UserError
 from lit_mm.stream.split import Split, row_hashes
 
 
@@ -55,6 +54,7 @@ def test_a_small_share_holds_out_one_row(tmp_path, count, share):
     assert len(Split(source(tmp_path, count), share, is_held_out=False)) == count - 1
 
 
-def test_a_single_row_cannot_be_split(tmp_path):
-    with pytest.raises(UserError, match=r"leaves none of the 1 rows of '1' to train on. Set `heldout_share: 0`"):
-        Split(source(tmp_path, 1), 0.1, is_held_out=True)
+@pytest.mark.parametrize(("count", "share"), [(1, 0.1), (2, 0.999), (9, 0.999999)])
+def test_one_row_is_always_trained_on(tmp_path, count, share):
+    assert len(Split(source(tmp_path, count), share, is_held_out=False)) == 1
+    assert len(Split(source(tmp_path, count), share, is_held_out=True)) == count - 1
