@@ -1,4 +1,4 @@
-"""Ends a run after a signal or a time limit: at the next step boundary, on all ranks, with a checkpoint of that step."""
+"""Ends a run after a signal or time limit: at the next step boundary, on all ranks, with a checkpoint of that step."""
 
 from __future__ import annotations
 

@@ -206,7 +206,10 @@ def next_steps(
     if example is not None:
         page = folder.path / "page.png"
         example.pictures[0].read().save(page)
-        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{example.question}"'
+        question = example.question  # one that begins with - would be taken for an option
+        words = [f"--question={question}"] if question.startswith("-") else ["--question", question]
+        command = ["python", "-m", "lit_mm", "generate", str(folder.path), "--image", str(page), *words]
+        ask = f"; ask it: {shlex.join(command)}"
     lines.append(f"everything is in {folder.path}{ask}")
     if logger is not None and (sync := sync_command(logger)):
         lines.append(f"tracked offline; to send it to an account: {sync}")

@@ -33,6 +33,7 @@ from lit_mm.commands.config_text import (
     read_config,
     spoken,
 )
+from lit_mm.commands.data_keys import refuse_keys_of_other_classes, with_class_path
 from lit_mm.commands.mistakes import cause_of, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
@@ -80,6 +81,7 @@ def check_config(config: Entry) -> None:
         UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
     """
     check_packages(config, ())
+    refuse_keys_of_other_classes(config)
     for key, entry in config.keys.items():
         if key == "trainer":
             check_keys(entry, signature_of(Trainer), "`trainer`", (key,))
@@ -187,7 +189,7 @@ class RecipeCLI(LightningCLI):
             refuse_old_keys(config_files(arguments), flow(self.entries))
             for override in overrides(arguments):
                 if is_known(override):
-                    self.entries = merged_recipe(self.entries, override)
+                    self.entries = merged_recipe(self.entries, with_class_path(override))
             arguments = parser_words(arguments, self.entries)
             if "trainer" in self.entries.keys:
                 check_trainer(self.entries.keys["trainer"])

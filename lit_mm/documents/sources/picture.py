@@ -51,9 +51,9 @@ class SourcePicture:
         """Decode. [3, H, W] uint8 RGB, smaller where `at_least` allows (see `lit_mm.documents.decode.decode`).
 
         Raises:
-            SampleError: the file is gone or damaged.
+            SampleError: the file is gone or damaged, or too large to be decoded.
         """
-        from lit_mm.documents.decode import decode
+        from lit_mm.documents.decode import TooManyPixels, decode
 
         try:
             return decode(
@@ -65,6 +65,8 @@ class SourcePicture:
             )
         except FileNotFoundError as error:
             raise self._broken(f"there is no image {self.blob.place!r}", "missing_file") from error
+        except TooManyPixels as error:
+            raise self._broken(str(error), "too_many_pixels") from error
         except (OSError, UserError) as error:  # damaged, or at a URL whose file system is not installed
             raise self._broken(str(error), "unreadable_image") from error
 
@@ -80,14 +82,15 @@ def read_size(blob: Blob, sample: Sample, limit_pixels: int) -> tuple[int, int]:
     """(height, width) of an upright picture, pixels. Only its header is read.
 
     Raises:
-        SampleError: the file is missing, is no image, or has more than `limit_pixels`.
+        SampleError: the file is missing, is no image, or takes more memory than `limit_pixels` allows.
     """
-    from lit_mm.documents.decode import read_header
+    from lit_mm.documents.decode import TooManyPixels, read_header
 
     try:
         with blob.open() as file, remote(blob.path):
-            # the limit is checked below, so that it has a kind of its own
-            height, width = read_header(file, limit_pixels=2**62, name=blob.place)
+            return read_header(file, limit_pixels=limit_pixels, name=blob.place)
+    except TooManyPixels as error:
+        raise sample.error(str(error), "too_many_pixels") from error
     except (OSError, UserError) as error:  # a UserError: it is no image, or its URL's file system is not installed
         if not _is_missing(error):
             raise sample.error(str(error), "unreadable_image") from error
@@ -96,13 +99,6 @@ def read_size(blob: Blob, sample: Sample, limit_pixels: int) -> tuple[int, int]:
             "missing_file",
             _near_name(blob.path) or "Is the path relative to another folder (`images`)?",
         ) from error
-    if height * width > limit_pixels:
-        raise sample.error(
-            f"the image {blob.place!r} has {width} x {height} pixels, at most {limit_pixels} are decoded",
-            "too_many_pixels",
-            "Shrink it, or raise `limit_pixels`",
-        )
-    return height, width
 
 
 def _is_missing(error: Exception) -> bool:
