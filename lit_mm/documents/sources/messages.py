@@ -52,7 +52,7 @@ class MessageConversations(Conversations):
                 "placeholder_mismatch",
                 "Name one for each",
             )
-        if cells and listed and not num_open:
+        if cells and listed and not num_open and cells != listed:
             raise sample.error("its parts name pictures, and so does `images`", "bad_entry", "Keep one of them")
         rest = iter(listed)
         return [next(rest) if cell is None else cell for cell in cells] if cells else listed

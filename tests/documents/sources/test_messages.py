@@ -33,6 +33,7 @@ def user(*parts: Any, **more: Any) -> dict[str, Any]:
         (user({"image": "wide.png"}, {"text": "which?"}), [WIDE, "which?"]),
         (user({"type": "image"}, {"type": "image"}, TEXT, images=["wide.png", "tall.jpg"]), [WIDE, TALL, "which?"]),
         (user({"type": "image", "text": None}, {**TEXT, "image": None}, images=["tall.jpg"]), [TALL, "which?"]),
+        (user({"image": "wide.png"}, TEXT, images=["wide.png"]), [WIDE, "which?"]),
         (user("<image>A <image>which?", images=["wide.png", "tall.jpg"]), [WIDE, "A ", TALL, "which?"]),
         (user("which?", images=["wide.png"]), [WIDE, "which?"]),
         (
