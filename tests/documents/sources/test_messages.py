@@ -129,6 +129,27 @@ def test_tables_of_images_are_read_in_every_form(folder) -> None:
         assert tuple(document.pictures[0].pixels().shape) == (3, 10, 20)
 
 
+def test_rows_of_a_table_may_leave_columns_empty(folder) -> None:
+    image = {"bytes": (folder / "wide.png").read_bytes(), "path": None}
+    first = {"image": image, "question": "q", "answer": "a", "caption": None}  # the table has the columns of this row
+    rows = [first, {"image": image, "caption": "c"}, {"caption": "alone"}]
+    parquet(folder / "metadata.parquet", rows)
+    source = open_source({"format": "folder", "path": str(folder)})
+    assert [source[number].turns[0].text for number in range(3)] == ["q", "c", "alone"]
+    chat = [{"role": "user", "content": "q"}, ANSWER]
+    rows = [
+        {"messages": chat, "images": [image], "texts": None, "prompt": None, "completion": None},
+        {"texts": [{"user": "r", "assistant": "b"}], "images": [image]},
+        {"prompt": chat[:1], "completion": chat[1:]},
+    ]
+    source = open_source({"format": "messages", "path": parquet(folder / "t.parquet", rows)})
+    assert [(source[number].question, len(source[number].pictures)) for number in range(3)] == [
+        ("q", 1),
+        ("r", 1),
+        ("q", 0),
+    ]
+
+
 def test_a_column_that_is_not_read_is_refused(folder) -> None:
     image = {"bytes": (folder / "wide.png").read_bytes(), "path": None}
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
