@@ -73,7 +73,7 @@ class MultimodalModel(nn.Module):
         Raises:
             UserError: the encoder and connector made another number of visual tokens than the processor counted.
         """
-        groups, tiles = views.groups, views.tiles
+        groups, tiles = views.normalised(), views.tiles
         if self.together:
             grids = [self.vision.token_grid(tuple(view.shape[-2:])) for group in groups for view in group]
             features = self.vision(groups, tiles) if self.reads_tiles else self.vision(groups)
