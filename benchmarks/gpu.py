@@ -1,26 +1,26 @@
-"""Published recipes, cut to a few layers, on a real GPU: memory beside its plan, speed beside an undivided model.
+"""This benchmark trains published recipes with few layers on a GPU and compares memory with the plan, and speeds.
 
     python benchmarks/gpu.py [--recipes xcomposer2 llava_1_5 llava_next] [--layers 4] [--strategies auto zero2 zero3]
                              [--checkpointing full none] [--compile off on] [--row-tokens 0 4096 16384] [--steps 8]
                              [--json FILE] [--KEY VALUE ...]
 
-Takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, what is frozen) with
-the first `--layers` blocks of its language model, no pretrained weights and the nano tokenizer, and trains it on random
-photographs and words through `python -m lit_mm fit`, one device, two micro-batches a step: of two samples each, or of
-one packed row of --row-tokens positions. The columns:
+It takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, frozen parts) with
+the first `--layers` blocks of the language model, without pretrained weights and with the nano tokenizer. It trains the
+stage on random photographs and words through `python -m lit_mm fit`, on one device with two micro-batches per step: of
+two samples each, or of one packed row of --row-tokens positions. The columns:
 
-- held, GiB: what torch has allocated at the start of the second step, gradients of the first included, and the plan
-  without what ZeRO-3 gathers for a time;
-- peak, GiB: the most within the steps after the first, and the whole plan, which leaves activations out;
-- time: a step's median, as a multiple of that of the undivided model (`auto` with the same checkpointing, where run);
-- MFU: the share of the rate of one large bf16 matrix product, measured first, that a step reaches. Its operations are
-  counted by torch on the meta device, forward and backward, of all parts: vision encoder, connector, language model
-  with its head at supervised places, and attention (causal attention counts whole); a frozen part costs no gradients
-  of its weights, and none of its inputs where nothing before it learns. What activation checkpointing computes a
-  second time is not counted;
-- loss of the first step: the same everywhere up to bf16.
+- held, GiB: memory allocated by torch at the start of the second step, gradients of the first step included; beside it
+  the plan, without parameters that ZeRO-3 gathers temporarily;
+- peak, GiB: peak memory of the steps after the first; beside it the whole plan, which has no activations;
+- time: median time of a step, relative to the undivided model (`auto` with the same checkpointing, if it was run);
+- MFU: operations of a step per second, relative to the rate of one large bf16 matrix product, which is measured first.
+  Operations are counted by torch on the meta device, forward and backward, for all parts: vision encoder, connector,
+  language model with its head at supervised positions, and attention (causal attention counts whole). A frozen part
+  costs no gradients of its weights, and none of its inputs where nothing before it learns. Recomputation for activation
+  checkpointing is not counted;
+- loss: loss of the first step, which should be equal in all rows up to bf16.
 
-Options that it does not know go to `fit`. A run ends before it would write its checkpoint.
+Unknown options are passed to `fit`. A run ends before it would write a checkpoint.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ WORDS = ["what", "is", "the", "colour", "of", "this", "large", "red", "circle", 
 
 
 class Meter(L.Callback):
-    """Measures steps on a GPU, writes the figures to a file and ends the process after the last one.
+    """This callback measures steps on a GPU, writes the figures to a file, and ends the process after the last step.
 
     Args:
-        file: where the figures go.
-        steps: optimizer steps; the first is not measured.
+        file: path of the file for the figures.
+        steps: number of optimizer steps; the first is not measured.
     """
 
     def __init__(self, file: str, steps: int) -> None:
@@ -135,14 +135,14 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any], row_toke
         model[part]["init_args"]["weights"] = None
     model["language"]["init_args"]["layers"] = layers
     model["tokenizer"] = "nano"
-    if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # the nano tokenizer's own marks of a turn
+    if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # turn markers of the nano tokenizer
         model.setdefault("inputs", {})["prompt"] = {
             "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
             "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
         }
     stage = config["stages"][-1]
     config["stages"] = [{key: value for key, value in stage.items() if key not in ("data", "epochs")}]
-    config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # it ends before the checkpoint of the last
+    config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # the process ends before the last checkpoint
     config["data"] = {
         "class_path": "datamodules.conversations.Conversations",
         "init_args": {
@@ -159,15 +159,15 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any], row_toke
 
 
 def photographs(folder: Path) -> None:
-    """JPEGs of random pixels and a .jsonl of conversations of about 400 tokens about them."""
+    """Write JPEGs of random pixels, and a .jsonl file of conversations about them with about 400 tokens each."""
     rng, noise = Random(0), np.random.default_rng(0)
     with (folder / "data.jsonl").open("w") as file:
         for number in range(PHOTOGRAPHS * 16):
             if number < PHOTOGRAPHS:
                 pixels = noise.integers(0, 256, (30, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((640, 480)).save(folder / f"{number}.jpg")
-            said = " ".join(rng.choices(WORDS, k=150))
-            turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": said}]
+            answer = " ".join(rng.choices(WORDS, k=150))
+            turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": answer}]
             entry = {"id": str(number), "image": f"{number % PHOTOGRAPHS}.jpg", "conversations": turns}
             file.write(json.dumps(entry) + "\n")
 
@@ -206,23 +206,24 @@ def measure(case: dict[str, Any], chosen: argparse.Namespace, rest: list[str]) -
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
-    """What a command prints; the script ends with what it said where it fails."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return done.stdout
+    """Run a command and return its standard output. If it fails, the benchmark ends with the end of its output."""
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        output = f"{process.stdout[-2000:]}{process.stderr[-4000:]}"
+        sys.exit(f"{' '.join(command)}: exit code {process.returncode}\n{output}")
+    return process.stdout
 
 
 def matmul_rate(size: int = 8192, times: int = 20) -> float:
-    """Operations per second of one bf16 matrix product, the median."""
+    """Measure the operations per second of one bf16 matrix product; the median of `times` runs."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for _ in range(times):
         torch.cuda.synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         a @ b
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(seconds)
 
 
@@ -249,9 +250,9 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=["auto", "zero2", "zero3"])
     parser.add_argument("--checkpointing", nargs="+", choices=("full", "none"), default=["full", "none"])
     parser.add_argument("--compile", nargs="+", choices=("off", "on"), default=["off"], help="compiled layers")
-    parser.add_argument("--row-tokens", nargs="+", type=int, default=[0], help="of a packed row; 0: no packing")
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps, of which the first is not measured")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--row-tokens", nargs="+", type=int, default=[0], help="positions of a packed row; 0: unpacked")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps; the first is not measured")
+    parser.add_argument("--json", type=Path, help="file that also gets the figures")
     chosen, rest = parser.parse_known_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py measures on a CUDA device, and torch finds none")

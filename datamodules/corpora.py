@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
+from datamodules.held_out import HeldOut
 from datamodules.mixture import Member, Mixture
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import open_source
@@ -20,30 +21,38 @@ class Corpus:
     """One data set; nothing of it is read before the stage that trains on it begins.
 
     Args:
-        name: in logs and in the ledger; no two of a stage have the same.
-        format: see `lit_mm.documents.sources.FORMATS`.
-        path: of its file or shards.
-        images: folder that relative picture names start from; the data file's own when left out.
-        max_images: of a page of format mmc4, the first so many; all when left out.
+        name: name in logs and in the ledger; no two corpora of a stage have the same.
+        format: its format, see `lit_mm.documents.sources.FORMATS`; it has to be declared.
+        path: path of its file or shards.
+        images: folder that relative picture names start from; None for the data file's own.
+        max_images: number of pictures of a page of format mmc4 that are used, the first ones; None for all.
         weight, repeat: how often it is drawn, see `datamodules.mixture.Member`.
+        limit_pixels, limit_group, text, caption, image_first, file, gaps, literal_placeholders: arguments of the
+            format's class, see `lit_mm.documents.sources`; None for its default. A format refuses those of others.
     """
 
     name: str
-    format: str
-    path: str
+    format: str | None = None
+    path: str | None = None
     images: str | None = None
     max_images: int | None = None
     weight: float | None = None
     repeat: float | None = None
+    limit_pixels: int | None = None
+    limit_group: int | None = None
+    text: str | None = None
+    caption: str | None = None
+    image_first: bool | None = None
+    file: str | None = None
+    gaps: str | None = None
+    literal_placeholders: bool | None = None
 
     def open(self) -> Source:
         """Raises:
         UserError: see `open_source`.
         """
-        declaration = {"format": self.format, "path": self.path, "images": self.images, "max_images": self.max_images}
-        return open_source(
-            {"name": self.name} | {key: value for key, value in declaration.items() if value is not None}
-        )
+        drawing = ("weight", "repeat")
+        return open_source({k: v for k, v in asdict(self).items() if v is not None and k not in drawing})
 
 
 class Corpora(StreamDataModule):
@@ -90,6 +99,7 @@ class Corpora(StreamDataModule):
         if not corpora:
             raise UserError("`data.init_args.corpora` is empty: name at least one data set")
         self.corpora, self.weights, self.examined = corpora, weights, heldout
+        self._held_out: HeldOut | None = None
 
     def source(self) -> Joined:
         members = [Member(corpus.open(), corpus.name, corpus.weight, corpus.repeat) for corpus in self.corpora]
@@ -101,7 +111,10 @@ class Corpora(StreamDataModule):
         return None if self.examined is None else self.examined.open()
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        source = self.heldout_source
-        if source is None:
-            return []
-        return [source[i] for i in range(len(source) if count is None else min(count, len(source)))]
+        """See `HeldOut`."""
+        if self._held_out is None:
+            source = self.heldout_source
+            if source is None:
+                return []
+            self._held_out = HeldOut(source, self.on_bad_sample)
+        return self._held_out.documents(count)

@@ -174,7 +174,7 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
     label = f"the config in {str(opened.path)!r}"
     with torch.device("meta"):
         config = translate_config(yaml.safe_load((opened.path / "config.yaml").read_text()))
-        module: MultimodalModule = RecipeCLI(config, "checkpoint consolidate", label).model
+        module: MultimodalModule = RecipeCLI(config, "checkpoint consolidate", label, with_data=False).model
     digests = {name: d for entry in opened.content["frozen"].values() for name, d in entry["digests"].items()}
     origins = {name: entry["origin"] for entry in opened.content["frozen"].values() for name in entry["digests"]}
     kinds = {name: parameter.dtype for name, parameter in module.named_parameters()}

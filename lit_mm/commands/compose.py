@@ -60,14 +60,14 @@ def compose(arguments: Sequence[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {choices.out!r} is there and not an empty folder. Choose another, or clear it")
 
-    from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
+    from lit_mm.commands.trained import open_model  # torch: seconds, which --help and a misspelt option need not wait
     from lit_mm.composition.compose import compose as run
     from lit_mm.composition.publish import publish
     from lit_mm.composition.writer import Writer
 
     pictures = open_pictures(image_paths)
     search = make_search(choices.retriever)
-    module, _, _ = open_trained(choices.checkpoint, choices.config)
+    module = open_model(choices.checkpoint, choices.config)
     template = template_of(module, choices.template)
     if choices.max_new_tokens is not None:
         template = replace(
@@ -163,6 +163,8 @@ def make_search(reference: str) -> Any:
     Raises:
         UserError: no such file or class, arguments that it does not take, or a class without the method `over`.
     """
+    from lit_mm.composition.retrieve import Search
+
     path, options = reference, {}
     if reference.endswith((".yaml", ".yml")):
         try:
@@ -178,7 +180,7 @@ def make_search(reference: str) -> Any:
         search_class = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--retriever: there is no class {path!r} ({error})") from error
-    if not hasattr(search_class, "over"):
+    if not (isinstance(search_class, type) and issubclass(search_class, Search)):
         raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, so it finds no images")
     try:
         return search_class(**options)

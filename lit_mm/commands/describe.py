@@ -25,7 +25,8 @@ The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `train
 `frozen_total`, `unread` parts, `from_step` of parts that thaw later, `starts_from` of a branch, `steps` or `epochs`,
 `rows_per_step`, `samples_per_step`, `memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as
 [columns, rows] of tiles, `visual_tokens`) as the finished model sees them. A stage that sees them in another way has
-its own `images`; `images_by_source` has those of sources with a tiling of their own.
+its own `images`; `images_by_source` has those of sources with a tiling of their own. A size that the tiling refuses
+has `refused`, the reason, in place of views, grid and tokens.
 
 `memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
@@ -235,7 +236,7 @@ def differing(images: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 
 def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str = "") -> list[dict[str, Any]]:
-    """Views, grid and visual tokens of images, ready for JSON.
+    """Views, grid and visual tokens of images, or why the tiling refuses them; ready for JSON.
 
     Args:
         sizes: (width, height) of each image, pixels.
@@ -243,7 +244,11 @@ def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str =
     """
     laid_out = []
     for width, height in sizes:
-        plan = processor.tiling_of(source)(height, width)
+        try:
+            plan = processor.tiling_of(source)(height, width)
+        except UserError as error:
+            laid_out.append({"width": width, "height": height, "refused": str(error)})
+            continue
         rows, columns = plan.grid
         laid_out.append(
             {
@@ -273,11 +278,16 @@ def tables(plan: dict[str, Any]) -> str:
     text = [plan["family"], "", aligned(rows), "", memory_table(stages), *activation_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
+        reasons = []
         for image in listed:
-            grid = "{} x {}".format(*image["grid"])
             size = f"{image['width']}x{image['height']}"
+            if "refused" in image:
+                sizes.append([size, "-", "-", "refused"])
+                reasons.append(f"{size}: {image['refused']}")
+                continue
+            grid = "{} x {}".format(*image["grid"])
             sizes.append([size, str(image["views"]), grid, f"{image['visual_tokens']:,}"])
-        text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes)]
+        text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes), *reasons]
     return "\n".join(text)
 
 

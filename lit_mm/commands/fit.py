@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 import lightning as L
 
 from callbacks.checkpointing import Checkpointing
+from callbacks.early_end import EarlyEnd
 from callbacks.examination import Examination, accuracy_at, read_accuracy
 from callbacks.finite_loss import FiniteLoss
 from callbacks.freeze_audit import FreezeAudit
@@ -19,9 +22,9 @@ from callbacks.ledger import DataLedger
 from callbacks.memory_trim import MemoryTrim
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
-from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
+from callbacks.tracking import RunLogger, Tracking, check_mode, finish, log_examples, sync_command, tracking_logger
 from callbacks.watchdog import Watchdog
-from lit_mm.checkpoints import manifest, reading
+from lit_mm.checkpoints import reading
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.documents.document import Document
 from lit_mm.evaluation.examiners import examine
@@ -31,10 +34,12 @@ from lit_mm.report.curves import draw_curves
 from lit_mm.report.samples import draw_samples
 from lit_mm.report.summary import stage_summaries, write_summary
 from lit_mm.report.tables import accuracy_table
+from lit_mm.run.agreement import agree
 from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
+from lit_mm.run.origin import check_start, recorded, starting_point
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.stage import branches, lasting_ends
 
@@ -44,32 +49,43 @@ def fit(arguments: Sequence[str]) -> None:
     quiet()
     use_deterministic_algorithms()
     cli = RecipeCLI(arguments, "fit")
+    if cli.config.track:
+        check_mode(os.environ)
+    init_from, record = cli.config.init_from, recorded(cli.config.run_dir)
+    if record is not None and not init_from:
+        cli.config.init_from = record["checkpoint"]
     cli.check_stages()
+    names = [stage.name for stage in cli.config_init.stages]
+    check_start([stage.name for stage in cli.stages], names, cli.config.run_dir, cli.config.init_from)
     launch = cli.trainer_of([], [])
     folder = RunFolder.open(cli.config.run_dir, experiment_name(arguments), launch)
     with FolderLock(folder.path, take_over=cli.config.take_over) if launch.is_global_zero else nullcontext():
-        train(arguments, cli, folder, launch)
+        train(arguments, cli, folder, launch, init_from)
 
 
-def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L.Trainer) -> None:
+def train(
+    arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L.Trainer, init_from: str | None
+) -> None:
     """Run the stages in a run folder that no other job uses.
 
     Args:
         arguments: the words of the command line, for the command that resumes.
         cli: the recipe.
         launch: a Trainer that knows rank and number of ranks; it does not train.
+        init_from: run folder or checkpoint that the command line names.
     """
     module, stages, experiment = cli.model, cli.stages, experiment_name(arguments)
     config = module.config_text = cli.resolved()
-    if cli.config.init_from:
-        checkpoint = reading.read(manifest.find(cli.config.init_from))
-        checkpoint.verify()
-        reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stages[0]))
     if launch.is_global_zero:
         folder.keep_config(config)
+    if start := agree(launch, "init_from", partial(starting_point, folder, init_from)):
+        reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
     module.save_frozen = cli.config.save_frozen
 
-    logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
+    tracked = cli.config.track and launch.is_global_zero
+    logger = tracking_logger(folder.path, experiment, config) if tracked else None
+    if logger is not None:
+        logger.open()
     watchdog = Watchdog(cli.config.step_timeout)
     observers: list[L.Callback] = [
         watchdog,
@@ -87,6 +103,7 @@ def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L
         )
     if logger is not None:
         observers.append(Tracking())
+    observers.append(EarlyEnd(folder.path))
     checkpointing = Checkpointing(
         folder.checkpoints,
         cli.config.checkpoint_every,
@@ -94,7 +111,7 @@ def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L
         partial(accuracy_at, folder.path / "accuracy.csv"),
         lasting_ends(stages),
     )
-    interruption = Interruption(checkpointing)
+    interruption = Interruption(checkpointing, cli.time_limit)
     observers += [checkpointing, interruption]  # last, see there
     with interruption, resumable(arguments, folder):
         data = run_stages(
@@ -104,9 +121,10 @@ def train(arguments: Sequence[str], cli: RecipeCLI, folder: RunFolder, launch: L
             data_of=cli.data_of,
             trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
             seed=cli.seed,
-            pretrained=not cli.config.init_from,
+            pretrained=not start,
+            other_data=cli.config.other_data,
         )
-        documents = data.heldout()
+        documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:
             with watchdog.watching(module, "examining the trained model"):
                 conclude(module, documents, folder, logger, branches(stages))
@@ -160,10 +178,10 @@ def conclude(
         folder.path / "summary.json",
         accuracy=sighted,
         blind=blind,
-        seconds=round(time.time() - LAUNCHED, 1),
+        seconds=round(time.monotonic() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=stage_summaries(metrics, origin_of),
+        stages=stage_summaries(metrics, origin_of, module.ends),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)
@@ -183,12 +201,16 @@ def next_steps(
         f"the end of {stage!r} is kept, too: python -m lit_mm evaluate {folder.path} --stage {stage}"
         for stage in sorted(ends)
     ]
-    if logger is not None and (sync := sync_command(logger)):
-        lines.append(f"tracked offline; to send it to an account: {sync}")
     example = next((document for document in documents if len(document.pictures) == 1), None)
     ask = ""
     if example is not None:
         page = folder.path / "page.png"
         example.pictures[0].read().save(page)
-        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{example.question}"'
-    return "\n".join([*lines, f"everything is in {folder.path}{ask}"])
+        question = example.question  # one that begins with - would be taken for an option
+        words = [f"--question={question}"] if question.startswith("-") else ["--question", question]
+        command = ["python", "-m", "lit_mm", "generate", str(folder.path), "--image", str(page), *words]
+        ask = f"; ask it: {shlex.join(command)}"
+    lines.append(f"everything is in {folder.path}{ask}")
+    if logger is not None and (sync := sync_command(logger)):
+        lines.append(f"tracked offline; to send it to an account: {sync}")
+    return "\n".join(lines)

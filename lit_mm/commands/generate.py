@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
+
+ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
 
 
 def generate(arguments: Sequence[str]) -> None:
@@ -19,16 +23,18 @@ def generate(arguments: Sequence[str]) -> None:
     parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="where a long answer is cut (default: 64)")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
 
-    from lit_mm.commands.trained import open_trained  # torch: seconds, which --help and a misspelt option need not wait
+    from lit_mm.commands.trained import launched, open_model  # torch: seconds, which --help need not wait for
     from lit_mm.documents.document import Document, Turn
     from lit_mm.documents.files import FilePicture
     from lit_mm.inference.generate import answer
 
-    pictures = [FilePicture.open(path) for path in choices.image]
-    module, _, _ = open_trained(choices.checkpoint, choices.config, choices.stage)
+    pictures = [replace(FilePicture.open(path), path=Path(path).absolute()) for path in choices.image]
     document = Document("asked", (Turn("user", (*pictures, choices.question)),))
-    print(answer(module, [document], max_new_tokens=choices.max_new_tokens)[0])
+    with launched(choices.checkpoint, choices.config, choices.stage) as path:
+        module = open_model(path, choices.config, accelerator=choices.accelerator)
+        print(answer(module, [document], max_new_tokens=choices.max_new_tokens)[0])

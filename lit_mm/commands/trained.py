@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import yaml
 
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.before import translate_config
+from lit_mm.commands.config_text import Entry
 from lit_mm.commands.recipe import RecipeCLI, quiet
+from lit_mm.commands.signatures import class_of
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
+from lit_mm.stream.datamodule import StreamDataModule
+
+OF_TRAINING = ("callbacks", "logger", "profiler", "default_root_dir")  # keys of the Trainer that answers do not need
 
 
 def open_trained(
-    place: str, config: str | None = None, stage: str | None = None
+    place: str, config: str | None = None, stage: str | None = None, accelerator: str | None = None
 ) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
     """The model with its weights and precision, the data module of its recipe, and the checkpoint's path.
 
@@ -23,22 +31,86 @@ def open_trained(
         place: a run folder (its newest checkpoint) or a checkpoint.
         config: build the model from this config file instead of the one kept in the checkpoint.
         stage: name of the stage whose newest checkpoint is opened; None: the newest of the run.
+        accelerator: as the Trainer's; None: the one that the config names.
     """
-    quiet()
-    path = manifest.find(place, stage)
+    cli, path = _opened(place, config, stage, accelerator, with_data=True)
+    return cli.model, cli.datamodule, path
+
+
+def open_model(
+    place: str, config: str | None = None, stage: str | None = None, accelerator: str | None = None
+) -> MultimodalModule:
+    """The model with its weights and precision. Its data may be gone; see `open_trained` for the arguments."""
+    return _opened(place, config, stage, accelerator, with_data=False)[0].model
+
+
+@contextmanager
+def launched(place: str, config: str | None = None, stage: str | None = None) -> Iterator[str]:
+    """Work in the folder where a run was launched, as relative paths of its config start there. Gives the checkpoint's
+    absolute path.
+
+    With a config of the user's own, and for a checkpoint that came from another machine, the folder stays the user's.
+    For the arguments see `open_trained`.
+    """
+    checkpoint = _read(manifest.find(place, stage))
+    folder = checkpoint.manifest.get("folder", "")
+    path = str(checkpoint.path.absolute())
+    with chdir(folder if config is None and Path(folder).is_dir() else "."):
+        yield path
+
+
+def _read(path: Path) -> reading.Checkpoint:
+    """Open a checkpoint; where it is damaged, the error names one that is whole."""
     try:
-        checkpoint = reading.read(path)
+        return reading.read(path)
     except manifest.Damaged as error:
         whole = reading.newest_whole(path.parent)
         hint = f". The newest whole checkpoint there is {str(whole.path)!r}" if whole else ""
         raise UserError(f"{error}{hint}") from error
+
+
+def _opened(
+    place: str, config: str | None, stage: str | None, accelerator: str | None, *, with_data: bool
+) -> tuple[RecipeCLI, Path]:
+    """The recipe of a checkpoint with the trained model, and the checkpoint's path."""
+    quiet()
+    path = manifest.find(place, stage)
+    checkpoint = _read(path)
     if config is not None:
-        cli = RecipeCLI(["--config", config], "evaluate")
+        words = ["--config", config, *([f"--trainer.accelerator={accelerator}"] if accelerator else [])]
+        cli = RecipeCLI(words, "evaluate", with_data=with_data)
     else:
-        recipe = translate_config(yaml.safe_load(checkpoint.config))
-        cli = RecipeCLI(recipe, "evaluate", f"the config in {str(path)!r}")
+        recipe = for_answers(translate_config(yaml.safe_load(checkpoint.config)), accelerator)
+        recipe = without_training_data(recipe) if with_data else recipe
+        cli = RecipeCLI(recipe, "evaluate", f"the config in {str(path)!r}", with_data=with_data)
     module = cli.model
     reading.load_weights(module, checkpoint, family_of(module))
     # Its precision is the model's; one process is enough, however many have trained
-    module._trainer = cli.trainer_of([], [], strategy="auto", devices=1, num_nodes=1)
-    return module.to(module.trainer.strategy.root_device), cli.datamodule, path
+    try:
+        module._trainer = cli.trainer_of([], [], strategy="auto", devices=1, num_nodes=1)
+    except UserError as error:
+        raise UserError(f"{error}, or choose what this machine has, such as --accelerator cpu") from error
+    module.to(module.trainer.strategy.root_device)
+    return cli, path
+
+
+def for_answers(recipe: dict[str, Any], accelerator: str | None = None) -> dict[str, Any]:
+    """A run's config without what only its training needs: callbacks, logger and profiler.
+
+    Args:
+        accelerator: replaces the config's own.
+    """
+    trainer = {key: value for key, value in (recipe.get("trainer") or {}).items() if key not in OF_TRAINING}
+    return recipe | {"trainer": trainer | ({"accelerator": accelerator} if accelerator else {})}
+
+
+def without_training_data(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A run's config without the arguments of its data module that open training data: they may be gone."""
+    data = recipe.get("data")
+    if not data:
+        return recipe
+    label = Entry(data["class_path"], "the run's config")
+    loaded = class_of(label, [L.LightningDataModule], ("data", "class_path"))
+    left_out = loaded.training_arguments if isinstance(loaded, type) and issubclass(loaded, StreamDataModule) else ()
+    arguments = {key: value for key, value in (data.get("init_args") or {}).items() if key not in left_out}
+    return recipe | {"data": data | {"init_args": arguments}}

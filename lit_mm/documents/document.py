@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from PIL import Image
@@ -38,6 +39,18 @@ class Decodable(Protocol):
         ...
 
 
+@runtime_checkable
+class FromFile(Protocol):
+    """A picture that knows its file. Optional.
+
+    Attributes:
+        path: of the file; of a URL what follows the scheme.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What one role says: text and pictures in the order they appear.
@@ -66,12 +79,15 @@ class Document:
         turns: in reading order.
         source: the data set it comes from.
         skill: what an evaluation document tests ("" for none).
+        text_format: name of the format whose text already holds all that stands around its pictures, such as "qwen_vl";
+            the template of that family adds nothing there. "" for none.
     """
 
     id: str
     turns: tuple[Turn, ...]
     source: str = ""
     skill: str = ""
+    text_format: str = ""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

@@ -13,9 +13,14 @@ SPEAKERS = {
     "human": "user",
     "user": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bard": "assistant",
+    "bing": "assistant",
+    "model": "assistant",
     "bot": "assistant",
     "assistant": "assistant",
     "system": "system",
+    "developer": "system",
 }
 
 

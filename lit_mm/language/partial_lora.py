@@ -144,7 +144,7 @@ def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, d
             (layer.mlp, ("gate_proj", "up_proj", "down_proj"), False),
         ):
             for name in names:
-                base = getattr(owner, name)
+                base = owner.get_submodule(name)
                 setattr(owner, name, PartialLoRALinear(base, rank, alpha, dropout, route=route, shared=shared))
         attention.register_forward_pre_hook(receive_routing, with_kwargs=True)
         attention.register_forward_pre_hook(share_low_rank, with_kwargs=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lit_mm.documents.document import Document
+from collections.abc import Sequence
+
+from lit_mm.documents.document import Document, Picture
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import Run
 from lit_mm.prompts.rendered import Part, Text, to_runs, to_text
@@ -15,24 +17,29 @@ PLACEHOLDER = "<image>"
 class ChatPrompt:
     """A chat in one of LLaVA's templates; each answer and the marker that ends it are learnt.
 
-    - Pictures of a user turn go to its front, each with a newline behind it, and the text is stripped.
+    - A single picture of a user turn goes to its front with a newline behind it, and the text is stripped.
+    - Several pictures of a turn keep their places in the text, which stays as it is: `Image A: <image> or <image>?`.
+      Of a document that is not in LLaVA's own format, pictures in front of the question have a line each.
     - A leading system turn replaces the template's system text; VILA's FLAN-style data gives an empty one.
 
     Args:
         template: a name of `lit_mm.prompts.vicuna.TEMPLATES`. The tokenizer must have its markers as tokens.
+        keep_leading: leave a turn in LLaVA's own format (`Document.text_format`) as it is if its single picture stands
+            in front already, with a newline behind it or not, as LLaVA-NeXT does.
     Raises:
         UserError: an unknown template.
     Source: github.com/haotian-liu/LLaVA c121f04, llava/train/train.py, `preprocess_multimodal` and `preprocess_v1`.
         Its rule counts tokens: of each round, the `len(tokens(text up to the answer, space included)) - 2` first ones
         are masked, where 2 stands for a BOS and the token of that space. In the first round of a vocabulary with a BOS
         this gives our labels. In later rounds, or without a BOS, the counts are off by one or more; that code then
-        shifts the labels or masks the whole sample, and is not followed.
+        shifts the labels or masks the whole sample, and is not followed. That code writes one placeholder for the
+        several of a turn; their places are those of VILA (arXiv:2312.07533) and of LLaVA-NeXT's code.
     """
 
-    def __init__(self, template: str = "vicuna_v1") -> None:
+    def __init__(self, template: str = "vicuna_v1", keep_leading: bool = False) -> None:
         if template not in TEMPLATES:
             raise UserError(f"ChatPrompt: `template` is one of {sorted(TEMPLATES)}, got {template!r}")
-        self.template = TEMPLATES[template]
+        self.template, self.keep_leading = TEMPLATES[template], keep_leading
 
     def parts(self, document: Document) -> list[Part]:
         """The rendered document.
@@ -69,12 +76,30 @@ class ChatPrompt:
                 parts.append(Text(space + turn.text + template.end, learn=True, lead=len(space)))
                 continue
             parts.append(Text((template.again if number else "") + template.user))
-            question = turn.text.strip() if num_pictures else turn.text
-            for left in range(num_pictures, 0, -1):
-                parts += [pictures, Text("\n" if question or left > 1 else "")]
-                pictures += 1
-            parts.append(Text(question + opening))
+            for part in self._question(turn.parts, is_rendered=document.text_format == "llava"):
+                if isinstance(part, str):
+                    parts.append(Text(part))
+                else:
+                    parts.append(pictures)
+                    pictures += 1
+            parts.append(Text(opening))
         return parts
+
+    def _question(self, parts: Sequence[str | Picture], *, is_rendered: bool) -> list[str | Picture]:
+        """The parts of a user turn with its pictures where the model expects them.
+
+        Args:
+            is_rendered: the text holds all that stands around its pictures.
+        """
+        pictures = [part for part in parts if not isinstance(part, str)]
+        question = "".join(part for part in parts if isinstance(part, str))
+        leads = not any(isinstance(part, str) for part in parts[: len(pictures)])
+        if len(pictures) == 1 and not (leads and is_rendered and self.keep_leading):
+            return [pictures[0], f"\n{question.strip()}".rstrip("\n")]
+        if len(pictures) > 1 and leads and not is_rendered:
+            lines: list[str | Picture] = [part for picture in pictures for part in ("\n", picture)]
+            return [*lines[1:], question if question.startswith("\n") or not question else f"\n{question}"]
+        return list(parts)
 
     def text(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
         """The prompt with `<image>` for each picture, and the learnt [start, end) spans of its characters."""

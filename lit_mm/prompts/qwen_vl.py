@@ -129,7 +129,8 @@ class QwenChat:
     - Learnt are the answers and, in all turns, `<|im_start|>`, `<|im_end|>` and the newline behind it; not the roles
       and the newline behind them. Nothing else ends a conversation.
     - A picture becomes `Picture k: <img>...</img>` and a newline, counted from 1 through the whole conversation. Text
-      that ends in `Picture k: ` right before a picture, as the released data has it, is left as it is.
+      that ends in `Picture k: ` right before a picture is left as it is. So is a document in Qwen-VL's own format
+      (`Document.text_format`): its text holds the labels and line ends that it shall have.
     - A leading system turn replaces the template's; a leading answer, which nothing asks for, is left out.
 
     Args:
@@ -167,19 +168,19 @@ class QwenChat:
         chat = Document(document.id, tuple(turns))
         for number, turn in enumerate(turns):
             _check_role(chat, number, ("user", "assistant"))
-            self._turn(runs, turn)
+            self._turn(runs, turn, is_labelled=document.text_format == "qwen_vl")
         if turns[-1].role == "user":
             runs.text(TURN_START, learn=True)
             runs.text("assistant", learn=False)
             runs.text("\n", learn=False)
         return runs.runs
 
-    def _turn(self, runs: _Runs, turn: Turn) -> None:
+    def _turn(self, runs: _Runs, turn: Turn, *, is_labelled: bool = False) -> None:
         answer = turn.role == "assistant"
         runs.text(TURN_START, learn=True)
         runs.text(turn.role, learn=False)
         runs.text("\n", learn=False)
-        for part in _label_pictures(turn.parts, runs.pictures):
+        for part in turn.parts if is_labelled else _label_pictures(turn.parts, runs.pictures):
             if isinstance(part, str):
                 runs.text(part, learn=answer)
             else:

@@ -84,7 +84,10 @@ class XComposerPrompt:
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`."""
         if tokenizer.bos_id is None:
-            raise UserError("XComposerPrompt needs a tokenizer with a beginning-of-sequence token; set `bos`")
+            raise UserError(
+                "XComposerPrompt needs a tokenizer with a beginning-of-sequence token, and this one names none. Choose "
+                "another, or write `bos_token` into its tokenizer_config.json"
+            )
         bridge = self._bridge(tokenizer)
         pieces = self._pieces(document, tokenizer)
         opening = self.end_of_human + BOT

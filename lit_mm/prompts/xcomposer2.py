@@ -80,7 +80,10 @@ class XComposer2Prompt:
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`. An answer that would share a token with the newline before it is tokenised apart."""
         if tokenizer.bos_id is None:
-            raise UserError("XComposer2Prompt needs a tokenizer with a beginning-of-sequence token; set `bos`")
+            raise UserError(
+                "XComposer2Prompt needs a tokenizer with a beginning-of-sequence token, and this one names none. "
+                "Choose another, or write `bos_token` into its tokenizer_config.json"
+            )
         bridge = self._bridge(tokenizer)
         opening, closing = f"{self.turn_start}assistant\n", f"{self.turn_end}\n"
         runs: list[Run] = []

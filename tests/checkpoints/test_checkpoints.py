@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, found by what they are of, and loaded only where they fit."""
+"""Checkpoints are complete or absent, found by their content, and loaded only into a model that fits."""
 
 import errno
 import itertools
@@ -27,7 +27,7 @@ SAID = {"family": "f", "config": "a: 1\n", "stage": "a", "step": 2, "stored": ["
 
 
 def made(**changes):
-    """What Lightning gathers, with one weight and its moments."""
+    """A checkpoint as Lightning collects it, with one weight and its optimizer moments."""
     moments = {"w": {"step": torch.tensor(2.0), "exp_avg": W + 1, "exp_avg_sq": W + 2}}
     groups = {"groups": [{"lr": 0.1, "names": ["w"]}]}
     return {"state_dict": {"w": W}, "optimizer_states": [moments], "optimizer": groups, "loops": {"n": 3}} | {
@@ -36,7 +36,7 @@ def made(**changes):
 
 
 class Crash(Exception):
-    """Stands for the end of the process."""
+    """This exception replaces the end of the process."""
 
 
 def crash(*_):
@@ -79,11 +79,24 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_stays(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("lit_mm.checkpoints.writing.save_file", no_space)
-    with pytest.raises(UserError, match=r"step=000004.* could not be written: .*No space left.*before it is intact"):
+    with pytest.raises(
+        UserError, match=r"step=000004.* could not be written: .*No space left.*step=000002.ckpt is intact: make room"
+    ):
         publish(made(), full)
     assert newest(tmp_path).step == 2
     assert not full.with_name(full.name + ".part").exists()  # what it took is given back
     read(newest(tmp_path).path).verify()
+
+
+def test_the_first_save_on_a_full_disk_promises_no_checkpoint_before_it(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lit_mm.checkpoints.writing.save_file", no_space)
+    with pytest.raises(UserError, match=r"No space left.*would have been the first of this run") as refusal:
+        publish(made(), tmp_path / checkpoint_name(1, "a", 2))
+    assert "intact" not in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -286,7 +299,7 @@ def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
 
 
 class OnABase(nn.Module):
-    """Its body's weight comes from elsewhere; the head is its own."""
+    """A module with a body from an origin and a head that belongs to it."""
 
     def __init__(self):
         super().__init__()

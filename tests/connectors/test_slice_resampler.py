@@ -1,4 +1,4 @@
-"""LLaVA-UHD's resampler: shapes, padding, gradients, refusals; its numbers are in the parity tests."""
+"""LLaVA-UHD's resampler: shapes, padding, gradients, errors. The values are tested in tests/parity."""
 
 from __future__ import annotations
 

@@ -73,17 +73,63 @@ def test_a_file_that_is_no_list_of_conversations_is_refused(tmp_path, text, mess
 
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"there is no data file .*Correct the source's `path`"):
-        Conversations(str(tmp_path / "absent.json")).source()
+        Conversations(str(tmp_path / "absent.json"), format="xcomposer").source()
 
 
 def test_heldout_conversations_come_from_their_own_file(folder):
     train = written(folder, [entry("train")])
     heldout = written(folder, [entry(f"h{n}") for n in range(3)], "heldout.json")
-    assert Conversations(train).heldout() == []
-    data = Conversations(train, heldout_path=heldout)
+    assert Conversations(train, format="xcomposer").heldout() == []
+    data = Conversations(train, heldout_path=heldout, format="xcomposer")
     assert [document.id for document in data.heldout()] == ["h0", "h1", "h2"]
     assert [len(data.heldout(count)) for count in (0, 2, 9)] == [0, 2, 3]
     assert [document.id for document in (data.source()[0],)] == ["train"]
+
+
+@pytest.mark.parametrize(
+    ("question", "guess"),
+    [
+        ("<image>what?", "which looks like llava"),
+        ("<img>a.png</img>what?", "looks like qwen_vl"),
+        ("<ImageHere>what?", "looks like xcomposer"),
+    ],
+)
+def test_the_format_has_to_be_declared_and_the_error_says_what_the_file_looks_like(folder, question, guess):
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "red"}]
+    with pytest.raises(UserError, match=rf"declares its `format`, one of llava, qwen_vl, xcomposer.* {guess}$"):
+        Conversations(written(folder, [entry(turns=turns)]))
+    with pytest.raises(UserError, match=r"and it was left out for .*absent\.json.$"):
+        Conversations(str(folder / "absent.json"))
+
+
+def test_a_broken_held_out_conversation_follows_the_policy(folder, capsys):
+    (folder / "pictures" / "half.png").write_bytes((folder / "pictures" / "b.png").read_bytes()[:45])  # a good header
+    entries = [entry("one"), entry("half", "pictures/half.png"), entry("absent", "c.png"), entry("two")]
+    heldout = written(folder, entries, "heldout.json")
+    train = written(folder, [entry("train")])
+    data = Conversations(train, heldout_path=heldout, format="xcomposer", on_bad_sample="skip")
+    assert [document.id for document in data.heldout(1)] == ["one"]
+    assert capsys.readouterr().err == ""
+    assert [document.id for document in data.heldout()] == ["one", "two"]
+    assert [document.id for document in data.heldout(2)] == ["one", "two"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1:3] for line in lines] == [
+        ["a held-out document is left out", f"heldout.json:1 (entry {number})"] for number in (2, 3)
+    ]
+    failing = Conversations(train, heldout_path=heldout, format="xcomposer")
+    with pytest.raises(UserError, match=r"^heldout\.json:1 \(entry 2\): .*half\.png"):
+        failing.heldout(1)  # before anything is trained
+    heldout = written(folder, entries[1:3], "heldout.json")
+    hopeless = Conversations(train, heldout_path=heldout, format="xcomposer", on_bad_sample="skip")
+    with pytest.raises(UserError, match="all 2 held-out documents are broken"):
+        hopeless.heldout()
+
+
+def test_a_held_out_conversation_that_ends_in_a_question_is_asked_its_last_answered_one(folder):
+    turns = [*TURNS, {"from": "user", "value": "and now ?"}]
+    heldout = written(folder, [entry(turns=turns)], "heldout.json")
+    (document,) = Conversations(heldout, heldout_path=heldout, format="xcomposer").heldout()
+    assert (document.question, document.answer) == ("what colour ?", "red")
 
 
 def test_other_formats_are_declared(folder):
@@ -98,6 +144,11 @@ def test_other_formats_are_declared(folder):
 
 def test_what_becomes_of_bad_samples_is_passed_on(folder):
     data = Conversations(
-        written(folder, [entry()]), too_long="truncate", on_bad_sample="skip", max_bad=0.5, max_unsupervised=0.25
+        written(folder, [entry()]),
+        format="xcomposer",
+        too_long="truncate",
+        on_bad_sample="skip",
+        max_bad=0.5,
+        max_unsupervised=0.25,
     )
     assert (data.too_long, data.on_bad_sample, data.max_bad, data.max_unsupervised) == ("truncate", "skip", 0.5, 0.25)

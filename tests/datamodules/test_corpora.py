@@ -61,3 +61,37 @@ def test_no_data_set_and_an_unknown_format_are_refused(chats: str) -> None:
         Corpora([])
     with pytest.raises(UserError, match="no data format 'lava'"):
         Corpora([Corpus("chats", "lava", chats)]).source()
+
+
+def test_every_argument_of_a_format_can_be_written_in_a_corpus(tmp_path: Path, chats: str) -> None:
+    (source,) = Corpora([Corpus("chats", "llava", chats, image_first=True, limit_pixels=300)]).source().sources
+    assert (source.image_first, source.limit_pixels) == (True, 300)
+    (source,) = Corpora([Corpus("chats", "llava", chats, literal_placeholders=True)]).source().sources
+    assert source.literal_placeholders
+    (tmp_path / "lines.jsonl").write_text(json.dumps({"image": "a.png", "caption": "red"}))
+    (source,) = Corpora([Corpus("folder", "folder", str(tmp_path), file="lines.jsonl")]).source().sources
+    assert source[0].pictures[0].width == 20
+    pages = [{"texts": ["a", None], "images": [None, None]}]
+    (tmp_path / "pages.jsonl").write_text(json.dumps(pages[0]))
+    declared = Corpus("pages", "obelics", str(tmp_path / "pages.jsonl"), gaps="drop", limit_group=1000)
+    (source,) = Corpora([declared]).source().sources
+    assert (source[0].pictures, source.limit_group) == ((), 1000)
+    with pytest.raises(UserError, match="a source of format 'llava' has no 'gaps'"):
+        Corpora([Corpus("chats", "llava", chats, gaps="drop")]).source()
+    with pytest.raises(
+        UserError, match=r"`format`, one of llava, .* left out for '.*chats\.json', which looks like llava"
+    ):
+        Corpora([Corpus("chats", path=chats)]).source()
+    with pytest.raises(UserError, match=r"a source of format 'llava' needs \['path'\]"):
+        Corpora([Corpus("chats", "llava")]).source()
+
+
+def test_a_broken_held_out_document_is_left_out_as_the_policy_says(chats: str, tmp_path: Path) -> None:
+    entries = json.loads(Path(chats).read_text())
+    entries[1]["image"] = "absent.png"
+    (tmp_path / "heldout.json").write_text(json.dumps(entries))
+    heldout = Corpus("heldout", "llava", str(tmp_path / "heldout.json"))
+    data = Corpora([Corpus("chats", "llava", chats)], heldout=heldout, on_bad_sample="skip")
+    assert [document.id for document in data.heldout()] == ["0", "2"]
+    with pytest.raises(UserError, match=r"absent\.png"):
+        Corpora([Corpus("chats", "llava", chats)], heldout=heldout).heldout(1)

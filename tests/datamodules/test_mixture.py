@@ -1,4 +1,4 @@
-"""Mixtures as data modules: what a recipe may say of its sources, and what it may not."""
+"""Mixtures as data modules: options of the sources, valid and invalid."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ STAGE = Stage("a", {"language": Train(lr=1.0)}, max_steps=6)
 
 def member(size: int, name: str = "a", **options: Any) -> Member:
     return Member([document(number) for number in range(size)], name, **options)
+
+
+def test_a_broken_held_out_document_is_left_out_as_the_policy_says(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    entries = [{"id": "0", "conversations": turns}, {"id": "1", "image": "absent.png", "conversations": turns}]
+    (tmp_path / "heldout.json").write_text(json.dumps(entries))
+    heldout = {"format": "llava", "path": str(tmp_path / "heldout.json")}
+    data = Mixture([member(3)], heldout_source=heldout, on_bad_sample="quarantine")
+    assert [document.id for document in data.heldout()] == ["0"]
+    with pytest.raises(UserError, match=r"heldout\.json:1 \(entry 2\)"):
+        Mixture([member(3)], heldout_source=heldout).heldout(1)
 
 
 @pytest.mark.parametrize(

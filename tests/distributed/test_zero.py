@@ -1,4 +1,4 @@
-"""A recipe of three stages under DDP and DeepSpeed's real engine, two processes over gloo."""
+"""A recipe of three stages runs under DDP and under the real DeepSpeed engine, on two processes over gloo."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 
 
 def base_weights(folder: Path, seed: int = 5) -> Path:
-    """A published language model."""
+    """File with the weights of a published language model."""
     file = folder / f"base-{seed}.safetensors"
     save_file({name: tensor.clone() for name, tensor in language(seed).lm.state_dict().items()}, file)
     return file
@@ -79,7 +79,7 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_the_checkpoint_is_that_of_one_process(runs: Path, name: str) -> None:
-    """The same tensors, moments and counts, put together from the pieces of whoever wrote them."""
+    """Tensors, moments and counts, assembled from the pieces of all ranks, equal those of one process."""
     ours, theirs = trained(runs / name), trained(runs / "one process")
     assert ours.manifest["weights"].keys() == theirs.manifest["weights"].keys()
     assert ours.manifest["steps"] == theirs.manifest["steps"]
@@ -125,7 +125,7 @@ def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_p
     found, expected = weights(runs / name), weights(runs / f"{name}, one process")
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        assert float((found[key] - tensor).abs().max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
+        assert float((found[key] - tensor).abs().max()) <= 2e-4, key  # a fifth of what one step of Adam may change
 
 
 def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:

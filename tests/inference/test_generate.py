@@ -1,4 +1,4 @@
-"""Cached decoding says what the model says."""
+"""Decoding with a cache gives the answer of decoding without."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ DOCUMENTS = [document(number) for number in range(6)]  # of different lengths, w
 
 @pytest.fixture(scope="module")
 def module():
-    """Drawn wide: attention is sharp, so that answers depend on what was said and on where it stands."""
+    """A model with large random weights: attention is sharp, so answers depend on the text and on positions."""
     model = xcomposer2(trained=True).eval()
     for name, parameter in model.network.language.named_parameters():
         if parameter.ndim > 1:
@@ -32,7 +32,7 @@ def module():
 
 @torch.no_grad()
 def without_cache(module, sample, tokens):
-    """Token after token, the whole text anew each time. It takes the chosen tokens as text of the user."""
+    """Decode token by token with a full forward each. Generated tokens are appended as text of the user."""
     from dataclasses import replace
 
     made = []
@@ -68,7 +68,7 @@ def test_answers_do_not_depend_on_the_batch_or_its_order(module):
 
 
 def scripted(script):
-    """A decoder that answers with the ids of `script`, whatever it is asked."""
+    """A decoder that answers every question with the ids of `script`."""
     model = decoder().eval()
     language = model.network.language
     begin, step, samples, position = language.begin, language.step, [], iter(())

@@ -1,4 +1,4 @@
-"""Flat rows, cached decoding and checkpointing of the Llama decoder."""
+"""The Llama decoder: flat rows, cached decoding and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "
 
 
 def tiny(**changes: object) -> Llama:
-    """Weights large enough that attention is not uniform."""
+    """A decoder with weights so large that attention is not uniform."""
     language = Llama(**SIZES | changes).eval()
     with torch.no_grad():
         for parameter in language.parameters():

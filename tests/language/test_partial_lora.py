@@ -1,4 +1,4 @@
-"""Partial LoRA: text keeps its bits, visual positions do not, whatever the packing, checkpointing and caching."""
+"""Partial LoRA changes visual positions only, under any packing, checkpointing and caching."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ VISUAL = (1, 2, 3, 13, 14, 15)  # places of the flat row: of the first sample, t
 
 
 def adapted(dropout: float = 0.0, **changes: object) -> Llama:
-    """A tiny Llama with partial LoRA whose B is not zero."""
+    """A tiny Llama with partial LoRA, with B not zero."""
     language = apply_partial_lora(Llama(**SIZES | changes), rank=4, alpha=8, dropout=dropout)
     with torch.no_grad():
         for name, parameter in language.named_parameters():
@@ -31,7 +31,7 @@ def adapted(dropout: float = 0.0, **changes: object) -> Llama:
 
 
 def run(language: Llama, visual: Collection[int] | None) -> Tensor:
-    """[T, vocabulary] logits at every place of the two samples."""
+    """[T, vocabulary] logits at every position of the two samples."""
     return logits(language, SAMPLES, visual)
 
 
@@ -94,8 +94,9 @@ def test_no_nan_of_an_unflagged_position_reaches_the_branch() -> None:
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> None:
-    """Two forwards before one backward: the recomputed layers must read the route of their own forward, and with
-    dropout on, draw the same mask again."""
+    """Two forwards precede one backward: recomputed layers must use the routes of their own forward, and the same
+    dropout mask.
+    """
     gradients = []
     for checkpointing in ("none", "full"):
         torch.manual_seed(3)

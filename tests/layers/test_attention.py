@@ -1,4 +1,4 @@
-"""Attention by whichever kernel is fastest: all of them compute the same."""
+"""All attention kernels compute the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The partial LoRA linear against the release's PLoRA class: outputs and gradients of every golden case."""
+"""The partial LoRA linear equals the PLoRA class of the release in outputs and gradients of every golden case."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""LLaVA's chats: what the golden prompts do not show."""
+"""LLaVA's chats, beyond the golden prompts."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,10 +27,46 @@ def test_bos_comes_first_and_is_not_learnt(tokenizer: Tokenizer, picture: Any) -
     assert last.ids[-1] == tokenizer.eos_id and last.learn[-1]
 
 
-def test_pictures_of_a_turn_go_to_its_front_one_a_line(picture: Any) -> None:
-    document = chat(("user", ("first ", picture, " then ", picture)), ("assistant", ("a",)))
-    text, _ = ChatPrompt("mistral_instruct").text(document)
-    assert text == "[INST] <image>\n<image>\nfirst  then [/INST] a </s>"
+@pytest.mark.parametrize(
+    ("question", "rendered"),
+    [
+        ("Image A: # Image B: # Which is red?", "Image A: <image> Image B: <image> Which is red?"),
+        ("# and # differ", "<image> and <image> differ"),
+        ("which?\n#\n#", "which?\n<image>\n<image>"),
+        ("##which?", "<image>\n<image>\nwhich?"),  # parts alone have no text between them
+        ("##\nwhich?", "<image>\n<image>\nwhich?"),
+        ("##", "<image>\n<image>"),
+        ("#which?", "<image>\nwhich?"),
+        ("which?\n#", "<image>\nwhich?"),
+        ("which # is it", "<image>\nwhich  is it"),
+        ("#", "<image>"),
+    ],
+)
+def test_several_pictures_keep_their_places_and_a_single_one_goes_to_the_front(
+    picture: Any, question: str, rendered: str
+) -> None:
+    parts = tuple(picture if part == "#" else part for part in re.split("(#)", question) if part)
+    text, _ = ChatPrompt("mistral_instruct").text(chat(("user", parts), ("assistant", ("a",))))
+    assert text == f"[INST] {rendered} [/INST] a </s>"
+
+
+@pytest.mark.parametrize(
+    ("question", "always_moved", "kept_in_front"),
+    [
+        ("#which?", "<image>\nwhich?", "<image>which?"),
+        ("#\n\nwhich? ", "<image>\nwhich?", "<image>\n\nwhich? "),
+        ("which?\n#", "<image>\nwhich?", "<image>\nwhich?"),
+        ("##which?", "<image><image>which?", "<image><image>which?"),
+    ],
+)
+def test_llava_next_leaves_a_picture_in_front_as_its_own_format_has_it(
+    picture: Any, question: str, always_moved: str, kept_in_front: str
+) -> None:
+    parts = tuple(picture if part == "#" else part for part in re.split("(#)", question) if part)
+    document = replace(chat(("user", parts), ("assistant", ("a",))), text_format="llava")
+    for keep_leading, rendered in ((False, always_moved), (True, kept_in_front)):
+        text, _ = ChatPrompt("mistral_instruct", keep_leading).text(document)
+        assert text == f"[INST] {rendered} [/INST] a </s>"
 
 
 def test_pictures_of_later_turns_keep_their_numbers(tokenizer: Tokenizer, picture: Any) -> None:

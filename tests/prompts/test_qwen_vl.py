@@ -1,7 +1,8 @@
-"""Qwen-VL's prompts: what the golden cases do not show."""
+"""Qwen-VL's prompts, beyond the golden cases."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>"]
 
 @pytest.fixture
 def qwen(backend_json: str) -> Tokenizer:
-    """A byte-level tokenizer with Qwen-VL's markers, and like Qwen's without BOS and without padding of its own."""
+    """A byte-level tokenizer with Qwen-VL's markers which, like Qwen's, has neither BOS nor a padding token."""
     backend = tokenizers.Tokenizer.from_str(backend_json)
     backend.add_special_tokens(SPECIAL)
     return Tokenizer(backend, bos=None, eos="<|endoftext|>")
@@ -29,7 +30,7 @@ def document(*turns: tuple[str, tuple[Any, ...]]) -> Document:
 
 
 def written(prompt: Prompt, shown: Document, tokenizer: Tokenizer) -> str:
-    """The prompt as text: pictures by number, what is learnt in brackets."""
+    """Write the prompt as text, with pictures by number and supervised text in brackets."""
     text = ""
     for run in prompt.runs(shown, tokenizer):
         if isinstance(run, PictureRun):
@@ -59,6 +60,14 @@ def test_pictures_are_counted_through_the_conversation(qwen: Tokenizer, picture:
 def test_a_picture_that_is_named_already_is_not_named_again(qwen: Tokenizer, picture: Any) -> None:
     said = document(("user", ("Picture 1: ", picture, "\nPicture 2:", picture, "\nwhich?")), ("assistant", ("a",)))
     assert "\nPicture 1: <img>#0</img>\nPicture 2:<img>#1</img>\nwhich?[" in written(QwenChat(), said, qwen)
+
+
+def test_text_in_qwen_vl_s_own_format_is_verbatim(qwen: Tokenizer, picture: Any) -> None:
+    parts = (picture, "which ", picture, "?")
+    said = replace(document(("user", parts), ("assistant", ("a",))), text_format="qwen_vl")
+    assert "user\n<img>#0</img>which <img>#1</img>?[<|im_end|>" in written(QwenChat(), said, qwen)
+    said = document(("user", parts), ("assistant", ("a",)))
+    assert "user\nPicture 1: <img>#0</img>\nwhich Picture 2: <img>#1</img>\n?[" in written(QwenChat(), said, qwen)
 
 
 def test_a_picture_alone_ends_in_a_newline(qwen: Tokenizer, picture: Any) -> None:

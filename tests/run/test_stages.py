@@ -1,4 +1,4 @@
-"""The same run, however it is split, killed and taken up again."""
+"""A run is the same however it is split, killed and resumed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KILLED = {
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders: unbroken ones, and killed ones that were started again; workers change between launches."""
+    """Run folders of unbroken runs and of killed and resumed ones; the number of workers changes between launches."""
     folder = tmp_path_factory.mktemp("runs")
     launches = [Launch("unbroken"), Launch("unbroken, 1 worker", workers=1)]
     for number, (name, kill) in enumerate(KILLED.items()):
@@ -58,14 +58,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(folder: Path) -> list[dict]:
-    """metrics.csv without the clock."""
+    """metrics.csv without times."""
     return [
         {key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(folder / "metrics.csv")
     ]
 
 
 def ledger(folder: Path) -> list[str]:
-    """What each micro-batch of the finished run was made of: where a launch repeats one, what the last one did."""
+    """Samples of each micro-batch of the finished run; if a launch repeats a micro-batch, the last launch counts."""
     lines: dict[tuple[str, int], str] = {}
     for line in (folder / "ledger.txt").read_text().splitlines():
         stage, micro, samples = line.split(" ", 2)
@@ -117,7 +117,7 @@ def test_the_unbroken_run_learns_and_only_what_each_stage_names(runs):
 
 # --- one step, several splits ---------------------------------------------------------------------------------------
 class Gradients(L.Callback):
-    """Keeps the gradients with which the optimizer would step, and the loss."""
+    """This callback keeps the loss and the gradients before the optimizer steps."""
 
     def __init__(self) -> None:
         self.loss, self.kept = 0.0, {}
@@ -133,7 +133,7 @@ EVERYTHING = Stage("all", {part: Train(lr=1e-3) for part in PARTS}, max_steps=1,
 
 
 def through_lightning(micro_batch: int) -> Gradients:
-    """Loss and gradients of the first step of four rows."""
+    """Loss and gradients of the first step, which has four rows."""
     module, data, seen = xcomposer2(trained=True), Documents(micro_batch=micro_batch), Gradients()
     steps = data.begin(module.processor, EVERYTHING, seed=0)
     module.begin(EVERYTHING, total_steps=steps)
@@ -142,7 +142,7 @@ def through_lightning(micro_batch: int) -> Gradients:
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], rtol: float) -> None:
-    """To `rtol` of the largest gradient of each tensor."""
+    """Compare to `rtol` of the largest gradient of each tensor."""
     for name, tensor in expected.items():
         worst = float((found[name] - tensor).abs().max())
         assert worst <= rtol * float(tensor.abs().max()), f"{name}: {worst}"
@@ -282,6 +282,12 @@ def begun(tmp_path) -> RunFolder:
         {"data__init_args__num_workers": 3},
         {"data__init_args__micro_batch": None},
         {"stages__0__data__num_workers": 0},
+        {"trainer__callbacks": [{"class_path": "lightning.pytorch.callbacks.Timer"}]},
+        {"trainer__logger": True},
+        {"trainer__profiler": "simple"},
+        {"trainer__max_time": "00:01:00:00"},
+        {"trainer__enable_progress_bar": False},
+        {"trainer__log_every_n_steps": 7},
     ],
 )
 def test_a_run_may_be_resumed_on_other_hardware(begun, change):
@@ -294,8 +300,9 @@ def test_a_run_may_be_resumed_on_other_hardware(begun, change):
     [
         ({"trainer__precision": "32"}, "trainer.precision"),
         ({"data__init_args__global_batch": 4}, "data.init_args.global_batch"),
-        ({"stages__0__max_steps": 5}, "stages.0.max_steps"),
+        ({"stages__0__max_steps": 5}, "stages.a.max_steps"),
         ({"stages": []}, "stages"),
+        ({"trainer__max_steps": 7}, "trainer.max_steps"),
     ],
 )
 def test_a_run_is_not_resumed_with_another_config_and_the_key_is_named(begun, change, key):
@@ -303,6 +310,23 @@ def test_a_run_is_not_resumed_with_another_config_and_the_key_is_named(begun, ch
     with pytest.raises(UserError, match=f"differs in {key}. "):
         begun.keep_config(config(**change))
     assert (begun.path / "config.yaml").read_text() == kept
+
+
+@pytest.mark.parametrize(("digests", "allowed"), [({"data": {}}, True), ({}, False)])
+def test_data_may_lie_elsewhere_if_the_checkpoint_can_tell_that_they_are_the_same(tmp_path, digests, allowed):
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    folder.keep_config(config(data__init_args__path="a.json"))
+    checkpoint = folder.checkpoints / manifest.checkpoint_name(1, "a", 2)
+    checkpoint.mkdir()
+    files = {name: {"bytes": 0, "blake2b": ""} for name in manifest.REQUIRED}
+    content = {"format": 2, "files": files, "weights": {}, "moments": {}, "steps": {}, "frozen": {}} | digests
+    (checkpoint / "manifest.json").write_text(manifest.sealed(content))
+    if allowed:
+        folder.keep_config(config(data__init_args__path="b.json"))
+        assert "b.json" in (tmp_path / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"differs in data.init_args.global_batch, data.init_args.path|init_args.path"):
+        folder.keep_config(config(data__init_args__path="c.json", data__init_args__global_batch=4))
 
 
 def test_a_folder_without_a_checkpoint_takes_any_config(tmp_path):
@@ -324,6 +348,16 @@ def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):
     RunFolder.open("elsewhere/second", "tiny")
     assert Path("runs/latest").resolve() == (tmp_path / "elsewhere" / "second")
     assert os.listdir("elsewhere/second") == ["checkpoints"]
+
+
+def test_a_run_that_wandb_gave_an_id_has_the_folder_of_that_id_and_finds_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_RUN_ID", "x7k2m9")
+    assert [RunFolder.open(None, "tiny").path for _ in range(2)] == [Path("runs/tiny/x7k2m9")] * 2
+    assert RunFolder.open("elsewhere", "tiny").path == Path("elsewhere")
+    monkeypatch.setenv("WANDB_RUN_ID", "../up")
+    with pytest.raises(UserError, match=r"WANDB_RUN_ID is '\.\./up', which names no folder"):
+        RunFolder.open(None, "tiny")
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_cure(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The CLIP ViT against transformers', its sizes, depths and gradients."""
+"""The CLIP ViT equals transformers'; sizes, depths and gradients."""
 
 from __future__ import annotations
 

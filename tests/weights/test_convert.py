@@ -1,4 +1,4 @@
-"""Reading checkpoints and loading them strictly."""
+"""Checkpoints are read and loaded strictly."""
 
 from __future__ import annotations
 
@@ -71,6 +71,26 @@ def test_missing_shards_and_lost_tensors_are_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     (tmp_path / "two.safetensors").unlink()
     with pytest.raises(UserError, match=r"two\.safetensors"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"weight_map": null}', '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}', b"\xff\xfe"],
+)
+def test_a_broken_index_is_named_in_one_line(tmp_path: Path, text: str | bytes) -> None:
+    file = sharded(tmp_path) / "model.safetensors.index.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"model.safetensors.index.json is damaged .*download complete") as refusal:
+        read_checkpoint(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "..", "a/b.safetensors"])
+def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    file = sharded(tmp_path) / "model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="names files elsewhere"):
         read_checkpoint(tmp_path)
 
 

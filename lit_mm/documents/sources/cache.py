@@ -13,7 +13,7 @@ import numpy as np
 
 from lit_mm.errors import UserError
 
-FORMAT = 2  # of the arrays; another number makes old indexes invisible
+FORMAT = 3  # of the arrays; another number makes old indexes invisible
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -64,7 +64,7 @@ def store(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
             if not folder.is_dir():  # otherwise another process was faster
                 raise
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return load(key)
@@ -97,7 +97,7 @@ def resume(key: str, chunks: int, make: Callable[[int], np.ndarray]) -> list[np.
                 _write(aside, array)
                 os.replace(aside, file)
             except OSError as error:
-                raise _unwritable(error) from error
+                raise unwritable(error) from error
         pieces.append(np.load(file))
     return pieces
 
@@ -123,7 +123,7 @@ def _make_aside(folder: Path) -> Path:
         aside.mkdir(parents=True)
         return aside
     except OSError as error:
-        raise _unwritable(error) from error
+        raise unwritable(error) from error
 
 
 def _write(path: Path, array: np.ndarray) -> None:
@@ -133,7 +133,7 @@ def _write(path: Path, array: np.ndarray) -> None:
         os.fsync(file.fileno())
 
 
-def _unwritable(error: OSError) -> UserError:
+def unwritable(error: OSError) -> UserError:
     return UserError(
         f"the index cannot be written to {str(cache_folder())!r} ({error.strerror}). "
         "Point LIT_MM_CACHE to a folder with space"

@@ -7,9 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from lit_mm.documents.document import Turn
-from lit_mm.documents.sources.parts import Part, TarPart
-from lit_mm.documents.sources.source import LIMIT_PIXELS, Sample, Source, SourcePicture
-from lit_mm.documents.sources.storage import Blob, SpanBlob
+from lit_mm.documents.printable import brief
+from lit_mm.documents.sources.blobs import Blob, SpanBlob
+from lit_mm.documents.sources.part import Part
+from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
+from lit_mm.documents.sources.sample import Sample
+from lit_mm.documents.sources.source import Source
+from lit_mm.documents.sources.tar import TarPart
 from lit_mm.errors import UserError
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # endings
@@ -17,6 +21,9 @@ PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # ending
 
 class CaptionShards(Source):
     """Shards of `key.jpg` with `key.txt` or `key.json`. A document is one page: the picture, then its caption.
+
+    Shards of three files a key (img2dataset writes a .txt and a .json) are read by the one that `text` names. A byte
+    order mark, carriage returns and the line ends behind a .txt are no part of the caption.
 
     Args:
         path: of the shards, `captions-{00000..00127}.tar`.
@@ -52,7 +59,7 @@ class CaptionShards(Source):
             raise sample.error(
                 f"a pair has one image file, got {len(pictures)} among {sorted(sample.entry)}",
                 "bad_entry" if pictures else "missing_file",
-                f"Endings of images are {', '.join(PICTURES)}",
+                self._advice(sample) or f"Endings of images are {', '.join(PICTURES)}",
             )
         return pictures
 
@@ -62,27 +69,32 @@ class CaptionShards(Source):
             raise sample.error(
                 f"there is no .{self.text} beside the image, only {sorted(sample.entry)}",
                 "missing_file",
-                "Add it, or correct `text`",
+                self._advice(sample) or "Add it, or correct `text`",
             )
         caption = self._caption(blob, sample)
         if not caption.strip():
             raise sample.error("the caption is empty", "empty_answer", "Write it, or leave the sample out")
         return (Turn("page", (*pictures, caption)),)
 
+    def _advice(self, sample: Sample) -> str:
+        """Why members of the sample may be missing; "" where nothing shows it."""
+        part = next(part for part in self.parts if part.path == sample.path)
+        return part.advice(sample.entry)
+
     def _caption(self, blob: SpanBlob, sample: Sample) -> str:
         try:
-            text = blob.read().decode("utf-8")
-            content = json.loads(text) if self.text == "json" else text
+            text = blob.read().decode("utf-8-sig")
+            content = json.loads(text) if self.text == "json" else text.replace("\r\n", "\n").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise sample.error(f"the .{self.text} is not UTF-8 at byte {error.start}", "malformed_json") from error
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise sample.error(f"the .json is not JSON ({error})", "malformed_json", "Correct it") from error
         if self.text == "txt":
             return content
         caption = content.get(self.caption) if isinstance(content, Mapping) else None
         if not isinstance(caption, str):
             raise sample.error(
-                f"the .json has no text under {self.caption!r}, got {str(content)[:80]!r}",
+                f"the .json has no text under {self.caption!r}, got {brief(content)}",
                 "bad_entry",
                 "Correct `caption`",
             )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lit_mm.documents.document import Document
+from lit_mm.documents.printable import printable
 from lit_mm.documents.sources.errors import SampleError
-from lit_mm.documents.sources.source import Source
+from lit_mm.documents.sources.placeholders import LITERAL
+from lit_mm.documents.sources.source import GAP, Source
 from lit_mm.errors import UserError
 
 
@@ -21,25 +23,50 @@ class Documents(Protocol):
     def __getitem__(self, number: int) -> Document: ...
 
 
+DUPLICATE = "duplicate_id"
+# What is unusual in samples and trained on all the same
+NOTES: Mapping[str, str] = {
+    DUPLICATE: "samples have an id that an earlier one has",
+    LITERAL: "samples have a placeholder that is read as text (HTML, code)",
+    GAP: "pages lack a picture, whose place is left out",
+}
+
+
 @dataclass
 class Summary:
     """What was seen of one source.
 
     Attributes:
-        name: of the source.
-        samples, pictures: how many.
-        broken: samples with at least one error.
-        kinds: errors by kind, see `lit_mm.documents.sources.KINDS`.
+        name: name of the source.
+        samples, pictures: number of samples and of pictures.
+        illustrated: number of samples with a picture.
+        broken: number of samples with at least one error.
+        kinds: number of errors by kind, see `lit_mm.documents.sources.KINDS`.
+        notes: number of samples by what is unusual in them and no error, see `NOTES`.
+        first_notes: place of the first sample of every note.
     """
 
     name: str
     samples: int = 0
     pictures: int = 0
+    illustrated: int = 0
     broken: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    first_notes: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "kinds": dict(sorted(self.kinds.items()))}
+        return {**vars(self), "kinds": dict(sorted(self.kinds.items())), "notes": dict(sorted(self.notes.items()))}
+
+    def lines(self) -> list[str]:
+        """The notes in words; a source without any picture is one."""
+        lines = [
+            f"{count} of {self.samples} {NOTES[note]}, the first at {self.first_notes[note]}"
+            for note, count in sorted(self.notes.items())
+        ]
+        if not self.illustrated and self.samples:
+            lines.append(f"0 of {self.samples} samples have a picture")
+        return lines
 
 
 def check_source(
@@ -50,31 +77,47 @@ def check_source(
 ) -> Summary:
     """Look at every sample of a source.
 
-    Entries are parsed, headers read, placeholders, answers and regions compared with the pictures, ids with each other.
-    Of a source that only gives documents (a generated one) whatever it refuses is told.
+    Entries are parsed, headers read, placeholders, answers and regions compared with the pictures. Ids that are not
+    unique are counted in a note: published mixtures have them. Of a source that only gives documents (a generated one)
+    whatever it refuses is an error.
 
     Args:
-        name: of the source.
+        name: name of the source.
         source: a `Source`, or anything that gives documents by number.
         tell: called with every error, in order.
-        progress: told how many samples are done.
+        progress: called with the number of samples that are finished.
     """
     summary = Summary(name, samples=len(source))
-    look = source.check if isinstance(source, Source) else lambda number: _look(source, number)
     ids: dict[int, int] = {}  # hash of an id -> the first sample that has it: a set of a million ids fits in memory
     for number in range(len(source)):
-        identity, pictures, errors = look(number)
+        notes: Counter[str] = Counter()
+        identity, pictures, errors = (
+            source.check(number, notes) if isinstance(source, Source) else _look(source, number)
+        )
         if identity is not None:
             first = ids.setdefault(hash(identity), number)
-            if first != number and look(first)[0] == identity:
-                errors = [*errors, _duplicate(source, number, first, identity)]
+            if first != number and _identity(source, first) == identity:
+                notes[DUPLICATE] += 1
+        for note in notes:
+            summary.first_notes.setdefault(note, _place(source, number))
+        summary.notes.update(notes)
         summary.pictures += pictures
+        summary.illustrated += bool(pictures)
         summary.broken += bool(errors)
         summary.kinds.update(error.kind for error in errors)
         for error in errors:
             tell(error)
         progress(number + 1)
     return summary
+
+
+def _identity(source: Documents, number: int) -> str | None:
+    """The id of a sample that could be parsed."""
+    return source.identity(source.sample(number)) if isinstance(source, Source) else source[number].id
+
+
+def _place(source: Documents, number: int) -> str:
+    return printable(source.where(number)) if isinstance(source, Source) else f"number {number}"
 
 
 def _look(source: Documents, number: int) -> tuple[str | None, int, list[SampleError]]:
@@ -86,19 +129,6 @@ def _look(source: Documents, number: int) -> tuple[str | None, int, list[SampleE
     except UserError as error:
         return None, 0, [SampleError(str(error), sample_id=f"number {number}", kind="bad_entry")]
     return document.id, len(document.pictures), []
-
-
-def _duplicate(source: Documents, number: int, first: int, identity: str) -> SampleError:
-    places: Sequence[str] = [f"number {n}" for n in (number, first)]
-    if isinstance(source, Source):
-        places = [source.sample(n).where for n in (number, first)]
-    return SampleError(
-        f"the id {identity!r} is that of {places[1]} too",
-        where=places[0],
-        sample_id=identity,
-        kind="duplicate_id",
-        remedy="Give every sample its own",
-    )
 
 
 def as_record(name: str, error: SampleError) -> Mapping[str, str]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lit_mm.documents.sources.captions import CaptionShards
 from lit_mm.documents.sources.conversations import LlavaConversations, QwenVLConversations, XComposerConversations
 from lit_mm.documents.sources.folder import PictureFolder
+from lit_mm.documents.sources.guess import guess_format
+from lit_mm.documents.sources.messages import MessageConversations, QueryResponseConversations
 from lit_mm.documents.sources.pages import Mmc4Pages, ObelicsPages
 from lit_mm.documents.sources.source import Source
 from lit_mm.errors import UserError
@@ -18,10 +20,29 @@ FORMATS: Mapping[str, type[Source]] = {
     "llava": LlavaConversations,
     "qwen_vl": QwenVLConversations,
     "xcomposer": XComposerConversations,
+    "messages": MessageConversations,
+    "query_response": QueryResponseConversations,
     "captions": CaptionShards,
     "obelics": ObelicsPages,
     "mmc4": Mmc4Pages,
     "folder": PictureFolder,
+}
+
+
+# What formats are called elsewhere -> the format
+SYNONYMS: Mapping[str, str] = {
+    "sharegpt": "llava",
+    "qwen": "qwen_vl",
+    "internlm_xcomposer": "xcomposer",
+    "openai": "messages",
+    "chatml": "messages",
+    "trl": "messages",
+    "qwen2_vl": "messages",
+    "swift": "query_response",
+    "webdataset": "captions",
+    "wds": "captions",
+    "img2dataset": "captions",
+    "imagefolder": "folder",
 }
 
 
@@ -31,13 +52,11 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
     Raises:
         UserError: no such format, a key that it does not have, one missing or of another type, or as `Source`.
     """
-    if "format" not in declaration:
-        raise UserError(f"a source declares its `format`, one of {', '.join(FORMATS)}; got {dict(declaration)}")
+    if declaration.get("format") is None:
+        raise undeclared(str(declaration.get("path", "")), FORMATS)
     kind = declaration["format"]
     if kind not in FORMATS:
-        raise UserError(
-            f"there is no data format {kind!r}.{_near(str(kind), FORMATS)} It is one of {', '.join(FORMATS)}"
-        )
+        raise UserError(f"there is no data format {kind!r}.{_near_format(str(kind))} It is one of {', '.join(FORMATS)}")
     reader = FORMATS[kind]
     arguments = {key: value for key, value in declaration.items() if key != "format"}
     parameters = inspect.signature(reader).parameters
@@ -59,10 +78,27 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
     return reader(**arguments)
 
 
+def undeclared(path: str, formats: Iterable[str]) -> UserError:
+    """The error of a source without a format: it names the formats, and what the file looks like.
+
+    Args:
+        path: of the source; "" for none.
+        formats: names to choose from.
+    """
+    guess = guess_format(path) if path else None
+    place = (f" for {path!r}" if path else "") + (f", which looks like {guess}" if guess is not None else "")
+    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{place}")
+
+
 def type_of(annotation: str) -> tuple[type, ...]:
     """The types that an annotation of a source's argument allows: "str | None" -> (str, NoneType)."""
     types = {"str": str, "int": int, "bool": bool, "None": type(None)}
     return tuple({types.get(name.strip(), str) for name in annotation.split("|")})  # a Literal is text
+
+
+def _near_format(name: str) -> str:
+    synonym = SYNONYMS.get(name.lower().replace("-", "_"))
+    return _near(name, FORMATS) if synonym is None else f" Did you mean {synonym!r}?"
 
 
 def _near(word: str, words: Any) -> str:

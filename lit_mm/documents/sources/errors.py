@@ -1,40 +1,49 @@
-"""What can be wrong with one sample of a data set: a closed list of kinds, and the error that tells one."""
+"""What can be wrong with one sample of a data set: a closed list of kinds, and the error that carries one of them."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
 
+from lit_mm.documents.printable import printable
 from lit_mm.errors import UserError
 
 Kind = Literal[
     "malformed_json",
+    "malformed_text",
     "bad_entry",
     "missing_id",
     "duplicate_id",
+    "duplicate_member",
     "missing_file",
     "unreadable_image",
     "too_many_pixels",
+    "foreign_placeholder",
     "placeholder_mismatch",
+    "unread_key",
     "empty_answer",
     "no_supervision",
     "box_outside",
     "unreadable_shard",
     "too_long",
+    "layout_refused",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
+LONGEST_ID = 200  # characters of an id in a message
 
 
 class SampleError(UserError):
     """One sample is broken; the rest of the data set may be sound.
 
+    Control characters in its texts are escaped, and base64 is cut, see `lit_mm.documents.printable`.
+
     Attributes:
         where: file and line (or row, or member) of the sample, "captions.jsonl:17".
-        sample_id: the sample's own id, or `where` when it has none.
+        sample_id: the sample's own id, or `where` if it has none.
         kind: one of `KINDS`.
         reason: what is wrong, in words.
         remedy: what to do about it.
     Args:
-        message: what is wrong. Given alone, it is a message made earlier, as a loader's worker hands it over.
+        message: what is wrong. Alone, it is the message of an error that a loader's worker hands over.
     Raises:
         AssertionError: `kind` is not in `KINDS`.
     """
@@ -43,10 +52,12 @@ class SampleError(UserError):
         self, message: str, *, where: str = "", sample_id: str = "", kind: str = "bad_entry", remedy: str = ""
     ) -> None:
         assert kind in KINDS, kind
+        where, reason, remedy = printable(where), printable(message) if where else message, printable(remedy)
         prefix = f"{where}: " if where else ""
-        super().__init__(f"{prefix}{message}{f'. {remedy}' if remedy else ''}")
-        self.reason, self.where, self.kind, self.remedy = message, where, kind, remedy
-        self.sample_id = sample_id or where
+        super().__init__(f"{prefix}{reason}{f'. {remedy}' if remedy else ''}")
+        self.reason, self.where, self.kind, self.remedy = reason, where, kind, remedy
+        identity = printable(sample_id or where)
+        self.sample_id = identity if len(identity) <= LONGEST_ID else identity[: LONGEST_ID - 3] + "..."
 
     def __reduce__(self) -> tuple:
         return _rebuilt, (self.reason, self.where, self.sample_id, self.kind, self.remedy)

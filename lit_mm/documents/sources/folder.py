@@ -5,55 +5,90 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from lit_mm.documents.document import Turn
-from lit_mm.documents.sources.parts import Part, open_entries
-from lit_mm.documents.sources.source import LIMIT_PIXELS, Sample, Source, SourcePicture, names_in
-from lit_mm.documents.sources.storage import Blob, join
+from lit_mm.documents.printable import brief
+from lit_mm.documents.sources.blobs import Blob
+from lit_mm.documents.sources.cells import cells_in
+from lit_mm.documents.sources.entries import open_entries
+from lit_mm.documents.sources.forms import format_of
+from lit_mm.documents.sources.keys import check_keys
+from lit_mm.documents.sources.parquet import LIMIT_GROUP
+from lit_mm.documents.sources.part import Part
+from lit_mm.documents.sources.paths import expand_home, join
+from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
+from lit_mm.documents.sources.placeholders import check_placeholders
+from lit_mm.documents.sources.sample import Sample
+from lit_mm.documents.sources.source import Source
+from lit_mm.documents.sources.storage import stamp
+
+FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # those of Hugging Face's image folders
+READ = ("image", "images", "file_name", "file_names")  # keys of pictures
+CAPTIONS = ("caption", "text")  # keys of captions, the second Hugging Face's
 
 
 class PictureFolder(Source):
     """A folder with a file of `{"image": name, "question": text, "answer": text}` or `{"image": ..., "caption": text}`.
 
-    `image` or `images` names one picture or several, from the folder on; `image` may be left out. Pictures stand in
-    front of the question. A question becomes a conversation of two turns, a caption a page. An `id` is used where there
-    is one.
+    `image` or `images` names one picture or several, from the folder on; it may be left out. Hugging Face's image
+    folders are read too: there `file_name` names the picture, and `text` is its caption. Pictures stand in front of the
+    question. A question becomes a conversation of two turns, a caption a page. An `id` is used where there is one.
 
     Args:
         path: the folder, local or a URL.
-        file: the .jsonl or .json inside it.
+        file: the file inside it that names the pictures; None for metadata.jsonl, .csv or .parquet, the first that is
+            there.
         name, limit_pixels: see `Source`.
+        limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
     """
 
     expected = "line"
 
     def __init__(
-        self, path: str, file: str = "metadata.jsonl", name: str | None = None, limit_pixels: int = LIMIT_PIXELS
+        self,
+        path: str,
+        file: str | None = None,
+        name: str | None = None,
+        limit_pixels: int = LIMIT_PIXELS,
+        limit_group: int = LIMIT_GROUP,
     ) -> None:
-        folder = path.rstrip("/")
-        super().__init__(join(folder, file), folder, name or folder.rpartition("/")[2], limit_pixels)
+        self.limit_group = limit_group
+        folder = expand_home(path).rstrip("/")
+        files = [join(folder, choice) for choice in (FILES if file is None else (file,))]
+        data_file = next((choice for choice in files if len(files) == 1 or stamp(choice) is not None), files[0])
+        super().__init__(data_file, folder, name or folder.rpartition("/")[2], limit_pixels)
 
     def open_part(self, path: str) -> Part:
-        return open_entries(path, self.expected)
+        return open_entries(path, self.expected, limit_group=self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         entry = self._entry(sample)
-        if entry.get("image") and entry.get("images"):
-            raise sample.error("has `image` and `images`", "bad_entry", "Keep one of them")
-        return [self.blob(name, sample) for key in ("image", "images") for name in names_in(entry.get(key))]
+        filled = [key for key in READ if entry.get(key)]
+        if len(filled) > 1:
+            raise sample.error(f"has `{filled[0]}` and `{filled[1]}`", "bad_entry", "Keep one of them")
+        check_keys(sample, READ, has_pictures=bool(filled))
+        question = entry.get("question")
+        if isinstance(question, str):
+            check_placeholders(
+                sample, [("user", question)], placeholder="", format_name="folder", has_media=bool(filled)
+            )
+        return [self.blob(cell, sample) for key in filled for cell in cells_in(entry[key])]
 
-    def turns(self, sample: Sample, pictures: Sequence[SourcePicture]) -> tuple[Turn, ...]:
+    def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
         entry = self._entry(sample)
-        if "caption" in entry:
-            return (Turn("page", (*pictures, self._text("caption", sample))),)
+        caption = next((key for key in CAPTIONS if key in entry), None)
+        if caption is not None:
+            return (Turn("page", (*pictures, self._text(caption, sample))),)
         question, answer = self._text("question", sample), self._text("answer", sample)
         return (Turn("user", (*pictures, question)), Turn("assistant", (answer,)))
 
     @staticmethod
     def _entry(sample: Sample) -> Mapping:
         entry = sample.entry
-        if not isinstance(entry, Mapping) or ("caption" in entry) == ("question" in entry):
+        if not isinstance(entry, Mapping) or sum(key in entry for key in ("question", *CAPTIONS)) != 1:
+            guess = format_of(entry)
             raise sample.error(
-                f"a line is an object with `question` and `answer`, or with `caption`, got {str(entry)[:80]!r}",
+                f"a line is an object with `question` and `answer`, or with `caption` or `text`, got {brief(entry)}",
                 "bad_entry",
+                "" if guess is None else f"Is its `format` {guess}?",
             )
         return entry
 

@@ -4,96 +4,47 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.documents.sources import cache
-from lit_mm.documents.sources.errors import Kind, SampleError
-from lit_mm.documents.sources.parts import Part
-from lit_mm.documents.sources.storage import Blob, FileBlob, expand, folder_of, is_url, join, local_path, name_of
+from lit_mm.documents.sources.blobs import Blob
+from lit_mm.documents.sources.cells import blob_of
+from lit_mm.documents.sources.errors import SampleError
+from lit_mm.documents.sources.part import Part
+from lit_mm.documents.sources.paths import expand, expand_home, folder_of, is_url, name_of
+from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture, read_size
+from lit_mm.documents.sources.sample import Sample
 from lit_mm.errors import UserError
 
-if TYPE_CHECKING:  # a source can be checked without torch
-    from torch import Tensor
-
-LIMIT_PIXELS = 1024**3 // 4 // 3  # of one picture; more is refused, see `lit_mm.documents.decode`
 CHUNK = 2048  # samples of the picture index that are kept at a time
+GAP = "missing_picture"  # note of a sample that has fewer pictures than its entry names
 UNKNOWN = (0, 0)  # in the picture index: the header could not be read
-
-
-@dataclass(frozen=True, slots=True)
-class SourcePicture:
-    """A picture of a sample, wherever its bytes lie.
-
-    Attributes:
-        blob: where.
-        height, width: upright, pixels.
-        where, sample_id: of the sample it belongs to, for errors.
-        limit_pixels: more are not decoded.
-    """
-
-    blob: Blob
-    height: int
-    width: int
-    where: str
-    sample_id: str
-    limit_pixels: int = LIMIT_PIXELS
-
-    @property
-    def path(self) -> Path:
-        """The file that holds it; of a URL what follows the scheme."""
-        return local_path(self.blob.path)
-
-    def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
-        """Decode. [3, H, W] uint8 RGB, smaller where `at_least` allows (see `lit_mm.documents.decode.decode`).
-
-        Raises:
-            SampleError: the file is gone or damaged.
-        """
-        from lit_mm.documents.decode import PictureError, decode
-
-        try:
-            return decode(
-                self.blob.read(),
-                at_least=at_least,
-                promised=(self.height, self.width),
-                limit_pixels=self.limit_pixels,
-                name=self.blob.place,
-            )
-        except FileNotFoundError as error:
-            raise self._broken(f"there is no image {self.blob.place!r}", "missing_file") from error
-        except (PictureError, OSError) as error:
-            raise self._broken(str(error), "unreadable_image") from error
-
-    def read(self) -> Image.Image:
-        """Decode. RGB; raises as `pixels`."""
-        return Image.fromarray(self.pixels().permute(1, 2, 0).contiguous().numpy())
-
-    def _broken(self, reason: str, kind: Kind) -> SampleError:
-        return SampleError(reason, where=self.where, sample_id=self.sample_id, kind=kind)
 
 
 class Source(ABC):
     """Documents by number, with their pictures' sizes and without their pixels.
 
     Args:
-        path: data file, local or a URL; braces name several in order, `shard-{00000..00127}.tar`.
-        images: folder or URL that relative picture names start from; the data file's own when left out.
-        name: of the data set in errors, ledgers and tables; the file's name without its ending when left out.
-        limit_pixels: a picture with more is refused.
+        path: data file, local or a URL. `shard-{00000..00127}.tar` names several in order, `train-*.parquet` all files
+            of such a name.
+        images: folder or URL that relative picture names start from; None for the data file's own.
+        name: name of the data set in errors, ledgers and tables; None for the file's name without its ending.
+        limit_pixels: largest number of pixels of a picture; a larger one makes a bad sample.
     Raises:
         UserError: a data file is missing, holds nothing, or is not of this format.
     """
 
     expected = "entry"  # what messages call a sample
     has_ids = False  # the format gives every entry an `id`
+    text_format = ""  # see `Document.text_format`
+    skips_gaps = False  # a picture whose file is missing is left out of its sample
 
     def __init__(
         self, path: str, images: str | None = None, name: str | None = None, limit_pixels: int = LIMIT_PIXELS
@@ -102,7 +53,7 @@ class Source(ABC):
             raise UserError(f"`limit_pixels` is at least 1, got {limit_pixels}")
         paths = expand(path)
         self.parts: list[Part] = [self.open_part(path) for path in paths]
-        self.images = images
+        self.images = None if images is None else expand_home(images)
         self.name = name or name_of(paths[0]).partition(".")[0]
         self.limit_pixels = limit_pixels
         self.stops = list(accumulate(len(part) for part in self.parts))
@@ -122,9 +73,11 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def turns(self, sample: Sample, pictures: Sequence[SourcePicture]) -> tuple[Turn, ...]:
+    def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
         """The sample's text with its pictures in their places.
 
+        Args:
+            pictures: one for every blob; None for a gap, which only a source with `skips_gaps` has.
         Raises:
             SampleError: the entry is not of this format, or text and pictures do not fit.
         """
@@ -155,14 +108,23 @@ class Source(ABC):
             SampleError: it cannot be parsed.
             IndexError: there is no such number.
         """
+        part, inside = self._part_of(number)
+        sample = Sample(part.entry(inside), part.where(inside), part.path)
+        identity = self.identity(sample) or sample.where
+        sample.identity = identity.encode("utf-8", "backslashreplace").decode()  # an id is printed and logged
+        return sample
+
+    def where(self, number: int) -> str:
+        """File and place of a sample."""
+        part, inside = self._part_of(number)
+        return part.where(inside)
+
+    def _part_of(self, number: int) -> tuple[Part, int]:
+        """The data file of a sample, and its number there."""
         if not 0 <= number < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, there is no number {number}")
         at = bisect_right(self.stops, number)
-        part = self.parts[at]
-        inside = number - (self.stops[at - 1] if at else 0)
-        sample = Sample(part.entry(inside), part.where(inside), part.path)
-        sample.identity = self.identity(sample) or sample.where
-        return sample
+        return self.parts[at], number - (self.stops[at - 1] if at else 0)
 
     def document(self, sample: Sample, sizes: Sequence[tuple[int, int]] | None = None) -> Document:
         """Put a sample together.
@@ -172,52 +134,38 @@ class Source(ABC):
         Raises:
             SampleError: the sample is broken.
         """
-        blobs = self.blobs(sample)
+        blobs = sample.once("blobs", lambda: self.blobs(sample))
         if sizes is None or len(sizes) != len(blobs):
             sizes = [UNKNOWN] * len(blobs)
-        pictures = [self._picture(blob, size, sample) for blob, size in zip(blobs, sizes, strict=True)]
-        turns = self.turns(sample, pictures)
+        turns = self.turns(sample, [self._picture(*pair, sample) for pair in zip(blobs, sizes, strict=True)])
+        for number, turn in enumerate(turns):
+            _check_text(turn.text, number, sample)
         if not any(turn.role in ("assistant", "page") and turn.text.strip() for turn in turns):
             raise sample.error("nothing in it can be learnt", "no_supervision", "Add an answer, or leave it out")
-        return Document(sample.identity, turns, source=self.name)
+        return Document(sample.identity, turns, source=self.name, text_format=self.text_format)
 
-    def blob(self, name: Any, sample: Sample) -> Blob:
-        """The picture file of that name.
+    def blob(self, cell: Any, sample: Sample, label: str = "image") -> Blob:
+        """The picture that a cell of an entry names or holds.
 
+        Args:
+            cell: a path or a URL, bytes, a data URI, base64, or an object with one of them.
+            label: name of the cell in errors.
         Raises:
-            SampleError: a name is text.
+            SampleError: it is none of these.
         """
-        if not isinstance(name, str) or not name:
-            raise sample.error(f"the name of an image is text, got {str(name)[:80]!r}", "bad_entry")
-        return FileBlob(join(self.images if self.images is not None else folder_of(sample.path), name))
+        return blob_of(cell, sample, self.images if self.images is not None else folder_of(sample.path), label)
 
-    def _picture(self, blob: Blob, size: tuple[int, int], sample: Sample) -> SourcePicture:
-        height, width = size if size != UNKNOWN else self._header(blob, sample)
-        return SourcePicture(blob, height, width, sample.where, sample.identity, self.limit_pixels)
-
-    def _header(self, blob: Blob, sample: Sample) -> tuple[int, int]:
-        """(height, width) of an upright picture, pixels."""
-        from lit_mm.documents.decode import PictureError, read_header
-
-        try:
-            with blob.open() as file:
-                # the limit is checked below, so that it has a kind of its own
-                height, width = read_header(file, limit_pixels=2**62, name=blob.place)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise sample.error(
-                f"there is no image {blob.place!r}",
-                "missing_file",
-                "Is the path relative to another folder (`images`)?",
-            ) from error
-        except (PictureError, OSError) as error:
-            raise sample.error(str(error), "unreadable_image") from error
-        if height * width > self.limit_pixels:
-            raise sample.error(
-                f"the image {blob.place!r} has {width} x {height} pixels, at most {self.limit_pixels} are decoded",
-                "too_many_pixels",
-                "Shrink it, or raise `limit_pixels`",
-            )
-        return height, width
+    def _picture(self, blob: Blob, size: tuple[int, int], sample: Sample) -> SourcePicture | None:
+        """The picture of a blob; None for a gap."""
+        if size == UNKNOWN:
+            try:
+                size = read_size(blob, sample, self.limit_pixels)
+            except SampleError as error:
+                if self.skips_gaps and error.kind == "missing_file":
+                    sample.notes.add(GAP)
+                    return None
+                raise
+        return SourcePicture(blob, *size, sample.where, sample.identity, self.limit_pixels)
 
     # --- the picture index -------------------------------------------------------------------------------------------
     @property
@@ -255,12 +203,12 @@ class Source(ABC):
         return [(int(height), int(width)) for height, width in self._index["sizes"][first:stop]]
 
     def build_index(self, progress: Callable[[int], None] = lambda samples: None) -> tuple[int, int]:
-        """Read every picture's header once, and keep the sizes. Interrupted, it goes on where it was.
+        """Read every picture's header once and store the sizes. An interrupted call resumes where it ended.
 
-        A sample or a picture that is broken is kept as unknown: it is read again, and told of, when it is asked for.
+        A broken sample or picture is stored as unknown: it is read again, and reported, when it is needed.
 
         Args:
-            progress: told how many samples are done, those of an earlier attempt included.
+            progress: called with the number of samples that are finished, those of an earlier attempt included.
         Returns:
             How many pictures there are, and how many of them are unknown.
         Raises:
@@ -279,9 +227,9 @@ class Source(ABC):
             numbers = range(start, min(start + CHUNK, len(self)))
             counts, sizes = [], []
             for number in numbers:
-                found = self._sizes(number)
-                counts.append(len(found))
-                sizes += found
+                sample_sizes = self._sizes(number)
+                counts.append(len(sample_sizes))
+                sizes += sample_sizes
                 progress(number + 1)
             return np.array([len(counts), *counts, *(side for size in sizes for side in size)], dtype=np.int64)
 
@@ -306,15 +254,17 @@ class Source(ABC):
         sizes = []
         for blob in blobs:
             try:
-                sizes.append(self._header(blob, sample))
+                sizes.append(read_size(blob, sample, self.limit_pixels))
             except SampleError:
                 sizes.append(UNKNOWN)
         return sizes
 
     # --- checking ----------------------------------------------------------------------------------------------------
-    def check(self, number: int) -> tuple[str | None, int, list[SampleError]]:
+    def check(self, number: int, notes: Counter[str] | None = None) -> tuple[str | None, int, list[SampleError]]:
         """Everything that can be said about a sample without decoding pixels: the files' headers are read afresh.
 
+        Args:
+            notes: counter of what is unusual and no error, see `lit_mm.documents.sources.check.NOTES`.
         Returns:
             The sample's own id (None without one), its number of pictures, and what is wrong.
         """
@@ -327,53 +277,38 @@ class Source(ABC):
         if identity is None and self.has_ids:
             errors.append(sample.error("it has no `id`", "missing_id", "Give every entry its own"))
         try:
-            blobs = self.blobs(sample)
+            blobs = sample.once("blobs", lambda: self.blobs(sample))
         except SampleError as error:
             return identity, 0, [*errors, error]
+        sizes = []
         for blob in blobs:
             try:
-                self._header(blob, sample)
+                picture = self._picture(blob, UNKNOWN, sample)
+                sizes.append(UNKNOWN if picture is None else (picture.height, picture.width))
             except SampleError as error:
                 errors.append(error)
+                sizes.append((1, 1))  # its error is in the list: only the text is looked at below
         try:
-            self.document(sample, [(1, 1)] * len(blobs))  # the headers are read: only the text is looked at
+            self.document(sample, sizes)
         except SampleError as error:
             errors.append(error)
+        if notes is not None:
+            notes.update(sample.notes)
         return identity, len(blobs), errors
 
 
-class Sample:
-    """A parsed entry.
-
-    Attributes:
-        entry: as its file holds it.
-        where: file and place.
-        path: the data file.
-        identity: its id; `where` when it has none.
+def _check_text(text: str, number: int, sample: Sample) -> None:
+    """Raises:
+    SampleError: the text holds half a character, which no tokenizer can read.
     """
-
-    __slots__ = ("entry", "identity", "path", "where")
-
-    def __init__(self, entry: Any, where: str, path: str) -> None:
-        self.entry, self.where, self.path, self.identity = entry, where, path, where
-
-    def error(self, reason: str, kind: Kind, remedy: str = "") -> SampleError:
-        return SampleError(reason, where=self.where, sample_id=self.identity, kind=kind, remedy=remedy)
-
-    def field(self, key: str, kind: type, described: str) -> Any:
-        """A value of the entry.
-
-        Raises:
-            SampleError: the entry is not an object, or the value is missing or of another type.
-        """
-        value = self.entry.get(key) if isinstance(self.entry, Mapping) else None
-        if not isinstance(value, kind):
-            raise self.error(f"{described}, got {str(self.entry)[:80]!r}", "bad_entry")
-        return value
-
-
-def names_in(value: Any) -> Iterator[Any]:
-    """Names of pictures: a text, a list of texts, or nothing."""
-    if value is None or value == "":
-        return iter(())
-    return iter(value) if isinstance(value, list) else iter((value,))
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise sample.error(
+            f"the text of turn {number} holds the lone surrogate {text[error.start]!r} at character {error.start + 1}, "
+            "which is half of a character",
+            "malformed_text",
+            "Remove it, or write the whole character",
+        ) from error

@@ -3,67 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import mmap
 import os
-import re
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
+from lit_mm.documents.sources.paths import is_url
 from lit_mm.errors import UserError
 
 SAMPLED, BLOCK = 64, 4096  # blocks of a file that its stamp reads, and bytes of each
 COPY = 1 << 22  # bytes moved at once
-SCHEME = re.compile(r"[A-Za-z][\w+.-]*://")
-BRACES = re.compile(r"\{([^{}]*)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
-
-
-def is_url(path: str) -> bool:
-    return SCHEME.match(path) is not None
-
-
-def join(folder: str, name: str) -> str:
-    """`name` inside `folder`; an absolute path or a URL stays what it is."""
-    if is_url(name) or os.path.isabs(name):
-        return name
-    return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
-
-
-def folder_of(path: str) -> str:
-    return path.rpartition("/")[0] if is_url(path) else os.path.dirname(path)
-
-
-def name_of(path: str) -> str:
-    return path.rpartition("/")[2] if is_url(path) else os.path.basename(path)
-
-
-def expand(pattern: str) -> list[str]:
-    """The paths of a brace pattern, in order: `a-{00..02}.tar` is three, `{x,y}.json` two, one without braces itself.
-
-    Raises:
-        UserError: a range runs backwards, or braces hold neither a range nor a list.
-    """
-    choices: list[list[str]] = []
-    for inside in BRACES.findall(pattern):
-        span = RANGE.fullmatch(inside)
-        if span:
-            first, last = span.groups()
-            if int(last) < int(first):
-                raise UserError(f"the range {{{inside}}} in {pattern!r} runs backwards: write the smaller number first")
-            choices.append([str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)])
-        elif "," in inside:
-            choices.append(inside.split(","))
-        else:
-            raise UserError(f"the braces in {pattern!r} hold {inside!r}: write a range {{000..127}} or a list {{a,b}}")
-    pieces = BRACES.split(pattern)[::2]  # what stands between the braces
-    return [pieces[0] + "".join(c + p for c, p in zip(words, pieces[1:], strict=True)) for words in product(*choices)]
+GONE = (404, 410)  # answers of a web server that has no such file
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +65,49 @@ def stamp(path: str) -> Stamp | None:
 
 
 def open_file(path: str) -> BinaryIO:
+    """The file, opened to read bytes.
+
+    Raises:
+        OSError: there is no such file, it cannot be read, or it is a pipe or a device, which could block for ever.
+        UserError: the URL's file system is not installed.
+    """
     if is_url(path):
-        system, inside = _system(path)
-        return system.open(inside, "rb")
+        with remote(path):
+            system, inside = _system(path)
+            return system.open(inside, "rb")
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(f"{path!r} is a pipe, a socket or a device and not a file")
     return open(path, "rb")
 
 
 def read_file(path: str) -> bytes:
-    with open_file(path) as file:
+    """The bytes of a file. Raises as `open_file`."""
+    with open_file(path) as file, remote(path):
         return file.read()
+
+
+@contextmanager
+def remote(path: str) -> Iterator[None]:
+    """The refusal of a web server, or one that cannot be reached, becomes an OSError; other errors are unchanged.
+
+    Raises:
+        FileNotFoundError: the server says that it has no such file.
+    """
+    if not path.startswith(("http://", "https://")):
+        yield
+        return
+    from aiohttp import ClientError, ClientResponseError
+
+    try:
+        yield
+    except FileNotFoundError as error:  # fsspec says so whatever the reason is
+        cause = error.__cause__
+        if cause is None or (isinstance(cause, ClientResponseError) and cause.status in GONE):
+            raise
+        raise OSError(f"{path!r} cannot be reached: {cause}") from error
+    except ClientError as error:
+        raise OSError(f"{path!r} cannot be read: {error}") from error
 
 
 def read_range(path: str, start: int, size: int, version: str = "") -> bytes:
@@ -144,7 +133,7 @@ class _Descriptor:
     """An open local file that is closed when nobody uses it any more."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.number = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -188,122 +177,4 @@ def _system(path: str) -> tuple[Any, str]:
     try:
         return url_to_fs(path)
     except (ValueError, ImportError) as error:
-        raise UserError(f"the URL {path!r} cannot be opened: {error}") from error
-
-
-# --- blobs -----------------------------------------------------------------------------------------------------------
-class Blob(Protocol):
-    """Where the bytes of one picture lie. It can be pickled."""
-
-    @property
-    def place(self) -> str:
-        """For people: the file, and what of it."""
-        ...
-
-    @property
-    def path(self) -> str:
-        """The file that holds it."""
-        ...
-
-    def open(self) -> BinaryIO: ...
-
-    def read(self) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True)
-class FileBlob:
-    """A file of its own."""
-
-    path: str
-
-    @property
-    def place(self) -> str:
-        return self.path
-
-    def open(self) -> BinaryIO:
-        return open_file(self.path)
-
-    def read(self) -> bytes:
-        return read_file(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class SpanBlob:
-    """Bytes [start, start + size) of a larger file, such as a member of a tar.
-
-    Attributes:
-        member: what it is called there.
-        version: see `read_range`.
-    """
-
-    path: str
-    start: int
-    size: int
-    member: str
-    version: str = ""
-
-    @property
-    def place(self) -> str:
-        return f"{self.path}: {self.member}"
-
-    def open(self) -> BinaryIO:
-        return io.BufferedReader(_SpanFile(self), buffer_size=1 << 14)
-
-    def read(self) -> bytes:
-        return read_range(self.path, self.start, self.size, self.version)
-
-
-class _SpanFile(io.RawIOBase):
-    """A span as a file, read as far as it is asked for: a header is a few kilobytes of a picture."""
-
-    def __init__(self, span: SpanBlob) -> None:
-        self.span, self.at = span, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.at = offset + (0, self.at, self.span.size)[whence]
-        return self.at
-
-    def readinto(self, buffer: Any) -> int:
-        size = max(0, min(len(buffer), self.span.size - self.at))
-        piece = read_range(self.span.path, self.span.start + self.at, size, self.span.version) if size else b""
-        buffer[: len(piece)] = piece
-        self.at += len(piece)
-        return len(piece)
-
-
-@dataclass(frozen=True, slots=True)
-class BytesBlob:
-    """Bytes that are in memory already.
-
-    Attributes:
-        data: the bytes.
-        path, member: where they came from.
-    """
-
-    data: bytes
-    path: str
-    member: str
-
-    @property
-    def place(self) -> str:
-        return f"{self.path}: {self.member}"
-
-    def open(self) -> BinaryIO:
-        return io.BytesIO(self.data)
-
-    def read(self) -> bytes:
-        return self.data
-
-
-def local_path(path: str) -> Path:
-    """A path as the file system knows it; of a URL what follows its scheme."""
-    return Path(SCHEME.sub("", path))
+        raise UserError(f"the URL {path!r} cannot be opened: {error}. Otherwise copy the files here") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_mm.documents.sources import CaptionShards, SampleError
-from lit_mm.documents.sources.parts import TarPart
+from lit_mm.documents.sources.tar import TarPart
 from lit_mm.errors import UserError
 from tests.documents.sources.conftest import image_bytes
 
@@ -105,3 +105,59 @@ def test_a_missing_shard_and_an_unknown_ending_of_captions_are_refused(folder):
         CaptionShards(str(folder / "s-{0..1}.tar"))
     with pytest.raises(UserError, match="`text` is 'txt' or 'json', got 'cap'"):
         CaptionShards(str(folder / "s-0.tar"), text="cap")
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        (b"\xef\xbb\xbfone\r\n", "one"),
+        (b"one\r\ntwo\r\n\r\n", "one\ntwo"),
+        (b"one\n", "one"),
+        (b" one ", " one "),
+        ("\ufeffüber".encode(), "über"),
+    ],
+)
+def test_a_byte_order_mark_and_line_ends_of_a_text_file_are_no_caption(folder, text, caption):
+    path = shard(folder / "s.tar", {"0.jpg": image_bytes(4, 4, "JPEG"), "0.txt": text})
+    assert CaptionShards(path)[0].turns[0].text == caption
+    path = shard(
+        folder / "j.tar", {"0.jpg": image_bytes(4, 4, "JPEG"), "0.json": b"\xef\xbb\xbf" + b'{"caption": "a\\r"}'}
+    )
+    assert CaptionShards(path, text="json")[0].turns[0].text == "a\r"
+
+
+def test_triplets_are_read_by_the_file_that_is_declared(folder):
+    members = {**pair("0", "from the text"), "0.json": json.dumps({"caption": "from the json"}).encode()}
+    path = shard(folder / "s.tar", members)
+    assert CaptionShards(path)[0].turns[0].text == "from the text"
+    assert CaptionShards(path, text="json")[0].turns[0].text == "from the json"
+
+
+@pytest.mark.parametrize(
+    ("members", "kind", "message"),
+    [
+        (["a.jpg", "b.jpg", "a.txt", "b.txt"], "missing_file", "stand elsewhere in the shard: sort it"),
+        (["a.v2.jpg", "a.v2.txt"], "missing_file", "'a.v2.jpg' has the key 'a' and the ending 'v2.jpg'"),
+        (["a.jpg", "a.txt", "a.txt"], "duplicate_member", "two members 'a.txt'"),
+        (["a.jpg", "a.JPG", "a.txt"], "duplicate_member", "'a.jpg' and 'a.JPG', which differ in upper and lower case"),
+        (["a.jpg", "a.text"], "missing_file", "there is no .txt beside the image, only ['jpg', 'text']"),
+    ],
+)
+def test_members_that_do_not_belong_together_are_explained(folder, members, kind, message):
+    with tarfile.open(folder / "s.tar", "w") as tar:
+        for name in members:
+            data = image_bytes(4, 4, "JPEG") if name.lower().endswith("jpg") else b"text"
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(SampleError) as caught:
+        CaptionShards(str(folder / "s.tar"))[0]
+    assert (caught.value.kind, caught.value.where) == (kind, "s.tar:a")
+    assert message in str(caught.value)
+
+
+def test_a_member_s_name_is_escaped_in_messages(folder):
+    path = shard(folder / "s.tar", {"a\x1b[2J.jpg": image_bytes(4, 4, "JPEG")})
+    with pytest.raises(SampleError) as caught:
+        CaptionShards(path)[0]
+    assert str(caught.value).startswith(r"s.tar:a\x1b[2J: there is no .txt")

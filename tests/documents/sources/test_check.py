@@ -1,4 +1,4 @@
-"""Checking a whole source."""
+"""`check` reads a whole source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def test_every_fault_is_found_where_it_was_planted(write):
     assert places == [
         ("data.jsonl:2", "malformed_json"),
         ("data.jsonl:3", "missing_id"),
-        ("data.jsonl:4", "duplicate_id"),
         ("data.jsonl:5", "missing_file"),
         ("data.jsonl:6", "unreadable_image"),
         ("data.jsonl:7", "placeholder_mismatch"),
@@ -46,7 +45,8 @@ def test_every_fault_is_found_where_it_was_planted(write):
         ("data.jsonl:10", "unreadable_image"),
         ("data.jsonl:10", "placeholder_mismatch"),
     ]
-    assert (summary.samples, summary.broken, summary.pictures) == (11, 9, 11)
+    assert (summary.samples, summary.broken, summary.pictures) == (11, 8, 11)
+    assert (summary.notes, summary.first_notes) == ({"duplicate_id": 1}, {"duplicate_id": "data.jsonl:4"})
 
 
 def test_regions_and_shards_are_checked_too(write, folder):
@@ -56,7 +56,8 @@ def test_regions_and_shards_are_checked_too(write, folder):
     shard(folder / "s-0.tar", {**pair("0", "a"), **pair("1", "b")})
     shard(folder / "s-1.tar", {**pair("1", "c"), "2.jpg": b"no", "2.txt": b"d"})
     places, summary = found(CaptionShards(str(folder / "s-{0..1}.tar")))
-    assert places == [("s-1.tar:1", "duplicate_id"), ("s-1.tar:2", "unreadable_image")]
+    assert places == [("s-1.tar:2", "unreadable_image")]
+    assert summary.first_notes == {"duplicate_id": "s-1.tar:1"}
     assert (summary.samples, summary.pictures) == (4, 4)
 
 
@@ -71,7 +72,28 @@ def test_a_sound_source_has_nothing_to_tell_and_no_pixel_is_decoded(write, monke
     monkeypatch.setattr("lit_mm.documents.decode.decode", lambda *_, **__: 1 / 0)
     places, summary = found(LlavaConversations(write([llava(id=str(n)) for n in range(3)])))
     assert places == []
-    assert summary.as_dict() == {"name": "name", "samples": 3, "pictures": 3, "broken": 0, "kinds": {}}
+    assert summary.as_dict() == {
+        "name": "name",
+        "samples": 3,
+        "pictures": 3,
+        "illustrated": 3,
+        "broken": 0,
+        "kinds": {},
+        "notes": {},
+        "first_notes": {},
+    }
+    assert summary.lines() == []
+
+
+def test_published_mixtures_repeat_ids_and_that_is_a_note(write):
+    entries = [llava(None, "q", "a", id="000000033471") for _ in range(3)]
+    places, summary = found(LlavaConversations(write(entries)))
+    assert places == []
+    assert (summary.broken, summary.notes) == (0, {"duplicate_id": 2})
+    assert summary.lines() == [
+        "2 of 3 samples have an id that an earlier one has, the first at data.jsonl:2",
+        "0 of 3 samples have a picture",
+    ]
 
 
 def test_of_documents_alone_what_they_refuse_is_told():
@@ -87,7 +109,8 @@ def test_of_documents_alone_what_they_refuse_is_told():
     errors: list[SampleError] = []
     done: list[int] = []
     summary = check_source("generated", Refusing(), errors.append, done.append)
-    assert [error.kind for error in errors] == ["bad_entry", "duplicate_id"]
+    assert [error.kind for error in errors] == ["bad_entry"]
+    assert summary.first_notes == {"duplicate_id": "number 2"}
     assert str(errors[0]) == "this one is bad"
-    assert summary.broken == 2
+    assert summary.broken == 1
     assert done == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Interleaved pages: OBELICS and MMC4, in parquet and as lines."""
+"""Interleaved pages of OBELICS and MMC4, in parquet and in lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import Mmc4Pages, ObelicsPages, SampleError
-from lit_mm.documents.sources.parts import ParquetRows
+from lit_mm.documents.sources.parquet import ParquetRows
 from lit_mm.errors import UserError
 from tests.documents.sources.conftest import image_bytes
 
@@ -22,7 +22,7 @@ def parquet(path: Path, rows: list[dict[str, Any]], *, group: int = 2) -> str:
 
 
 def shape(document: Document) -> list[Any]:
-    """The page's parts; a picture as (width, height)."""
+    """Summarise the parts of a page; a picture becomes (width, height)."""
     (page,) = document.turns
     assert page.role == "page"
     return [part if isinstance(part, str) else (part.width, part.height) for part in page.parts]

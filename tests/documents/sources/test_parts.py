@@ -1,4 +1,4 @@
-"""Data files by byte offsets."""
+"""Data files are read by byte offsets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from lit_mm.documents.sources import SampleError
-from lit_mm.documents.sources.parts import JsonLines, JsonList, open_entries, split_member
+from lit_mm.documents.sources.entries import open_entries
+from lit_mm.documents.sources.json_files import JsonLines, JsonList
+from lit_mm.documents.sources.tar import split_member
 from lit_mm.errors import UserError
 
 AWKWARD = [
@@ -66,7 +68,7 @@ def test_a_byte_order_mark_is_no_content(folder, kind):
 
 
 def test_lines_across_the_blocks_that_are_searched_are_whole(folder, monkeypatch):
-    monkeypatch.setattr("lit_mm.documents.sources.parts.SCAN", 7)
+    monkeypatch.setattr("lit_mm.documents.sources.json_files.SCAN", 7)
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps({"n": n, "fill": "x" * (n % 11)}) + "\n" for n in range(50)))
     part = JsonLines(str(path), "entry")
@@ -146,9 +148,9 @@ def test_a_part_travels_to_workers(folder):
 
 
 def test_the_ending_decides_and_an_unknown_one_is_refused(folder):
-    (folder / "data.csv").write_text("a,b")
-    with pytest.raises(UserError, match=r"ends in '\.csv'; this format is read from \['\.jsonl', '\.json'\]"):
-        open_entries(str(folder / "data.csv"), "entry")
+    (folder / "data.tsv").write_text("a,b")
+    with pytest.raises(UserError, match=r"ends in '\.tsv'; this format is read from \['\.jsonl', '\.ndjson', "):
+        open_entries(str(folder / "data.tsv"), "entry")
     with pytest.raises(UserError, match=r"there is no data file .*Correct the source's `path`"):
         open_entries(str(Path(folder) / "absent.json"), "entry")
 

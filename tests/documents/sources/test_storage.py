@@ -8,8 +8,9 @@ import pickle
 import fsspec
 import pytest
 
+from lit_mm.documents.sources import paths as names
 from lit_mm.documents.sources import storage
-from lit_mm.documents.sources.storage import BytesBlob, FileBlob, SpanBlob
+from lit_mm.documents.sources.blobs import BytesBlob, FileBlob, SpanBlob
 from lit_mm.errors import UserError
 
 
@@ -31,7 +32,7 @@ def memory():
     ],
 )
 def test_braces_name_files_in_order(pattern, paths):
-    assert storage.expand(pattern) == paths
+    assert names.expand(pattern) == paths
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_braces_name_files_in_order(pattern, paths):
 )
 def test_a_pattern_that_names_nothing_is_refused(pattern, message):
     with pytest.raises(UserError, match=message):
-        storage.expand(pattern)
+        names.expand(pattern)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_a_pattern_that_names_nothing_is_refused(pattern, message):
     ],
 )
 def test_names_are_joined_to_folders_and_to_urls(folder, name, joined):
-    assert storage.join(folder, name) == joined
+    assert names.join(folder, name) == joined
 
 
 def test_ranges_are_read_from_files_and_urls_alike(tmp_path, memory):

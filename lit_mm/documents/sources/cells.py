@@ -1,0 +1,80 @@
+"""What a field of an entry holds in place of a picture: a name, bytes, base64, or an object with one of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lit_mm.documents.printable import brief
+from lit_mm.documents.sources.blobs import Blob, BytesBlob, FileBlob
+from lit_mm.documents.sources.embedded import decode_embedded, is_embedded
+from lit_mm.documents.sources.paths import is_url, join
+from lit_mm.documents.sources.sample import Sample
+
+# Keys of an object that stands for a picture, the first that is filled counts. `bytes` and `path` are those of Hugging
+# Face's image columns, `image_base64` and `image_name` those of MMC4.
+KEYS = ("bytes", "image_base64", "path", "image_name", "file_name", "image", "url", "image_url")
+
+
+def cells_in(value: Any) -> Iterator[Any]:
+    """The cells of a field: a list of them, one, or none."""
+    if value is None or value == "":
+        return iter(())
+    return iter(value) if isinstance(value, list | tuple) else iter((value,))
+
+
+def is_gap(cell: Any) -> bool:
+    """Whether nothing is in a cell that should hold a picture."""
+    return cell is None or cell == "" or (isinstance(cell, Mapping) and not any(cell.get(key) for key in KEYS))
+
+
+def blob_of(cell: Any, sample: Sample, folder: str, label: str) -> Blob:
+    """Where the bytes of a picture lie.
+
+    Args:
+        cell: a path or a URL, bytes, a data URI, base64, or an object with one of them.
+        folder: folder or URL that relative names start from.
+        label: name of the cell in errors.
+    Raises:
+        SampleError: it is none of these, a name that no file can have, or damaged base64.
+    """
+    if isinstance(cell, Mapping):
+        filled = next((cell[key] for key in KEYS if cell.get(key)), None)
+        if filled is None:
+            raise sample.error(f"{label} holds neither bytes nor a path, got {brief(cell)}", "bad_entry")
+        return blob_of(filled, sample, folder, label)
+    if isinstance(cell, bytes):
+        return BytesBlob(cell, sample.path, f"{sample.where.rpartition(':')[2]}, {label}")
+    if not isinstance(cell, str) or not cell:
+        raise sample.error(f"the name of an image is text, got {brief(cell)!r}", "bad_entry")
+    if is_embedded(cell):
+        try:
+            content = decode_embedded(cell)
+        except ValueError as error:
+            raise sample.error(f"{label} holds a picture as text, and {error}", "unreadable_image") from error
+        return BytesBlob(content, sample.path, f"{sample.where.rpartition(':')[2]}, {label}")
+    return FileBlob(_path(cell, sample, folder))
+
+
+def _path(name: str, sample: Sample, folder: str) -> str:
+    """The path of a picture's name.
+
+    A backslash separates folders where the file exists so, as in lists that were written on Windows.
+
+    Raises:
+        SampleError: no file can have that name.
+    """
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError as error:
+        raise sample.error(
+            f"the name of an image {brief(name)} holds half a character (a lone surrogate)", "bad_entry", "Correct it"
+        ) from error
+    if "\0" in name:
+        raise sample.error(f"the name of an image {brief(name)} holds a NUL character", "bad_entry", "Correct it")
+    path = join(folder, name)
+    if "\\" in name and not is_url(path) and not os.path.exists(path):
+        forward = join(folder, name.replace("\\", "/"))
+        return forward if os.path.exists(forward) else path
+    return path

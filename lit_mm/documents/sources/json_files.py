@@ -1,0 +1,194 @@
+"""JSON files: one list of entries, or one entry a line."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+
+from lit_mm.documents.printable import printable
+from lit_mm.documents.sources.errors import SampleError
+from lit_mm.documents.sources.part import Part
+from lit_mm.documents.sources.storage import mapped, open_file, read_range
+from lit_mm.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+ENTRIES = ("conversations", "messages", "texts", "text_list", "images")  # keys of one entry, and not of all
+HEAD = 1 << 20  # bytes that show whether a file holds a list
+SCAN = 1 << 24  # bytes searched for line ends at a time
+# Tokens of a JSON list, as far as the ends of its elements depend on them
+TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|[^\s,:"{}\[\]]++|"', re.DOTALL)
+
+
+class JsonPart(Part):
+    """One JSON value an entry. The index has `spans` [N, 3]: start and size in bytes, and the line it begins in."""
+
+    def __len__(self) -> int:
+        return len(self.index["spans"])
+
+    def where(self, number: int) -> str:
+        """File and line; of several entries in a line also which of the file's it is, from 1."""
+        lines = self.index["spans"][:, 2]
+        line = int(lines[number])
+        shared = any(0 <= other < len(lines) and lines[other] == line for other in (number - 1, number + 1))
+        return f"{self.name}:{line}" + (f" (entry {number + 1})" if shared else "")
+
+    def entry(self, number: int) -> Any:
+        start, size, _ = (int(n) for n in self.index["spans"][number])
+        text = read_range(self.file, start, size, self.digest)
+        if len(text) < size:
+            raise SampleError(
+                f"the file ends inside this {self.expected}: it was cut after it was opened",
+                where=self.where(number),
+                kind="unreadable_shard",
+                remedy="Replace it and start again",
+            )
+        try:
+            return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
+        except UnicodeDecodeError as error:
+            raise self._malformed(number, f"is not UTF-8 at byte {error.start}") from error
+        except json.JSONDecodeError as error:
+            raise self._malformed(number, f"is not JSON ({error.msg}, character {error.pos + 1})") from error
+        except RecursionError as error:
+            raise self._malformed(number, "is nested too deeply to be read") from error
+        except DuplicateKey as error:
+            raise SampleError(
+                f"the {self.expected} has the key {error.key!r} twice",
+                where=self.where(number),
+                kind="duplicate_member",
+                remedy="Keep one of them",
+            ) from error
+        except ValueError as error:  # Python refuses to read numbers of more than 4300 digits
+            raise self._malformed(number, f"cannot be read ({error})") from error
+
+    def _malformed(self, number: int, what: str) -> SampleError:
+        return SampleError(
+            f"the {self.expected} {what}",
+            where=self.where(number),
+            kind="malformed_json",
+            remedy="Correct it, or leave it out",
+        )
+
+
+class DuplicateKey(ValueError):
+    """An object has a key twice; a reader would take the last one without a word."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DuplicateKey: it has a key twice.
+    """
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise DuplicateKey(next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at])))
+    return table
+
+
+def line_ends(buffer: Any) -> np.ndarray:
+    """[K] where the line feeds of a buffer stand."""
+    places = [
+        np.flatnonzero(np.frombuffer(buffer[start : start + SCAN], dtype=np.uint8) == ord("\n")) + start
+        for start in range(0, len(buffer), SCAN)
+    ]
+    return np.concatenate([*places, np.zeros(0, dtype=np.int64)]).astype(np.int64)
+
+
+class JsonLines(JsonPart):
+    """A .jsonl: one JSON value a line; blank lines count as lines, not as entries."""
+
+    def scan(self) -> dict[str, np.ndarray]:
+        with mapped(self.file) as buffer:
+            stops = np.concatenate([line_ends(buffer), [len(buffer)]]).astype(np.int64)
+            starts = np.concatenate([[0], stops[:-1] + 1])
+            if buffer[: len(BOM)] == BOM:
+                starts[0] = len(BOM)
+            sizes = stops - starts
+            filled = sizes > 0
+            for line in np.flatnonzero(filled & (sizes < 16)):  # no entry is so short: is it white space?
+                filled[line] = bool(buffer[starts[line] : stops[line]].strip())
+            spans = np.stack([starts, sizes, np.arange(1, len(starts) + 1)], axis=1)
+        return {"spans": spans[filled]}
+
+
+class JsonList(JsonPart):
+    """A .json: one list of entries, in one line or in many."""
+
+    def scan(self) -> dict[str, np.ndarray]:
+        """Find the elements by their brackets alone; whether each is JSON shows when it is read.
+
+        Raises:
+            UserError: the file is not JSON, or not a list.
+        """
+        spans: list[tuple[int, int]] = []
+        with mapped(self.file) as buffer:
+            depth, start, stop = 0, 0, 0
+            for token in TOKEN.finditer(buffer, len(BOM) if buffer[: len(BOM)] == BOM else 0):
+                mark = buffer[token.start()]
+                opens, closes = mark in b"[{", mark in b"]}"
+                unclosed = token.end() - token.start() == 1 and mark == ord('"')
+                if unclosed or (depth == 0 and (stop or mark != ord("["))):
+                    self._refuse(buffer)
+                if depth == 1 and not closes:
+                    start = token.start()
+                depth += opens - closes
+                if depth == 1 and not opens:
+                    spans.append((start, token.end() - start))
+                if depth == 0:
+                    stop = token.end()
+            rest = buffer[stop:] if stop else bytes(buffer)
+            if depth or rest.strip():
+                self._refuse(buffer)
+            table = np.array(spans, dtype=np.int64).reshape(-1, 2)
+            lines = np.searchsorted(line_ends(buffer), table[:, 0]) + 1
+        return {"spans": np.concatenate([table, lines[:, None]], axis=1)}
+
+    def _refuse(self, buffer: Any) -> None:
+        """Raises:
+        UserError: it says what the file is, as it is no list.
+        """
+        try:
+            value = json.loads(bytes(buffer).decode("utf-8-sig"))
+        except RecursionError as error:
+            raise UserError(f"{self.path!r} is not JSON that can be read: it is nested too deeply") from error
+        except ValueError as error:
+            raise UserError(
+                f"{self.path!r} is not JSON ({error}). One list, or one object a line in a .jsonl"
+            ) from error
+        lists = [key for key, content in value.items() if isinstance(content, list)] if isinstance(value, dict) else []
+        inside = ". A single entry stands in brackets too" if lists else ""
+        if len(lists) == 1 and lists[0] not in ENTRIES:
+            inside = f". Its key {lists[0]!r} holds a list: write that list alone"
+        raise UserError(
+            f"{self.path!r} holds {type(value).__name__}, expected a list of {self.expected}s{printable(inside)}"
+        )
+
+
+def holds_list(path: str, *, is_json: bool) -> bool:
+    """Whether a file holds one list, rather than one entry a line. Its beginning decides where its ending is wrong.
+
+    Args:
+        is_json: the file is called .json, not .jsonl.
+    """
+    with open_file(path) as file:
+        head = file.read(HEAD).removeprefix(BOM).lstrip()
+    first, _, others = head.partition(b"\n")
+    is_lines = bool(others.strip()) and _is_value(first)
+    if is_json:
+        return head[:1] != b"{" or not is_lines
+    return head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]") and not is_lines
+
+
+def _is_value(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True

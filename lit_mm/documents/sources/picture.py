@@ -1,0 +1,126 @@
+"""A picture of a sample: where its bytes lie, and its size."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from lit_mm.documents.sources.blobs import Blob
+from lit_mm.documents.sources.errors import Kind, SampleError
+from lit_mm.documents.sources.paths import is_url, local_path
+from lit_mm.documents.sources.sample import Sample
+from lit_mm.documents.sources.storage import remote
+from lit_mm.errors import UserError
+
+if TYPE_CHECKING:  # a source can be checked without torch
+    from torch import Tensor
+
+LIMIT_PIXELS = 1024**3 // 4 // 3  # of one picture; more is refused, see `lit_mm.documents.decode`
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePicture:
+    """A picture of a sample, wherever its bytes lie.
+
+    Attributes:
+        blob: where its bytes lie.
+        height, width: size of the upright picture, pixels.
+        where, sample_id: place and id of its sample, for errors.
+        limit_pixels: largest number of pixels that is decoded.
+    """
+
+    blob: Blob
+    height: int
+    width: int
+    where: str
+    sample_id: str
+    limit_pixels: int = LIMIT_PIXELS
+
+    @property
+    def path(self) -> Path:
+        """The file that holds it; of a URL what follows the scheme."""
+        return local_path(self.blob.path)
+
+    def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
+        """Decode. [3, H, W] uint8 RGB, smaller where `at_least` allows (see `lit_mm.documents.decode.decode`).
+
+        Raises:
+            SampleError: the file is gone or damaged, or too large to be decoded.
+        """
+        from lit_mm.documents.decode import TooManyPixels, decode
+
+        try:
+            return decode(
+                self.blob.read(),
+                at_least=at_least,
+                promised=(self.height, self.width),
+                limit_pixels=self.limit_pixels,
+                name=self.blob.place,
+            )
+        except FileNotFoundError as error:
+            raise self._broken(f"there is no image {self.blob.place!r}", "missing_file") from error
+        except TooManyPixels as error:
+            raise self._broken(str(error), "too_many_pixels") from error
+        except (OSError, UserError) as error:  # damaged, or at a URL whose file system is not installed
+            raise self._broken(str(error), "unreadable_image") from error
+
+    def read(self) -> Image.Image:
+        """Decode. RGB; raises as `pixels`."""
+        return Image.fromarray(self.pixels().permute(1, 2, 0).contiguous().numpy())
+
+    def _broken(self, reason: str, kind: Kind) -> SampleError:
+        return SampleError(reason, where=self.where, sample_id=self.sample_id, kind=kind)
+
+
+def read_size(blob: Blob, sample: Sample, limit_pixels: int) -> tuple[int, int]:
+    """(height, width) of an upright picture, pixels. Only its header is read.
+
+    Raises:
+        SampleError: the file is missing, is no image, or takes more memory than `limit_pixels` allows.
+    """
+    from lit_mm.documents.decode import TooManyPixels, read_header
+
+    try:
+        with blob.open() as file, remote(blob.path):
+            return read_header(file, limit_pixels=limit_pixels, name=blob.place)
+    except TooManyPixels as error:
+        raise sample.error(str(error), "too_many_pixels") from error
+    except (OSError, UserError) as error:  # a UserError: it is no image, or its URL's file system is not installed
+        if not _is_missing(error):
+            raise sample.error(str(error), "unreadable_image") from error
+        raise sample.error(
+            f"there is no image {blob.place!r}",
+            "missing_file",
+            _near_name(blob.path) or "Is the path relative to another folder (`images`)?",
+        ) from error
+
+
+def _is_missing(error: Exception) -> bool:
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return True
+    return isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+
+
+def _near_name(path: str) -> str:
+    """The remedy for a local file whose name differs from the path's in upper and lower case alone; "" for none."""
+    if is_url(path):
+        return ""
+    folder, name = os.path.split(path)
+    try:
+        names = _names_in(folder or ".", os.stat(folder or ".").st_mtime_ns)
+    except OSError:
+        return ""
+    near = names.get(name.lower())
+    return "" if near in (None, name) else f"There is {near!r}: upper and lower case differ"
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: str, changed_at: int) -> dict[str, str]:
+    """The names in a folder by their lower case: a folder with many files is listed once, not for every missing one."""
+    return {name.lower(): name for name in os.listdir(folder)}

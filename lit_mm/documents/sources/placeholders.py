@@ -1,0 +1,79 @@
+"""Placeholders of pictures in texts, those of other formats in particular: a file that is read in the wrong format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from lit_mm.documents.sources.sample import Sample
+
+LITERAL = "literal_placeholder"  # note of a sample whose text has a placeholder that stands for no picture
+
+# Placeholder -> what writes it
+PICTURES = {
+    r"<image>": "the format llava",
+    r"<ImageHere>": "the format xcomposer",
+    r"<img>[^<>\n]+</img>": "the format qwen_vl",
+    r"<image[ _-]?\d+>": "numbered pictures, which no format here has",
+    r"<\|image(?:_\d+|_pad)?\|>": "a chat template",
+    r"<\|vision_start\|>": "a chat template",
+    r"<\|imgpad\|>|<IMG_CONTEXT>|<image_soft_token>|<start_of_image>|<image_placeholder>": "a chat template",
+}
+OTHERS = {r"<video>|<\|video(?:_\d+|_pad)?\|>": "video", r"<audio>|<\|audio(?:_\d+|_pad)?\|>": "audio"}
+ALL = re.compile("|".join((*PICTURES, *OTHERS)), re.IGNORECASE)
+
+
+def check_placeholders(
+    sample: Sample, turns: Sequence[tuple[str, str]], *, placeholder: str, format_name: str, has_media: bool
+) -> None:
+    """Refuse placeholders of other formats; where they are text (HTML, code), the sample gets a note.
+
+    In an answer they are text. In what the user or the system says they are refused if the sample has media, or if they
+    stand at the start or the end of a line; `<img>FILE</img>` is refused anywhere. Elsewhere they are text.
+
+    Args:
+        turns: (role, text) of every turn.
+        placeholder: the format's own; "" for none.
+        has_media: the sample names pictures or videos.
+    Raises:
+        SampleError: a placeholder of another format.
+    """
+    for number, (role, text) in enumerate(turns):
+        if "<" not in text:
+            continue
+        for match in ALL.finditer(text):
+            sign = match[0]
+            if sign == placeholder or (placeholder == "<img>" and sign.startswith("<img>")):
+                continue
+            is_tag = sign.lower().startswith("<img>")
+            if role == "assistant" or not (has_media or is_tag or _at_edge(text, match.start(), match.end())):
+                sample.notes.add(LITERAL)
+                continue
+            medium = next(
+                (name for pattern, name in OTHERS.items() if re.fullmatch(pattern, sign, re.IGNORECASE)), None
+            )
+            if medium is not None:
+                raise sample.error(
+                    f"turn {number} has {sign}, and {medium} is not read here",
+                    "foreign_placeholder",
+                    "Leave the sample out" + _or_text(placeholder, has_media),
+                )
+            writer = next(name for pattern, name in PICTURES.items() if re.fullmatch(pattern, sign, re.IGNORECASE))
+            raise sample.error(
+                f"turn {number} has {sign}, a placeholder of {writer}; the declared format is {format_name}"
+                + (f", which has {placeholder}" if placeholder else ""),
+                "foreign_placeholder",
+                "Correct `format`" + _or_text(placeholder, has_media),
+            )
+
+
+def _or_text(placeholder: str, has_media: bool) -> str:
+    if has_media or placeholder in ("", "<img>"):
+        return ""
+    return ", or declare the placeholders of rows without pictures as text (`literal_placeholders: true`)"
+
+
+def _at_edge(text: str, start: int, stop: int) -> bool:
+    """Whether text[start:stop] begins or ends a line, white space apart."""
+    before, after = text[:start].rpartition("\n")[2], text[stop:].partition("\n")[0]
+    return not before.strip() or not after.strip()

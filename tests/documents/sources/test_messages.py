@@ -1,0 +1,170 @@
+"""Conversations in the forms of other tools, and tables of images."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+
+from lit_mm.documents.sources import SampleError, open_source
+from tests.documents.sources.test_conversations import shape
+from tests.documents.sources.test_pages import parquet
+
+WIDE, TALL = ("wide.png", (20, 10)), ("tall.jpg", (16, 32))
+TEXT = {"type": "text", "text": "which?"}
+ANSWER = {"role": "assistant", "content": "red"}
+
+
+def user(*parts: Any, **more: Any) -> dict[str, Any]:
+    content = parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(parts)
+    return {"messages": [{"role": "user", "content": content}, ANSWER]} | more
+
+
+@pytest.mark.parametrize(
+    ("entry", "question"),
+    [
+        (user("which?"), ["which?"]),
+        (user({"type": "image", "image": "wide.png"}, TEXT), [WIDE, "which?"]),
+        (user({"type": "text", "text": "A "}, {"type": "image", "path": "wide.png"}, TEXT), ["A ", WIDE, "which?"]),
+        (user({"type": "image_url", "image_url": {"url": "wide.png"}}, TEXT), [WIDE, "which?"]),
+        (user({"type": "image_url", "image_url": "wide.png"}, TEXT), [WIDE, "which?"]),
+        (user({"type": "input_image", "image_url": "wide.png"}, {"type": "input_text", "text": "x"}), [WIDE, "x"]),
+        (user({"image": "wide.png"}, {"text": "which?"}), [WIDE, "which?"]),
+        (user({"type": "image"}, {"type": "image"}, TEXT, images=["wide.png", "tall.jpg"]), [WIDE, TALL, "which?"]),
+        (user({"type": "image", "text": None}, {**TEXT, "image": None}, images=["tall.jpg"]), [TALL, "which?"]),
+        (user("<image>A <image>which?", images=["wide.png", "tall.jpg"]), [WIDE, "A ", TALL, "which?"]),
+        (user("which?", images=["wide.png"]), [WIDE, "which?"]),
+        (
+            {"prompt": [{"role": "user", "content": "q"}], "completion": [ANSWER]},
+            ["q"],
+        ),
+        ({"texts": [{"user": "q", "assistant": "red"}], "images": ["wide.png", "tall.jpg"]}, [WIDE, TALL, "q"]),
+    ],
+)
+def test_messages_place_their_pictures(write, entry: dict[str, Any], question: list[Any]) -> None:
+    source = open_source({"format": "messages", "path": write([entry])})
+    assert shape(source[0]) == [("user", question), ("assistant", ["red"])]
+    assert source[0].id == "data.jsonl:1"
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "message"),
+    [
+        (
+            user({"type": "image"}, TEXT),
+            "placeholder_mismatch",
+            "without a name, and `images` names 0",
+        ),
+        (user({"type": "video", "video": "x.mp4"}, TEXT), "bad_entry", "turn 0 has a part of type 'video'"),
+        (user({"image": "wide.png"}, {"text": "<image>q"}), "placeholder_mismatch", "its text has <image> too"),
+        (user({"image": "wide.png"}, TEXT, images=["tall.jpg"]), "bad_entry", "and so does `images`"),
+        (user("q", images=["wide.png", "tall.jpg"]), "placeholder_mismatch", "0 x <image>, its `images` names 2"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "tool", "content": "x"}]}, "bad_entry", "a tool's"),
+        (
+            {"messages": [{"role": "user", "content": "q"}, {**ANSWER, "content": " "}]},
+            "empty_answer",
+            "turn 1 is empty",
+        ),
+        ({"conversations": [{"from": "human", "value": "q"}]}, "bad_entry", "Is its `format` llava?"),
+        ({"messages": [{"role": "user"}]}, "bad_entry", "turn 0 needs the keys 'role' and 'content'"),
+    ],
+)
+def test_messages_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind: str, message: str) -> None:
+    with pytest.raises(SampleError) as caught:
+        open_source({"format": "messages", "path": write([entry])})[0]
+    assert caught.value.kind == kind
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "turns"),
+    [
+        ({"query": "q", "response": "a"}, [["q"], ["a"]]),
+        ({"query": "see <image>", "response": "a", "images": ["wide.png"]}, [["see ", WIDE], ["a"]]),
+        ({"query": "q", "response": "a", "images": "wide.png"}, [[WIDE, "q"], ["a"]]),
+        (
+            {"query": "q", "response": "a", "history": [["h", "i"]], "system": "s", "images": ["wide.png", "tall.jpg"]},
+            [["s"], [WIDE, TALL, "h"], ["i"], ["q"], ["a"]],
+        ),
+    ],
+)
+def test_queries_and_responses_are_conversations(write, entry: dict[str, Any], turns: list[Any]) -> None:
+    source = open_source({"format": "query_response", "path": write([entry])})
+    assert [parts for _, parts in shape(source[0])] == turns
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        ({"query": "q"}, "bad_entry"),
+        ({"query": "q", "response": ""}, "empty_answer"),
+        ({"query": "q", "response": "a", "history": [["x"]]}, "bad_entry"),
+        ({"query": "<image>", "response": "a", "images": ["wide.png", "tall.jpg"]}, "placeholder_mismatch"),
+    ],
+)
+def test_queries_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind: str) -> None:
+    with pytest.raises(SampleError) as caught:
+        open_source({"format": "query_response", "path": write([entry])})[0]
+    assert caught.value.kind == kind
+
+
+def test_tables_of_images_are_read_in_every_form(folder) -> None:
+    image = {"bytes": (folder / "wide.png").read_bytes(), "path": None}
+    turns = [{"from": "human", "value": "<image>q"}, {"from": "gpt", "value": "a"}]
+    tables = {
+        "llava": {"id": "1", "image": image, "conversations": turns},
+        "messages": {"images": [image], "texts": [{"user": "q", "assistant": "a", "source": "web"}]},
+        "query_response": {"images": [image], "query": "q", "response": "a"},
+        "folder": {"image": image, "question": "q", "answer": "a"},
+    }
+    for format, row in tables.items():
+        path = parquet(folder / f"{format}.parquet", [row, row])
+        declaration = {"format": format, "path": path}
+        if format == "folder":
+            declaration = {"format": format, "path": str(folder), "file": "folder.parquet"}
+        document = open_source(declaration)[1]
+        assert [part if isinstance(part, str) else part.width for part in document.turns[0].parts] == [20, "q"], format
+        assert tuple(document.pictures[0].pixels().shape) == (3, 10, 20)
+
+
+def test_a_column_that_is_not_read_is_refused(folder) -> None:
+    image = {"bytes": (folder / "wide.png").read_bytes(), "path": None}
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    path = parquet(folder / "t.parquet", [{"id": "1", "picture_of_it": image, "conversations": turns}])
+    with pytest.raises(SampleError, match=r"t\.parquet:row 1: its `picture_of_it` names .* is not read") as caught:
+        open_source({"format": "llava", "path": path})[0]
+    assert caught.value.kind == "unread_key"
+
+
+def test_pages_with_gaps_are_pages_with_fewer_pictures_where_the_source_says_so(write, folder) -> None:
+    content = base64.b64encode((folder / "tall.jpg").read_bytes()).decode()
+    pages = [
+        {"texts": ["a", None, "b"], "images": [None, None, None]},
+        {"texts": ["a", None, "b"], "images": [None, "absent.png", None]},
+        {"texts": ["a", None, "b"], "images": [None, "wide.png", None]},
+        {"texts": ["a", None, "b"], "images": [None, {"bytes": None, "path": None}, None]},
+    ]
+    source = open_source({"format": "obelics", "path": write(pages), "gaps": "drop"})
+    assert [shape(source[number])[0][1] for number in range(4)] == [
+        *[["a\n\nb"]] * 2,
+        ["a", WIDE, "b"],
+        ["a\n\nb"],
+    ]
+    assert source.build_index() == (2, 1)
+    assert [len(source[number].pictures) for number in range(3)] == [0, 0, 1]
+    strict = open_source({"format": "obelics", "path": write(pages)})
+    with pytest.raises(SampleError, match="`gaps: drop` leaves out pictures that are missing"):
+        strict[0]
+    infos = [
+        {"image_name": None, "image_base64": content, "matched_text_index": 1},
+        {"image_name": "absent.png", "matched_text_index": 0},
+        {"image_name": None, "raw_url": "https://example.org/gone.png", "matched_text_index": 0},
+    ]
+    page = {"text_list": ["One.", "Two."], "image_info": infos}
+    source = open_source({"format": "mmc4", "path": write([page]), "gaps": "drop"})
+    assert shape(source[0])[0][1] == ["One. ", ("data.jsonl", (16, 32)), "Two."]
+    damaged = {"text_list": ["a"], "image_info": [{"image_name": "damaged.png", "matched_text_index": 0}]}
+    source = open_source({"format": "mmc4", "path": write([damaged]), "gaps": "drop"})
+    with pytest.raises(SampleError, match=r"damaged\.png"):  # a damaged file is no gap
+        source[0]
