@@ -16,11 +16,11 @@ ANCHOR = torch.empty(0, device="cpu", requires_grad=True)  # see `recompute`
 
 
 def checkpoint_layers(model: nn.Module, checkpointing: Checkpointing) -> None:
-    """Set what the layers of a part keep for the backward pass while they train.
+    """Choose, in place, which activations the layers of a part keep for the backward pass.
 
     Args:
-        model: part whose layers are instances of transformers' `GradientCheckpointingLayer`. A layer inside of another
-            one is left to that.
+        model: part whose layers are instances of transformers' `GradientCheckpointingLayer`. Layers inside of another
+            layer are recomputed with it.
         checkpointing: "none": each layer keeps its activations; "full": each layer keeps its inputs alone.
     """
     for layer in outer_layers(model):
@@ -31,7 +31,7 @@ def checkpoint_layers(model: nn.Module, checkpointing: Checkpointing) -> None:
 
 
 def outer_layers(model: nn.Module) -> Iterator[GradientCheckpointingLayer]:
-    """The layers of a part that lie in no other layer, in order."""
+    """The outermost layers of a part, in order."""
     for child in model.children():
         if isinstance(child, GradientCheckpointingLayer):
             yield child
@@ -42,9 +42,10 @@ def outer_layers(model: nn.Module) -> Iterator[GradientCheckpointingLayer]:
 def recompute(forward: partial, *args: Any) -> Any:
     """Run a layer, keep its inputs alone, and run it again in the backward pass.
 
-    This is torch's reentrant checkpoint: the other kind calls a hook for each saved tensor, which at small widths costs
-    the host more than the layer. Reentrant checkpoints give no gradients where no input needs one, so an empty tensor
-    that needs one goes along; and none to named tensors, so those that need one are passed by position.
+    This is torch's reentrant checkpoint. The other kind calls a hook for each saved tensor, which at small widths costs
+    the host more than the layer. A reentrant checkpoint has two limits: without an input that needs a gradient it gives
+    none, so an empty tensor that needs one is passed as well; and it gives none to keyword arguments, so tensors that
+    need one are passed by position.
 
     Args:
         forward: forward of the layer, with the layer as its first argument and further arguments by name.
