@@ -55,7 +55,7 @@ class Checkpointing(StepObserver):
 
     def save(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         trainer.save_checkpoint(
-            self.folder / checkpoint_name(module.stage_number, module.stage.name, trainer.global_step)
+            self.folder / checkpoint_name(module.stage_number, module.current_stage.name, trainer.global_step)
         )
         if trainer.is_global_zero:
             self.tidy()

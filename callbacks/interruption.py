@@ -96,16 +96,15 @@ class Interruption(StepObserver):
         self.training = False
         if self.received:  # it arrived after the ranks have agreed
             self.leaving = True
-            raise Interrupted(self.received, f"after stage {pl_module.stage.name!r}, which is saved", self.rank)
+            raise Interrupted(self.received, f"after stage {pl_module.current_stage.name!r}, which is saved", self.rank)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.training = False
 
     def _leave(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         signals = [number for number, count in zip(HEARD, self._ranks_by_signal(trainer), strict=True) if count]
-        outcome = (
-            f"after step {trainer.global_step} of {module.total_steps} of stage {module.stage.name!r}, which is saved"
-        )
+        stage, step = module.current_stage.name, trainer.global_step
+        outcome = f"after step {step} of {module.total_steps} of stage {stage!r}, which is saved"
         raise Interrupted(signals, outcome, trainer.global_rank, together=True)
 
     def _ranks_by_signal(self, trainer: L.Trainer) -> list[float]:

@@ -132,7 +132,7 @@ def _run_id(path: Path) -> str:
     if path.exists() and (identity := path.read_text().strip()):
         return identity
     fresh = secrets.token_hex(4)
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # pyrefly: ignore[missing-attribute]  # Lightning sets it
         part = path.with_name(path.name + ".part")
         part.write_text(fresh + "\n")
         os.replace(part, path)
