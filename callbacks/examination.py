@@ -53,12 +53,13 @@ class Examination(StepObserver):
         self.documents = documents
         self.table: StepTable | None = None
         self.examined: set[int] = set()
+        self.step, self.accuracy = -1, {}  # of the last examination: step, and share of right answers by skill
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         self._documents = self._held_out(trainer)
+        self.skills = list(dict.fromkeys(document.skill for document in self._documents))
         if trainer.is_global_zero:
-            skills = dict.fromkeys(document.skill for document in self._documents)
-            self.table = StepTable(self.path, ["step", "stage", "overall", *skills], {"step": int, "stage": str})
+            self.table = StepTable(self.path, ["step", "stage", "overall", *self.skills], {"step": int, "stage": str})
             self.examined = {row["step"] for row in self.table.restart(module.step)}
         # Ranks must agree on when to examine, and the run folder may be visible to rank 0 alone
         self.examined = trainer.strategy.broadcast(self.examined)
@@ -79,6 +80,7 @@ class Examination(StepObserver):
         with isolate_rng():
             result = examine(module, self._documents, batch_size=self.batch_size).figures
         self.examined.add(module.step)
+        self.step, self.accuracy = module.step, {"overall": result.overall, **result.skills}
         if self.table is not None:
             row = {"step": module.step, "stage": module.current_stage.name, "overall": result.overall}
             self.table.append(row | result.skills)

@@ -1,7 +1,8 @@
-"""Ends a run after a signal: at the next step boundary, on every rank, with a checkpoint of that step."""
+"""Ends a run after a signal or time limit: at the next step boundary, on all ranks, with a checkpoint of that step."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -21,7 +22,9 @@ TWICE = 2.0  # seconds after which a Ctrl+C counts as a second one: terminal and
 
 
 class Interruption(StepObserver):
-    """Handles SIGTERM, SIGUSR1 (SLURM's warning before the time limit) and Ctrl+C inside of a `with` block.
+    """Handles SIGTERM, SIGUSR1 (SLURM's warning before the time limit), SIGHUP (the terminal was closed) and Ctrl+C.
+
+    It does so inside of a `with` block. Under nohup, which ignores SIGHUP, it stays ignored.
 
     While a stage trains, a signal on any rank ends the run after the current optimizer step: the reduction of that step
     informs all ranks, which save one checkpoint of the step and raise `Interrupted`. At the last step of a stage, the
@@ -31,12 +34,16 @@ class Interruption(StepObserver):
     This replaces Lightning's handlers, which save at any point of a step. It must follow `Checkpointing` in
     `Trainer.callbacks`.
 
+    A time limit ends the run in the same way, and a stage that ends behind it is the last of the launch.
+
     Args:
         checkpointing: callback that saves the checkpoint.
+        seconds: time limit, counted from now; None for no limit.
     """
 
-    def __init__(self, checkpointing: Checkpointing) -> None:
+    def __init__(self, checkpointing: Checkpointing, seconds: float | None = None) -> None:
         self.checkpointing = checkpointing
+        self.deadline = math.inf if seconds is None else time.monotonic() + seconds
         self.received: dict[signal.Signals, float] = {}  # signal -> time of its first arrival, monotonic seconds
         self.training = False
         self.leaving = False
@@ -47,7 +54,12 @@ class Interruption(StepObserver):
     # --- signals ---------------------------------------------------------------------------------------------------
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # a sweep's agent may run us in another thread
-            self._before = {number: signal.getsignal(number) for number in HEARD}
+            handlers = {number: signal.getsignal(number) for number in HEARD}
+            self._before = {
+                number: handler
+                for number, handler in handlers.items()
+                if number != signal.SIGHUP or handler != signal.SIG_IGN
+            }
             self._install()
         return self
 
@@ -83,7 +95,7 @@ class Interruption(StepObserver):
         self.training = True
 
     def wants_to_stop(self) -> bool:
-        return bool(self.received)
+        return bool(self.received) or time.monotonic() > self.deadline
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if step.stop and trainer.global_step < module.total_steps:
@@ -91,7 +103,7 @@ class Interruption(StepObserver):
             self._leave(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        if sum(self._ranks_by_signal(trainer)):
+        if sum(self._counts(trainer)):
             self._leave(trainer, pl_module)
         self.training = False
         if self.received:  # it arrived after the ranks have agreed
@@ -102,12 +114,14 @@ class Interruption(StepObserver):
         self.training = False
 
     def _leave(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        signals = [number for number, count in zip(HEARD, self._ranks_by_signal(trainer), strict=True) if count]
+        *ranks_by_signal, late = self._counts(trainer)
+        signals = [number for number, count in zip(HEARD, ranks_by_signal, strict=True) if count]
         stage, step = module.current_stage.name, trainer.global_step
         outcome = f"after step {step} of {module.total_steps} of stage {stage!r}, which is saved"
-        raise Interrupted(signals, outcome, trainer.global_rank, together=True)
+        raise Interrupted(signals, outcome, trainer.global_rank, together=True, out_of_time=late > 0)
 
-    def _ranks_by_signal(self, trainer: L.Trainer) -> list[float]:
-        """The number of ranks that have received each of the signals."""
-        counts = torch.tensor([float(number in self.received) for number in HEARD], device=trainer.strategy.root_device)
+    def _counts(self, trainer: L.Trainer) -> list[float]:
+        """The number of ranks that have received each of the signals, and of those that are out of time."""
+        flags = [*(number in self.received for number in HEARD), time.monotonic() > self.deadline]
+        counts = torch.tensor([float(flag) for flag in flags], device=trainer.strategy.root_device)
         return trainer.strategy.reduce(counts, reduce_op="sum").tolist()

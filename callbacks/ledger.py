@@ -23,6 +23,8 @@ from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, reason_lines, summarise
 from lit_mm.stream.screen import Screen
 
+CHANGED = "data_changed"  # outcome of a line that is about a source and not about samples
+LINE = {"step": int, "stage": str, "source": str, "outcome": str, "kind": str, "count": int}  # keys of a line
 COLUMNS = ("step", "stage", "source", "loss", "tokens", *OUTCOMES)
 TYPES = {"step": int, "stage": str, "source": str, "tokens": int} | dict.fromkeys(OUTCOMES, int)
 
@@ -36,7 +38,8 @@ class DataLedger(StepObserver):
     - sources.csv has a row per optimizer step and source: mean loss over the source's supervised tokens, number of
       these tokens, and samples by outcome. (A single source has the loss and the tokens of the step.)
     - ledger.jsonl has a line per outcome other than "trained": step, source, outcome, reason, count. Every quarantined
-      sample has a line with its id.
+      sample has a line with its id. A run that went on with other data has a line of outcome "data_changed" for every
+      source that differs.
     - ledger.json has the sums of each stage, reconciled to the sizes of the sources, and all quarantined samples.
 
     The table of ledger.json is printed at the end of a stage. Samples that planning has left out are reported in the
@@ -64,12 +67,25 @@ class DataLedger(StepObserver):
         samples = bad = 0
         if trainer.is_global_zero:
             rows = [row for row in self.table.restart(module.step) if row["stage"] == module.current_stage.name]
+            self._accounts()  # a damaged file shall show now, and not at the end of the stage
             take_back(self.lines, module.step)
+            self._write_changes(module)
             samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
             bad = sum(row["skipped"] + row["quarantined"] for row in rows)
             bad -= sum(t["count"] for t in self._lines_of(module.current_stage.name) if t["kind"] == "no_supervision")
         # All draws of the stage so far, and the bad samples that `max_bad` counts
         self.draws, self.bad = trainer.strategy.broadcast((samples, bad))
+
+    def _write_changes(self, module: MultimodalModule) -> None:
+        """Write down that the data are not those that the stage began with, once for every difference."""
+        head = {"step": module.step, "stage": module.current_stage.name}
+        lines = [
+            head | {"source": source, "outcome": CHANGED, "kind": CHANGED, "count": 0, "reason": difference}
+            for source, difference in module.data_changes.items()
+        ]
+        earlier = read_lines(self.lines)
+        with self.lines.open("a") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines if line not in earlier))
 
     def _begin(self) -> None:
         self._counts: list[tuple[int, ...]] = []
@@ -144,8 +160,24 @@ class DataLedger(StepObserver):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step.number)
 
+    def _accounts(self) -> list[dict[str, Any]]:
+        """The accounts of the stages that have ended.
+
+        Raises:
+            UserError: ledger.json is damaged.
+        """
+        file = self.folder / "ledger.json"
+        if not file.exists():
+            return []
+        try:
+            return [entry for entry in json.loads(file.read_bytes())["stages"] if entry["stage"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{str(file)!r} is damaged ({type(error).__name__}). Move it away and start again"
+            ) from error
+
     def _lines_of(self, stage: str) -> list[dict[str, Any]]:
-        return [line for line in read_lines(self.lines) if line["stage"] == stage]
+        return [line for line in read_lines(self.lines) if line["stage"] == stage and line["outcome"] != CHANGED]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         if self.screen is None or not trainer.is_global_zero:
@@ -153,11 +185,15 @@ class DataLedger(StepObserver):
         stage = pl_module.current_stage.name
         rows: list[Row] = [row for row in read_rows(self.table.path, TYPES) if row["stage"] == stage]
         account = summarise(stage, self.names, self.sizes, rows, self._lines_of(stage))
-        file = self.folder / "ledger.json"
-        earlier = json.loads(file.read_text())["stages"] if file.exists() else []
-        stages = [entry for entry in earlier if entry["stage"] != stage] + [account]
-        text = json.dumps({"stages": stages, "quarantined": quarantined(read_lines(self.lines))}, indent=1)
-        _replace(file, text)
+        if stage in pl_module.ends:
+            account["stopped"] = pl_module.ends[stage]
+        stages = [entry for entry in self._accounts() if entry["stage"] != stage] + [account]
+        lines = read_lines(self.lines)
+        changes = [line for line in lines if line["outcome"] == CHANGED]
+        text = json.dumps(
+            {"stages": stages, "quarantined": quarantined(lines), **({CHANGED: changes} if changes else {})}, indent=1
+        )
+        _replace(self.folder / "ledger.json", text)
         console = self.console or Console()
         console.print(ledger_table(account), *reason_lines(account), sep="\n")
 
@@ -175,16 +211,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read the lines of a ledger.jsonl; none if there is no file. A last line that a kill cut short is left out.
 
     Raises:
-        UserError: a line is not JSON.
+        UserError: a line is not as this program writes it.
     """
     if not path.exists():
         return []
-    text = path.read_text()
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    try:
-        return [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{str(path)!r} is not a ledger of this program ({error}). Remove the broken line") from error
+    data = path.read_bytes()
+    lines = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            if not all(isinstance(entry[key], kind) for key, kind in LINE.items()):
+                raise TypeError(f"its keys are {', '.join(LINE)}")
+        except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no UTF-8
+            raise UserError(f"{str(path)!r}, line {number}: no line of a ledger ({error}). Remove the line") from error
+        lines.append(entry)
+    return lines
 
 
 def take_back(path: Path, step: int) -> None:

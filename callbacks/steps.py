@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +29,8 @@ class Step:
         learning_rates: part -> learning rate of this step; 0 for a frozen part.
         stop: True if an observer on any rank wants the run to end here; all ranks have the same value.
         losses: objective of the stage -> loss without its weight.
+        samples: digest of the ids of the step's samples over all ranks, 12 hexadecimal digits. It depends neither on
+            the split of the step nor on the order of the samples in it.
     """
 
     number: int
@@ -37,6 +41,26 @@ class Step:
     learning_rates: dict[str, float]
     stop: bool = False
     losses: dict[str, float] = field(default_factory=dict)
+    samples: str = ""
+
+
+LIMBS, BITS = 4, 12  # a sum of digests is reduced over ranks in limbs, each of which a float32 sums exactly
+
+
+def digest_of_id(sample_id: str) -> int:
+    """A 48-bit digest of a sample's id."""
+    return int.from_bytes(hashlib.blake2b(sample_id.encode(), digest_size=LIMBS * BITS // 8).digest(), "big")
+
+
+def limbs_of(digest: int) -> list[int]:
+    """The lowest 48 bits of a sum of digests, in numbers of 12 bits."""
+    return [digest >> BITS * place & (1 << BITS) - 1 for place in range(LIMBS)]
+
+
+def joined(limbs: Sequence[float]) -> str:
+    """The sum of digests whose limbs were summed over ranks, as hexadecimal digits."""
+    total = sum(int(limb) << BITS * place for place, limb in enumerate(limbs))
+    return f"{total % (1 << LIMBS * BITS):0{LIMBS * BITS // 4}x}"
 
 
 class StepObserver(L.Callback):
@@ -84,10 +108,14 @@ class StepObserver(L.Callback):
         # Lists of device scalars: a read here would wait for the device once per micro-batch
         self._losses.append(pl_module.micro_loss)
         self._tokens += batch.num_tokens
+        self._id_digests += sum(map(digest_of_id, batch.sample_ids))
         self._by_objective.append(torch.stack(list(pl_module.micro_losses.values())))
         if trainer.global_step == self._finished:
+            self._ended, trainer.should_stop = self._ended or trainer.should_stop, False  # a step is finished first
             return
-        loss, tokens, stop, *losses = self._reduce(trainer)
+        trainer.should_stop = trainer.should_stop or self._ended
+        loss, tokens, stop, ends, *rest = self._reduce(trainer)
+        trainer.should_stop = ends > 0  # on every rank, whichever has a callback that ends the stage
         step = Step(
             number=pl_module.step,
             stage=pl_module.current_stage.name,
@@ -96,7 +124,8 @@ class StepObserver(L.Callback):
             seconds=time.perf_counter() - self._since,
             learning_rates=self._rates or {},
             stop=stop > 0,
-            losses=dict(zip(pl_module.micro_losses, losses, strict=True)),
+            losses=dict(zip(pl_module.micro_losses, rest[LIMBS:], strict=True)),
+            samples=joined(rest[:LIMBS]),
         )
         self._finished = trainer.global_step
         self._begin_step()
@@ -107,16 +136,20 @@ class StepObserver(L.Callback):
     def _begin_step(self) -> None:
         self._losses: list[Tensor] = []
         self._by_objective: list[Tensor] = []
-        self._tokens = 0
+        self._tokens = self._id_digests = 0
         self._rates: dict[str, float] | None = None
+        self._ended = False
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
-        """Sums over micro-batches and ranks: loss, tokens, observers that want to stop, loss of each objective."""
+        """Sums over micro-batches and ranks: loss, tokens, observers that want the run to end, callbacks that end the
+        stage, limbs of the samples' digest, and the loss of each objective.
+        """
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
         wishes = sum(observer.wants_to_stop() for observer in observers(trainer))
         loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)
         losses = torch.stack(self._by_objective).to(wide).sum(dim=0)
-        sums = torch.cat([loss, loss.new_tensor([self._tokens, wishes]), losses])
+        counts = [self._tokens, wishes, trainer.should_stop, *limbs_of(self._id_digests)]
+        sums = torch.cat([loss, loss.new_tensor(counts), losses])
         return trainer.strategy.reduce(sums, reduce_op="sum").tolist()
 
 
@@ -127,5 +160,9 @@ def data_module(trainer: L.Trainer) -> L.LightningDataModule | None:
 
 def observers(trainer: L.Trainer) -> list[StepObserver]:
     """The observers among the callbacks of a Trainer, in order."""
-    callbacks: list[L.Callback] = trainer.callbacks  # pyrefly: ignore[missing-attribute]  # Lightning sets it
-    return [callback for callback in callbacks if isinstance(callback, StepObserver)]
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, StepObserver)]
+
+
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The callbacks of a Trainer, in order."""
+    return trainer.callbacks  # pyrefly: ignore[missing-attribute]  # Lightning sets it

@@ -211,7 +211,9 @@ class Watchdog(L.Callback):
             if self._store is not None:
                 self._store.set("watchdog/ended", str(now.rank))
         finally:
-            reports = [f"  {now.time - other.time:.0f} s ago, {other}" for other in others]
+            reports = [
+                f"  {max(0.0, now.time - other.time):.0f} s ago, {other}" for other in others
+            ]  # clocks may differ
             say("\n".join([f"lit_mm: the job hangs: {why}. Here, {now}", *reports]))
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
             os._exit(STALLED)

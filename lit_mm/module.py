@@ -89,6 +89,9 @@ class MultimodalModule(L.LightningModule):
         self.first_step = 0  # optimizer steps of the stages before it
         self.seed = 0
         self._learning: frozenset[str] = frozenset()  # parts that the current optimizer step changes
+        self.data_digests: dict[str, Any] = {}  # source of the stage -> digest of its files; on rank 0
+        self.data_changes: dict[str, str] = {}  # source -> its difference from the resumed checkpoint
+        self.ends: dict[str, dict[str, Any]] = {}  # stage that a callback ended early -> step, planned steps, reason
         self.config_text = ""  # the resolved config, kept in checkpoints
         self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
         self._parts = Parts(network)
@@ -351,7 +354,9 @@ class MultimodalModule(L.LightningModule):
             "stage_number": self.stage_number,
             "stage_step": self.trainer.global_step,
             "step": self.step,
+            "ends": self.ends,
             "strategy": type(self.trainer.strategy).__name__,
+            "data": self.data_digests,
             "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
             "stored": [name for name in (*dict(kept_tensors(self)), *aside) if name not in left_out],
             "frozen": {

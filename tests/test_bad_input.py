@@ -295,7 +295,8 @@ def test_choosing_a_stage_that_is_not_there_names_those_that_are(mistake: Mistak
 
 def test_what_the_trainer_refuses_is_said_before_a_run_folder_is_made(mistake: Mistake) -> None:
     assert mistake("fit", "--config", written(with_key("trainer.strategy", "dpp"))).startswith("trainer: ")
-    assert mistake("fit", "--config", written(RECIPE), "--trainer.max_time", "soon").startswith("trainer: ")
+    message = mistake("fit", "--config", written(RECIPE), "--trainer.max_time", "soon")
+    assert message.startswith("trainer.max_time (on the command line): expected days:hours:minutes:seconds")
     assert not Path("runs").exists()
 
 

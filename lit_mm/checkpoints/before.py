@@ -316,6 +316,15 @@ def add_stage_keys(config: Config) -> Config:
     return config
 
 
+def translate_trainer(config: Config) -> Config:
+    """`logger` and `enable_checkpointing` of the Trainer, which the version before wrote as false."""
+    trainer = config.get("trainer")
+    for key in ("logger", "enable_checkpointing") if isinstance(trainer, dict) else ():
+        if trainer.get(key) is False:
+            trainer[key] = None
+    return config
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 def translate_checkpointing(config: Config) -> Config:
     """`activation_checkpointing` of a part, true or false before, becomes "full" or "none"."""
@@ -339,5 +348,6 @@ STEPS: tuple[Callable[[Config], Config], ...] = (
     translate_inputs,
     translate_schedules,
     add_stage_keys,
+    translate_trainer,
     translate_checkpointing,
 )

@@ -22,7 +22,7 @@ from lit_mm.commands.trainer_keys import ARGUMENTS
 from lit_mm.errors import UserError
 
 WIDTH = 80  # columns of a terminal
-OURS = ("lit_mm.", "datamodules.", "callbacks.", "tests.")
+OURS = ("lit_mm.", "datamodules.", "callbacks.")  # whose docstrings are shown whole
 HELP = re.compile(r"--(?P<key>(model|data|stages|trainer)(\.[\w*-]+)*)\.help")
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Source|Example)s?:.*")
 ENTRY = re.compile(r"    (?P<names>\w+(?:, \w+)*): *(?P<text>.*)")
@@ -30,7 +30,7 @@ STAGES = """Stages are a list in the recipe. On the command line, in a later --c
 a sweep, a key of a stage is addressed by the stage's name.
 
   --stages.pretrain.max_steps 2               one stage
-  --stages.*.max_steps 2                      all stages
+  '--stages.*.max_steps' 2                    all stages
   --stages.pretrain.train.connector.lr 0.01   a key of a part of one stage
   --stages "{pretrain: {max_steps: 2}}"       a mapping, as in a later --config
   --stages.replace "[{name: only, ...}]"      another list of stages

@@ -115,6 +115,7 @@ RECIPE_OPTIONS = (
         "run_dir", str | None, None, "run folder (default: runs/<experiment>/<time>); resumes if it holds a run"
     ),
     RecipeOption("take_over", bool, False, "use the run folder of a job that gives no sign of life any more"),
+    RecipeOption("other_data", bool, False, "resume though the data have changed; the ledger says what changed"),
     RecipeOption("init_from", str | None, None, "start from the weights of this run folder or checkpoint"),
     RecipeOption("checkpoint_every", int, 100, "optimizer steps between checkpoints"),
     RecipeOption("keep_checkpoints", int, 2, "how many of the last checkpoints are kept, beside the most accurate one"),
@@ -157,7 +158,7 @@ The same command with the --run_dir of an interrupted run resumes it.
 
 Any other key of the recipe may follow, spelt as in the YAML; a stage is named in its keys:
   --data.init_args.global_batch 32   --model.init_args.rank 8   --trainer.max_time 00:01:00:00
-  --stages.pretrain.train.connector.lr 0.01   --stages.*.max_steps 2
+  --stages.pretrain.train.connector.lr 0.01   '--stages.*.max_steps' 2
 
 More help: --model.help and --data.help (the classes), --model.help CLASS and --data.help CLASS (its arguments),
            --stages.help (a stage's keys and how they are written), --trainer.help (the Trainer's keys),

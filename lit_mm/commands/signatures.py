@@ -108,12 +108,18 @@ def check_package(path: str) -> None:
     package = path.partition(".")[0]
     if package in PACKAGES or package in allowed():
         return
-    if package not in sys.builtin_module_names and importlib.util.find_spec(package) is None:
+    if not _exists(package):
         raise UserError(f"there is no {package!r}{nearest(package, [*PACKAGES, *allowed()])}")
     raise UserError(
         f"{path!r} is not imported: the package {package!r} is none of {', '.join([*PACKAGES, *allowed()])}. If you "
         f"trust it, give --allow {package}, or set {ALLOW}={package}"
     )
+
+
+def _exists(package: str) -> bool:
+    if package in sys.builtin_module_names or package in sys.modules:
+        return True
+    return importlib.util.find_spec(package) is not None
 
 
 def resolve(path: str) -> Any:
@@ -203,7 +209,9 @@ def _is_callable(kind: Any) -> bool:
 
 def _returned(kind: Any) -> Any:
     """What the class of a config must be a subclass of: a class itself, or what a `Callable` returns."""
-    return get_args(kind)[-1] if _is_callable(kind) and get_args(kind) else kind
+    if not _is_callable(kind):
+        return kind
+    return get_args(kind)[-1] if get_args(kind) else Any
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -287,7 +295,7 @@ def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
     """The class of a `class_path`; None where only the parser can find it."""
     text = entry.value
     classes = [_returned(kind) for kind in kinds]
-    bases = [kind for kind in classes if inspect.isclass(kind)]
+    bases = [kind for kind in classes if inspect.isclass(kind) and kind is not Any]
     if not isinstance(text, str):
         return None
     if not IMPORT_PATH.fullmatch(text):

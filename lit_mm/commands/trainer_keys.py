@@ -100,7 +100,7 @@ CALLBACKS = (
     TrainerKey("BackboneFinetuning", "refused", "Parts thaw on a schedule with `stages.NAME.train.PART.from_step`."),
     TrainerKey("BaseFinetuning", "refused", "Parts thaw on a schedule with `stages.NAME.train.PART.from_step`."),
     TrainerKey("BatchSizeFinder", "refused", "`describe` gives the memory of a micro-batch before anything runs."),
-    TrainerKey("DeviceStatsMonitor", "honoured", "Statistics of the devices are logged to W&B; it needs `track`."),
+    TrainerKey("DeviceStatsMonitor", "refused", "W&B records the use of devices and memory by itself, with `track`."),
     TrainerKey("EMAWeightAveraging", "refused", "It changes frozen parts."),
     TrainerKey(
         "EarlyStopping",
@@ -113,13 +113,14 @@ CALLBACKS = (
         "refused",
         "Accumulation follows from `data.init_args.global_batch` and `data.init_args.micro_batch`.",
     ),
-    TrainerKey("LambdaCallback", "honoured", "Functions of hooks."),
+    TrainerKey("LambdaCallback", "honoured", "Its functions are of this framework or of packages of --allow."),
     TrainerKey("LearningRateFinder", "refused", "Learning rates are compared by a sweep over `stages.NAME.train`."),
     TrainerKey("LearningRateMonitor", "refused", "The learning rate of every part is in metrics.csv and in W&B."),
     TrainerKey(
         "ModelCheckpoint",
         "means",
-        "It saves beside the run's own checkpoints, in the run folder's `model_checkpoints/STAGE`.",
+        "It saves beside the run's own checkpoints, in the run folder's `model_checkpoints/STAGE`: after examinations "
+        "if it monitors an accuracy, else every `every_n_train_steps` or at the end of a stage.",
     ),
     TrainerKey("ModelPruning", "refused", "It changes frozen parts."),
     TrainerKey("ModelSummary", "honoured", "Lightning's table of modules."),

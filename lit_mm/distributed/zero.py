@@ -33,6 +33,7 @@ from lit_mm.checkpoints.writing import Piece
 from lit_mm.distributed.cpu import deepspeed_on_cpu
 from lit_mm.distributed.shares import Share, shard, whole_shape
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import compiles_layers
 from lit_mm.stages.optimizer import Cut, MuonWithAdamW
 from lit_mm.stages.thaw import late_parts, learning_parts
 
@@ -153,6 +154,7 @@ class ZeRO(DeepSpeedStrategy):
         self.precision_plugin = ZeROPrecision(precision)
         check_zero_precision(precision)
         module = self.lightning_module
+        check_zero_layers(self.stage, module)
         stage = module.stage
         if "gradient_clipping" not in self.config:
             self.config["gradient_clipping"] = stage.clip
@@ -411,6 +413,19 @@ ENGINE_ATTRIBUTES = (
     "post_bwd_fn",
     "applied_pre_backward_ref_cnt",
 )
+
+
+def check_zero_layers(stage: int, module: nn.Module) -> None:
+    """Refuse compiled layers under stage 3, which gathers parameters in Python as each module begins.
+
+    Raises:
+        UserError: a layer is compiled under stage 3.
+    """
+    if stage == 3 and compiles_layers(module):
+        raise UserError(
+            "ZeRO-3 gathers the parameters of each module as it begins, which a compiled layer would not see. Set "
+            "`compile: false` for the parts of the model, or take zero2 or ddp"
+        )
 
 
 def check_zero_precision(precision: str) -> None:

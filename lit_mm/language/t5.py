@@ -12,7 +12,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
 from lit_mm.language.state import EncoderDecoderState
-from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.layers.attention import NAME, Segments, attention, segment_attention
 from lit_mm.layers.attention.segments import starts_of
 from lit_mm.samples.batch import Batch
@@ -150,7 +150,7 @@ class T5(nn.Module):
         max_distance: int = 128,
         norm_eps: float = 1e-6,
         start_id: int = 0,
-        activation_checkpointing: Checkpointing = "none",
+        activation_checkpointing: Literal["none", "full"] = "none",
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class T5(nn.Module):
                 if stack.is_decoder:
                     block.layer[1].EncDecAttention = T5RowAttention(block.layer[1].EncDecAttention)
         self.activation_checkpointing = activation_checkpointing
-        checkpoint_layers(self.lm, activation_checkpointing)
+        prepare_layers(self.lm, activation_checkpointing)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> text embeddings [..., E], the same for encoder and decoder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -14,27 +15,37 @@ REQUEUE = 75
 CTRL_C = 130  # what a shell reports after Ctrl+C
 STALLED = 124  # what timeout(1) reports
 
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+NO_TERMINAL = {errno.EIO, errno.EPIPE}  # of a write to a terminal that was closed
 
 
 class Interrupted(SystemExit):
-    """Signals ended the run; what was done so far is in a checkpoint.
+    """Signals or the time limit ended the run; what was done so far is in a checkpoint.
 
     Args:
         signals: the signals that any rank received.
         kept: what the message says about the state that was kept.
         rank: of this process, over all nodes.
         together: all ranks end here, after the same step.
+        out_of_time: the time limit of the launch, `trainer.max_time`, is over.
     """
 
     def __init__(
-        self, signals: Collection[signal.Signals], kept: str, rank: int = 0, *, together: bool = False
+        self,
+        signals: Collection[signal.Signals],
+        kept: str,
+        rank: int = 0,
+        *,
+        together: bool = False,
+        out_of_time: bool = False,
     ) -> None:
         self.signals, self.kept, self.rank, self.together = frozenset(signals), kept, rank, together
+        self.out_of_time = out_of_time
         super().__init__(CTRL_C if self.signals == {signal.SIGINT} else REQUEUE)
 
     def __str__(self) -> str:
-        return f"stopped by {', '.join(sorted(received.name for received in self.signals))} {self.kept}."
+        causes = [*sorted(received.name for received in self.signals), *["trainer.max_time"] * self.out_of_time]
+        return f"stopped by {', '.join(causes)} {self.kept}."
 
     @property
     def wants_requeue(self) -> bool:
@@ -86,5 +97,16 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error from a signal handler, or from a thread while others may hold its lock."""
-    os.write(2, f"{text}\n".encode())
+    """Write a line to standard error from a signal handler, or from a thread while others may hold its lock.
+
+    Where the terminal was closed, nobody reads any more: this line and all later output are dropped; the run goes on.
+    """
+    try:
+        os.write(2, f"{text}\n".encode())
+    except OSError as error:
+        if error.errno not in NO_TERMINAL:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)

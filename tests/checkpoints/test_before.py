@@ -249,7 +249,7 @@ def test_a_run_of_before_is_not_resumed_with_other_inputs(old_run: Path, capsys:
     Path("other.yaml").write_text(yaml.safe_dump(other))
     with pytest.raises(SystemExit, match="2"):
         main(["fit", "--config", "other.yaml", "--run_dir", str(old_run)])
-    assert "differs in stages.0.inputs.tiling.init_args.max_tiles" in capsys.readouterr().err
+    assert "differs in stages.read.inputs.tiling.init_args.max_tiles" in capsys.readouterr().err
 
 
 # --- recipes of before -----------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ RECIPE: dict[str, Any] = {
     "data": {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
     "trainer": {"accelerator": "cpu"},
 }
+HOOKS = {"class_path": "lightning.pytorch.callbacks.LambdaCallback"}
 RUNS = {"class_path": "tests.commands.test_trusted.Never"}
 
 
@@ -77,6 +78,12 @@ def changed_recipe(dotted: str, value: Any) -> dict[str, Any]:
         ("data", {"class_path": "tests.commands.test_trusted.Never"}, "expected a subclass of lightning.pytorch.core"),
         ("trainer.callbacks", [RUNS], "expected a subclass of lightning.pytorch.callbacks.callback.Callback"),
         ("trainer.callbacks", [{"class_path": "pdb.Pdb"}], "'pdb.Pdb' is not imported"),
+        (
+            "trainer.callbacks",
+            [HOOKS | {"init_args": {"on_fit_start": "torch.hub.load"}}],
+            "expected a function of lit_mm",
+        ),
+        ("trainer.callbacks", [HOOKS | {"init_args": {"on_fit_start": "os.abort"}}], "'os.abort' is not imported"),
         ("trainer.strategy", RUNS, "expected a subclass of"),
         ("stages.0.schedule", RUNS, "expected a subclass of lit_mm.stages.schedule.Schedule"),
         ("stages.0.inputs", {"tiling": RUNS}, "expected a subclass of lit_mm.tiling.plan.Tiling"),
@@ -108,6 +115,13 @@ def test_a_function_with_arguments_of_a_recipe_is_not_called() -> None:
     with pytest.raises(UserError, match=r"line \d+: model.init_args.injection.class_path: 'timeit.timeit' is"):
         RecipeCLI(["--config", str(recipe), "--config", "more.yaml"], "describe")
     assert not Path("MADE").exists()
+
+
+def test_a_callable_of_this_framework_is_taken() -> None:
+    hook = HOOKS | {"init_args": {"on_fit_start": "lit_mm.run.folder.peak_memory_mb"}}
+    Path("recipe.yaml").write_text(yaml.safe_dump(changed_recipe("trainer.callbacks", [hook])))
+    (callback,) = RecipeCLI(["--config", "recipe.yaml"], "fit").config_init.trainer.callbacks
+    assert callback.on_fit_start() > 0
 
 
 OWN = """

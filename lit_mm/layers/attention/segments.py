@@ -24,6 +24,7 @@ class Segments:
 
     Attributes:
         longest, longest_keys: most queries and most keys of a segment.
+        host_starts: [segments + 1] int32 on the host, where each segment of queries begins, and the length of the row.
         starts, key_starts: [segments + 1] int32 on the device, where each segment begins, and the length of the row.
             Without `key_lengths` both are the same tensor, which cuDNN's causal kernel asks for. None on a CPU.
     """
@@ -40,6 +41,7 @@ class Segments:
         self.lengths, self.key_lengths = lengths, lengths if key_lengths is None else key_lengths
         self.causal, self.backend = causal, backend
         self.longest, self.longest_keys = max(self.lengths, default=0), max(self.key_lengths, default=0)
+        self.host_starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
         self.starts = self.key_starts = None
         if device is not None and device.type != "cpu":
             self.starts = starts_of(self.lengths, device)
