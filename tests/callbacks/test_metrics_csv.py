@@ -124,7 +124,7 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
     module = SimpleNamespace(
         parts=lambda: {"vision": {}},
         step=0,
-        stage=SimpleNamespace(name="s"),
+        current_stage=SimpleNamespace(name="s"),
         learning_rates={"vision": 0.5},
         micro_loss=torch.tensor(1.5),
         micro_losses={"next_token": torch.tensor(1.5)},
