@@ -1,20 +1,23 @@
 """This benchmark trains published recipes with few layers on a GPU and compares memory with the plan, and speeds.
 
     python benchmarks/gpu.py [--recipes xcomposer2 llava_1_5 llava_next] [--layers 4] [--strategies auto zero2 zero3]
-                             [--checkpointing full none] [--steps 8] [--json FILE] [--KEY VALUE ...]
+                             [--checkpointing full none] [--compile off on] [--row-tokens 0 4096 16384] [--steps 8]
+                             [--json FILE] [--KEY VALUE ...]
 
 It takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, frozen parts) with
 the first `--layers` blocks of the language model, without pretrained weights and with the nano tokenizer. It trains the
-stage on random photographs and words through `python -m lit_mm fit`, on one device with two micro-batches per step.
-The columns:
+stage on random photographs and words through `python -m lit_mm fit`, on one device with two micro-batches per step: of
+two samples each, or of one packed row of --row-tokens positions. The columns:
 
 - held, GiB: memory allocated by torch at the start of the second step, gradients of the first step included; beside it
   the plan, without parameters that ZeRO-3 gathers temporarily;
 - peak, GiB: peak memory of the steps after the first; beside it the whole plan, which has no activations;
 - time: median time of a step, relative to the undivided model (`auto` with the same checkpointing, if it was run);
-- matmul: rate of all products with weights, relative to the rate of one large bf16 matrix product, which is measured
-  first. It counts 6 operations per element of the language model and token, and 6 or 2 per element of the vision
-  encoder and patch; recomputation for activation checkpointing is not counted;
+- MFU: operations of a step per second, relative to the rate of one large bf16 matrix product, which is measured first.
+  Operations are counted by torch on the meta device, forward and backward, for all parts: vision encoder, connector,
+  language model with its head at supervised positions, and attention (causal attention counts whole). A frozen part
+  costs no gradients of its weights, and none of its inputs where nothing before it learns. Recomputation for activation
+  checkpointing is not counted;
 - loss: loss of the first step, which should be equal in all rows up to bf16.
 
 Unknown options are passed to `fit`. A run ends before it would write a checkpoint.
@@ -30,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -39,8 +43,10 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_mm.commands.describe import aligned
+from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch
 
@@ -60,7 +66,7 @@ class Meter(L.Callback):
     def __init__(self, file: str, steps: int) -> None:
         self.file, self.steps = Path(file), steps
         self.begun: list[float] = []
-        self.held = self.operations = 0
+        self.held = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: MultimodalModule, batch: Batch, batch_idx: int
@@ -76,7 +82,6 @@ class Meter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.operations = max(self.operations, operations(pl_module, batch))
         if trainer.global_step < self.steps:
             return
         torch.cuda.synchronize()
@@ -85,7 +90,6 @@ class Meter(L.Callback):
             "held": self.held,
             "peak": torch.cuda.max_memory_allocated(),
             "seconds": statistics.median(seconds),
-            "operations": self.operations * MICRO_BATCHES,
         }
         self.file.write_text(json.dumps(figures))
         sys.stdout.flush()
@@ -93,22 +97,38 @@ class Meter(L.Callback):
 
 
 def operations(module: MultimodalModule, batch: Batch) -> int:
-    """Count the operations of products with weights, forward and backward, for a micro-batch."""
-    parts = module.parts()
+    """Operations of a micro-batch, forward and backward; a product of an addition and a multiplication counts two.
 
-    def matrices(part: str) -> list[int]:
-        shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in parts[part].values()]
-        return [shape.numel() for shape in shapes if len(shape) > 1]
+    Args:
+        module: on the meta device, in a stage, without activation checkpointing.
+        batch: of any device.
+    """
+    batch = batch.to("meta")
+    with FlopCounterMode(display=False) as counter:
+        objective = module.objectives[next(iter(module.weights_of_objectives(module.stage)))]
+        objective(module.network, batch).backward()
+    return counter.get_total_flops()
 
-    language = matrices("language")
-    of_vision = 6 if "vision" in module.stage.train else 2
-    patches = sum(len(group) * group.shape[-2] // 14 * (group.shape[-1] // 14) for group in batch.views.groups)
-    # The input embedding, one of the two largest matrices, is looked up and not multiplied
-    return 6 * batch.num_tokens * (sum(language) - max(language)) + of_vision * patches * sum(matrices("vision"))
+
+def operations_of(recipe: Path, steps: int) -> int:
+    """Operations of an optimizer step of a cut recipe, the mean over its first steps."""
+    off = [f"--model.init_args.{part}.init_args.activation_checkpointing=none" for part in ("vision", "language")]
+    off += [f"--model.init_args.{part}.init_args.compile=false" for part in ("vision", "language")]
+    with torch.device("meta"):
+        cli = RecipeCLI(["--config", str(recipe), *off, "--data.init_args.num_workers=0"], "fit")
+    (stage,) = cli.stages
+    data, module = cli.data_of(stage), cli.model
+    module.begin(stage, total_steps=data.begin(module.processor_of(stage), stage, seed=cli.seed))
+    batches = islice(data.train_dataloader(), steps * MICRO_BATCHES)
+    return round(statistics.mean(operations(module, batch) for batch in batches) * MICRO_BATCHES)
 
 
-def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[str, Any]:
-    """Build the config of the last stage of a published recipe with few layers, on the photographs in a folder."""
+def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any], row_tokens: int = 0) -> dict[str, Any]:
+    """The last stage of a published recipe with few layers, on the photographs in a folder.
+
+    Args:
+        row_tokens: positions of a packed row; 0: samples are not packed.
+    """
     config = yaml.safe_load(recipe.read_text())
     model = config["model"]["init_args"]
     for part in ("vision", "language"):
@@ -128,8 +148,9 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[
         "init_args": {
             "path": str(folder / "data.jsonl"),
             "format": "llava",
-            "global_batch": MICRO_BATCH * MICRO_BATCHES,
-            "micro_batch": MICRO_BATCH,
+            "global_batch": MICRO_BATCHES * (1 if row_tokens else MICRO_BATCH),
+            "micro_batch": 1 if row_tokens else MICRO_BATCH,
+            "row_tokens": row_tokens or None,
             "num_workers": 2,
         },
     }
@@ -151,17 +172,24 @@ def photographs(folder: Path) -> None:
             file.write(json.dumps(entry) + "\n")
 
 
-def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Namespace, rest: list[str]) -> dict:
-    """Plan one case, train it in a separate process, and return planned and measured figures."""
+def measure(case: dict[str, Any], chosen: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    """Plan one case, train it in a process of its own, and put the figures side by side.
+
+    Args:
+        case: recipe, strategy, checkpointing, compile and row_tokens.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs(folder)
         meter = {"class_path": "benchmarks.gpu.Meter"}
         meter |= {"init_args": {"file": str(folder / "figures.json"), "steps": chosen.steps}}
-        config = cut(Path(f"experiments/paper/{recipe}.yaml"), chosen.layers, folder, meter)
+        recipe = Path(f"experiments/paper/{case['recipe']}.yaml")
+        config = cut(recipe, chosen.layers, folder, meter, case["row_tokens"])
         for part in ("vision", "language"):
-            config["model"]["init_args"][part]["init_args"]["activation_checkpointing"] = checkpointing
-        config["trainer"]["strategy"] = strategy
+            arguments = config["model"]["init_args"][part]["init_args"]
+            arguments["activation_checkpointing"] = case["checkpointing"]
+            arguments["compile"] = case["compile"] == "on"
+        config["trainer"]["strategy"] = case["strategy"]
         (folder / "cut.yaml").write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "lit_mm"]
         recipe_of = ["--config", str(folder / "cut.yaml"), *rest]
@@ -169,12 +197,12 @@ def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Nam
         plan = json.loads(run([*command, "describe", *recipe_of, "--format", "json"], environment))
         run([*command, "fit", *recipe_of, "--run_dir", str(folder / "run")], environment)
         figures = json.loads((folder / "figures.json").read_text())
+        figures["operations"] = operations_of(folder / "cut.yaml", chosen.steps)
         first = (folder / "run" / "metrics.csv").read_text().splitlines()[:2]
     loss = float(dict(zip(first[0].split(","), first[1].split(","), strict=True))["loss"])
     planned = plan["stages"][0]["memory"]["device"]
     lasting = planned["total"] - planned["gathered"]
-    case = {"recipe": recipe, "strategy": strategy, "checkpointing": checkpointing, "loss": loss}
-    return case | figures | {"planned_held": lasting, "planned_peak": planned["total"]}
+    return case | figures | {"loss": loss, "planned_held": lasting, "planned_peak": planned["total"]}
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
@@ -200,11 +228,14 @@ def matmul_rate(size: int = 8192, times: int = 20) -> float:
 
 
 def row(case: dict[str, Any], cases: list[dict[str, Any]], rate: float) -> list[str]:
-    same = [c for c in cases if all(c[key] == case[key] for key in ("recipe", "checkpointing"))]
+    alike = ("recipe", "checkpointing", "compile", "row_tokens")
+    same = [c for c in cases if all(c[key] == case[key] for key in alike)]
     undivided = [c["seconds"] for c in same if c["strategy"] == "auto"]
     return [
         f"{case['recipe']} {case['strategy']}",
         case["checkpointing"],
+        case["compile"],
+        str(case["row_tokens"] or "-"),
         *(f"{case[key] / GIB:.2f}" for key in ("held", "planned_held", "peak", "planned_peak")),
         f"{case['seconds'] / undivided[0]:.2f}" if undivided else "-",
         f"{case['operations'] / case['seconds'] / rate:.0%}",
@@ -218,6 +249,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="blocks of the language model")
     parser.add_argument("--strategies", nargs="+", default=["auto", "zero2", "zero3"])
     parser.add_argument("--checkpointing", nargs="+", choices=("full", "none"), default=["full", "none"])
+    parser.add_argument("--compile", nargs="+", choices=("off", "on"), default=["off"], help="compiled layers")
+    parser.add_argument("--row-tokens", nargs="+", type=int, default=[0], help="positions of a packed row; 0: unpacked")
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps; the first is not measured")
     parser.add_argument("--json", type=Path, help="file that also gets the figures")
     chosen, rest = parser.parse_known_args()
@@ -227,12 +260,12 @@ def main() -> None:
     torch.cuda.empty_cache()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     cases: list[dict[str, Any]] = []
-    for recipe in chosen.recipes:
-        for checkpointing in chosen.checkpointing:
-            for strategy in chosen.strategies:
-                cases.append(measure(recipe, strategy, checkpointing, chosen, rest))
-                print(json.dumps(cases[-1]), flush=True)
-    head = ["case", "checkpointing", "held", "planned", "peak", "planned", "time", "matmul", "loss"]
+    names = ("recipe", "row_tokens", "compile", "checkpointing", "strategy")
+    choices = (chosen.recipes, chosen.row_tokens, chosen.compile, chosen.checkpointing, chosen.strategies)
+    for values in product(*choices):
+        cases.append(measure(dict(zip(names, values, strict=True)), chosen, rest))
+        print(json.dumps(cases[-1]), flush=True)
+    head = ["case", "checkpointing", "compile", "row", "held", "planned", "peak", "planned", "time", "MFU", "loss"]
     print(aligned([head, *(row(case, cases, rate) for case in cases)]))
     if chosen.json:
         chosen.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "matmul": rate, "cases": cases}))

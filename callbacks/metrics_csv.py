@@ -11,22 +11,27 @@ from callbacks.step_table import Row, StepTable, read_rows
 from callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
 
+COLUMNS = ("step", "stage", "loss", "tokens", "samples", "seconds")
+
 
 class MetricsCSV(StepObserver):
     """Writes step, stage, loss, tokens, seconds and the learning rate of every part after every optimizer step.
 
-    Rows reach the file before the step's checkpoint is made if this callback stands before the one that saves. A stage
-    that resumes at step s takes back the rows after s, so the file ends as if nothing had happened.
+    The column `samples` is a digest of the ids of the step's samples: two runs with equal digests were trained on the
+    same stream, however it was split.
+
+    This callback must precede the one that saves: a row then reaches the file before its step's checkpoint. A stage
+    that resumes at step s removes the rows after s, so the file ends as if the run had never stopped.
 
     Args:
-        path: of the file.
-        launched: when the command started, seconds since the epoch (default: now). `seconds` counts from there; a
-            resumed run goes on from its last kept row.
+        path: path of the file.
+        launched: start of the command on the monotonic clock, seconds; None: now. The column `seconds` counts from it,
+            and in a resumed run from the last row that stays.
     """
 
     def __init__(self, path: str | Path, launched: float | None = None) -> None:
         self.path = Path(path)
-        self.launched = time.time() if launched is None else launched
+        self.launched = time.monotonic() if launched is None else launched
         self.earlier: float | None = None  # seconds of earlier launches
         self.table: StepTable | None = None
 
@@ -36,7 +41,7 @@ class MetricsCSV(StepObserver):
         rates = [f"lr_{part}" for part in sorted(module.parts())]
         self.objectives = list(module.objectives) if len(module.objectives) > 1 else []
         losses = [f"loss/{name}" for name in self.objectives]
-        self.table = StepTable(self.path, ["step", "stage", "loss", "tokens", "seconds", *losses, *rates])
+        self.table = StepTable(self.path, [*COLUMNS, *losses, *rates], new=("samples",))
         rows = self.table.restart(module.step)
         if self.earlier is None:
             self.earlier = rows[-1]["seconds"] if rows else 0.0
@@ -54,7 +59,8 @@ class MetricsCSV(StepObserver):
                 "stage": step.stage,
                 "loss": step.loss,
                 "tokens": step.tokens,
-                "seconds": round(self.earlier + time.time() - self.launched, 3),
+                "samples": step.samples,
+                "seconds": round(self.earlier + time.monotonic() - self.launched, 3),
                 **{f"loss/{name}": step.losses.get(name, float("nan")) for name in self.objectives},
                 **{f"lr_{part}": rate for part, rate in step.learning_rates.items()},
             }
@@ -62,5 +68,5 @@ class MetricsCSV(StepObserver):
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """Rows of a metrics.csv: `step` and `tokens` int, `stage` str, everything else float."""
+    """Read the rows of a metrics.csv: `step`, `tokens` are int, `stage`, `samples` are str, all others are float."""
     return read_rows(Path(path))

@@ -1,49 +1,54 @@
-"""A CSV with one row per step that outlives kill -9: what a run writes again after a restart is first taken back."""
+"""A CSV with one row per step that survives kill -9: a restart removes the rows that the run will write again."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_mm.errors import UserError
 
 Row = dict[str, Any]
-TYPES = {"step": int, "stage": str, "tokens": int}  # every other column is a float
+TYPES = {"step": int, "stage": str, "tokens": int, "samples": str}  # every other column is a float
 
 
 class StepTable:
-    """Rows in the order of their `step`, each written whole and at once.
+    """Appends rows to a CSV in the order of their `step`. Each row is written whole and at once.
 
     Args:
-        path: the file; made by the first `restart`.
-        columns: fixed for the whole run; the first is `step`.
-        types: column -> type of a cell; a column that is not named holds floats.
+        path: path of the file, which the first `restart` creates.
+        columns: names of the columns, fixed for the whole run; the first is `step`.
+        types: column -> type of its cells; other columns contain floats.
+        new: columns of texts that files of earlier versions lack; their rows get an empty cell.
+    Raises:
+        UserError: the first column is not `step`, or a column occurs twice.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], types: Mapping[str, type] = TYPES) -> None:
+    def __init__(
+        self, path: Path, columns: Sequence[str], types: Mapping[str, type] = TYPES, new: Collection[str] = ()
+    ) -> None:
         if columns[0] != "step" or len(set(columns)) < len(columns):
             raise UserError(
                 f"the columns of {str(path)!r} start with 'step' and differ from each other, got {list(columns)}"
             )
-        self.path, self.columns, self.types = path, list(columns), types
+        self.path, self.columns, self.types, self.new = path, list(columns), types, new
 
     def restart(self, step: int) -> list[Row]:
         """Drop the rows after `step`, and a last line that a kill cut short. Returns the rows that stay.
 
         Raises:
-            UserError: the file has other columns, so it belongs to another run.
+            UserError: the file has other columns and thus belongs to another run.
         """
         rows = read_rows(self.path, self.types)
-        if rows and list(rows[0]) != self.columns:
+        if rows and list(rows[0]) != [column for column in self.columns if column in rows[0] or column not in self.new]:
             raise UserError(
                 f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: it belongs to "
                 "another run. Choose another run folder"
             )
-        remaining = [row for row in rows if row["step"] <= step]
+        remaining = [dict.fromkeys(self.new, "") | row for row in rows if row["step"] <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         part.write_text(_line(self.columns) + "".join(_line([row[c] for c in self.columns]) for row in remaining))
@@ -58,16 +63,22 @@ class StepTable:
 
 
 def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
-    """Rows of a table with their types; none if there is no file. A last line without its end is left out.
+    """Read the rows of a table; none if there is no file. A last line that a kill cut short is left out.
 
     Raises:
-        UserError: a line has too few or too many cells, or a cell of the wrong type.
+        UserError: a line has too few or too many cells, or a cell has the wrong type.
     """
     if not path.exists():
         return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    header, *lines = list(csv.reader(io.StringIO(whole))) or [[]]
+    try:
+        text = path.read_text(encoding="utf-8")
+        header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [["step"]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({error}). Move it away: its rows are lost, the run goes on"
+        ) from error
+    if header[:1] != ["step"]:
+        raise UserError(f"{str(path)!r} is damaged: its first column is not `step`. Move it away, and the run goes on")
     rows = []
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(header):
@@ -82,7 +93,7 @@ def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
 
 
 def _line(cells: Sequence[Any]) -> str:
-    """One CSV line; floats are written as their `repr`, which reads back to the same bits."""
+    """Format one CSV line. Floats are written as their `repr`, which reads back to the same bits."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()

@@ -1,16 +1,16 @@
-"""One W&B run for all stages of a recipe: offline without an account, online with one."""
+"""Tracking in W&B: one run for all stages of a recipe, offline without an account, online with one."""
 
 from __future__ import annotations
 
+import difflib
 import json
-import netrc
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import lightning as L
 import yaml
@@ -23,27 +23,49 @@ from lit_mm.errors import UserError
 from lit_mm.evaluation.score import Prediction
 from lit_mm.module import MultimodalModule
 
+MODES = {mode: mode for mode in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
+STEPS = "wandb_steps.json"
+PATIENCE = 10.0  # seconds that the network is tried
+
 
 class RunLogger(WandbLogger):
-    """Lightning's logger with our step axis: optimizer steps counted through all stages.
+    """Lightning's logger with another step axis: optimizer steps counted through all stages.
 
-    A run that was killed takes up steps that it has logged already: they are not logged a second time. The last step of
-    each kind of row is kept in `wandb_steps.json` in the run folder, as W&B does not tell it without a network.
+    A resumed run repeats steps that it has logged before the kill; they are not logged a second time. The file
+    `wandb_steps.json` in the run folder has the last step of each kind of row, because W&B cannot tell it offline.
 
-    Nothing of wandb is imported or started before the first value is logged.
+    Args:
+        arguments: arguments of Lightning's WandbLogger, among them `save_dir`, the run folder.
     """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._steps_file = Path(arguments["save_dir"]) / "wandb_steps.json"
-        self._steps: dict[str, int] = json.loads(self._steps_file.read_text()) if self._steps_file.exists() else {}
+        self._steps_file = Path(arguments["save_dir"]) / STEPS
+        self._steps = _steps_of(self._steps_file)
         self._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B warns of it
+
+    def open(self) -> None:
+        """Start the W&B run, before the first step.
+
+        The network is tried once, for at most `PATIENCE` seconds; without it the run goes on offline, under its id.
+        """
+        import wandb
+
+        try:
+            self.experiment  # noqa: B018  it is made when it is first asked for
+        except wandb.Error as error:
+            if self._wandb_init["mode"] != "online":
+                raise
+            print(f"lit_mm: W&B cannot be reached and is kept offline: {_first_line(error)}", file=sys.stderr)
+            wandb.teardown()  # wandb's own process still has the run, and would try on for minutes
+            self._wandb_init |= {"mode": "offline", "resume": None}
+            self.experiment  # noqa: B018
 
     @property
     def experiment(self) -> Any:
         fresh = self._experiment is None
         run = super().experiment
-        if fresh and self._experiment is not None:  # on rank 0, the first time
+        if fresh and self._experiment is not None:  # the first call on rank 0
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
         return run
@@ -60,84 +82,146 @@ class RunLogger(WandbLogger):
         self._steps[kind] = step
         part = self._steps_file.with_name(self._steps_file.name + ".part")
         part.write_text(json.dumps(self._steps))
-        os.replace(part, self._steps_file)  # whole, whenever the process is killed
+        os.replace(part, self._steps_file)  # a kill at any time leaves a whole file
 
 
 def tracking_logger(
     run_dir: str | Path, name: str, config: Mapping[str, Any] | str, *, project: str = "lit_mm"
-) -> RunLogger:
-    """The logger of a run folder. Made anew for the same folder, it continues the same W&B run.
+) -> RunLogger | None:
+    """The logger of a run folder; None where W&B is switched off. For the first rank alone.
+
+    Another logger of the same folder continues the same W&B run. What wandb's own settings say wins: environment
+    variables, `wandb login`, `wandb init`, `wandb offline` and `wandb disabled`. Names that W&B gave stay: those of a
+    sweep, and that of a run that exists already.
 
     Args:
         run_dir: run folder; W&B's files go below it, and the run's id is kept in `wandb_id`.
-        name: of the W&B run.
+        name: name of a new W&B run, unless WANDB_NAME says another.
         config: the resolved config, as a mapping or as YAML.
-        project: W&B project, unless WANDB_PROJECT names one.
+        project: W&B project, unless wandb's settings name one.
+    Raises:
+        UserError: wandb's settings or its key cannot be used.
     """
-    run_dir, mode = Path(run_dir), tracking_mode(os.environ)
+    run_dir, mode = Path(run_dir), tracking_mode()
+    if mode == "disabled":
+        return None
     run_dir.mkdir(parents=True, exist_ok=True)
+    identity, is_new = _run_id(run_dir, os.environ)
+    settings = wandb_settings()
+    has_name = settings.run_name or os.environ.get("WANDB_SWEEP_ID") or not is_new
     return RunLogger(
-        name=name,
+        name=None if has_name else name,
         save_dir=run_dir,
-        id=_run_id(run_dir / "wandb_id"),
-        project=os.environ.get("WANDB_PROJECT") or project,
+        id=identity,
+        project=settings.project or project,
         config=yaml.safe_load(config) if isinstance(config, str) else dict(config),
         mode=mode,
-        resume="allow" if mode == "online" else None,  # offline W&B cannot, and warns
-        # The bar redraws its line: captured, it would fill the W&B console with control characters
-        settings={"silent": True, "console": "off"},
+        resume="allow" if mode == "online" else None,  # offline W&B cannot resume, and warns
+        # The progress bar redraws its line, which would fill W&B's console log with control characters
+        settings={"silent": True, "console": "off", "init_timeout": PATIENCE},
     )
 
 
-def tracking_mode(environment: Mapping[str, str]) -> str:
-    """`WANDB_MODE` where the user set it; else "online" with an account (key or netrc entry), "offline" without.
+def check_mode(environ: Mapping[str, str]) -> None:
+    """Refuse a WANDB_MODE that W&B does not have.
 
     Raises:
-        UserError: the netrc file cannot be parsed.
+        UserError: it is none of `MODES`.
     """
-    if environment.get("WANDB_MODE"):
-        return {"dryrun": "offline", "run": "online"}.get(environment["WANDB_MODE"], environment["WANDB_MODE"])
-    if environment.get("WANDB_API_KEY"):
-        return "online"
-    host = urlparse(environment.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-    file = environment.get("NETRC")
-    for path in [Path(file)] if file else [Path.home() / ".netrc", Path.home() / "_netrc"]:
-        if path.is_file():
-            try:
-                hosts = netrc.netrc(path).hosts
-            except netrc.NetrcParseError as error:
-                raise UserError(
-                    f"looking for a W&B account, {str(path)!r} cannot be read ({error.msg}, line {error.lineno}). "
-                    "Correct it, or set WANDB_MODE=offline"
-                ) from error
-            return "online" if host in hosts else "offline"
-    return "offline"
+    mode = environ.get("WANDB_MODE") or "online"
+    if mode not in MODES:
+        close = difflib.get_close_matches(mode, MODES, n=1)
+        guess = f"Did you mean {close[0]!r}?" if close else f"It is one of {', '.join(MODES)}."
+        raise UserError(f"the environment variable WANDB_MODE is {mode!r}. {guess}")
+
+
+def wandb_settings() -> Any:
+    """wandb's settings from the environment and its files.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    import wandb  # only here: importing it takes 0.7 s
+
+    try:
+        return wandb.setup().settings
+    except (ValueError, wandb.Error) as error:
+        raise UserError(
+            f"the settings of wandb cannot be used: {_first_line(error)} Correct them, or leave W&B out with "
+            "--track false"
+        ) from error
+
+
+def tracking_mode() -> str:
+    """W&B's mode as wandb's settings say, such as "online"; "offline" where they name no account.
+
+    Raises:
+        UserError: WANDB_MODE, the settings or the key cannot be used.
+    """
+    check_mode(os.environ)
+    settings = wandb_settings()
+    mode = MODES[settings.mode]
+    if mode != "online" or os.environ.get("WANDB_MODE"):
+        return mode
+    from wandb.errors import AuthenticationError
+    from wandb.sdk.lib.wbauth import authenticate_session
+
+    try:
+        account = authenticate_session(host=settings.base_url, source="lit_mm", prompt=False, update_session=False)
+    except AuthenticationError as error:
+        raise UserError(
+            f"the key of the W&B account cannot be used: {_first_line(error)} Log in anew (wandb login), or set "
+            "WANDB_MODE=offline"
+        ) from error
+    return mode if account else "offline"
 
 
 def sync_command(logger: WandbLogger) -> str | None:
-    """What to type to send an offline run to an account; None when there is nothing to send."""
+    """The command that sends an offline run to an account; None if there is nothing to send."""
     offline = sorted(Path(logger.save_dir, "wandb").glob("offline-run-*"))
-    # Every resumed launch leaves its own folder of one and the same run
+    # Every resumed launch makes another folder of the same run
     append = "--append " if len(offline) > 1 else ""
     return f"wandb sync {append}{' '.join(str(path) for path in offline)}" if offline else None
 
 
-def _run_id(path: Path) -> str:
-    """The run's id: given by a sweep agent, kept from an earlier launch, or new. Only rank 0 writes it."""
-    if os.environ.get("WANDB_RUN_ID"):
-        return os.environ["WANDB_RUN_ID"]
-    if path.exists() and (identity := path.read_text().strip()):
-        return identity
-    fresh = secrets.token_hex(4)
-    if rank_zero_only.rank == 0:
+def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
+    """The id of the W&B run of a run folder, and whether it is new: W&B's own, that of an earlier launch, or a new one.
+
+    It is written to `wandb_id`. The steps that were logged to a run of another id do not count for this one.
+    """
+    path = run_dir / "wandb_id"
+    earlier = path.read_text().strip() if path.exists() else ""
+    identity = environ.get("WANDB_RUN_ID") or earlier or secrets.token_hex(4)
+    if identity != earlier:
+        (run_dir / STEPS).unlink(missing_ok=True)
         part = path.with_name(path.name + ".part")
-        part.write_text(fresh + "\n")
+        part.write_text(identity + "\n")
         os.replace(part, path)
-    return fresh
+    return identity, identity != earlier
+
+
+def _steps_of(file: Path) -> dict[str, int]:
+    """Kind of row -> the last step of it that was logged.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not file.exists():
+        return {}
+    try:
+        return {kind: int(step) for kind, step in json.loads(file.read_bytes()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."
 
 
 class Tracking(StepObserver):
-    """Logs loss, useful tokens (per second), learning rate per part and stage after every optimizer step."""
+    """Logs loss, useful tokens, tokens per second, stage, and the learning rates of parts after every step."""
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         metrics: dict[str, float] = {
@@ -157,10 +241,11 @@ def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step
     """Log a table of predictions with their pictures as `examples`.
 
     Args:
-        predictions: all of them are logged: pass as many as are worth looking at.
-        step: optimizer steps finished, through all stages.
+        logger: logger of the run.
+        predictions: predictions of the table, all of which are logged.
+        step: number of finished optimizer steps, counted through all stages.
     """
-    import wandb  # only here: importing it takes 0.7 s
+    import wandb  # here, because the import takes 0.7 s
 
     with _data_below(Path(logger.save_dir)):
         table = wandb.Table(columns=["skill", "image", "question", "truth", "answer", "correct"])
@@ -171,10 +256,10 @@ def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step
 
 
 def side_by_side(pages: Sequence[Image.Image]) -> Image.Image:
-    """One picture of all pages from left to right: a cell of a W&B table shows a single image.
+    """Join pages from left to right, because a cell of a W&B table shows a single image.
 
     Returns:
-        As high as the highest page; a white pixel without pages.
+        A picture with the height of the highest page; a white pixel if there are no pages.
     """
     width, height = sum(page.width for page in pages), max((page.height for page in pages), default=1)
     strip = Image.new("RGB", (max(1, width + 4 * (len(pages) - 1)), height), "white")  # 4 pixels between pages
@@ -187,9 +272,9 @@ def side_by_side(pages: Sequence[Image.Image]) -> Image.Image:
 
 @contextmanager
 def _data_below(folder: Path) -> Iterator[None]:
-    """Keep the files of tables in the run folder, where W&B would put them in the home directory until they are sent.
+    """Keep the files of tables in the run folder; W&B would keep them in the home directory until they are sent.
 
-    Only the environment tells W&B where. A folder that the user set stays.
+    An environment variable alone sets W&B's folder. A folder that the user has set stays.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield
@@ -203,7 +288,7 @@ def _data_below(folder: Path) -> Iterator[None]:
 
 @rank_zero_only
 def finish(logger: WandbLogger, summary: Mapping[str, Any] | None = None) -> None:
-    """Write the run's closing figures and end it; what is online is sent."""
+    """Write the final figures of the run and end it. An online run is sent."""
     if summary:
         logger.experiment.summary.update(dict(summary))
     logger.experiment.finish()

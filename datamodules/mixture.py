@@ -15,6 +15,8 @@ from lit_mm.stream.maker import TooLong
 from lit_mm.stream.mixture import Joined, draws_per_epoch
 from lit_mm.stream.screen import BadSample
 
+NO_SOURCES = "the mixture has no sources: list at least one under `data.init_args.sources`"
+
 
 @dataclass
 class Member:
@@ -42,7 +44,7 @@ class Mixture(StreamDataModule):
     """This data module mixes sources evenly: every part of an epoch has nearly the weights of the whole epoch.
 
     Args:
-        sources: sources with their weights.
+        sources: sources with their weights; None where only held-out documents are needed.
         weights: rule for the samples of a source in an epoch. "size" draws every sample once. "sqrt" draws in
             proportion to the square root of the size (InstructBLIP). "explicit" draws in proportion to `weight`.
             "repeat" takes `repeat` passes or `draws` samples.
@@ -51,9 +53,11 @@ class Mixture(StreamDataModule):
         too_long, on_bad_sample, max_bad, max_unsupervised: see `StreamDataModule`.
     """
 
+    training_arguments = ("sources",)
+
     def __init__(
         self,
-        sources: list[Member],
+        sources: list[Member] | None = None,
         weights: Literal["size", "sqrt", "explicit", "repeat"] = "size",
         heldout_source: Source | dict[str, Any] | None = None,
         global_batch: int = 64,
@@ -81,13 +85,13 @@ class Mixture(StreamDataModule):
             max_unsupervised,
             worker_start=worker_start,
         )
-        if not sources:
-            raise UserError("the mixture has no sources: list at least one under `data.init_args.sources`")
-        self.members = [replace(member, source=_opened(member.source)) for member in sources]
+        if sources == []:
+            raise UserError(NO_SOURCES)
+        self.members = [replace(member, source=_opened(member.source)) for member in sources or []]
         self.weights = weights
         self.heldout_source = None if heldout_source is None else _opened(heldout_source)
         self._held_out = None if heldout_source is None else HeldOut(self.heldout_source, on_bad_sample)
-        self.joined = self._joined()
+        self.joined = self._joined() if self.members else None
 
     def _joined(self) -> Joined:
         names = [member.name or name_of(member.source) for member in self.members]
@@ -111,6 +115,8 @@ class Mixture(StreamDataModule):
         return Joined([member.source for member in self.members], names, draws)
 
     def source(self) -> Joined:
+        if self.joined is None:
+            raise UserError(NO_SOURCES)
         return self.joined
 
     def heldout(self, count: int | None = None) -> list[Document]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import gc
 import os
 import sys
@@ -40,6 +41,7 @@ ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "eval": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
 }
 LOOKING = ("describe", "tiles")  # they start nothing, and close the files that they write
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
 
 
@@ -99,7 +101,7 @@ def no_collection() -> Iterator[None]:
 
 
 def mistake_of(error: Exception) -> UserError | None:
-    """The user's mistake that an exception is, or that was being handled when it arose.
+    """The user's mistake that an exception is, or that was being handled when it arose; a full disk is one.
 
     When a loader fails to start, Lightning's cleanup asks that loader for its length, fails in turn, and so hides what
     was wrong with the data.
@@ -107,6 +109,9 @@ def mistake_of(error: Exception) -> UserError | None:
     for candidate in (error, error.__context__):
         if isinstance(candidate, UserError):
             return candidate
+        if isinstance(candidate, OSError) and candidate.errno in NO_ROOM:
+            place = f" ({candidate.filename})" if candidate.filename else ""
+            return UserError(f"{candidate.strerror}{place}. Make room; a run goes on with the same command")
     return None
 
 

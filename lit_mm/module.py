@@ -89,6 +89,8 @@ class MultimodalModule(L.LightningModule):
         self.first_step = 0  # optimizer steps of the stages before it
         self.seed = 0
         self._learning: frozenset[str] = frozenset()  # parts that the current optimizer step changes
+        self.data_digests: dict[str, Any] = {}  # source of the stage -> digest of its files; on rank 0
+        self.data_changes: dict[str, str] = {}  # source -> its difference from the resumed checkpoint
         self.ends: dict[str, dict[str, Any]] = {}  # stage that a callback ended early -> step, planned steps, reason
         self.config_text = ""  # the resolved config, kept in checkpoints
         self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
@@ -345,6 +347,7 @@ class MultimodalModule(L.LightningModule):
             "step": self.step,
             "ends": self.ends,
             "strategy": type(self.trainer.strategy).__name__,
+            "data": self.data_digests,
             "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
             "stored": [name for name in (*dict(kept_tensors(self)), *aside) if name not in left_out],
             "frozen": {
@@ -354,7 +357,7 @@ class MultimodalModule(L.LightningModule):
         checkpoint["state_dict"] |= aside
         (optimizer,) = self.trainer.optimizers
         strategy = self.trainer.strategy
-        whole = strategy.given_groups if isinstance(strategy, ZeRO) else None
+        whole = strategy.original_groups if isinstance(strategy, ZeRO) else None
         checkpoint["optimizer"] = optimizer_groups(optimizer, names, whole)
         by_name = {names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names}
         checkpoint["optimizer_states"] = [by_name]

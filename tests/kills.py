@@ -68,9 +68,9 @@ class Launch:
         dropout: dropout of the partial LoRA.
         strategy: a registered name, or arguments of `lit_mm.distributed.zero.ZeRO`.
         accelerator: accelerator of the Trainer.
-        recipe: "two" or "three" stages; "inputs", whose inputs change at a step; "branches", in which two stages start
-            from the end of one; "unread", in which the first stage does not read the language model and the second
-            does; "thaw", in which the vision encoder thaws after two steps; or "muon".
+        recipe: "two" or "three" stages; "inputs", in which the inputs of a stage change; "branches", in which two
+            stages start from the end of one; "unread", in which the first stage does not read the language model and
+            the second does; "thaw", in which the vision encoder thaws after two steps; or "muon".
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen

@@ -418,7 +418,7 @@ def test_an_option_is_corrected_by_its_words_and_not_at_all_where_none_is_near(t
         (("generate", "--queston", "why?"), "the following arguments are required: --question"),
         (("generate", "--question", "why?", "--imge=x.png"), "there is no option --imge=x.png. Did you mean --image?"),
         (("generate", "--question", "why?", "--max_new_tokens", "0"), "--max_new_tokens is at least 1, got 0"),
-        (("generate", "--question", "why?", "--image", "none.png"), "there is no image "),
+        (("generate", "--question", "why?", "--image", "none.png"), "there is no image '"),
         (("generate", "nowhere", "--question", "why?"), "there is no checkpoint 'nowhere'"),
         (("evaluate", "."), "'.' holds no checkpoint"),
     ],

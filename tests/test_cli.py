@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -186,3 +187,18 @@ def test_a_stage_changes_only_the_data_arguments_it_names(recipe: str) -> None:
 )
 def test_an_experiment_is_named_after_its_first_config(arguments: list[str], name: str) -> None:
     assert experiment_name(arguments) == name
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_or_a_read_only_one_ends_in_one_line(
+    code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code), "runs/tiny/metrics.csv")
+
+    monkeypatch.setattr("lit_mm.cli._command", lambda arguments: fail)
+    with pytest.raises(SystemExit) as left:
+        main(["fit"])
+    error = capsys.readouterr().err
+    assert left.value.code == 2 and error.startswith(f"lit_mm: {os.strerror(code)} (runs/tiny/metrics.csv). Make room")
+    assert len(error.strip().splitlines()) == 1

@@ -62,12 +62,16 @@ def test_zero3_is_one_key_and_its_run_is_evaluated_by_one_process(tmp_path: Path
 
 
 @pytest.mark.distributed
-def test_the_ranks_of_torchrun_agree_on_the_run_folder(tmp_path: Path) -> None:
+def test_the_ranks_of_torchrun_agree_on_the_run_folder_and_one_opens_the_run_of_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
-    run(tmp_path, sys.executable, *launcher, "-m", "lit_mm", "fit", "--config", "tiny.yaml", *CUT)
+    run(tmp_path, sys.executable, *launcher, "-m", "lit_mm", "fit", "--config", "tiny.yaml", "--track=true", *CUT)
     (folder,) = [path for path in (tmp_path / "runs" / "tiny").iterdir()]
     assert [row["step"] for row in read_metrics(folder / "metrics.csv")] == [1, 2, 3, 4]
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ manifest.json has
     format          2; format 1 has no digest of the manifest itself
     family, stage, stage_number, stage_step, step (through all stages), strategy, ranks
     folder          where the run was launched: relative paths of its config start there
+    data            source of the stage -> digest of its files, see `lit_mm.documents.sources.digest`
     parts           part -> names of all its parameters, stored or not, in the model's order
     files           file -> {"bytes", "blake2b"}
     weights         name -> {"shape", "dtype", "pieces": [[file, key, start, count], ...]}; names as in `state_dict`

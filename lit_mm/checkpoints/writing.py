@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_mm.checkpoints.manifest import FORMAT, digest_file, sealed
+from lit_mm.checkpoints.manifest import FORMAT, digest_file, newest, sealed
 from lit_mm.checkpoints.reading import Checkpoint, read
 from lit_mm.errors import UserError
 
@@ -223,10 +223,13 @@ def _together(work: Callable[[], Any] | None, final: Path) -> list[Any]:
         shutil.rmtree(final.with_name(final.name + ".part"), ignore_errors=True)
         rank, message = failed[0]
         where = f" (rank {rank})" if len(outcomes) > 1 else ""
-        raise UserError(
-            f"the checkpoint {str(final)!r} could not be written{where}: {message}. The one before it is intact: make "
-            "room, and the same command goes on from there"
-        ) from cause
+        before = newest(final.parent)
+        intact = (
+            f"{before.path.name} is intact: make room, and the same command goes on from there"
+            if before
+            else "It would have been the first of this run: make room, and start again"
+        )
+        raise UserError(f"the checkpoint {str(final)!r} could not be written{where}: {message}. {intact}") from cause
     return [result for _, result in outcomes]
 
 

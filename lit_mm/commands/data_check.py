@@ -38,6 +38,7 @@ class Report:
         self.findings: list[tuple[str, SampleError, tuple[str, ...]]] = []  # source, error, stages that refuse it
         self.summaries: list[Summary] = []
         self.apart: list[Counter[tuple[str, ...]]] = []  # by source: answers apart from their prompt, by stages
+        self.cut: list[Counter[tuple[str, ...]]] = []  # by source: samples that lose their end, by stages
         self.decoded = 0
 
     def add(self, source: str, error: SampleError, stages: tuple[str, ...] = ()) -> None:
@@ -55,8 +56,8 @@ class Report:
             for source, error, stages in self.findings
         ]
         sources = [
-            {**summary.as_dict(), "answers_apart": {", ".join(stages): count for stages, count in apart.items()}}
-            for summary, apart in zip(self.summaries, self.apart, strict=True)
+            {**summary.as_dict(), "answers_apart": by_stage(apart), "truncated": by_stage(cut)}
+            for summary, apart, cut in zip(self.summaries, self.apart, self.cut, strict=True)
         ]
         return {"ok": not self.errors, "errors": self.errors, "findings": findings, "sources": sources}
 
@@ -70,7 +71,13 @@ class Report:
         if self.errors > len(self.findings):
             lines.append(f"... and {self.errors - len(self.findings)} more; --lines 0 lists all")
         lines.append(summary_table(self.summaries))
-        for summary, apart in zip(self.summaries, self.apart, strict=True):
+        for summary, apart, cut in zip(self.summaries, self.apart, self.cut, strict=True):
+            lines += [f"{summary.name}: {note}" for note in summary.lines()]
+            for stages, count in cut.items():
+                lines.append(
+                    f"{summary.name}: {count} samples are longer than a row or the model and lose their end, as "
+                    f"`too_long: truncate` says ({named(stages)})"
+                )
             for stages, count in apart.items():
                 lines.append(
                     f"{summary.name}: {count} answers begin with characters that merge with the prompt before them "
@@ -105,7 +112,7 @@ def check(choices: argparse.Namespace) -> None:
 
             check_jobs([Job(source.name, source)], report, choices.pixels, choices.workers)
         else:
-            check_entries(source.name, source, report)
+            check_entries(source.name, source, report, set())
     if choices.format == "json":
         print(json.dumps(report.as_dict()))
     else:
@@ -117,20 +124,27 @@ def check(choices: argparse.Namespace) -> None:
         sys.exit(BROKEN)
 
 
-def check_entries(name: str, documents: Documents, report: Report) -> set[str]:
-    """Check the entries and image headers of a source. Returns the places of broken samples."""
+def check_entries(name: str, documents: Documents, report: Report, places: set[str]) -> None:
+    """Check the entries and image headers of a source.
+
+    Args:
+        places: places of the broken samples of earlier sources, which are not listed again (held-out rows of the same
+            file); those of this source are added.
+    """
     from lit_mm.documents.sources.check import check_source
 
-    places = set()
+    earlier = frozenset(places)
 
     def append(error: SampleError) -> None:
-        places.add(error.where or error.sample_id)
-        report.add(name, error)
+        place = error.where or error.sample_id
+        if place not in earlier:
+            report.add(name, error)
+            places.add(place)
 
     with bar(f"checking {name}", len(documents)) as progress:
         report.summaries.append(check_source(name, documents, append, progress))
     report.apart.append(Counter())
-    return places
+    report.cut.append(Counter())
 
 
 def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int | None) -> None:
@@ -145,8 +159,9 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
     if workers is None:
         workers = worker_count() if max(len(job.documents) for job in jobs) > FEW else 0
     with runner(jobs, workers) as run:
+        places: set[str] = set()  # of samples with errors that are listed already
         for number, job in enumerate(jobs):
-            places = check_entries(job.name, job.documents, report)
+            check_entries(job.name, job.documents, report, places)
             if not job.layouts and not share:
                 continue
             summary, apart = report.summaries[-1], report.apart[-1]
@@ -154,6 +169,7 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
                 for result in run(tasks_of(number, len(job.documents), share)):
                     progress(result.stop)
                     apart.update(result.apart)
+                    report.cut[-1].update(result.cut)
                     report.decoded += result.decoded
                     for refusals in result.refusals:
                         errors = [(error, stages) for error, stages in refusals if stages or error.where not in places]
@@ -178,6 +194,11 @@ def fit_command(declaration: Mapping[str, Any]) -> str:
         return shlex.join([*FIT, "--config", OWN_DATA, *words])
     corpus = {"name": "own", **declaration}
     return shlex.join([*FIT, "--config", OWN_DATA, "--data", "Corpora", "--data.corpora", json.dumps([corpus])])
+
+
+def by_stage(counts: Mapping[tuple[str, ...], int]) -> dict[str, int]:
+    """Counts by names of stages, for machines."""
+    return {", ".join(stages): count for stages, count in counts.items()}
 
 
 def named(stages: Sequence[str]) -> str:

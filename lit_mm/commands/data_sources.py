@@ -121,10 +121,13 @@ def phase_name(stage: Stage | None, step: int) -> str:
 
 
 def flat(source: Any) -> Iterator[tuple[str, Any]]:
-    """(name, source) of each source of a mixture, or of a single source."""
+    """(name, source) of each source of a mixture, or of a single source; a part of a file stands for the whole."""
     from lit_mm.stream.datamodule import name_of
     from lit_mm.stream.mixture import Joined
+    from lit_mm.stream.split import Split
 
+    if isinstance(source, Split):
+        source = source.source
     if not isinstance(source, Several):
         yield name_of(source), source
         return

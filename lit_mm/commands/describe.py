@@ -32,7 +32,10 @@ has `refused`, the reason, in place of views, grid and tokens.
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
 must gather at once at least. It depends on `strategy`, `zero` (its stage; 0 is none), `ranks`, `ranks_from` (recipe,
 option or assumed: `trainer.devices` auto counts as one), `precision` and `accumulation` (micro-batches of a step; null,
-and planned as 1, where the batch does not split over the ranks)."""
+and planned as 1, where the batch does not split over the ranks).
+
+`activations` has, for vision encoder and language model, `checkpointing`, `compiled` and `per_position`: values kept
+for the backward pass per patch or position, null where the compiler decides it."""
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -134,6 +137,7 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
     unread = sorted(parts.keys() - model.parts_read(stage))
     with model.reading_only(stage):
         memory = memory_plan(cli, data, ranks)
+        activations = activation_plan(model.network)
     return {
         "name": stage.name,
         "trainable": trainable,
@@ -146,7 +150,18 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "rows_per_step": data.global_batch,
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row holds several
         "memory": memory,
+        "activations": activations,
     }
+
+
+def activation_plan(network: Any) -> dict[str, dict[str, Any]]:
+    """What the layers of each part keep for the backward pass in the stage that has begun, ready for JSON."""
+    from lit_mm.distributed.activations import activations_of
+    from lit_mm.model import MultimodalModel
+
+    if not isinstance(network, MultimodalModel):
+        return {}
+    return {part: asdict(activations) for part, activations in activations_of(network).items()}
 
 
 def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str, Any] | None:
@@ -260,7 +275,7 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), "", memory_table(stages)]
+    text = [plan["family"], "", aligned(rows), "", memory_table(stages), *activation_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         reasons = []
@@ -287,6 +302,26 @@ def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]
             yield who, of["images"]
         for source, listed in of.get("images_by_source", {}).items():
             yield f"{who}, source {source}", listed
+
+
+def activation_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """What parts keep for the backward pass, for people; nothing where no part says it."""
+    parts = {part: planned for stage in reversed(stages) for part, planned in stage["activations"].items()}
+    if not parts:
+        return []
+    rows = [["part", "checkpointing", *(stage["name"] for stage in stages)]]
+    for part, planned in parts.items():
+        kind = planned["checkpointing"] + (", compiled" if planned["compiled"] else "")
+        rows.append([part, kind, *(_kept_by(part, stage) for stage in stages)])
+    head = "kept for the backward pass: values a patch or position, of 2 bytes in bf16 and 4 in fp32"
+    return ["", head, aligned(rows)]
+
+
+def _kept_by(part: str, stage: dict[str, Any]) -> str:
+    if part not in stage["activations"]:
+        return "-"
+    count = stage["activations"][part]["per_position"]
+    return "compiler" if count is None else f"{count:,.0f}"
 
 
 def memory_table(stages: Sequence[dict[str, Any]]) -> str:

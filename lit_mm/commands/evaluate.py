@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
 
 from lit_mm.commands.generate import ACCELERATORS
 from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning import LightningDataModule
+
+    from lit_mm.documents.document import Document
+    from lit_mm.documents.sources import Source
+
+PATHS = ("path", "images")  # keys of a declaration
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -18,6 +31,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help='ask about these documents: "{format: llava, path: asked.json, images: DIR}", or a YAML file with such a '
+        "declaration (default: the held-out documents of the recipe)",
+    )
     parser.add_argument("--documents", type=int, help="held-out documents (default: as many as the recipe says)")
     parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
@@ -27,13 +46,19 @@ def evaluate(arguments: Sequence[str]) -> None:
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
 
-    from lit_mm.commands.trained import launched, open_trained  # torch: seconds, which --help need not wait for
+    from datamodules.held_out import HeldOut  # torch: seconds, which --help need not wait for
+    from lit_mm.commands.trained import launched, open_model, open_trained
     from lit_mm.evaluation.examiners import examine
     from lit_mm.report.tables import accuracy_table
 
+    source = None if choices.data is None else declared(choices.data)
     with launched(choices.checkpoint, choices.config, choices.stage) as path:
-        module, data, _ = open_trained(path, choices.config, accelerator=choices.accelerator)
-        documents = data.heldout(choices.documents)
+        if source is not None:
+            module = open_model(path, choices.config, accelerator=choices.accelerator)
+            documents = HeldOut(source, "fail").documents(choices.documents)
+        else:
+            module, data, _ = open_trained(path, choices.config, accelerator=choices.accelerator)
+            documents = held_out(data, choices.documents)
         sighted = examine(module, documents, batch_size=choices.batch_size).figures
         blind = examine(module, documents, blind=True, batch_size=choices.batch_size).figures
     if choices.format == "json":
@@ -49,3 +74,46 @@ def evaluate(arguments: Sequence[str]) -> None:
         )
     else:
         print(accuracy_table(sighted, blind))
+
+
+def held_out(data: LightningDataModule, count: int | None) -> list[Document]:
+    """The held-out documents of a run's recipe.
+
+    Args:
+        count: number of documents; None: as many as the recipe says.
+    Raises:
+        UserError: they cannot be read, or the recipe names none.
+    """
+    try:
+        documents = data.heldout(count)
+    except UserError as error:
+        raise UserError(f"the held-out documents of the run: {error}. --data asks about others") from error
+    if not documents:
+        raise UserError("the recipe of the run names no held-out documents. Give some with --data")
+    return documents
+
+
+def declared(text: str) -> Source:
+    """The source that `--data` declares. Its relative paths start from the folder where the user is.
+
+    Raises:
+        UserError: it is no declaration, or its data cannot be read.
+    """
+    from lit_mm.documents.sources import open_source
+    from lit_mm.documents.sources.paths import expand_home, is_url
+
+    where = "--data"
+    if not text.lstrip().startswith("{"):
+        where, file = f"--data {text}", Path(text)
+        if not file.is_file():
+            raise UserError(f"there is no file {text!r} with a source for --data")
+        text = file.read_text(encoding="utf-8")
+    try:
+        declaration = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(declaration, dict):
+        raise UserError(f'{where} is a mapping such as "{{format: llava, path: asked.json}}", got {text.strip()!r}')
+    paths = {key: value for key, value in declaration.items() if key in PATHS and isinstance(value, str)}
+    absolute = {key: path if is_url(path) else os.path.abspath(expand_home(path)) for key, path in paths.items()}
+    return open_source(declaration | absolute)

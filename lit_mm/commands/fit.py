@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from callbacks.ledger import DataLedger
 from callbacks.memory_trim import MemoryTrim
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.progress import StageProgress
-from callbacks.tracking import RunLogger, Tracking, finish, log_examples, sync_command, tracking_logger
+from callbacks.tracking import RunLogger, Tracking, check_mode, finish, log_examples, sync_command, tracking_logger
 from callbacks.watchdog import Watchdog
 from lit_mm.checkpoints import reading
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
@@ -48,6 +49,8 @@ def fit(arguments: Sequence[str]) -> None:
     quiet()
     use_deterministic_algorithms()
     cli = RecipeCLI(arguments, "fit")
+    if cli.config.track:
+        check_mode(os.environ)
     init_from, record = cli.config.init_from, recorded(cli.config.run_dir)
     if record is not None and not init_from:
         cli.config.init_from = record["checkpoint"]
@@ -79,7 +82,10 @@ def train(
         reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
     module.save_frozen = cli.config.save_frozen
 
-    logger = tracking_logger(folder.path, experiment, config) if cli.config.track else None
+    tracked = cli.config.track and launch.is_global_zero
+    logger = tracking_logger(folder.path, experiment, config) if tracked else None
+    if logger is not None:
+        logger.open()
     watchdog = Watchdog(cli.config.step_timeout)
     observers: list[L.Callback] = [
         watchdog,
@@ -116,6 +122,7 @@ def train(
             trainer_of=partial(cli.trainer_of, observers, [logger] if logger else []),
             seed=cli.seed,
             pretrained=not start,
+            other_data=cli.config.other_data,
         )
         documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:
@@ -171,7 +178,7 @@ def conclude(
         folder.path / "summary.json",
         accuracy=sighted,
         blind=blind,
-        seconds=round(time.time() - LAUNCHED, 1),
+        seconds=round(time.monotonic() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
         stages=stage_summaries(metrics, origin_of, module.ends),
@@ -194,12 +201,16 @@ def next_steps(
         f"the end of {stage!r} is kept, too: python -m lit_mm evaluate {folder.path} --stage {stage}"
         for stage in sorted(ends)
     ]
-    if logger is not None and (sync := sync_command(logger)):
-        lines.append(f"tracked offline; to send it to an account: {sync}")
     example = next((document for document in documents if len(document.pictures) == 1), None)
     ask = ""
     if example is not None:
         page = folder.path / "page.png"
         example.pictures[0].read().save(page)
-        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{example.question}"'
-    return "\n".join([*lines, f"everything is in {folder.path}{ask}"])
+        question = example.question  # one that begins with - would be taken for an option
+        words = [f"--question={question}"] if question.startswith("-") else ["--question", question]
+        command = ["python", "-m", "lit_mm", "generate", str(folder.path), "--image", str(page), *words]
+        ask = f"; ask it: {shlex.join(command)}"
+    lines.append(f"everything is in {folder.path}{ask}")
+    if logger is not None and (sync := sync_command(logger)):
+        lines.append(f"tracked offline; to send it to an account: {sync}")
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from lit_mm.commands.options import Arguments
@@ -32,7 +33,7 @@ def generate(arguments: Sequence[str]) -> None:
     from lit_mm.documents.files import FilePicture
     from lit_mm.inference.generate import answer
 
-    pictures = [FilePicture.open(Path(path).absolute()) for path in choices.image]
+    pictures = [replace(FilePicture.open(path), path=Path(path).absolute()) for path in choices.image]
     document = Document("asked", (Turn("user", (*pictures, choices.question)),))
     with launched(choices.checkpoint, choices.config, choices.stage) as path:
         module = open_model(path, choices.config, accelerator=choices.accelerator)

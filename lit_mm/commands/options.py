@@ -115,6 +115,7 @@ RECIPE_OPTIONS = (
         "run_dir", str | None, None, "run folder (default: runs/<experiment>/<time>); resumes if it holds a run"
     ),
     RecipeOption("take_over", bool, False, "use the run folder of a job that gives no sign of life any more"),
+    RecipeOption("other_data", bool, False, "resume though the data have changed; the ledger says what changed"),
     RecipeOption("init_from", str | None, None, "start from the weights of this run folder or checkpoint"),
     RecipeOption("checkpoint_every", int, 100, "optimizer steps between checkpoints"),
     RecipeOption("keep_checkpoints", int, 2, "how many of the last checkpoints are kept, beside the most accurate one"),

@@ -33,6 +33,7 @@ from lit_mm.commands.config_text import (
     read_config,
     spoken,
 )
+from lit_mm.commands.data_keys import refuse_keys_of_other_classes, with_class_path
 from lit_mm.commands.mistakes import cause_of, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
@@ -65,7 +66,7 @@ from lit_mm.tiling.plan import Tiling
 ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
 STAGE_PARTS = {"schedule": Schedule, "inputs.tiling": Tiling, "inputs.layout": Layout, "inputs.prompt": Prompt}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which a device or DDP trains
-RUN_KEYS = ("config", "run_dir", "take_over", "init_from")  # of the launch, not of the experiment
+RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # of the launch, not of the experiment
 
 
 KEYS: dict[str, Any] = {
@@ -84,6 +85,7 @@ def check_config(config: Entry) -> None:
         UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
     """
     check_packages(config, ())
+    refuse_keys_of_other_classes(config)
     for key, entry in config.keys.items():
         if key == "trainer":
             if not isinstance(entry.value, dict):
@@ -193,7 +195,7 @@ class RecipeCLI(LightningCLI):
             refuse_old_keys(config_files(arguments), flow(self.entries))
             for override in overrides(arguments):
                 if is_known(override):
-                    self.entries = merged_recipe(self.entries, override)
+                    self.entries = merged_recipe(self.entries, with_class_path(override))
             arguments = parser_words(arguments, self.entries)
             if "trainer" in self.entries.keys:
                 check_trainer(self.entries.keys["trainer"])

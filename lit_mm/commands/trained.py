@@ -12,9 +12,12 @@ import yaml
 
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.before import translate_config
+from lit_mm.commands.config_text import Entry
 from lit_mm.commands.recipe import RecipeCLI, quiet
+from lit_mm.commands.signatures import class_of
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
+from lit_mm.stream.datamodule import StreamDataModule
 
 OF_TRAINING = ("callbacks", "logger", "profiler", "default_root_dir")  # keys of the Trainer that answers do not need
 
@@ -78,6 +81,7 @@ def _opened(
         cli = RecipeCLI(words, "evaluate", with_data=with_data)
     else:
         recipe = for_answers(translate_config(yaml.safe_load(checkpoint.config)), accelerator)
+        recipe = without_training_data(recipe) if with_data else recipe
         cli = RecipeCLI(recipe, "evaluate", f"the config in {str(path)!r}", with_data=with_data)
     module = cli.model
     reading.load_weights(module, checkpoint, family_of(module))
@@ -98,3 +102,15 @@ def for_answers(recipe: dict[str, Any], accelerator: str | None = None) -> dict[
     """
     trainer = {key: value for key, value in (recipe.get("trainer") or {}).items() if key not in OF_TRAINING}
     return recipe | {"trainer": trainer | ({"accelerator": accelerator} if accelerator else {})}
+
+
+def without_training_data(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A run's config without the arguments of its data module that open training data: they may be gone."""
+    data = recipe.get("data")
+    if not data:
+        return recipe
+    label = Entry(data["class_path"], "the run's config")
+    loaded = class_of(label, [L.LightningDataModule], ("data", "class_path"))
+    left_out = loaded.training_arguments if isinstance(loaded, type) and issubclass(loaded, StreamDataModule) else ()
+    arguments = {key: value for key, value in (data.get("init_args") or {}).items() if key not in left_out}
+    return recipe | {"data": data | {"init_args": arguments}}

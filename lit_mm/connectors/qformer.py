@@ -62,11 +62,11 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[V, P, W] attends to `seen` [V, T, key width] -> [V, P, W]; `mask` [V, P, T] is False where it may not."""
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[V, P, W] attends to `context` [V, T, key width] -> [V, P, W]; `mask` [V, P, T] is False where it may not."""
         q, k, v = (
             linear(of).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [V, H, P or T, W / H]
-            for linear, of in ((self.query, x), (self.key, seen), (self.value, seen))
+            for linear, of in ((self.query, x), (self.key, context), (self.value, context))
         )
         mask = None if mask is None else mask.unsqueeze(1)
         y = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)

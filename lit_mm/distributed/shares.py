@@ -1,4 +1,4 @@
-"""The elements of a parameter that one rank holds or updates."""
+"""Shares: the elements of a parameter that one rank stores or updates."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Share:
     """The elements of a trainable parameter that this rank updates.
 
     Attributes:
-        name: of the parameter in the module.
-        start: place of the first element in the flattened parameter.
-        count: elements.
-        flat: the rank's fp32 partition that they are part of; the key of their optimizer state.
-        offset: their place in it.
+        name: name of the parameter in the module.
+        start: index of the first element in the flattened parameter.
+        count: number of elements.
+        flat: fp32 partition of this rank that contains the elements. It is the key of their optimizer state.
+        offset: index of the first element in `flat`.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Share:
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The share's part of a tensor that runs along `flat`, a view."""
+        """The share's elements of a tensor that is aligned with `flat`, as a view."""
         return tensor.detach().narrow(0, self.offset, self.count)
 
 
@@ -68,9 +68,10 @@ def shard(parameter: Sharded) -> tuple[int, int]:
 
 
 def share_of(parameter: nn.Parameter) -> Tensor | None:
-    """What this rank holds of a parameter and can be compared over time: the whole, or its shard, fp32 if trainable.
+    """The elements of a parameter whose values this rank can compare over time.
 
-    None where another rank holds all of it.
+    Returns:
+        The whole parameter, or this rank's shard of it, in fp32 if it is trainable; None if other ranks hold all of it.
     """
     if isinstance(parameter, Sharded):
         if parameter.requires_grad:

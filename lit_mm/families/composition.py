@@ -1,4 +1,4 @@
-"""What the families that read images have in common: their network, and the processor that fits it."""
+"""The common part of families that read images: their network, and the processor that fits it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def compose(
     inputs: Inputs | None,
     default: Inputs,
 ) -> dict[str, Any]:
-    """The arguments of `MultimodalModule` for a language model that reads visual tokens among its text.
+    """Build the arguments of `MultimodalModule` for a language model that reads visual tokens among its text.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder` with a `patch_grid`.
-        connector: a `lit_mm.model.Connector` with a `grid_rule`.
+        vision: vision encoder, see `Patched`.
+        connector: connector, see `Gridded`.
         language: a decoder, or an encoder-decoder whose encoder reads text and visual tokens.
-        tokenizer: reference of its tokenizer, see `load_tokenizer`.
-        inputs: changes of the recipe; None: none.
+        tokenizer: reference of the language model's tokenizer, see `load_tokenizer`.
+        inputs: changes that the recipe makes to `default`; None for no change.
         default: inputs of the family, with tiling, layout and prompt.
     Raises:
         UserError: a part lacks what its protocol demands.

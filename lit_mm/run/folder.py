@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,9 +29,11 @@ MAY_CHANGE = re.compile(
     r"|trainer\.(callbacks|logger|profiler|max_time|log_every_n_steps|default_root_dir|detect_anomaly|enable_\w+)(\..*)?"
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
+# Keys that say where data lie. They may differ where the checkpoint has digests of the data, which are compared instead
+PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images)")
 INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
 ORIGIN = "init_from.json"  # which checkpoint of another run this one started from
-LAUNCHED = psutil.Process().create_time()  # seconds since the epoch
+LAUNCHED = time.monotonic() - (time.time() - psutil.Process().create_time())  # start of the process, monotonic clock
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,15 @@ class RunFolder:
         """Make or reopen a run folder, and let `runs/latest` point to it.
 
         Args:
-            run_dir: the folder; a new `runs/<experiment>/<time>` when left out.
+            run_dir: the folder; a new `runs/<experiment>/<time>` when left out. A run that W&B gave an id, as a sweep's
+                agent does, has `runs/<experiment>/<id>`, so that the same id resumes it.
             trainer: of a run on several ranks, which the first one's choice binds.
         """
 
         def make() -> str:
             path = Path(run_dir) if run_dir else None
             try:
-                path = path or _new_folder(Path("runs") / experiment)
+                path = path or _named_by_wandb(experiment) or _new_folder(Path("runs") / experiment)
                 (path / "checkpoints").mkdir(parents=True, exist_ok=True)
                 _point_latest(path)
             except OSError as error:
@@ -84,7 +88,11 @@ class RunFolder:
             keys = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
-            if keys and manifest.newest(self.checkpoints):
+            saved = manifest.newest(self.checkpoints)
+            elsewhere = bool(saved and keys) and all(PLACES.fullmatch(key) for key in keys)
+            if elsewhere and "data" in manifest.read(saved.path).content:
+                keys = []
+            if keys and saved:
                 fresh = "choose another folder with --run_dir"
                 if not any(key.startswith("model") for key in keys):
                     fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
@@ -97,11 +105,19 @@ class RunFolder:
         _write(file, config)
 
 
+def _named_by_wandb(experiment: str) -> Path | None:
+    """The folder of a run that W&B gave an id."""
+    identity = os.environ.get("WANDB_RUN_ID")
+    if identity and not re.fullmatch(r"[\w-][\w.-]*", identity):
+        raise UserError(f"WANDB_RUN_ID is {identity!r}, which names no folder. Choose a run folder with --run_dir")
+    return Path("runs") / experiment / identity if identity else None
+
+
 def _new_folder(parent: Path) -> Path:
     """A folder that no other run has: two that start in the same second differ by a number."""
-    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for number in count(1):
-        path = parent / (time if number == 1 else f"{time}_{number}")
+        path = parent / (start if number == 1 else f"{start}_{number}")
         try:
             path.mkdir(parents=True)
             return path

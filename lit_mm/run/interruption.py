@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -14,7 +15,8 @@ REQUEUE = 75
 CTRL_C = 130  # what a shell reports after Ctrl+C
 STALLED = 124  # what timeout(1) reports
 
-HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+NO_TERMINAL = {errno.EIO, errno.EPIPE}  # of a write to a terminal that was closed
 
 
 class Interrupted(SystemExit):
@@ -95,5 +97,16 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error from a signal handler, or from a thread while others may hold its lock."""
-    os.write(2, f"{text}\n".encode())
+    """Write a line to standard error from a signal handler, or from a thread while others may hold its lock.
+
+    Where the terminal was closed, nobody reads any more: this line and all later output are dropped; the run goes on.
+    """
+    try:
+        os.write(2, f"{text}\n".encode())
+    except OSError as error:
+        if error.errno not in NO_TERMINAL:
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in (1, 2):
+            os.dup2(nowhere, descriptor)
+        os.close(nowhere)

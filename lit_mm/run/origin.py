@@ -21,7 +21,15 @@ def recorded(run_dir: str | None) -> dict[str, str] | None:
         `init_from`, the absolute path that was typed; `checkpoint`, the one that it stood for; its `digest`.
     """
     file = Path(run_dir) / ORIGIN if run_dir else None
-    return json.loads(file.read_text()) if file is not None and file.exists() else None
+    if file is None or not file.exists():
+        return None
+    try:
+        record = json.loads(file.read_bytes())
+        return {key: str(record[key]) for key in ("init_from", "checkpoint", "digest")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(file)!r} is damaged ({type(error).__name__}). Remove it, and name --init_from"
+        ) from error
 
 
 def check_start(selected: Sequence[str], recipe: Sequence[str], run_dir: str | None, init_from: str | None) -> None:

@@ -11,6 +11,7 @@ from lit_mm.checkpoints import manifest, reading
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.run.agreement import agree
+from lit_mm.run.data import check_data, digests
 from lit_mm.run.folder import RunFolder
 from lit_mm.stages.stage import Stage, branches
 
@@ -24,6 +25,7 @@ def run_stages(
     trainer_of: Callable[..., L.Trainer],
     seed: int,
     pretrained: bool = True,
+    other_data: bool = False,
 ) -> L.LightningDataModule:
     """Run a recipe, from the newest checkpoint of the folder if there is one. Returns the last stage's data module.
 
@@ -32,6 +34,7 @@ def run_stages(
         trainer_of: makes a Trainer with a fresh strategy; takes Trainer arguments.
         seed: of the stream's order and of dropout.
         pretrained: load the parts' published weights before the first stage.
+        other_data: go on though the data of a stage are not those that its checkpoint was trained on.
     """
     module.check_recipe(stages)
     origin_of = branches(stages)
@@ -58,6 +61,10 @@ def run_stages(
             module.origins.load_missing(module.parts_read(stage))
         module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
         if not finished:
+            if trainer.global_rank == 0:
+                earlier = reading.read(saved.path).manifest.get("data", {}) if resumed else {}
+                module.data_changes = check_data(earlier, data, stage.name, other_data=other_data)
+                module.data_digests = digests(data)
             with module.reading_only(stage):
                 trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
         last = final_step(module, stage, steps)
@@ -103,7 +110,8 @@ def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> 
             return ""
         if saved.stage != dict(enumerate((stage.name for stage in stages), 1)).get(saved.number):
             raise UserError(
-                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe"
+                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe. "
+                f"To begin another run from its weights: another --run_dir, and --init_from {saved.path}"
             )
         try:
             reading.read(saved.path).verify()

@@ -65,13 +65,15 @@ class Job:
         document = self.documents[number]
         return document if self.asks else replace(document, source=self.name)
 
-    def sample(self, document: Document, layout: Layout) -> Sample:
-        """Raises:
-        UserError: the template, the tiling or a limit of the stage refuses the document.
+    def sample(self, document: Document, layout: Layout) -> tuple[Sample, bool]:
+        """Lay out a document. Returns the sample, and whether it was cut.
+
+        Raises:
+            UserError: the template, the tiling or a limit of the stage refuses the document.
         """
         if self.asks:
-            return layout.maker.processor.sample(document.without_answer())
-        return layout.maker.make(document)[0]
+            return layout.maker.processor.sample(document.without_answer()), False
+        return layout.maker.make(document)
 
 
 class Refusal(NamedTuple):
@@ -97,12 +99,14 @@ class Result(NamedTuple):
         stop: number behind the last sample of the task.
         refusals: refusals in the order of samples, one list per refused sample.
         apart: number of answers that are tokenised apart from their prompt, by stages.
+        cut: number of samples that lose their end, by stages.
         decoded: number of pictures that were decoded.
     """
 
     stop: int
     refusals: list[list[Refusal]]
     apart: Counter[tuple[str, ...]]
+    cut: Counter[tuple[str, ...]]
     decoded: int
 
 
@@ -119,23 +123,21 @@ def is_decoded(number: int, share: float) -> bool:
 
 def run_task(jobs: Sequence[Job], task: Task) -> Result:
     """Check the samples of a task."""
-    result = Result(task.stop, [], Counter(), 0)
+    result = Result(task.stop, [], Counter(), Counter(), 0)
     decoded = 0
     for number in range(task.start, task.stop):
-        refusals, pictures = check_sample(jobs[task.job], number, result.apart, is_decoded(number, task.share))
+        refusals, pictures = check_sample(jobs[task.job], number, result, is_decoded(number, task.share))
         decoded += pictures
         if refusals:
             result.refusals.append(refusals)
     return result._replace(decoded=decoded)
 
 
-def check_sample(
-    job: Job, number: int, apart: Counter[tuple[str, ...]], decodes: bool = False
-) -> tuple[list[Refusal], int]:
+def check_sample(job: Job, number: int, result: Result, decodes: bool) -> tuple[list[Refusal], int]:
     """Lay out a sample under all layouts of its job.
 
     Args:
-        apart: counts the answers that are tokenised apart from their prompt.
+        result: `apart` and `cut` of it are counted up.
         decodes: also decode the pixels, at the size at which the first layout reads them.
     Returns:
         The refusals, and the number of decoded pictures.
@@ -152,7 +154,7 @@ def check_sample(
     sample: Sample | None = None
     for layout in job.layouts:
         try:
-            laid_out = job.sample(document, layout)
+            laid_out, is_cut = job.sample(document, layout)
         except UserError as error:
             current = refusal(error, document, layout.stages)
             earlier = by_reason.get(current.error.reason)
@@ -161,7 +163,8 @@ def check_sample(
             continue
         sample = sample or laid_out
         if laid_out.apart:
-            apart[layout.stages] += laid_out.apart
+            result.apart[layout.stages] += laid_out.apart
+        result.cut.update([layout.stages] * is_cut)
     refusals = list(by_reason.values())
     pictures = 0
     if decodes and not (job.layouts and sample is None):

@@ -8,12 +8,12 @@ layout does to a set of probes; a sample that turns out otherwise stops the run 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lit_mm.documents.document import Document, Turn
-from lit_mm.documents.sources import SampleError, Source, cache
+from lit_mm.documents.sources import SampleError, cache
 from lit_mm.errors import UserError
 from lit_mm.samples.processor import Processor, Sample
 from lit_mm.stream.maker import SampleMaker
@@ -27,6 +27,16 @@ PROBES = (
     "2019",  # begins with a piece of its own in many vocabularies
 )
 SIDES = (1, 27, 100, 224, 337, 480, 640, 1000, 1333, 2048, 4000)  # pixels, of probed images
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """Documents in files, whose content names an index."""
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What decides the documents, see `Source.content`."""
+        ...
 
 
 class Sized:
@@ -75,7 +85,7 @@ def _of(lay_out: Callable[[Any], Any], probe: Any) -> Any:
 def keys_of(maker: SampleMaker) -> list[str | None]:
     """The names of the indexes of a maker's sources; None of a source that has no files."""
     sources = maker.documents.sources
-    if not any(isinstance(source, Source) for source in sources):
+    if not any(isinstance(source, Stored) for source in sources):
         return [None] * len(sources)
     layouts = {"": fingerprint(maker.processor)}  # of sources without a tiling of their own
     budgets = maker.too_long, maker.row_tokens, maker.row_views
@@ -84,7 +94,7 @@ def keys_of(maker: SampleMaker) -> list[str | None]:
         tiled = name if name in maker.processor.by_source else ""
         if tiled not in layouts:
             layouts[tiled] = fingerprint(maker.processor, tiled)
-        named = cache.key_of("lengths", source.content, layouts[tiled], budgets) if isinstance(source, Source) else None
+        named = cache.key_of("lengths", source.content, layouts[tiled], budgets) if isinstance(source, Stored) else None
         keys.append(named)
     return keys
 

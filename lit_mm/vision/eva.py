@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
-from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import attention
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
@@ -68,7 +68,9 @@ class EvaViT(nn.Module, VisionEncoder):
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
-        activation_checkpointing: "full" recomputes each block in the backward pass; "none" keeps its activations.
+        activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
+            inputs, "selective" (with `compile`) its inputs and its products.
+        compile: compile the blocks by `torch.compile` while they train.
     Raises:
         UserError: sizes do not divide, or a rate lies outside [0, 1).
     Source: arXiv:2303.15389; modeling_vit.py of the XComposer release, eva_vit.py of github.com/salesforce/LAVIS.
@@ -88,6 +90,7 @@ class EvaViT(nn.Module, VisionEncoder):
         position_size: int | None = None,
         weights: str | None = None,
         activation_checkpointing: Checkpointing = "none",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -97,7 +100,7 @@ class EvaViT(nn.Module, VisionEncoder):
         self.image_size, self.patch, self.width, self.num_layers = image_size, patch, width, layers
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
         self.returns_class_token = not drop_cls
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         self.patch_grid = PatchGrid(patch, "EvaViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
@@ -107,7 +110,7 @@ class EvaViT(nn.Module, VisionEncoder):
         self.positions = nn.Parameter(torch.zeros(1 + self.grid[0] * self.grid[1], width))
         rates = [drop_path * number / max(1, layers - 1) for number in range(layers)]
         self.blocks = nn.ModuleList(EvaBlock(width, heads, int(width * mlp_ratio), rate, eps) for rate in rates)
-        checkpoint_layers(self, activation_checkpointing)
+        prepare_layers(self, activation_checkpointing, compile)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

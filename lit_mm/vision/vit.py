@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
-from lit_mm.layers.activations import Checkpointing, checkpoint_layers
+from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import attention_by_length
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
@@ -84,7 +84,10 @@ class ViT(nn.Module, VisionEncoder):
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
-        activation_checkpointing: "full" recomputes each block in the backward pass; "none" keeps its activations.
+        activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
+            inputs, "selective" (with `compile`) its inputs and its products.
+        compile: compile the blocks by `torch.compile` while they train; where views of several shapes are encoded
+            together, the blocks run as they are.
         class_token: False builds no class token, as in Qwen-VL's OpenCLIP bigG, and drops that of a checkpoint.
         any_size: True accepts views of any size. The position table stays that of `image_size`; every forward resizes
             it bicubically to the view's grid, so it learns at whichever size a stage trains on. With a connector of
@@ -112,6 +115,7 @@ class ViT(nn.Module, VisionEncoder):
         select_layer: int = -1,
         class_token: bool = True,
         any_size: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not -layers <= select_layer <= -1:
@@ -124,7 +128,7 @@ class ViT(nn.Module, VisionEncoder):
         self.published_layers, self.num_layers = layers, layers + select_layer + 1
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
         self.returns_class_token = class_token and not drop_cls
-        self.activation_checkpointing = activation_checkpointing
+        self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         self.any_size = any_size
         self.heads = heads
         self.patch_grid = PatchGrid(patch, "ViT")
@@ -138,7 +142,7 @@ class ViT(nn.Module, VisionEncoder):
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
-        checkpoint_layers(self, activation_checkpointing)
+        prepare_layers(self, activation_checkpointing, compile)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
-from lit_mm.layers.activations import checkpoint_layers
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.layers.dropout import dropout
 from lit_mm.layers.injection import Injection
 from lit_mm.vision.vit import Block, ViT
@@ -132,7 +132,7 @@ def apply_window_adapters(
     if vision.reads_tiles:
         raise UserError("the blocks of this vision encoder have window adapters already; apply them once")
     vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
-    checkpoint_layers(vision, vision.activation_checkpointing)
+    prepare_layers(vision, vision.activation_checkpointing, vision.compiled)
     vision.reads_tiles, vision.windows = True, windows
     return vision
 

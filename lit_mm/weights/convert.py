@@ -88,7 +88,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
                 f"file, found {sorted(path.name for path in folder.iterdir())[:SHOWN]}"
             )
         return read_checkpoint(whole[0])
-    file_of_tensor: dict[str, str] = json.loads(index.read_text())["weight_map"]
+    file_of_tensor = _weight_map(index)
     missing = sorted(name for name in set(file_of_tensor.values()) if not (folder / name).is_file())
     if missing:
         raise UserError(f"checkpoint folder {str(folder)!r}: {index.name} names shards that are not there: {missing}")
@@ -101,6 +101,25 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             f"checkpoint folder {str(folder)!r}: {index.name} lists tensors that no shard holds: {shorten(lost)}"
         )
     return state
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read an index of shards: name of a tensor -> name of its file.
+
+    Raises:
+        UserError: the index is damaged, or names a file that is not in its folder.
+    """
+    try:
+        file_of_tensor: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = {name: Path(name).name for name in file_of_tensor.values()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: no JSON, or no UTF-8
+        raise UserError(
+            f"checkpoint folder {str(index.parent)!r}: {index.name} is damaged ({type(error).__name__}: {error}). Is "
+            "the download complete?"
+        ) from error
+    if outside := [name for name, base in names.items() if name != base or name in ("", "..")]:
+        raise UserError(f"checkpoint folder {str(index.parent)!r}: {index.name} names files elsewhere: {outside[:4]}")
+    return file_of_tensor
 
 
 def load_strict(

@@ -60,14 +60,11 @@ def places(path: Path) -> dict[str, tuple[int, int]]:
             if length > path.stat().st_size:
                 raise ValueError("the header is longer than the file")
             header = json.loads(file.read(length))
-        except ValueError as error:
+            spans = {name: entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"}
+            start = 8 + length
+            return {name: (start + int(begin), start + int(end)) for name, (begin, end) in spans.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{str(path)!r} is not a safetensors file, or a damaged one ({error})") from error
-    start = 8 + length
-    return {
-        name: (start + entry["data_offsets"][0], start + entry["data_offsets"][1])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
 
 
 def run(path: Path, begin: int, end: int) -> Iterator[bytes]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +37,7 @@ INTERRUPTED = {  # folder -> the launch that is ended, its exit code, and what i
         REQUEUE,
         "after step 4 of 5 of stage 'finetune'",
     ),
+    "SIGHUP": (Job("SIGHUP", 1, "SIGHUP", 0, "finetune 3"), REQUEUE, "stopped by SIGHUP after step 3 of 5 of stage"),
     "ZeRO-2": (
         Job("ZeRO-2", event="SIGTERM", rank=1, place="finetune 2", strategy="zero2", **PAIR),
         REQUEUE,
@@ -125,12 +128,49 @@ def test_a_second_ctrl_c_ends_at_once_but_not_one_that_a_terminal_and_a_launcher
             os.kill(os.getpid(), signal.SIGINT)
 
 
+CLOSED = """
+import os, sys, time
+from callbacks.checkpointing import Checkpointing
+from callbacks.interruption import Interruption
+with Interruption(Checkpointing(sys.argv[1])) as interruption:
+    interruption.training = True
+    print("ready", flush=True)
+    while not interruption.wants_to_stop():
+        time.sleep(0.05)
+    print("saving", flush=True)  # as observers do
+    open(os.path.join(sys.argv[1], "saved"), "w").close()
+"""
+
+
+def test_a_run_whose_terminal_is_closed_still_saves(tmp_path):
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execve(sys.executable, [sys.executable, "-c", CLOSED, str(tmp_path)], os.environ | {"PYTHONPATH": "."})
+    text = b""
+    while b"ready" not in text:
+        text += os.read(terminal, 1000)
+    os.close(terminal)  # the kernel sends SIGHUP, and every later write to the terminal fails
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert (tmp_path / "saved").exists()
+
+
+def test_under_nohup_sighup_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening(tmp_path) as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interruption.wants_to_stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_rank_0_requeues_but_not_on_a_sigterm_that_may_come_from_a_failing_rank():
     assert Interrupted({signal.SIGUSR1, signal.SIGTERM}, "").wants_requeue
     assert Interrupted({signal.SIGTERM}, "", together=True).wants_requeue
     assert not Interrupted({signal.SIGUSR1, signal.SIGTERM}, "", rank=1, together=True).wants_requeue
     assert not Interrupted({signal.SIGTERM}, "").wants_requeue
     assert not Interrupted({signal.SIGINT}, "", together=True).wants_requeue
+    assert not Interrupted({signal.SIGHUP}, "", together=True).wants_requeue
     assert Interrupted({signal.SIGINT, signal.SIGTERM}, "").code == REQUEUE
 
 

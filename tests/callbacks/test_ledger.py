@@ -259,3 +259,25 @@ def test_a_broken_line_inside_is_refused(tmp_path: Path) -> None:
     path.write_text('{"step"\n{"step": 2}\n')
     with pytest.raises(UserError, match="is not a ledger"):
         take_back(path, 2)
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"[]", b"7", b'{"step": 1}', b"\xff\xfe", b'{"step": "1", "stage": "a", "source": "b"}', b""]
+)
+def test_a_damaged_line_of_a_ledger_is_named_in_one_line(tmp_path: Path, line: bytes) -> None:
+    whole = {"step": 1, "stage": "a", "source": "b", "outcome": "skipped", "kind": "too_long", "count": 2}
+    file = tmp_path / "ledger.jsonl"
+    file.write_bytes(json.dumps(whole).encode() + b"\n" + line + b"\n")
+    with pytest.raises(UserError, match=r"ledger.jsonl', line 2: .*Remove the line") as refusal:
+        read_lines(file)
+    assert "\n" not in str(refusal.value)
+    file.write_bytes(json.dumps(whole).encode() + b"\n" + line)  # a kill cut it short
+    assert read_lines(file) == [whole]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"stages": [{}]}', '{"stages": 3}', "{"])
+def test_a_damaged_account_shows_before_the_first_step(tmp_path: Path, text: str) -> None:
+    (tmp_path / "ledger.json").write_text(text)
+    with pytest.raises(UserError, match=r"ledger.json' is damaged"):
+        run_recipe(xcomposer2(), [Stage("a", {"connector": Train(lr=1e-3)}, max_steps=1)], tmp_path)
+    assert not list((tmp_path / "checkpoints").iterdir())

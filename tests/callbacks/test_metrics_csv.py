@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.steps import Step, StepObserver
+from callbacks.steps import Step, StepObserver, digest_of_id, joined, limbs_of
 
 
 def losses(path: Path) -> list[str]:
@@ -130,7 +130,7 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         micro_losses={"next_token": torch.tensor(1.5)},
         objectives={"next_token": None},
     )
-    batch = SimpleNamespace(num_tokens=2)
+    batch = SimpleNamespace(num_tokens=2, sample_ids=("a",))
     for callback in trainer.callbacks:
         callback.on_train_start(trainer, module)
     for step in (0, 1):  # two micro-batches, one optimizer step
@@ -140,7 +140,37 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         for callback in trainer.callbacks:
             callback.on_train_batch_end(trainer, module, None, batch, step)
         assert trainer.should_stop == (step == 1), "the optimizer step is finished before a stage ends"
-    assert calls == [([3.0, 4.0, 1.0, 1.0, 3.0], "sum")]
+    assert calls == [([3.0, 4.0, 1.0, 1.0, *limbs_of(2 * digest_of_id("a")), 3.0], "sum")]
     assert [(s.number, s.loss, s.tokens, s.learning_rates) for s in seen] == [(1, 6.0, 8, {"vision": 0.5})]
-    assert seen[0].stop
+    assert seen[0].stop and seen[0].samples == joined(limbs_of(4 * digest_of_id("a")))
     assert not (tmp_path / "metrics.csv").exists()
+
+
+def test_the_digest_of_samples_depends_on_no_split_and_no_order():
+    ids = [f"set/{number}" for number in range(2000)]
+    whole = joined(limbs_of(sum(map(digest_of_id, ids))))
+    assert len(whole) == 12
+    for ranks in (2, 3, 7):
+        shares = [limbs_of(sum(map(digest_of_id, ids[rank::ranks]))) for rank in range(ranks)]
+        assert joined(torch.tensor(shares, dtype=torch.float32).sum(dim=0).tolist()) == whole
+    assert joined(limbs_of(sum(map(digest_of_id, ids[1:])))) != whole
+    assert joined(limbs_of(sum(map(digest_of_id, [*ids[1:], "other"])))) != whole
+
+
+def test_a_file_of_before_goes_on_without_digests_of_its_first_rows(recipe: Any):
+    path = recipe.folder / "metrics.csv"
+    path.write_text(
+        "step,stage,loss,tokens,seconds,lr_connector,lr_language,lr_vision\n"
+        + "".join(f"{step},pretrain,1.0,14,{step * 100.0},0.01,0.0,0.0\n" for step in range(1, 5))
+    )
+    recipe.run(recipe.module(), [MetricsCSV(path)], first=1)
+    assert [row["samples"] for row in read_metrics(path)] == [""] * 4 + ["0" * 12] * 3  # its batches name no samples
+
+
+def test_a_clock_that_goes_back_does_not_count(recipe: Any, monkeypatch: pytest.MonkeyPatch):
+    path = recipe.folder / "metrics.csv"
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: float(next(clock)))
+    recipe.run(recipe.module(), [MetricsCSV(path)])
+    seconds = [row["seconds"] for row in read_metrics(path)]
+    assert all(0 <= a <= b < 100 for a, b in pairwise(seconds))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.step_table import StepTable, read_rows
+from callbacks.step_table import TYPES, StepTable, read_rows
 from lit_mm.errors import UserError
 
 
@@ -67,3 +67,18 @@ def test_a_line_that_cannot_be_read_is_named(tmp_path: Path):
 def test_columns_must_differ(tmp_path: Path):
     with pytest.raises(UserError, match="differ from each other"):
         StepTable(tmp_path / "table.csv", ["step", "stage", "stage"])
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\n1\n", b"loss,step\n1,2\n", b"\x00\n"])
+def test_a_damaged_table_is_the_users_to_move_away(tmp_path: Path, data: bytes):
+    (tmp_path / "table.csv").write_bytes(data)
+    with pytest.raises(UserError, match=r"table.csv' is damaged") as refusal:
+        read_rows(tmp_path / "table.csv")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_column_that_earlier_files_lack_is_empty_in_their_rows(tmp_path: Path):
+    fill(table(tmp_path), 2)
+    grown = StepTable(tmp_path / "table.csv", ["step", "stage", "note", "loss"], {**TYPES, "note": str}, new=("note",))
+    assert [row["note"] for row in grown.restart(2)] == ["", ""]
+    assert [row["note"] for row in grown.restart(2)] == ["", ""]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import pytest
 import wandb
 from PIL import Image
 
+from callbacks import tracking
 from callbacks.metrics_csv import MetricsCSV, read_metrics
 from callbacks.tracking import (
     Tracking,
+    check_mode,
     finish,
     log_examples,
     side_by_side,
@@ -28,11 +32,23 @@ from lit_mm.evaluation.score import Prediction
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Log W&B out and make every connection fail, except the local one of W&B itself."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_BASE_URL", "WANDB_DATA_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+def wandb_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The home and the working folder of somebody who has not logged in; wandb reads its settings afresh."""
+    home = tmp_path_factory.mktemp("home")
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(home / "config"))
+    monkeypatch.chdir(home)
+    wandb.teardown()
+    yield home
+    wandb.teardown()
+
+
+@pytest.fixture
+def offline(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody is logged in, and any connection but W&B's own local one fails."""
     connect = socket.socket.connect
 
     def local_only(self: socket.socket, address: Any) -> None:
@@ -140,34 +156,134 @@ def test_a_step_that_was_logged_before_a_kill_is_not_logged_again(tmp_path: Path
     assert sorted(row["step"] for row in history(tmp_path) if "accuracy/overall" in row) == [3, 4]
 
 
-def test_a_sweep_agents_run_is_used(tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch):
+def test_the_id_that_wandb_gave_is_kept_and_another_runs_steps_do_not_count(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
+    (tmp_path / "wandb_id").write_text("earlier\n")
+    (tmp_path / "wandb_steps.json").write_text('{"loss": 7}')
     assert tracking_logger(tmp_path, "tiny", {}).version == "sweep123"
+    assert (tmp_path / "wandb_id").read_text() == "sweep123\n" and not (tmp_path / "wandb_steps.json").exists()
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert tracking_logger(tmp_path, "tiny", {}).version == "sweep123"
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [({}, "tiny"), ({"WANDB_NAME": "mine"}, None), ({"WANDB_SWEEP_ID": "s", "WANDB_RUN_ID": "r"}, None)],
+)
+def test_a_name_of_wandbs_wins(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], name: str | None
+):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    logger = tracking_logger(tmp_path, "tiny", {})
+    assert logger._wandb_init["name"] == name
+    logger.open()
+    assert logger.experiment.name == environment.get("WANDB_NAME", name)
+    finish(logger)
+    assert tracking_logger(tmp_path, "tiny", {})._wandb_init["name"] is None  # renamed in W&B, it keeps that name
+
+
+KEY = "k" * 40
 
 
 @pytest.mark.parametrize(
     ("environment", "mode"),
     [
         ({}, "offline"),
-        ({"WANDB_API_KEY": "k"}, "online"),
-        ({"WANDB_API_KEY": "k", "WANDB_MODE": "offline"}, "offline"),
+        ({"WANDB_API_KEY": KEY}, "online"),
+        ({"WANDB_API_KEY": KEY, "WANDB_MODE": "offline"}, "offline"),
         ({"WANDB_MODE": "online"}, "online"),
         ({"WANDB_MODE": "disabled"}, "disabled"),
         ({"WANDB_MODE": "dryrun"}, "offline"),
+        ({"WANDB_MODE": "run"}, "online"),
     ],
 )
-def test_it_is_online_only_where_an_account_is_configured(tmp_path: Path, environment: dict[str, str], mode: str):
-    assert tracking_mode({"NETRC": str(tmp_path / "none"), **environment}) == mode
+def test_it_is_online_only_where_an_account_is_configured(
+    wandb_home: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], mode: str
+):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert tracking_mode() == mode
 
 
-def test_a_netrc_entry_of_the_wandb_host_is_an_account(tmp_path: Path):
-    file = tmp_path / "netrc"
-    file.write_text("machine api.wandb.ai\n  login user\n  password p\n")
-    assert tracking_mode({"NETRC": str(file)}) == "online"
-    assert tracking_mode({"NETRC": str(file), "WANDB_BASE_URL": "https://wandb.example.org"}) == "offline"
-    file.write_text("machine\n")
-    with pytest.raises(UserError, match="netrc"):
-        tracking_mode({"NETRC": str(file)})
+def netrc_of(host: str) -> str:
+    return f"machine {host}\n  login user\n  password {KEY}\n"
+
+
+def test_a_login_is_an_account_wherever_wandb_keeps_it(wandb_home: Path, monkeypatch: pytest.MonkeyPatch):
+    (wandb_home / ".netrc").write_text(netrc_of("api.wandb.ai"))
+    assert tracking_mode() == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    wandb.teardown()
+    assert tracking_mode() == "offline"
+    (wandb_home / ".netrc").write_text(netrc_of("wandb.example.org"))
+    assert tracking_mode() == "online"
+
+
+def test_the_host_of_wandb_login_is_honoured(wandb_home: Path):
+    (wandb_home / "config").mkdir()
+    (wandb_home / "config/settings").write_text("[default]\nbase_url = https://wandb.example.org\n")
+    (wandb_home / ".netrc").write_text(netrc_of("wandb.example.org"))
+    assert tracking_mode() == "online"
+    (wandb_home / ".netrc").write_text(netrc_of("api.wandb.ai"))
+    assert tracking_mode() == "offline"
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_who_switched_wandb_off_is_not_sent_online(wandb_home: Path, tmp_path: Path, mode: str):
+    (wandb_home / ".netrc").write_text(netrc_of("api.wandb.ai"))
+    subprocess.run([sys.executable, "-m", "wandb", mode], check=True, capture_output=True)  # in the working folder
+    wandb.teardown()
+    assert tracking_mode() == mode
+    assert (tracking_logger(tmp_path, "tiny", {}) is None) == (mode == "disabled")
+
+
+def test_a_mode_that_wandb_does_not_have_is_refused_at_the_start():
+    for mode in ("", "online", "shared"):
+        check_mode({"WANDB_MODE": mode})
+    with pytest.raises(UserError, match=r"WANDB_MODE is 'ofline'. Did you mean 'offline'\?"):
+        check_mode({"WANDB_MODE": "ofline"})
+
+
+def test_a_key_that_is_none_is_the_users_to_cure(wandb_home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(UserError, match=r"key of the W&B account cannot be used: .*WANDB_MODE=offline"):
+        tracking_mode()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """The address of a server that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(64)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("answers", ["never", "refused"])
+def test_without_a_network_the_run_goes_on_offline_under_its_id(
+    answers: str,
+    wandb_home: Path,
+    tmp_path: Path,
+    silent_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(tracking, "PATIENCE", 2.0)
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", silent_server if answers == "never" else "http://127.0.0.1:9")
+    logger = tracking_logger(tmp_path, "tiny", {})
+    started = time.monotonic()
+    logger.open()
+    assert time.monotonic() - started < 20  # starting wandb's own process included
+    assert "W&B cannot be reached and is kept offline" in capsys.readouterr().err
+    logger.log_metrics({"loss": 1.0}, step=1)
+    finish(logger)
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert folder.name.endswith((tmp_path / "wandb_id").read_text().strip())
+    assert sync_command(logger) == f"wandb sync {folder}"
 
 
 def test_an_offline_run_can_be_sent_later(tmp_path: Path, offline: None):
@@ -179,11 +295,9 @@ def test_an_offline_run_can_be_sent_later(tmp_path: Path, offline: None):
     assert sync_command(logger) == f"wandb sync {folder}"
 
 
-@pytest.mark.slow  # a fresh interpreter imports torch
-def test_nothing_of_wandb_is_imported_before_the_first_value():
-    code = (
-        "import sys; from callbacks.tracking import tracking_logger, Tracking;"
-        "import tempfile; tracking_logger(tempfile.mkdtemp(), 'tiny', {});"
-        "sys.exit('wandb.sdk' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"loss": null}'])
+def test_damaged_steps_of_before_are_the_users_to_remove(tmp_path: Path, offline: None, text: str):
+    (tmp_path / "wandb_id").write_text("x\n")
+    (tmp_path / "wandb_steps.json").write_text(text)
+    with pytest.raises(UserError, match=r"wandb_steps.json' is damaged"):
+        tracking_logger(tmp_path, "tiny", {})

@@ -79,11 +79,24 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_stays(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("lit_mm.checkpoints.writing.save_file", no_space)
-    with pytest.raises(UserError, match=r"step=000004.* could not be written: .*No space left.*before it is intact"):
+    with pytest.raises(
+        UserError, match=r"step=000004.* could not be written: .*No space left.*step=000002.ckpt is intact: make room"
+    ):
         publish(made(), full)
     assert newest(tmp_path).step == 2
     assert not full.with_name(full.name + ".part").exists()  # what it took is given back
     read(newest(tmp_path).path).verify()
+
+
+def test_the_first_save_on_a_full_disk_promises_no_checkpoint_before_it(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("lit_mm.checkpoints.writing.save_file", no_space)
+    with pytest.raises(UserError, match=r"No space left.*would have been the first of this run") as refusal:
+        publish(made(), tmp_path / checkpoint_name(1, "a", 2))
+    assert "intact" not in str(refusal.value) and "\n" not in str(refusal.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_was_written_is_read_back(tmp_path):

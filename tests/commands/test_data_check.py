@@ -16,7 +16,7 @@ from lit_mm.commands.data_check import fit_command
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.errors import UserError
 from lit_mm.stream import check
-from tests.commands.test_data import SOUND, WIDE, chat, here, leaves, lines, recipe  # noqa: F401
+from tests.commands.test_data import EMPTY, MISSING, SOUND, WIDE, chat, here, leaves, lines, recipe  # noqa: F401
 
 LLAVA = {
     "class_path": "lit_mm.prompts.llava.ChatPrompt",
@@ -94,7 +94,12 @@ def test_a_sample_that_does_not_fit_the_second_stage_is_named_before_the_first_b
     code, out, _ = leaves(capsys, "check", "--config", path)
     assert code == 2
     assert out.startswith("chat.jsonl:2: too_long in stage second: sample 'long' has ")
-    assert refused(capsys, recipe(first={}, second={"row_tokens": 64, "too_long": "truncate"})) == []
+    path = recipe(first={}, second={"row_tokens": 64, "too_long": "truncate"})
+    assert refused(capsys, path) == []
+    assert (
+        "chat: 1 samples are longer than a row or the model and lose their end"
+        in leaves(capsys, "check", "--config", path)[1]
+    )
     assert refused(capsys, recipe(first={}, second={}), "--model.init_args.inputs.max_length", "64")[0]["stages"] == [
         "first",
         "second",
@@ -185,3 +190,38 @@ def test_a_mistaken_option_ends_in_one_line(capsys, option, message):
     with pytest.raises(SystemExit):
         main(["data", "check", "--config", recipe(), *option])
     assert message in capsys.readouterr().err
+
+
+def split(path: str) -> str:
+    described = yaml.safe_load(Path(path).read_text())
+    described["data"]["init_args"]["heldout_share"] = 0.2
+    Path(path).write_text(yaml.safe_dump(described))
+    return path
+
+
+def test_a_file_with_a_held_out_share_is_checked_as_a_whole_and_its_errors_are_listed_once(capsys):
+    entries = [{**SOUND, "id": str(number)} for number in range(20)]
+    lines(*entries, {**EMPTY, "id": "e"}, {**MISSING, "id": "m"})
+    path = split(recipe())
+    report = json.loads(leaves(capsys, "check", "--config", path, "--format", "json")[1])
+    whole, held_out = report["sources"]
+    assert (whole["name"], whole["samples"]) == ("chat", 22)
+    assert 1 <= held_out["samples"] < 12
+    assert sorted(finding["where"] for finding in report["findings"]) == ["chat.jsonl:21", "chat.jsonl:22"]
+
+
+def test_lengths_are_indexed_without_the_held_out_rows(capsys):
+    lines(*({**SOUND, "id": str(number)} for number in range(20)))
+    out = leaves(capsys, "index", "--config", split(recipe()))[1]
+    assert "chat: 20 samples, 20 pictures" in out
+    trained = RecipeCLI(["--config", "recipe.yaml"], "fit", build=False).data_of(None).source()
+    assert f"chat: lengths of {len(trained)} samples" in out
+    assert len(trained) < 20
+
+
+def test_notes_are_printed_under_the_table(capsys):
+    text = {"conversations": chat("what ?", "red")}
+    code, out, _ = leaves(capsys, "check", "--source", lines({**text, "id": "t"}, {**text, "id": "t"}))
+    assert code == 0
+    assert "chat: 1 of 2 samples have an id that an earlier one has, the first at chat.jsonl:2" in out
+    assert "chat: 0 of 2 samples have a picture" in out

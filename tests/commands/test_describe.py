@@ -417,3 +417,15 @@ def test_a_mistake_exits_with_2_and_is_told_in_three_lines(
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) <= 3
+
+
+def test_what_the_layers_keep_for_the_backward_pass_is_told(
+    described: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "--model.init_args.language.init_args.activation_checkpointing"
+    plain, full = (described(write(), key, mode)["stages"][1]["activations"] for mode in ("none", "full"))
+    assert (plain["language"]["checkpointing"], full["language"]["checkpointing"]) == ("none", "full")
+    assert full["language"]["per_position"] < plain["language"]["per_position"] / 3
+    assert plain["vision"] == {"checkpointing": "none", "compiled": False, "per_position": 0.0}  # it is frozen
+    main(["describe", "--config", write()])
+    assert "kept for the backward pass" in capsys.readouterr().out

@@ -64,7 +64,7 @@ def test_a_help_fits_the_terminal_and_explains_each_option(
     ("key", "classes"),
     [
         ("model", ("lit_mm.families.XComposer2", "lit_mm.families.Llava", "lit_mm.families.Decoder")),
-        ("data", ("datamodules.Conversations", "datamodules.NanoDocuments", "datamodules.corpora.Corpora")),
+        ("data", ("datamodules.Conversations", "datamodules.NanoDocuments", "datamodules.Corpora")),
     ],
 )
 def test_help_without_a_class_lists_the_classes_with_a_sentence_each(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -16,8 +17,11 @@ import torch
 import yaml
 from PIL import Image
 
+from callbacks.ledger import read_lines
+from lit_mm.checkpoints.manifest import find, read
 from lit_mm.cli import main
 from lit_mm.commands.trained import for_answers
+from tests.run.test_lock import HOLD, ROOT
 from tests.test_cli import TINY
 
 CHAT = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a page"}]
@@ -123,6 +127,74 @@ def test_generate_and_evaluate_work_from_any_folder(place: Path, command, tmp_pa
     assert Path.cwd() == tmp_path
 
 
+def test_evaluate_reads_the_held_out_files_alone(place: Path, command, without) -> None:
+    figures = command("evaluate", "runs/tiny", "--format", "json")
+    without("data")
+    assert command("evaluate", "runs/tiny", "--format", "json") == figures
+    without("heldout")
+    code, _, error = command("evaluate", "runs/tiny")
+    assert code == 2 and "held-out documents of the run: there is no data file 'heldout/asked.json'" in error
+    assert "--data" in error and len(error.strip().splitlines()) == 1
+
+
+def test_evaluate_asks_about_other_data(place: Path, command, without, tmp_path: Path, monkeypatch) -> None:
+    without("data")
+    without("heldout")
+    monkeypatch.chdir(tmp_path)
+    conversations(tmp_path / "mine/asked.json", 2)
+    inline = "{format: llava, path: mine/asked.json}"
+    (tmp_path / "asked.yaml").write_text("format: llava\npath: mine/asked.json\nimages: mine\n")
+    for words in (inline, "asked.yaml"):
+        code, output, error = command("evaluate", str(place / "runs/tiny"), "--data", words, "--format", "json")
+        assert code == 0, error
+        assert json.loads(output)["documents"] == 2
+    for words, message in (
+        ("nowhere.yaml", "there is no file 'nowhere.yaml'"),
+        ("{format: llava", "--data is not YAML"),
+        ("{format: llava, path: none.json}", "there is no data file"),
+        ("{path: mine/asked.json}", "declares its `format`"),
+    ):
+        code, _, error = command("evaluate", str(place / "runs/tiny"), "--data", words)
+        assert code == 2 and message in error
+
+
+def test_a_mixture_of_files_that_are_gone_is_evaluated(place: Path, command, tmp_path: Path) -> None:
+    conversations(place / "more/train.json", 4)
+    config = recipe()
+    source = {"class_path": "lit_mm.documents.sources.LlavaConversations", "init_args": {"path": "more/train.json"}}
+    config["data"] = {
+        "class_path": "datamodules.mixture.Mixture",
+        "init_args": {
+            "sources": [{"source": source}],
+            "heldout_source": {"format": "llava", "path": "heldout/asked.json"},
+            "global_batch": 2,
+            "num_workers": 0,
+        },
+    }
+    (place / "mixture.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert command("fit", "--config", "mixture.yaml", "--stages", "pretrain", "--run_dir", "runs/mixture")[0] == 0
+    shutil.rmtree(place / "more")
+    code, output, error = command("evaluate", "runs/mixture", "--format", "json")
+    assert code == 0, error
+    assert json.loads(output)["documents"] == 3
+    assert command("generate", "runs/mixture", *QUESTION)[0] == 0
+
+
+def test_a_second_start_in_a_run_folder_in_use_is_refused(place: Path, command) -> None:
+    (place / "runs/busy").mkdir()
+    words = [sys.executable, "-c", HOLD, "runs/busy"]
+    other = subprocess.Popen(
+        words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "locked\n"
+    code, _, error = command("fit", "--config", "tiny.yaml", "--run_dir", "runs/busy")
+    other.kill()
+    other.wait()
+    assert code == 2 and "is in use by process" in error and len(error.strip().splitlines()) == 1
+    assert not (place / "runs/busy/config.yaml").exists()
+    assert command("fit", "--config", "tiny.yaml", "--run_dir", "runs/busy")[0] == 0
+
+
 def test_a_run_whose_folder_of_launch_is_gone_is_asked_where_the_user_is(place: Path, command, tmp_path: Path) -> None:
     shutil.copytree(place / "runs/tiny", tmp_path / "tiny")
     file = next((tmp_path / "tiny/checkpoints").glob("02-*3.ckpt")) / "manifest.json"
@@ -216,3 +288,65 @@ def test_a_run_is_resumed_with_another_bar_limit_or_callback(place: Path, comman
     code, _, error = command("fit", "--config", "tiny.yaml", "--run_dir", "runs/tiny", *option)
     assert code == 0, error
     assert os.path.isdir(place / "runs/tiny")
+
+
+# --- changed data ----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def broken_off(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the folder of the launch, whose run lacks the last step of its second stage."""
+    shutil.copytree(place, tmp_path / "copy", symlinks=True)
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    (last,) = Path("runs/tiny/checkpoints").glob("02-finetune-step=000003.ckpt")
+    shutil.rmtree(last)
+    return tmp_path / "copy"
+
+
+def resume(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
+    """The exit code and the errors of the command that resumes."""
+    capsys.readouterr()
+    try:
+        main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/tiny", *options])
+    except SystemExit as left:
+        return left.code, capsys.readouterr().err
+    return 0, capsys.readouterr().err
+
+
+def rows_of(folder: Path) -> list[list[str]]:
+    """Step, stage, loss, tokens and samples of every step."""
+    return [line.split(",")[:5] for line in (folder / "runs/tiny/metrics.csv").read_text().splitlines()]
+
+
+def test_a_checkpoint_has_the_digests_of_its_sources(place: Path) -> None:
+    content = read(find(place / "runs/tiny")).content
+    assert [file["name"] for file in content["data"]["train"]["files"]] == ["train.json"]
+    assert content["data"]["train"]["samples"] == 6
+
+
+def test_data_that_were_moved_and_touched_are_resumed_on(place: Path, broken_off: Path, capsys) -> None:
+    shutil.move("data", "moved")
+    os.utime("moved/train.json", (1, 1))
+    code, error = resume(capsys, "--data.init_args.path", "moved/train.json")
+    assert code == 0, error
+    assert rows_of(broken_off) == rows_of(place)
+    assert len({row[4] for row in rows_of(broken_off)[1:]}) > 1
+
+
+def test_data_that_changed_are_refused_or_written_into_the_ledger(place: Path, broken_off: Path, capsys) -> None:
+    conversations(Path("data/train.json"), 8)
+    code, error = resume(capsys)
+    assert code == 2
+    assert "the data of stage 'finetune' are not those that its checkpoint was trained on" in error
+    assert "train: 2 rows appended behind the old ones of 'train.json'" in error and "--other_data" in error
+    code, error = resume(capsys, "--other_data")
+    assert code == 0, error
+    (line,) = [line for line in read_lines(Path("runs/tiny/ledger.jsonl")) if line["outcome"] == "data_changed"]
+    assert line["step"] == 4 and line["reason"] == "2 rows appended behind the old ones of 'train.json'"
+    assert json.loads(Path("runs/tiny/ledger.json").read_text())["data_changed"] == [line]
+    assert "other_data" not in (broken_off / "runs/tiny/config.yaml").read_text()
+
+
+def test_other_data_in_another_place_are_refused(broken_off: Path, capsys) -> None:
+    conversations(Path("other/train.json"), 5)
+    code, error = resume(capsys, "--data.init_args.path", "other/train.json")
+    assert code == 2 and "'train.json' changed (" in error

@@ -27,6 +27,17 @@ def member(size: int, name: str = "a", **options: Any) -> Member:
     return Member([document(number) for number in range(size)], name, **options)
 
 
+def test_a_broken_held_out_document_is_left_out_as_the_policy_says(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    entries = [{"id": "0", "conversations": turns}, {"id": "1", "image": "absent.png", "conversations": turns}]
+    (tmp_path / "heldout.json").write_text(json.dumps(entries))
+    heldout = {"format": "llava", "path": str(tmp_path / "heldout.json")}
+    data = Mixture([member(3)], heldout_source=heldout, on_bad_sample="quarantine")
+    assert [document.id for document in data.heldout()] == ["0"]
+    with pytest.raises(UserError, match=r"heldout\.json:1 \(entry 2\)"):
+        Mixture([member(3)], heldout_source=heldout).heldout(1)
+
+
 @pytest.mark.parametrize(
     ("weights", "options", "draws"),
     [

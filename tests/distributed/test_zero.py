@@ -15,8 +15,9 @@ from callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest
 from lit_mm.distributed.cpu import deepspeed_on_cpu
 from lit_mm.distributed.names import NAMES, check_strategy
-from lit_mm.distributed.zero import ZeRO
+from lit_mm.distributed.zero import ZeRO, check_zero_layers
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import prepare_layers
 from tests.kills import launch_all
 from tests.three_stages import CUT, RTOL, assert_equal, launch, losses, trained, weights
 from tests.tiny import language, trainer, xcomposer2
@@ -124,7 +125,7 @@ def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_p
     found, expected = weights(runs / name), weights(runs / f"{name}, one process")
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        assert float((found[key] - tensor).abs().max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
+        assert float((found[key] - tensor).abs().max()) <= 2e-4, key  # a fifth of what one step of Adam may change
 
 
 def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:
@@ -271,6 +272,15 @@ def test_communication_overlaps_the_backward_pass_under_stage_3_or_where_asked(
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_makes_a_strategy_that_is_accepted(name: str) -> None:
     check_strategy(trainer(strategy=name).strategy)
+
+
+def test_compiled_layers_are_refused_under_stage_3_alone() -> None:
+    module = xcomposer2()
+    check_zero_layers(3, module)
+    prepare_layers(module.network.vision, "none", compiled=True)
+    check_zero_layers(2, module)
+    with pytest.raises(UserError, match="compile: false"):
+        check_zero_layers(3, module)
 
 
 def test_a_strategy_whose_pieces_cannot_be_saved_is_refused() -> None:

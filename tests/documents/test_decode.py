@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps, PngImagePlugin
 
-from lit_mm.documents.decode import ORIENTATION, PictureError, decode, read_header
+from lit_mm.documents.decode import LIMIT_PIXELS, ORIENTATION, PictureError, TooManyPixels, decode, read_header
 from lit_mm.documents.files import FilePicture
 from lit_mm.samples.pixels import Normalise, cut_views
 from lit_mm.samples.processor import read
@@ -320,7 +320,8 @@ def test_of_several_frames_the_first_is_taken(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
 def test_pixels_beyond_the_limit_are_refused_before_they_are_decoded(kind, monkeypatch):
     data = saved(photo(), kind)
-    assert decode(data, limit_pixels=HEIGHT * WIDTH).shape == (3, HEIGHT, WIDTH)
+    limit = HEIGHT * WIDTH * 11 // 3 + 1 if kind == "WEBP" else HEIGHT * WIDTH  # 11 bytes a pixel, not 3
+    assert decode(data, limit_pixels=limit).shape == (3, HEIGHT, WIDTH)
 
     def refuse(*args: object) -> None:
         raise AssertionError("pixels were decoded")
@@ -329,7 +330,7 @@ def test_pixels_beyond_the_limit_are_refused_before_they_are_decoded(kind, monke
     monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
     for asked in (decode, read_header):
         with pytest.raises(PictureError, match=r"'sky' has 53 x 37 = 1961 pixels, at most 1960 .* Shrink it"):
-            asked(data, limit_pixels=HEIGHT * WIDTH - 1, name="sky")
+            asked(data, limit_pixels=limit - 1, name="sky")
 
 
 def png_bomb(side: int) -> bytes:
@@ -451,3 +452,53 @@ def test_a_pipe_is_no_image_file(tmp_path):
     for read_one in (read_header, decode):
         with pytest.raises(PictureError, match="is a pipe, a socket or a device"):
             read_one(tmp_path / "pipe.png")
+
+
+# --- bombs -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kind", "mode", "most"),
+    [("PNG", "RGB", 2000), ("PNG", "RGBA", 1500), ("PNG", "LA", 1500), ("JPEG", "CMYK", 1500), ("WEBP", "RGB", 545)],
+)
+def test_the_limit_counts_the_bytes_of_a_pixel(kind, mode, most):
+    for height, fits in ((1, True), (most // 20, True), (most // 20 + 1, False)):
+        data = saved(Image.new(mode, (20, height)), kind)
+        if fits:
+            assert read_header(data, limit_pixels=2000) == (height, 20)
+            decode(data, limit_pixels=2000)
+            continue
+        for look in (read_header, decode):
+            with pytest.raises(TooManyPixels, match=rf"at most {most} of its kind are decoded.*raise `limit_pixels`"):
+                look(data, limit_pixels=2000)
+
+
+def test_a_webp_of_some_bytes_and_89_megapixels_is_refused_by_its_header():
+    data = bytearray(saved(Image.new("RGB", (16383, 2)), "WEBP", lossless=True))
+    width, height = 9400, 9500
+    at = data.index(b"VP8L") + 9  # behind the signature byte: 14 bits of width - 1, 14 bits of height - 1
+    rest = int.from_bytes(data[at : at + 4], "little") >> 28
+    data[at : at + 4] = ((width - 1) | (height - 1) << 14 | rest << 28).to_bytes(4, "little")
+    assert width * height < LIMIT_PIXELS
+    with pytest.raises(TooManyPixels, match="9400 x 9500 = 89300000 pixels"):
+        read_header(bytes(data))
+
+
+def icon(inner: bytes, side: int = 16) -> bytes:
+    """An ICO whose directory says `side` x `side`."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, side, side, 0, 0, 1, 32, len(inner), 22) + inner
+
+
+def test_an_image_that_is_larger_than_the_directory_of_its_ico_says_is_refused():
+    assert read_header(icon(saved(Image.new("RGBA", (16, 16)), "PNG")), limit_pixels=2000) == (16, 16)
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 5000, 5000, 1, 32, 0, 0, 0, 0, 0, 0)
+    for inner in (saved(Image.new("RGBA", (300, 300)), "PNG"), bitmap):
+        for look in (read_header, decode):
+            with pytest.raises(TooManyPixels, match=r"the ICO 'x' holds an image of (300 x 300|5000 x 5000) = "):
+                look(icon(inner), limit_pixels=2000, name="x")
+
+
+def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded():
+    data = saved(photo(), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    decode(data)
+    with pytest.raises(TooManyPixels, match=r"the JPEG 'slow' has \d+ scans, at most 200 are decoded"):
+        decode(data[:first] + data[first:-2] * 40 + data[-2:], name="slow")

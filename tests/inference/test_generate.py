@@ -8,6 +8,7 @@ import torch
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.families import EncoderDecoder
+from lit_mm.inference import generate
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer, decode
 from lit_mm.language.t5 import T5
@@ -181,6 +182,20 @@ def test_prompts_are_one_flat_row_and_samples_that_have_ended_leave(module, monk
     assert rows.of_steps[0] > rows.of_steps[-1]
     if beams == 1:
         assert rows.of_steps == [sum(len(ids) > step for ids in alone) for step in range(1, max(map(len, alone)))]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_where_ranks_share_the_model_nobody_leaves_and_answers_are_the_same(module, monkeypatch, beams):
+    """Every rank makes the same calls, so that a sample that has ended goes on as a row that nobody reads."""
+    samples = [module.processor.sample(document.without_answer()) for document in DOCUMENTS]
+    batch, stops = collate(samples, module.processor), set(range(0, 512, 9))
+    expected = decode(module.network, batch, stop_ids=stops, decoding=Decoding(12, beams=beams))
+    monkeypatch.setattr(generate, "is_shared", lambda network: True)
+    monkeypatch.setattr(generate, "all_done", lambda done, network: False)  # another rank is never done
+    rows = Rows(module.network.language, monkeypatch)
+    assert decode(module.network, batch, stop_ids=stops, decoding=Decoding(12, beams=beams)) == expected
+    assert rows.of_steps == [len(samples) * beams] * 11
 
 
 @torch.no_grad()

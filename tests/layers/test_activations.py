@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_mm.layers.activations import checkpoint_layers, outer_layers
+from lit_mm.layers.activations import outer_layers, prepare_layers
 
 
 class Layer(GradientCheckpointingLayer):
@@ -51,7 +51,7 @@ def test_parameters_inputs_and_named_tensors_get_the_gradients_that_they_get_wit
     gradients = []
     for checkpointing in ("none", "full"):
         model = stack()
-        checkpoint_layers(model, checkpointing)
+        prepare_layers(model, checkpointing)
         x = X.clone().requires_grad_(needs_gradient)
         named = torch.ones(8, requires_grad=True) if memory else None
         model(x, None if named is None else named * 2).square().sum().backward()
@@ -63,7 +63,7 @@ def test_parameters_inputs_and_named_tensors_get_the_gradients_that_they_get_wit
 
 def test_a_layer_through_which_no_gradient_flows_runs_once() -> None:
     model = stack()
-    checkpoint_layers(model, "full")
+    prepare_layers(model, "full")
     model.layers[0].requires_grad_(False)
     model(X).sum().backward()
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_layer_through_which_no_gradient_flows_runs_once() -> None:
 def test_a_checkpointed_layer_calls_no_hook_for_the_tensors_that_it_saves() -> None:
     """Such hooks are what makes torch's other kind of checkpoint slow; one around the model sees the inputs alone."""
     model = stack()
-    checkpoint_layers(model, "full")
+    prepare_layers(model, "full")
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
         y = model(X.clone().requires_grad_())
@@ -94,9 +94,9 @@ def test_a_layer_inside_of_another_one_is_left_to_that() -> None:
             return self.base(x)
 
     model = nn.Sequential(Around(), Layer())
-    checkpoint_layers(model, "full")
+    prepare_layers(model, "full")
     assert list(outer_layers(model)) == list(model)
     assert model[0].gradient_checkpointing and model[1].gradient_checkpointing
     assert not model[0].base.gradient_checkpointing
-    checkpoint_layers(model, "none")
+    prepare_layers(model, "none")
     assert not any(layer.gradient_checkpointing for layer in model)

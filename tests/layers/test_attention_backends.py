@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_mm.errors import UserError
@@ -14,16 +15,18 @@ from lit_mm.language.llama import Llama
 from lit_mm.layers.attention import Segments, choice, segment_attention
 from lit_mm.layers.attention.choice import Demand, choose, varlen_obstacle
 from lit_mm.layers.attention.flat import by_segment
+from lit_mm.layers.attention.segments import starts_of
 from lit_mm.layers.attention.varlen import varlen_attention
 from tests.rows import flat
 
+META = torch.device("meta")
 CUDA = Demand(torch.device("cuda"), torch.bfloat16, 64)
 
 
 @pytest.fixture
 def gpu_of_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with a GPU, as far as the choice can see."""
-    monkeypatch.setattr(choice, "compute_capability", lambda device: (9, 0))
+    monkeypatch.setattr(choice, "compute_capability", lambda index: (9, 0))
 
 
 @pytest.mark.parametrize(
@@ -55,9 +58,9 @@ def test_auto_takes_varlen_where_it_can_and_forcing_it_elsewhere_is_refused(
 
 
 def test_an_old_gpu_and_an_old_torch_have_no_varlen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "compute_capability", lambda device: (7, 5))
+    monkeypatch.setattr(choice, "compute_capability", lambda index: (7, 5))
     assert "7.5" in varlen_obstacle(CUDA)
-    monkeypatch.setattr(choice, "has_varlen", lambda: False)
+    monkeypatch.setattr(choice, "HAS_VARLEN", False)
     assert torch.__version__ in varlen_obstacle(CUDA)
 
 
@@ -66,7 +69,7 @@ def test_the_reason_for_segments_on_a_gpu_is_logged_once(
 ) -> None:
     messages: list[str] = []
     monkeypatch.setattr(choice, "rank_zero_info", messages.append)
-    choice.log_fallback.cache_clear()
+    choice.logged_obstacles.clear()
     for _ in range(3):
         choose("auto", replace(CUDA, softcap=True))
         choose("auto", replace(CUDA, device=torch.device("cpu"), softcap=True))  # nobody expects a GPU kernel there
@@ -74,14 +77,50 @@ def test_the_reason_for_segments_on_a_gpu_is_logged_once(
     assert "soft cap" in messages[0]
 
 
+@pytest.mark.parametrize("softcap", [False, True])
+def test_the_choice_is_made_while_a_compiled_layer_is_traced(softcap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        demand = Demand(torch.device("cuda", 0), torch.bfloat16, 64, softcap=softcap)
+        return x + (choose("auto", demand) == "varlen")
+
+    torch._dynamo.reset()
+    assert layer(torch.zeros(1)).item() == (not softcap)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_compiled_layers_are_one_graph_for_all_numbers_and_lengths_of_segments(deterministic: bool) -> None:
+    with torch.device("meta"):
+        language = Llama(
+            width=32, layers=2, heads=4, kv_heads=2, ffn_width=48, vocab_size=40, attention="varlen"
+        ).bfloat16()
+    counter = CompileCounter()
+    torch._dynamo.reset()
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    try:
+        for layer in language.decoder_layers:
+            layer.compile(fullgraph=True, dynamic=True, backend=counter)
+        for lengths in ((5, 3), (6, 3), (7, 9), (4, 4, 4), (8, 2, 1), (1,) * 9):
+            batch = flat([torch.zeros(length, dtype=torch.long) for length in lengths]).to("meta")
+            language.learn(language.embed(batch.ids), batch).hidden.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert counter.frame_count <= 2  # the second has dynamic lengths
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize(
     "segments",
-    [Segments((3, 0, 5), backend="varlen"), Segments((3, 0, 5), (2, 4, 0), causal=False, backend="varlen")],
+    [
+        Segments((3, 0, 5), backend="varlen", device=META),
+        Segments((3, 0, 5), (2, 4, 0), causal=False, backend="varlen", device=META),
+    ],
     ids=["causal", "cross"],
 )
 def test_varlen_takes_meta_tensors_forward_and_backward(segments: Segments, kv_heads: int) -> None:
-    keys = sum(segments.key_lengths or segments.lengths)
+    keys = sum(segments.key_lengths)
     q, k, v = (
         torch.randn(1, heads, length, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
         for heads, length in ((4, 8), (kv_heads, keys), (kv_heads, keys))
@@ -93,16 +132,22 @@ def test_varlen_takes_meta_tensors_forward_and_backward(segments: Segments, kv_h
 
 
 @pytest.mark.parametrize(
-    ("segments", "window", "expected"),
+    ("lengths", "key_lengths", "window", "starts", "longest", "window_size"),
     [
-        (Segments((3, 0, 5)), None, ((5, 5), (-1, 0))),
-        (Segments((3, 0, 5)), 4, ((5, 5), (3, 0))),
-        (Segments((3, 5), (2, 6), causal=False), None, ((5, 6), (-1, -1))),
+        ((3, 0, 5), None, None, ([0, 3, 3, 8], [0, 3, 3, 8]), (5, 5), (-1, 0)),
+        ((3, 0, 5), None, 4, ([0, 3, 3, 8], [0, 3, 3, 8]), (5, 5), (3, 0)),
+        ((3, 5), (2, 6), None, ([0, 3, 8], [0, 2, 8]), (5, 6), (-1, -1)),
     ],
     ids=["causal", "window", "cross"],
 )
 def test_varlen_is_called_with_the_lengths_and_the_window(
-    segments: Segments, window: int | None, expected: tuple, monkeypatch: pytest.MonkeyPatch
+    lengths: tuple[int, ...],
+    key_lengths: tuple[int, ...] | None,
+    window: int | None,
+    starts: tuple[list[int], list[int]],
+    longest: tuple[int, int],
+    window_size: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from torch.nn.attention import varlen
 
@@ -114,20 +159,15 @@ def test_varlen_is_called_with_the_lengths_and_the_window(
 
     monkeypatch.setattr(varlen, "varlen_attn", record)
     q, k, v = (torch.randn(1, heads, 8, 16) for heads in (4, 2, 2))
-    out = varlen_attention(q, k, v, segments, 0.5, window)
-    assert torch.equal(out, q.transpose(1, 2))
-    (starts, key_starts, longest, longest_keys), options = calls[0]
-    assert starts.tolist() == torch.tensor([0, *segments.lengths]).cumsum(0).tolist()
-    assert starts.dtype == torch.int32
-    assert (starts is key_starts) == (segments.key_lengths is None)  # cuDNN's causal kernel asks for the same tensor
-    assert ((longest, longest_keys), options.pop("window_size")) == expected
-    assert options == {"scale": 0.5, "enable_gqa": True}
-
-
-def test_the_starts_of_segments_are_made_once_for_all_layers() -> None:
-    segments, device = Segments((3, 0, 5)), torch.device("cpu")
-    assert segments.starts(device) is segments.starts(device)
-    assert segments.starts(device).tolist() == [0, 3, 3, 8]
+    segments = Segments(lengths, key_lengths, causal=key_lengths is None, device=META)
+    assert torch.equal(varlen_attention(q, k, v, segments, 0.5, window), q.transpose(1, 2))
+    (first, first_key, *counts), options = calls[0]
+    assert (first is first_key) == (key_lengths is None)
+    assert (first.shape, first_key.shape) == tuple((len(of),) for of in starts)
+    assert tuple(counts) == longest
+    assert options == {"scale": 0.5, "enable_gqa": True, "window_size": window_size}
+    for of, expected in zip((lengths, key_lengths or lengths), starts, strict=True):
+        assert starts_of(of, torch.device("cpu")).tolist() == expected
 
 
 def test_a_language_model_that_forces_varlen_on_a_cpu_says_why_not() -> None:
@@ -156,7 +196,7 @@ def test_the_backward_of_varlen_is_deterministic_where_a_run_asks_for_it_with_a_
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     try:
         q = torch.randn(1, 2, 8, 16, dtype=torch.bfloat16, device="meta", requires_grad=True)
-        out = segment_attention(q, q, q, Segments((3, 5), backend="varlen"))
+        out = segment_attention(q, q, q, Segments((3, 5), backend="varlen", device=META))
         with Strictness() as mode:
             out.sum().backward()
         assert torch.are_deterministic_algorithms_enabled() == deterministic
@@ -170,21 +210,27 @@ def test_the_backward_of_varlen_is_deterministic_where_a_run_asks_for_it_with_a_
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize(
-    ("segments", "window"),
+    ("lengths", "key_lengths", "causal", "window"),
     [
-        (Segments((70, 0, 1, 200, 33)), None),
-        (Segments((70, 0, 1, 200, 33)), 16),
-        (Segments((70, 0, 1, 200, 33), causal=False), None),
-        (Segments((70, 0, 1, 200, 33), (5, 9, 1, 0, 145), causal=False), None),
+        ((70, 0, 1, 200, 33), None, True, None),
+        ((70, 0, 1, 200, 33), None, True, 16),
+        ((70, 0, 1, 200, 33), None, False, None),
+        ((70, 0, 1, 200, 33), (5, 9, 1, 0, 145), False, None),
     ],
     ids=["causal", "window", "full", "cross"],
 )
 def test_varlen_gives_what_the_loop_gives(
-    segments: Segments, window: int | None, kv_heads: int, deterministic: bool
+    lengths: tuple[int, ...],
+    key_lengths: tuple[int, ...] | None,
+    causal: bool,
+    window: int | None,
+    kv_heads: int,
+    deterministic: bool,
 ) -> None:
+    segments = Segments(lengths, key_lengths, causal=causal, backend="varlen", device=torch.device("cuda"))
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     try:
-        keys = sum(segments.key_lengths or segments.lengths)
+        keys = sum(segments.key_lengths)
         inputs = [
             torch.randn(1, heads, length, 64, device="cuda", requires_grad=True)
             for heads, length in ((4, sum(segments.lengths)), (kv_heads, keys), (kv_heads, keys))
@@ -193,7 +239,7 @@ def test_varlen_gives_what_the_loop_gives(
         weight = torch.randn_like(reference)
         expected = [reference, *torch.autograd.grad((reference * weight).sum(), inputs)]
         with torch.autocast("cuda", torch.bfloat16):
-            out = segment_attention(*inputs, replace(segments, backend="varlen"), window=window)
+            out = segment_attention(*inputs, segments, window=window)
         loss = (out.float() * weight).sum()
         ours = [out.float(), *torch.autograd.grad(loss, inputs, retain_graph=True)]
         again = torch.autograd.grad(loss, inputs)

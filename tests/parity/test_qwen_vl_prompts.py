@@ -196,6 +196,22 @@ def test_pictures_are_named_and_marked_as_in_the_releases_data(tokenizer: Golden
     assert checked
 
 
+def test_text_without_labels_and_newlines_is_taken_verbatim(
+    golden: Any, tokenizer: GoldenTokenizer, tmp_path: Path
+) -> None:
+    """The same conversation without `Picture 1: ` has the same ids but for those of the label."""
+    label = "Picture 1: "
+    (case,) = (case for case in golden.json(FILE)["cases"] if case["name"] == "image_qa")
+    question, answer = case["conversation"]
+    bare = [{**question, "value": question["value"].replace(label, "")}, answer]
+    (document,) = documents_of([bare], tmp_path)
+    expected, slots = blank_slots(expand(case["input_ids_rle"]), tokenizer.special)
+    start = expected.index(tokenizer.special["<img>"]) - len(tokenizer.encode(label))
+    del expected[start : start + len(tokenizer.encode(label))]
+    ids, _ = flatten(QwenChat(system=golden.json(FILE)["system"]).runs(document, tokenizer), slots)
+    assert ids == expected
+
+
 class NoPixels:
     """A picture that fails the test if its pixels are read."""
 

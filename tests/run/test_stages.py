@@ -282,6 +282,12 @@ def begun(tmp_path) -> RunFolder:
         {"data__init_args__num_workers": 3},
         {"data__init_args__micro_batch": None},
         {"stages__0__data__num_workers": 0},
+        {"trainer__callbacks": [{"class_path": "lightning.pytorch.callbacks.Timer"}]},
+        {"trainer__logger": True},
+        {"trainer__profiler": "simple"},
+        {"trainer__max_time": "00:01:00:00"},
+        {"trainer__enable_progress_bar": False},
+        {"trainer__log_every_n_steps": 7},
     ],
 )
 def test_a_run_may_be_resumed_on_other_hardware(begun, change):
@@ -296,6 +302,7 @@ def test_a_run_may_be_resumed_on_other_hardware(begun, change):
         ({"data__init_args__global_batch": 4}, "data.init_args.global_batch"),
         ({"stages__0__max_steps": 5}, "stages.a.max_steps"),
         ({"stages": []}, "stages"),
+        ({"trainer__max_steps": 7}, "trainer.max_steps"),
     ],
 )
 def test_a_run_is_not_resumed_with_another_config_and_the_key_is_named(begun, change, key):
@@ -303,6 +310,23 @@ def test_a_run_is_not_resumed_with_another_config_and_the_key_is_named(begun, ch
     with pytest.raises(UserError, match=f"differs in {key}. "):
         begun.keep_config(config(**change))
     assert (begun.path / "config.yaml").read_text() == kept
+
+
+@pytest.mark.parametrize(("digests", "allowed"), [({"data": {}}, True), ({}, False)])
+def test_data_may_lie_elsewhere_if_the_checkpoint_can_tell_that_they_are_the_same(tmp_path, digests, allowed):
+    folder = RunFolder(tmp_path)
+    folder.checkpoints.mkdir()
+    folder.keep_config(config(data__init_args__path="a.json"))
+    checkpoint = folder.checkpoints / manifest.checkpoint_name(1, "a", 2)
+    checkpoint.mkdir()
+    files = {name: {"bytes": 0, "blake2b": ""} for name in manifest.REQUIRED}
+    content = {"format": 2, "files": files, "weights": {}, "moments": {}, "steps": {}, "frozen": {}} | digests
+    (checkpoint / "manifest.json").write_text(manifest.sealed(content))
+    if allowed:
+        folder.keep_config(config(data__init_args__path="b.json"))
+        assert "b.json" in (tmp_path / "config.yaml").read_text()
+    with pytest.raises(UserError, match=r"differs in data.init_args.global_batch, data.init_args.path|init_args.path"):
+        folder.keep_config(config(data__init_args__path="c.json", data__init_args__global_batch=4))
 
 
 def test_a_folder_without_a_checkpoint_takes_any_config(tmp_path):
@@ -324,6 +348,16 @@ def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):
     RunFolder.open("elsewhere/second", "tiny")
     assert Path("runs/latest").resolve() == (tmp_path / "elsewhere" / "second")
     assert os.listdir("elsewhere/second") == ["checkpoints"]
+
+
+def test_a_run_that_wandb_gave_an_id_has_the_folder_of_that_id_and_finds_it_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_RUN_ID", "x7k2m9")
+    assert [RunFolder.open(None, "tiny").path for _ in range(2)] == [Path("runs/tiny/x7k2m9")] * 2
+    assert RunFolder.open("elsewhere", "tiny").path == Path("elsewhere")
+    monkeypatch.setenv("WANDB_RUN_ID", "../up")
+    with pytest.raises(UserError, match=r"WANDB_RUN_ID is '\.\./up', which names no folder"):
+        RunFolder.open(None, "tiny")
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_cure(tmp_path, monkeypatch):

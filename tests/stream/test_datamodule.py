@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lit_mm.documents.decode import PictureError
+from lit_mm.documents.sources.errors import SampleError
 from lit_mm.errors import UserError
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.order import MicroBatch
@@ -165,7 +166,7 @@ def test_the_others_learn_as_if_a_lost_sample_were_learnt_perfectly():
 def test_a_torn_picture_stops_the_run_where_the_policy_is_fail():
     data = WithBad(2, on_bad_sample="fail")
     data.begin(xcomposer2().processor, STAGE, seed=0)
-    with pytest.raises(PictureError, match="sample 'tiny/2': the picture is torn"):
+    with pytest.raises(SampleError, match="sample 'tiny/2': the picture is torn"):
         list(data.train_dataloader())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.errors import UserError
-from lit_mm.layers.activations import checkpoint_layers
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import RANKS, WindowAdapter, apply_window_adapters
 
@@ -70,7 +70,7 @@ def test_activation_checkpointing_leaves_the_gradients_alone() -> None:
         for adapter in block.adapters.values():
             adapter.dropout = 0.0
     checkpointed = copy.deepcopy(plain)
-    checkpoint_layers(checkpointed, "full")
+    prepare_layers(checkpointed, "full")
     pixels = torch.randn(4, 3, 8, 8)
     for vit in (plain, checkpointed):
         first = vit(pixels, TILES)

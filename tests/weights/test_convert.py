@@ -74,6 +74,26 @@ def test_missing_shards_and_lost_tensors_are_named(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"weight_map": null}', '{"weight_map": ["a"]}', '{"weight_map": {"a": 3}}', b"\xff\xfe"],
+)
+def test_a_broken_index_is_named_in_one_line(tmp_path: Path, text: str | bytes) -> None:
+    file = sharded(tmp_path) / "model.safetensors.index.json"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=r"model.safetensors.index.json is damaged .*download complete") as refusal:
+        read_checkpoint(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere.safetensors", "/etc/passwd", "..", "a/b.safetensors"])
+def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path: Path, name: str) -> None:
+    file = sharded(tmp_path) / "model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(UserError, match="names files elsewhere"):
+        read_checkpoint(tmp_path)
+
+
 def test_left_over_names_and_shapes_are_all_named_and_nothing_is_loaded() -> None:
     linear = nn.Linear(3, 2)
     before = linear.weight.clone()

@@ -24,6 +24,11 @@ def cells_in(value: Any) -> Iterator[Any]:
     return iter(value) if isinstance(value, list | tuple) else iter((value,))
 
 
+def is_gap(cell: Any) -> bool:
+    """Whether nothing is in a cell that should hold a picture."""
+    return cell is None or cell == "" or (isinstance(cell, Mapping) and not any(cell.get(key) for key in KEYS))
+
+
 def blob_of(cell: Any, sample: Sample, folder: str, label: str) -> Blob:
     """Where the bytes of a picture lie.
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_mm.documents.printable import brief
+from lit_mm.documents.sources.keys import check_turn_keys
 from lit_mm.documents.sources.sample import Sample
 from lit_mm.documents.turns import SPEAKERS
 
@@ -25,7 +26,7 @@ TOOLS = frozenset(
         "ipython",
     ]
 )
-WEIGHTS = ("weight", "loss", "train", "learn")  # 0 or false: the answer is not to be learnt
+WEIGHTS = ("weight", "loss", "train")  # 0 or false: the answer is not to be learnt
 MASKS = ("mask", "masked", "loss_mask")
 
 
@@ -47,6 +48,9 @@ def role_of(turn: Any, number: int, sample: Sample, key: str) -> str:
         )
     if role is None:
         raise sample.error(f"turn {number}: {key!r} is one of {sorted(SPEAKERS)}, got {brief(speaker)}", "bad_entry")
+    if len(turn) == 2:  # a speaker and a text
+        return role
+    check_turn_keys(sample, turn, number)
     if turn.get("tool_calls") or turn.get("function_call"):
         raise sample.error(
             f"turn {number} calls a tool, and calls of tools are not read here", "bad_entry", "Leave the sample out"
@@ -78,11 +82,9 @@ def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple
     """
     spoken = []
     for number, turn in enumerate(turns, first):
-        speaker, text = (
-            ("from", "value") if not isinstance(turn, Mapping) or "role" not in turn else ("role", "content")
-        )
-        if not isinstance(turn, Mapping) or speaker not in turn or not isinstance(turn.get(text), str):
-            if isinstance(turn, Mapping) and speaker in turn and turn.get(text) is None:
+        speaker, text = ("from", "value") if not isinstance(turn, dict) or "role" not in turn else ("role", "content")
+        if not isinstance(turn, dict) or speaker not in turn or not isinstance(turn.get(text), str):
+            if isinstance(turn, dict) and speaker in turn and turn.get(text) is None:
                 role_of(turn, number, sample, speaker)  # a call of a tool has no text
             raise sample.error(
                 f"turn {number} needs the keys {speaker!r} and {text!r}, both text, got {brief(turn)}", "bad_entry"

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lit_mm.documents.document import Turn
-from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import check_answers, spoken_turns, with_system
 from lit_mm.documents.sources.entries import open_entries
-from lit_mm.documents.sources.guess import format_of
-from lit_mm.documents.sources.keys import MEDIA, check_keys
+from lit_mm.documents.sources.keys import MEDIA, PICTURES, check_keys
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
@@ -28,7 +26,6 @@ QUAD = re.compile(r"<quad>(.*?)</quad>", re.DOTALL)
 REGION_TAG = re.compile(r"<(/?)(box|quad|ref)>")
 POINT = re.compile(r"\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)")
 IMG = re.compile(r"<img>(.*?)</img>", re.DOTALL)
-READ = ("image", "images")  # keys of pictures
 
 
 class Conversations(Source):
@@ -65,7 +62,7 @@ class Conversations(Source):
         return open_entries(path, self.expected, limit_group=self.limit_group)
 
     def blobs(self, sample: Sample) -> list[Blob]:
-        turns = self.spoken(sample)  # an entry of another format is reported before its images are
+        turns = self.turns_of(sample)  # an entry of another format is reported before its images are
         cells = self.cells(sample)
         if self.is_literal(sample):
             self._note_placeholders(turns, sample)
@@ -75,9 +72,9 @@ class Conversations(Source):
                 turns,
                 placeholder=self.placeholder,
                 format_name=self.format_name,
-                has_media=bool(cells) or any(sample.entry.get(key) for key in (*READ, *MEDIA)),
+                has_media=bool(cells) or any(sample.entry.get(key) for key in (*PICTURES, *MEDIA)),
             )
-        check_keys(sample, READ, has_pictures=bool(cells), remedy=self.remedy)
+        check_keys(sample, PICTURES, has_pictures=bool(cells), remedy=self.remedy)
         return [self.blob(cell, sample) for cell in cells]
 
     def cells(self, sample: Sample) -> list[Any]:
@@ -86,7 +83,7 @@ class Conversations(Source):
         Raises:
             SampleError: `image` and `images` differ.
         """
-        filled = [cells for key in READ if (cells := list(cells_in(sample.entry.get(key))))]
+        filled = [cells for key in PICTURES if (cells := list(cells_in(sample.entry.get(key))))]
         if len(filled) > 1 and filled[0] != filled[1]:
             raise sample.error("has `image` and `images`, which differ", "bad_entry", "Keep one of them")
         return filled[0] if filled else []
@@ -99,34 +96,21 @@ class Conversations(Source):
         if any(self.placeholder in text for _, text in turns):
             sample.notes.add(LITERAL)
 
+    def turns_of(self, sample: Sample) -> list[tuple[str, str]]:
+        """(role, text) of every turn, parsed once. Raises as `spoken`."""
+        return sample.once("turns", lambda: self.spoken(sample))
+
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
         """(role, text) of every turn.
 
         Raises:
             SampleError: a turn lacks a key or has an unknown speaker.
         """
-        turns = self.list_of("conversations", sample)
+        turns = sample.field("conversations", list, "an entry is an object with a list `conversations`")
         return with_system(spoken_turns(turns, sample), sample)
 
-    @staticmethod
-    def list_of(key: str, sample: Sample) -> list[Any]:
-        """A list of the entry.
-
-        Raises:
-            SampleError: there is none; it names the format that the entry looks like.
-        """
-        value = sample.entry.get(key) if isinstance(sample.entry, Mapping) else None
-        if isinstance(value, list):
-            return value
-        guess = format_of(sample.entry)
-        raise sample.error(
-            f"an entry is an object with a list `{key}`, got {brief(sample.entry)}",
-            "bad_entry",
-            "" if guess is None else f"Is its `format` {guess}?",
-        )
-
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
-        spoken = self.spoken(sample)
+        spoken = self.turns_of(sample)
         check_answers(spoken, sample)
         return self.arrange(sample, spoken, pictures)
 
@@ -150,7 +134,7 @@ class Conversations(Source):
         """
         places = sum(value.count(self.placeholder) for _, value in turns)
         if places != pictures and (places or pictures > free):
-            key = next((key for key in READ if sample.entry.get(key)), "image")
+            key = next((key for key in PICTURES if sample.entry.get(key)), "image")
             raise sample.error(
                 f"its text has {places} x {self.placeholder}, its `{key}` names {pictures}",
                 "placeholder_mismatch",
@@ -233,7 +217,7 @@ class QwenVLConversations(Conversations):
     `<box>(x1,y1),(x2,y2)</box>` or `<quad>` with four points, whole numbers from 0 to 999 across the picture.
     The tags `<img>` and `</img>` go; the family's prompt writes what it needs.
 
-    Source: arXiv:2308.12966, section 3.3; README (fine-tuning) of the release.
+    Source: arXiv:2308.12966, section 3.3; PICTURESME (fine-tuning) of the release.
     """
 
     format_name = text_format = "qwen_vl"
@@ -252,7 +236,7 @@ class QwenVLConversations(Conversations):
 
     def blobs(self, sample: Sample) -> list[Blob]:
         blobs = super().blobs(sample)
-        key = next((key for key in READ if sample.entry.get(key)), None)
+        key = next((key for key in PICTURES if sample.entry.get(key)), None)
         if key is not None:
             raise sample.error(
                 f"Qwen-VL's format has no `{key}`",
@@ -262,7 +246,7 @@ class QwenVLConversations(Conversations):
         return blobs
 
     def cells(self, sample: Sample) -> list[Any]:
-        return [name.strip() for _, text in self.spoken(sample) for name in IMG.findall(text)]
+        return [name.strip() for _, text in self.turns_of(sample) for name in IMG.findall(text)]
 
     def arrange(
         self, sample: Sample, spoken: list[tuple[str, str]], pictures: Sequence[SourcePicture | None]

@@ -9,6 +9,7 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.entries import open_entries
+from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.keys import check_keys
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
@@ -83,9 +84,11 @@ class PictureFolder(Source):
     def _entry(sample: Sample) -> Mapping:
         entry = sample.entry
         if not isinstance(entry, Mapping) or sum(key in entry for key in ("question", *CAPTIONS)) != 1:
+            guess = format_of(entry)
             raise sample.error(
                 f"a line is an object with `question` and `answer`, or with `caption` or `text`, got {brief(entry)}",
                 "bad_entry",
+                "" if guess is None else f"Is its `format` {guess}?",
             )
         return entry
 

@@ -46,13 +46,20 @@ class JsonPart(Part):
                 remedy="Replace it and start again",
             )
         try:
-            return json.loads(text.decode("utf-8"))
+            return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
         except UnicodeDecodeError as error:
             raise self._malformed(number, f"is not UTF-8 at byte {error.start}") from error
         except json.JSONDecodeError as error:
             raise self._malformed(number, f"is not JSON ({error.msg}, character {error.pos + 1})") from error
         except RecursionError as error:
             raise self._malformed(number, "is nested too deeply to be read") from error
+        except DuplicateKey as error:
+            raise SampleError(
+                f"the {self.expected} has the key {error.key!r} twice",
+                where=self.where(number),
+                kind="duplicate_member",
+                remedy="Keep one of them",
+            ) from error
         except ValueError as error:  # Python refuses to read numbers of more than 4300 digits
             raise self._malformed(number, f"cannot be read ({error})") from error
 
@@ -63,6 +70,26 @@ class JsonPart(Part):
             kind="malformed_json",
             remedy="Correct it, or leave it out",
         )
+
+
+class DuplicateKey(ValueError):
+    """An object has a key twice; a reader would take the last one without a word."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        DuplicateKey: it has a key twice.
+    """
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise DuplicateKey(next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at])))
+    return table
 
 
 def line_ends(buffer: Any) -> np.ndarray:

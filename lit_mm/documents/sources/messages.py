@@ -9,7 +9,8 @@ from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import role_of, spoken_turns, system_of, with_system
-from lit_mm.documents.sources.conversations import READ, Conversations
+from lit_mm.documents.sources.conversations import Conversations
+from lit_mm.documents.sources.keys import PICTURES
 from lit_mm.documents.sources.picture import SourcePicture
 from lit_mm.documents.sources.sample import Sample
 
@@ -37,10 +38,12 @@ class MessageConversations(Conversations):
     has_ids = False
 
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
-        return [(role, "".join(part for part in parts if isinstance(part, str))) for role, parts in self._turns(sample)]
+        return [
+            (role, "".join(part for part in parts if isinstance(part, str))) for role, parts in self.parts_of(sample)
+        ]
 
     def cells(self, sample: Sample) -> list[Any]:
-        cells = [part["cell"] for _, parts in self._turns(sample) for part in parts if not isinstance(part, str)]
+        cells = [part["cell"] for _, parts in self.parts_of(sample) for part in parts if not isinstance(part, str)]
         listed = super().cells(sample)
         num_open = sum(cell is None for cell in cells)
         if num_open and num_open != len(listed):
@@ -57,7 +60,7 @@ class MessageConversations(Conversations):
     def arrange(
         self, sample: Sample, spoken: list[tuple[str, str]], pictures: Sequence[SourcePicture | None]
     ) -> tuple[Turn, ...]:
-        turns = self._turns(sample)
+        turns = self.parts_of(sample)
         rest = iter(pictures)
         if any(not isinstance(part, str) for _, parts in turns for part in parts):
             if any(role != "assistant" and self.placeholder in text for role, text in spoken):
@@ -79,15 +82,22 @@ class MessageConversations(Conversations):
         self.count_places(sample, spoken, len(pictures))
         return self.place(spoken, pictures)
 
+    def parts_of(self, sample: Sample) -> list[tuple[str, list[Any]]]:
+        """(role, parts) of every turn, parsed once, see `_turns`."""
+        return sample.once("parts", lambda: self._turns(sample))
+
     def _turns(self, sample: Sample) -> list[tuple[str, list[Any]]]:
         """(role, parts) of every turn; a part is a text, or `{"cell": ...}` for a picture, None for one of `images`."""
         entry = sample.entry
         if isinstance(entry, Mapping) and "messages" not in entry and isinstance(entry.get("texts"), list):
             turns = _rounds(entry["texts"], sample)
         elif isinstance(entry, Mapping) and isinstance(entry.get("prompt"), list) and "messages" not in entry:
-            turns = _messages([*entry["prompt"], *self.list_of("completion", sample)], sample)
+            turns = _messages(
+                [*entry["prompt"], *sample.field("completion", list, "beside `prompt` there is a list `completion`")],
+                sample,
+            )
         else:
-            turns = _messages(self.list_of("messages", sample), sample)
+            turns = _messages(sample.field("messages", list, "an entry is an object with a list `messages`"), sample)
         system = system_of(sample, has_turn=bool(turns) and turns[0][0] == "system")
         return [("system", [system]), *turns] if system else turns
 
@@ -168,7 +178,7 @@ def _part(part: Any, number: int, sample: Sample) -> Any:
     if kind in TEXTS or (kind is None and isinstance(filled.get("text"), str)):
         if isinstance(filled.get("text"), str):
             return filled["text"]
-    elif kind in IMAGES or (kind is None and filled.keys() & set(READ)):
+    elif kind in IMAGES or (kind is None and filled.keys() & set(PICTURES)):
         cell = next((filled[key] for key in PICTURE_KEYS if filled.get(key)), None)
         return {"cell": next(cells_in(cell), None)}
     raise sample.error(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
+from lit_mm.documents.sources.cells import is_gap
 from lit_mm.documents.sources.entries import open_entries
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
@@ -45,6 +46,9 @@ class _Pages(Source):
 
     def open_part(self, path: str) -> Part:
         return open_entries(path, self.expected, self.columns, self.limit_group)
+
+    def options(self) -> tuple[Any, ...]:
+        return (self.gaps,)
 
 
 class ObelicsPages(_Pages):
@@ -105,10 +109,13 @@ class ObelicsPages(_Pages):
                 f"{len(texts)} `texts` and {len(images)} `images`: they alternate, with None in the other list",
                 "placeholder_mismatch",
             )
+        places: list[tuple[str | None, Any]] = []
         for at, (text, image) in enumerate(zip(texts, images, strict=True)):
-            if text is None and image is None and self.skips_gaps:
+            if text is None and is_gap(image) and self.skips_gaps:
                 sample.notes.add(GAP)
-            elif (text is None) == (image is None):
+                places.append((None, None))
+                continue
+            if (text is None) == (image is None):
                 content = "neither" if text is None else "both"
                 raise sample.error(
                     f"place {at} holds {content} of text and image",
@@ -117,7 +124,8 @@ class ObelicsPages(_Pages):
                 )
             if text is not None and not isinstance(text, str):
                 raise sample.error(f"place {at} of `texts` is no text, got {brief(text)}", "bad_entry")
-        return list(zip(texts, images, strict=True))
+            places.append((text, image))
+        return places
 
 
 class Mmc4Pages(_Pages):
@@ -153,7 +161,7 @@ class Mmc4Pages(_Pages):
         super().__init__(path, images, name, limit_pixels, limit_group, gaps)
 
     def options(self) -> tuple[Any, ...]:
-        return (self.max_images,)
+        return self.max_images, self.gaps
 
     def blobs(self, sample: Sample) -> list[Blob]:
         return [self.blob(image, sample, f"image_info[{at}]") for at, image in self._in_order(sample)]
@@ -183,7 +191,10 @@ class Mmc4Pages(_Pages):
                 raise sample.error(
                     f"image_info[{at}] stands before sentence {matched}, the page has {count}", "placeholder_mismatch"
                 )
-        return sorted(enumerate(infos), key=lambda numbered: numbered[1]["matched_text_index"])
+        if self.skips_gaps and any(is_gap(info) for info in infos):
+            sample.notes.add(GAP)
+        pictured = [(at, info) for at, info in enumerate(infos) if not (self.skips_gaps and is_gap(info))]
+        return sorted(pictured, key=lambda numbered: numbered[1]["matched_text_index"])
 
     @staticmethod
     def _sentences(sample: Sample) -> list[str]:

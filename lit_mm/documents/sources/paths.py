@@ -23,8 +23,7 @@ def is_url(path: str) -> bool:
 
 def join(folder: str, name: str) -> str:
     """`name` inside `folder`; an absolute path or a URL stays what it is, and `file://` is a local path."""
-    if name.startswith("file://"):
-        return unquote(name.removeprefix("file://").removeprefix("localhost"))
+    name = _local(name)
     if is_url(name) or os.path.isabs(name):
         return name
     return f"{folder.rstrip('/')}/{name}" if is_url(folder) else os.path.join(folder, name)
@@ -51,8 +50,16 @@ def expand(pattern: str) -> list[str]:
 
 
 def expand_home(path: str) -> str:
-    """The path with the home folder in place of `~`; a URL is unchanged."""
+    """The path with the home folder in place of `~`, without `file://`; another URL is unchanged."""
+    path = _local(path)
     return path if is_url(path) else os.path.expanduser(path)
+
+
+def _local(path: str) -> str:
+    """The local path of a `file://` URL; other paths are unchanged."""
+    if not path.startswith("file://"):
+        return path
+    return unquote(path.removeprefix("file://").removeprefix("localhost"))
 
 
 def _matching(pattern: str) -> list[str]:

@@ -39,6 +39,8 @@ def check_placeholders(
         SampleError: a placeholder of another format.
     """
     for number, (role, text) in enumerate(turns):
+        if "<" not in text:
+            continue
         for match in ALL.finditer(text):
             sign = match[0]
             if sign == placeholder or (placeholder == "<img>" and sign.startswith("<img>")):

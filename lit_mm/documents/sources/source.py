@@ -134,7 +134,7 @@ class Source(ABC):
         Raises:
             SampleError: the sample is broken.
         """
-        blobs = self.blobs(sample)
+        blobs = sample.once("blobs", lambda: self.blobs(sample))
         if sizes is None or len(sizes) != len(blobs):
             sizes = [UNKNOWN] * len(blobs)
         turns = self.turns(sample, [self._picture(*pair, sample) for pair in zip(blobs, sizes, strict=True)])
@@ -203,12 +203,12 @@ class Source(ABC):
         return [(int(height), int(width)) for height, width in self._index["sizes"][first:stop]]
 
     def build_index(self, progress: Callable[[int], None] = lambda samples: None) -> tuple[int, int]:
-        """Read every picture's header once, and keep the sizes. Interrupted, it goes on where it was.
+        """Read every picture's header once and store the sizes. An interrupted call resumes where it ended.
 
-        A sample or a picture that is broken is kept as unknown: it is read again, and told of, when it is asked for.
+        A broken sample or picture is stored as unknown: it is read again, and reported, when it is needed.
 
         Args:
-            progress: told how many samples are done, those of an earlier attempt included.
+            progress: called with the number of samples that are finished, those of an earlier attempt included.
         Returns:
             How many pictures there are, and how many of them are unknown.
         Raises:
@@ -227,9 +227,9 @@ class Source(ABC):
             numbers = range(start, min(start + CHUNK, len(self)))
             counts, sizes = [], []
             for number in numbers:
-                found = self._sizes(number)
-                counts.append(len(found))
-                sizes += found
+                sample_sizes = self._sizes(number)
+                counts.append(len(sample_sizes))
+                sizes += sample_sizes
                 progress(number + 1)
             return np.array([len(counts), *counts, *(side for size in sizes for side in size)], dtype=np.int64)
 
@@ -277,7 +277,7 @@ class Source(ABC):
         if identity is None and self.has_ids:
             errors.append(sample.error("it has no `id`", "missing_id", "Give every entry its own"))
         try:
-            blobs = self.blobs(sample)
+            blobs = sample.once("blobs", lambda: self.blobs(sample))
         except SampleError as error:
             return identity, 0, [*errors, error]
         sizes = []

@@ -143,9 +143,14 @@ def test_pages_with_gaps_are_pages_with_fewer_pictures_where_the_source_says_so(
         {"texts": ["a", None, "b"], "images": [None, None, None]},
         {"texts": ["a", None, "b"], "images": [None, "absent.png", None]},
         {"texts": ["a", None, "b"], "images": [None, "wide.png", None]},
+        {"texts": ["a", None, "b"], "images": [None, {"bytes": None, "path": None}, None]},
     ]
     source = open_source({"format": "obelics", "path": write(pages), "gaps": "drop"})
-    assert [shape(source[number])[0][1] for number in range(3)] == [["a\n\nb"], ["a\n\nb"], ["a", WIDE, "b"]]
+    assert [shape(source[number])[0][1] for number in range(4)] == [
+        *[["a\n\nb"]] * 2,
+        ["a", WIDE, "b"],
+        ["a\n\nb"],
+    ]
     assert source.build_index() == (2, 1)
     assert [len(source[number].pictures) for number in range(3)] == [0, 0, 1]
     strict = open_source({"format": "obelics", "path": write(pages)})
@@ -154,6 +159,7 @@ def test_pages_with_gaps_are_pages_with_fewer_pictures_where_the_source_says_so(
     infos = [
         {"image_name": None, "image_base64": content, "matched_text_index": 1},
         {"image_name": "absent.png", "matched_text_index": 0},
+        {"image_name": None, "raw_url": "https://example.org/gone.png", "matched_text_index": 0},
     ]
     page = {"text_list": ["One.", "Two."], "image_info": infos}
     source = open_source({"format": "mmc4", "path": write([page]), "gaps": "drop"})

@@ -294,6 +294,8 @@ def test_a_declaration_opens_the_class_of_its_format(write):
     [
         ({"path": "x"}, "a source declares its `format`, one of llava, "),
         ({"format": "lava"}, "no data format 'lava'. Did you mean 'llava'?"),
+        ({"format": "ShareGPT"}, "no data format 'ShareGPT'. Did you mean 'llava'?"),
+        ({"format": "qwen2-vl"}, "no data format 'qwen2-vl'. Did you mean 'messages'?"),
         ({"format": "llava", "path": "x", "imags": "y"}, "has no 'imags'. Did you mean 'images'?"),
         ({"format": "llava"}, r"needs \['path'\]"),
         ({"format": "llava", "path": 3}, "`path` of a source of format 'llava' is str, got 3"),

@@ -161,6 +161,7 @@ def test_pictures_are_read_from_image_and_images(write, entry: dict[str, Any]) -
     "entry",
     [
         {"image_id": "17"},
+        {"file_name": "chat_17.json", "url": "https://example.org"},
         {"image": "", "images": []},
         {"video": "", "source": "web"},
         {"image_size": [3, 4], "images_count": 0},
@@ -168,6 +169,26 @@ def test_pictures_are_read_from_image_and_images(write, entry: dict[str, Any]) -
 )
 def test_other_keys_are_no_pictures(write, entry: dict[str, Any]) -> None:
     assert kinds(write([llava(None, "what?", "red") | entry])) == []
+
+
+@pytest.mark.parametrize(
+    ("format", "entry", "guess"),
+    [
+        ("llava", {"messages": [{"role": "user", "content": "q"}]}, "messages"),
+        ("messages", {"conversations": [{"from": "human", "value": "q"}]}, "llava"),
+        ("messages", {"conversations": [{"from": "human", "value": "<ImageHere>q"}]}, "xcomposer"),
+        ("query_response", {"conversations": [{"from": "human", "value": "<img>a.jpg</img>q"}]}, "qwen_vl"),
+        ("obelics", {"text_list": ["a"], "image_info": []}, "mmc4"),
+        ("mmc4", {"texts": ["a"], "images": [None]}, "obelics"),
+        ("folder", {"query": "q", "response": "a"}, "query_response"),
+    ],
+)
+def test_an_entry_of_another_format_is_answered_with_its_format(write, folder, format, entry, guess) -> None:
+    path = write([entry], "metadata.jsonl")
+    with pytest.raises(SampleError) as caught:
+        open_source({"format": format, "path": str(folder) if format == "folder" else path})[0]
+    assert caught.value.kind == "bad_entry"
+    assert caught.value.remedy == f"Is its `format` {guess}?"
 
 
 # --- turns that are not read as they are meant -----------------------------------------------------------------------
@@ -178,6 +199,14 @@ def test_other_keys_are_no_pictures(write, entry: dict[str, Any]) -> None:
         ({"from": "observation", "value": "{}"}, "bad_entry", "turn 1 is a tool's"),
         ({"role": "tool", "content": "{}"}, "bad_entry", "turn 1 is a tool's"),
         ({"role": "assistant", "content": None, "tool_calls": [{}]}, "bad_entry", "turn 1 calls a tool"),
+        (
+            {"from": "human", "value": "q", "image": "wide.png"},
+            "unread_key",
+            "turn 1 has `image`, which names",
+        ),
+        ({"role": "user", "content": "q", "images": ["iVBORw0KGgo"]}, "unread_key", "is not read in a turn"),
+        ({"from": "human", "value": "q", "video": "a.mp4"}, "unread_key", "turn 1 has `video`"),
+        ({"from": "human", "value": "q", "foto": "a.jpg"}, "unread_key", "turn 1 has `foto`"),
         ({"from": "gpt", "value": "a", "weight": 0}, "unread_key", "turn 1 has `weight: 0`"),
         ({"from": "gpt", "value": "a", "weight": 0.5}, "unread_key", "every answer is learnt with weight 1"),
         ({"from": "gpt", "value": "a", "loss": False}, "unread_key", "turn 1 has `loss: False`"),

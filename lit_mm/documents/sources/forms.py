@@ -1,0 +1,29 @@
+"""What an entry looks like: the format that has its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_mm.documents.turns import PLACEHOLDER
+
+# Format -> keys of its entries
+FORMS = {
+    "messages": {"messages"},
+    "query_response": {"query", "response"},
+    "obelics": {"texts", "images"},
+    "mmc4": {"text_list", "image_info"},
+}
+
+
+def format_of(entry: Any) -> str | None:
+    """The format that an entry looks like; None where nothing shows it."""
+    if not isinstance(entry, Mapping):
+        return None
+    if isinstance(turns := entry.get("conversations"), list):
+        text = str(turns)
+        return "qwen_vl" if "<img>" in text else "xcomposer" if PLACEHOLDER in text else "llava"
+    for format_name, keys in FORMS.items():
+        if keys <= entry.keys():
+            return format_name
+    return None
