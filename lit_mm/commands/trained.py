@@ -64,9 +64,7 @@ def _read(path: Path) -> reading.Checkpoint:
     try:
         return reading.read(path)
     except manifest.Damaged as error:
-        whole = reading.newest_whole(path.parent)
-        hint = f". The newest whole checkpoint there is {str(whole.path)!r}" if whole else ""
-        raise UserError(f"{error}{hint}") from error
+        raise UserError(f"{error}{reading.alternative(path)}") from error
 
 
 def _opened(

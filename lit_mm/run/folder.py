@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -61,12 +62,15 @@ class RunFolder:
             try:
                 path = path or _named_by_wandb(experiment) or _new_folder(Path("runs") / experiment)
                 (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-                _point_latest(path)
             except OSError as error:
                 raise UserError(
                     f"the run folder {str(path or Path('runs') / experiment)!r} cannot be made ({error.strerror}). "
                     "Choose one with --run_dir"
                 ) from error
+            try:
+                _point_latest(path)
+            except OSError as error:  # such as a working folder that is read-only
+                print(f"lit_mm: runs/latest does not point to this run ({error.strerror})", file=sys.stderr)
             return str(path)
 
         return cls(Path(make() if trainer is None else agree(trainer, "run_dir", make)))

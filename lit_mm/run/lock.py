@@ -139,6 +139,9 @@ class FolderLock:
         size = os.fstat(self._descriptor).st_size
         local = earlier is not None and locked and earlier.host == self.holder.host
         if size and not local and not (earlier is not None and self.holder.follows(earlier)):
+            if locked and self._age() < MISSED * BEAT:
+                owner = earlier or "an unknown process"
+                say(f"lit_mm: waiting up to {MISSED * BEAT:.0f} s for a sign of {owner}, which had the run folder")
             while (age := self._age()) < MISSED * BEAT:
                 if not locked:
                     raise UserError(f"{self._in_use(earlier)} (last sign {age:.0f} s ago)")

@@ -75,7 +75,7 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
         return ""
     if init_from:
         path = manifest.find(init_from)
-        reading.read(path).verify()
+        _check_whole(path)
         record = {"init_from": os.path.abspath(init_from), "checkpoint": os.path.abspath(path), "digest": _digest(path)}
         part = file.with_name(file.name + ".part")
         part.write_text(json.dumps(record, indent=1) + "\n")
@@ -84,13 +84,20 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
     if record is None:
         return ""
     path = Path(record["checkpoint"])
-    reading.read(path).verify()
+    _check_whole(path)
     if _digest(path) != record["digest"]:
         raise UserError(
             f"the run in {str(folder.path)!r} started from {str(path)!r}, which has changed since. Give the checkpoint "
             "to start from with --init_from"
         )
     return str(path)
+
+
+def _check_whole(path: Path) -> None:
+    try:
+        reading.read(path).verify()
+    except manifest.Damaged as error:
+        raise UserError(f"--init_from: {error}{reading.alternative(path)}") from error
 
 
 def _is_same(init_from: str, record: dict[str, str] | None) -> bool:
