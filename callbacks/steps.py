@@ -57,7 +57,7 @@ def limbs_of(digest: int) -> list[int]:
     return [digest >> BITS * place & (1 << BITS) - 1 for place in range(LIMBS)]
 
 
-def joined(limbs: Sequence[float]) -> str:
+def digest_of_limbs(limbs: Sequence[float]) -> str:
     """The sum of digests whose limbs were summed over ranks, as hexadecimal digits."""
     total = sum(int(limb) << BITS * place for place, limb in enumerate(limbs))
     return f"{total % (1 << LIMBS * BITS):0{LIMBS * BITS // 4}x}"
@@ -111,7 +111,7 @@ class StepObserver(L.Callback):
         self._by_objective.append(torch.stack(list(pl_module.micro_losses.values())))
         if trainer.global_step == self._finished:
             return
-        loss, tokens, stop, *rest = self._reduce(trainer)
+        loss, tokens, stop, *sums = self._reduce(trainer)
         step = Step(
             number=pl_module.step,
             stage=pl_module.stage.name,
@@ -120,8 +120,8 @@ class StepObserver(L.Callback):
             seconds=time.perf_counter() - self._since,
             learning_rates=self._rates or {},
             stop=stop > 0,
-            losses=dict(zip(pl_module.micro_losses, rest[LIMBS:], strict=True)),
-            samples=joined(rest[:LIMBS]),
+            losses=dict(zip(pl_module.micro_losses, sums[LIMBS:], strict=True)),
+            samples=digest_of_limbs(sums[:LIMBS]),
         )
         self._finished = trainer.global_step
         self._begin_step()

@@ -45,7 +45,7 @@ def open_model(
 
 
 @contextmanager
-def launched(place: str, config: str | None = None, stage: str | None = None) -> Iterator[str]:
+def launch_folder(place: str, config: str | None = None, stage: str | None = None) -> Iterator[str]:
     """Work in the folder where a run was launched, as relative paths of its config start there. Gives the checkpoint's
     absolute path.
 

@@ -93,8 +93,8 @@ class RunFolder:
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             saved = manifest.newest(self.checkpoints)
-            elsewhere = bool(saved and keys) and all(PLACES.fullmatch(key) for key in keys)
-            if elsewhere and "data" in manifest.read(saved.path).content:
+            is_moved = bool(saved and keys) and all(PLACES.fullmatch(key) for key in keys)
+            if is_moved and "data" in manifest.read(saved.path).content:
                 keys = []
             if keys and saved:
                 fresh = "choose another folder with --run_dir"

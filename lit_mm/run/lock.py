@@ -46,7 +46,7 @@ class Holder:
     launches: dict[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def here(cls, environ: Mapping[str, str] = os.environ) -> Holder:
+    def current(cls, environ: Mapping[str, str] = os.environ) -> Holder:
         """The holder that this process would be."""
         host, process = socket.gethostname(), psutil.Process()
         return cls(host, process.pid, process.create_time(), launches_of(environ, host, os.getppid()))
@@ -103,7 +103,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, *, take_over: bool = False) -> None:
         self.path, self.take_over = folder / FILE, take_over
-        self.holder = Holder.here()
+        self.holder = Holder.current()
         self._over = threading.Event()
 
     def __enter__(self) -> FolderLock:

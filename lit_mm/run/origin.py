@@ -14,7 +14,7 @@ from lit_mm.run.folder import ORIGIN, RunFolder
 CURE = "Leave --init_from out to go on with this run, or choose another folder with --run_dir"
 
 
-def recorded(run_dir: str | None) -> dict[str, str] | None:
+def recorded_origin(run_dir: str | None) -> dict[str, str] | None:
     """What a run folder records of the checkpoint that its run started from; None where it records nothing.
 
     Returns:
@@ -67,7 +67,7 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
     Raises:
         UserError: the run was begun from another checkpoint, or the recorded one has changed or cannot be read.
     """
-    file, record = folder.path / ORIGIN, recorded(str(folder.path))
+    file, record = folder.path / ORIGIN, recorded_origin(str(folder.path))
     if manifest.newest(folder.checkpoints):
         if init_from and not _is_same(init_from, record):
             origin = record["checkpoint"] if record else "published or random weights"
