@@ -1,9 +1,9 @@
-# PYTHON makes the environment; any 3.11 or newer will do: make setup PYTHON=/path/to/python3.12
+# PYTHON creates the environment; it must be 3.11 or newer: make setup PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 CONFIG ?= experiments/xcomposer2.yaml
 ARGS ?=
-# Test files run side by side in so many processes, of one thread each
+# Number of processes that run test files in parallel, with one thread each
 TEST_JOBS ?= 2
 
 RUN := .venv/bin/python
@@ -15,7 +15,7 @@ STAMP := .venv/.setup-done
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-setup: $(STAMP) ## install what requirements.lock pins into .venv (about 5 GB, some minutes; once)
+setup: $(STAMP) ## install the packages of requirements.lock into .venv (about 5 GB, some minutes; once)
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "lit_mm needs Python 3.11 or newer, and $$(python3 --version 2>&1 || true) is what" \

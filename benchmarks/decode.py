@@ -1,15 +1,19 @@
-"""Images per second per core, from file to normalised views, beside the image processor of the same family in
-transformers.
+"""This benchmark measures images per CPU second, from file to normalised views, of lit_mm and of transformers.
 
     taskset -c 0 python benchmarks/decode.py [--files 100] [--seconds 5]
 
-The images are like photographs: smooth colours with texture at all scales, JPEG quality 90; small ones of 400 to 640
-pixels a side, and large ones of 1200 to 2048. Each row times ours and theirs by turns, in this process, with one
-thread; CPU seconds, so that a busy machine matters little. transformers has two versions of each processor: one on
-torchvision (its default) and one on Pillow. Ours is shown twice: as it is, and with every JPEG decoded whole.
+The images resemble photographs: smooth colours with texture at all scales, JPEG quality 90. Sides are 400 to 640 pixels
+in the set "small" and 1200 to 2048 pixels in the set "large". Each row of the table times all methods in turn, in one
+process with one thread, in CPU seconds, so that other load on the machine matters little. The columns:
 
-What nobody who decodes with libjpeg-turbo can beat stands in the last two columns: the rate of decoding alone, and that
-of its entropy decoding alone (all coefficients read, one pixel in 64 made of them). Run it by hand.
+- ours: views by lit_mm.
+- whole: views by lit_mm with every JPEG decoded at full size.
+- torchvision, pillow: the two image processors of the same family in transformers; torchvision is the default.
+- off by: mean difference of "ours" and of "whole" from the Pillow processor, out of 255.
+- decoding: decoding by libjpeg-turbo alone, an upper limit for every program that uses it.
+- entropy: entropy decoding by libjpeg-turbo alone (all coefficients are read, but only one pixel in 64 is computed).
+
+Run it by hand.
 """
 
 from __future__ import annotations
@@ -47,14 +51,14 @@ Tiling = Callable[[int, int], TilePlan]
 
 
 def write_images(folder: Path, count: int, sides: tuple[int, int]) -> list[Path]:
-    """`count` JPEG files with sides of so many pixels: about 2.3 bits a pixel."""
+    """Write `count` JPEG files with random sides in a range of pixels, at about 2.3 bits per pixel."""
     rng = np.random.default_rng(0)
     paths = []
     for number in range(count):
         height, width = (int(side) for side in rng.integers(sides[0], sides[1] + 1, 2))
         smooth = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((width, height))
         pixels = np.asarray(smooth) * 0.7 + 30
-        for scale in (1, 2, 4, 8, 16, 32):  # as in nature: about as much contrast in every octave
+        for scale in (1, 2, 4, 8, 16, 32):  # natural images have about equal contrast in every octave
             noise = rng.normal(0, 4 if scale == 1 else 7, (height // scale + 1, width // scale + 1)).astype(np.float32)
             pixels += np.asarray(Image.fromarray(noise).resize((width, height)))[..., None]
         paths.append(folder / f"{sides[0]}-{number}.jpg")
@@ -62,41 +66,42 @@ def write_images(folder: Path, count: int, sides: tuple[int, int]) -> list[Path]
     return paths
 
 
-def ours(path: Path, tiling: Tiling, normalise: Normalise) -> Tensor:
-    """One file -> [V, 3, H, W], as a worker does it; header included, though an index would know the size."""
+def views_of_file(path: Path, tiling: Tiling, normalise: Normalise) -> Tensor:
+    """Compute the views [V, 3, H, W] of one file as a worker does. The header is read, too, without a length index."""
     picture = FilePicture.open(path)
     views = tiling(picture.height, picture.width).views
     return torch.stack(cut_views(read(picture, path.name, normalise.least(views)), views, normalise))
 
 
-def theirs(path: Path, processor: Callable) -> Tensor:
+def process(path: Path, processor: Callable) -> Tensor:
+    """Compute the views of one file with an image processor of transformers."""
     with Image.open(path) as image:
         return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"]
 
 
-def decoded(path: Path) -> np.ndarray:
+def decode(path: Path) -> np.ndarray:
     return simplejpeg.decode_jpeg(path.read_bytes(), colorspace="RGB")
 
 
-def entropy_decoded(path: Path) -> np.ndarray:
+def decode_entropy(path: Path) -> np.ndarray:
     return simplejpeg.decode_jpeg(path.read_bytes(), colorspace="RGB", min_height=1, min_width=1, min_factor=8)
 
 
-def rates(ways: dict[str, Callable[[Path], Any]], paths: Sequence[Path], seconds: float) -> dict[str, float]:
-    """Images per CPU second of each way: the median over rounds in which every way takes every fourth image."""
-    spent: dict[str, list[float]] = {name: [] for name in ways}
-    for way in ways.values():
-        way(paths[0])  # imports and caches
-    end, turn = time.perf_counter() + seconds * len(ways), 0
+def rates(methods: dict[str, Callable[[Path], Any]], paths: Sequence[Path], seconds: float) -> dict[str, float]:
+    """Images per CPU second of each method: the median over rounds in which every method takes every fourth image."""
+    samples: dict[str, list[float]] = {name: [] for name in methods}
+    for method in methods.values():
+        method(paths[0])  # warms up imports and caches
+    end, turn = time.perf_counter() + seconds * len(methods), 0
     while time.perf_counter() < end or turn < 3:
-        some = paths[turn % 4 :: 4]
-        for name, way in ways.items():
+        subset = paths[turn % 4 :: 4]
+        for name, method in methods.items():
             start = time.process_time()
-            for path in some:
-                way(path)
-            spent[name].append(len(some) / (time.process_time() - start))
+            for path in subset:
+                method(path)
+            samples[name].append(len(subset) / (time.process_time() - start))
         turn += 1
-    return {name: statistics.median(values) for name, values in spent.items()}
+    return {name: statistics.median(values) for name, values in samples.items()}
 
 
 def throughput(name: str, paths: Sequence[Path], seconds: float) -> None:
@@ -114,36 +119,36 @@ def throughput(name: str, paths: Sequence[Path], seconds: float) -> None:
     }
     for family, (tiling, fill, (torchvision, pillow)) in families.items():
         normalise = Normalise(CLIP_MEAN, CLIP_STD, fill=fill)
-        ways = {
-            "ours": partial(ours, tiling=tiling, normalise=normalise),
-            "whole": partial(ours, tiling=tiling, normalise=replace(normalise, spare=None)),
-            "torchvision": partial(theirs, processor=torchvision),
-            "pillow": partial(theirs, processor=pillow),
-            "decoding": decoded,
-            "entropy": entropy_decoded,
+        methods = {
+            "ours": partial(views_of_file, tiling=tiling, normalise=normalise),
+            "whole": partial(views_of_file, tiling=tiling, normalise=replace(normalise, spare=None)),
+            "torchvision": partial(process, processor=torchvision),
+            "pillow": partial(process, processor=pillow),
+            "decoding": decode,
+            "entropy": decode_entropy,
         }
-        rate = rates(ways, paths, seconds)
-        theirs_ = ways["pillow"](paths[0]).view(-1, 3, SIDE, SIDE)
-        apart = [float((ways[w](paths[0]) - theirs_).abs().mean()) * 255 * CLIP_STD[1] for w in ("ours", "whole")]
+        rate = rates(methods, paths, seconds)
+        reference = methods["pillow"](paths[0]).view(-1, 3, SIDE, SIDE)
+        gaps = [float((methods[m](paths[0]) - reference).abs().mean()) * 255 * CLIP_STD[1] for m in ("ours", "whole")]
         print(
             f"{name:6s}{family:19s}{rate['ours']:6.0f}{rate['whole']:7.0f}"
             + "".join(f"{rate[n]:13.0f} ({rate['ours'] / rate[n]:.1f}x)" for n in ("torchvision", "pillow"))
-            + f"{apart[0]:11.3f} {apart[1]:.3f}{rate['decoding']:11.0f}{rate['entropy']:9.0f}",
+            + f"{gaps[0]:11.3f} {gaps[1]:.3f}{rate['decoding']:11.0f}{rate['entropy']:9.0f}",
             flush=True,
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=100, help="distinct images of each set")
-    parser.add_argument("--seconds", type=float, default=5.0, help="wall seconds per way and row")
-    given = parser.parse_args()
+    parser.add_argument("--files", type=int, default=100, help="number of images in each set")
+    parser.add_argument("--seconds", type=float, default=5.0, help="wall seconds per method and row")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     print("images per CPU second      ours  whole    torchvision         pillow     off by, of 255   decoding  entropy")
     for name, sides in SETS.items():
         with tempfile.TemporaryDirectory() as folder:
-            paths = write_images(Path(folder), given.files, sides)
-            throughput(name, paths, given.seconds)
+            paths = write_images(Path(folder), options.files, sides)
+            throughput(name, paths, options.seconds)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Every family's nano recipe, trained through all its stages, and one table of what came out.
+"""This benchmark trains the nano recipe of every family through all stages and prints a table of the results.
 
     python benchmarks/families.py [--runs runs/families] [--only llava_next ...] [--jobs 2] [--table-only]
                                   [--small-text 300] [--write README.md]
 
-Runs `python -m lit_mm fit` on one recipe after the other, or on `--jobs` of them side by side, each with its share of
-the cores; called again, it resumes what was interrupted and leaves out what is finished. Then prints the table:
-held-out exact match per skill, the blind baseline, visual tokens per held-out picture and the seconds of each run. With
---small-text N, a second table asks the finished runs of high resolution, and those of fixed resolution that they grew
-out of, about the small text of the same N held-out pages, of which the first table has twenty to fifty. With --write,
-the tables replace what stands between the markers of a Markdown file. Run it with nothing else on the machine: some
-minutes a family.
+It runs `python -m lit_mm fit` on one recipe after another, or on `--jobs` recipes at a time, each with an equal share
+of the cores. When it is started again, it resumes interrupted runs and skips finished ones. The table has held-out
+exact match per skill, the blind baseline, visual tokens per held-out picture, and the seconds of each run.
+
+With --small-text N, a second table compares finished runs of high resolution with the runs of fixed resolution that
+they extend, on the small text of the same N held-out pages; the first table has twenty to fifty such pages. With
+--write, the tables replace the text between the markers of a Markdown file. Run it with nothing else on the machine; a
+family takes some minutes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ FAMILIES = (
     "monkey",
     "xcomposer2_4khd",
 )
-PAIRS = (  # high resolution, and the fixed one that it grew out of
+PAIRS = (  # family of high resolution, and the family of fixed resolution that it extends
     ("llava_next", "llava_1_5"),
     ("llava_uhd", "llava_1_5"),
     ("monkey", "qwen_vl"),
@@ -53,7 +54,7 @@ PAIRS = (  # high resolution, and the fixed one that it grew out of
 
 
 def train(family: str, runs: Path, threads: int) -> None:
-    """Run a recipe to its end, or on from where it was."""
+    """Run a recipe to its end; an interrupted run is resumed."""
     print(f"== {family}", flush=True)
     command = ["fit", "--config", f"experiments/{family}.yaml", "--run_dir", str(runs / family)]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -61,7 +62,7 @@ def train(family: str, runs: Path, threads: int) -> None:
 
 
 def visual_tokens(config: str) -> tuple[float, int]:
-    """Mean over the recipe's held-out pictures, and the most, as the finished model sees them."""
+    """Count visual tokens per held-out picture with the inputs of the last stage. Returns (mean, maximum)."""
     with torch.device("meta"):
         cli = RecipeCLI(["--config", config], "describe")
     processor = cli.model.processor
@@ -74,7 +75,7 @@ def visual_tokens(config: str) -> tuple[float, int]:
 
 
 def row(family: str, run: Path) -> list[str]:
-    """The cells of a finished run."""
+    """Table cells of a finished run."""
     summary = json.loads((run / "summary.json").read_text())
     accuracy, blind = summary["accuracy"], summary["blind"]
     mean, most = visual_tokens(f"experiments/{family}.yaml")
@@ -92,7 +93,7 @@ def row(family: str, run: Path) -> list[str]:
 
 
 def skills_table(runs: Path, families: list[str]) -> str:
-    """One line a finished run."""
+    """The table of skills with one line per finished run."""
     head = ["recipe", "overall", "blind", *(skill.replace("_", " ") for skill in SKILLS), "visual tokens"]
     head += ["steps", "seconds"]
     return markdown(head, [row(family, runs / family) for family in families])
@@ -101,7 +102,8 @@ def skills_table(runs: Path, families: list[str]) -> str:
 def small_text(run: Path, documents: int) -> str:
     """Exact match on the small text of held-out pages, with its standard error.
 
-    The pages call their source what the run's own held-out pages of small text do: its limit of tiles may go by it.
+    The pages get the source name of the run's own held-out pages of small text, because limits of tiles may depend on
+    it.
     """
     module, data, _ = open_trained(str(run))
     skill = "read_small"
@@ -114,12 +116,12 @@ def small_text(run: Path, documents: int) -> str:
 
 
 def small_text_table(runs: Path, families: list[str], documents: int) -> str:
-    """One line a pair of which both are finished."""
+    """The table of small text with one line per pair of finished runs."""
     pairs = [pair for pair in PAIRS if set(pair) <= set(families)]
-    found = {
+    figures = {
         family: small_text(runs / family, documents) for family in sorted({name for pair in pairs for name in pair})
     }
-    rows = [[cell for family in pair for cell in (family, found[family])] for pair in pairs]
+    rows = [[cell for family in pair for cell in (family, figures[family])] for pair in pairs]
     return markdown(["high resolution", "small text", "fixed resolution", "small text"], rows)
 
 
@@ -128,40 +130,40 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def write(path: Path, name: str, text: str) -> None:
-    """Put a table between its markers in a Markdown file."""
+    """Replace the text between the markers `name` of a Markdown file."""
     start, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     page = path.read_text()
     if page.count(start) != 1 or page.count(end) != 1:
-        sys.exit(f"{path}: the table goes between one line {start!r} and one line {end!r}; put them in")
+        sys.exit(f"{path}: the table goes between one line {start!r} and one line {end!r}; add these lines")
     before, rest = page.split(start)
     path.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="where the run folders go")
-    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=FAMILIES, help="some of the families")
-    parser.add_argument("--jobs", type=int, default=1, help="so many recipes side by side")
-    parser.add_argument("--table-only", action="store_true", help="train nothing: the table of what is finished")
-    parser.add_argument("--small-text", type=int, metavar="N", help="ask about the small text of so many pages, too")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="a Markdown file with the markers")
-    chosen = parser.parse_args()
+    parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="parent of the run folders")
+    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=FAMILIES, help="families to run")
+    parser.add_argument("--jobs", type=int, default=1, help="number of recipes that run at a time")
+    parser.add_argument("--table-only", action="store_true", help="train nothing, print the table of finished runs")
+    parser.add_argument("--small-text", type=int, metavar="N", help="also compare on the small text of N pages")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="Markdown file with the markers")
+    options = parser.parse_args()
     quiet()
-    if not chosen.table_only:
-        missing = [family for family in chosen.only if not (chosen.runs / family / "summary.json").exists()]
-        with ThreadPoolExecutor(chosen.jobs) as pool:
+    if not options.table_only:
+        missing = [family for family in options.only if not (options.runs / family / "summary.json").exists()]
+        with ThreadPoolExecutor(options.jobs) as pool:
             for _ in pool.map(
-                partial(train, runs=chosen.runs, threads=max(1, (os.cpu_count() or 1) // chosen.jobs)), missing
+                partial(train, runs=options.runs, threads=max(1, (os.cpu_count() or 1) // options.jobs)), missing
             ):
                 pass
-    finished = [family for family in chosen.only if (chosen.runs / family / "summary.json").exists()]
-    tables = {"families": skills_table(chosen.runs, finished)}
-    if chosen.small_text:
-        tables["small text"] = small_text_table(chosen.runs, finished, chosen.small_text)
+    finished = [family for family in options.only if (options.runs / family / "summary.json").exists()]
+    tables = {"families": skills_table(options.runs, finished)}
+    if options.small_text:
+        tables["small text"] = small_text_table(options.runs, finished, options.small_text)
     for name, text in tables.items():
         print(text, end="\n\n")
-        if chosen.write:
-            write(chosen.write, name, text)
+        if options.write:
+            write(options.write, name, text)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,26 @@
-"""Published recipes, cut to a few layers, on a real GPU: memory beside its plan, speed beside an undivided model.
+"""This benchmark trains published recipes with few layers on a GPU and compares memory with the plan, and speeds.
 
     python benchmarks/gpu.py [--recipes xcomposer2 llava_1_5 llava_next] [--layers 4] [--strategies auto zero2 zero3]
-                             [--checkpointing on off] [--steps 8] [--json FILE] [--KEY VALUE ...]
+                             [--checkpointing full none] [--compile off on] [--row-tokens 0 4096 16384] [--steps 8]
+                             [--json FILE] [--KEY VALUE ...]
 
-Takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, what is frozen) with
-the first `--layers` blocks of its language model, no pretrained weights and the nano tokenizer, and trains it on random
-photographs and words through `python -m lit_mm fit`, one device, two micro-batches a step. The columns:
+It takes the last stage of each recipe as published (widths, vocabulary, image size, learning rates, frozen parts) with
+the first `--layers` blocks of the language model, without pretrained weights and with the nano tokenizer. It trains the
+stage on random photographs and words through `python -m lit_mm fit`, on one device with two micro-batches per step: of
+two samples each, or of one packed row of --row-tokens positions. The columns:
 
-- held, GiB: what torch has allocated at the start of the second step, gradients of the first included, and the plan
-  without what ZeRO-3 gathers for a time;
-- peak, GiB: the most within the steps after the first, and the whole plan, which leaves activations out;
-- time: a step's median, as a multiple of that of the undivided model (`auto` with the same checkpointing, where run);
-- matmul: the share of the rate of one large bf16 matrix product, measured first, that the products with weights reach
-  (6 operations an element of the language model and token, 6 or 2 of the vision encoder and patch; what is computed
-  a second time for activation checkpointing is not counted);
-- loss of the first step: the same everywhere up to bf16.
+- held, GiB: memory allocated by torch at the start of the second step, gradients of the first step included; beside it
+  the plan, without parameters that ZeRO-3 gathers temporarily;
+- peak, GiB: peak memory of the steps after the first; beside it the whole plan, which has no activations;
+- time: median time of a step, relative to the undivided model (`auto` with the same checkpointing, if it was run);
+- MFU: operations of a step per second, relative to the rate of one large bf16 matrix product, which is measured first.
+  Operations are counted by torch on the meta device, forward and backward, for all parts: vision encoder, connector,
+  language model with its head at supervised positions, and attention (causal attention counts whole). A frozen part
+  costs no gradients of its weights, and none of its inputs where nothing before it learns. Recomputation for activation
+  checkpointing is not counted;
+- loss: loss of the first step, which should be equal in all rows up to bf16.
 
-Options that it does not know go to `fit`. A run ends before it would write its checkpoint.
+Unknown options are passed to `fit`. A run ends before it would write a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,8 +43,10 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 from lit_mm.commands.describe import aligned
+from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch
 
@@ -49,17 +56,17 @@ WORDS = ["what", "is", "the", "colour", "of", "this", "large", "red", "circle", 
 
 
 class Meter(L.Callback):
-    """Measures steps on a GPU, writes the figures to a file and ends the process after the last one.
+    """This callback measures steps on a GPU, writes the figures to a file, and ends the process after the last step.
 
     Args:
-        file: where the figures go.
-        steps: optimizer steps; the first is not measured.
+        file: path of the file for the figures.
+        steps: number of optimizer steps; the first is not measured.
     """
 
     def __init__(self, file: str, steps: int) -> None:
         self.file, self.steps = Path(file), steps
         self.begun: list[float] = []
-        self.held = self.operations = 0
+        self.held = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: MultimodalModule, batch: Batch, batch_idx: int
@@ -75,7 +82,6 @@ class Meter(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.operations = max(self.operations, operations(pl_module, batch))
         if trainer.global_step < self.steps:
             return
         torch.cuda.synchronize()
@@ -84,7 +90,6 @@ class Meter(L.Callback):
             "held": self.held,
             "peak": torch.cuda.max_memory_allocated(),
             "seconds": statistics.median(seconds),
-            "operations": self.operations * MICRO_BATCHES,
         }
         self.file.write_text(json.dumps(figures))
         sys.stdout.flush()
@@ -92,43 +97,60 @@ class Meter(L.Callback):
 
 
 def operations(module: MultimodalModule, batch: Batch) -> int:
-    """Of the products with weights, forward and backward, for a micro-batch."""
-    parts = module.parts()
+    """Operations of a micro-batch, forward and backward; a product of an addition and a multiplication counts two.
 
-    def matrices(part: str) -> list[int]:
-        shapes = [getattr(parameter, "ds_shape", parameter.shape) for parameter in parts[part].values()]
-        return [shape.numel() for shape in shapes if len(shape) > 1]
+    Args:
+        module: on the meta device, in a stage, without activation checkpointing.
+        batch: of any device.
+    """
+    batch = batch.to("meta")
+    with FlopCounterMode(display=False) as counter:
+        objective = module.objectives[next(iter(module.weights_of_objectives(module.stage)))]
+        objective(module.network, batch).backward()
+    return counter.get_total_flops()
 
-    language = matrices("language")
-    of_vision = 6 if "vision" in module.stage.train else 2
-    patches = sum(len(group) * group.shape[-2] // 14 * (group.shape[-1] // 14) for group in batch.views.groups)
-    # The input embedding is looked up, not multiplied with; it and the head are the largest
-    return 6 * batch.num_tokens * (sum(language) - max(language)) + of_vision * patches * sum(matrices("vision"))
+
+def operations_of(recipe: Path, steps: int) -> int:
+    """Operations of an optimizer step of a cut recipe, the mean over its first steps."""
+    off = [f"--model.init_args.{part}.init_args.activation_checkpointing=none" for part in ("vision", "language")]
+    off += [f"--model.init_args.{part}.init_args.compile=false" for part in ("vision", "language")]
+    with torch.device("meta"):
+        cli = RecipeCLI(["--config", str(recipe), *off, "--data.init_args.num_workers=0"], "fit")
+    (stage,) = cli.stages
+    data, module = cli.data_of(stage), cli.model
+    module.begin(stage, total_steps=data.begin(module.processor_of(stage), stage, seed=cli.seed))
+    batches = islice(data.train_dataloader(), steps * MICRO_BATCHES)
+    return round(statistics.mean(operations(module, batch) for batch in batches) * MICRO_BATCHES)
 
 
-def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[str, Any]:
-    """The last stage of a published recipe with few layers, on the photographs in a folder."""
+def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any], row_tokens: int = 0) -> dict[str, Any]:
+    """The last stage of a published recipe with few layers, on the photographs in a folder.
+
+    Args:
+        row_tokens: positions of a packed row; 0: samples are not packed.
+    """
     config = yaml.safe_load(recipe.read_text())
     model = config["model"]["init_args"]
     for part in ("vision", "language"):
         model[part]["init_args"]["weights"] = None
     model["language"]["init_args"]["layers"] = layers
     model["tokenizer"] = "nano"
-    if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # the nano tokenizer's own marks of a turn
+    if config["model"]["class_path"].rpartition(".")[2] == "XComposer2":  # turn markers of the nano tokenizer
         model.setdefault("inputs", {})["prompt"] = {
             "class_path": "lit_mm.prompts.xcomposer2.XComposer2Prompt",
             "init_args": {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"},
         }
     stage = config["stages"][-1]
     config["stages"] = [{key: value for key, value in stage.items() if key not in ("data", "epochs")}]
-    config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # it ends before the checkpoint of the last
+    config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # the process ends before the last checkpoint
     config["data"] = {
         "class_path": "datamodules.conversations.Conversations",
         "init_args": {
             "path": str(folder / "data.jsonl"),
             "format": "llava",
-            "global_batch": MICRO_BATCH * MICRO_BATCHES,
-            "micro_batch": MICRO_BATCH,
+            "global_batch": MICRO_BATCHES * (1 if row_tokens else MICRO_BATCH),
+            "micro_batch": 1 if row_tokens else MICRO_BATCH,
+            "row_tokens": row_tokens or None,
             "num_workers": 2,
         },
     }
@@ -137,30 +159,37 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any]) -> dict[
 
 
 def photographs(folder: Path) -> None:
-    """JPEGs of random pixels and a .jsonl of conversations of about 400 tokens about them."""
+    """Write JPEGs of random pixels, and a .jsonl file of conversations about them with about 400 tokens each."""
     rng, noise = Random(0), np.random.default_rng(0)
     with (folder / "data.jsonl").open("w") as file:
         for number in range(PHOTOGRAPHS * 16):
             if number < PHOTOGRAPHS:
                 pixels = noise.integers(0, 256, (30, 40, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((640, 480)).save(folder / f"{number}.jpg")
-            said = " ".join(rng.choices(WORDS, k=150))
-            turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": said}]
+            answer = " ".join(rng.choices(WORDS, k=150))
+            turns = [{"from": "human", "value": "<image>\nwhat is this?"}, {"from": "gpt", "value": answer}]
             entry = {"id": str(number), "image": f"{number % PHOTOGRAPHS}.jpg", "conversations": turns}
             file.write(json.dumps(entry) + "\n")
 
 
-def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Namespace, rest: list[str]) -> dict:
-    """Plan one case, train it in a process of its own, and put the figures side by side."""
+def measure(case: dict[str, Any], chosen: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    """Plan one case, train it in a process of its own, and put the figures side by side.
+
+    Args:
+        case: recipe, strategy, checkpointing, compile and row_tokens.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photographs(folder)
         meter = {"class_path": "benchmarks.gpu.Meter"}
         meter |= {"init_args": {"file": str(folder / "figures.json"), "steps": chosen.steps}}
-        config = cut(Path(f"experiments/paper/{recipe}.yaml"), chosen.layers, folder, meter)
+        recipe = Path(f"experiments/paper/{case['recipe']}.yaml")
+        config = cut(recipe, chosen.layers, folder, meter, case["row_tokens"])
         for part in ("vision", "language"):
-            config["model"]["init_args"][part]["init_args"]["activation_checkpointing"] = checkpointing == "on"
-        config["trainer"]["strategy"] = strategy
+            arguments = config["model"]["init_args"][part]["init_args"]
+            arguments["activation_checkpointing"] = case["checkpointing"]
+            arguments["compile"] = case["compile"] == "on"
+        config["trainer"]["strategy"] = case["strategy"]
         (folder / "cut.yaml").write_text(yaml.safe_dump(config))
         command = [sys.executable, "-m", "lit_mm"]
         recipe_of = ["--config", str(folder / "cut.yaml"), *rest]
@@ -168,41 +197,45 @@ def measure(recipe: str, strategy: str, checkpointing: str, chosen: argparse.Nam
         plan = json.loads(run([*command, "describe", *recipe_of, "--format", "json"], environment))
         run([*command, "fit", *recipe_of, "--run_dir", str(folder / "run")], environment)
         figures = json.loads((folder / "figures.json").read_text())
+        figures["operations"] = operations_of(folder / "cut.yaml", chosen.steps)
         first = (folder / "run" / "metrics.csv").read_text().splitlines()[:2]
     loss = float(dict(zip(first[0].split(","), first[1].split(","), strict=True))["loss"])
     planned = plan["stages"][0]["memory"]["device"]
     lasting = planned["total"] - planned["gathered"]
-    case = {"recipe": recipe, "strategy": strategy, "checkpointing": checkpointing, "loss": loss}
-    return case | figures | {"planned_held": lasting, "planned_peak": planned["total"]}
+    return case | figures | {"loss": loss, "planned_held": lasting, "planned_peak": planned["total"]}
 
 
 def run(command: list[str], environment: dict[str, str]) -> str:
-    """What a command prints; the script ends with what it said where it fails."""
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
-    return done.stdout
+    """Run a command and return its standard output. If it fails, the benchmark ends with the end of its output."""
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        output = f"{process.stdout[-2000:]}{process.stderr[-4000:]}"
+        sys.exit(f"{' '.join(command)}: exit code {process.returncode}\n{output}")
+    return process.stdout
 
 
 def matmul_rate(size: int = 8192, times: int = 20) -> float:
-    """Operations per second of one bf16 matrix product, the median."""
+    """Measure the operations per second of one bf16 matrix product; the median of `times` runs."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     seconds = []
     for _ in range(times):
         torch.cuda.synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         a @ b
         torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - start)
     return 2 * size**3 / statistics.median(seconds)
 
 
 def row(case: dict[str, Any], cases: list[dict[str, Any]], rate: float) -> list[str]:
-    same = [c for c in cases if all(c[key] == case[key] for key in ("recipe", "checkpointing"))]
+    alike = ("recipe", "checkpointing", "compile", "row_tokens")
+    same = [c for c in cases if all(c[key] == case[key] for key in alike)]
     undivided = [c["seconds"] for c in same if c["strategy"] == "auto"]
     return [
         f"{case['recipe']} {case['strategy']}",
         case["checkpointing"],
+        case["compile"],
+        str(case["row_tokens"] or "-"),
         *(f"{case[key] / GIB:.2f}" for key in ("held", "planned_held", "peak", "planned_peak")),
         f"{case['seconds'] / undivided[0]:.2f}" if undivided else "-",
         f"{case['operations'] / case['seconds'] / rate:.0%}",
@@ -215,9 +248,11 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["xcomposer2", "llava_1_5", "llava_next"])
     parser.add_argument("--layers", type=int, default=4, help="blocks of the language model")
     parser.add_argument("--strategies", nargs="+", default=["auto", "zero2", "zero3"])
-    parser.add_argument("--checkpointing", nargs="+", choices=("on", "off"), default=["on", "off"])
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps, of which the first is not measured")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--checkpointing", nargs="+", choices=("full", "none"), default=["full", "none"])
+    parser.add_argument("--compile", nargs="+", choices=("off", "on"), default=["off"], help="compiled layers")
+    parser.add_argument("--row-tokens", nargs="+", type=int, default=[0], help="positions of a packed row; 0: unpacked")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps; the first is not measured")
+    parser.add_argument("--json", type=Path, help="file that also gets the figures")
     chosen, rest = parser.parse_known_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py measures on a CUDA device, and torch finds none")
@@ -225,12 +260,12 @@ def main() -> None:
     torch.cuda.empty_cache()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
     cases: list[dict[str, Any]] = []
-    for recipe in chosen.recipes:
-        for checkpointing in chosen.checkpointing:
-            for strategy in chosen.strategies:
-                cases.append(measure(recipe, strategy, checkpointing, chosen, rest))
-                print(json.dumps(cases[-1]), flush=True)
-    head = ["case", "checkpointing", "held", "planned", "peak", "planned", "time", "matmul", "loss"]
+    names = ("recipe", "row_tokens", "compile", "checkpointing", "strategy")
+    choices = (chosen.recipes, chosen.row_tokens, chosen.compile, chosen.checkpointing, chosen.strategies)
+    for values in product(*choices):
+        cases.append(measure(dict(zip(names, values, strict=True)), chosen, rest))
+        print(json.dumps(cases[-1]), flush=True)
+    head = ["case", "checkpointing", "compile", "row", "held", "planned", "peak", "planned", "time", "MFU", "loss"]
     print(aligned([head, *(row(case, cases, rate) for case in cases)]))
     if chosen.json:
         chosen.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "matmul": rate, "cases": cases}))

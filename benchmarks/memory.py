@@ -1,11 +1,12 @@
-"""Resident memory of a data module's loader workers over many samples, beside the usual way of loading.
+"""This benchmark measures the memory of loader workers over many samples, for lit_mm and for a usual dataset.
 
     python benchmarks/memory.py [--samples 50000] [--workers 2]
 
-Ours: `datamodules.Conversations` on a .jsonl of so many entries with small JPEGs, read through its byte offsets, laid
-out, decoded and collated in the workers. Theirs: a map-style dataset that holds the parsed entries in a list, as most
-training code does, Pillow and transformers' CLIP image processor, in the same DataLoader. What the workers hold in all
-(RSS, shared pages counted in each) and alone (USS) is read twenty times; the first fifth warms up. Run it by hand.
+"ours" is `datamodules.Conversations` on a .jsonl file with small JPEGs: workers read entries by byte offset, lay them
+out, decode and collate. "theirs" is a map-style dataset that keeps all parsed entries in a list, as most training code
+does, with Pillow and the CLIP image processor of transformers in the same DataLoader. The memory of the workers is read
+twenty times, as RSS (with shared pages, which count in every worker) and as USS (without). The first fifth of the
+readings is dropped as warm-up. Run it by hand.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ WORDS = ["what", "is", "the", "colour", "of", "this", "large", "red", "circle", 
 
 
 def write(folder: Path, samples: int) -> Path:
-    """`FILES` JPEGs and a .jsonl in LLaVA's format whose entries share them."""
+    """Write `FILES` JPEGs and a .jsonl file in LLaVA's format with `samples` entries that share them."""
     rng, noise = Random(0), np.random.default_rng(0)
     for number in range(FILES):
         pixels = noise.integers(0, 256, (8, 12, 3), dtype=np.uint8)
@@ -48,13 +49,14 @@ def write(folder: Path, samples: int) -> Path:
     path = folder / "data.jsonl"
     with path.open("w") as file:
         for number in range(samples):
-            asked, said = (" ".join(rng.choices(WORDS, k=rng.randint(3, 20))) for _ in range(2))
-            turns = [{"from": "human", "value": f"<image>\n{asked}"}, {"from": "gpt", "value": said}]
+            question, answer = (" ".join(rng.choices(WORDS, k=rng.randint(3, 20))) for _ in range(2))
+            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
             file.write(json.dumps({"id": str(number), "image": f"{number % FILES}.jpg", "conversations": turns}) + "\n")
     return path
 
 
-def ours(path: Path, samples: int, workers: int) -> DataLoader:
+def stream_loader(path: Path, samples: int, workers: int) -> DataLoader:
+    """Build the loader of lit_mm."""
     tokenizer = load_tokenizer("nano")
     processor = Processor(
         tokenizer,
@@ -68,7 +70,7 @@ def ours(path: Path, samples: int, workers: int) -> DataLoader:
 
 
 class Entries(Dataset):
-    """Parsed entries in a list."""
+    """A map-style dataset that keeps all parsed entries in a list."""
 
     def __init__(self, path: Path) -> None:
         self.folder, self.tokenizer = path.parent, load_tokenizer("nano")
@@ -87,7 +89,9 @@ class Entries(Dataset):
         return {"pixels": pixels, "ids": self.tokenizer.encode(text)}
 
 
-def theirs(path: Path, workers: int) -> DataLoader:
+def list_loader(path: Path, workers: int) -> DataLoader:
+    """Build the loader of `Entries`."""
+
     def collate(samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids = [torch.tensor(sample["ids"]) for sample in samples]
         stacked = torch.stack([sample["pixels"] for sample in samples])
@@ -98,35 +102,41 @@ def theirs(path: Path, workers: int) -> DataLoader:
 
 
 def watch(name: str, loader: Iterable[Any], samples: int) -> None:
-    """Go through a loader, and tell what its workers hold."""
-    here = psutil.Process()
-    before = {child.pid for child in here.children()}
-    every, seen, points = max(samples // POINTS, 1), 0, []
-    begun = time.perf_counter()
+    """Iterate over a loader and print the memory of its workers.
+
+    Args:
+        name: label of the line.
+        loader: loader to iterate over.
+        samples: number of samples in the loader.
+    """
+    process = psutil.Process()
+    others = {child.pid for child in process.children()}
+    interval, count, points = max(samples // POINTS, 1), 0, []
+    start = time.perf_counter()
     for _ in loader:
-        seen += BATCH
-        if seen // every > len(points):
-            held = [child.memory_full_info() for child in here.children() if child.pid not in before]
-            points.append((seen, sum(h.rss for h in held) / 2**20, sum(h.uss for h in held) / 2**20))
+        count += BATCH
+        if count // interval > len(points):
+            workers = [child.memory_full_info() for child in process.children() if child.pid not in others]
+            points.append((count, sum(w.rss for w in workers) / 2**20, sum(w.uss for w in workers) / 2**20))
     steady = np.array(points[len(points) // 5 :])
-    seconds = time.perf_counter() - begun
-    told = []
+    seconds = time.perf_counter() - start
+    figures = []
     for kind, values in zip(("RSS", "USS"), steady.T[1:], strict=True):
         slope = np.polyfit(steady[:, 0], values, 1)[0] * 10_000
-        told.append(f"{kind} {values[0]:6.0f} -> {values[-1]:6.0f} MB, {slope:+6.2f} MB per 10,000 samples")
-    print(f"{name:7s}{seen} samples, {seen / seconds:5.0f} a second: {'; '.join(told)}", flush=True)
+        figures.append(f"{kind} {values[0]:6.0f} -> {values[-1]:6.0f} MB, {slope:+6.2f} MB per 10,000 samples")
+    print(f"{name:7s}{count} samples, {count / seconds:5.0f} a second: {'; '.join(figures)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        path = write(Path(folder), given.samples)
-        watch("ours", ours(path, given.samples, given.workers), given.samples)
-        watch("theirs", theirs(path, given.workers), given.samples)
+        path = write(Path(folder), options.samples)
+        watch("ours", stream_loader(path, options.samples, options.workers), options.samples)
+        watch("theirs", list_loader(path, options.workers), options.samples)
 
 
 if __name__ == "__main__":

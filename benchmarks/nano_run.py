@@ -1,9 +1,10 @@
-"""Throughput and memory of the nano run, packed and, as its peer in the same process, in plain padded batches.
+"""This benchmark measures throughput and memory of a nano recipe, with packed rows and with plain padded batches.
 
     python benchmarks/nano_run.py [--config experiments/xcomposer2.yaml] [--steps 20]
 
-Prints, per stage: useful tokens per second, images per second, and how many times faster packing is; then the peak
-memory of the process. Run it by hand, with nothing else on the machine.
+It trains both ways in one process and prints, for each stage, useful tokens per second and images per second with
+packing and the speed-up over padded batches; then the peak memory of the process. Run it by hand, with nothing else on
+the machine.
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ WARM = 3  # steps before the clock starts
 
 @dataclass
 class Rate(L.Callback):
-    """Counts useful tokens and images of the steps after the warm-up."""
+    """This callback counts useful tokens and images of the steps after the warm-up."""
 
     tokens: int = 0
     images: int = 0
-    started: float = 0.0
+    start: float = 0.0
     seconds: float = 0.0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if trainer.global_step == WARM and not self.started:
-            self.started = time.perf_counter()
-        elif self.started:
+        if trainer.global_step == WARM and not self.start:
+            self.start = time.perf_counter()
+        elif self.start:
             self.tokens += batch.num_tokens
             self.images += batch.num_views
-            self.seconds = time.perf_counter() - self.started
+            self.seconds = time.perf_counter() - self.start
 
 
 def measure(cli: RecipeCLI, stage: Stage, steps: int, packed: bool) -> Rate:
-    """Train `steps` steps of a stage after the warm-up, about the same number of tokens each either way."""
+    """Train `steps` steps of a stage after the warm-up. Steps have about equally many tokens, packed or padded."""
     data, processor = cli.data_of(stage), cli.model.processor_of(stage)
     if not packed:
         row_tokens, data.row_tokens = data.row_tokens, None
@@ -65,14 +66,14 @@ def measure(cli: RecipeCLI, stage: Stage, steps: int, packed: bool) -> Rate:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="experiments/xcomposer2.yaml")
-    parser.add_argument("--steps", type=int, default=20, help="measured optimizer steps a stage (default: 20)")
-    chosen = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=20, help="measured optimizer steps per stage (default: 20)")
+    options = parser.parse_args()
     quiet()
-    cli = RecipeCLI(["--config", chosen.config], "fit")
+    cli = RecipeCLI(["--config", options.config], "fit")
     cli.model.load_pretrained()
     print(f"{'stage':12} {'tokens/s':>9} {'images/s':>9}   against padded batches")
     for stage in cli.stages:
-        packed, padded = (measure(cli, stage, chosen.steps, packed) for packed in (True, False))
+        packed, padded = (measure(cli, stage, options.steps, packed) for packed in (True, False))
         ratio = (packed.tokens / packed.seconds) / (padded.tokens / padded.seconds)
         print(
             f"{stage.name:12} {packed.tokens / packed.seconds:9.0f} {packed.images / packed.seconds:9.1f}"

@@ -1,12 +1,15 @@
-"""What the plan of the stream costs and how well it packs, beside naive ways of doing the same. One core, no pixels.
+"""This benchmark measures the cost and the quality of the stream's plan, against naive methods, on one core.
 
     python benchmarks/planning.py                  # about a minute
     python benchmarks/planning.py --rows 100000    # quicker
 
-Prints: CPU seconds to plan so many packed rows, beside a plain best fit over all samples that tries every open row;
-and to take the stream up at its end, with the mark that a checkpoint keeps and without; tokens wasted by windows of
-1024, beside next-fit in the order drawn and best-fit-decreasing over the whole set; how evenly steps fall on 8 ranks,
-beside dealing rows in order. Lengths are drawn like those of visual instruction data.
+No pixels are read; lengths are drawn from a distribution like that of visual instruction data. It prints
+
+- CPU seconds to plan packed rows, and those of a plain best fit over all samples that tries every open row;
+- CPU seconds to start the stream at its end, with and without the mark that a checkpoint keeps;
+- the share of tokens wasted by windows of 1024, by next-fit in random order, and by best-fit-decreasing over all
+  samples;
+- the balance of steps over 8 ranks, with rows distributed by cost and with rows in order.
 """
 
 from __future__ import annotations
@@ -23,16 +26,16 @@ from lit_mm.stream.order import Plan, Row
 from lit_mm.stream.packing import pack, share_out
 
 SAMPLES = 20_000
-# Text: share, median tokens, sigma of a lognormal: short questions, detailed conversations, regions, text alone.
-# Together mean 233, median 182, 95 % below 549 tokens
+# Lognormal lengths of text as (share, median tokens, sigma) of short questions, detailed conversations, regions, text
+# alone. All kinds together have mean 233, median 182 and 95th percentile 549 tokens
 TEXT = ((0.56, 145, 0.45), (0.20, 370, 0.38), (0.18, 190, 0.52), (0.06, 280, 0.70))
 STEP_ROWS, RANKS = 64, 8
-NAIVE = 20_480  # samples that the naive packer gets
-SHARED = 500  # steps that are shared out for the clock
+NAIVE = 20_480  # samples for the naive packer
+SHARED = 500  # steps for timing the distribution over ranks
 
 
 def text_tokens(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """[N] tokens of text, and [N] True where the sample is text alone."""
+    """Draw text lengths. Returns [N] tokens, and [N] True where the sample has no image."""
     kind = rng.choice(len(TEXT), size=samples, p=[share for share, _, _ in TEXT])
     _, median, sigma = np.array(TEXT).T
     tokens = np.exp(np.log(median[kind]) + sigma[kind] * rng.standard_normal(samples))
@@ -40,13 +43,13 @@ def text_tokens(rng: np.random.Generator, samples: int) -> tuple[np.ndarray, np.
 
 
 def several(rng: np.random.Generator, samples: int, *, tokens: int, low: int, high: int) -> np.ndarray:
-    """[N, 2] visual tokens and views: `low` to `high` views of `tokens` each."""
+    """Draw samples with `low` to `high` views of `tokens` tokens each. Returns [N, 2] visual tokens and views."""
     views = rng.integers(low, high + 1, samples)
     return np.stack([views * tokens, views], axis=1)
 
 
 def native(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """[N, 2] visual tokens and views: one view, lognormal in size."""
+    """Draw samples with one view of lognormal size. Returns [N, 2] visual tokens and views."""
     tokens = np.exp(np.log(560) + 0.7 * rng.standard_normal(samples)).clip(64, 4000)
     return np.stack([tokens.astype(int), np.ones(samples, dtype=int)], axis=1)
 
@@ -61,11 +64,11 @@ FAMILIES: dict[str, tuple[Callable[[np.random.Generator, int], np.ndarray], tupl
 
 
 def lengths_of(visual: Callable[[np.random.Generator, int], np.ndarray], samples: int, seed: int = 0) -> np.ndarray:
-    """[N, 3] tokens, views and supervised tokens, as `lit_mm.stream.screen.Screen` keeps them."""
+    """Draw a length table [N, 3] of tokens, views and supervised tokens, as `lit_mm.stream.screen.Screen` has it."""
     rng = np.random.default_rng(seed)
     text, alone = text_tokens(rng, samples)
-    shown = visual(rng, samples) * ~alone[:, None]
-    return np.stack([(text + shown[:, 0]).clip(max=4096), shown[:, 1], text // 3 + 1], axis=1).astype(np.int32)
+    images = visual(rng, samples) * ~alone[:, None]
+    return np.stack([(text + images[:, 0]).clip(max=4096), images[:, 1], text // 3 + 1], axis=1).astype(np.int32)
 
 
 def plan_of(table: np.ndarray, row_tokens: int, window: int = 1024) -> Plan:
@@ -76,29 +79,35 @@ def plan_of(table: np.ndarray, row_tokens: int, window: int = 1024) -> Plan:
 
 
 def best_fit_of_all(tokens: Sequence[int], limit: int) -> int:
-    """Rows of a best fit that tries every open row, in the order given: the naive way."""
+    """Count the rows of a naive best fit, which tries every open row for each sample in input order."""
     left: list[int] = []
-    for own in tokens:
-        fitting = [row for row, room in enumerate(left) if room >= own]
+    for count in tokens:
+        fitting = [row for row, room in enumerate(left) if room >= count]
         if fitting:
-            left[min(fitting, key=left.__getitem__)] -= own
+            left[min(fitting, key=left.__getitem__)] -= count
         else:
-            left.append(limit - own)
+            left.append(limit - count)
     return len(left)
 
 
 def next_fit(tokens: Sequence[int], limit: int) -> int:
-    """Rows of a packer that only ever looks at the last row."""
+    """Count the rows of next-fit, which tries only the last row."""
     rows, left = 0, 0
-    for own in tokens:
-        if own > left:
+    for count in tokens:
+        if count > left:
             rows, left = rows + 1, limit
-        left -= own
+        left -= count
     return rows
 
 
 def spread(rows: Sequence[Row], table: np.ndarray, *, evenly: bool) -> tuple[float, float]:
-    """Mean over the steps of (most / mean) tokens and views of 8 ranks."""
+    """Imbalance over 8 ranks: fullest rank / mean rank, in tokens and in views, averaged over the steps.
+
+    Args:
+        rows: rows of the stream.
+        table: [N, 3] lengths.
+        evenly: if True, rows are distributed by `share_out`, else in order.
+    """
     costs = np.array([table[list(row), :2].sum(axis=0) for row in rows])
     ratios = []
     for start in range(0, len(rows) - STEP_ROWS + 1, STEP_ROWS):
@@ -114,45 +123,47 @@ def spread(rows: Sequence[Row], table: np.ndarray, *, evenly: bool) -> tuple[flo
 def planning(rows: int) -> None:
     table = lengths_of(FAMILIES["fixed 576"][0], 200_000)
     plan = plan_of(table, 4096)
-    begun = time.process_time()
-    drawn = 0
+    clock = time.process_time()
+    samples = 0
     for start in range(0, rows, STEP_ROWS):
-        drawn += sum(len(row) for row in plan.rows(start, min(rows, start + STEP_ROWS)))
-    seconds = time.process_time() - begun
-    print(f"plan {rows:,} packed rows ({drawn:,} samples): {seconds:.1f} s, {seconds / drawn * 1e6:.1f} us a sample")
+        samples += sum(len(row) for row in plan.rows(start, min(rows, start + STEP_ROWS)))
+    seconds = time.process_time() - clock
+    print(
+        f"plan {rows:,} packed rows ({samples:,} samples): {seconds:.1f} s, {seconds / samples * 1e6:.1f} us a sample"
+    )
 
     naive = sorted(table[:NAIVE, 0].tolist(), reverse=True)
-    begun = time.process_time()
+    clock = time.process_time()
     best_fit_of_all(naive, 4096)
-    each = (time.process_time() - begun) / len(naive)
-    print(f"  naively, without windows, trying every open row: {each * 1e6:.0f} us a sample of only {NAIVE:,}")
+    each = (time.process_time() - clock) / len(naive)
+    print(f"  naive best fit without windows: {each * 1e6:.0f} us a sample, for only {NAIVE:,} samples")
 
-    begun = time.process_time()
+    clock = time.process_time()
     for start in range(0, SHARED * STEP_ROWS, STEP_ROWS):
         rows_of_step = plan.rows(start, start + STEP_ROWS)
         share_out([tuple(table[list(row), :2].sum(axis=0).tolist()) for row in rows_of_step], RANKS)
-    each = (time.process_time() - begun) / SHARED
-    print(f"  share a step of {STEP_ROWS} rows out to {RANKS} ranks: {each * 1e3:.1f} ms")
+    each = (time.process_time() - clock) / SHARED
+    print(f"  distribute a step of {STEP_ROWS} rows over {RANKS} ranks: {each * 1e3:.1f} ms")
 
     mark = plan.mark(rows - 1)
-    for said, place, taken_up in (
+    for label, place, mark_of_start in (
         ("at row 0", 0, None),
         (f"at row {rows:,} with the mark", rows, mark),
         (f"at row {rows:,} without it", rows, None),
     ):
         fresh = plan_of(table, 4096)
-        begun = time.process_time()
-        if taken_up is not None:
-            fresh.go_to(taken_up)
+        clock = time.process_time()
+        if mark_of_start is not None:
+            fresh.go_to(mark_of_start)
         first = fresh.rows(place, place + STEP_ROWS)
-        seconds = time.process_time() - begun
+        seconds = time.process_time() - clock
         assert first == plan.rows(place, place + STEP_ROWS)
-        print(f"  start {said}: {seconds:.3f} s to the first step")
+        print(f"  start {label}: {seconds:.3f} s to the first step")
 
 
 def packing() -> None:
     head = ("visual tokens", "row", "mean", "next-fit", "window 1024", "whole set", "tokens", "views", "(in order)")
-    print("\nwaste, % of all slots; and most / mean of 8 ranks, mean over steps of 64 rows")
+    print("\nwaste, % of all slots; and fullest / mean of 8 ranks, mean over steps of 64 rows")
     print("{:<18}{:>6}{:>6}{:>10}{:>13}{:>11}{:>9}{:>8}{:>14}".format(*head))
     for name, (visual, capacities) in FAMILIES.items():
         table = lengths_of(visual, SAMPLES)
@@ -160,7 +171,7 @@ def packing() -> None:
         for capacity in capacities:
             plan = plan_of(table, capacity)
             rows = plan.rows(0, plan.rows_of(1))
-            whole = pack(range(SAMPLES), [Length(*own) for own in table.tolist()], tokens=capacity)
+            whole = pack(range(SAMPLES), [Length(*entry) for entry in table.tolist()], tokens=capacity)
             counts = (next_fit(table[:, 0].tolist(), capacity), len(rows), len(whole))
             waste = [100 * (1 - total / (count * capacity)) for count in counts]
             tokens, views = spread(rows, table, evenly=True)

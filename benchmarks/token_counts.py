@@ -1,11 +1,12 @@
-"""Visual tokens counted from an image's size, against those of what is built from its pixels, for every tiling.
+"""This benchmark compares the visual tokens counted from image sizes with those built from pixels, for every tiling.
 
     python benchmarks/token_counts.py [--sizes 100000] [--policy anyres ...] [--seed 0]
 
-For each random size: the processor's count from (height, width) alone; then the image is made, its views are cut and
-encoded by a minimal vision encoder (one token per patch, or a fixed number of queries), and the layout's positions are
-filled from what came out. Both numbers must agree, and every visual token must be used once, or be padding that the
-layout leaves out. Tiles are 28 pixels wide so that a size takes a millisecond; the arithmetic does not depend on it.
+For each random size, the processor counts from (height, width) alone. Then an image is generated, its views are cut
+and encoded by a minimal vision encoder (one token per patch, or a fixed number of queries), and the positions of the
+layout are filled with the tokens. Both counts must agree, and every visual token must be used exactly once, except
+padding that the layout leaves out. Tiles are 28 pixels wide, so that a size takes a millisecond; the arithmetic does
+not depend on the width.
 """
 
 from __future__ import annotations
@@ -38,10 +39,13 @@ TILE, PATCH, QUERIES = 28, 7, (2, 2)
 
 @dataclass(frozen=True)
 class Policy:
-    """A tiling, its layout, and whether a view becomes its patches or a fixed grid of queries.
+    """A tiling with a layout and a minimal vision encoder.
 
     Attributes:
-        whole: every visual token must stand in the text (not so where padding is left out).
+        tiling: function (height, width) -> plan.
+        layout: layout of the visual tokens.
+        queries: if True, a view becomes a fixed grid of queries, else one token per patch.
+        whole: if True, every visual token must occur in the text; False where the layout leaves padding out.
     """
 
     tiling: Callable[[int, int], TilePlan]
@@ -75,7 +79,7 @@ POLICIES = {
 
 
 class Letters:
-    """A tokenizer with one token a letter."""
+    """A tokenizer with one token per letter."""
 
     pad_id = 0
 
@@ -84,7 +88,7 @@ class Letters:
 
 
 def random_size(rng: Random, largest: int = 400) -> Size:
-    """Log-uniform in both sides, so that small and very long images are common. (height, width), pixels."""
+    """Draw (height, width) in pixels, log-uniform in both sides, so that small and very long images are common."""
     return tuple(round(math.exp(rng.uniform(0, math.log(largest)))) for _ in range(2))
 
 
@@ -92,25 +96,25 @@ def check(policy: Policy, size: Size) -> None:
     """Count, build and compare for one image size.
 
     Raises:
-        AssertionError: the count, the built sequence or the use of the visual tokens disagree.
+        AssertionError: the count differs from the built sequence, or a visual token is used twice or left out.
     """
     processor = Processor(
         Letters(), XComposer2Prompt(), tiling=policy.tiling, token_grid=policy.token_grid, layout=policy.layout
     )
-    counted = processor.visual_tokens(*size)
+    count = processor.visual_tokens(*size)
     plan = policy.tiling(*size)
     image = torch.zeros(3, *size, dtype=torch.uint8)
     bank = torch.cat([policy.encode(view) for view in cut_views(image, plan.views, Normalise((0.5,) * 3, (0.5,) * 3))])
 
     used: list[int] = []
-    built = 0
+    length = 0
     for run in policy.layout(plan, policy.token_grid):
         if isinstance(run, str):
-            built += len(run)
+            length += len(run)
         else:
             used += run[run >= 0].tolist()
-            built += len(bank[torch.from_numpy(run[run >= 0])]) + int((run < 0).sum())
-    assert built == counted, f"{size}: {counted} counted from the size, {built} built"
+            length += len(bank[torch.from_numpy(run[run >= 0])]) + int((run < 0).sum())
+    assert length == count, f"{size}: {count} counted from the size, {length} built"
     assert len(set(used)) == len(used), f"{size}: a visual token is used twice"
     assert not policy.whole or sorted(used) == list(range(len(bank))), f"{size}: a visual token is left out"
 
@@ -120,14 +124,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, default=100_000, help="random image sizes per policy")
     parser.add_argument("--policy", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in given.policy:
-        rng, start = Random(given.seed), time.perf_counter()
-        for _ in range(given.sizes):
+    for name in options.policy:
+        rng, start = Random(options.seed), time.perf_counter()
+        for _ in range(options.sizes):
             check(POLICIES[name], random_size(rng))
         seconds = time.perf_counter() - start
-        print(f"{name:12s} {given.sizes} sizes agree   {seconds:.1f} s", flush=True)
+        print(f"{name:12s} {options.sizes} sizes agree   {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

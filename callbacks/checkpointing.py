@@ -1,4 +1,4 @@
-"""Publishes checkpoints while a stage runs and at its end, and keeps the last few and the best."""
+"""Saves checkpoints during a stage and at its end, and removes all but the last few and the best."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from lit_mm.module import MultimodalModule
 
 
 class Checkpointing(StepObserver):
-    """Saves every n optimizer steps of a stage, and at its end.
+    """Saves a checkpoint every n optimizer steps of a stage, and at its end.
 
-    Put it last in `Trainer.callbacks`: a checkpoint then appears after everything else about its step is on disk.
+    It must be the last of `Trainer.callbacks`: a checkpoint then appears after all other files of its step are written.
 
     Args:
-        folder: of the run's checkpoints.
-        every: optimizer steps between checkpoints.
-        keep: how many of the last are kept.
-        score_at: optimizer step, counted through all stages, -> how good the model was then, None if nobody asked. The
-            best of the checkpoints with a score is kept, too.
-        lasting: stages of which the last checkpoint is kept, see `lit_mm.stages.stage.lasting_ends`.
+        folder: folder of the run's checkpoints.
+        every: number of optimizer steps between checkpoints.
+        keep: number of the latest checkpoints that stay.
+        score_at: function of an optimizer step, counted through all stages, that returns the score of the model at this
+            step, None if it was not examined. The checkpoint with the best score stays as well.
+        lasting: names of stages whose last checkpoint stays, see `lit_mm.stages.stage.lasting_ends`.
+    Raises:
+        UserError: `every` or `keep` is below 1.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Checkpointing(StepObserver):
             self.tidy()
 
     def tidy(self) -> None:
-        """Remove all but the last checkpoints, the ends that last, and the best one; of equals the later is better."""
+        """Remove all checkpoints but the latest, the lasting ends and the best; of equal scores the later one stays."""
         saved = published(self.folder)
         scores = [self.score_at(read(checkpoint.path).manifest["step"]) for checkpoint in saved]
         scored = [(score, number) for number, score in enumerate(scores) if score is not None]

@@ -18,18 +18,20 @@ from lit_mm.module import MultimodalModule
 
 
 class Examination(StepObserver):
-    """Accuracy per skill before the first optimizer step, every n steps (counted through all stages) and at stage ends.
+    """Measures the accuracy per skill before the first optimizer step, every n steps, and at the end of each stage.
 
-    A stage that leaves parts unread has no complete model to ask, and is not examined.
-
-    The documents are shared out over the ranks. Rank 0 writes the row. A step that the file already holds is not
-    examined again.
+    The ranks divide the documents among them, and rank 0 writes the row. A step that has a row is not examined again.
+    A stage that does not read all parts has no complete model, and is not examined.
 
     Args:
-        every_n_steps: optimizer steps between examinations; 0 for step 0 and the ends of stages only.
-        documents: how many held-out documents to take from the data module, or the documents themselves.
-        path: of the CSV: step, stage, overall, then one column per skill. It is resumed like metrics.csv.
-        batch_size: documents decoded together.
+        every_n_steps: number of optimizer steps between examinations, counted through all stages; 0 examines step 0 and
+            the ends of stages alone.
+        documents: held-out documents, or how many of them the data module provides.
+        path: path of the CSV with the columns step, stage, overall, and one column per skill. A resumed run continues
+            it.
+        batch_size: number of documents that are decoded together.
+    Raises:
+        UserError: the number of steps is negative, or there are no held-out documents.
     """
 
     def __init__(
@@ -41,14 +43,15 @@ class Examination(StepObserver):
         self.documents = documents
         self.table: StepTable | None = None
         self.examined: set[int] = set()
+        self.step, self.accuracy = -1, {}  # of the last examination: step, and share of right answers by skill
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         self._documents = self._held_out(trainer)
+        self.skills = list(dict.fromkeys(document.skill for document in self._documents))
         if trainer.is_global_zero:
-            skills = dict.fromkeys(document.skill for document in self._documents)
-            self.table = StepTable(self.path, ["step", "stage", "overall", *skills], {"step": int, "stage": str})
+            self.table = StepTable(self.path, ["step", "stage", "overall", *self.skills], {"step": int, "stage": str})
             self.examined = {row["step"] for row in self.table.restart(module.step)}
-        # Ranks must agree on when to examine, and only rank 0 need see the run folder
+        # Ranks must agree on when to examine, and the run folder may be visible to rank 0 alone
         self.examined = trainer.strategy.broadcast(self.examined)
         if module.step == 0:
             self.examine(trainer, module)
@@ -61,12 +64,13 @@ class Examination(StepObserver):
         self.examine(trainer, pl_module)
 
     def examine(self, trainer: L.Trainer, module: MultimodalModule) -> Score | None:
-        """Answer, record and log; None where this step has been examined, or the stage does not read all parts."""
+        """Examine the model, write a row and log it. Returns None if the step has a row or a part is unread."""
         if module.step in self.examined or module.parts_read(module.stage) < module.parts().keys():
             return None
         with isolate_rng():
             result = examine(module, self._documents, batch_size=self.batch_size).figures
         self.examined.add(module.step)
+        self.step, self.accuracy = module.step, {"overall": result.overall, **result.skills}
         if self.table is not None:
             row = {"step": module.step, "stage": module.stage.name, "overall": result.overall}
             self.table.append(row | result.skills)
@@ -87,10 +91,10 @@ class Examination(StepObserver):
 
 
 def read_accuracy(path: str | Path) -> list[Row]:
-    """Rows of an accuracy.csv: `step` int, `stage` str, `overall` and the skills float."""
+    """Read the rows of an accuracy.csv: `step` is int, `stage` str, `overall` and the skills are float."""
     return read_rows(Path(path), {"step": int, "stage": str})
 
 
 def accuracy_at(path: str | Path, step: int) -> float | None:
-    """Overall accuracy at a step (counted through all stages) in an accuracy.csv; None where none was taken."""
+    """The overall accuracy at a step, counted through all stages, in an accuracy.csv; None if there is no row."""
     return next((row["overall"] for row in read_accuracy(path) if row["step"] == step), None)

@@ -1,4 +1,4 @@
-"""Training ends at the first loss that is no number: what follows would be lost, and paid for."""
+"""Ends training at the first loss that is nan or infinite, because all later steps would be wasted."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from lit_mm.samples.batch import Batch
 
 
 class FiniteLoss(StepObserver):
-    """Ends the run, on every rank, where an optimizer step's loss is nan or infinite. Nothing of it is saved.
+    """Ends the run on every rank if the loss of an optimizer step is nan or infinite. The step is not saved.
 
     Raises:
-        UserError: names stage, step and the samples of this rank's last micro-batch.
+        UserError: a loss is nan or infinite. The message has stage, step, and the samples of this rank's last
+            micro-batch.
     """
 
     def on_train_batch_start(

@@ -1,4 +1,4 @@
-"""Proves that a stage trained exactly what it names: frozen parameters keep their bytes, trainable parts move."""
+"""The freeze audit proves that frozen parameters keep their bytes in a stage and that trainable parts change."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lit_mm.checkpoints.digests import digest
-from lit_mm.distributed.shares import share_of
+from lit_mm.distributed.shares import share_of, whole_shape
+from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 
@@ -19,15 +20,17 @@ Digests = dict[str, dict[str, str]]  # part -> parameter -> digest of its bytes
 
 
 class FreezeAudit(L.Callback):
-    """Checks the optimizer and takes digests at a stage's start; compares them at its end.
+    """Checks the optimizer and computes digests at the start of a stage; compares the digests at its end.
 
-    The digests of the start travel with the checkpoint, so a resumed stage is judged over its whole length, and a
-    checkpoint that brings other frozen weights is found at once. Under ZeRO a rank knows only its shards, which change
-    with the number of ranks: there each launch is judged by itself, and by what it loaded (`load_weights`).
-    Digests take about a second per gigabyte of weights.
+    A checkpoint contains the digests of the start, so a resumed stage is audited over its whole length, and other
+    frozen weights in a checkpoint are detected at once. Under ZeRO a rank has only its shards, which change with the
+    number of ranks, so each launch is audited separately; `load_weights` has checked the weights it loaded. Digests
+    take about a second per gigabyte of weights.
 
     Raises:
-        RuntimeError: naming the part and parameter, when the promise is broken.
+        UserError: a part would thaw after the end of the stage.
+        RuntimeError: the optimizer has other parameters than those of the trainable parts, a frozen parameter has
+            changed, or a trainable part has not. The message has the part and the parameter.
     """
 
     def __init__(self) -> None:
@@ -44,12 +47,14 @@ class FreezeAudit(L.Callback):
                 f"stage {stage.name!r}: parts {late} would thaw at or after the stage's end, {pl_module.total_steps} "
                 f"optimizer steps. Lower `from_step`, or take them out of `train`"
             )
-        for groups in (*map(optimizer_parameters, trainer.optimizers), getattr(trainer.strategy, "given_groups", None)):
-            if groups is not None:  # DeepSpeed leaves out without a word what it was given and wants no gradients
-                check_groups(groups, parts, set(stage.train), stage.name)
+        self.sharded = isinstance(trainer.strategy, ZeRO)
+        lists = [*map(optimizer_parameters, trainer.optimizers)]
+        if isinstance(trainer.strategy, ZeRO):  # DeepSpeed drops parameters without gradients in silence
+            lists.append(trainer.strategy.original_groups)
+        for groups in lists:
+            check_groups(groups, parts, set(stage.train), stage.name)
         trainer.print(describe_parts(parts, set(stage.train), stage.name, pl_module.parts_read(stage)))
         parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
-        self.sharded = hasattr(trainer.strategy, "shares")
         if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
             self._check_frozen(parts, set(stage.train), "the checkpoint that was loaded")
             return
@@ -66,7 +71,7 @@ class FreezeAudit(L.Callback):
     def _check_frozen(self, parts: Parts, trained: set[str], culprit: str) -> None:
         for part, parameters in parts.items():
             names = [
-                n for n, p in parameters.items() if part not in trained and digest_held(p) != self.digests[part][n]
+                n for n, p in parameters.items() if part not in trained and digest_share(p) != self.digests[part][n]
             ]
             if names:
                 raise RuntimeError(
@@ -75,8 +80,8 @@ class FreezeAudit(L.Callback):
                 )
 
     def _check_moved(self, trainer: L.Trainer, parts: Parts, trained: list[str]) -> None:
-        differs = [any(digest_held(p) != self.digests[part][n] for n, p in parts[part].items()) for part in trained]
-        # A rank's shards may be padding only: the part moved if it did anywhere
+        differs = [any(digest_share(p) != self.digests[part][n] for n, p in parts[part].items()) for part in trained]
+        # The shards of a rank may be padding alone: a part has moved if it has on any rank
         counts = torch.tensor(differs, dtype=torch.float32, device=trainer.strategy.root_device)
         counts = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
         still = [part for part, count in zip(trained, counts, strict=True) if not count]
@@ -100,10 +105,16 @@ class FreezeAudit(L.Callback):
 
 
 def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained: set[str], stage: str) -> None:
-    """Refuse an optimizer that does not hold exactly the parameters of the parts in training, each once.
+    """Refuse an optimizer whose parameters are not exactly those of the trainable parts, each once.
 
+    Args:
+        groups: parameters of the optimizer's groups.
+        parts: part -> its parameters by name.
+        trained: names of the trainable parts.
+        stage: name of the stage, for the error.
     Raises:
-        RuntimeError: naming the part and the parameter.
+        RuntimeError: a parameter is missing, superfluous or repeated, or its `requires_grad` is wrong. The message has
+            the part and the parameter.
     """
     names = {id(p): (part, name) for part, parameters in parts.items() for name, p in parameters.items()}
     ids: set[int] = set()
@@ -129,7 +140,7 @@ def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained
 
 
 def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
-    """The model's parameters by group. DeepSpeed's own groups hold flat partitions; it keeps the originals aside."""
+    """The model's parameters by group. DeepSpeed replaces its groups by flat partitions and keeps the originals."""
     for attribute in ("bit16_groups", "fp16_groups", "bf16_groups"):  # ZeRO-1 and 2; ZeRO-3 and fp16; bf16
         if hasattr(optimizer, attribute):
             return [list(group) for group in getattr(optimizer, attribute)]
@@ -137,17 +148,17 @@ def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[list[nn.Param
 
 
 def digest_parts(parts: Parts) -> Digests:
-    return {part: {name: digest_held(p) for name, p in parameters.items()} for part, parameters in parts.items()}
+    return {part: {name: digest_share(p) for name, p in parameters.items()} for part, parameters in parts.items()}
 
 
-def digest_held(parameter: nn.Parameter) -> str:
-    """Digest of a parameter's bytes, or of the shard this rank holds; "" where it holds none of it."""
+def digest_share(parameter: nn.Parameter) -> str:
+    """The digest of a parameter's bytes, or of this rank's shard; "" if this rank has no share of it."""
     share = share_of(parameter)
     return "" if share is None else digest(share)
 
 
 def describe_parts(parts: Parts, trained: set[str], stage: str, read: Collection[str]) -> str:
-    """One line: what learns, what stays, and what no objective of the stage reads, with parameter counts."""
+    """One line with the trainable, frozen and unread parts of a stage and their numbers of parameters."""
 
     def listed(names: Iterator[str]) -> str:
         return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "nothing"
@@ -161,8 +172,7 @@ def describe_parts(parts: Parts, trained: set[str], stage: str, read: Collection
 
 
 def _count(parameters: Mapping[str, nn.Parameter]) -> str:
-    # ZeRO-3 leaves an empty tensor in place of the whole one, and its size beside it
-    number = sum(getattr(p, "ds_numel", p.numel()) for p in parameters.values())
+    number = sum(whole_shape(p).numel() for p in parameters.values())
     if number < 100_000:
         return f"{number:,}"
     return f"{number / 1e6:,.1f} million" if number < 1e9 else f"{number / 1e9:,.2f} billion"

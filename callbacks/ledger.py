@@ -1,4 +1,4 @@
-"""Keeps account of every sample, and of the loss of every source: sources.csv, ledger.jsonl, ledger.json."""
+"""The ledger accounts for every sample and for the loss of every source: sources.csv, ledger.jsonl, ledger.json."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import TOKENS, Batch
 from lit_mm.samples.fault import Fault
+from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, reason_lines, summarise
 from lit_mm.stream.screen import Screen
 
@@ -31,23 +32,23 @@ TYPES = {"step": int, "stage": str, "source": str, "tokens": int} | dict.fromkey
 class DataLedger(StepObserver):
     """Accounts for every sample that the plan draws, step by step, over all ranks and workers.
 
-    What the plan says about a step is compared with what the batches of all ranks held, so a sample that went missing
-    or came twice stops the run. Three files, each taken back to the resumed step after a kill:
+    In every step the samples of the plan are compared with those in the batches of all ranks: a sample that is missing
+    or occurs twice stops the run. There are three files. After a kill, each is cut back to the resumed step.
 
-    - sources.csv: a row per optimizer step and source in it: mean loss over the source's supervised tokens, these
-      tokens, and its samples by outcome. (A single source has the loss and the denominator of the step.)
-    - ledger.jsonl: a line for what was not simply trained on: step, source, outcome, reason, count; quarantined samples
-      have a line each with their id.
-      A run that went on with other data has a line of outcome "data_changed" for every source that differs.
-    - ledger.json: per stage the sums, reconciled to the sizes of the sources, and the list of quarantined samples. Its
-      table is printed at the end of a stage.
+    - sources.csv has a row per optimizer step and source: mean loss over the source's supervised tokens, number of
+      these tokens, and samples by outcome. (A single source has the loss and the tokens of the step.)
+    - ledger.jsonl has a line per outcome other than "trained": step, source, outcome, reason, count. Every quarantined
+      sample has a line with its id. A run that went on with other data has a line of outcome "data_changed" for every
+      source that differs.
+    - ledger.json has the sums of each stage, reconciled to the sizes of the sources, and all quarantined samples.
 
-    Samples that planning left out are told in the step that begins their window of the stream (`Plan.left_out`). A data
-    module that plans no samples (the encoder's prints) has no ledger. Put this before the callback that saves.
+    The table of ledger.json is printed at the end of a stage. Samples that planning has left out are reported in the
+    step that begins their window of the stream (`Plan.left_out`). A data module that screens no samples (the encoder's
+    prints) has no ledger. This callback must precede the one that saves.
 
     Args:
-        folder: the run folder.
-        console: where the table goes (default: standard output).
+        folder: run folder.
+        console: console for the table; None: standard output.
     """
 
     def __init__(self, folder: str | Path, console: Console | None = None) -> None:
@@ -57,7 +58,8 @@ class DataLedger(StepObserver):
         self.screen: Screen | None = None
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        self.screen = getattr(trainer.datamodule, "screen", None)
+        data = trainer.datamodule
+        self.screen = data.screen if isinstance(data, StreamDataModule) else None
         if self.screen is None:
             return
         self.names, self.sizes = self.screen.maker.documents.names, self.screen.maker.documents.sizes
@@ -70,10 +72,9 @@ class DataLedger(StepObserver):
             self._write_changes(module)
             samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
             bad = sum(row["skipped"] + row["quarantined"] for row in rows)
-            bad -= sum(t["count"] for t in self._told(module.stage.name) if t["kind"] == "no_supervision")
-        self.seen, self.bad = trainer.strategy.broadcast(
-            (samples, bad)
-        )  # draws, and the bad ones that `max_bad` counts
+            bad -= sum(t["count"] for t in self._lines_of(module.stage.name) if t["kind"] == "no_supervision")
+        # All draws of the stage so far, and the bad samples that `max_bad` counts
+        self.draws, self.bad = trainer.strategy.broadcast((samples, bad))
 
     def _write_changes(self, module: MultimodalModule) -> None:
         """Write down that the data are not those that the stage began with, once for every difference."""
@@ -87,7 +88,7 @@ class DataLedger(StepObserver):
             file.write("".join(json.dumps(line) + "\n" for line in lines if line not in earlier))
 
     def _begin(self) -> None:
-        self._held: list[tuple[int, ...]] = []
+        self._counts: list[tuple[int, ...]] = []
         self._lost: list[Fault] = []
         self._losses: list[Tensor] = []
 
@@ -96,7 +97,7 @@ class DataLedger(StepObserver):
     ) -> None:
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.screen is not None:
-            self._held.append(batch.num_by_source)
+            self._counts.append(batch.num_by_source)
             self._lost += batch.lost
             self._step_tokens = batch.units[TOKENS]
 
@@ -108,7 +109,7 @@ class DataLedger(StepObserver):
         if self.screen is None:
             return
         sums = self._sums(trainer)
-        lost = _gathered(self._lost, trainer) if sums[-1] else []
+        lost = _from_all_ranks(self._lost, trainer) if sums[-1] else []
         size = len(self.names)
         counts, losses, tokens = sums[:size], sums[size : 2 * size], sums[2 * size : 3 * size]
         if size == 1:
@@ -116,7 +117,7 @@ class DataLedger(StepObserver):
         self._begin()
         data, finished = trainer.datamodule, trainer.global_step - 1
         entries = entries_of(data.stream.samples(finished), lost, data.screen_at(finished))
-        self.seen += sum(entry.count for entry in entries)
+        self.draws += sum(entry.count for entry in entries)
         self.bad += sum(e.count for e in entries if e.outcome in OUTCOMES[2:] and e.kind != "no_supervision")
         if trainer.is_global_zero:
             planned = [sum(e.count for e in entries if e.source == n and e.outcome in OUTCOMES[:2]) for n in self.names]
@@ -126,13 +127,13 @@ class DataLedger(StepObserver):
             self._write(step, entries, losses, tokens)
             self._log(trainer, step, losses, tokens)
         if lost:
-            self.screen.refuse_more_than(self.screen.max_bad, "max_bad", self.bad, self.seen, lost)
+            self.screen.refuse_more_than(self.screen.max_bad, "max_bad", self.bad, self.draws, lost)
 
     def _sums(self, trainer: L.Trainer) -> list[float]:
-        """Over micro-batches and ranks: samples held, loss and tokens of each source, and samples lost."""
+        """Sums over micro-batches and ranks: samples, loss and tokens of each source, and lost samples."""
         device = trainer.strategy.root_device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        counts = torch.tensor(self._held, dtype=wide, device=device).sum(dim=0)
+        counts = torch.tensor(self._counts, dtype=wide, device=device).sum(dim=0)
         lost = torch.tensor([len(self._lost)], dtype=wide, device=device)
         losses = torch.stack(self._losses).to(wide).sum(dim=0).flatten() if self._losses else counts.new_zeros(0)
         return trainer.strategy.reduce(torch.cat([counts, losses, lost]), reduce_op="sum").tolist()
@@ -174,7 +175,7 @@ class DataLedger(StepObserver):
                 f"{str(file)!r} is damaged ({type(error).__name__}). Move it away and start again"
             ) from error
 
-    def _told(self, stage: str) -> list[dict[str, Any]]:
+    def _lines_of(self, stage: str) -> list[dict[str, Any]]:
         return [line for line in read_lines(self.lines) if line["stage"] == stage and line["outcome"] != CHANGED]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
@@ -182,7 +183,9 @@ class DataLedger(StepObserver):
             return
         stage = pl_module.stage.name
         rows: list[Row] = [row for row in read_rows(self.table.path, TYPES) if row["stage"] == stage]
-        account = summarise(stage, self.names, self.sizes, rows, self._told(stage))
+        account = summarise(stage, self.names, self.sizes, rows, self._lines_of(stage))
+        if stage in pl_module.ends:
+            account["stopped"] = pl_module.ends[stage]
         stages = [entry for entry in self._accounts() if entry["stage"] != stage] + [account]
         lines = read_lines(self.lines)
         changes = [line for line in lines if line["outcome"] == CHANGED]
@@ -194,8 +197,8 @@ class DataLedger(StepObserver):
         console.print(ledger_table(account), *reason_lines(account), sep="\n")
 
 
-def _gathered(lost: list[Fault], trainer: L.Trainer) -> list[Fault]:
-    """The samples that any rank lost in this step, in the order of ranks."""
+def _from_all_ranks(lost: list[Fault], trainer: L.Trainer) -> list[Fault]:
+    """The faults of all ranks in this step, in the order of the ranks."""
     if trainer.world_size == 1:
         return lost
     of_ranks: list[list[Fault]] = [[] for _ in range(trainer.world_size)]
@@ -204,7 +207,7 @@ def _gathered(lost: list[Fault], trainer: L.Trainer) -> list[Fault]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines of a ledger.jsonl; none if there is no file. A last line without its end is left out.
+    """Read the lines of a ledger.jsonl; none if there is no file. A last line that a kill cut short is left out.
 
     Raises:
         UserError: a line is not as this program writes it.
@@ -225,7 +228,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def take_back(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a last one that a kill cut short."""
+    """Drop the lines after `step`, and a last line that a kill cut short."""
     lines = [line for line in read_lines(path) if line["step"] <= step]
     path.parent.mkdir(parents=True, exist_ok=True)
     _replace(path, "".join(json.dumps(line) + "\n" for line in lines))

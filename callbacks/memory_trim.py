@@ -1,4 +1,4 @@
-"""Gives freed memory back to the system: packed rows of ever new sizes leave the C library's heap full of holes."""
+"""Returns freed memory to the system, because packed rows of many sizes fragment the heap of the C library."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lit_mm.module import MultimodalModule
 class MemoryTrim(StepObserver):
     """Trims the heap of glibc every n optimizer steps; without glibc it does nothing.
 
-    The peak of the nano world's CPU run, 900 steps, fell from 4.0 to 3.7 GB.
+    The peak memory of the nano world's CPU run of 900 steps fell from 4.0 to 3.7 GB.
 
     Args:
-        every: optimizer steps between trims.
+        every: number of optimizer steps between trims.
     """
 
     def __init__(self, every: int = 25) -> None:

@@ -17,16 +17,16 @@ COLUMNS = ("step", "stage", "loss", "tokens", "samples", "seconds")
 class MetricsCSV(StepObserver):
     """Writes step, stage, loss, tokens, seconds and the learning rate of every part after every optimizer step.
 
-    `samples` is a digest of the ids of the step's samples: two runs that agree there were trained on the same stream,
-    however it was split.
+    The column `samples` is a digest of the ids of the step's samples: two runs with equal digests were trained on the
+    same stream, however it was split.
 
-    Rows reach the file before the step's checkpoint is made if this callback stands before the one that saves. A stage
-    that resumes at step s takes back the rows after s, so the file ends as if nothing had happened.
+    This callback must precede the one that saves: a row then reaches the file before its step's checkpoint. A stage
+    that resumes at step s removes the rows after s, so the file ends as if the run had never stopped.
 
     Args:
-        path: of the file.
-        launched: start of the command on the monotonic clock, seconds (default: now). `seconds` counts from there; a
-            resumed run goes on from its last kept row.
+        path: path of the file.
+        launched: start of the command on the monotonic clock, seconds; None: now. The column `seconds` counts from it,
+            and in a resumed run from the last row that stays.
     """
 
     def __init__(self, path: str | Path, launched: float | None = None) -> None:
@@ -68,5 +68,5 @@ class MetricsCSV(StepObserver):
 
 
 def read_metrics(path: str | Path) -> list[Row]:
-    """Rows of a metrics.csv: `step` and `tokens` int, `stage` and `samples` str, everything else float."""
+    """Read the rows of a metrics.csv: `step`, `tokens` are int, `stage`, `samples` are str, all others are float."""
     return read_rows(Path(path))

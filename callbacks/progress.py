@@ -1,4 +1,4 @@
-"""The progress bar: which stage, how far, loss, useful tokens per second, and the time left."""
+"""The progress bar shows stage, step, loss, useful tokens per second, and the time left."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
 from lit_mm.stages.stage import Stage, branches
 
-WINDOW = 50  # optimizer steps that tokens per second are averaged over
-SMOOTH = 0.9  # weight of the past in the shown loss
+WINDOW = 50  # optimizer steps over which tokens per second are averaged
+SMOOTH = 0.9  # weight of earlier steps in the loss of the bar
 
 
 class StageProgress(StepObserver, ProgressBar):
-    """A bar in a terminal; elsewhere a plain line every ten seconds, so that logs stay readable.
+    """Shows a bar in a terminal; elsewhere it prints a plain line every ten seconds, so that logs stay readable.
 
     Args:
-        stages: the recipe, in order, for "1/2" and the time left of the later stages. A later stage whose steps are not
-            known before it begins makes the recipe's time left a lower bound, shown as ">".
-        every_seconds: between plain lines.
-        console: where to write (default: standard output).
+        stages: stages of the recipe in order, for "1/2" and the time left of later stages. If the number of steps of a
+            later stage is unknown, the time left of the recipe is a lower bound, marked by ">".
+        every_seconds: seconds between plain lines.
+        console: console of the output; None: standard output.
     """
 
     def __init__(self, stages: Sequence[Stage], every_seconds: float = 10.0, console: Console | None = None) -> None:
@@ -48,18 +48,18 @@ class StageProgress(StepObserver, ProgressBar):
         self.enabled = False
 
     def setup(self, trainer: L.Trainer, pl_module: MultimodalModule, stage: str) -> None:
-        self.enabled = True  # the base class switches it off on the other ranks
+        self.enabled = True  # the base class disables it on the other ranks
         super().setup(trainer, pl_module, stage)
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        self.resumed_at, self.done, self.total = trainer.global_step, trainer.global_step, module.total_steps
+        self.resumed_at, self.finished, self.total = trainer.global_step, trainer.global_step, module.total_steps
         self.name = module.stage.name
         self.label = stage_label(self.name, [name for name, _ in self.stages])
         if self.name in self.branches:
             self.label += f" from {self.branches[self.name]}"
         self.loss: float | None = None
         self.steps: deque[Step] = deque(maxlen=WINDOW)
-        self.started = self.spoken = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         if self.enabled:
             self._open()
 
@@ -75,50 +75,52 @@ class StageProgress(StepObserver, ProgressBar):
                 refresh_per_second=4,
                 expand=True,
             )
-            self.task = self.bar.add_task(self.label, total=self.total, completed=self.done, status="first step ...")
+            self.task = self.bar.add_task(
+                self.label, total=self.total, completed=self.finished, status="first step ..."
+            )
             self.bar.start()
         else:
-            resumed = f", resumed after step {self.done}" if self.done else ""
+            resumed = f", resumed after step {self.finished}" if self.finished else ""
             self.print(f"{self.label}: {self.total} optimizer steps{resumed}")
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        self.done = trainer.global_step
+        self.finished = trainer.global_step
         self.loss = step.loss if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * step.loss
         self.steps.append(step)
         now = time.monotonic()
-        if self.done == self.resumed_at + 1:
-            self.started = now  # the first step compiles and fills caches: it would spoil the time left
+        if self.finished == self.resumed_at + 1:
+            self.started = now  # the first step compiles and fills caches, which would distort the time left
         if not self.enabled:
             return
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, status=self.status(now))
-        elif now - self.spoken >= self.every_seconds or self.done in (self.resumed_at + 1, self.total):
-            self.spoken = now
-            self.print(f"{self.label}  step {self.done}/{self.total}  {self.status(now)}")
+            self.bar.update(self.task, completed=self.finished, status=self.status(now))
+        elif now - self.last_line >= self.every_seconds or self.finished in (self.resumed_at + 1, self.total):
+            self.last_line = now
+            self.print(f"{self.label}  step {self.finished}/{self.total}  {self.status(now)}")
 
     def status(self, now: float) -> str:
-        """Loss, speed and times left."""
-        # The first step's compilation is not the speed of training, unless it is all there is
-        warm = self.done - self.resumed_at > WINDOW or len(self.steps) == 1
+        """The text of the bar: loss, speed and times left."""
+        # The first step includes compilation, so it counts only while there is no other
+        warm = self.finished - self.resumed_at > WINDOW or len(self.steps) == 1
         steps = list(self.steps)[0 if warm else 1 :]
         speed = sum(s.tokens for s in steps) / max(sum(s.seconds for s in steps), 1e-9)
         text = f"loss {self.loss:.3f}  {speed:,.0f} tokens/s"
-        if self.done >= self.total:
+        if self.finished >= self.total:
             return f"{text}  done"
-        measured = self.done - self.resumed_at - 1
+        measured = self.finished - self.resumed_at - 1
         if measured < 1:
             return text
         per_step = (now - self.started) / measured
-        left = per_step * (self.total - self.done)
+        left = per_step * (self.total - self.finished)
         text += f"  {clock(left)} left"
         if not self._later():
             return text
         more = ">" if None in self._later() else ""
-        # Later stages may be faster or slower; this stage's pace is all that is known
+        # Later stages may be faster or slower; the estimate assumes the pace of this stage
         return f"{text}, recipe {more}{clock(left + per_step * sum(steps or 0 for steps in self._later()))}"
 
     def _later(self) -> list[int | None]:
-        """Optimizer steps of the stages after this one; None where not known."""
+        """Optimizer steps of each later stage; None if unknown."""
         names = [name for name, _ in self.stages]
         return [steps for _, steps in self.stages[names.index(self.name) + 1 :]] if self.name in names else []
 
@@ -126,7 +128,7 @@ class StageProgress(StepObserver, ProgressBar):
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: MultimodalModule, exception: BaseException) -> None:
-        self._close()  # a live bar left open hides the cursor and garbles the traceback
+        self._close()  # an open bar hides the cursor and garbles the traceback
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -143,12 +145,12 @@ class StageProgress(StepObserver, ProgressBar):
 
 
 def stage_label(name: str, names: Sequence[str]) -> str:
-    """`pretrain 1/2`; the name alone where it is not among `names`."""
+    """The label of a stage, such as "pretrain 1/2"; the name alone if it is not among `names`."""
     return f"{name} {names.index(name) + 1}/{len(names)}" if name in names else name
 
 
 def clock(seconds: float) -> str:
-    """`0:07`, `12:30`, `3:05:00`."""
+    """Format a duration: 0:07, 12:30, 3:05:00."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,4 +1,4 @@
-"""A CSV with one row per step that outlives kill -9: what a run writes again after a restart is first taken back."""
+"""A CSV with one row per step that survives kill -9: a restart removes the rows that the run will write again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ TYPES = {"step": int, "stage": str, "tokens": int, "samples": str}  # every othe
 
 
 class StepTable:
-    """Rows in the order of their `step`, each written whole and at once.
+    """Appends rows to a CSV in the order of their `step`. Each row is written whole and at once.
 
     Args:
-        path: the file; made by the first `restart`.
-        columns: fixed for the whole run; the first is `step`.
-        types: column -> type of a cell; a column that is not named holds floats.
+        path: path of the file, which the first `restart` creates.
+        columns: names of the columns, fixed for the whole run; the first is `step`.
+        types: column -> type of its cells; other columns contain floats.
         new: columns of texts that files of earlier versions lack; their rows get an empty cell.
+    Raises:
+        UserError: the first column is not `step`, or a column occurs twice.
     """
 
     def __init__(
@@ -38,7 +40,7 @@ class StepTable:
         """Drop the rows after `step`, and a last line that a kill cut short. Returns the rows that stay.
 
         Raises:
-            UserError: the file has other columns, so it belongs to another run.
+            UserError: the file has other columns and thus belongs to another run.
         """
         rows = read_rows(self.path, self.types)
         if rows and list(rows[0]) != [column for column in self.columns if column in rows[0] or column not in self.new]:
@@ -61,10 +63,10 @@ class StepTable:
 
 
 def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
-    """Rows of a table with their types; none if there is no file. A last line without its end is left out.
+    """Read the rows of a table; none if there is no file. A last line that a kill cut short is left out.
 
     Raises:
-        UserError: a line has too few or too many cells, or a cell of the wrong type.
+        UserError: a line has too few or too many cells, or a cell has the wrong type.
     """
     if not path.exists():
         return []
@@ -91,7 +93,7 @@ def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
 
 
 def _line(cells: Sequence[Any]) -> str:
-    """One CSV line; floats are written as their `repr`, which reads back to the same bits."""
+    """Format one CSV line. Floats are written as their `repr`, which reads back to the same bits."""
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(cells)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""What an optimizer step was, told once to every callback that asks: summed over micro-batches and ranks."""
+"""Measures each optimizer step once, summed over micro-batches and ranks, and reports it to all observers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Step:
     """One finished optimizer step.
 
     Attributes:
-        number: counted through all stages, from 1.
-        stage: name of its stage.
-        loss: weighted sum of the stage's objectives, over all ranks and micro-batches.
-        tokens: useful tokens of the step, over all ranks.
-        seconds: what it took, waiting for data included (but for a launch's first step); what observers did is not.
-        learning_rates: part -> the learning rate this step was made with; 0 for a frozen part.
-        stop: an observer of some rank wants the run to end here; the same on every rank.
-        losses: objective of the stage -> its loss, without its weight.
+        number: number of the step, counted through all stages from 1.
+        stage: name of the stage.
+        loss: weighted sum of the stage's objectives over all ranks and micro-batches.
+        tokens: number of useful tokens over all ranks.
+        seconds: duration with the wait for data (except for the first step of a launch), without the work of observers.
+        learning_rates: part -> learning rate of this step; 0 for a frozen part.
+        stop: True if an observer on any rank wants the run to end here; all ranks have the same value.
+        losses: objective of the stage -> loss without its weight.
         samples: digest of the ids of the step's samples over all ranks, 12 hexadecimal digits. It depends neither on
             the split of the step nor on the order of the samples in it.
     """
@@ -64,23 +64,24 @@ def digest_of_limbs(limbs: Sequence[float]) -> str:
 
 
 class StepObserver(L.Callback):
-    """Base of the callbacks that act once per optimizer step.
+    """The base of callbacks that act once per optimizer step.
 
-    The first observer of a Trainer measures and tells the others in the order of `Trainer.callbacks`, so each step
-    costs one reduction and one wait for the device, however many observers there are. Every hook runs on every rank.
+    The first observer of a Trainer measures each step and calls all observers in the order of `Trainer.callbacks`. A
+    step thus costs one reduction and one wait for the device, whatever the number of observers. Every hook runs on
+    every rank.
     """
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        """Training of a stage is about to start or resume; `module.step` steps are finished."""
+        """Act before the training of a stage starts or resumes; `module.step` steps are finished."""
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        """An optimizer step is finished; `module.step == step.number`."""
+        """Act after an optimizer step; `module.step == step.number`."""
 
     def wants_to_stop(self) -> bool:
-        """Asked on every rank when a step is over. One yes, on any rank, is told to all of them by `Step.stop`."""
+        """True if the run should end after this step. One True on any rank sets `Step.stop` on all ranks."""
         return False
 
-    # --- measuring: only the first observer does ------------------------------------------------------------------
+    # --- measurement, by the first observer alone -----------------------------------------------------------------
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self._first = next(callback for callback in trainer.callbacks if isinstance(callback, StepObserver)) is self
         self._parts = sorted(pl_module.parts())
@@ -92,9 +93,9 @@ class StepObserver(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: MultimodalModule, batch: Batch, batch_idx: int
     ) -> None:
-        # Not in on_train_start, where other callbacks may examine or hash after this one
+        # Not in on_train_start, because callbacks after this one may examine or hash there
         self._since = self._since or time.perf_counter()
-        # Before the step: Lightning advances the schedule before on_train_batch_end
+        # Read before the step, because Lightning advances the schedule before on_train_batch_end
         if self._first and self._rates is None:
             rates = pl_module.learning_rates
             self._rates = {part: float(rates.get(part, 0.0)) for part in self._parts}
@@ -104,14 +105,17 @@ class StepObserver(L.Callback):
     ) -> None:
         if not self._first:
             return
-        # Lists of device scalars: reading them here would make the device wait once per micro-batch
+        # Lists of device scalars: a read here would wait for the device once per micro-batch
         self._losses.append(pl_module.micro_loss)
         self._tokens += batch.num_tokens
         self._id_digests += sum(map(digest_of_id, batch.sample_ids))
         self._by_objective.append(torch.stack(list(pl_module.micro_losses.values())))
         if trainer.global_step == self._finished:
+            self._ended, trainer.should_stop = self._ended or trainer.should_stop, False  # a step is finished first
             return
-        loss, tokens, stop, *sums = self._reduce(trainer)
+        trainer.should_stop = trainer.should_stop or self._ended
+        loss, tokens, stop, ends, *sums = self._reduce(trainer)
+        trainer.should_stop = ends > 0  # on every rank, whichever has a callback that ends the stage
         step = Step(
             number=pl_module.step,
             stage=pl_module.stage.name,
@@ -135,13 +139,16 @@ class StepObserver(L.Callback):
         self._by_objective: list[Tensor] = []
         self._tokens = self._id_digests = 0
         self._rates: dict[str, float] | None = None
+        self._ended = False
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
-        """Over all micro-batches and ranks: loss, tokens, how many want to stop, limbs of the samples' digest, and the
-        loss of each objective."""
+        """Sums over micro-batches and ranks: loss, tokens, observers that want the run to end, callbacks that end the
+        stage, limbs of the samples' digest, and the loss of each objective.
+        """
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
         wishes = sum(c.wants_to_stop() for c in trainer.callbacks if isinstance(c, StepObserver))
         loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)
         losses = torch.stack(self._by_objective).to(wide).sum(dim=0)
-        sums = torch.cat([loss, loss.new_tensor([self._tokens, wishes, *limbs_of(self._id_digests)]), losses])
+        counts = [self._tokens, wishes, trainer.should_stop, *limbs_of(self._id_digests)]
+        sums = torch.cat([loss, loss.new_tensor(counts), losses])
         return trainer.strategy.reduce(sums, reduce_op="sum").tolist()

@@ -1,4 +1,4 @@
-"""One W&B run for all stages of a recipe: offline without an account, online with one."""
+"""Tracking in W&B: one run for all stages of a recipe, offline without an account, online with one."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ PATIENCE = 10.0  # seconds that the network is tried
 
 
 class RunLogger(WandbLogger):
-    """Lightning's logger with our step axis: optimizer steps counted through all stages.
+    """Lightning's logger with another step axis: optimizer steps counted through all stages.
 
-    A run that was killed takes up steps that it has logged already: they are not logged a second time. The last step of
-    each kind of row is kept in `wandb_steps.json` in the run folder, as W&B does not tell it without a network.
+    A resumed run repeats steps that it has logged before the kill; they are not logged a second time. The file
+    `wandb_steps.json` in the run folder has the last step of each kind of row, because W&B cannot tell it offline.
 
+    Args:
+        arguments: arguments of Lightning's WandbLogger, among them `save_dir`, the run folder.
     """
 
     def __init__(self, **arguments: Any) -> None:
@@ -63,7 +65,7 @@ class RunLogger(WandbLogger):
     def experiment(self) -> Any:
         fresh = self._experiment is None
         run = super().experiment
-        if fresh and self._experiment is not None:  # on rank 0, the first time
+        if fresh and self._experiment is not None:  # the first call on rank 0
             run.define_metric("step")
             run.define_metric("*", step_metric="step")
         return run
@@ -80,7 +82,7 @@ class RunLogger(WandbLogger):
         self._steps[kind] = step
         part = self._steps_file.with_name(self._steps_file.name + ".part")
         part.write_text(json.dumps(self._steps))
-        os.replace(part, self._steps_file)  # whole, whenever the process is killed
+        os.replace(part, self._steps_file)  # a kill at any time leaves a whole file
 
 
 def tracking_logger(
@@ -114,8 +116,8 @@ def tracking_logger(
         project=settings.project or project,
         config=yaml.safe_load(config) if isinstance(config, str) else dict(config),
         mode=mode,
-        resume="allow" if mode == "online" else None,  # offline W&B cannot, and warns
-        # The bar redraws its line: captured, it would fill the W&B console with control characters
+        resume="allow" if mode == "online" else None,  # offline W&B cannot resume, and warns
+        # The progress bar redraws its line, which would fill W&B's console log with control characters
         settings={"silent": True, "console": "off", "init_timeout": PATIENCE},
     )
 
@@ -175,9 +177,9 @@ def tracking_mode() -> str:
 
 
 def sync_command(logger: WandbLogger) -> str | None:
-    """What to type to send an offline run to an account; None when there is nothing to send."""
+    """The command that sends an offline run to an account; None if there is nothing to send."""
     offline = sorted(Path(logger.save_dir, "wandb").glob("offline-run-*"))
-    # Every resumed launch leaves its own folder of one and the same run
+    # Every resumed launch makes another folder of the same run
     append = "--append " if len(offline) > 1 else ""
     return f"wandb sync {append}{' '.join(str(path) for path in offline)}" if offline else None
 
@@ -219,7 +221,7 @@ def _first_line(error: Exception) -> str:
 
 
 class Tracking(StepObserver):
-    """Logs loss, useful tokens (per second), learning rate per part and stage after every optimizer step."""
+    """Logs loss, useful tokens, tokens per second, stage, and the learning rates of parts after every step."""
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         metrics: dict[str, float] = {
@@ -239,10 +241,11 @@ def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step
     """Log a table of predictions with their pictures as `examples`.
 
     Args:
-        predictions: all of them are logged: pass as many as are worth looking at.
-        step: optimizer steps finished, through all stages.
+        logger: logger of the run.
+        predictions: predictions of the table, all of which are logged.
+        step: number of finished optimizer steps, counted through all stages.
     """
-    import wandb  # only here: importing it takes 0.7 s
+    import wandb  # here, because the import takes 0.7 s
 
     with _data_below(Path(logger.save_dir)):
         table = wandb.Table(columns=["skill", "image", "question", "truth", "answer", "correct"])
@@ -253,10 +256,10 @@ def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step
 
 
 def side_by_side(pages: Sequence[Image.Image]) -> Image.Image:
-    """One picture of all pages from left to right: a cell of a W&B table shows a single image.
+    """Join pages from left to right, because a cell of a W&B table shows a single image.
 
     Returns:
-        As high as the highest page; a white pixel without pages.
+        A picture with the height of the highest page; a white pixel if there are no pages.
     """
     width, height = sum(page.width for page in pages), max((page.height for page in pages), default=1)
     strip = Image.new("RGB", (max(1, width + 4 * (len(pages) - 1)), height), "white")  # 4 pixels between pages
@@ -269,9 +272,9 @@ def side_by_side(pages: Sequence[Image.Image]) -> Image.Image:
 
 @contextmanager
 def _data_below(folder: Path) -> Iterator[None]:
-    """Keep the files of tables in the run folder, where W&B would put them in the home directory until they are sent.
+    """Keep the files of tables in the run folder; W&B would keep them in the home directory until they are sent.
 
-    Only the environment tells W&B where. A folder that the user set stays.
+    An environment variable alone sets W&B's folder. A folder that the user has set stays.
     """
     if "WANDB_DATA_DIR" in os.environ:
         yield
@@ -285,7 +288,7 @@ def _data_below(folder: Path) -> Iterator[None]:
 
 @rank_zero_only
 def finish(logger: WandbLogger, summary: Mapping[str, Any] | None = None) -> None:
-    """Write the run's closing figures and end it; what is online is sent."""
+    """Write the final figures of the run and end it. An online run is sent."""
     if summary:
         logger.experiment.summary.update(dict(summary))
     logger.experiment.finish()

@@ -1,4 +1,4 @@
-"""Ends a job that hangs, and says which rank was doing what, with which samples."""
+"""The watchdog ends a job that hangs and reports what each rank was doing, with which samples."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ LISTED = 8  # sample ids in a message
 
 
 @dataclass(frozen=True)
-class Doing:
-    """What a rank is doing, and with what.
+class Activity:
+    """A report of one rank's current activity.
 
     Attributes:
-        rank: of all `ranks`.
+        rank: number of the rank.
+        ranks: number of ranks.
         process: host and process id.
-        stage: "" outside a stage.
-        step: optimizer step of the stage that is being computed, from 1.
-        what: in words.
-        samples: of the current micro-batch.
-        seconds: how long it has been at it, when this was told.
-        told: when that was, seconds since the epoch.
+        stage: name of the stage; "" outside of stages.
+        step: number of the current optimizer step of the stage, from 1.
+        what: the activity in words.
+        samples: ids of the samples of the current micro-batch.
+        seconds: duration of the activity up to the report.
+        time: time of the report, seconds since the epoch.
     """
 
     rank: int
@@ -49,7 +50,7 @@ class Doing:
     what: str = "starting"
     samples: tuple[str, ...] = ()
     seconds: float = 0.0
-    told: float = 0.0
+    time: float = 0.0
 
     def __str__(self) -> str:
         ids = ", ".join(self.samples[:LISTED]) + (", ..." if len(self.samples) > LISTED else "")
@@ -60,36 +61,39 @@ class Doing:
 
 
 class Watchdog(L.Callback):
-    """A thread on every rank that ends the process when nothing has moved on it for `seconds`.
+    """Ends the process of a rank if nothing has moved on it for `seconds`. A thread on every rank watches.
 
-    Moving is: a batch arrives, a part runs forward, backward ends, the optimizer steps. A rank that waits in a
-    collective does not move, nor does the one it waits for, so both end; each tells what it was doing, what it knows
-    of the others, and where its threads are. The first to end tells the others through the process group's store, so
-    that they end with it. A thread that cannot run, because something holds the interpreter's lock, is backed by one of
-    C (`faulthandler`), which ends the process all the same.
+    Something moves if a batch arrives, a part runs forward, a backward pass ends, or the optimizer steps. A rank that
+    waits in a collective does not move, nor does the rank for which it waits, so both end. Each prints its activity,
+    the last reports of the others, and the stacks of its threads. The first rank to end tells the others through the
+    process group's store, and they end with it. If something holds the interpreter's lock, the thread cannot run; a
+    timer in C (`faulthandler`) then ends the process.
 
-    torch has limits of its own for a collective (Lightning sets 30 minutes), which name nobody. They are moved behind
-    this one.
+    torch has its own time limit for a collective (Lightning sets 30 minutes), whose error names no rank. That limit is
+    raised above this one.
 
     Args:
-        seconds: without any movement. Generous: a checkpoint is written and a first step compiled in that time.
+        seconds: longest time without movement. It must cover the writing of a checkpoint and the compilation of a first
+            step.
+    Raises:
+        UserError: the time is not positive.
     """
 
     def __init__(self, seconds: float = 1800.0) -> None:
         if seconds <= 0:
             raise UserError(f"`step_timeout` is a number of seconds above 0, got {seconds}")
         self.seconds = seconds
-        self.doing = Doing(0, 1, f"{socket.gethostname()}, process {os.getpid()}")
-        self._moved = time.monotonic()
+        self.activity = Activity(0, 1, f"{socket.gethostname()}, process {os.getpid()}")
+        self._last_movement = time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
         self._store: dist.Store | None = None
         self._hooks: list[Any] = []
 
-    # --- what moves ------------------------------------------------------------------------------------------------
+    # --- movement --------------------------------------------------------------------------------------------------
     def _at(self, what: str, **changes: Any) -> None:
-        self._moved = time.monotonic()
-        self.doing = replace(self.doing, what=what, **changes)
+        self._last_movement = time.monotonic()
+        self.activity = replace(self.activity, what=what, **changes)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self.start(pl_module, "starting the stage", step=0)
@@ -128,15 +132,15 @@ class Watchdog(L.Callback):
         self.stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # A collective fails at once when the rank that hung has ended: that is what happened, not a broken connection
-        now = replace(self.doing, seconds=time.monotonic() - self._moved, told=time.time())
+        # A collective fails at once when a rank that hangs has ended; the message then names that rank
+        now = self._report()
         if self._thread is not None and (ended := self._exchange(now)):
             self._end(f"rank {ended} hangs and has ended", now)
         self.stop()
 
     @contextmanager
     def watching(self, module: MultimodalModule, what: str) -> Iterator[None]:
-        """Watch something else than training: each forward of a part counts as movement."""
+        """Watch work other than training, in which each forward of a part counts as movement."""
         self.start(module, what)
         try:
             yield
@@ -145,13 +149,13 @@ class Watchdog(L.Callback):
 
     # --- watching --------------------------------------------------------------------------------------------------
     def start(self, module: MultimodalModule, what: str, **changes: Any) -> None:
-        """Begin to watch."""
+        """Start the thread that watches."""
         stage = module.stage.name if module.stage else ""
         world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self._at(what, stage=stage, rank=world[0], ranks=world[1], **changes)
         if self._thread is not None:
             return
-        # A connection of its own: a call that waits holds the lock of the one it is made on
+        # A separate connection, because a waiting call locks its connection
         if dist.is_initialized():
             self._store = dist.distributed_c10d._get_default_store().clone()
             self._store.set_timeout(timedelta(seconds=5))
@@ -161,7 +165,7 @@ class Watchdog(L.Callback):
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """End the thread that watches."""
         if self._thread is not None:
             self._over.set()
             self._thread.join()
@@ -172,13 +176,16 @@ class Watchdog(L.Callback):
         self._hooks = []
 
     def _forward(self, *_: object) -> None:
-        self._moved = time.monotonic()
+        self._last_movement = time.monotonic()
+
+    def _report(self) -> Activity:
+        return replace(self.activity, seconds=time.monotonic() - self._last_movement, time=time.time())
 
     def _watch(self) -> None:
         every = min(5.0, self.seconds / 10)
         while True:
             faulthandler.dump_traceback_later(self.seconds + 4 * every, exit=True, file=sys.__stderr__)
-            now = replace(self.doing, seconds=time.monotonic() - self._moved, told=time.time())
+            now = self._report()
             ended = self._exchange(now)
             if now.seconds > self.seconds:
                 self._end(f"nothing has moved for {self.seconds:g} s (`step_timeout`)", now)
@@ -187,43 +194,44 @@ class Watchdog(L.Callback):
             if self._over.wait(every):
                 return
 
-    def _exchange(self, now: Doing) -> str:
-        """Tell the other ranks what this one does. Returns the rank that has ended, "" for none."""
+    def _exchange(self, now: Activity) -> str:
+        """Send this rank's report to the others. Returns the number of the rank that has ended, "" for none."""
         if self._store is None:
             return ""
         try:
             self._store.set(f"watchdog/{now.rank}", json.dumps(asdict(now)))
             return self._store.get("watchdog/ended").decode() if self._store.check(["watchdog/ended"]) else ""
-        except dist.DistError:  # the process that keeps the store is gone; what this one waits for will not come
+        except dist.DistError:  # the process that keeps the store is gone, so there is nothing to exchange
             self._store = None
             return ""
 
-    def _end(self, why: str, now: Doing) -> None:
+    def _end(self, why: str, now: Activity) -> None:
         others = self._others(now)
         try:
             if self._store is not None:
                 self._store.set("watchdog/ended", str(now.rank))
         finally:
-            there = [f"  {max(0.0, now.told - other.told):.0f} s ago, {other}" for other in others]  # clocks may differ
-            say("\n".join([f"lit_mm: the job hangs: {why}. Here, {now}", *there]))
+            reports = [
+                f"  {max(0.0, now.time - other.time):.0f} s ago, {other}" for other in others
+            ]  # clocks may differ
+            say("\n".join([f"lit_mm: the job hangs: {why}. Here, {now}", *reports]))
             faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
             os._exit(STALLED)
 
-    def _others(self, now: Doing) -> list[Doing]:
-        """What the other ranks last told, those that are furthest behind first."""
+    def _others(self, now: Activity) -> list[Activity]:
+        """The last reports of the other ranks, by step: the rank furthest behind comes first."""
         reports = []
         for rank in range(now.ranks):
             key = f"watchdog/{rank}"
             try:
                 if rank != now.rank and self._store is not None and self._store.check([key]):
                     report = json.loads(self._store.get(key))
-                    reports.append(Doing(**report | {"samples": tuple(report["samples"])}))
+                    reports.append(Activity(**report | {"samples": tuple(report["samples"])}))
             except dist.DistError:
                 self._store = None
         return sorted(reports, key=lambda other: other.step)
 
 
 def postpone_torch(seconds: float) -> None:
-    """Let a collective of the default group wait longer than the watchdog does."""
-    move = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout  # renamed in torch 2.15
-    move(timedelta(seconds=1.5 * seconds + 60))
+    """Raise torch's time limit for collectives of the default group above that of the watchdog."""
+    dist.set_timeout(timedelta(seconds=1.5 * seconds + 60))

@@ -7,11 +7,14 @@ from typing import Literal, get_args
 from datamodules.held_out import HeldOut
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import Source, open_source, undeclared
+from lit_mm.errors import UserError
 from lit_mm.stream.datamodule import StreamDataModule, WorkerStart
 from lit_mm.stream.maker import TooLong
 from lit_mm.stream.screen import BadSample
+from lit_mm.stream.split import Split
 
 ConversationFormat = Literal["llava", "qwen_vl", "xcomposer", "messages", "query_response"]
+MOST_ASKED = 500  # rows of a held-out share that are asked; the others of the share are neither asked nor trained on
 
 
 class Conversations(StreamDataModule):
@@ -22,8 +25,11 @@ class Conversations(StreamDataModule):
         images: folder that relative image paths start from; None for the file's own.
         heldout_path: file of conversations that are never trained on, asked at the end; None for none.
         format: format of both files, see `lit_mm.documents.sources.FORMATS`; it has to be declared.
+        limit_group: largest number of bytes of a row group of a parquet file; None for the default.
         limit_pixels: largest number of pixels of a picture; a larger one makes a bad sample. None for the default.
         literal_placeholders: placeholders in rows without pictures are text, such as HTML or code.
+        heldout_share: share of the rows of `path` that is held out if `heldout_path` is None, chosen by their numbers
+            (see `lit_mm.stream.split.Split`); the first 500 of them are asked at the end. 0 for none.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
             max_bad, max_unsupervised: see `StreamDataModule`.
     """
@@ -45,8 +51,10 @@ class Conversations(StreamDataModule):
         max_bad: float = 0.01,
         max_unsupervised: float = 0.05,
         worker_start: WorkerStart | None = None,
+        limit_group: int | None = None,
         limit_pixels: int | None = None,
         literal_placeholders: bool = False,
+        heldout_share: float = 0.0,
     ) -> None:
         super().__init__(
             global_batch,
@@ -61,19 +69,30 @@ class Conversations(StreamDataModule):
             max_unsupervised=max_unsupervised,
             worker_start=worker_start,
         )
+        if not 0 <= heldout_share < 1:
+            raise UserError(f"`data.init_args.heldout_share` is a share from 0 to below 1, got {heldout_share}")
         if format is None:
             raise undeclared(path, get_args(ConversationFormat))
         self.path, self.images, self.heldout_path, self.format = path, images, heldout_path, format
-        options = {"images": images, "limit_pixels": limit_pixels, "literal_placeholders": literal_placeholders or None}
+        options = {
+            "images": images,
+            "limit_pixels": limit_pixels,
+            "literal_placeholders": literal_placeholders or None,
+            "limit_group": limit_group,
+        }
         self.options = {key: option for key, option in options.items() if option is not None}
+        self.heldout_share = heldout_share if heldout_path is None else 0.0
         self._held_out: HeldOut | None = None
 
-    def source(self) -> Source:
-        return self._open(self.path)
+    def source(self) -> Source | Split:
+        source = self._open(self.path)
+        return Split(source, self.heldout_share, is_held_out=False) if self.heldout_share else source
 
     @property
-    def heldout_source(self) -> Source | None:
+    def heldout_source(self) -> Source | Split | None:
         """The conversations that are never trained on, by number."""
+        if self.heldout_share:
+            return Split(self._open(self.path), self.heldout_share, is_held_out=True, limit=MOST_ASKED)
         return None if self.heldout_path is None else self._open(self.heldout_path)
 
     def heldout(self, count: int | None = None) -> list[Document]:

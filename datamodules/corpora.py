@@ -32,8 +32,8 @@ class Corpus:
     """
 
     name: str
-    format: str | None
-    path: str
+    format: str | None = None
+    path: str | None = None
     images: str | None = None
     max_images: int | None = None
     weight: float | None = None

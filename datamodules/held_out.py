@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import SourcePicture
 from lit_mm.errors import UserError
@@ -61,11 +63,16 @@ class HeldOut:
                 raise
             self.num_broken += 1
             if self.num_broken <= LISTED or self.on_bad_sample == "quarantine":
-                print(f"lit_mm: a held-out document is left out: {error}", file=sys.stderr, flush=True)
+                _print(f"lit_mm: a held-out document is left out: {error}")
             elif self.num_broken == LISTED + 1:
-                print("lit_mm: ... and more held-out documents; `data check` lists all", file=sys.stderr, flush=True)
+                _print("lit_mm: ... and more held-out documents; `data check` lists all")
             return
         self.sound.append(_answered(document))
+
+
+@rank_zero_only
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _answered(document: Document) -> Document:

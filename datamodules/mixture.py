@@ -1,4 +1,4 @@
-"""Several sources in one stream, weighted."""
+"""The mixture of several weighted sources as a data module."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ NO_SOURCES = "the mixture has no sources: list at least one under `data.init_arg
 
 @dataclass
 class Member:
-    """One source of a mixture.
+    """One source of a mixture, with its weight.
 
     Args:
-        source: documents by number: a class (`class_path: lit_mm.documents.sources.LlavaConversations`) or a
+        source: the source of documents: a class (`class_path: lit_mm.documents.sources.LlavaConversations`) or a
             declaration (`{format: llava, path: chat.json}`), see `lit_mm.documents.sources`.
-        name: in logs and in the ledger; the source's own when left out.
-        weight: its share of an epoch, relative to the others', where `weights: explicit`.
-        repeat: how often an epoch goes through it, where `weights: repeat`; 0.5 takes half of it in turn. 1 if neither
-            this nor `draws` is given.
-        draws: or, in place of `repeat`, samples of it in an epoch (XComposer's data lists give thousands of them).
+        name: name in logs and in the ledger; None takes the name of the source.
+        weight: weight relative to the other sources, for `weights: explicit`.
+        repeat: passes over the source per epoch, for `weights: repeat`. 0.5 takes one half in each epoch, in turn.
+            None means 1 if `draws` is None, too.
+        draws: samples per epoch, for `weights: repeat`, in place of `repeat`. XComposer's data lists give thousands
+            of samples.
     """
 
     source: Source | dict[str, Any]
@@ -40,13 +41,14 @@ class Member:
 
 
 class Mixture(StreamDataModule):
-    """Documents of several sources, interleaved so that every part of an epoch has nearly the weights of the whole.
+    """This data module mixes sources evenly: every part of an epoch has nearly the weights of the whole epoch.
 
     Args:
-        sources: the members; None where only held-out documents are asked for.
-        weights: how often each is drawn. size: every sample once an epoch. sqrt: in proportion to the square root of
-            its size (InstructBLIP). explicit: to its `weight`. repeat: as many passes, or `draws`, as it says.
-        heldout_source: documents that are never trained on, asked at the end; none when left out.
+        sources: sources with their weights; None where only held-out documents are needed.
+        weights: rule for the samples of a source in an epoch. "size" draws every sample once. "sqrt" draws in
+            proportion to the square root of the size (InstructBLIP). "explicit" draws in proportion to `weight`.
+            "repeat" takes `repeat` passes or `draws` samples.
+        heldout_source: documents that are never trained on, for the examination at the end; None for no examination.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
         too_long, on_bad_sample, max_bad, max_unsupervised: see `StreamDataModule`.
     """
@@ -98,7 +100,8 @@ class Mixture(StreamDataModule):
             raise UserError(f"the data set is empty: source {names[sizes.index(0)]!r} of the mixture holds no sample")
         reads = {"explicit": ("weight",), "repeat": ("repeat", "draws")}.get(self.weights, ())
         for name, member in zip(names, self.members, strict=True):
-            keys = [key for key in ("weight", "repeat", "draws") if getattr(member, key) is not None]
+            values = {"weight": member.weight, "repeat": member.repeat, "draws": member.draws}
+            keys = [key for key, value in values.items() if value is not None]
             if set(keys) - set(reads) or len(keys) > 1 or (self.weights == "explicit" and not keys):
                 expected = {"explicit": "a `weight`", "repeat": "`repeat` or `draws`"}.get(self.weights, "none of them")
                 raise UserError(f"source {name!r}: with `weights: {self.weights}` it takes {expected}, got {keys}")
@@ -122,12 +125,12 @@ class Mixture(StreamDataModule):
 
 
 def _opened(source: Source | dict[str, Any]) -> Source:
-    """A source; a declaration is opened."""
+    """Open a declaration; return a source unchanged."""
     return open_source(source) if isinstance(source, dict) else source
 
 
 def _draws(name: str, member: Member, size: int) -> int:
-    """Samples of an epoch by `repeat` or `draws`."""
+    """Number of samples that an epoch draws by `repeat` or `draws`."""
     draws = member.draws if member.draws is not None else round(size * (1 if member.repeat is None else member.repeat))
     if draws < 1:
         raise UserError(f"source {name!r} of {size} samples is never drawn: raise its `repeat` or `draws`")

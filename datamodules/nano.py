@@ -1,4 +1,4 @@
-"""The nano world as a data module: generated documents, no file and no download."""
+"""The nano world as a data module: documents are generated, without files and downloads."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ KINDS = {"captions": caption_document, "questions": question_document, "text": r
 
 
 class NanoSource:
-    """Documents of the nano world by number.
+    """A source of documents of the nano world, indexed by number.
 
     Args:
-        kind: captions (pages with their transcript), questions (pages with questions and answers), text (transcripts
-            to read out, or with questions and answers, by turns; no picture).
-        count: documents.
-        split: the index space; see `lit_mm.nano.world.SPLITS`.
-        skills: drawn with equal weight, or as often as a skill is listed.
-        questions: per document, at most.
-        source_of: skill -> what its documents call their source, where a recipe treats that source apart, as by a limit
-            of tiles. (Sources of a `Mixture` are named there.)
+        kind: kind of documents. "captions" are pages with their transcripts. "questions" are pages with questions and
+            answers. "text" alternates transcripts to read out and transcripts with questions, without pictures.
+        count: number of documents.
+        split: split of the nano world, one of `lit_mm.nano.world.SPLITS`.
+        seed: seed of the nano world.
+        skills: skills, taken in turn. A skill listed twice occurs twice as often.
+        questions: largest number of questions per document.
+        source_of: skill -> name of the source of its documents, for recipes that treat a source differently, such as
+            by a limit of tiles. Sources of a `Mixture` get their names there.
+    Raises:
+        UserError: `source_of` names a skill that is not in `skills`.
     """
 
     def __init__(
@@ -43,16 +46,17 @@ class NanoSource:
     ) -> None:
         self.kind, self.count, self.split, self.seed = kind, count, split, seed
         self.skills, self.questions, self.source_of = skills, questions, dict(source_of or {})
-        if strangers := sorted(set(self.source_of) - set(skills)):
+        if unknown := sorted(set(self.source_of) - set(skills)):
             raise UserError(
-                f"`source_of` names {strangers}, of which this source has no documents; its skills are {sorted(skills)}"
+                f"`source_of` names {unknown}, but this source has no such documents; its skills are {sorted(skills)}"
             )
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, number: int) -> Document:
-        # The form of a text alternates with its number. In step with an even number of skills, each would have one form
+        # Texts alternate between two forms by number. Without the shift, an even number of skills would tie each skill
+        # to one form.
         shift = 0 if len(self.skills) % 2 else number // len(self.skills)
         skill = self.skills[(number + shift) % len(self.skills)]
         arguments = {"split": self.split, "seed": self.seed, "skill": skill}
@@ -63,17 +67,18 @@ class NanoSource:
 
 
 class NanoDocuments(StreamDataModule):
-    """Generated pages to read: signs, lists, forms, tables, charts, scenes and stories.
+    """This data module generates pages to read: signs, lists, forms, tables, charts, scenes and stories.
 
     Args:
-        kind: what is trained on, see `NanoSource`; mixed alternates captions and questions.
-        documents: size of the training set.
-        split: the index space of the training set.
-        skills: the skills of the training set, all when left out; listed twice, drawn twice as often.
-        questions: questions per training document, at most.
-        heldout_documents: size of the held-out set, balanced over all skills, one question each; without pictures where
-            the kind is text.
-        world_seed: of the generated documents (not of the run).
+        kind: kind of training documents. "captions" are pages with their transcripts, "questions" pages with questions
+            and answers, "mixed" alternates both, and "text" has transcripts without pictures.
+        documents: number of training documents.
+        split: split of the nano world for training, one of train, heldout, text and pixels.
+        skills: skills of the training documents; None takes all. A skill listed twice occurs twice as often.
+        questions: largest number of questions per training document.
+        heldout_documents: number of held-out documents, balanced over all skills, with one question each. They have no
+            pictures if `kind` is "text".
+        world_seed: seed of the generated documents, independent of the seed of the run.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
     """
 
@@ -109,13 +114,13 @@ class NanoDocuments(StreamDataModule):
                 f"the nano world has no skills {unknown}; it has {list(SKILLS)}. Correct `data.init_args.skills`"
             )
         if documents < 1:
-            raise UserError(f"the data set is empty: `data.init_args.documents` is {documents}, give at least 1")
+            raise UserError(f"the data set is empty: `data.init_args.documents` is {documents}, set it to at least 1")
         self.kind, self.documents, self.split = kind, documents, split
         self.skills, self.questions = tuple(skills or SKILLS), questions
         self.heldout_documents, self.world_seed = heldout_documents, world_seed
 
     def source(self) -> Source:
-        def of(kind: str) -> NanoSource:
+        def source_of_kind(kind: str) -> NanoSource:
             return NanoSource(
                 kind,
                 self.documents,
@@ -125,19 +130,21 @@ class NanoDocuments(StreamDataModule):
                 questions=self.questions,
             )
 
-        return Alternating([of("captions"), of("questions")]) if self.kind == "mixed" else of(self.kind)
+        if self.kind == "mixed":
+            return Alternating([source_of_kind("captions"), source_of_kind("questions")])
+        return source_of_kind(self.kind)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
+        if count is None or not self.heldout_documents:  # a recipe with 0 examines nothing
             count = self.heldout_documents
-        if self.kind == "text":  # even numbers ask a question
+        if self.kind == "text":  # texts with even numbers ask questions
             return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]
         source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
         return [source[i] for i in range(count)]
 
 
 class Alternating:
-    """One document of each source in turn."""
+    """A source that takes one document from each of its sources in turn."""
 
     def __init__(self, sources: list[NanoSource]) -> None:
         self.sources = sources

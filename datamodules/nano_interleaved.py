@@ -1,4 +1,4 @@
-"""The nano world as VILA's three corpora: captions, web pages with pairs, and questions blended with text alone."""
+"""The nano world in the form of VILA's three corpora: captions, web pages with pairs, and questions with plain text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from lit_mm.nano.world import SKILLS, caption_document, page, question_document
 from lit_mm.stream.datamodule import Source, StreamDataModule, WorkerStart
 from lit_mm.stream.order import stable_hash
 
-FEWEST, MOST = 2, 4  # pictures of a web page: three on average, and three pairs beside it make as many
+FEWEST, MOST = 2, 4  # pictures of a web page; the mean of three equals the three pairs that follow a page
 
 
 def web_page(index: int, *, split: str, seed: int) -> Document:
-    """Two to four pictures, each right before the sentence that says what is on it, and sentences without a picture.
+    """Generate a web page of two to four pictures, each followed by its transcript.
 
-    Sentences are joined by a space, but there is none beside a picture, as in VILA's MMC4.
+    Half of the pages have one more sentence without a picture. Sentences are joined by a space, but there is no space
+    beside a picture, as in VILA's MMC4.
     """
     rng = Random(stable_hash("web page", seed, split, index))
     pictures = [
@@ -29,8 +30,8 @@ def web_page(index: int, *, split: str, seed: int) -> Document:
     ]
     sentences: list[tuple[Picture | None, str]] = [(picture, picture.transcript) for picture in pictures]
     if rng.random() < 0.5:
-        unseen = caption_document(index, split=split, seed=stable_hash(seed, "unseen"))
-        sentences.insert(rng.randrange(len(sentences) + 1), (None, unseen.answer))
+        extra = caption_document(index, split=split, seed=stable_hash(seed, "unseen"))
+        sentences.insert(rng.randrange(len(sentences) + 1), (None, extra.answer))
     parts: list[str | Picture] = []
     for number, (picture, sentence) in enumerate(sentences):
         if picture is not None:
@@ -42,18 +43,18 @@ def web_page(index: int, *, split: str, seed: int) -> Document:
 
 
 def pair(index: int, *, split: str, seed: int) -> Document:
-    """A picture (a story has several) and what is on it, as running text."""
+    """Generate a picture (several for a story) followed by its transcript, as one page."""
     captioned = caption_document(index, split=split, seed=seed)
     turn = Turn("page", (*captioned.pictures, captioned.answer))
     return Document(f"{captioned.id}/pair", (turn,), source="nano-pairs", skill=captioned.skill)
 
 
 class Blend:
-    """Documents of several makers by turns.
+    """A source that takes documents from several generators in turn.
 
     Args:
-        makers: document number n is made by number n of them, from the start again.
-        count: documents.
+        makers: functions document number -> document. Document n comes from maker n modulo their number.
+        count: number of documents.
     """
 
     def __init__(self, makers: tuple[Callable[[int], Document], ...], count: int) -> None:
@@ -67,16 +68,19 @@ class Blend:
 
 
 class NanoInterleaved(StreamDataModule):
-    """Generated pages to read, in the forms that VILA's stages take.
+    """This data module generates pages to read in the forms of VILA's stages.
 
     Args:
-        kind: captions; interleaved, one web page for three pairs, so that half of the pictures are in pages; blended,
-            one text without pictures for three documents of pictures with questions.
-        documents: size of the training set.
-        questions: questions per training document, at most.
-        heldout_documents: size of the held-out set, balanced over all skills, one question each.
-        world_seed: of the generated documents (not of the run).
+        kind: kind of training documents. "captions" are pages with their transcripts. "interleaved" has one web page
+            per three pairs of picture and text, so half of the pictures are in web pages. "blended" has one text
+            without pictures per three documents with pictures and questions.
+        documents: number of training documents.
+        questions: largest number of questions per training document.
+        heldout_documents: number of held-out documents, balanced over all skills, with one question each.
+        world_seed: seed of the generated documents, independent of the seed of the run.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
+    Raises:
+        UserError: `documents` or `questions` is below 1.
     Source: arXiv:2312.07533, sections 3.2 and 3.3: MMC4 and COYO about 1 : 1 in images; joint tuning with text alone.
     """
 
@@ -126,7 +130,7 @@ class NanoInterleaved(StreamDataModule):
         return Blend(makers[self.kind], self.documents)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
+        if count is None or not self.heldout_documents:  # a recipe with 0 examines nothing
             count = self.heldout_documents
         source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
         return [source[i] for i in range(count)]

@@ -1,4 +1,4 @@
-"""Prints of nano pages, for the vision encoder's pre-training."""
+"""Prints of nano pages for the pre-training of the vision encoder."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from lit_mm.stream.order import Plan, RowStream, stable_hash
 
 
 class NanoPrints(StreamDataModule):
-    """Printed pages; a row is one page.
+    """This data module generates printed pages without text, one page per row.
 
     Args:
-        pages: size of the training set.
-        size: side of the prints, pixels.
-        split, world_seed: index space and world of the pages.
-        patch: of the encoder, pixels.
-        close_ups: share of the pages of which a part is shown, enlarged.
+        pages: number of training pages.
+        size: side of a print, pixels.
+        split: split of the nano world for training, one of train, heldout, text and pixels.
+        world_seed: seed of the generated pages, independent of the seed of the run.
+        patch: side of a patch of the encoder, pixels.
+        close_ups: share of pages, 0 to 1, that are shown as an enlarged part.
         global_batch, micro_batch, num_workers: see `StreamDataModule`.
     """
 
@@ -43,7 +44,7 @@ class NanoPrints(StreamDataModule):
         return range(self.pages)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        return []  # nothing here has an answer
+        return []  # prints have no questions
 
     def begin(self, processor: Processor | None, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
         self.rows = Prints(

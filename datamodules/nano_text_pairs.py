@@ -1,4 +1,4 @@
-"""Pages of the nano world as text, each with one question and its answer: for encoder-decoders that read text."""
+"""Pages of the nano world as text, each with one question and answer, for encoder-decoders that read text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from lit_mm.stream.order import stable_hash
 
 
 class NanoPairs:
-    """Pairs by number: even ones ask about a page, odd ones let it be read out.
+    """A source of pairs, indexed by number: even numbers ask about a page, odd numbers ask for its transcript.
 
-    A page is asked `questions` questions in as many pairs, one in each; where it offers fewer, it is asked again.
+    A page occurs in `questions` pairs with one question each; if it offers fewer questions, they are repeated.
 
     Args:
-        count: pairs.
-        questions: per page, at most.
-        split, seed: index space and world of the pages.
+        count: number of pairs.
+        questions: number of pairs with questions per page.
+        split: split of the nano world, one of `lit_mm.nano.world.SPLITS`.
+        seed: seed of the nano world.
     """
 
     def __init__(self, count: int, *, questions: int, split: str, seed: int) -> None:
@@ -37,9 +38,9 @@ class NanoPairs:
 
 
 def one_question(document: Document, number: int) -> Document:
-    """The page with question `number` (from 0) of a document that asks several, and its answer.
+    """Reduce a document with several questions to the page, question `number` (from 0) and its answer.
 
-    The page stands in the first user turn, before the first question, on lines of its own.
+    The page is in the first user turn, on the lines before the first question.
     """
     if number == 0:
         return replace(document, turns=document.turns[:2])
@@ -50,16 +51,18 @@ def one_question(document: Document, number: int) -> Document:
 
 
 class NanoTextPairs(StreamDataModule):
-    """(page as text and question) -> answer, and (page and instruction) -> page, by turns. No image.
+    """This data module alternates (page as text, question) -> answer and (page as text, instruction) -> page.
 
     Args:
-        pairs: size of the training set.
-        questions: per page, at most; each makes a pair.
-        split: the index space of the training set.
-        heldout_documents: size of the held-out set, balanced over all skills, one question each.
-        world_seed: of the generated pages (not of the run).
-        global_batch, micro_batch, row_tokens, window, num_workers: see `StreamDataModule`; a row's tokens are those of
-            its sources and targets together.
+        pairs: number of training pairs.
+        questions: number of pairs with questions per page.
+        split: split of the nano world for training, one of train, heldout, text and pixels.
+        heldout_documents: number of held-out documents, balanced over all skills, with one question each.
+        world_seed: seed of the generated pages, independent of the seed of the run.
+        global_batch, micro_batch, row_tokens, window, num_workers: see `StreamDataModule`. The tokens of a row are
+            those of encoder and decoder together.
+    Raises:
+        UserError: `pairs` or `questions` is below 1.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class NanoTextPairs(StreamDataModule):
         return NanoPairs(self.pairs, questions=self.questions, split=self.split, seed=seed)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        """Questions about pages of the "heldout" split, as text; skills take turns."""
-        if count is None or not self.heldout_documents:  # 0: this recipe examines nothing
+        """Questions about pages of the "heldout" split as text, with skills in turn."""
+        if count is None or not self.heldout_documents:  # a recipe with 0 examines nothing
             count = self.heldout_documents
         return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]

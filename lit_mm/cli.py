@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 from lit_mm.errors import UserError
 
@@ -24,9 +25,21 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   tiles      what happens to an image:   python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
 
-Every command explains itself with --help. --debug shows tracebacks."""
+Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
+A run resumes when its `fit` command is given again with the same --run_dir."""
 
 COMMANDS = ("fit", "evaluate", "generate", "compose", "describe", "tiles", "checkpoint", "data")
+ELSEWHERE = {  # names of other programs' commands -> what does the job here
+    "train": "`fit` runs a recipe's stages",
+    "validate": "`fit` examines the model on held-out documents while it trains (`examine_every`); `evaluate` does it "
+    "for a trained model: python -m lit_mm evaluate runs/latest",
+    "test": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
+    "predict": "`generate` answers a question about an image: python -m lit_mm generate runs/latest --image page.png "
+    '--question "..."',
+    "chat": '`generate` answers a question about an image: python -m lit_mm generate runs/latest --question "..."',
+    "resume": "the `fit` command of a run, given again with its --run_dir, resumes it",
+    "eval": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
+}
 LOOKING = ("describe", "tiles")  # they start nothing, and close the files that they write
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
@@ -111,28 +124,41 @@ def message_of(error: UserError) -> str:
     return text.strip()
 
 
+def installed_version() -> str:
+    """The version of the package; that of its sources where it is not installed."""
+    try:
+        return version("lit_mm")
+    except PackageNotFoundError:
+        return "of a clone that is not installed"
+
+
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
     """The function of a command; what it needs is imported only then."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(USAGE)
         sys.exit(0)
+    if name in ("--version", "-V", "version"):
+        print(f"lit_mm {installed_version()}")
+        sys.exit(0)
+    if name in ELSEWHERE:
+        raise UserError(f"there is no command {name!r}: {ELSEWHERE[name]}")
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         guess = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(COMMANDS)}."
         raise UserError(f"there is no command {name!r}. {guess} (python -m lit_mm --help)")
     helping = not {"-h", "--help"}.isdisjoint(arguments)
+    if name == "fit":
+        from lit_mm.commands.class_help import help_page, help_request
+
+        if (request := help_request(arguments)) is not None:
+            print(help_page(*request))
+            sys.exit(0)
     if name == "fit" and helping:
         from lit_mm.commands.options import fit_help
 
         print(fit_help())
         sys.exit(0)
-    if name == "fit":
-        from lit_mm.commands.class_help import bare_help, class_list
-
-        if (key := bare_help(arguments)) is not None:
-            print(class_list(key))
-            sys.exit(0)
     if name == "data":  # checks the pair of torch itself, where it needs torch
         from lit_mm.commands.data import data
 
@@ -146,9 +172,9 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         check_torch_pair()
     if name == "fit":
-        from lit_mm.commands.fit import fit
+        from lit_mm.commands.rehearsal import fit_or_rehearse
 
-        return fit
+        return fit_or_rehearse
     if name == "evaluate":
         from lit_mm.commands.evaluate import evaluate
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
@@ -18,18 +18,39 @@ from lit_mm.checkpoints.origins import Origins
 from lit_mm.checkpoints.writing import optimizer_groups
 from lit_mm.combination.declared import require_parts
 from lit_mm.combination.legal import IN_A_FAMILY, Part
+from lit_mm.distributed.zero import ZeRO
+from lit_mm.documents.document import Document
+from lit_mm.documents.examination import Examination
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.objectives.objective import Objective
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
-from lit_mm.stages.groups import parameter_groups
+from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.optimizer import make_optimizer
 from lit_mm.stages.parts import Parts
 from lit_mm.stages.stage import Stage, apply_stage, check_recipe
 from lit_mm.stages.thaw import late_parts, learning_parts, set_modes
 from lit_mm.stream.order import stable_hash
+
+
+class Examiner(Protocol):
+    """Examines a model on held-out documents. A family sets its own as `MultimodalModule.examiner`."""
+
+    def __call__(
+        self, module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
+    ) -> Examination:
+        """Called on every rank of a job; each gets the whole examination.
+
+        Args:
+            module: model to examine.
+            documents: each ends in an answer that the model is not shown.
+            blind: show pictures of other documents, which tells what the model knows without seeing; see
+                `lit_mm.evaluation.examiners.without_sight`.
+            batch_size: documents examined together.
+        """
+        ...
 
 
 class MultimodalModule(L.LightningModule):
@@ -56,7 +77,7 @@ class MultimodalModule(L.LightningModule):
         super().__init__()
         self.network = network
         self.objectives = dict(objectives or {"next_token": NextToken()})
-        self.examiner: Any = None  # a `lit_mm.evaluation.examiners.Examiner`; None: answers are compared
+        self.examiner: Examiner | None = None  # None: answers are compared
         self.micro_losses: dict[str, Tensor] = {}  # objective -> its share of the step's loss, of the last micro-batch
         self.free = free
         self.stage_names: frozenset[str] = frozenset()  # stages that arguments of the constructor name
@@ -70,12 +91,19 @@ class MultimodalModule(L.LightningModule):
         self._learning: frozenset[str] = frozenset()  # parts that the current optimizer step changes
         self.data_digests: dict[str, Any] = {}  # source of the stage -> digest of its files; on rank 0
         self.data_changes: dict[str, str] = {}  # source -> its difference from the resumed checkpoint
+        self.ends: dict[str, dict[str, Any]] = {}  # stage that a callback ended early -> step, planned steps, reason
         self.config_text = ""  # the resolved config, kept in checkpoints
         self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
         self._parts = Parts(network)
         self.origins = Origins(self._parts)
         if isinstance(network, MultimodalModel) and network.vision is not None:
-            require_parts(network.vision, network.connector, self.processor, free, "model.init_args")
+            self._require_parts(self.processor, "model.init_args")
+
+    def _require_parts(self, processor: Processor, key: str) -> None:
+        """Refuse a processor that does not go with the parts of a model that reads images."""
+        network = self.network
+        if isinstance(network, MultimodalModel) and network.vision is not None:
+            require_parts(network.vision, network.connector, processor, self.free, key)
 
     @cached_property
     def processor(self) -> Processor:
@@ -95,10 +123,9 @@ class MultimodalModule(L.LightningModule):
         for step in sorted(stage.inputs_from):
             current = processors[step] = current.with_inputs(stage.inputs_from[step])
             keys[step] = f"stages.{stage.name}.inputs_from.{step}"
-        if getattr(self.network, "vision", None) is not None:
-            for step, processor in processors.items():
-                if processor is not self.processor:
-                    require_parts(self.network.vision, self.network.connector, processor, self.free, keys[step])
+        for step, processor in processors.items():
+            if processor is not self.processor:
+                self._require_parts(processor, keys[step])
         return processors
 
     def processor_of(self, stage: Stage) -> Processor | None:
@@ -180,8 +207,8 @@ class MultimodalModule(L.LightningModule):
         if self.stage is None:
             raise UserError("no stage has begun: the model is trained by a recipe with `stages:` (lit_mm fit)")
         stage, total = self.stage, self.total_steps
-        layered = {n: m for n, m in self.modules_by_part().items() if hasattr(m, "layer_of")}
-        optimizer = make_optimizer(parameter_groups(self.parts(), stage, layered), stage.betas)
+        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()))
+        optimizer = make_optimizer(groups, stage.betas)
         factors = [
             lambda step, part=group["part"]: stage.schedule.factor(step, total) * (part in learning_parts(stage, step))
             for group in optimizer.param_groups
@@ -287,7 +314,7 @@ class MultimodalModule(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
         """Clip by the stage's norm. Lightning refuses to for a fused optimizer in bf16, though nothing is unscaled."""
-        if hasattr(self.trainer.strategy, "engine_optimizer"):
+        if isinstance(self.trainer.strategy, ZeRO):
             return  # ZeRO does both: only the engine sees the gradients of all ranks
         for group in optimizer.param_groups:
             if group["part"] not in self._learning:
@@ -318,6 +345,7 @@ class MultimodalModule(L.LightningModule):
             "stage_number": self.stage_number,
             "stage_step": self.trainer.global_step,
             "step": self.step,
+            "ends": self.ends,
             "strategy": type(self.trainer.strategy).__name__,
             "data": self.data_digests,
             "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
@@ -328,9 +356,9 @@ class MultimodalModule(L.LightningModule):
         }
         checkpoint["state_dict"] |= aside
         (optimizer,) = self.trainer.optimizers
-        checkpoint["optimizer"] = optimizer_groups(
-            optimizer, names, getattr(self.trainer.strategy, "given_groups", None)
-        )
+        strategy = self.trainer.strategy
+        whole = strategy.original_groups if isinstance(strategy, ZeRO) else None
+        checkpoint["optimizer"] = optimizer_groups(optimizer, names, whole)
         by_name = {names[id(p)]: state for p, state in optimizer.state.items() if id(p) in names}
         checkpoint["optimizer_states"] = [by_name]
 

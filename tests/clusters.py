@@ -1,4 +1,4 @@
-"""A tiny recipe on clusters that are not there: two network namespaces for two nodes, commands that act as SLURM's."""
+"""Simulated clusters for tests: two network namespaces are two nodes, and scripts replace the commands of SLURM."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 600.0  # seconds; a busy machine takes minutes to import torch
 
 
 def recipe(folder: Path, steps: int, **changes: Any) -> str:
-    """Writes recipe.yaml: two stages of `steps` optimizer steps of four rows. Returns its path."""
+    """Write recipe.yaml with two stages of `steps` optimizer steps of four rows. Returns the path."""
     config = {
         "model": MODEL,
         "stages": [
@@ -52,12 +52,12 @@ def recipe(folder: Path, steps: int, **changes: Any) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a process that is to be started: one thread, no GPU, our own code."""
+    """Environment of a subprocess: one thread, no GPU, this repository on the path."""
     return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | more
 
 
 def losses(folder: Path) -> list[tuple[int, str, float]]:
-    """(step, stage, loss) of a run's metrics.csv."""
+    """Read (step, stage, loss) from metrics.csv of a run."""
     return [(row["step"], row["stage"], row["loss"]) for row in read_metrics(folder / "metrics.csv")]
 
 
@@ -75,7 +75,7 @@ def has_steps(folder: Path, steps: int) -> bool:
 
 @contextmanager
 def started(command: list[str], folder: Path, log: str, **env: str) -> Iterator[subprocess.Popen]:
-    """A process in a session of its own, whose children are gone when the block is left."""
+    """Start a process in a new session; at the end of the block, all its children are killed."""
     with (folder / log).open("ab") as file:
         process = subprocess.Popen(
             command, cwd=folder, env=environment(**env), stdout=file, stderr=file, start_new_session=True
@@ -97,8 +97,8 @@ class Node:
     """A network namespace with one address.
 
     Attributes:
-        name: of the namespace.
-        link: the network device that leads to the other node.
+        name: name of the namespace.
+        link: name of the network device that connects to the other node.
     """
 
     name: str
@@ -110,7 +110,7 @@ class Node:
 
 
 def why_no_nodes() -> str:
-    """Why this machine cannot make network namespaces; "" if it can."""
+    """Reason why this machine cannot create network namespaces; "" if it can."""
     if shutil.which("ip") is None:
         return "there is no `ip` command"
     if os.geteuid():
@@ -128,14 +128,14 @@ def why_no_nodes() -> str:
 
 
 def remove(name: str) -> None:
-    """End what runs in a namespace, and delete it; its end of the veth pair takes the other along."""
+    """End the processes in a namespace and delete it, and with it both ends of the veth pair."""
     for pid in subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True).stdout.split():
         os.kill(int(pid), signal.SIGKILL)
     subprocess.run(["ip", "netns", "del", name], check=True)
 
 
 def sweep() -> None:
-    """Remove the namespaces of tests that were killed."""
+    """Remove namespaces left behind by tests that were killed."""
     listed = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
     for name, pid in re.findall(r"^(lit-mm-(\d+)-\d)\b", listed, re.MULTILINE):
         if not psutil.pid_exists(int(pid)):
@@ -144,7 +144,7 @@ def sweep() -> None:
 
 @contextmanager
 def two_nodes() -> Iterator[tuple[Node, Node]]:
-    """Two namespaces joined by a veth pair. Nothing outside them is reachable, and they are gone afterwards."""
+    """Two namespaces joined by a veth pair. They reach nothing outside, and are removed at the end."""
     tag = f"{os.getpid()}"
     nodes = tuple(Node(f"lit-mm-{tag}-{n}", f"lm{tag}n{n}", f"10.77.0.{n + 1}") for n in range(2))
 
@@ -207,7 +207,7 @@ esac
 
 
 def slurm(folder: Path, tasks: int, job: str) -> dict[str, str]:
-    """Put srun and scontrol into a folder. Returns the environment of a job's script."""
+    """Write scripts srun and scontrol into a folder. Returns the environment of a job script that finds them."""
     commands = folder / "slurm"
     commands.mkdir(exist_ok=True)
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):

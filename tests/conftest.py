@@ -1,8 +1,9 @@
-"""Shared by all tests: the golden vectors."""
+"""Fixtures of all tests, among them the golden vectors."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ["LIT_MM_ALLOW"] = "tests"  # recipes of tests name classes of tests
     config.addinivalue_line("markers", "golden_cases(name): run once per entry of `cases` in name.json, as `case`")
 
 
@@ -34,32 +36,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 class Golden:
-    """Reads the golden folder. A file that is not there fails the test that asks for it."""
+    """A reader of the golden folder. A test that reads a missing file fails."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def json(self, name: str) -> Any:
-        """`name`.json, parsed."""
+        """Parse `name`.json."""
         return json.loads((self.folder / f"{name}.json").read_text())
 
     def tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
-        """The tensors of `name`.safetensors whose names start with `prefix`, which is taken off."""
+        """Load the tensors of `name`.safetensors whose names start with `prefix`, and remove the prefix."""
         tensors = load_file(self.folder / f"{name}.safetensors")
         return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
     @staticmethod
     def runs(encoded: list[list[int]]) -> list[int]:
-        """Run lengths [[value, repeat], ...] -> the values."""
+        """Expand run lengths [[value, repeat], ...] to values."""
         return [value for value, repeat in encoded for _ in range(repeat)]
 
     @staticmethod
     def tolerance(text: str) -> float:
-        """The number in a file's tolerance: "fp32, 1e-5 abs" -> 1e-5."""
+        """Parse the tolerance of a file: "fp32, 1e-5 abs" -> 1e-5."""
         return next(float(word) for word in text.replace(",", " ").split() if word[0].isdigit())
 
     def assert_close(self, ours: Tensor, theirs: Tensor, stated: str) -> None:
-        """Compare within a file's tolerance, which is absolute: "fp32, 1e-5 abs"."""
+        """Compare within the tolerance of a file, such as "fp32, 1e-5 abs", which is absolute."""
         torch.testing.assert_close(ours, theirs, rtol=0, atol=self.tolerance(stated))
 
 
@@ -70,11 +72,11 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Indexes of test data stay out of the user's cache."""
+    """Keep indexes of test data out of the user's cache."""
     monkeypatch.setenv("LIT_MM_CACHE", str(tmp_path_factory.getbasetemp() / "lit_mm_cache"))
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Random inputs are the same in every run, whichever tests are picked."""
+    """Seed random inputs, so that they do not depend on the selection of tests."""
     torch.manual_seed(0)

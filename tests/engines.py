@@ -1,4 +1,4 @@
-"""What the engines really hold: `python -m tests.engines JOBS.json`. A job is two processes, forked as in `kills`."""
+"""This program measures the memory of engines: `python -m tests.engines JOBS.json`. A job forks two processes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ STAGE = Stage("most", {part: Train(lr=1e-3) for part in PARTS if part != "langua
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to train `STAGE` for two optimizer steps.
+    """An engine trains `STAGE` for two optimizer steps.
 
     Attributes:
-        name: of the file that each rank leaves, `<name>-<rank>.json`.
+        name: start of the name of the file that each rank writes, `<name>-<rank>.json`.
         zero: arguments of `ZeRO`; empty for DDP.
-        micro_batch: of the four rows of a step.
-        reuse: DeepSpeed's stage3_max_reuse_distance and prefetching, where they shall differ from its own.
+        micro_batch: rows per rank and forward, of the four rows of a step.
+        reuse: DeepSpeed's stage3_max_reuse_distance and prefetch size; None takes DeepSpeed's defaults.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Engine:
 
 
 class Held(L.Callback):
-    """Measures, in bytes: what tensors hold, each memory once."""
+    """A meter of the bytes that tensors hold; memory that several tensors share counts once."""
 
     def __init__(self) -> None:
         self.found = dict.fromkeys(("weights", "masters", "gradients", "moments", "gathered", "buckets"), 0)
@@ -129,14 +129,14 @@ def run(engine: Engine, folder: Path, rank: int) -> None:
 
 
 def main(jobs: str) -> None:
-    """Each job's ranks, one job after the other."""
+    """Run the ranks of each job, one job after another."""
     for one in json.loads(Path(jobs).read_text()):
         engine = Engine(**one)
         run_ranks(partial(run, engine, Path(jobs).parent), engine.ranks)
 
 
 def measure(engines: list[Engine], folder: Path) -> dict[str, list[dict[str, int]]]:
-    """What every rank of every engine held at most, in bytes."""
+    """Run engines. Returns the peak memory of every rank of every engine, bytes."""
     (folder / "jobs.json").write_text(json.dumps([asdict(engine) for engine in engines]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "tests.engines", str(folder / "jobs.json")]

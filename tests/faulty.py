@@ -1,4 +1,4 @@
-"""A mixture on disk with eight kinds of bad samples, and what should become of each."""
+"""A mixture on disk with eight kinds of bad samples and the expected outcome of each."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Planted:
-    """A mixture of two sources that `write` made.
+    """A mixture of two sources, written by `write`.
 
     Attributes:
-        sizes: samples by source.
-        kinds: (source, sample id) -> fault kind.
+        sizes: number of samples in each source.
+        kinds: (source, sample id) -> kind of fault.
         sound: ids of the samples without a fault.
-        long: those among them that do not fit a row.
+        long: ids of sound samples that do not fit a row.
     """
 
     sizes: dict[str, int]
@@ -46,8 +46,11 @@ class Planted:
 
 
 def write(folder: Path, count: int, each: int) -> Planted:
-    """`count` samples with pictures in chat.jsonl, of which `each` of every kind of fault, and count // 2 without
-    pictures in words.jsonl, three of them too long for a row of 192 tokens."""
+    """Write a mixture with faults.
+
+    chat.jsonl has `count` samples with pictures, `each` of every kind of fault among them. words.jsonl has count // 2
+    samples without pictures, three of them too long for a row of 192 tokens.
+    """
     rng = Random(count)
     folder.mkdir(parents=True, exist_ok=True)
     places = rng.sample(range(count), each * len(FAULTS))
@@ -106,7 +109,7 @@ def _file(number: int, fault: str) -> bytes:
 
 
 def _png(width: int, height: int) -> bytes:
-    """A PNG whose header promises so many pixels, with next to no data."""
+    """A PNG with a header for a large picture and next to no data."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -118,7 +121,7 @@ def _png(width: int, height: int) -> bytes:
 
 
 class FaultyMixture(Mixture):
-    """The mixture in a folder that `write` made."""
+    """A data module over the mixture that `write` wrote to a folder."""
 
     def __init__(self, place: str, weights: str = "size", **options: Any) -> None:
         members = [Member(LlavaConversations(str(Path(place) / f"{name}.jsonl"))) for name in ("chat", "words")]

@@ -1,4 +1,4 @@
-"""Processes of one job, forked from one that has paid the imports, joined as torchrun joins them."""
+"""The processes of a job are forked from one that has done the imports, and joined as by torchrun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.kills import free_port
 
 
 def run_ranks(work: Callable[[int], None], ranks: int) -> None:
-    """Run `work(rank)` in a process per rank. Exits with 1 where one fails; its traceback is on standard error."""
+    """Run `work(rank)` in one process per rank. Exits with 1 if one fails; its traceback is on standard error."""
     port, children = free_port(), []
     for rank in range(ranks):
         child = os.fork()

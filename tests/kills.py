@@ -1,7 +1,7 @@
-"""Launches of a tiny recipe that end as they are told to: `python -m tests.kills JOBS.json`.
+"""This program launches a tiny recipe that dies at chosen moments: `python -m tests.kills JOBS.json`.
 
-The jobs run one after the other, each in a process of its own that is forked before torch has started a thread, so the
-imports are paid once. Prints one exit status a line, as `os.waitstatus_to_exitcode` gives it (-9: killed).
+Jobs run one after another, each in a process forked before torch starts a thread, so imports are done once. It prints
+one exit status per line, as `os.waitstatus_to_exitcode` gives it (-9 after a kill).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from lit_mm.evaluation.examiners import examine
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
+from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
@@ -57,30 +58,30 @@ class Launch:
     """One launch of the command.
 
     Attributes:
-        folder: run folder; a launch in the folder of a killed one resumes it.
-        workers, micro_batch: of the data module.
-        ranks: processes, joined by gloo.
-        config: a recipe that the real command line is given, in place of the tiny one that is run in the process. Its
-            callbacks name `tests.kills.Kill`, and its checkpoints come every two steps.
+        folder: run folder. A launch in the folder of a killed one resumes it.
+        workers, micro_batch: arguments of the data module.
+        ranks: number of processes, joined by gloo.
+        config: a recipe for the real command line, in place of the tiny one that runs inside the process. Its callbacks
+            must include `tests.kills.Kill`; it saves every two steps.
         faulty: folder of a mixture with bad samples (`tests.faulty`), in place of the plain documents.
-        policy: other arguments of its data module.
-        dropout: of the partial LoRA.
-        strategy: a registered name, or the arguments of `lit_mm.distributed.zero.ZeRO`.
-        accelerator: of the Trainer.
-        recipe: "two" stages, "three", "inputs" that change, "branches": two from the end of one, "unread": one that
-            does not read the language model before one that does, "thaw": one in which
-            the vision encoder waits for two steps, or "muon".
+        policy: further arguments of the data module of that mixture.
+        dropout: dropout of the partial LoRA.
+        strategy: a registered name, or arguments of `lit_mm.distributed.zero.ZeRO`.
+        accelerator: accelerator of the Trainer.
+        recipe: "two" or "three" stages; "inputs", in which the inputs of a stage change; "branches", in which two
+            stages start from the end of one; "unread", in which the first stage does not read the language model and
+            the second does; "thaw", in which the vision encoder thaws after two steps; or "muon".
         lr: peak learning rate of every part.
-        base: file with the weights on which the language model starts.
-        meddle: "plant" puts a frozen parameter into the optimizer; "touch" changes one after the first step; "full"
-            leaves the last rank no space on its disk for the second checkpoint.
-        keep: checkpoints that are kept.
-        examine: answer held-out documents at the end of every stage, into answers.json.
-        fails: what it says on standard error when it ends with an error, as it should.
-        kill: where it dies, by `kill -9`: "pretrain step 3" (the optimizer has stepped, nothing is written),
-            "finetune start", "pretrain end" (before the stage's last checkpoint), "fsync 4" (the fourth of the run; a
-            checkpoint makes `FSYNCS`, the last one after it is published), "tick 40" (the fortieth moment of
-            rank 0: the start or end of a micro-batch, or of a call that writes). "" for never.
+        base: file with the initial weights of the language model.
+        meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
+            parameter after the first step; "full" fills the disk of the last rank before the second checkpoint.
+        keep: number of checkpoints to keep.
+        examine: if True, held-out documents are answered at the end of every stage and written to answers.json.
+        fails: text expected on standard error if the launch must fail.
+        kill: moment of the `kill -9`: "pretrain step 3" (after the optimizer has stepped, before anything is written),
+            "finetune start", "pretrain end" (before the last checkpoint of the stage), "fsync 4" (the fourth fsync of
+            the run; a checkpoint has `FSYNCS`, the last one after it is published), or "tick 40" (the fortieth tick of
+            rank 0; ticks are starts and ends of micro-batches and of calls that write). "" never kills.
     """
 
     folder: str
@@ -106,8 +107,10 @@ class Launch:
 
 
 def launch_all(launches: list[Launch], folder: Path) -> None:
-    """Run the launches in order in one fresh interpreter. Fails where one ends otherwise than it should, or where a
-    loader's worker outlives its killed trainer."""
+    """Run the launches in order in one new interpreter.
+
+    It fails if a launch ends otherwise than expected, or if a loader worker outlives a killed trainer.
+    """
     jobs, said = folder / "jobs.json", folder / "stderr.txt"
     jobs.write_text(json.dumps([asdict(launch) for launch in launches]))
     paths = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
@@ -134,7 +137,7 @@ def ending(launch: Launch) -> int:
 
 
 def outlives(group: int, seconds: float) -> bool:
-    """Is a process of the group still there after a while? Then it is ended."""
+    """True if a process of the group still exists after a while; it is then killed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:
@@ -147,7 +150,7 @@ def outlives(group: int, seconds: float) -> bool:
 
 
 class Kill(L.Callback):
-    """Kills its process where the launch says; it stands in the environment, as a run may not change its config."""
+    """This callback kills its process at the moment in the environment; a resumed run must not change its config."""
 
     def _die(self, module: MultimodalModule, place: str) -> None:
         if f"{module.stage.name} {place}" == os.environ[KILL]:
@@ -179,7 +182,7 @@ def kill_at_fsync(number: int) -> None:
 
 
 class Ticks(L.Callback):
-    """Dies at its n-th moment."""
+    """A counter that kills the process at its n-th tick."""
 
     def __init__(self, number: int) -> None:
         self.left = number
@@ -208,7 +211,7 @@ class Ticks(L.Callback):
 
 
 class Touch(L.Callback):
-    """Changes a frozen parameter after the first step."""
+    """This callback changes a frozen parameter after the first step."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: MultimodalModule, *_: object) -> None:
         if trainer.global_step == 1 and pl_module.stage.name == "pretrain":
@@ -230,7 +233,7 @@ class Examine(L.Callback):
 
 
 def fill_disk(write: Callable[..., Any] = writing.save_file) -> None:
-    """From the third file on, that is the second checkpoint, there is no space."""
+    """Make every write fail from the third file on, which belongs to the second checkpoint."""
     left = iter([write, write])
 
     def full(*arguments: Any) -> None:
@@ -244,7 +247,7 @@ def no_space(*_: Any) -> None:
 
 
 def plant(module: MultimodalModule) -> None:
-    """Let the first stage's optimizer hold a parameter of the frozen language model."""
+    """Put a parameter of the frozen language model into the optimizer of the first stage."""
     configure = module.configure_optimizers
 
     def planted() -> dict[str, Any]:
@@ -295,7 +298,7 @@ def recipe_of(launch: Launch) -> list[Stage]:
 
 def run(launch: Launch, rank: int) -> None:
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_algorithms()
     os.environ[KILL] = launch.kill
     if launch.kill.startswith("fsync"):
         kill_at_fsync(int(launch.kill.split()[1]))
@@ -338,7 +341,7 @@ def run(launch: Launch, rank: int) -> None:
 
 
 def arguments_of(launch: Launch) -> list[str]:
-    """The command line of a launch."""
+    """Command line of a launch."""
     options = {
         "config": launch.config,
         "run_dir": launch.folder,
@@ -375,7 +378,7 @@ def main(jobs: str) -> None:
 
 
 def start(launch: Launch, rank: int, port: int) -> int:
-    """One process of a launch."""
+    """Run one process of a launch."""
     child = os.fork()
     if child:
         return child

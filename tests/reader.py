@@ -1,4 +1,4 @@
-"""Shared by the tests of compositions: what a browser would make of a page."""
+"""A reader of HTML for the tests of compositions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, and the text."""
+    """A parser that records tags with attributes, and the text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Flat rows made by hand, for tests of language models."""
+"""Flat rows for tests of language models."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ BLANK = Views((), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.l
 def flat(
     samples: Sequence[Tensor], visual: Collection[int] | None = None, answers: Sequence[Tensor] | None = None
 ) -> Batch:
-    """Samples of token ids as a batch in which every place is supervised; labels mean nothing without answers.
+    """Build a batch of token ids in which every position is supervised; without answers, labels have no meaning.
 
     Args:
-        samples: [L] ids of each.
-        visual: places in the row that routed linears treat as visual; None: the model reads no pictures.
-        answers: [L] ids that an encoder-decoder learns for each sample.
+        samples: ids [L] of each sample.
+        visual: positions in the row that routed linears treat as visual; None if the model reads no pictures.
+        answers: ids [L] that an encoder-decoder learns for each sample; None for a decoder.
     """
     ids = torch.cat(list(samples))
     target = None
@@ -64,18 +64,18 @@ def transformers_t5(language: T5) -> T5ForConditionalGeneration:
 
 
 def hidden(language: LanguageModel, samples: Sequence[Tensor], visual: Collection[int] | None = None) -> Tensor:
-    """[T, E] hidden states of a decoder at every place of a flat row."""
+    """[T, E] hidden states of a decoder at every position of a flat row."""
     batch = flat(samples, visual)
     return language.learn(language.embed(batch.ids), batch).hidden
 
 
 def logits(language: LanguageModel, samples: Sequence[Tensor], visual: Collection[int] | None = None) -> Tensor:
-    """[T, vocabulary] logits of a decoder at every place of a flat row."""
+    """[T, vocabulary] logits of a decoder at every position of a flat row."""
     return language.logits(hidden(language, samples, visual))
 
 
 def states(network: MultimodalModel, batch: Batch) -> Tensor:
-    """[T, E] hidden states of a model at every place of a batch."""
+    """[T, E] hidden states of a model at every position of a batch."""
     return network(replace(batch, supervised=torch.arange(batch.ids.shape[1]), labels=batch.ids[0])).hidden
 
 

@@ -1,7 +1,7 @@
-"""Runs of a tiny recipe that get signals or stall: `python -m tests.signals JOBS.json`.
+"""This program runs a tiny recipe that gets signals or stalls: `python -m tests.signals JOBS.json`.
 
-Like `tests.kills`: every process is forked from one that has paid the imports. Prints a line a job: the exit statuses
-of its ranks, and how many of them left a process behind.
+As in `tests.kills`, every process is forked from one that has done the imports. It prints one line per job: the exit
+statuses of the ranks, and the number of ranks that left a process behind.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from tests.tiny import Documents, Ledger, stages, trainer, xcomposer2
 
 @dataclass(frozen=True)
 class Job:
-    """One launch of a recipe of two stages of five steps.
+    """One launch of a recipe of two stages with five steps each.
 
     Attributes:
         folder: run folder.
-        ranks: processes.
-        event: what happens: the name of a signal, sleep, or lock (sleeping with the interpreter's lock held).
-        rank: to whom, -1 for all.
-        place: where: "pretrain 3" is inside the third step of the stage, "finetune start" between stages.
-        seconds: of the watchdog.
-        strategy: left out, ddp on several ranks.
+        ranks: number of processes.
+        event: event to inject: the name of a signal, "sleep", or "lock" (sleep while holding the interpreter lock).
+        rank: rank that gets the event, -1 for all.
+        place: moment of the event: "pretrain 3" is inside the third step of the stage, "finetune start" between stages.
+        seconds: time limit of the watchdog.
+        strategy: strategy of the Trainer; by default ddp on several ranks.
     """
 
     folder: str
@@ -138,7 +138,10 @@ def main(jobs: str) -> None:
 
 
 def run_all(jobs: list[Job], folder: Path) -> list[list[int]]:
-    """The exit codes of every job's ranks. Fails where a process, a loader's worker included, is left running."""
+    """Run jobs. Returns the exit codes of the ranks of every job.
+
+    It fails if a process is left running, loader workers included.
+    """
     listed = folder / "jobs.json"
     listed.write_text(json.dumps([asdict(job) for job in jobs]))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}

@@ -1,7 +1,7 @@
-"""One optimizer step in several splits, each in processes of its own: `python -m tests.splits FOLDER MODEL ...`.
+"""This program computes one optimizer step in several splits: `python -m tests.splits FOLDER MODEL ...`.
 
-The same sixteen documents are the step every time: as rows of one, or packed into four rows. Every split leaves a file
-with the step's loss and gradients, and how many ranks saw no image at all.
+The step always has the same sixteen documents, in rows of one document or packed into four rows. Each split runs in
+separate processes and writes the loss and gradients of the step, and the number of ranks without any image.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ PACKED = (False, True)
 
 
 class Step(StreamDataModule):
-    """Documents that are one optimizer step, however they are laid in rows.
+    """The documents of one optimizer step, for any arrangement in rows.
 
     Args:
-        shown: pictures of document n.
+        shown: document number -> number of pictures.
     """
 
     def __init__(self, shown: Callable[[int], int], rows: int, micro_batch: int, row_tokens: int | None) -> None:
@@ -56,14 +56,14 @@ def tiny_xcomposer2() -> MultimodalModule:
 
 
 def tiny_llava_next() -> MultimodalModule:
-    """Several views of a picture, and a learned newline vector that only ranks with pictures use."""
+    """A model with several views per picture and a learned newline vector, which only ranks with pictures use."""
     return LlavaNext(ViT(image_size=28, patch=14, width=16, layers=2, heads=2, select_layer=-2), language(), "nano", 28)
 
 
 def nano_xcomposer2() -> MultimodalModule:
-    """The model of the recipe, with the stored backbones; the up-projections of its partial LoRA, zero there, drawn.
+    """The model of the recipe, with the stored backbones and with random up-projections of the partial LoRA.
 
-    Without dropout, which is drawn for each micro-batch and so is another one in another split.
+    It has no dropout, because masks are drawn per micro-batch and so differ between splits.
     """
     recipe = Path(__file__).parent.parent / "experiments" / "xcomposer2.yaml"
     module = RecipeCLI(["--config", str(recipe), "--model.init_args.dropout", "0"], "fit").model
@@ -85,7 +85,7 @@ MODELS: dict[str, tuple[Callable[[], MultimodalModule], Callable[[int], int]]] =
 
 
 class Gradients(L.Callback):
-    """Keeps the gradients with which the optimizer would step, this rank's share of the loss, and the batches."""
+    """This callback keeps the gradients before the optimizer steps, the loss share of this rank, and the batches."""
 
     def __init__(self) -> None:
         self.loss = torch.zeros(())
@@ -107,7 +107,7 @@ def name_of(model: str, ranks: int, turns: int, packed: bool) -> str:
 
 
 def row_tokens(module: MultimodalModule, shown: Callable[[int], int]) -> int:
-    """Tokens of a row for which all documents fill just `ROWS` rows."""
+    """Smallest number of tokens in a row for which all documents fit `ROWS` rows."""
     lengths = [len(module.processor.sample(document(n, pictures=shown(n)))) for n in range(DOCUMENTS)]
     tokens = max(*lengths, -(-sum(lengths) // ROWS))
     while True:

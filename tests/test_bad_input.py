@@ -1,4 +1,4 @@
-"""What a user gets wrong ends in one to three lines that say what, where and what to do, and exit code 2."""
+"""Mistakes of a user end with exit code 2 and one to three lines that say what, where and what to do."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RECIPE: Config = {"model": MODEL, "stages": STAGES, "data": NANO, "trainer": {"a
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test in a folder of its own; what `fit` sets for the process is set back."""
+    """Run each test in a separate folder, and restore the settings that `fit` makes for the process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     yield
@@ -46,7 +46,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 @pytest.fixture
 def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
-    """Runs a command that must end as a user's mistake; returns what it said."""
+    """Run a command that must end with a mistake of the user. Returns the message."""
 
     def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as left:
@@ -67,7 +67,7 @@ def written(config: Config, name: str = "recipe.yaml") -> str:
 
 
 def with_key(dotted: str, value: Any) -> Config:
-    """The recipe with one key set; numbers in `dotted` are places in a list."""
+    """The recipe with one key set; numbers in `dotted` are list indices."""
     config = copy.deepcopy(RECIPE)
     *inner, last = dotted.split(".")
     at: Any = config
@@ -78,7 +78,7 @@ def with_key(dotted: str, value: Any) -> Config:
 
 
 def line_of(text: str, name: str = "recipe.yaml") -> int:
-    """The only line of a file that has `text`, counted from 1."""
+    """Number, from 1, of the only line of a file that contains `text`."""
     lines = [at for at, line in enumerate(Path(name).read_text().splitlines(), 1) if text in line]
     assert len(lines) == 1
     return lines[0]
@@ -295,7 +295,8 @@ def test_choosing_a_stage_that_is_not_there_names_those_that_are(mistake: Mistak
 
 def test_what_the_trainer_refuses_is_said_before_a_run_folder_is_made(mistake: Mistake) -> None:
     assert mistake("fit", "--config", written(with_key("trainer.strategy", "dpp"))).startswith("trainer: ")
-    assert mistake("fit", "--config", written(RECIPE), "--trainer.max_time", "soon").startswith("trainer: ")
+    message = mistake("fit", "--config", written(RECIPE), "--trainer.max_time", "soon")
+    assert message.startswith("trainer.max_time (on the command line): expected days:hours:minutes:seconds")
     assert not Path("runs").exists()
 
 
@@ -364,7 +365,7 @@ def test_with_two_configs_the_file_that_holds_the_mistake_is_named(mistake: Mist
         ),
         (("--trainer.max_tim", "1"), "there is no option --trainer.max_tim. Did you mean --trainer.max_time?"),
         (("--checkpoint", "4"), "there is no option --checkpoint. Did you mean --checkpoint_every?"),
-        (("--batch_size", "4"), "there is no option --batch_size (see --help)"),
+        (("--image_size", "4"), "there is no option --image_size (see --help)"),
         (("--checkpoint_evry=4",), "there is no option --checkpoint_evry. Did you mean --checkpoint_every?"),
         (("--checkpoint_every", "x"), "checkpoint_every (on the command line): expected a whole number, got 'x'"),
         (("more",), "'more' is not expected on the command line; options start with --"),
@@ -417,7 +418,7 @@ def test_an_option_is_corrected_by_its_words_and_not_at_all_where_none_is_near(t
         (("generate", "--queston", "why?"), "the following arguments are required: --question"),
         (("generate", "--question", "why?", "--imge=x.png"), "there is no option --imge=x.png. Did you mean --image?"),
         (("generate", "--question", "why?", "--max_new_tokens", "0"), "--max_new_tokens is at least 1, got 0"),
-        (("generate", "--question", "why?", "--image", "none.png"), "there is no image 'none.png'"),
+        (("generate", "--question", "why?", "--image", "none.png"), "there is no image '"),
         (("generate", "nowhere", "--question", "why?"), "there is no checkpoint 'nowhere'"),
         (("evaluate", "."), "'.' holds no checkpoint"),
     ],
@@ -445,7 +446,7 @@ def test_a_broken_pair_of_torch_and_torchvision_stops_every_command(
 
 # --- data ------------------------------------------------------------------------------------------------------------
 def conversations(*images: bytes | None) -> Config:
-    """A recipe over one conversation per image file; None for a proper picture."""
+    """Write a recipe over one conversation per image file; None stands for a sound picture."""
     entries = []
     for number, content in enumerate(images):
         name = f"{number}.jpg"
@@ -464,7 +465,7 @@ def conversations(*images: bytes | None) -> Config:
 
 
 def truncated_jpeg() -> bytes:
-    """A picture whose header is whole and whose pixels are cut off: only decoding it shows the damage."""
+    """A picture with a whole header and truncated pixels; only decoding shows the damage."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("whole.jpg")
     return Path("whole.jpg").read_bytes()[:2000]

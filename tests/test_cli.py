@@ -1,4 +1,4 @@
-"""The command line: help that comes at once, overrides, and stages that are picked."""
+"""The command line: quick help, overrides, and selected stages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ assert not heavy, heavy
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The tiny recipe's file, in the folder that the test runs in."""
+    """File of the tiny recipe, in the working folder of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
@@ -50,7 +50,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command prints that must end well."""
+    """Output of a command that must succeed."""
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert not left.value.code
@@ -85,9 +85,9 @@ def test_help_of_fit_names_every_top_level_option(capsys: pytest.CaptureFixture[
 
 
 def test_help_about_a_class_lists_its_arguments(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data.row_tokens" in printed(capsys, "fit", "--data.help", "datamodules.NanoDocuments")
-    assert "--model.rank" in printed(capsys, "fit", "--model.help", "lit_mm.families.XComposer2")
-    assert "--stages.schedule" in printed(capsys, "fit", "--stages.help")
+    assert "--data.init_args.row_tokens" in printed(capsys, "fit", "--data.help", "datamodules.NanoDocuments")
+    assert "--model.init_args.rank" in printed(capsys, "fit", "--model.help", "lit_mm.families.XComposer2")
+    assert "--stages.NAME.schedule" in printed(capsys, "fit", "--stages.help")
     assert "--trainer.max_time" in printed(capsys, "fit", "--trainer.help")
 
 

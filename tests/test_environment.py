@@ -37,7 +37,7 @@ def test_versions_tell_a_pair_that_cannot_work(
 
 
 def install(folder: Path, package: str, version: str, requires: str = "", init: str = "") -> None:
-    """Put a stand-in of an installed package into `folder`."""
+    """Write a stand-in for an installed package into `folder`."""
     (folder / package).mkdir()
     (folder / package / "__init__.py").write_text(init)
     (folder / package / "version.py").write_text(f"__version__ = '{version}'\n")
@@ -49,7 +49,7 @@ def install(folder: Path, package: str, version: str, requires: str = "", init: 
 
 
 def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command line, on the stand-ins."""
+    """Run the command line with the stand-ins."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

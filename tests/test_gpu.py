@@ -1,4 +1,4 @@
-"""The recipe of three stages on a CUDA device: single, DDP and DeepSpeed's real engine, of one process."""
+"""The recipe of three stages runs on a CUDA device in one process: single, under DDP and under DeepSpeed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: which room may import from which. See CONTRIBUTING.md, "The rooms"."""
+"""Rooms import only from lower rooms. See CONTRIBUTING.md, "The rooms"."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def modules() -> dict[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """lit_mm.samples.batch -> samples; datamodules.nano -> datamodules."""
+    """Room of a module: lit_mm.samples.batch -> samples; datamodules.nano -> datamodules."""
     first, *rest = module.split(".")
     return rest[0] if first == "lit_mm" and rest else first
 
 
 def imports(file: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of the project that a file imports anywhere, for type checkers and inside functions included."""
+    """Modules of the project that a file imports anywhere, inside functions and for type checkers included."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
@@ -62,7 +62,7 @@ def imports(file: Path, known: dict[str, Path]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def graph() -> dict[str, set[str]]:
-    """Module -> the modules that it imports."""
+    """Module -> imported modules."""
     known = modules()
     return {name: set(imports(file, known)) - {name} for name, file in known.items()}
 

@@ -1,7 +1,7 @@
-"""`fit` on the real command line, killed by `kill -9` and taken up on other workers and ranks: the stream goes on.
+"""`fit` on the real command line continues its stream after `kill -9`, on other numbers of workers and ranks.
 
-Every run is of a mixture, packed, with accumulation, over the ends of epochs. The core set runs by default, all
-combinations of 0, 2 and 3 workers and 1 and 2 ranks under the marker `slow`.
+Every run has a packed mixture, accumulation, and several epochs. A core set runs by default; the marker `slow` adds all
+combinations of 0, 2 and 3 workers and 1 and 2 ranks.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def name_of(before: Split, after: Split, kill: str) -> str:
 
 
 def write_recipe(folder: Path, data: Path) -> str:
-    """A recipe whose run leaves the ids of its samples in `folder`; both may not change between launches."""
+    """Write a recipe with a run that records sample ids in `folder`. It may not change between launches."""
     folder.mkdir(exist_ok=True)
     sources = [{"source": {"format": "llava", "path": str(data / f"{name}.jsonl")}} for name in ("chat", "words")]
     frozen = {part: {"lr": 1e-2} for part in PARTS if part != "language"}
@@ -82,7 +82,7 @@ def write_recipe(folder: Path, data: Path) -> str:
 
 
 def run_all(folder: Path, combinations: list[tuple[Split, Split, str]]) -> Path:
-    """Unbroken runs on one and two ranks, and for each combination a killed run that was taken up."""
+    """Run unbroken runs on one and two ranks, and a killed and resumed run for each combination."""
     write(folder / "data", count=24, each=0)
 
     def launch(name: str, split: Split, kill: str = "") -> Launch:
@@ -98,7 +98,7 @@ def run_all(folder: Path, combinations: list[tuple[Split, Split, str]]) -> Path:
 
 
 def stream(folder: Path) -> list[tuple[str, list[str]]]:
-    """(stage, sorted ids of the samples) of every optimizer step; what was done twice was the same twice."""
+    """Read (stage, sorted sample ids) of every optimizer step; if a step was repeated, both must be the same."""
     steps: dict[tuple[int, int], dict[tuple[int, int, int], list[str]]] = {}
     for path in sorted(folder.glob("ids*.txt")):
         ranks, rank = (int(n) for n in path.stem.split("-")[1:]) if "-" in path.stem else (1, 0)
@@ -169,7 +169,7 @@ def test_all_workers_and_ranks_before_and_after_a_kill(every: Path, before: Spli
 
 @pytest.mark.slow
 def test_torchrun_killed_from_outside_at_any_moment_goes_on(tmp_path: Path) -> None:
-    """Two ranks of `python -m lit_mm fit` under torchrun: killed twice where they happen to be, then they finish."""
+    """Two ranks of `python -m lit_mm fit` under torchrun are killed twice at random moments and then finish."""
     write(tmp_path / "data", count=24, each=0)
     root = str(Path(__file__).parent.parent)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root, KILL: ""}

@@ -1,4 +1,4 @@
-"""Several processes from the command line: Lightning's launcher and torchrun, one run folder that all agree on."""
+"""Several processes from the command line, by Lightning's launcher and by torchrun, share one run folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CUT += ["--trainer.strategy.keep_whole", "0", "--trainer.devices", "2", "--train
 
 def recipe(folder: Path) -> None:
     config = deepcopy(TINY) | {"track": False, "examine_documents": 2, "checkpoint_every": 1}
-    config["model"]["init_args"]["language"]["init_args"]["activation_checkpointing"] = True
+    config["model"]["init_args"]["language"]["init_args"]["activation_checkpointing"] = "full"
     config["stages"] = [
         {"name": "align", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2},
         {"name": "all", "train": {part: {"lr": 1e-3} for part in ("connector", "language")}, "max_steps": 2},

@@ -1,4 +1,4 @@
-"""The composed model: text alone is the language model's own affair, bit for bit."""
+"""The composed model leaves plain text to the language model, bit for bit."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ TEXTS = [document(number, pictures=0) for number in range(4)]
 
 
 def states(module, documents):
-    """[T, E] hidden states at every place of the documents' flat row, and the batch with all places supervised."""
+    """[T, E] hidden states at every position of the flat row of the documents, and the batch, fully supervised."""
     batch = collate([module.processor.sample(document) for document in documents], module.processor)
     every = torch.arange(batch.ids.shape[1])
     batch = replace(batch, supervised=every, labels=batch.ids[0])
@@ -23,12 +23,12 @@ def states(module, documents):
 
 @torch.no_grad()
 def logits(module, documents=TEXTS):
-    """Of every position of the documents, in one row."""
+    """Logits at every position of the documents in one row."""
     return module.eval().network.language.logits(states(module, documents)[0])
 
 
 def language_alone(module):
-    """The plain language model with `module`'s weights, its partial LoRA removed."""
+    """The plain language model with the weights of `module`, without partial LoRA."""
     plain = decoder()
     weights = module.network.language.state_dict()
     kept = {name.replace(".base.", "."): tensor for name, tensor in weights.items() if ".lora_" not in name}

@@ -1,4 +1,4 @@
-"""Two nodes, in network namespaces: one's process is killed, and the run ends as it would have."""
+"""Two nodes in network namespaces: one process is killed, and the run ends like an unbroken one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def nodes() -> Iterator[tuple[Node, Node]]:
 def agent_on(
     nodes: tuple[Node, Node], number: int, folder: Path, run_dir: str, meeting: tuple[str, ...]
 ) -> AbstractContextManager[Popen]:
-    """torchrun on one of the nodes, as the README has it. Writes `<run_dir>-<node>.log`."""
+    """Start torchrun on one of the nodes, as in README. Writes `<run_dir>-<node>.log`."""
     node = nodes[number]
     facts = {"first": nodes[0].address, "own": node.address, "number": number, "is_host": number == 0}
     command = node.command(
@@ -50,7 +50,7 @@ def agent_on(
 def torchrun(
     nodes: tuple[Node, Node], folder: Path, run_dir: str, meeting: tuple[str, ...] = STATIC
 ) -> Iterator[list[Popen]]:
-    """The same command on both nodes."""
+    """Run the same command on both nodes."""
     with ExitStack() as stack:
         yield [stack.enter_context(agent_on(nodes, number, folder, run_dir, meeting)) for number in range(2)]
 
@@ -60,7 +60,7 @@ def ended(agents: list[Popen]) -> list[int]:
 
 
 def trainer_of(agent: Popen) -> psutil.Process | None:
-    """The process that trains on an agent's node."""
+    """Process that trains on the node of an agent."""
     family = psutil.Process(agent.pid).children(recursive=True)
     return next(
         (
@@ -78,7 +78,7 @@ def logs(folder: Path, run_dir: str) -> str:
 
 @pytest.fixture(scope="module")
 def whole(nodes, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, str, float]]:
-    """The losses of a run that nothing happens to."""
+    """Losses of an unbroken run."""
     folder = tmp_path_factory.mktemp("whole")
     recipe(folder, STEPS)
     with torchrun(nodes, folder, "run") as agents:

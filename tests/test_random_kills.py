@@ -1,4 +1,4 @@
-"""Killed 20 times, saves included, a run of three stages ends bit for bit as the unbroken one."""
+"""A run of three stages that is killed 20 times, also while saving, ends bit for bit like an unbroken one."""
 
 from __future__ import annotations
 

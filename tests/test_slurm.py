@@ -1,4 +1,4 @@
-"""scripts/slurm.sbatch, as SLURM would run it: a job that has to end is requeued, and goes on where it was."""
+"""scripts/slurm.sbatch under simulated SLURM: a job that must end is requeued and continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss and gradients of a global batch are the same on any ranks x accumulation, packed or not, over gloo."""
+"""Loss and gradients of a global batch are equal for any ranks x accumulation, packed or not, over gloo."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ALL = [
 
 @pytest.fixture(scope="module")
 def kept_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Kept]:
-    """Model -> what each split of its step left, by file name."""
+    """Model -> results of each split by file name."""
     done: dict[str, Kept] = {}
 
     def run(model: str) -> Kept:

@@ -1,4 +1,4 @@
-"""Ranks with unlike batches train under every engine, call their encoder alike, and get one process's gradients."""
+"""Ranks with unequal batches train under every engine, call their encoder equally often, and get equal gradients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Kept = dict[str, list[dict[str, Any]]]
 
 
 def trained(folder: Path, engines: tuple[str, ...]) -> Kept:
-    """What every rank of every engine kept."""
+    """Results of every rank of every engine."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
     command = [sys.executable, "-m", "tests.uneven", str(folder), *engines]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)

@@ -1,4 +1,4 @@
-"""Runs of three stages on two processes, and what came out of them."""
+"""Runs of three stages on two processes, and their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model, documents and a recipe small enough for seconds: what the tests of the core share."""
+"""A model, documents and a recipe that need seconds, for the tests of the core."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Noise:
 
 
 def document(number: int, pictures: int | None = None, skill: str = "") -> Document:
-    """Document `number`: one to three questions of changing length, 0, 1 or 2 pictures unless `pictures` says."""
+    """Document `number` has one to three questions, and 0 to 2 pictures unless `pictures` sets their number."""
     rng = Random(number)
     shown = [Noise(10 * number + n) for n in range(number % 3 if pictures is None else pictures)]
     turns: list[Turn] = []
@@ -72,10 +72,10 @@ def language(seed: int = 0) -> Llama:
 
 
 def xcomposer2(*, dropout: float = 0.0, trained: bool = False, max_length: int = 4096) -> XComposer2:
-    """One view of 2 x 2 visual tokens a picture.
+    """A model with one view of 2 x 2 visual tokens per picture.
 
     Args:
-        trained: draw the up-projections of the partial LoRA, which a new model has at zero.
+        trained: if True, the up-projections of the partial LoRA are random; in a new model they are zero.
     """
     decoder = language()
     vision = ViT(image_size=28, patch=14, width=16, layers=2, heads=2)
@@ -96,12 +96,12 @@ def xcomposer2(*, dropout: float = 0.0, trained: bool = False, max_length: int =
 
 
 def decoder() -> Decoder:
-    """The language model of `xcomposer2()`, alone."""
+    """The language model of `xcomposer2()` alone."""
     return Decoder(language(), "nano", PROMPT)
 
 
 class Documents(StreamDataModule):
-    """`document(0)` to `document(count - 1)`."""
+    """A source with `document(0)` to `document(count - 1)`."""
 
     def __init__(self, count: int = 24, **options: Any) -> None:
         super().__init__(**{"global_batch": 4, "row_tokens": 192, "window": 16, "num_workers": 0} | options)
@@ -115,9 +115,10 @@ class Documents(StreamDataModule):
 
 
 class Ledger(StepObserver):
-    """Appends "stage micro-batch sample ids" after every micro-batch; what a killed run did twice is there twice.
+    """This callback appends "stage micro-batch sample ids" to a file after every micro-batch.
 
-    Of several ranks each has a file, `ledger-<ranks>-<rank>.txt`.
+    Micro-batches that a killed run repeats are there twice. With several ranks, each has a file
+    `ledger-<ranks>-<rank>.txt`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -135,7 +136,7 @@ class Ledger(StepObserver):
 
 
 def stages(steps: int = 4) -> list[Stage]:
-    """The published recipe in small: the language model is frozen, then everything learns."""
+    """The published recipe in small: first the language model is frozen, then all parts are trained."""
     everything = {part: Train(lr=1e-2) for part in PARTS}
     frozen = {part: train for part, train in everything.items() if part != "language"}
     return [
@@ -187,14 +188,14 @@ def run_recipe(
     data_class: Callable[..., StreamDataModule] = Documents,
     **data: Any,
 ) -> None:
-    """What `fit` does with a recipe: metrics.csv, the ledger's files, ledger.txt and checkpoints in `folder`; resumes.
+    """Run a recipe as `fit` does; `folder` gets metrics.csv, ledger files, ledger.txt and checkpoints. It resumes.
 
     Args:
-        callbacks: told of a step before metrics.csv is.
+        callbacks: callbacks that come before the one that writes metrics.csv.
         every: optimizer steps between checkpoints.
-        ranks: processes of the run, of which this is one.
-        strategy: a registered name, or what makes a fresh one; left out, ddp on several ranks.
-        keep: checkpoints that are kept.
+        ranks: number of processes of the run; this is one of them.
+        strategy: a registered name, or a function that builds a strategy; by default ddp on several ranks.
+        keep: number of checkpoints to keep.
         data_class, data: the data module and its arguments.
     """
     run_folder = RunFolder(folder)

@@ -1,4 +1,4 @@
-"""Shared by the tests of tilings: the rows of a golden table, and a processor that counts."""
+"""Helpers for tests of tilings: rows of a golden table, and a processor that counts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lit_mm.tiling.plan import Tiling
 
 
 def rows_of(table: dict[str, Any], rows: str = "rows", columns: str = "columns") -> list[dict[str, Any]]:
-    """The rows of a golden table by the names of its columns."""
+    """Rows of a golden table as dictionaries by column name."""
     return [dict(zip(table[columns], row, strict=True)) for row in table[rows]]
 
 
 class Letters:
-    """A tokenizer with one token a letter, as published ones have for "," and "\\n"."""
+    """A tokenizer with one token per letter, as published ones have for "," and "\\n"."""
 
     pad_id = 0
 
@@ -26,6 +26,6 @@ class Letters:
 
 
 def counter(tiling: Tiling, token_grid: TokenGrid | tuple[int, int], layout: Layout | None = None) -> Processor:
-    """A processor to be asked for `visual_tokens`. `token_grid` may be the same (rows, columns) for every view."""
+    """A processor for calls of `visual_tokens`. `token_grid` may be one (rows, columns) for all views."""
     grid = token_grid if callable(token_grid) else FixedGrid(*token_grid)
     return Processor(Letters(), XComposer2Prompt(), tiling=tiling, token_grid=grid, layout=layout or InOrder())

@@ -1,8 +1,8 @@
-"""Ranks with unlike batches, under every engine: `python -m tests.uneven FOLDER ENGINE...`.
+"""This program trains ranks with unequal batches under every engine: `python -m tests.uneven FOLDER ENGINE...`.
 
-Each engine trains the same steps on two processes, or one, and leaves the gradients of every step, the loss, and what
-each rank had and how often it called its vision encoder; then both ranks answer different questions. A second stage has
-steps of twice the rows, for which two processes accumulate two micro-batches, and one none.
+Each engine trains the same steps on two processes or one, and writes gradients and loss of every step, the content of
+each rank's batches, and how often each rank called its vision encoder. Then both ranks answer different questions. In a
+second stage steps have twice the rows: two processes accumulate two micro-batches, one process does not accumulate.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENGINES = ("alone", "ddp", "zero1", "zero2", "zero3")
 
 
 class Uneven(Documents):
-    """One document a row, two rows a step, or four: one a rank and micro-batch, or all in one."""
+    """A stream with one document per row and two or four rows per step, one per rank and micro-batch or all in one."""
 
     def __init__(self, global_batch: int, ranks: int) -> None:
         micro_batch = global_batch if ranks == 1 else 1
@@ -75,7 +75,7 @@ class Seen(L.Callback):
         self.steps[-1] |= {"calls": self.calls, "loss": pl_module.micro_loss.clone()}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last rank stops after one token, the others go on: together, where the model is shared."""
+        """The last rank stops after one token and the others go on; with a sharded model they go on together."""
         if pl_module.stage is ACCUMULATING:
             return
         answers_at_once = trainer.global_rank == trainer.world_size - 1 > 0

@@ -316,9 +316,38 @@ def add_stage_keys(config: Config) -> Config:
     return config
 
 
+def translate_trainer(config: Config) -> Config:
+    """`logger` and `enable_checkpointing` of the Trainer, which the version before wrote as false."""
+    trainer = config.get("trainer")
+    for key in ("logger", "enable_checkpointing") if isinstance(trainer, dict) else ():
+        if trainer.get(key) is False:
+            trainer[key] = None
+    return config
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+def translate_checkpointing(config: Config) -> Config:
+    """`activation_checkpointing` of a part, true or false before, becomes "full" or "none"."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, list):
+            return [walk(item) for item in value]
+        if not isinstance(value, Mapping):
+            return value
+        words = {True: "full", False: "none"}
+        return {
+            key: words[item] if key == "activation_checkpointing" and isinstance(item, bool) else walk(item)
+            for key, item in value.items()
+        }
+
+    return walk(config)
+
+
 STEPS: tuple[Callable[[Config], Config], ...] = (
     translate_paths,
     translate_inputs,
     translate_schedules,
     add_stage_keys,
+    translate_trainer,
+    translate_checkpointing,
 )

@@ -10,7 +10,7 @@ from torch import nn
 from lit_mm.checkpoints.digests import digest
 from lit_mm.errors import UserError
 from lit_mm.stages.parts import Parts
-from lit_mm.weights.source import is_added, load_part
+from lit_mm.weights.source import Published, is_added, load_part
 
 
 class Origins:
@@ -38,9 +38,8 @@ class Origins:
         """
         published: dict[int, str] = {}  # id of a parameter -> origin
         for module in self._parts.modules().values():
-            reference = getattr(module, "weights", None)
-            if reference is not None:
-                published |= {id(p): reference for name, p in module.named_parameters() if not is_added(name)}
+            if isinstance(module, Published) and module.weights is not None:
+                published |= {id(p): module.weights for name, p in module.named_parameters() if not is_added(name)}
         parameters = self._parts.parameters()
         self.by_part = {
             part: published[id(next(iter(of_part.values())))]
@@ -124,6 +123,5 @@ class Origins:
     def _load_children(self, parts: Collection[str]) -> None:
         """Load the published weights of every child of the network that holds one of these parts."""
         for part, module in self._parts.modules().items():
-            reference = getattr(module, "weights", None)
-            if reference is not None and part in self._parts.together_with(parts):
-                load_part(module, reference, part)
+            if isinstance(module, Published) and module.weights and part in self._parts.together_with(parts):
+                load_part(module, module.weights, part)

@@ -1,1 +1,1 @@
-"""Which parts go together, decided from the properties that each declares."""
+"""Legal combinations of parts, decided from the properties of each part."""

@@ -1,46 +1,48 @@
-"""Properties of parts, measured by running each part on small probe inputs. No part is registered anywhere.
+"""Properties of parts: they are measured by running each part on small probe inputs. No part is registered anywhere.
 
 A tiling is run on a few image sizes, a layout on three small plans, a connector's `token_grid` on a few grids. Other
-properties are optional attributes, explained in `lit_mm.combination.legal.Properties`: `image_size`, `any_size`,
-`drop_cls` and `windows` of a vision encoder; `grids`, `order` and `reads_class_token` of a connector.
+properties are attributes of `VisionEncoder` and `Connector`.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from torch import nn
 
 from lit_mm.combination.legal import EVERYTHING, Part, Properties, Thumbnail, nearest, objection
 from lit_mm.connectors.beside import Beside
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.samples.layout import Layout
 from lit_mm.samples.processor import Processor
 from lit_mm.tiling.grids import FixedGrid
 from lit_mm.tiling.plan import Size, TilePlan, Tiling, View
+from lit_mm.vision.protocol import VisionEncoder
 
 PROBES = ((336, 336), (672, 1008), (1008, 672), (448, 1344), (1344, 448), (61, 97))  # (height, width), pixels
 SQUARES, OBLONG = ((12, 12), (24, 24)), (12, 24)  # grids of patches that 2, 3, 4 and 6 divide
 
 
 def require_parts(
-    vision: nn.Module, connector: nn.Module, processor: Processor, free: frozenset[Part], key: str
+    vision: VisionEncoder, connector: Connector, processor: Processor, free: frozenset[Part], key: str
 ) -> None:
     """Refuse parts that do not go together, for any source of documents.
 
     Args:
-        processor: of the model in use or of a stage.
-        free: the parts that the family lets a recipe choose.
+        vision: vision encoder of the model.
+        connector: connector of the model.
+        processor: processor of the model in use or of a stage.
+        free: parts that the family lets a recipe choose.
         key: key of the recipe that names the inputs, for the error.
     Raises:
-        UserError: see `require_combination`.
+        UserError: the parts do not go together, see `require_combination`.
     """
     for tiling in (processor.tiling, *processor.by_source.values()):
         require_combination(vision, connector, tiling, processor.layout, key, free)
 
 
 def require_combination(
-    vision: nn.Module,
-    connector: nn.Module,
+    vision: VisionEncoder,
+    connector: Connector,
     tiling: Tiling,
     layout: Layout,
     key: str,
@@ -49,10 +51,15 @@ def require_combination(
     """Refuse parts that do not go together.
 
     Args:
-        key: of the recipe, for the error.
+        vision: vision encoder of the model.
+        connector: connector of the model.
+        tiling: rule that cuts images into views.
+        layout: rule that arranges visual tokens.
+        key: key of the recipe, for the error.
         free: parts that the recipe may choose; the nearest legal choice changes no other.
     Raises:
-        UserError: the reason and the nearest legal choice, or the error of a part for a view of the tiling.
+        UserError: the parts do not go together, or a part refuses a view of the tiling. The message has the reason and
+            the nearest legal choice.
     """
     measured = properties(vision, connector, tiling, layout)
     reason = objection(measured)
@@ -63,12 +70,12 @@ def require_combination(
         for height, width in PROBES:
             for view in tiling(height, width).views:
                 connector.token_grid(vision.token_grid(view.size))
-    except UserError as error:  # a side that a patch, or what is merged, does not divide
+    except UserError as error:  # such as a side that the patch or the merge does not divide
         raise UserError(f"{key}: {error}") from error
 
 
-def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: Layout) -> Properties:
-    """The properties of the parts. A connector with learned vectors beside it is measured without them."""
+def properties(vision: VisionEncoder, connector: Connector, tiling: Tiling, layout: Layout) -> Properties:
+    """Measure the parts. A connector that learned vectors wrap is measured without the wrapper."""
     bare = connector
     while isinstance(bare, Beside):
         bare = bare.projector
@@ -77,38 +84,37 @@ def properties(vision: nn.Module, connector: nn.Module, tiling: Tiling, layout: 
     same = plans[0].thumbnail is not None and all(plan.views == plans[0].views for plan in plans)
     grids, order = of_connector(bare)
     places, lays_out, rows = of_layout(layout)
-    size = getattr(vision, "image_size", None)
-    adapters = getattr(vision, "windows", 0)
+    size = vision.image_size
     windows = len(plans[0].tiles) if same else 0
     if not any(plan.tiles for plan in plans):
-        windows = adapters  # which views of the whole pass by
+        windows = vision.windows  # views of the whole image use no adapter, so any number goes
     return Properties(
         view=views.pop() if len(views) == 1 else None,
         thumbnail=plans[0].thumbnail,
-        takes_view=None if size is None or getattr(vision, "any_size", False) else (size, size),
-        class_token=not getattr(vision, "drop_cls", True) and getattr(vision, "cls", None) is not None,
-        reads_class_token=getattr(bare, "reads_class_token", False),
+        takes_view=None if size is None or vision.any_size else (size, size),
+        class_token=vision.returns_class_token,
+        reads_class_token=bare.reads_class_token,
         grids=grids,
         order=order,
         learned=len(connector.learned()),
         places=places,
         lays_out=lays_out,
         rows=rows,
-        adapters=adapters,
+        adapters=vision.windows,
         windows=windows,
     )
 
 
-def of_connector(connector: nn.Module) -> tuple[str, str]:
-    """`grids` and `order` of `Properties`."""
+def of_connector(connector: Connector) -> tuple[str, str]:
+    """Measure `grids` and `order` of `Properties`."""
     counts = {grid: tokens for grid in (*SQUARES, OBLONG) if (tokens := tokens_of(connector, grid)) is not None}
     squares = set(SQUARES) <= counts.keys()
     grids = "one" if not squares else "any" if OBLONG in counts else "square"
     queries = len(set(counts.values())) == 1  # the same count for every grid: the tokens have no place in the image
-    return getattr(connector, "grids", grids), "queries" if queries else getattr(connector, "order", "rows")
+    return connector.grids or grids, "queries" if queries else connector.order
 
 
-def tokens_of(connector: nn.Module, grid: Size) -> int | None:
+def tokens_of(connector: Connector, grid: Size) -> int | None:
     """Number of visual tokens of a view of `grid` patches; None if the connector refuses it."""
     try:
         rows, columns = connector.token_grid(grid)
@@ -118,19 +124,19 @@ def tokens_of(connector: nn.Module, grid: Size) -> int | None:
 
 
 def of_layout(layout: Layout) -> tuple[int, frozenset[Thumbnail], bool]:
-    """`places`, `lays_out` and `rows` of `Properties`, from plans of 2 x 2 tiles, each of 2 x 2 visual tokens."""
+    """Measure `places`, `lays_out` and `rows` of `Properties` on plans of 2 x 2 tiles of 2 x 2 visual tokens each."""
     places, lays_out, rows = 0, set(), False
     for thumbnail in ("first", "last", None):
         count = 4 + (thumbnail is not None)
         plan = TilePlan((56, 56), (2, 2), (View.whole((28, 28)),) * count, thumbnail)
         runs = layout(plan, FixedGrid(2, 2))
-        if not runs:  # it places nothing: the visual tokens go elsewhere
+        if not runs:  # a layout that places no token has none to lose
             lays_out.add(thumbnail)
             continue
         index = np.concatenate([[np.iinfo(np.int64).min] if isinstance(run, str) else run for run in runs])
         visual = index[index >= 0]
         if sorted(visual) != list(range(4 * count)):
-            continue  # loses tokens or places one twice
+            continue  # the layout loses a token or places it twice
         lays_out.add(thumbnail)
         vectors = -index[(index < 0) & (index > np.iinfo(np.int64).min)]
         places = max(places, vectors.max(initial=0))

@@ -1,6 +1,6 @@
-"""Which vision encoder, connector, tiling and layout go together, decided from their properties. No torch.
+"""Rules that say which vision encoder, connector, tiling and layout go together. This module imports no torch.
 
-Language injection (partial LoRA and the like) reads the visual mask alone and goes with everything.
+An injection into the language model (such as partial LoRA) reads the visual places alone and goes with everything.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from typing import Literal, get_args
 
 Size = tuple[int, int]  # (height, width), pixels
-MOST_CHANGES = 4  # size, class token, connector and layout at once mend all that is free in `Recombined`
+MOST_CHANGES = 4  # changes of size, class token, connector and layout suffice for every choice of `Recombined`
 Thumbnail = Literal["first", "last"] | None
 
 
@@ -53,12 +53,12 @@ class Properties:
 
 
 Part = Literal["vision", "connector", "learned", "layout", "tiling", "view"]
-EVERYTHING: frozenset[Part] = frozenset(get_args(Part))  # what `Recombined` lets a recipe choose
-IN_A_FAMILY: frozenset[Part] = frozenset({"vision", "connector", "view"})  # and a family, whose tiling and layout stay
+EVERYTHING: frozenset[Part] = frozenset(get_args(Part))  # `Recombined` lets a recipe choose all parts
+IN_A_FAMILY: frozenset[Part] = frozenset({"vision", "connector", "view"})  # tiling and layout of a family stay
 
 
 def objection(p: Properties) -> str | None:
-    """Why these parts do not go together; None if they do."""
+    """The reason why these parts do not go together; None if they do."""
     if p.takes_view is not None and p.view != p.takes_view:
         views = "of sizes that follow the image" if p.view is None else f"of {_pixels(p.view)}"
         return f"the tiling makes views {views}, the vision encoder takes {_pixels(p.takes_view)} alone"
@@ -109,7 +109,7 @@ def _within(p: Properties, depth: int, free: frozenset[Part]) -> tuple[str, ...]
 
 
 def changes(p: Properties, free: frozenset[Part] = EVERYTHING) -> Iterator[tuple[str, Properties]]:
-    """All changes of one free part, the smallest first: the line to write, and the properties after it."""
+    """All changes of one free part, the smallest first: the line of the recipe, and the properties after the change."""
     return ((line, properties) for part, line, properties in _changes(p) if part in free)
 
 
@@ -143,7 +143,7 @@ def _changes(p: Properties) -> Iterator[tuple[Part, str, Properties]]:
     yield "layout", "`layout: lit_mm.samples.InOrder`", in_order
     projector = replace(p, grids="any", order="rows", reads_class_token=False)
     yield "connector", "`connector: lit_mm.connectors.mlp.MLPProjector`", projector
-    if p.places > p.learned:  # it has a newline and a separator of its own
+    if p.places > p.learned:  # MergeMLP brings a newline and a separator
         merge = replace(p, grids="square", order="rows", reads_class_token=False, learned=p.learned + 2)
         yield "connector", "`connector: lit_mm.connectors.merge.MergeMLP`", merge
     square = side[0] if side is not None and side[0] == side[1] else 336

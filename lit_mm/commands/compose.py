@@ -163,6 +163,8 @@ def make_search(reference: str) -> Any:
     Raises:
         UserError: no such file or class, arguments that it does not take, or a class without the method `over`.
     """
+    from lit_mm.composition.retrieve import Search
+
     path, options = reference, {}
     if reference.endswith((".yaml", ".yml")):
         try:
@@ -178,7 +180,7 @@ def make_search(reference: str) -> Any:
         search_class = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"--retriever: there is no class {path!r} ({error})") from error
-    if not hasattr(search_class, "over"):
+    if not (isinstance(search_class, type) and issubclass(search_class, Search)):
         raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, so it finds no images")
     try:
         return search_class(**options)

@@ -14,6 +14,7 @@ from lit_mm.errors import UserError
 PROG = "python -m lit_mm data"
 EPILOG = """examples:
   python -m lit_mm data check --config experiments/xcomposer2.yaml
+  python -m lit_mm data check --config experiments/xcomposer2.yaml --pixels 0.1
   python -m lit_mm data check --source "{format: llava, path: chat.json, images: pictures}" --format json
   python -m lit_mm data show 17 --config experiments/xcomposer2.yaml --output sample.png
   python -m lit_mm data show 17 --config experiments/xcomposer2.yaml --data.init_args.questions 1
@@ -33,6 +34,21 @@ def data(arguments: Sequence[str]) -> None:
         "--format", choices=("table", "json"), default="table", help="what to print (default: table)"
     )
     check_parser.add_argument("--lines", type=int, default=100, help="errors to list; 0 lists all (default: 100)")
+    check_parser.add_argument(
+        "--pixels",
+        type=float,
+        nargs="?",
+        const=1.0,
+        default=0.0,
+        metavar="SHARE",
+        help="also decode the pixels of all samples, or of this share of them (0.01: every hundredth)",
+    )
+    check_parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="worker processes; 0 for none (default: one for each processor, none for few samples)",
+    )
 
     show_parser = actions.add_parser("show", description=show.__doc__, help="print one sample as the model sees it")
     show_parser.add_argument("index", type=int, help="number of the sample, counted from 0")
@@ -68,7 +84,15 @@ def data(arguments: Sequence[str]) -> None:
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """(options of `data` itself, keys of the recipe with their values) in the order of the command line."""
-    keys = {"model", "data", "stages", "trainer", "seed_everything", *(option.name for option in RECIPE_OPTIONS)}
+    keys = {
+        "model",
+        "data",
+        "stages",
+        "trainer",
+        "seed_everything",
+        "allow",
+        *(option.name for option in RECIPE_OPTIONS),
+    }
     options: list[str] = []
     overrides: list[str] = []
     rest = iter(arguments)

@@ -1,59 +1,211 @@
-"""`data check`: errors of a data set, found without decoding pixels."""
+"""`data check`: what is wrong with a data set, and what every stage of a recipe would refuse, before `fit` begins."""
 
 from __future__ import annotations
 
 import argparse
 import io
 import json
+import shlex
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from lit_mm.commands.data_sources import sources_of
+from lit_mm.commands.data_sources import FINISHED, declaration_of, jobs_of, parsed
 from lit_mm.errors import UserError
 from lit_mm.stream.progress import bar
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
     from lit_mm.documents.sources import SampleError
-    from lit_mm.documents.sources.check import Summary
+    from lit_mm.documents.sources.check import Documents, Summary
+    from lit_mm.stream.check import Job
 
 BROKEN = 2  # exit code of a data set with errors
+FIT = ("python", "-m", "lit_mm", "fit")
+OWN_DATA = "experiments/own_data.yaml"  # the recipe for a file of conversations
+
+
+class Report:
+    """Collects errors and prints them.
+
+    Args:
+        limit: number of errors that are listed; 0 lists all.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.errors = 0
+        self.findings: list[tuple[str, SampleError, tuple[str, ...]]] = []  # source, error, stages that refuse it
+        self.summaries: list[Summary] = []
+        self.apart: list[Counter[tuple[str, ...]]] = []  # by source: answers apart from their prompt, by stages
+        self.cut: list[Counter[tuple[str, ...]]] = []  # by source: samples that lose their end, by stages
+        self.decoded = 0
+
+    def add(self, source: str, error: SampleError, stages: tuple[str, ...] = ()) -> None:
+        """Count an error, and list it within the limit."""
+        self.errors += 1
+        if not self.limit or len(self.findings) < self.limit:
+            self.findings.append((source, error, stages))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for machines."""
+        from lit_mm.documents.sources.check import as_record
+
+        findings = [
+            {**as_record(source, error), **({"stages": list(stages)} if stages else {})}
+            for source, error, stages in self.findings
+        ]
+        sources = [
+            {**summary.as_dict(), "answers_apart": by_stage(apart), "truncated": by_stage(cut)}
+            for summary, apart, cut in zip(self.summaries, self.apart, self.cut, strict=True)
+        ]
+        return {"ok": not self.errors, "errors": self.errors, "findings": findings, "sources": sources}
+
+    def text(self) -> str:
+        """The report for people: one line per error, a table, and notes."""
+        lines = []
+        for _, error, stages in self.findings:
+            kind = f"{error.kind} in {named(stages)}" if stages else error.kind
+            text = f"{error.where or error.sample_id}: {kind}: {error.reason}"
+            lines.append(". ".join(filter(None, (text, error.remedy))))
+        if self.errors > len(self.findings):
+            lines.append(f"... and {self.errors - len(self.findings)} more; --lines 0 lists all")
+        lines.append(summary_table(self.summaries))
+        for summary, apart, cut in zip(self.summaries, self.apart, self.cut, strict=True):
+            lines += [f"{summary.name}: {note}" for note in summary.lines()]
+            for stages, count in cut.items():
+                lines.append(
+                    f"{summary.name}: {count} samples are longer than a row or the model and lose their end, as "
+                    f"`too_long: truncate` says ({named(stages)})"
+                )
+            for stages, count in apart.items():
+                lines.append(
+                    f"{summary.name}: {count} answers begin with characters that merge with the prompt before them "
+                    f"({named(stages)}); they are tokenised apart from it, in training and in generation"
+                )
+        if self.decoded:
+            lines.append(f"the pixels of {self.decoded} pictures were decoded")
+        return "\n".join(lines)
 
 
 def check(choices: argparse.Namespace) -> None:
     """Check all samples without decoding pixels: placeholders against images, ids, files, image headers, empty answers,
-    regions, JSON. The exit code is 2 if anything is wrong."""
-    from lit_mm.documents.sources.check import as_record, check_source
-
+    regions, JSON. With a recipe, every stage's template and limits are applied to every sample, so that what passes is
+    trained on, but for damaged pixels, which --pixels finds. The exit code is 2 if anything is wrong."""
     if choices.lines < 0:
         raise UserError(f"--lines is at least 0, got {choices.lines}")
-    errors_listed: list[tuple[str, SampleError]] = []
-    summaries = []
-    for name, source in sources_of(choices, heldout=True):
-
-        def append(error: SampleError, name: str = name) -> None:
-            if not choices.lines or len(errors_listed) < choices.lines:
-                errors_listed.append((name, error))
-
-        with bar(f"checking {name}", len(source)) as progress:
-            summaries.append(check_source(name, source, append, progress))
-    errors = sum(sum(summary.kinds.values()) for summary in summaries)
-    if choices.format == "json":
-        report = {
-            "ok": not errors,
-            "errors": errors,
-            "findings": [as_record(name, error) for name, error in errors_listed],
-            "sources": [summary.as_dict() for summary in summaries],
-        }
-        print(json.dumps(report))
+    if not 0 <= choices.pixels <= 1:
+        raise UserError(f"--pixels is a share of the samples from 0 to 1, got {choices.pixels:g}")
+    if choices.workers is not None and choices.workers < 0:
+        raise UserError(f"--workers is at least 0, got {choices.workers}")
+    report = Report(choices.lines)
+    if choices.source is None:
+        jobs = jobs_of(parsed(choices.recipe, build=True), choices.stage)
+        check_jobs(jobs, report, choices.pixels, choices.workers)
     else:
-        for _, error in errors_listed:
-            print(". ".join(filter(None, (f"{error.where}: {error.kind}: {error.reason}", error.remedy))))
-        if errors > len(errors_listed):
-            print(f"... and {errors - len(errors_listed)} more; --lines 0 lists all")
-        print(summary_table(summaries))
-    if errors:
+        from lit_mm.documents.sources import open_source
+
+        declaration = declaration_of(choices.source)
+        source = open_source(declaration)
+        if choices.pixels:
+            from lit_mm.stream.check import Job
+
+            check_jobs([Job(source.name, source)], report, choices.pixels, choices.workers)
+        else:
+            check_entries(source.name, source, report, set())
+    if choices.format == "json":
+        print(json.dumps(report.as_dict()))
+    else:
+        print(report.text())
+        if not report.errors:
+            command = shlex.join([*FIT, *choices.recipe]) if choices.source is None else fit_command(declaration)
+            print(f"next: {command}")
+    if report.errors:
         sys.exit(BROKEN)
+
+
+def check_entries(name: str, documents: Documents, report: Report, places: set[str]) -> None:
+    """Check the entries and image headers of a source.
+
+    Args:
+        places: places of the broken samples of earlier sources, which are not listed again (held-out rows of the same
+            file); those of this source are added.
+    """
+    from lit_mm.documents.sources.check import check_source
+
+    earlier = frozenset(places)
+
+    def append(error: SampleError) -> None:
+        place = error.where or error.sample_id
+        if place not in earlier:
+            report.add(name, error)
+            places.add(place)
+
+    with bar(f"checking {name}", len(documents)) as progress:
+        report.summaries.append(check_source(name, documents, append, progress))
+    report.apart.append(Counter())
+    report.cut.append(Counter())
+
+
+def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int | None) -> None:
+    """Check the entries of every source, then its samples under all layouts.
+
+    Args:
+        share: share of the samples whose pixels are decoded.
+        workers: number of worker processes; None for as many as there are processors, and none for few samples.
+    """
+    from lit_mm.stream.check import FEW, runner, tasks_of, worker_count
+
+    if workers is None:
+        workers = worker_count() if max(len(job.documents) for job in jobs) > FEW else 0
+    with runner(jobs, workers) as run:
+        places: set[str] = set()  # of samples with errors that are listed already
+        for number, job in enumerate(jobs):
+            check_entries(job.name, job.documents, report, places)
+            if not job.layouts and not share:
+                continue
+            summary, apart = report.summaries[-1], report.apart[-1]
+            with bar(f"laying out {job.name}", len(job.documents)) as progress:
+                for result in run(tasks_of(number, len(job.documents), share)):
+                    progress(result.stop)
+                    apart.update(result.apart)
+                    report.cut[-1].update(result.cut)
+                    report.decoded += result.decoded
+                    for refusals in result.refusals:
+                        errors = [(error, stages) for error, stages in refusals if stages or error.where not in places]
+                        summary.broken += bool(errors) and refusals[0].error.where not in places
+                        summary.kinds.update(error.kind for error, _ in errors)
+                        for error, stages in errors:
+                            report.add(job.name, error, stages)
+
+
+def fit_command(declaration: Mapping[str, Any]) -> str:
+    """The command that trains the nano model on a source.
+
+    Args:
+        declaration: keys of `--source`.
+    """
+    from lit_mm.documents.sources import FORMATS
+    from lit_mm.documents.sources.conversations import Conversations
+
+    keys = ("path", "images", "format")
+    if issubclass(FORMATS[declaration["format"]], Conversations) and declaration.keys() <= {*keys, "name"}:
+        words = [word for key in keys if key in declaration for word in (f"--data.init_args.{key}", declaration[key])]
+        return shlex.join([*FIT, "--config", OWN_DATA, *words])
+    corpus = {"name": "own", **declaration}
+    return shlex.join([*FIT, "--config", OWN_DATA, "--data", "Corpora", "--data.corpora", json.dumps([corpus])])
+
+
+def by_stage(counts: Mapping[tuple[str, ...], int]) -> dict[str, int]:
+    """Counts by names of stages, for machines."""
+    return {", ".join(stages): count for stages, count in counts.items()}
+
+
+def named(stages: Sequence[str]) -> str:
+    """Names of stages in a sentence."""
+    if stages == (FINISHED,):
+        return FINISHED
+    return f"stage {stages[0]}" if len(stages) == 1 else f"stages {', '.join(stages)}"
 
 
 def summary_table(summaries: Sequence[Summary]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lit_mm.commands.data_sources import parsed, sources_of
+from lit_mm.commands.data_sources import parsed, sources_of, stages_of
 from lit_mm.stream.progress import bar
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
     from lit_mm.stages.stage import Stage
+
+EXPLAINED = 5  # samples of a source that cannot be trained on and are listed with their reasons
 
 
 def index(choices: argparse.Namespace) -> None:
@@ -42,7 +44,7 @@ def index_lengths(choices: argparse.Namespace) -> None:
 
     cli = parsed(choices.recipe, build=True)
     counted = set()
-    for stage in [stage for stage in cli.stages if choices.stage in (None, stage.name)] or [None]:
+    for stage in stages_of(cli, choices.stage):
         module = cli.data_of(stage)
         if not isinstance(module, StreamDataModule):  # it plans no samples
             continue
@@ -62,6 +64,10 @@ def index_lengths(choices: argparse.Namespace) -> None:
                     f"{name}: lengths of {samples} samples{layout_name(stage, step)}"
                     + (f"; {unknown} of them cannot be trained on" if unknown else "")
                 )
+                for error in lengths.explain(maker, source, EXPLAINED):
+                    print(f"  {error.sample_id!r}: {error}")
+                if unknown > EXPLAINED:
+                    print(f"  and {unknown - EXPLAINED} more, which `python -m lit_mm data check` lists")
 
 
 def layout_name(stage: Stage | None, step: int) -> str:

@@ -12,7 +12,12 @@ if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need 
     import lightning as L
 
     from lit_mm.commands.recipe import RecipeCLI
+    from lit_mm.samples.processor import Processor
     from lit_mm.stages.stage import Stage
+    from lit_mm.stream.check import Job, Layout
+
+HELD_OUT = "held-out"  # name of the held-out documents among the sources
+FINISHED = "the finished model"  # takes the place of a stage's name for the layout of held-out questions
 
 
 @runtime_checkable
@@ -29,29 +34,100 @@ class Several(Protocol):
     sources: Sequence[Any]
 
 
-def sources_of(choices: argparse.Namespace, *, heldout: bool = False) -> Iterator[tuple[str, Any]]:
-    """(name, source) of the one source of `--source`, or of all sources of the recipe.
-
-    Args:
-        heldout: whether the held-out documents of the recipe follow as a further source.
-    """
+def sources_of(choices: argparse.Namespace) -> Iterator[tuple[str, Any]]:
+    """(name, source) of the one source of `--source`, or of all training sources of the recipe."""
     if choices.source is not None:
         source = declared(choices.source)
         yield source.name, source
         return
     for module in data_modules(choices.recipe, choices.stage):
         yield from flat(module.source())
-    if heldout:
-        documents = module.heldout_source if isinstance(module, HoldsOut) else module.heldout()
-        if documents:
-            yield "held-out", documents
+
+
+def jobs_of(cli: RecipeCLI, stage_name: str | None) -> list[Job]:
+    """Every source of a recipe once, with the layouts of all stages that train on it; then the held-out documents.
+
+    Stages that lay out a source in the same way share a layout.
+
+    Args:
+        stage_name: name of the only stage to look at; None for all.
+    """
+    from lit_mm.stream.check import Job
+    from lit_mm.stream.datamodule import StreamDataModule
+
+    sources: dict[object, tuple[str, Any]] = {}
+    layouts: dict[object, dict[object, Layout]] = {}
+    for stage in stages_of(cli, stage_name):
+        module = cli.data_of(stage)
+        processors = {0: cli.model.processor} if stage is None else cli.model.processors_of(stage)
+        steps = [step for step, processor in processors.items() if processor is not None]
+        if not isinstance(module, StreamDataModule) or not steps:  # it lays out no samples
+            for number, (name, source) in enumerate(flat(module.source())):
+                sources.setdefault(source_key(name, source, stage, number), (name, source))
+            continue
+        for step in steps:
+            maker = module.maker(processors[step])
+            for number, (name, source) in enumerate(flat(maker.documents)):
+                key = source_key(name, source, stage, number)
+                sources.setdefault(key, (name, source))
+                add_layout(layouts.setdefault(key, {}), maker, name, phase_name(stage, step))
+    jobs = [Job(name, source, tuple(layouts.get(key, {}).values())) for key, (name, source) in sources.items()]
+    documents = module.heldout_source if isinstance(module, HoldsOut) else module.heldout()
+    if documents:
+        jobs.append(Job(HELD_OUT, documents, question_layouts(module, cli.model.processor), asks=True))
+    return jobs
+
+
+def question_layouts(module: L.LightningDataModule, processor: Processor | None) -> tuple[Layout, ...]:
+    """The layout of held-out documents, which are asked of the finished model."""
+    from lit_mm.stream.check import Layout
+    from lit_mm.stream.datamodule import StreamDataModule
+
+    if processor is None or not isinstance(module, StreamDataModule):
+        return ()
+    return (Layout((FINISHED,), module.maker(processor)),)
+
+
+def source_key(name: str, source: Any, stage: Stage | None, number: int) -> object:
+    """A key that is equal for equal sources: of files their content, of others the stage's data section."""
+    from lit_mm.documents.sources import Source
+
+    if isinstance(source, Source):
+        return name, repr(source.content)
+    return name, repr(None if stage is None else stage.data), number
+
+
+def add_layout(layouts: dict[object, Layout], maker: Any, source: str, phase: str) -> None:
+    """Add the layout of a source in a phase of a stage; an equal one gets the name of the phase.
+
+    Args:
+        layouts: the layouts of the source by what decides them.
+        maker: the `SampleMaker` of the phase.
+        source: name of the source.
+    """
+    from lit_mm.stream.check import Layout
+    from lit_mm.stream.lengths import fingerprint
+
+    key = fingerprint(maker.processor, source), maker.too_long, maker.row_tokens, maker.row_views
+    before = layouts.get(key)
+    layouts[key] = Layout((phase,), maker) if before is None else Layout((*before.stages, phase), before.maker)
+
+
+def phase_name(stage: Stage | None, step: int) -> str:
+    """The name of a stage, with the step at which its inputs change; "training" without a stage."""
+    if stage is None:
+        return "training"
+    return stage.name + (f" from step {step} on" if step else "")
 
 
 def flat(source: Any) -> Iterator[tuple[str, Any]]:
-    """(name, source) of each source of a mixture, or of a single source."""
+    """(name, source) of each source of a mixture, or of a single source; a part of a file stands for the whole."""
     from lit_mm.stream.datamodule import name_of
     from lit_mm.stream.mixture import Joined
+    from lit_mm.stream.split import Split
 
+    if isinstance(source, Split):
+        source = source.source
     if not isinstance(source, Several):
         yield name_of(source), source
         return
@@ -62,9 +138,18 @@ def flat(source: Any) -> Iterator[tuple[str, Any]]:
 
 def declared(text: str) -> Any:
     """The source that `--source` declares."""
-    import yaml
-
     from lit_mm.documents.sources import open_source
+
+    return open_source(declaration_of(text))
+
+
+def declaration_of(text: str) -> dict[str, Any]:
+    """The keys of `--source`.
+
+    Raises:
+        UserError: the text is no YAML mapping.
+    """
+    import yaml
 
     try:
         declaration = yaml.safe_load(text)
@@ -72,7 +157,7 @@ def declared(text: str) -> Any:
         raise UserError(f"--source is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(declaration, dict):
         raise UserError(f'--source is a mapping such as "{{format: llava, path: chat.json}}", got {text!r}')
-    return open_source(declaration)
+    return declaration
 
 
 def data_modules(recipe: Sequence[str], stage: str | None) -> list[L.LightningDataModule]:
@@ -85,15 +170,25 @@ def data_modules(recipe: Sequence[str], stage: str | None) -> list[L.LightningDa
         UserError: a mistake in the recipe, no data section in it, or no such stage.
     """
     cli = parsed(recipe, build=False)
-    stages = [candidate for candidate in cli.stages if stage in (None, candidate.name)]
-    if stage is not None and not stages:
-        raise UserError(f"--stage names {stage!r}; the recipe has {[candidate.name for candidate in cli.stages]}")
-    differing: list[Stage | None] = [
-        candidate
-        for number, candidate in enumerate(stages)
-        if candidate.data not in [earlier.data for earlier in stages[:number]]
-    ]
-    return [cli.data_of(candidate) for candidate in differing or [None]]
+    differing: list[Stage | None] = []
+    for candidate in stages_of(cli, stage):
+        if candidate is None or candidate.data not in [earlier.data for earlier in differing if earlier is not None]:
+            differing.append(candidate)
+    return [cli.data_of(candidate) for candidate in differing]
+
+
+def stages_of(cli: RecipeCLI, stage_name: str | None) -> list[Stage | None]:
+    """The stages of a recipe; [None] for a recipe without.
+
+    Args:
+        stage_name: name of the only stage; None for all.
+    Raises:
+        UserError: no such stage.
+    """
+    stages: list[Stage | None] = [stage for stage in cli.stages if stage_name in (None, stage.name)]
+    if stage_name is not None and not stages:
+        raise UserError(f"--stage names {stage_name!r}; the recipe has {[stage.name for stage in cli.stages]}")
+    return stages or [None]
 
 
 def parsed(recipe: Sequence[str], *, build: bool) -> RecipeCLI:

@@ -25,13 +25,17 @@ The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `train
 `frozen_total`, `unread` parts, `from_step` of parts that thaw later, `starts_from` of a branch, `steps` or `epochs`,
 `rows_per_step`, `samples_per_step`, `memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as
 [columns, rows] of tiles, `visual_tokens`) as the finished model sees them. A stage that sees them in another way has
-its own `images`; `images_by_source` has those of sources with a tiling of their own.
+its own `images`; `images_by_source` has those of sources with a tiling of their own. A size that the tiling refuses
+has `refused`, the reason, in place of views, grid and tokens.
 
 `memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
 must gather at once at least. It depends on `strategy`, `zero` (its stage; 0 is none), `ranks`, `ranks_from` (recipe,
 option or assumed: `trainer.devices` auto counts as one), `precision` and `accumulation` (micro-batches of a step; null,
-and planned as 1, where the batch does not split over the ranks)."""
+and planned as 1, where the batch does not split over the ranks).
+
+`activations` has, for vision encoder and language model, `checkpointing`, `compiled` and `per_position`: values kept
+for the backward pass per patch or position, null where the compiler decides it."""
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -133,6 +137,7 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
     unread = sorted(parts.keys() - model.parts_read(stage))
     with model.reading_only(stage):
         memory = memory_plan(cli, data, ranks)
+        activations = activation_plan(model.network)
     return {
         "name": stage.name,
         "trainable": trainable,
@@ -145,7 +150,18 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "rows_per_step": data.global_batch,
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row holds several
         "memory": memory,
+        "activations": activations,
     }
+
+
+def activation_plan(network: Any) -> dict[str, dict[str, Any]]:
+    """What the layers of each part keep for the backward pass in the stage that has begun, ready for JSON."""
+    from lit_mm.distributed.activations import activations_of
+    from lit_mm.model import MultimodalModel
+
+    if not isinstance(network, MultimodalModel):
+        return {}
+    return {part: asdict(activations) for part, activations in activations_of(network).items()}
 
 
 def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str, Any] | None:
@@ -220,7 +236,7 @@ def differing(images: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
 
 
 def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str = "") -> list[dict[str, Any]]:
-    """Views, grid and visual tokens of images, ready for JSON.
+    """Views, grid and visual tokens of images, or why the tiling refuses them; ready for JSON.
 
     Args:
         sizes: (width, height) of each image, pixels.
@@ -228,7 +244,11 @@ def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str =
     """
     laid_out = []
     for width, height in sizes:
-        plan = processor.tiling_of(source)(height, width)
+        try:
+            plan = processor.tiling_of(source)(height, width)
+        except UserError as error:
+            laid_out.append({"width": width, "height": height, "refused": str(error)})
+            continue
         rows, columns = plan.grid
         laid_out.append(
             {
@@ -255,14 +275,19 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), "", memory_table(stages)]
+    text = [plan["family"], "", aligned(rows), "", memory_table(stages), *activation_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
+        reasons = []
         for image in listed:
-            grid = "{} x {}".format(*image["grid"])
             size = f"{image['width']}x{image['height']}"
+            if "refused" in image:
+                sizes.append([size, "-", "-", "refused"])
+                reasons.append(f"{size}: {image['refused']}")
+                continue
+            grid = "{} x {}".format(*image["grid"])
             sizes.append([size, str(image["views"]), grid, f"{image['visual_tokens']:,}"])
-        text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes)]
+        text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes), *reasons]
     return "\n".join(text)
 
 
@@ -277,6 +302,26 @@ def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]
             yield who, of["images"]
         for source, listed in of.get("images_by_source", {}).items():
             yield f"{who}, source {source}", listed
+
+
+def activation_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """What parts keep for the backward pass, for people; nothing where no part says it."""
+    parts = {part: planned for stage in reversed(stages) for part, planned in stage["activations"].items()}
+    if not parts:
+        return []
+    rows = [["part", "checkpointing", *(stage["name"] for stage in stages)]]
+    for part, planned in parts.items():
+        kind = planned["checkpointing"] + (", compiled" if planned["compiled"] else "")
+        rows.append([part, kind, *(_kept_by(part, stage) for stage in stages)])
+    head = "kept for the backward pass: values a patch or position, of 2 bytes in bf16 and 4 in fp32"
+    return ["", head, aligned(rows)]
+
+
+def _kept_by(part: str, stage: dict[str, Any]) -> str:
+    if part not in stage["activations"]:
+        return "-"
+    count = stage["activations"][part]["per_position"]
+    return "compiler" if count is None else f"{count:,.0f}"
 
 
 def memory_table(stages: Sequence[dict[str, Any]]) -> str:

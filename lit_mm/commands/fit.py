@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
-import torch
 
 from callbacks.checkpointing import Checkpointing
+from callbacks.early_end import EarlyEnd
 from callbacks.examination import Examination, accuracy_at, read_accuracy
 from callbacks.finite_loss import FiniteLoss
 from callbacks.freeze_audit import FreezeAudit
@@ -35,6 +35,7 @@ from lit_mm.report.samples import draw_samples
 from lit_mm.report.summary import stage_summaries, write_summary
 from lit_mm.report.tables import accuracy_table
 from lit_mm.run.agreement import agree
+from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
@@ -46,7 +47,7 @@ from lit_mm.stages.stage import branches, lasting_ends
 def fit(arguments: Sequence[str]) -> None:
     """Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result."""
     quiet()
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    use_deterministic_algorithms()
     cli = RecipeCLI(arguments, "fit")
     if cli.config.track:
         check_mode(os.environ)
@@ -102,6 +103,7 @@ def train(
         )
     if logger is not None:
         observers.append(Tracking())
+    observers.append(EarlyEnd(folder.path))
     checkpointing = Checkpointing(
         folder.checkpoints,
         cli.config.checkpoint_every,
@@ -109,7 +111,7 @@ def train(
         partial(accuracy_at, folder.path / "accuracy.csv"),
         lasting_ends(stages),
     )
-    interruption = Interruption(checkpointing)
+    interruption = Interruption(checkpointing, cli.time_limit)
     observers += [checkpointing, interruption]  # last, see there
     with interruption, resumable(arguments, folder):
         data = run_stages(
@@ -122,7 +124,7 @@ def train(
             pretrained=not start,
             other_data=cli.config.other_data,
         )
-        documents = data.heldout()
+        documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:
             with watchdog.watching(module, "examining the trained model"):
                 conclude(module, documents, folder, logger, branches(stages))
@@ -179,7 +181,7 @@ def conclude(
         seconds=round(time.monotonic() - LAUNCHED, 1),
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
-        stages=stage_summaries(metrics, origin_of),
+        stages=stage_summaries(metrics, origin_of, module.ends),
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)
@@ -204,7 +206,10 @@ def next_steps(
     if example is not None:
         page = folder.path / "page.png"
         example.pictures[0].read().save(page)
-        ask = f'; ask it: python -m lit_mm generate {folder.path} --image {page} --question "{example.question}"'
+        question = example.question  # one that begins with - would be taken for an option
+        words = [f"--question={question}"] if question.startswith("-") else ["--question", question]
+        command = ["python", "-m", "lit_mm", "generate", str(folder.path), "--image", str(page), *words]
+        ask = f"; ask it: {shlex.join(command)}"
     lines.append(f"everything is in {folder.path}{ask}")
     if logger is not None and (sync := sync_command(logger)):
         lines.append(f"tracked offline; to send it to an account: {sync}")

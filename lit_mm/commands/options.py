@@ -27,8 +27,10 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message != unknown[0] and message.startswith("unrecognized arguments: "):
-            close = nearest_option(unknown[0].partition("=")[0], self.options)
-            message = f"there is no option {unknown[0]}" + (f". Did you mean {close}?" if close else "")
+            option = unknown[0].partition("=")[0]
+            close = nearest_option(option, self.options)
+            cure = f". Did you mean {close}?" if close else f": {ELSEWHERE[option]}" if option in ELSEWHERE else ""
+            message = f"there is no option {unknown[0]}{cure}"
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 
 
@@ -64,9 +66,27 @@ def nearest_option(typed: str, options: Iterable[str]) -> str | None:
     return max(near, key=near.__getitem__, default=None)
 
 
+ELSEWHERE = {  # options of other programs -> what does the job here
+    "--ckpt_path": "a run resumes when its command is given again with its --run_dir; --init_from starts a new run "
+    "from the weights of a checkpoint",
+    "--resume": "a run resumes when its command is given again with its --run_dir",
+    "--resume_from_checkpoint": "a run resumes when its command is given again with its --run_dir",
+    "--version": "the version is printed by python -m lit_mm --version",
+    "--lr": "a learning rate belongs to a part of a stage: --stages.NAME.train.PART.lr",
+    "--max_steps": "the length of a stage is --stages.NAME.max_steps, or --stages.*.max_steps for all stages",
+    "--epochs": "the length of a stage is --stages.NAME.epochs, or --stages.*.epochs for all stages",
+    "--batch_size": "samples of an optimizer step are --data.init_args.global_batch, those of a forward "
+    "--data.init_args.micro_batch",
+    "--seed": "the seed is --seed_everything",
+    "--output_dir": "the run folder is --run_dir",
+}
+
+
 def unrecognized(words: list[str], options: list[str]) -> str:
     """The message about an option that no parser knows."""
     word = words[0]
+    if (cure := ELSEWHERE.get(word.partition("=")[0].replace("-", "_").replace("__", "--", 1))) is not None:
+        return f"there is no option {word.partition('=')[0]}: {cure}"
     if not word.startswith("-"):
         cure = f"a config is given by --config {word}" if word.endswith((".yaml", ".yml")) else "options start with --"
         return f"{word!r} is not expected on the command line; {cure}"
@@ -132,11 +152,14 @@ The same command with the --run_dir of an interrupted run resumes it.
   --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides
   --stages a,b         run these stages of the recipe only
 {options}
+  --allow PACKAGE      let the recipe name classes of another package; the environment variable
+                       LIT_MM_ALLOW does it for every command. Neither is read from a recipe or a checkpoint
   --seed_everything    seed of the stream's order, initial weights and dropout (default: 0)
 
-Any other key of the recipe may follow, spelt as in the YAML:
+Any other key of the recipe may follow, spelt as in the YAML; a stage is named in its keys:
   --data.init_args.global_batch 32   --model.init_args.rank 8   --trainer.max_time 00:01:00:00
+  --stages.pretrain.train.connector.lr 0.01   '--stages.*.max_steps' 2
 
 More help: --model.help and --data.help (the classes), --model.help CLASS and --data.help CLASS (its arguments),
-           --stages.help (a stage's keys), --trainer.help (the Trainer's),
+           --stages.help (a stage's keys and how they are written), --trainer.help (the Trainer's keys),
            --print_config (the resolved recipe, nothing is run)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import re
@@ -9,12 +10,14 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.distributed import is_torchelastic_launched
@@ -30,18 +33,35 @@ from lit_mm.commands.config_text import (
     read_config,
     spoken,
 )
+from lit_mm.commands.data_keys import refuse_keys_of_other_classes, with_class_path
 from lit_mm.commands.mistakes import cause_of, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
-from lit_mm.commands.signatures import check_entry, check_keys, class_of, signature_of, unknown_key
+from lit_mm.commands.signatures import (
+    ALLOW,
+    IMPORT_PATH,
+    allowed,
+    check_entry,
+    check_keys,
+    check_package,
+    class_of,
+    signature_of,
+    unknown_key,
+)
 from lit_mm.commands.stage_keys import merged_recipe, parser_words
+from lit_mm.commands.trainer_keys import ARGUMENTS as TRAINER_ARGUMENTS
+from lit_mm.commands.trainer_keys import CALLBACKS as TRAINER_CALLBACKS
 from lit_mm.distributed.names import check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
+from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.stages.schedule import Constant
 from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 
-ADDRESS = re.compile(r"(?P<address>stages\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)  # how a stage's errors begin
+# How errors about a key begin that know no file
+ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which a device or DDP trains
 RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # of the launch, not of the experiment
 
 
@@ -60,6 +80,8 @@ def check_config(config: Entry) -> None:
     Raises:
         UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
     """
+    check_packages(config, ())
+    refuse_keys_of_other_classes(config)
     for key, entry in config.keys.items():
         if key == "trainer":
             check_keys(entry, signature_of(Trainer), "`trainer`", (key,))
@@ -85,6 +107,43 @@ def check_config(config: Entry) -> None:
             check_keys(stage.keys["data"], signature_of(loaded), str(class_path.value), path, complete=False)
 
 
+def check_trainer(trainer: Entry) -> None:
+    """Refuse arguments of the Trainer, and callbacks, whose job something else does.
+
+    Raises:
+        UserError: with the key that does the job.
+    """
+    arguments = signature_of(Trainer).arguments
+    for key in TRAINER_ARGUMENTS:
+        entry = trainer.keys.get(key.name)
+        if entry is None or key.use != "refused":
+            continue
+        if yaml.safe_load(flow(entry)) not in (None, arguments[key.name].default):
+            raise UserError(f"{spoken(entry, ('trainer', key.name))}: a recipe does not take this key. {key.text}")
+    callbacks = trainer.keys.get("callbacks", Entry([], COMMAND_LINE))
+    for name, entry in callbacks.items if isinstance(callbacks.value, list) else [("", callbacks)]:
+        class_path = entry.keys.get("class_path", entry).value
+        for key in TRAINER_CALLBACKS:
+            if key.use == "refused" and isinstance(class_path, str) and class_path.rpartition(".")[2] == key.name:
+                place = spoken(entry, ("trainer", "callbacks", *filter(None, [name])))
+                raise UserError(f"{place}: a recipe does not take {key.name}. {key.text}")
+
+
+def check_packages(entry: Entry, path: tuple[str, ...]) -> None:
+    """Refuse a `class_path` outside the packages that may be imported, wherever it stands.
+
+    Raises:
+        UserError: with the key and how to allow the package.
+    """
+    for name, inner in entry.items:
+        if name == "class_path" and isinstance(inner.value, str) and IMPORT_PATH.fullmatch(inner.value):
+            try:
+                check_package(inner.value)
+            except UserError as error:
+                raise UserError(f"{spoken(inner, (*path, name))}: {error}") from error
+        check_packages(inner, (*path, name))
+
+
 def is_known(override: Entry) -> bool:
     """Whether an option of the command line is a key of a recipe; the parser reports the others."""
     (key, entry), *_ = override.keys.items()
@@ -101,6 +160,9 @@ class RecipeCLI(LightningCLI):
         build: make the model too; otherwise only its arguments are checked.
         options: of the command itself, that a misspelt one may have meant.
         with_data: False for a command that needs no data: none is opened.
+
+    `--allow PACKAGE` on the command line lets the config name classes of another package.
+
     Raises:
         UserError: a mistake in the config or on the command line.
     """
@@ -120,17 +182,17 @@ class RecipeCLI(LightningCLI):
                 arguments = {key: value for key, value in arguments.items() if key != "data"}
             self.entries = config_of(arguments, label)
         else:
-            arguments = [
-                "--help" if argument == "--trainer.help" else argument for argument in _stage_choice(arguments)
-            ]
+            arguments = _stage_choice(_allowed(arguments))
             self.entries = Entry({}, COMMAND_LINE)
             for path in config_files(arguments):
                 self.entries = merged_recipe(self.entries, read_config(path))
             refuse_old_keys(config_files(arguments), flow(self.entries))
             for override in overrides(arguments):
                 if is_known(override):
-                    self.entries = merged_recipe(self.entries, override)
+                    self.entries = merged_recipe(self.entries, with_class_path(override))
             arguments = parser_words(arguments, self.entries)
+            if "trainer" in self.entries.keys:
+                check_trainer(self.entries.keys["trainer"])
         check_config(self.entries)
         try:
             super().__init__(
@@ -151,7 +213,7 @@ class RecipeCLI(LightningCLI):
                     "usage": f"python -m lit_mm {command} --config FILE [--KEY VALUE ...]",
                     "description": None,
                 },
-                trainer_defaults={"logger": False, "enable_checkpointing": False, "enable_model_summary": False},
+                trainer_defaults={"enable_model_summary": False},
             )
         except UserError as error:
             raise self.placed(error) from error
@@ -159,7 +221,7 @@ class RecipeCLI(LightningCLI):
             raise self.as_user_error(error) from error
 
     def placed(self, error: UserError) -> UserError:
-        """An error about a key of a stage, with the file and line of that key."""
+        """An error about a key of a stage or of the Trainer, with the file and line of that key."""
         match = ADDRESS.fullmatch(str(error))
         if match is None:
             return error
@@ -201,6 +263,7 @@ class RecipeCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Everything but the Trainer, which is made per stage."""
+        self.time_limit = time_limit(self.config.trainer.max_time)
         for stage in self.config.stages or []:
             for part, train in stage.train.items():
                 try:
@@ -222,7 +285,17 @@ class RecipeCLI(LightningCLI):
         return int(self.config.seed_everything or 0)
 
     @property
+    def rehearsal(self) -> int:
+        """Optimizer steps of each stage in a rehearsal, `trainer.fast_dev_run`; 0 for a run in earnest."""
+        return int(self.config.trainer.fast_dev_run)
+
+    @property
     def stages(self) -> list[Stage]:
+        """The stages to run: all of the recipe, or those that --stages picks; short ones in a rehearsal.
+
+        Raises:
+            UserError: --stages names a stage that the recipe does not have, or leaves out what a branch starts from.
+        """
         stages = list(self.config_init.stages or [])
         unknown = sorted(set(self.config.only) - {stage.name for stage in stages})
         if unknown:
@@ -237,7 +310,7 @@ class RecipeCLI(LightningCLI):
                     f"--stages leaves out {stage.starts_from!r}, and {stage.name!r} starts from its end. Name it as "
                     f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
                 )
-        return selected
+        return [rehearsed(stage, self.rehearsal) for stage in selected] if self.rehearsal else selected
 
     def resolved(self) -> str:
         """The config with every default filled in, without what belongs to the launch."""
@@ -286,17 +359,52 @@ class RecipeCLI(LightningCLI):
             UserError: the Trainer refuses its arguments, such as an accelerator that this machine lacks.
         """
         config = {**self.config_init.trainer.as_dict(), **changes}
-        config["callbacks"] = [*(config.get("callbacks") or []), *callbacks]
+        extra = config.get("callbacks") or []
+        extra = copy.deepcopy(extra if isinstance(extra, list) else [extra])  # each stage has its own
+        config["callbacks"] = [*extra, *callbacks]
+        config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in extra)
         config["logger"] = loggers or False
         config["plugins"] = [*(config.get("plugins") or []), FolderCheckpointIO()]
         config["use_distributed_sampler"] = False
         config["strategy"] = fresh(config["strategy"])
+        config |= {"max_time": None, "fast_dev_run": False}  # both concern the whole run: see `fit`
         try:
             trainer = Trainer(**config)
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]} Correct `trainer:` in the config") from error
         check_strategy(trainer.strategy)
+        if trainer.precision not in PRECISIONS and not isinstance(trainer.strategy, ZeRO):
+            raise UserError(
+                f"trainer.precision: expected auto, {', '.join(PRECISIONS)}, got {trainer.precision!r}. Weights that "
+                "are whole in another precision are trained under ZeRO only: trainer.strategy zero2 with bf16-true"
+            )
         return trainer
+
+
+def time_limit(limit: str | timedelta | Mapping[str, int] | None) -> float | None:
+    """`trainer.max_time` in seconds; None for no limit.
+
+    Raises:
+        UserError: it is no duration.
+    """
+    if limit is None:
+        return None
+    try:
+        seconds = Timer(duration=limit if isinstance(limit, (str, timedelta)) else dict(limit))._duration
+    except (MisconfigurationException, TypeError):
+        seconds = 0
+    if seconds <= 0:
+        raise UserError(
+            f"trainer.max_time: expected days:hours:minutes:seconds above zero, such as 00:12:00:00, or a mapping such "
+            f"as {{hours: 12}}, got {limit!r}"
+        )
+    return seconds
+
+
+def rehearsed(stage: Stage, steps: int) -> Stage:
+    """A stage of a few optimizer steps, in which every part learns and no key is out of reach."""
+    train = {part: replace(each, from_step=0) for part, each in stage.train.items()}
+    return replace(stage, max_steps=steps, schedule=Constant(warmup=0), train=train, inputs_from={})
 
 
 def check_launch(trainer: L.Trainer) -> None:
@@ -314,6 +422,26 @@ def check_launch(trainer: L.Trainer) -> None:
             f"{trainer.num_nodes} x trainer.devices {trainer.num_devices}. Set them to torchrun's --nnodes and "
             f"--nproc-per-node"
         )
+
+
+def _allowed(arguments: Sequence[str]) -> list[str]:
+    """The arguments without `--allow PACKAGE`, which the processes that this one starts inherit.
+
+    Raises:
+        UserError: the option has no value.
+    """
+    words: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if key != "--allow":
+            words.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        if not re.fullmatch(r"\w+(,\w+)*", value):
+            raise UserError(f"--allow needs the name of a package, such as --allow my_corpora, got {value!r}")
+        os.environ[ALLOW] = ",".join(dict.fromkeys([*allowed(), *value.split(",")]))
+    return words
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -25,6 +27,10 @@ from lit_mm.errors import UserError
 
 SUBCLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+# What a recipe or a checkpoint may import. Others are allowed by the user alone: --allow PACKAGE, or ALLOW
+PARTS = ("lit_mm", "datamodules", "callbacks")  # whose functions a recipe may call
+PACKAGES = (*PARTS, "torch", "torchmetrics", "lightning", "transformers", "timm", "peft")
+ALLOW = "LIT_MM_ALLOW"  # environment variable: names of packages with commas between them
 SIMPLE = (int, float, complex, bool, str, bytes, list, dict, tuple, set, frozenset, Enum, PurePath)
 
 
@@ -88,29 +94,71 @@ def _hints(loaded: Any) -> dict[str, Any]:
         return {}
 
 
+def allowed() -> tuple[str, ...]:
+    """The packages that the user allows beside `PACKAGES`."""
+    return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
+
+
+def check_package(path: str) -> None:
+    """Refuse an import path outside the packages that may be imported. Nothing is imported.
+
+    Raises:
+        UserError: the package may not be imported, or does not exist.
+    """
+    package = path.partition(".")[0]
+    if package in PACKAGES or package in allowed():
+        return
+    if not _exists(package):
+        raise UserError(f"there is no {package!r}{nearest(package, [*PACKAGES, *allowed()])}")
+    raise UserError(
+        f"{path!r} is not imported: the package {package!r} is none of {', '.join([*PACKAGES, *allowed()])}. If you "
+        f"trust it, give --allow {package}, or set {ALLOW}={package}"
+    )
+
+
+def _exists(package: str) -> bool:
+    if package in sys.builtin_module_names or package in sys.modules:
+        return True
+    return importlib.util.find_spec(package) is not None
+
+
 def resolve(path: str) -> Any:
     """The class or function of an import path.
 
     Raises:
-        UserError: a module or name of the path does not exist, or the module cannot be imported.
+        UserError: a module or name of the path does not exist, may not be imported, or fails when it is imported.
     """
+    check_package(path)
     try:
         return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module raises when it is imported
         names = path.split(".")
         parent = None
         for count in range(1, len(names) + 1):
             prefix = ".".join(names[:count])
             try:
                 parent = pkgutil.resolve_name(prefix)
-            except (ImportError, AttributeError, ValueError):
+            except Exception as failure:
+                missing = isinstance(failure, (ImportError, AttributeError, ValueError))
+                is_module = inspect.ismodule(parent) and any(i.name == names[count - 1] for i in _submodules(parent))
+                if not missing or is_module or (parent is None and not isinstance(failure, ModuleNotFoundError)):
+                    raise UserError(f"{prefix!r} cannot be imported: {_first_line(_import_error(prefix))}") from error
                 break
-        if inspect.ismodule(parent) and any(info.name == names[count - 1] for info in _submodules(parent)):
-            try:
-                importlib.import_module(prefix)
-            except ImportError as failure:
-                raise UserError(f"{prefix!r} cannot be imported: {failure}") from error
         raise UserError(f"there is no {prefix!r}{nearest(names[count - 1], _members(parent))}") from error
+
+
+def _import_error(module: str) -> Exception | None:
+    """What a module raises when it is imported; None if nothing."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        return error
+    return None
+
+
+def _first_line(error: Exception | None) -> str:
+    text = f"{error}".splitlines()[0] if f"{error}" else ""
+    return text if isinstance(error, ImportError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def _submodules(module: types.ModuleType) -> Iterator[pkgutil.ModuleInfo]:
@@ -161,7 +209,9 @@ def _is_callable(kind: Any) -> bool:
 
 def _returned(kind: Any) -> Any:
     """What the class of a config must be a subclass of: a class itself, or what a `Callable` returns."""
-    return get_args(kind)[-1] if _is_callable(kind) and get_args(kind) else kind
+    if not _is_callable(kind):
+        return kind
+    return get_args(kind)[-1] if get_args(kind) else Any
 
 
 # --- the comparison --------------------------------------------------------------------------------------------------
@@ -182,7 +232,8 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
     mappings = [kind for kind in kinds if get_origin(kind) in (dict, Mapping) or kind in (dict, Mapping)]
     lists = [kind for kind in kinds if get_origin(kind) in (list, tuple, Sequence, Collection, set)]
     if isinstance(entry.value, dict):
-        if not mappings and {"class_path", "init_args"} & entry.keys.keys():
+        by_class = {"class_path", "init_args"} & entry.keys.keys()
+        if by_class and (not mappings or (parts and "class_path" in by_class)):
             check_class(entry, [*parts, *dataclasses], path, default)
         elif len(dataclasses) == 1 and not parts and not mappings:
             complete = not is_dataclass(default)  # a default fills what is left out
@@ -201,7 +252,7 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
     elif entry.value is None and dataclasses == [annotation]:  # `connector:` with nothing behind it
         _check_required((), signature_of(annotation), name_of(annotation), entry, path)
     elif isinstance(entry.value, str) and parts and len(parts) == len(kinds) and IMPORT_PATH.fullmatch(entry.value):
-        class_of(entry, [], path)
+        class_of(entry, parts, path)
     elif isinstance(entry.value, str) and len(kinds) == 1 and inspect.isabstract(kinds[0]):
         names = sorted(kind.__name__ for kind in _subclasses(kinds[0]) if not inspect.isabstract(kind))
         if entry.value not in names:
@@ -244,7 +295,7 @@ def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
     """The class of a `class_path`; None where only the parser can find it."""
     text = entry.value
     classes = [_returned(kind) for kind in kinds]
-    bases = [kind for kind in classes if inspect.isclass(kind)]
+    bases = [kind for kind in classes if inspect.isclass(kind) and kind is not Any]
     if not isinstance(text, str):
         return None
     if not IMPORT_PATH.fullmatch(text):
@@ -253,10 +304,22 @@ def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
         loaded = resolve(text)
     except UserError as error:
         raise UserError(f"{spoken(entry, path)}: {error}") from error
-    checkable = len(bases) == len(classes) and not any(Protocol in kind.__bases__ for kind in bases)
-    if bases and checkable and inspect.isclass(loaded) and not issubclass(loaded, tuple(bases)):
-        names = " or ".join(name_of(kind) for kind in bases)
-        raise UserError(f"{spoken(entry, path)}: expected a subclass of {names}, got {text}")
+    place = spoken(entry, path)
+    expected = " or ".join(name_of(kind) for kind in bases)
+    trusted = loaded.__module__.partition(".")[0] in (*PARTS, *allowed()) if callable(loaded) else False
+    if inspect.isclass(loaded):
+        is_open = not bases or len(bases) < len(classes) or any(Protocol in kind.__bases__ for kind in bases)
+        if (not is_open and not issubclass(loaded, tuple(bases))) or (is_open and not trusted):
+            raise UserError(f"{place}: expected a subclass of {expected or 'a part of this framework'}, got {text}")
+        return loaded
+    if not (inspect.isfunction(loaded) and any(map(_is_callable, kinds))):
+        raise UserError(f"{place}: expected a class{f' below {expected}' if expected else ''}, got {text}")
+    result = _hints(loaded).get("return")
+    if not trusted or (bases and not (inspect.isclass(result) and issubclass(result, tuple(bases)))):
+        raise UserError(
+            f"{place}: expected a function of {', '.join([*PARTS, *allowed()])}"
+            f"{f' that returns {expected}' if expected else ''}, got {text}"
+        )
     return loaded
 
 

@@ -40,7 +40,7 @@ def merged_stages(base: Entry | None, override: Entry) -> Entry:
 
     Args:
         base: the list of stages before; None if there is none.
-        override: a list of stages, a mapping of names to changes, or null for no change of the recipe's kind.
+        override: a list of stages with names, or a mapping of names to changes. Null removes all stages.
     Raises:
         UserError: a name that `base` does not have, or a key without the name of its stage.
     """
@@ -64,13 +64,9 @@ def merged_stages(base: Entry | None, override: Entry) -> Entry:
         names = [name for name, _ in entry.items]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise UserError(f"{spoken(entry, ('stages',))}: stage names must differ, got {', '.join(repeated)} twice")
-    if isinstance(override.value, list):
-        changes = override.items
-    elif override.keys:
-        changes = list(override.keys.items())
-    else:
+    if not isinstance(override.value, (list, dict)):
         return override  # null, or a text, which the parser reports
-    for name, change in changes:
+    for name, change in override.items:
         if not isinstance(change.value, dict) and (name == ALL_STAGES or name in stages):
             raise UserError(
                 f"{spoken(change, ('stages', name))}: expected keys of the stage, such as max_steps, got "

@@ -9,7 +9,7 @@ import argparse
 import copy
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,21 @@ def plain_state(module: nn.Module, part: str) -> dict[str, Tensor]:
     return state
 
 
-def check_finished(saved: manifest.Saved, config: Mapping[str, Any]) -> None:
+def check_finished(saved: manifest.Saved, config: Mapping[str, Any], ends: Collection[str] = ()) -> None:
     """Refuse a run that stands before the end of its last stage.
 
+    Args:
+        saved: the newest checkpoint.
+        config: the run's config.
+        ends: the stages that a callback has ended before their planned steps.
     Raises:
         UserError: with where it stands and where it should.
     """
     only = config.get("only") or []
     stages = [stage for stage in config["stages"] if not only or stage["name"] in only]
     last = stages[-1]
-    if saved.stage != last["name"] or (last["max_steps"] is not None and saved.step != last["max_steps"]):
+    planned = last["max_steps"] is None or saved.step == last["max_steps"]
+    if saved.stage != last["name"] or not (planned or last["name"] in ends):
         raise UserError(
             f"{str(saved.path)!r} is step {saved.step} of stage {saved.stage!r}; the run ends with step "
             f"{last['max_steps']} of stage {last['name']!r}. Finish it: give its `fit` command again with --run_dir"
@@ -148,8 +153,9 @@ def store(run: str | Path, part: str, name: str, recipe: str | None = None, fold
     recipe = recipe or f"experiments/backbones/{name}.yaml"
     if not Path(recipe).is_file():
         raise UserError(f"there is no recipe {recipe!r} to name as the origin of {name!r}. Give it with --recipe")
-    config = reading.read(saved.path).config
-    check_finished(saved, yaml.safe_load(config))
+    checkpoint = reading.read(saved.path)
+    config = checkpoint.config
+    check_finished(saved, yaml.safe_load(config), checkpoint.manifest.get("ends", {}))
     model = open_model(str(run))
     parts = model.modules_by_part()
     if part not in parts:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.describe import aligned, images, open_recipe
 from lit_mm.commands.options import Arguments
-from lit_mm.commands.sizes import read_size
+from lit_mm.commands.sizes import read_sizes
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ the whole image shrunk: "first", "last" or null), and `cuts`, one for each view 
 sees them: `number` from 1, `kind` ("tile" or "whole"), `size` [width, height], `tokens` [columns, rows], `shows` [left,
 top, right, bottom] in pixels of the image (outside of it is padding); and how it is made: the image is resized to
 `resize` [width, height], laid on a canvas `canvas` with its corner at `offset` [left, top], `box` [left, top, width,
-height] is cut out and brought to `size`."""
+height] is cut out and brought to `size`. Several sizes make a list. A size that the tiling refuses among several has
+`width`, `height` and `refused`, the reason."""
 
 
 def tiles(arguments: Sequence[str]) -> None:
@@ -41,7 +42,9 @@ def tiles(arguments: Sequence[str]) -> None:
         "--config", action="append", required=True, metavar="FILE", help="the recipe; later ones override"
     )
     parser.add_argument("--image", metavar="FILE", help="the image")
-    parser.add_argument("--size", metavar="WxH", help="a size instead of an image, pixels: 1008x672")
+    parser.add_argument(
+        "--size", metavar="SIZES", help="sizes instead of an image, pixels: 1008x672 or 1008x672,336x336 or @FILE"
+    )
     parser.add_argument(
         "--stage", metavar="NAME", help="as training sees it in this stage (default: the finished model)"
     )
@@ -50,13 +53,20 @@ def tiles(arguments: Sequence[str]) -> None:
     choices, overrides = parser.parse_known_args(arguments)
     if (choices.image is None) == (choices.size is None):
         raise UserError("tiles needs either --image FILE or --size WIDTHxHEIGHT (python -m lit_mm tiles --help)")
-    size = None if choices.size is None else read_size(choices.size, "--size")
+    sizes = [] if choices.size is None else read_sizes(choices.size, "--size")
 
     from lit_mm.documents.files import FilePicture
 
     picture = None if choices.image is None else FilePicture.open(choices.image)
-    width, height = size or (picture.width, picture.height)
     processor = processor_of(open_recipe(parser, choices.config, overrides), choices.stage)
+    if len(sizes) > 1:
+        if choices.picture is not None:
+            raise UserError(f"--picture draws one image, --size names {len(sizes)} sizes. Leave out one of the two")
+        layouts = [cut_or_refusal(processor, *size) for size in sizes]
+        texts = [summary(layout) for layout in layouts]
+        print(json.dumps(layouts) if choices.format == "json" else "\n\n".join(texts))
+        return
+    width, height = sizes[0] if sizes else (picture.width, picture.height)
     layout = cut(processor, width, height)
     print(json.dumps(layout) if choices.format == "json" else summary(layout))
     if choices.picture is not None:
@@ -86,8 +96,20 @@ def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
     return cli.model.processor_of(stages[stage])
 
 
+def cut_or_refusal(processor: Processor, width: int, height: int) -> dict[str, Any]:
+    """As `cut`; of a size that the tiling refuses `width`, `height` and `refused`, the reason."""
+    try:
+        return cut(processor, width, height)
+    except UserError as error:
+        return {"width": width, "height": height, "refused": str(error)}
+
+
 def cut(processor: Processor, width: int, height: int) -> dict[str, Any]:
-    """The views that an image is cut into, ready for JSON; see the command's help."""
+    """The views that an image is cut into, ready for JSON; see the command's help.
+
+    Raises:
+        UserError: the tiling refuses the size.
+    """
     from lit_mm.tiling.picture import region
 
     plan: TilePlan = processor.tiling(height, width)
@@ -117,6 +139,8 @@ def summary(layout: dict[str, Any], *, brief: bool = False) -> str:
     Args:
         brief: whether views of one kind and size share a line, without their places in the image.
     """
+    if "refused" in layout:
+        return f"{layout['width']} x {layout['height']} pixels: refused. {layout['refused']}"
     columns, rows = layout["grid"]
     views = f"{layout['views']} view" + ("s" if layout["views"] > 1 else "")
     head = (

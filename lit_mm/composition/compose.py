@@ -180,7 +180,6 @@ def steps(
     return Article(instruction, lines, image, tuple(talk.notes))
 
 
-# --- 1. the article --------------------------------------------------------------------------------------------------
 def write(talk: _Talk, instruction: str) -> Generator[Question, str, tuple[str, ...]]:
     """Ask for the article and return its lines."""
     template = talk.template
@@ -200,7 +199,6 @@ def lines_of(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
-# --- 2. where images suit ------------------------------------------------------------------------------------------
 def spot(talk: _Talk, lines: Sequence[str], slots: int | None) -> Generator[Question, str, tuple[int, ...]]:
     """Ask which lines an image should follow. Returns line numbers in the order in which the model names them."""
     (text, opening), count = talk.template.spot, "" if slots is None else str(slots)
@@ -208,7 +206,7 @@ def spot(talk: _Talk, lines: Sequence[str], slots: int | None) -> Generator[Ques
     def question(number: int) -> Document:
         return talk.document("spot", text.format(article=number_lines(lines[:number]), count=count), opening=opening)
 
-    number = _most(len(lines), lambda some: talk.fits(question(some)))
+    number = _most(len(lines), lambda count: talk.fits(question(count)))
     if number < len(lines):
         talk.notes.append(f"the article is too long to be shown whole: lines from {number} on get no image")
     places, odd = places_in((yield Question("spot", question(number), talk.template.decode_spot)), number)
@@ -242,7 +240,6 @@ def spread(count: int, slots: int) -> tuple[int, ...]:
     return tuple((number + 1) * count // (slots + 1) for number in range(slots))
 
 
-# --- 3. captions -----------------------------------------------------------------------------------------------------
 def caption(
     talk: _Talk, lines: Sequence[str], places: Sequence[int]
 ) -> Generator[Question, str, tuple[tuple[int, str], ...]]:
@@ -258,7 +255,7 @@ def caption(
             words = text.format(article=article, before=captions_so_far(template, captions), slot=place)
             return talk.document("caption", words, opening=opening)
 
-        count = _most(end, lambda some, question=question: talk.fits(question(some)))
+        count = _most(end, lambda count, question=question: talk.fits(question(count)))
         reply = yield Question("caption", question(count), template.decode_caption)
         words = reply.partition('"')[0].strip()
         if not words:
@@ -277,7 +274,6 @@ def captions_so_far(template: Template, captions: Sequence[tuple[int, str]]) -> 
     return template.between.join(sentences) + template.after if sentences else ""
 
 
-# --- 4. images -------------------------------------------------------------------------------------------------------
 def select(
     talk: _Talk, lines: Sequence[str], captions: Sequence[tuple[int, str]], retrieve: Retriever, candidates: int
 ) -> Generator[Question, str, tuple[Slot, ...]]:
@@ -340,7 +336,7 @@ def _selection(
 
     while len(candidates) > 1 and not talk.fits(question(0, candidates)):
         candidates = candidates[:-1]
-    count = _most(place + 1, lambda some: talk.fits(question(some, candidates)))
+    count = _most(place + 1, lambda count: talk.fits(question(count, candidates)))
     return question(count, candidates), candidates
 
 
@@ -355,4 +351,4 @@ def letter_in(reply: str, count: int) -> int | None:
 
 def _most(count: int, fits: Callable[[int], bool]) -> int:
     """Largest number up to `count` that fits. It is 0 if none fits; the model then refuses the question as too long."""
-    return next((some for some in range(count, 0, -1) if fits(some)), 0)
+    return next((number for number in range(count, 0, -1) if fits(number)), 0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lit_mm.composition.compose import Article, Slot
-from lit_mm.documents.document import Picture
+from lit_mm.documents.document import FromFile, Picture
 
 IMAGES = "images"
 WEB = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp")  # formats that browsers show; others are converted to PNG
@@ -109,7 +109,10 @@ def record(article: Article, pictures: Sequence[Picture], images: dict[int, str]
     """Format the record of the composition as JSON: captions, candidates and images by file name, and notes."""
 
     def name(number: int | None) -> str | None:
-        return None if number is None else str(getattr(pictures[number], "path", f"image {number}"))
+        if number is None:
+            return None
+        picture = pictures[number]
+        return str(picture.path) if isinstance(picture, FromFile) else f"image {number}"
 
     def entry(slot: Slot) -> dict:
         names = {"candidates": [name(n) for n in slot.candidates], "image": name(slot.image)}
@@ -151,7 +154,7 @@ def _caption(article: Article, line: int) -> str:
 
 def _copy(picture: Picture, number: int, folder: Path) -> str:
     """Copy an image file, or write a PNG if there is no file or browsers do not show its format. Returns the name."""
-    path: Path | None = getattr(picture, "path", None)
+    path = picture.path if isinstance(picture, FromFile) else None
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem if path else "image").strip("-")[:40] or "image"
     if path is not None and path.suffix.lower() in WEB:
         name = f"{number}-{stem}{path.suffix.lower()}"

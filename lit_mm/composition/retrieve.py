@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
 from lit_mm.composition.compose import Retriever
-from lit_mm.documents.document import Document, Picture, Turn
+from lit_mm.documents.document import Document, FromFile, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.objectives.token_losses import token_losses
 from lit_mm.samples.collate import collate
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule
 
 
+@runtime_checkable
 class Search(Protocol):
     """A search builds a retriever over a pool of images. Configs name it by `class_path` and `init_args`."""
 
@@ -72,7 +73,7 @@ class ByFileName:
         Raises:
             UserError: an image has no file.
         """
-        paths = [getattr(picture, "path", None) for picture in pictures]
+        paths = [picture.path if isinstance(picture, FromFile) else None for picture in pictures]
         if None in paths:
             raise UserError(f"ByFileName ranks files, but image {paths.index(None)} has no file. Use ByLikelihood")
         words = [_words(path.stem) for path in paths]

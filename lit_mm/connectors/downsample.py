@@ -8,17 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.tiling.grids import HalvedColumns
 
 
 # V views, S side of the patch grid, N = S^2 patches, D vision width, E language width, T = ceil(S / 2)
-class DownsampleMLP(nn.Module):
-    """Layer norm - linear - exact GELU - linear over 2 x 2 patches, whose channels are joined.
+class DownsampleMLP(nn.Module, Connector):
+    """Concatenates the channels of 2 x 2 patches, then layer norm - linear - exact GELU - linear.
 
-    Patches are joined in the order top left, top right, bottom left, bottom right; an odd side gets zeros at the bottom
-    and on the right. Tokens leave column by column (the first column of pairs from top to bottom, then the next): the
-    release transposes the grid, and its weights expect that order.
+    The patches are concatenated in the order top left, top right, bottom left, bottom right; an odd side is padded with
+    zeros at the bottom and on the right. The output is ordered column by column (the first column of blocks from top to
+    bottom, then the next): the release transposes the grid, and its weights expect that order.
 
     Args:
         vision_width: D.
@@ -40,7 +41,7 @@ class DownsampleMLP(nn.Module):
         )
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of patches -> half as many, rounded up. The order inside is column by column."""
+        """(rows, columns) of patches -> half as many rows and columns of visual tokens, rounded up."""
         return self.grid_rule(grid)
 
     def learned(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Learned vectors beside any connector, for whichever layout places some: newline, separator, flags."""
+"""Learned vectors with names of the recipe, added to any connector: newline, separator, flags."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.beside import Beside
+from lit_mm.connectors.protocol import Gridded
 from lit_mm.errors import UserError
 
 
 class WithLearned(Beside):
-    """Adds vectors of the language model's width: the layout's -1, -2, ... in this order; the wrapped connector's own
-    follow them. `WithNewline`, LLaVA-NeXT's, is the case of one.
+    """Adds learned vectors of the language model's width to a connector. Each vector is a part of its own.
+
+    Example: `names: [newline, separator]` makes newline a layout's -1 and separator its -2. The learned vectors of the
+    wrapped connector follow: -3, ...
 
     Args:
-        projector: a `lit_mm.model.Connector`.
-        names: of the vectors, each the name of a part, too.
+        projector: the wrapped connector.
+        names: names of the vectors, which are also names of parts.
         language_width: E.
     Raises:
-        UserError: no name, or two of one name.
+        UserError: there is no name, a name occurs twice, or a name is no identifier.
     """
 
-    def __init__(self, projector: nn.Module, names: Sequence[str], language_width: int) -> None:
+    def __init__(self, projector: Gridded, names: Sequence[str], language_width: int) -> None:
         super().__init__(projector)
         if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
             raise UserError(f"learned vectors need names that differ, such as [newline, separator], got {list(names)}")
@@ -32,6 +35,6 @@ class WithLearned(Beside):
         self.vectors.parts_within = {name: name for name in names}
 
     def learned(self) -> Tensor:
-        """[K, E]: the vectors in order, then the wrapped connector's."""
+        """[K, E]: the vectors in order, then those of the wrapped connector."""
         vectors = torch.stack(list(self.vectors.values()))
         return torch.cat([vectors, self.projector.learned().to(vectors)])

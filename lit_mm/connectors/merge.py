@@ -1,4 +1,4 @@
-"""XComposer2-4KHD's projector: 2 x 2 patches become one visual token; newline and separator vectors go with them."""
+"""XComposer2-4KHD's projector: 2 x 2 patches become one visual token. It has a newline and a separator vector."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.layers.start import start_at
 from lit_mm.tiling.grids import MergedGrid
 
 
 # V views, N patches, D vision width, S merge side, M = N / S^2 tokens, E language width
-class MergeMLP(nn.Module):
-    """Fold each S x S block of patches into channels, then linear - exact GELU - linear.
+class MergeMLP(nn.Module, Connector):
+    """Folds each S x S block of patches into channels, then linear - exact GELU - linear.
 
-    The newline and the separator vector live where the folded patches do, and pass through the same projector: a layout
-    places what `learned` returns, newline first. Both start at zero as in the code (the paper says at random).
+    The newline and the separator vector have the width of a folded block and pass through the same projector. Both
+    start at zero, as in the released code (the paper says at random).
 
     Args:
         vision_width: D.
         language_width: E.
         merge: S.
-        standardise, start: see `MLPProjector`; the two vectors are not standardised.
+        standardise: True brings every feature vector to mean 0 and variance 1 first, see `MLPProjector`. The two
+            learned vectors are not standardised.
+        start: standard deviation of the visual tokens at the start, see `MLPProjector`; None: torch's initial weights.
+    Raises:
+        UserError: the merge is below 1.
     Source: arXiv:2404.06512, section 3.2; build_mlp.py of the 4khd checkpoint (`plora_sub_GN`, `plora_glb_GN`).
     """
 
@@ -52,10 +57,10 @@ class MergeMLP(nn.Module):
             start_at(self.mlp[2], start)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of patches -> those of visual tokens.
+        """(rows, columns) of patches -> (rows, columns) of visual tokens.
 
         Raises:
-            UserError: a side that S does not divide.
+            UserError: S does not divide a side.
         """
         return self.grid_rule(grid)
 
@@ -73,7 +78,7 @@ class MergeMLP(nn.Module):
 
 
 def merge_patches(x: Tensor, merge: int) -> Tensor:
-    """[V, N, D] -> [V, M, S * S * D]: the block's patches row by row (top left, top right, bottom left, bottom right).
+    """[V, N, D] -> [V, M, S * S * D]: concatenate the patches of each block, row by row.
 
     Raises:
         UserError: N is not a square whose side S divides.

@@ -1,4 +1,4 @@
-"""MLP projector: keeps the number of tokens, changes their width."""
+"""The MLP projector, which makes one visual token of each patch."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.layers.start import start_at
 from lit_mm.tiling.grids import SameGrid
 
 
 # V views, N patches, D vision width, E language width
-class MLPProjector(nn.Module):
-    """Linear - exact GELU - Linear, biases on. Source: XComposer2's build_mlp.py, LLaVA-1.5 (arXiv:2310.03744).
+class MLPProjector(nn.Module, Connector):
+    """Projects each patch by linear - exact GELU - linear, with biases.
 
     Args:
         vision_width: D.
         language_width: E.
-        depth: linears; 1 is LLaVA's single projection.
-        standardise: bring every feature vector to mean 0 and variance 1 first, without learnt weights. The releases do
-            not; the nano vision encoder's features, taken before any last norm, have outliers 70 times as large.
-        start: scale at which the visual tokens start (standard deviation of the last linear times the square root of
-            its width), near that of the text embeddings; None: torch's own, as released.
+        depth: number of linears; 1 is LLaVA's single projection.
+        standardise: True brings every feature vector to mean 0 and variance 1 first, without learnt weights. The
+            releases do not; the nano vision encoder's features, which precede any last norm, have outliers 70 times as
+            large.
+        start: standard deviation of the visual tokens at the start for inputs of variance 1; about that of the text
+            embeddings is good. None: torch's initial weights, as in the releases.
     Raises:
-        UserError: no linear at all.
+        UserError: the depth is below 1.
+    Source: XComposer2's build_mlp.py, LLaVA-1.5 (arXiv:2310.03744).
     """
 
     any_grid = True
@@ -53,7 +56,7 @@ class MLPProjector(nn.Module):
             start_at(layers[-1], start)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of patches -> the same of visual tokens."""
+        """(rows, columns) of patches -> the same rows and columns of visual tokens."""
         return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
@@ -61,5 +64,5 @@ class MLPProjector(nn.Module):
         return torch.zeros(0, self.language_width)  # asking a weight for its kind would gather it under ZeRO-3
 
     def forward(self, x: Tensor, grids: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        """[V, N, D] patch features -> [V, N, E] visual tokens, each of one patch, whatever the `grids` of the views."""
+        """[V, N, D] patch features -> [V, N, E] visual tokens. The `grids` of the views make no difference."""
         return self.mlp(F.layer_norm(x, (self.vision_width,)) if self.standardise else x)

@@ -18,17 +18,20 @@ Sight = Literal["unimodal", "bidirectional", "multimodal_causal"]
 
 
 def who_sees_whom(sight: Sight, num_queries: int, text_mask: Tensor) -> Tensor:
-    """Who attends to whom among [queries; text], for the objectives that train a Q-Former.
+    """The attention mask of [queries; text] for one of the objectives that train a Q-Former.
 
-    - unimodal (contrastive): queries see queries, text sees text.
-    - bidirectional (matching, instructions): everyone sees everyone.
-    - multimodal_causal (captioning): queries see queries; text sees all queries, itself and the text before it.
+    | sight | objective | a query sees | a text position sees |
+    |---|---|---|---|
+    | unimodal | contrastive | queries | text |
+    | bidirectional | matching, instructions | queries and text | queries and text |
+    | multimodal_causal | captioning | queries | queries, itself, the text before it |
 
-    Nobody sees padding of the text.
+    No position sees padding of the text.
 
     Args:
+        sight: row of the table.
         num_queries: Q.
-        text_mask: [V, L] True (or 1) where the text is real.
+        text_mask: [V, L] True or 1 at text, False or 0 at padding.
     Returns:
         [V, P, P] boolean, True where the row attends to the column.
     Source: arXiv:2301.12597, figure 2. Two queries and two tokens, multimodal_causal -> rows 1100, 1100, 1110, 1111.
@@ -59,23 +62,20 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=eps)
 
-    def forward(self, x: Tensor, seen: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[V, P, W] attends to [V, T, key width]; `mask` [V, P, T] is True where it may."""
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[V, P, W] attends to `context` [V, T, key width] -> [V, P, W]; `mask` [V, P, T] is False where it may not."""
         q, k, v = (
             linear(of).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [V, H, P or T, W / H]
-            for linear, of in ((self.query, x), (self.key, seen), (self.value, seen))
+            for linear, of in ((self.query, x), (self.key, context), (self.value, context))
         )
         mask = None if mask is None else mask.unsqueeze(1)
-        if self.training and self.dropout:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout)
-        else:
-            y = attention(q, k, v, mask)
+        y = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
         y = self.out(y.transpose(1, 2).flatten(2))
         return self.norm(x + dropout(y, self.dropout, self.training))
 
 
 class FeedForward(nn.Module):
-    """Linear - exact GELU - linear, residual, norm."""
+    """A feed-forward, linear - exact GELU - linear, with its residual and the norm behind it."""
 
     def __init__(self, width: int, ffn_width: int, dropout: float, eps: float) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention over queries and text together; then queries look at the image, and each kind has its own FFN."""
+    """A Q-Former layer: shared self-attention, cross-attention of queries, feed-forwards of queries and of text."""
 
     def __init__(
         self,
@@ -110,17 +110,25 @@ class Layer(nn.Module):
         self.text_ffn = FeedForward(width, ffn_width, dropout, eps) if with_text else None
 
     def forward(self, x: Tensor, num_queries: int, features: Tensor | None, mask: Tensor | None) -> Tensor:
-        """[V, P, W] -> [V, P, W]; the first `num_queries` positions are queries."""
+        """[V, P, W] -> [V, P, W].
+
+        Args:
+            num_queries: number of queries, which come first among the P positions.
+            features: [V, N, D] image features; None if there are no queries.
+            mask: [V, P, P] False where the row may not attend to the column; None: everyone sees everyone.
+        """
         x = self.attention(x, x, mask)
         queries, text = x[:, :num_queries], x[:, num_queries:]
         if num_queries:
             queries = queries if self.cross is None else self.cross(queries, features)
             queries = self.query_ffn(queries)
-        return torch.cat([queries, self.text_ffn(text)], dim=1) if text.shape[1] else queries
+        if self.text_ffn is None or not text.shape[1]:
+            return queries
+        return torch.cat([queries, self.text_ffn(text)], dim=1)
 
 
 class TextHead(nn.Module):
-    """BERT's transform before the vocabulary; the projection itself is the embedding table."""
+    """BERT's language-modelling head. Its projection to the vocabulary is the embedding table."""
 
     def __init__(self, width: int, vocab_size: int, eps: float) -> None:
         super().__init__()
@@ -134,25 +142,30 @@ class TextHead(nn.Module):
 
 
 class QFormer(nn.Module):
-    """BERT layers over learnt queries, and over a text beside them where one is given.
+    """A BERT whose input is learnt queries, a text, or both; the queries also attend to an image.
 
-    Every `cross_every`-th layer, from the first on, the queries attend to the image. Queries have no positions; those
-    of the text start at 0. Queries and text share the norm at the entrance and the self-attention, not the FFN.
+    In every `cross_every`-th layer, from the first on, the queries attend to the image. Queries have no position
+    embedding; the positions of the text start at 0. Queries and text share the first norm and the self-attention, but
+    not the feed-forward.
 
     Args:
-        vision_width: D, of the image features.
+        vision_width: D, width of the image features.
         queries: Q.
-        width, layers, heads, ffn_width: of the transformer. BERT-base: 768, 12, 12, 3072.
-        cross_every: layers from one cross-attention to the next.
-        vocab_size: token ids of the text branch; None builds no text branch (XComposer, BLIP-2's second stage).
+        width: W. BERT-base: 768.
+        layers: number of layers. BERT-base: 12.
+        heads: number of attention heads. BERT-base: 12.
+        ffn_width: hidden width of the feed-forwards. BERT-base: 3072.
+        cross_every: number of layers from one cross-attention to the next.
+        vocab_size: number of token ids of the text branch; None builds no text branch (XComposer, BLIP-2's second
+            stage).
         max_positions: longest text, tokens.
-        head: predict the text's tokens (BLIP-2's first stage); its projection is tied to the embedding table.
-        dropout: of hidden states and attention.
-        eps: of the layer norms.
+        head: True builds the head that predicts the text's tokens (BLIP-2's first stage), tied to the embedding table.
+        dropout: dropout probability of hidden states and of attention.
+        eps: epsilon of the layer norms.
     Raises:
-        UserError: heads that do not divide the width, no queries, no layers, or a head without a text branch.
+        UserError: the heads do not divide the width, there are no queries or layers, or a head lacks a text branch.
     Source: arXiv:2301.12597, section 3.1; github.com/salesforce/LAVIS, lavis/models/blip2_models/Qformer.py. That code
-        captions in two passes, keeping the queries' keys and values; one pass with the mask gives the same.
+        captions in two passes and keeps the queries' keys and values; one pass with the mask gives the same.
     """
 
     def __init__(
@@ -204,20 +217,20 @@ class QFormer(nn.Module):
         """Image features and text ids -> hidden states of queries and text.
 
         Args:
-            features: [V, N, D]; None: no queries, the text alone.
-            ids: [V, L] token ids; None: the queries alone.
-            mask: [V, P, P], True where the row attends to the column (`who_sees_whom`; for a text alone its last L rows
-                and columns); None: everyone sees everyone.
+            features: [V, N, D] image features; None: the text alone is read, without queries.
+            ids: [V, L] token ids; None: the queries alone are read.
+            mask: [V, P, P] False where the row may not attend to the column, see `who_sees_whom`; for a text alone, its
+                last L rows and columns. None: everyone sees everyone.
         Returns:
-            [V, P, W]: Q queries where there are features, then L text positions where there are ids.
+            [V, P, W]: Q queries if there are features, then L text positions if there are ids.
         Raises:
-            UserError: neither features nor ids, or ids without a text branch, or more than it has positions.
+            UserError: there are neither features nor ids, ids meet no text branch, or the text is too long.
         """
         if features is None and ids is None:
             raise UserError("QFormer: give image features, text ids or both")
         parts = [] if features is None else [self.queries.expand(len(features), -1, -1)]
         if ids is not None:
-            if self.words is None:
+            if self.words is None or self.positions is None:
                 raise UserError("QFormer: it was built without a text branch; set `vocab_size`")
             if ids.shape[1] > self.positions.num_embeddings:
                 raise UserError(
@@ -235,9 +248,9 @@ class QFormer(nn.Module):
         """Hidden states of text positions [..., W] -> [..., vocabulary].
 
         Raises:
-            UserError: built without `head`.
+            UserError: the Q-Former was built without `head`.
         """
-        if self.head is None:
+        if self.head is None or self.words is None:
             raise UserError("QFormer: it was built without the head that predicts text; set `head: true`")
         return self.head(text, self.words.weight)
 

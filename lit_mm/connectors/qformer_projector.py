@@ -1,26 +1,27 @@
-"""A Q-Former between vision encoder and language model: a norm, learnt queries, one linear projection."""
+"""The Q-Former as a connector: a norm, the Q-Former without text, one linear projection."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.connectors.qformer import QFormer
 from lit_mm.layers.start import start_at
 from lit_mm.tiling.grids import FixedGrid
 
 
 # V views, N features each, D vision width, Q queries, E language width
-class QFormerProjector(nn.Module):
-    """Layer norm of the features - Q-Former without text - linear. Q visual tokens a view, however many features.
+class QFormerProjector(nn.Module, Connector):
+    """Compresses each view to Q visual tokens: layer norm of the features - Q-Former without text - linear.
 
     Args:
         vision_width: D.
         language_width: E.
         queries: Q; 32 in BLIP-2, 64 in XComposer (its "perceive sampler").
-        width, layers, heads, ffn_width, cross_every, dropout: of the `QFormer`.
-        start: scale at which the visual tokens start, near that of the text embeddings (what enters the projection is
-            normalised, so it is the standard deviation of a visual token); None: torch's own, as released.
+        width, layers, heads, ffn_width, cross_every, dropout: arguments of the `QFormer`.
+        start: standard deviation of the visual tokens at the start; about that of the text embeddings is good. None:
+            torch's initial weights, as in the releases.
     Source: arXiv:2301.12597, section 3.1; `encode_img` of the XComposer release.
     """
 
@@ -66,5 +67,5 @@ class QFormerProjector(nn.Module):
         return torch.zeros(0, self.language_width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[V, N, D] features, with or without class token -> [V, Q, E] visual tokens."""
+        """[V, N, D] features, with or without a class token -> [V, Q, E] visual tokens."""
         return self.projection(self.qformer(self.norm(x)))

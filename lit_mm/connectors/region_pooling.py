@@ -1,8 +1,8 @@
-"""Pooling a map of patches over a grid of equal boxes, as RoI-Align does; arithmetic on lengths, then two products.
+"""RoI-Align over a grid of equal boxes, computed as two matrix products.
 
-RoI-Align of boxes that form a grid falls apart into its two axes: a sample's bilinear weights, the mean over a bin's
-samples and the zero for a sample off the map are all products of one factor per axis. So pooling is a small matrix for
-the rows and one for the columns, and both follow from the sides of the grid.
+RoI-Align of boxes that form a grid is separable: the bilinear weights of a sample, the mean over the samples of a bin
+and the zero for a sample off the map are all products of one factor per axis. Pooling is therefore a product with one
+small matrix for the rows and one for the columns, and both matrices follow from the sides of the grid.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# (rows, columns) of what a box is pooled to, in the order in which the release tries them
+# (rows, columns) that a box may be pooled to, in the order in which the release tries them
 POOLED = ((2, 4), (2, 3), (3, 4), (3, 3), (4, 2), (3, 2), (4, 3))
 
 
 def pooled_shape(grid: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) that each box of a map of this shape is pooled to: of `POOLED`, the nearest in aspect ratio.
+    """(rows, columns) that each box of a map is pooled to: the entry of `POOLED` nearest to the map's aspect ratio.
 
     Example: 24 x 24 patches give 3 x 3, 20 x 27 give 3 x 4, 9 x 64 give 2 x 4.
     Source: LLaVA-UHD, branch v1, `cal_best_pooling_size`.
@@ -29,16 +29,18 @@ def pooled_shape(grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def axis_weights(length: int, box: float, boxes: int, bins: int) -> Tensor:
-    """What each bin takes of each patch along one axis: [boxes * bins, length] fp32.
+    """The weights of the patches in each bin along one axis: [boxes * bins, length] fp32.
 
-    A bin is the mean of equally spaced samples, as many as a box has patches to a bin, rounded up; a sample is a linear
-    mixture of the two patches beside it. A box shorter than a patch is stretched to one (from its start), and what then
-    lies beyond the map counts as zero. fp32 throughout: the number of samples hangs on the last bit.
+    A bin is the mean of equally spaced samples; their number is the patches of a box / its bins, rounded up. A sample
+    is a linear mixture of the two patches beside it. A box shorter than a patch is stretched to one patch from its
+    start; a sample beyond the map counts as zero. All arithmetic is fp32, because the last bit decides the number of
+    samples.
 
     Args:
-        length: patches.
+        length: number of patches along the axis.
         box: length of a box, patches.
-        boxes, bins: boxes along the axis, and bins of each.
+        boxes: number of boxes along the axis.
+        bins: number of bins of a box.
     Source: torchvision's `roi_align` on CPU, aligned False, sampling_ratio -1, spatial_scale 1.
     """
     single = np.float32
@@ -63,7 +65,7 @@ def axis_weights(length: int, box: float, boxes: int, bins: int) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def region_weights(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
-    """For a map of this shape under `side` x `side` boxes: those of its rows and those of its columns.
+    """The weights of the rows and of the columns for a map that is divided into `side` x `side` boxes.
 
     Source: LLaVA-UHD, branch v1, `slice_image_feature_minicpm`, whose boxes have this height and width, computed
     in this order. The release rounds the boxes to the dtype of the features (bf16, say); here they stay fp32.
@@ -72,19 +74,21 @@ def region_weights(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
     height = math.sqrt(rows * columns / side**2 / (columns / rows))
     width = height * (columns / rows)
     high, wide = pooled_shape(grid)
-    with torch.inference_mode(False):  # what is kept from an inference may be asked for by a training
+    with torch.inference_mode(False):  # training may reuse what inference has cached
         return axis_weights(rows, height, side, high), axis_weights(columns, width, side, wide)
 
 
 def pool_regions(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
-    """Pool maps over `side` x `side` boxes.
+    """Pool maps of patches over `side` x `side` boxes.
 
     Args:
-        x: [V, N, D], N = rows * columns of `grid`, row-major.
+        x: [V, N, D] maps, N = rows * columns, row-major.
+        grid: (rows, columns) of the maps.
+        side: number of boxes per side.
     Returns:
-        [V, side * side, P, D], the P vectors that each box is pooled to row-major; computed in fp32.
+        [V, side * side, P, D], P vectors per box, row-major; computed in fp32, in the dtype of `x`.
     """
-    of_rows, of_columns = (weights.to(x.device) for weights in region_weights(grid, side))
+    of_rows, of_columns = (weights.to(x.device, non_blocking=True) for weights in region_weights(grid, side))
     with torch.autocast(x.device.type, enabled=False):
         pooled = torch.einsum("ir,vrcd->vicd", of_rows, x.float().unflatten(1, grid))
         pooled = torch.einsum("jc,vicd->vijd", of_columns, pooled)  # [V, side * high, side * wide, D]

@@ -1,4 +1,4 @@
-"""Qwen-VL's resampler: a grid of learnt queries reads the patches once, by cross-attention that knows positions."""
+"""Qwen-VL's resampler: a grid of learnt queries reads the patches by one position-aware cross-attention."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.layers.attention import attention
 from lit_mm.layers.position import resize_grid, sincos_table
@@ -18,27 +19,28 @@ from lit_mm.tiling.grids import FixedGrid
 # V views, N patches, D vision width, E language width, Q queries (a square grid), H heads
 
 
-class Resampler(nn.Module):
-    """One cross-attention, no residual, no feed-forward.
+class Resampler(nn.Module, Connector):
+    """Compresses each view to Q visual tokens by one cross-attention, without residual and feed-forward.
 
-    With P the fixed sine-cosine table of the query grid: queries LN(query) + P, keys LN(W x) + P resized bicubically to
-    the grid of patches, values LN(W x). Values carry no position. W is left out where D = E.
+    P is the fixed sine-cosine table of the query grid. Queries are LN(query) + P, keys are LN(W x) + P resized
+    bicubically to the grid of patches, values are LN(W x) without positions. W is left out if D = E.
 
-    P is kept as a parameter, as in the release, but in a part of its own (`position_table`), which no recipe trains: it
-    is fixed in the paper. The released fine-tuning script trains it by accident, with all of `attn_pool`.
+    P is a parameter, as in the release, but in a part of its own (`position_table`), which no recipe trains, because
+    the paper fixes it. The released fine-tuning script trains it by accident, with all of `attn_pool`.
 
     Args:
         vision_width: D.
         language_width: E.
         grid_size: rows and columns of queries; 16 makes 256 visual tokens of any view.
-        heads: of the attention; None: one for each 128 channels, as released.
-        standardise: bring every feature vector to mean 0 and variance 1 before W, without learnt weights. The release
-            does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
-        local: None: as released, an attention that starts as good as uniform, and learns where to look from billions of
-            pairs. A number s: it starts by looking at its own place, each query giving a patch one query's distance
-            away e^-s of the weight, and hands on what is there (see `start_local`).
+        heads: number of attention heads; None: one per 128 channels, as in the release.
+        eps: epsilon of the layer norms.
+        standardise: True brings every feature vector to mean 0 and variance 1 before W, without learnt weights. The
+            release does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
+        local: None: the attention starts almost uniform, as in the release, and learns from billions of pairs where to
+            look. A number s: each query starts at its own place, where a patch at the distance of one query gets e^-s
+            of the weight (see `start_local`).
     Raises:
-        UserError: heads that do not divide E, fewer than 4 channels a head, or `local` with a single head.
+        UserError: the heads do not divide E, a head has fewer than 4 channels, or `local` meets a single head.
     Source: class Resampler of Qwen-VL's visual.py (arXiv:2308.12966, section 2.1).
     """
 
@@ -76,10 +78,10 @@ class Resampler(nn.Module):
             start_local(self.query, self.kv_proj, (self.q, self.k, self.v), self.out, heads, local)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """(rows, columns) of patches -> those of the queries, whatever the patches are.
+        """Any square (rows, columns) of patches -> the grid of queries.
 
         Raises:
-            UserError: the patches are not a square grid, which the keys' positions need.
+            UserError: the patches are not a square grid, which the positions of the keys need.
         """
         return self.grid_rule(grid)
 
@@ -112,19 +114,19 @@ class Resampler(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-class NormalisedResampler(nn.Module):
-    """The resampler, then a layer norm and a square matrix: all that lies between Qwen-VL's encoder and language model.
+class NormalisedResampler(nn.Module, Connector):
+    """Qwen-VL's connector: the resampler, a layer norm and a square matrix.
 
-    The release keeps the latter two outside of `attn_pool`, and its fine-tuning script keeps them frozen: they are a
-    part of their own, `projection`.
+    Norm and matrix are a part of their own, `projection`: the release keeps them outside of `attn_pool`, and its
+    fine-tuning script freezes them.
 
     Args:
         vision_width: D.
         language_width: E.
-        start: scale at which the visual tokens start; 1 as released. The text embeddings of the nano language model are
-            a third of that.
-        grid_size, heads, standardise, local: see `Resampler`.
-        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
+        grid_size, heads, eps, standardise, local: arguments of the `Resampler`.
+        start: standard deviation of the visual tokens at the start; 1 in the release. The text embeddings of the nano
+            language model have a third of that.
+        weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
     Source: `ln_post` and `proj` of Qwen-VL's visual.py.
     """
 
@@ -151,11 +153,11 @@ class NormalisedResampler(nn.Module):
 
     @property
     def grid_rule(self) -> FixedGrid:
-        """See `Resampler`."""
+        """The grid rule of the resampler."""
         return self.resampler.grid_rule
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """See `Resampler.token_grid`."""
+        """Any square (rows, columns) of patches -> the grid of queries. Raises as `Resampler.token_grid`."""
         return self.resampler.token_grid(grid)
 
     def learned(self) -> Tensor:

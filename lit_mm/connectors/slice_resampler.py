@@ -1,4 +1,4 @@
-"""LLaVA-UHD's resampler: the same number of visual tokens from a view of any shape."""
+"""LLaVA-UHD's resampler, which makes the same number of visual tokens of a view of any shape."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.connectors.region_pooling import pool_regions
 from lit_mm.errors import UserError
-from lit_mm.layers.attention import attention
+from lit_mm.layers.attention import attention_by_length
 from lit_mm.layers.position import resize_grid, sincos_table
 from lit_mm.layers.start import start_at, start_local, start_resampler
 from lit_mm.tiling.grids import FixedGrid
@@ -22,33 +23,35 @@ Grid = tuple[int, int]  # (rows, columns) of patches
 
 # V views, N patches of the largest, D vision width, E language width, S side of the query grid, Q = S^2 queries,
 # H heads; R readers of q queries and P vectors each: Q of 1 query (each its region), or 1 of Q queries (all)
-class SliceResampler(nn.Module):
-    """One cross-attention of a grid of learnt queries, a layer norm and a square matrix.
+class SliceResampler(nn.Module, Connector):
+    """Compresses each view to Q visual tokens: one cross-attention of learnt queries, a layer norm, a square matrix.
 
-    With T the fixed sine-cosine table of the query grid: queries LN(query) + T, keys LN(W x) + T resized bicubically to
-    the view's patches, values LN(W x). Two forms, of the same parameters:
+    T is the fixed sine-cosine table of the query grid. Queries are LN(query) + T, keys are LN(W x) + T resized
+    bicubically to the view's patches, values are LN(W x). There are two forms with the same parameters:
 
-    - `regions` (the released v1, of the ECCV paper): the view is divided into S x S equal boxes, keys and values of
-      each are pooled to 6 to 12 vectors, and a query reads those of its own box.
-    - without (the first version on arXiv): every query reads every patch.
+    - `regions: true` (the released v1, of the ECCV paper): the view is divided into S x S equal boxes, the keys and
+      values of each box are pooled to 6 to 12 vectors, and a query reads those of its own box.
+    - `regions: false` (the first version on arXiv): every query reads every patch.
 
     T is recomputed and never trained; in the release it is a parameter without a gradient.
 
     Args:
         vision_width: D.
         language_width: E.
-        side: S; 12, 144 visual tokens a view, as released; 8 on arXiv.
-        heads: of the attention; None: E / 128, as released. 8 on arXiv.
-        regions: which form.
-        eps: of the layer norms.
-        start: scale at which the visual tokens start; 1 as released, where text embeddings are a fiftieth of that.
-        standardise: bring every feature vector to mean 0 and variance 1 before W, without learnt weights. The release
-            does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
-        local: None: as released. A number: every query starts by looking at its own place, see `Resampler`; only
-            without `regions`, where it would have to find that first. The last layer norm and matrix are then a part of
-            their own, `projection`, as in Qwen-VL: what stands before them needs a lower learning rate to stay local.
+        side: S; 12 in the release, 144 visual tokens a view; 8 on arXiv.
+        heads: number of attention heads; None: E / 128, as in the release. 8 on arXiv.
+        regions: form of the attention, see above.
+        eps: epsilon of the layer norms.
+        start: standard deviation of the visual tokens at the start; 1 in the release, where text embeddings have a
+            fiftieth of that.
+        standardise: True brings every feature vector to mean 0 and variance 1 before W, without learnt weights. The
+            release does not; the nano vision encoder's features have outliers that would fill the layer norm behind W.
+        local: None: the attention starts as in the release. A number: every query starts at its own place, see
+            `Resampler`; this needs `regions: false`, because a query of a region sees its own box alone. The last layer
+            norm and matrix are then a part of their own, `projection`, as in Qwen-VL: the layers before them need a
+            lower learning rate to stay local.
     Raises:
-        UserError: heads that do not divide E, or `local` with `regions` or a single head.
+        UserError: the heads do not divide E, or `local` meets `regions` or a single head.
     Source: LLaVA-UHD, branch v1 dd7f6cc, class AdaptSpatialResampler; d0d857d, class Resampler, for the other form.
     """
 
@@ -91,11 +94,11 @@ class SliceResampler(nn.Module):
         start_at(self.proj, start)
 
     def restore_buffers(self) -> None:
-        """Recompute the table, which no checkpoint of ours holds; needed after a build on the meta device."""
+        """Recompute the table, which our checkpoints do not hold; needed after a build on the meta device."""
         self.positions = sincos_table(self.language_width, self.side).to(self.query.device)
 
     def token_grid(self, grid: Grid) -> Grid:
-        """(rows, columns) of patches -> those of the queries, whatever the patches are."""
+        """Any (rows, columns) of patches -> the grid of queries."""
         return self.grid_rule(grid)
 
     def learned(self) -> Tensor:
@@ -106,10 +109,10 @@ class SliceResampler(nn.Module):
         """[V, N, D] patch features -> [V, Q, E] visual tokens.
 
         Args:
-            grids: (rows, columns) of each view, whose patches come first among its N, row-major; what follows them is
-                not read. None: the N patches of every view are a square.
+            x: features, padded to the longest view; the valid patches of a view come first, row-major.
+            grids: (rows, columns) of the valid patches of each view; None: the N patches of every view are a square.
         Raises:
-            UserError: no grids, and N is not a square.
+            UserError: there are no grids, and N is not a square.
         """
         grids = [self._square(x.shape[1])] * len(x) if grids is None else grids
         if self.standardise:
@@ -117,22 +120,22 @@ class SliceResampler(nn.Module):
         x = self.norm_kv(self.kv_proj(x))  # [V, N, E]
         q = self.norm_q(self.query) + self.positions  # [Q, E]
         if self.regions:
-            values, visible = by_grid(
+            values, lengths = by_grid(
                 x, grids, lambda features, grid: pool_regions(features, grid, self.side)
             )  # [V, Q, P, E]
         else:
-            values, visible = by_grid(x, grids, lambda features, grid: features[:, None])  # [V, 1, N, E]
+            values, lengths = by_grid(x, grids, lambda features, grid: features[:, None])  # [V, 1, N, E]
         keys = values + self._positions(grids, values.shape[-2]).to(values.dtype)
         q = self.q(q[:, None] if self.regions else q[None])  # [R, q, E]
         q = q.expand(len(x), -1, -1, -1)  # [V, R, q, E]
         q, k, v = (self._heads(of) for of in (q, self.k(keys), self.v(values)))
-        if visible is not None:
-            visible = visible.repeat_interleave(values.shape[1], dim=0)[:, None, None]  # [V * R, 1, 1, P]
-        read = attention(q, k, v, visible).transpose(1, 2).flatten(2)  # [V * R, q, E]
+        if lengths is not None:
+            lengths = [length for length in lengths for _ in range(values.shape[1])]  # V * R
+        read = attention_by_length(q, k, v, lengths).transpose(1, 2).flatten(2)  # [V * R, q, E]
         return self.proj(self.norm(self.out(read.reshape(len(x), -1, self.language_width))))
 
     def _positions(self, grids: Sequence[Grid], length: int) -> Tensor:
-        """[V, R, P, E]: the table as the keys of each view have it, zeros where a view has fewer than P = `length`."""
+        """The positions of the keys: [V, R, P, E], with zeros if a view has fewer than P = `length` vectors."""
 
         def table(grid: Grid) -> Tensor:
             resized = resize_grid(self.positions, grid)[None]
@@ -156,15 +159,18 @@ class SliceResampler(nn.Module):
         return side, side
 
 
-def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Apply `change` to the views of each shape without their padding, and pad again.
+def by_grid(
+    x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], Tensor]
+) -> tuple[Tensor, list[int] | None]:
+    """Apply a function to runs of views of one shape, without their padding, and pad the results.
 
     Args:
-        x: [V, N, D]; the patches of a view come first among its N.
+        x: [V, N, D] features; the valid patches of a view come first.
         grids: (rows, columns) of each view.
-        change: ([G, n, D], grid of these G views) -> [G, R, P, D].
+        change: function of [G, n, D] features and the grid of these G views that returns [G, R, P, D].
     Returns:
-        [V, R, P, D], P the most of any shape; and [V, P], True where a view has a vector, None where all have P.
+        [V, R, P, D] results, padded to the largest P, and the number of vectors of each view; None instead of the
+        latter if all views have P.
     """
     outputs, start = [], 0
     for grid, members in groupby(grids):
@@ -175,5 +181,4 @@ def by_grid(x: Tensor, grids: Sequence[Grid], change: Callable[[Tensor, Grid], T
     whole = torch.cat([F.pad(of, (0, 0, 0, longest - of.shape[2])) for of in outputs])
     if all(of.shape[2] == longest for of in outputs):
         return whole, None
-    lengths = torch.tensor([of.shape[2] for of in outputs for _ in range(len(of))])
-    return whole, (torch.arange(longest) < lengths[:, None]).to(x.device)
+    return whole, [of.shape[2] for of in outputs for _ in range(len(of))]

@@ -1,1 +1,1 @@
-"""Strategies: how a stage is spread over processes (single device, DDP, ZeRO), and what a rank then holds."""
+"""Strategies, which distribute a stage over processes (single device, DDP, ZeRO), and the memory of a rank."""

@@ -6,9 +6,9 @@ from importlib import import_module
 
 
 def deepspeed_on_cpu() -> None:
-    """Let DeepSpeed use the CPU, on a machine with a GPU too, and without its compiled shared-memory messages.
+    """Make DeepSpeed use the CPU, even on a machine with a GPU, and without its compiled shared-memory operations.
 
-    These take a minute to compile on first use, and add up in another order than gloo does.
+    These operations take a minute to compile on first use, and sum in another order than gloo.
     """
     # The attribute `deepspeed.comm.torch` is torch itself, which that package imports under the same name
     backend = import_module("deepspeed.comm.torch")

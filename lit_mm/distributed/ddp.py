@@ -10,7 +10,7 @@ from lit_mm.checkpoints import writing
 
 
 class DDP(DDPStrategy):
-    """Lightning's DDP with checkpoints on whose success all ranks agree. Every rank holds everything; rank 0 writes."""
+    """Lightning's DDP with our checkpoints: rank 0 writes them, and all ranks agree on whether that succeeded."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         writing.publish(checkpoint, filepath, self.is_global_zero)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lit_mm.distributed.shares import Sharded
+
 
 def is_shared(network: nn.Module) -> bool:
-    """Do the ranks hold shards of this model (ZeRO-3), so that a forward needs all of them?"""
-    return dist.is_initialized() and any(hasattr(parameter, "ds_id") for parameter in network.parameters())
+    """True if the ranks hold shards of this model (ZeRO-3), so that a forward needs all ranks."""
+    return dist.is_initialized() and any(isinstance(parameter, Sharded) for parameter in network.parameters())
 
 
 def all_done(done: Tensor, network: nn.Module) -> bool:
-    """Is every entry of `done` True, on every rank that a forward of the network needs?
+    """True if every entry of `done` is True, on every rank that a forward of the network needs.
 
-    Ranks may answer different documents, and even the same ones need not end at the same token on unlike devices.
+    Ranks may answer different documents. On unlike devices even answers to the same document may differ in length.
     """
     if not is_shared(network):
         return bool(done.all())

@@ -1,7 +1,7 @@
-"""What training will hold in memory per rank, before anything is loaded: weights, masters, gradients, moments, buffers.
+"""Planned memory of a rank in training: weights, masters, gradients, moments and buffers. Nothing is loaded for it.
 
 The figures are those of the engines that this room configures (DeepSpeed 0.19's ZeRO, torch's DDP), counted tensor by
-tensor with their padding. Activations are not among them: they depend on the batch.
+tensor with their padding. Activations are left out, because they depend on the batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from torch import nn
 
 from lit_mm.errors import UserError
-from lit_mm.stages.groups import parameter_groups
+from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.stage import Stage
 
 FP32, BF16 = 4, 2  # bytes
@@ -24,13 +24,14 @@ ALIGNMENT = 2  # elements that DeepSpeed aligns a rank's partition of a group to
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter, without its values.
+    """The size and role of a parameter, without its values.
 
     Attributes:
-        numel: elements.
-        owner: path of the module that holds it; ZeRO-3 gathers a module's own parameters together.
-        group: number of its optimizer group, None where it is frozen.
-        moments: tensors of its size that the optimizer keeps: 2 with AdamW, 1 with Muon.
+        numel: number of elements.
+        owner: path of the module that the parameter is an attribute of. ZeRO-3 gathers the parameters of one module
+            together.
+        group: number of the optimizer group; None if the parameter is frozen.
+        moments: number of optimizer tensors of the parameter's size: 2 with AdamW, 1 with Muon.
     """
 
     numel: int
@@ -41,19 +42,21 @@ class Weight:
 
 @dataclass(frozen=True)
 class Spread:
-    """How a stage is spread over ranks; the defaults are those of `lit_mm.distributed.zero.ZeRO`.
+    """The distribution of a stage over ranks. The defaults are those of `lit_mm.distributed.zero.ZeRO`.
 
     Attributes:
-        zero: ZeRO stage; 0 for DDP, and for a single process.
-        ranks: processes.
-        bf16: precision bf16-mixed or bf16-true. DDP keeps fp32 weights under bf16-mixed, see `pure`.
-        pure: precision bf16-true, or 16-true: without ZeRO the weights themselves have two bytes an element.
-        accumulation: micro-batches of an optimizer step.
-        offload_optimizer, offload_parameters: to the CPU's memory.
-        keep_whole: largest parameter that ZeRO-3 keeps whole on every rank, elements.
-        bucket: largest message in which gradients are reduced, elements.
-        prefetch: elements that ZeRO-3 gathers ahead; None for a quarter of the bucket.
-        reuse: distance, in elements, within which ZeRO-3 keeps a gathered parameter that is needed again.
+        zero: ZeRO stage; 0 for DDP and for a single process.
+        ranks: number of processes.
+        bf16: True for precision bf16-mixed or bf16-true. DDP keeps fp32 weights under bf16-mixed, see `pure`.
+        pure: True for precision bf16-true or 16-true: without ZeRO the weights have two bytes per element.
+        accumulation: micro-batches per optimizer step.
+        offload_optimizer: True if masters and moments lie in the CPU's memory.
+        offload_parameters: True if parameters lie in the CPU's memory while no layer needs them.
+        keep_whole: size of the largest parameter that ZeRO-3 keeps whole on every rank, elements.
+        bucket: size of the largest message in which gradients are reduced, elements.
+        prefetch: number of elements that ZeRO-3 gathers ahead; None for a quarter of the bucket.
+        reuse: distance within which ZeRO-3 keeps a gathered parameter that is needed again, elements.
+        overlap_comm: True if gradients are reduced during the backward pass, below stage 3 with two buffers in turn.
     """
 
     zero: Literal[0, 1, 2, 3] = 0
@@ -67,6 +70,7 @@ class Spread:
     bucket: int = 200_000_000
     prefetch: int | None = None
     reuse: int = 1_000_000_000
+    overlap_comm: bool | None = None
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3) or self.ranks < 1 or self.accumulation < 1:
@@ -79,14 +83,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Holding:
-    """Bytes that a rank holds in one memory.
+    """Bytes that a rank uses in one memory.
 
     Attributes:
-        weights: parameters as the forward pass reads them, between steps: whole, or this rank's shards and what stays
-            whole beside them.
-        masters: the fp32 copies that the optimizer updates.
-        gradients: what is there when the last micro-batch's backward pass is over.
-        moments: of the optimizer.
+        weights: parameters as the forward pass reads them, between two steps: all of them, or under ZeRO-3 this rank's
+            shards and the small parameters that stay whole.
+        masters: fp32 copies that the optimizer updates.
+        gradients: gradients after the backward pass of the last micro-batch.
+        moments: moments of the optimizer.
         gathered: parameters gathered temporarily under ZeRO-3, between the largest module and the reuse and prefetch
             limits.
         buckets: buffers in which gradients are reduced.
@@ -106,13 +110,13 @@ class Holding:
 
 @dataclass(frozen=True)
 class RankMemory:
-    """What the fullest rank holds, apart from activations.
+    """The memory of the fullest rank, without activations.
 
     Attributes:
-        device: in the memory that computes (of the GPU; on a CPU the two are one).
-        host: in the CPU's memory, through offloading.
-        largest_layer: bytes of the largest set of modules that ZeRO-3 must have whole at once; part of
-            `device.gathered`, and what that can be brought down to (`stage3_max_reuse_distance: 0`).
+        device: bytes in the memory of the device that computes. On a CPU, device and host share one memory.
+        host: bytes in the CPU's memory through offloading.
+        largest_layer: bytes of the largest set of modules that ZeRO-3 must gather at once. It is part of
+            `device.gathered`, whose minimum it is (`stage3_max_reuse_distance: 0`).
     """
 
     device: Holding
@@ -121,12 +125,15 @@ class RankMemory:
 
 
 def plan_memory(weights: Sequence[Weight], spread: Spread) -> RankMemory:
-    """What a stage will hold on its fullest rank.
+    """Compute the memory of the fullest rank in a stage.
 
-    Example: 10 trainable and 6 frozen elements under ZeRO-2 on 4 ranks in bf16. The group is padded to 16 (4 ranks x an
-    alignment of 2 makes multiples of 8), so a rank updates 4: 16 bytes of masters, of gradients, twice that of moments;
-    and holds all weights, (16 + 6) x 2 bytes.
+    Example: 10 trainable and 6 frozen elements under ZeRO-2 on 4 ranks in bf16. The group is padded to 16 elements, a
+    multiple of 4 ranks x alignment 2, so a rank updates 4 elements. It has 16 bytes of masters, 16 of gradients, 32 of
+    moments, and all weights, (16 + 6) x 2 bytes.
 
+    Args:
+        weights: parameters of the model; those of an optimizer group are in its order.
+        spread: distribution of the stage.
     Source: arXiv:1910.02054, section 3, for the principle; DeepSpeed's stage_1_and_2.py and stage3.py for the padding.
     """
     if spread.zero == 0:
@@ -137,7 +144,7 @@ def plan_memory(weights: Sequence[Weight], spread: Spread) -> RankMemory:
 
 
 def _replicated(weights: Sequence[Weight], spread: Spread) -> RankMemory:
-    """DDP: everything on every rank, and a copy of the gradients in the buckets they are reduced in."""
+    """DDP: every rank has everything, and a copy of the gradients in the buckets in which they are reduced."""
     size = BF16 if spread.pure else FP32
     learnt = sum(w.numel for w in weights if w.group is not None)
     memory = Holding(
@@ -150,7 +157,7 @@ def _replicated(weights: Sequence[Weight], spread: Spread) -> RankMemory:
 
 
 def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
-    """ZeRO-1 and 2: each group is laid out flat, padded, and its rank-th part updated by a rank."""
+    """ZeRO-1 and 2: each group is flattened and padded, and each rank updates one part of it."""
     size = BF16 if spread.bf16 or spread.pure else FP32
     groups = _groups(weights)
     flat = [_up(sum(group), ALIGNMENT * spread.ranks) for group in groups]
@@ -159,7 +166,7 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     if spread.zero == 1:
         gradients = size * learnt
     elif size == FP32 and spread.accumulation > 1:
-        # Accumulated in the gradients themselves, which are kept whole where a rank's part touches them
+        # Gradients accumulate in place: those that a rank's part touches stay whole
         gradients = FP32 * max(
             sum(_touched(group, length, rank, spread.ranks) for group, length in zip(groups, flat, strict=True))
             for rank in range(spread.ranks)
@@ -167,19 +174,19 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
     else:
         gradients = FP32 * part
     frozen = sum(w.numel for w in weights if w.group is None)
-    buckets = size * min(spread.bucket, learnt)
+    buckets = size * min(spread.bucket, learnt) * (2 if spread.overlap_comm else 1)
     device = {"weights": size * (frozen + sum(flat)), "buckets": buckets, "gradients": gradients}
     host: dict[str, int] = {}
     moments_by_group = {w.group: w.moments for w in weights if w.group is not None}.values()
     moments = FP32 * sum(length // spread.ranks * count for length, count in zip(flat, moments_by_group, strict=True))
     _put(host if spread.offload_optimizer else device, masters=FP32 * part, moments=moments)
     if spread.offload_optimizer:
-        _put(host, gradients=FP32 * part)  # a copy, which the update on the host reads
+        _put(host, gradients=FP32 * part)  # the update on the host reads a copy
     return RankMemory(Holding(**device), Holding(**host))
 
 
 def _sharded(weights: Sequence[Weight], spread: Spread) -> RankMemory:
-    """ZeRO-3: each parameter is cut into equal shards; small ones stay whole as well."""
+    """ZeRO-3: each parameter is cut into equal shards; small parameters also stay whole on every rank."""
     size = BF16 if spread.bf16 or spread.pure else FP32
     shards = size * sum(_shard(w, spread) for w in weights)
     whole = size * sum(w.numel for w in weights if w.numel <= spread.keep_whole)
@@ -207,7 +214,7 @@ def _put(memory: dict[str, int], **sizes: int) -> None:
 
 
 def chains(weights: Iterable[Weight]) -> list[int]:
-    """Elements that are whole at once while each module runs: its own, and those of the modules around it."""
+    """Elements that are gathered while each module runs: those of the module and of the modules around it."""
     elements: Counter[str] = Counter()
     for weight in weights:
         elements[weight.owner] += weight.numel
@@ -215,7 +222,7 @@ def chains(weights: Iterable[Weight]) -> list[int]:
 
 
 def _with_those_around(owner: str) -> list[str]:
-    """A module's path and the paths of the modules that it lies in: a.b, a and "" for a.b."""
+    """The path of a module and those of the modules around it: "", a and a.b for a.b."""
     names = owner.split(".") if owner else []
     return [".".join(names[:depth]) for depth in range(len(names) + 1)]
 
@@ -230,7 +237,7 @@ def _groups(weights: Sequence[Weight]) -> list[list[int]]:
 
 
 def _touched(group: Sequence[int], flat: int, rank: int, ranks: int) -> int:
-    """Elements of the parameters that a rank's part of a flat group touches."""
+    """Count the elements of all parameters that a rank's part of a flat group overlaps."""
     begin, end = flat // ranks * rank, flat // ranks * (rank + 1)
     touched = start = 0
     for numel in group:
@@ -263,10 +270,9 @@ class Staged(Protocol):
 
 
 def weights_of(module: Staged) -> list[Weight]:
-    """The weights of a model whose stage has begun, those of a group in its order. The meta device will do."""
-    layered = {name: part for name, part in module.modules_by_part().items() if hasattr(part, "layer_of")}
+    """List the weights of a model whose stage has begun, in the order of the groups. The meta device will do."""
     groups: dict[int, tuple[int, int]] = {}
-    for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered)):
+    for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered(module.modules_by_part()))):
         for parameter in group["params"]:
             groups[id(parameter)] = (number, 1 if group["muon"] else 2)
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in module.named_parameters()}

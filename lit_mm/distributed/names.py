@@ -1,4 +1,9 @@
-"""The strategies by name, and what a name means for the memory of a rank."""
+"""The names of strategies, and the distribution over ranks that a name stands for.
+
+`trainer.strategy` is auto, ddp, zero1, zero2 or zero3. Each ZeRO name has a twin with `_offload`, which keeps the
+optimizer, and under ZeRO-3 the parameters too, in the CPU's memory; `class_path: lit_mm.distributed.zero.ZeRO` takes
+further arguments. Importing this module registers the names with Lightning.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +21,15 @@ from lit_mm.errors import UserError
 
 
 def fresh(strategy: Any) -> Any:
-    """A strategy that no Trainer has used: names stay names, an object from the config is copied."""
+    """A strategy that no Trainer has used yet: a name stays as it is, an object from the config is copied."""
     return copy.deepcopy(strategy)
 
 
 def check_strategy(strategy: Any) -> None:
-    """Refuse a strategy whose pieces this framework cannot save.
+    """Refuse a strategy whose checkpoints this framework cannot write.
 
     Raises:
-        UserError: it is none of single device, DDP and ZeRO.
+        UserError: the strategy is none of single device, DDP and ZeRO.
     """
     if not isinstance(strategy, (SingleDeviceStrategy, DDP, ZeRO)):
         raise _unknown(type(strategy).__name__)
@@ -38,24 +43,22 @@ def _unknown(strategy: str) -> UserError:
 
 
 def spread_of(strategy: str | Mapping[str, Any], *, ranks: int, precision: str, accumulation: int = 1) -> Spread | None:
-    """What a recipe's `trainer.strategy` means for the memory of a rank (see `memory.py`). No engine is made.
-
-    None for a precision whose weights the plan does not know, such as 64-true.
+    """The distribution that a recipe's `trainer.strategy` stands for. No engine is built.
 
     Args:
         strategy: a name, or `class_path` and `init_args` as the resolved config has them.
-        ranks: processes.
-        precision: as `lit_mm.distributed.precision.resolved` gives it.
-        accumulation: micro-batches of an optimizer step.
+        ranks: number of processes.
+        precision: a result of `lit_mm.distributed.precision.resolved`.
+        accumulation: micro-batches per optimizer step.
+    Returns:
+        The distribution; None if memory cannot be planned for this precision, such as 64-true.
     Raises:
         UserError: stages are not trained with this strategy, or not in this precision.
     """
     if isinstance(strategy, str):
         if strategy not in NAMES:
             raise _unknown(strategy)
-        registration = StrategyRegistry[
-            strategy if strategy != "auto" else "ddp"
-        ]  # `auto` is DDP, where there are ranks
+        registration = StrategyRegistry[strategy if strategy != "auto" else "ddp"]  # several ranks under `auto` use DDP
         kind, arguments = registration["strategy"], registration["init_params"]
     else:
         classes = {f"{each.__module__}.{each.__qualname__}": each for each in (DDP, ZeRO)}

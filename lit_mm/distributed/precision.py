@@ -1,4 +1,4 @@
-"""Which arithmetic a machine is fast in, and the Trainer whose `precision: auto` means that one."""
+"""`trainer.precision: auto`: the precision in which a machine is fast."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lit_mm.layers.hardware import fast_bf16
 
 
 def best_precision(accelerator: str) -> str:
-    """What `trainer.precision: auto` means: bf16-mixed where the hardware multiplies in bf16, else 32-true.
+    """The precision that `auto` stands for: bf16-mixed if the hardware multiplies bf16, else 32-true.
 
     Args:
-        accelerator: as the Trainer takes it; "auto" is what the machine has.
+        accelerator: argument `accelerator` of the Trainer; "auto" is the best device of the machine.
     """
     if accelerator in ("auto", "gpu"):
         accelerator = "cuda" if torch.cuda.is_available() else "mps" if torch.mps.is_available() else "cpu"
@@ -29,10 +29,11 @@ def resolved(precision: _PRECISION_INPUT | Literal["auto"] | None, accelerator: 
 
 
 class Trainer(L.Trainer):
-    """Lightning's Trainer, and one more precision.
+    """Lightning's Trainer with one more precision, `auto`.
 
     Args:
-        precision: as Lightning's; auto is bf16-mixed where the hardware multiplies in bf16, else 32-true.
+        precision: a precision of Lightning, or auto: bf16-mixed if the hardware multiplies bf16, else 32-true.
+        kwargs: further arguments of Lightning's Trainer.
     """
 
     def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs) -> None:

@@ -1,11 +1,40 @@
-"""The elements of a parameter that one rank holds or updates."""
+"""Shares: the elements of a parameter that one rank stores or updates."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A parameter that ZeRO-3 has cut into shards. The parameter itself is empty while no module needs it.
+
+    Attributes:
+        ds_tensor: this rank's shard, flat; its `ds_numel` counts the padding too.
+        ds_numel: elements of the whole parameter.
+        ds_shape: shape of the whole parameter.
+    """
+
+    ds_tensor: Any
+    ds_numel: int
+    ds_shape: torch.Size
+
+
+@runtime_checkable
+class Partitioned(Protocol):
+    """A trainable parameter whose optimizer state ZeRO-1 or 2 has cut into partitions."""
+
+    _hp_mapping: Any  # DeepSpeed's record of this rank's fp32 fragment; None if another rank holds all of it
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of a parameter, also while ZeRO-3 keeps only shards of it."""
+    return parameter.ds_shape if isinstance(parameter, Sharded) else parameter.shape
 
 
 @dataclass(frozen=True)
@@ -13,11 +42,11 @@ class Share:
     """The elements of a trainable parameter that this rank updates.
 
     Attributes:
-        name: of the parameter in the module.
-        start: place of the first element in the flattened parameter.
-        count: elements.
-        flat: the rank's fp32 partition that they are part of; the key of their optimizer state.
-        offset: their place in it.
+        name: name of the parameter in the module.
+        start: index of the first element in the flattened parameter.
+        count: number of elements.
+        flat: fp32 partition of this rank that contains the elements. It is the key of their optimizer state.
+        offset: index of the first element in `flat`.
     """
 
     name: str
@@ -27,11 +56,11 @@ class Share:
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The share's part of a tensor that runs along `flat`, a view."""
+        """The share's elements of a tensor that is aligned with `flat`, as a view."""
         return tensor.detach().narrow(0, self.offset, self.count)
 
 
-def shard(parameter: nn.Parameter) -> tuple[int, int]:
+def shard(parameter: Sharded) -> tuple[int, int]:
     """(start, count) of this rank's shard of a parameter under ZeRO-3, without its padding."""
     size = parameter.ds_tensor.ds_numel
     start = min(size * dist.get_rank(), parameter.ds_numel)
@@ -39,14 +68,15 @@ def shard(parameter: nn.Parameter) -> tuple[int, int]:
 
 
 def share_of(parameter: nn.Parameter) -> Tensor | None:
-    """What this rank holds of a parameter and can be compared over time: the whole, or its shard, fp32 if trainable.
+    """The elements of a parameter whose values this rank can compare over time.
 
-    None where another rank holds all of it.
+    Returns:
+        The whole parameter, or this rank's shard of it, in fp32 if it is trainable; None if other ranks hold all of it.
     """
-    if hasattr(parameter, "ds_tensor"):
+    if isinstance(parameter, Sharded):
         if parameter.requires_grad:
             return parameter._z3_optimizer.get_local_fp32_param(parameter)
         return parameter.ds_tensor
-    if parameter.requires_grad and hasattr(parameter, "_hp_mapping"):
+    if parameter.requires_grad and isinstance(parameter, Partitioned):
         return None if parameter._hp_mapping is None else parameter._hp_mapping.get_hp_fragment()
-    return parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return parameter

@@ -1,14 +1,11 @@
-"""How a stage is spread over processes: `trainer.strategy` is auto, ddp, zero1, zero2 or zero3, on CPUs and GPUs alike.
+"""ZeRO as a strategy: DeepSpeed's engine on CPUs and GPUs alike. `lit_mm.distributed.names` lists the names.
 
-Each ZeRO name has a twin with `_offload` (optimizer, and under ZeRO-3 the parameters too, in the CPU's memory); more
-is said with `class_path: lit_mm.distributed.zero.ZeRO` and its arguments. Importing this module registers the names.
+A strategy of this framework keeps three promises:
 
-A strategy here owes the framework three things:
-
-- it writes and reads the one kind of checkpoint of `lit_mm.checkpoints.reading`, each rank the pieces that it holds;
-- between stages the model is whole again: plain fp32 parameters, as if it had just been built and loaded. The next
-  stage starts from that on any strategy, so a stage that is resumed and one that follows another are the same thing;
-- a failure to save is agreed on: every rank raises it, none waits for another that has left.
+- It writes and reads the one kind of checkpoint of `lit_mm.checkpoints.reading`; each rank writes its own pieces.
+- Between stages the model is whole: plain fp32 parameters, as if it had just been built and loaded. The next stage
+  starts from them on any strategy, so resuming a stage and following another stage are the same thing.
+- The ranks agree on a failure to save: every rank raises it, and no rank waits for one that has left.
 """
 
 from __future__ import annotations
@@ -34,30 +31,30 @@ from torch import Tensor, nn
 from lit_mm.checkpoints import contents, reading, writing
 from lit_mm.checkpoints.writing import Piece
 from lit_mm.distributed.cpu import deepspeed_on_cpu
-from lit_mm.distributed.shares import Share, shard
+from lit_mm.distributed.shares import Share, shard, whole_shape
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import compiles_layers
 from lit_mm.stages.optimizer import Cut, MuonWithAdamW
 from lit_mm.stages.thaw import late_parts, learning_parts
 
-ZERO_STAGE = 2  # of ZeRO, where none is named
-# What AdamW keeps of a parameter besides its step count, and what Muon keeps
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")
+ZERO_STAGE = 2  # default of `ZeRO.stage`
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")  # two of AdamW, one of Muon
 
 
 class ZeROPrecision(DeepSpeedPrecision):
-    """bf16 under ZeRO as elsewhere: autocast, so that norms and softmax are fp32; the weights are bf16 already.
+    """bf16 under ZeRO: bf16 weights, and autocast, so that norms and softmax are fp32.
 
-    Both `bf16-mixed` and `bf16-true` mean this: the optimizer's masters are fp32 in any case.
+    `bf16-mixed` and `bf16-true` are the same here, because the optimizer's masters are fp32 in either case.
     """
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        return module  # the engine does, after the fp32 weights have been laid aside
+        return module  # the engine converts it, after `ZeRO.setup` has copied the fp32 weights
 
     def convert_input(self, data: Any) -> Any:
         return data
 
     def backward(self, tensor: Tensor, model: L.LightningModule, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        # Lightning has divided by the accumulation already, which its own plugin lets the engine do a second time
+        # Lightning has divided by the accumulation already; its own plugin lets the engine divide a second time
         model.trainer.model.backward(tensor, *args, scale_wrt_gas=False, **kwargs)
 
     def forward_context(self) -> AbstractContextManager:
@@ -71,22 +68,25 @@ class ZeROPrecision(DeepSpeedPrecision):
 class ZeRO(DeepSpeedStrategy):
     """DeepSpeed's engine with ZeRO stage 1, 2 or 3, on GPUs over NCCL and on CPUs over gloo.
 
-    Stage 1 spreads the optimizer state over the ranks, 2 the gradients as well, 3 the parameters as well, frozen ones
-    included. With precision bf16-mixed or bf16-true the weights are bf16 and the optimizer's masters fp32.
+    Stage 1 shards the optimizer state, stage 2 also the gradients, stage 3 also the parameters, frozen ones included.
+    With precision bf16-mixed or bf16-true the weights are bf16 and the optimizer's masters fp32.
 
-    Muon, which needs whole matrices, puts each together on every rank in every step. A part with `from_step` gives zero
-    gradients until then, and the optimizer passes over its group, so it has no moments and no share in the norm.
+    Muon needs whole matrices, so every rank assembles each of them in every step. A part with `from_step` gives zero
+    gradients before that step, and the optimizer skips its group, so it has no moments and no share in the norm.
 
     Args:
-        stage: of ZeRO.
-        offload_optimizer: masters and moments stay in the CPU's memory, and the update is made there.
-        offload_parameters: stage 3 only: so do the parameters that no layer needs at the moment.
-        keep_whole: stage 3 only: parameters of at most so many elements stay whole on every rank, which saves messages.
-        bucket: at most so many elements are reduced or gathered in one message. The buffer of gradients to reduce has
-            this size, or that of all that a stage learns if it is less.
+        stage: ZeRO stage, 1 to 3.
+        offload_optimizer: True keeps masters and moments in the CPU's memory, where they are updated.
+        offload_parameters: True keeps parameters in the CPU's memory while no layer needs them; stage 3 only.
+        keep_whole: size of the largest parameter that stays whole on every rank, which saves messages; elements, stage
+            3 only.
+        bucket: size of the largest message, elements. The buffer of gradients to reduce has this size, or that of all
+            trainable parameters of the stage if these are fewer.
+        overlap_comm: True reduces and gathers while the backward pass computes, below stage 3 with a second buffer of
+            gradients. None: True under stage 3, else False.
         timeout_minutes: longest wait of one rank for another.
     Raises:
-        UserError: an impossible stage, or offloaded parameters below stage 3.
+        UserError: the stage is none of 1 to 3, or parameters are offloaded below stage 3.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class ZeRO(DeepSpeedStrategy):
         keep_whole: int = 100_000,
         bucket: int = 200_000_000,
         timeout_minutes: float = default_pg_timeout.total_seconds() / 60,
+        overlap_comm: bool | None = None,
     ) -> None:
         if stage not in (1, 2, 3):
             raise UserError(f"ZeRO has the stages 1, 2 and 3, got {stage}")
@@ -105,14 +106,14 @@ class ZeRO(DeepSpeedStrategy):
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed wonders aloud that it found no GPU
         config: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,  # for DeepSpeed's own log only; rows are packed, the guess would fail
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed only logs it; Lightning's guess fails for packed rows
             "zero_allow_untested_optimizer": True,
             # torch's AdamW on the CPU as on the GPU: DeepSpeed's own is compiled on first use, and rounds differently
             "zero_force_ds_cpu_optimizer": False,
             "zero_optimization": {
                 "stage": stage,
                 "contiguous_gradients": True,
-                "overlap_comm": False,
+                "overlap_comm": stage == 3 if overlap_comm is None else overlap_comm,
                 "reduce_bucket_size": bucket,
                 "allgather_bucket_size": bucket,
                 "stage3_prefetch_bucket_size": bucket // 4,
@@ -123,7 +124,7 @@ class ZeRO(DeepSpeedStrategy):
         }
         super().__init__(config=config, timeout=timedelta(minutes=timeout_minutes))
         self.stage, self.bucket = stage, bucket
-        self.given_groups: list[list[nn.Parameter]] = []  # the optimizer's groups before DeepSpeed took them
+        self.original_groups: list[list[nn.Parameter]] = []  # the optimizer's groups before DeepSpeed replaces them
         self._exact: dict[str, Tensor] = {}  # fp32 values of parameters that bf16 cannot hold
 
     # --- CPUs as well ---------------------------------------------------------------------------------------------
@@ -153,6 +154,7 @@ class ZeRO(DeepSpeedStrategy):
         self.precision_plugin = ZeROPrecision(precision)
         check_zero_precision(precision)
         module = self.lightning_module
+        check_zero_layers(self.stage, module)
         stage = module.stage
         if "gradient_clipping" not in self.config:
             self.config["gradient_clipping"] = stage.clip
@@ -160,7 +162,7 @@ class ZeRO(DeepSpeedStrategy):
             # Stage 1 with fp32 accumulation would be another engine class, with another bookkeeping
             self.config["data_types"] = {"grad_accum_dtype": "fp32" if self.stage > 1 else "bf16"}
             self.config["bf16"] = {"enabled": True}
-        learnt = sum(max(p.numel(), getattr(p, "ds_numel", 0)) for p in module.parameters() if p.requires_grad)
+        learnt = sum(whole_shape(p).numel() for p in module.parameters() if p.requires_grad)
         self.config["zero_optimization"]["reduce_bucket_size"] = min(self.bucket, learnt)
         whole = {name: p.data for name, p in module.named_parameters()} if precision.startswith("bf16") else {}
         super().setup(trainer)
@@ -172,11 +174,11 @@ class ZeRO(DeepSpeedStrategy):
         self._wait_until_thawed()
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
-        self.given_groups = [list(group["params"]) for group in optimizer.param_groups]
+        self.original_groups = [list(group["params"]) for group in optimizer.param_groups]
         return super()._setup_model_and_optimizer(model, optimizer, lr_scheduler)
 
     def _keep_exact(self, whole: Mapping[str, Tensor]) -> None:
-        """DeepSpeed made the masters of the bf16 weights: give them the fp32 values, and keep what bf16 has lost."""
+        """Copy the fp32 values into the masters, which DeepSpeed made of bf16; keep frozen values that bf16 rounds."""
         for share in self.shares():
             share.of(share.flat).copy_(whole[share.name].flatten().narrow(0, share.start, share.count))
         trained = {name for name, p in self.lightning_module.named_parameters() if p.requires_grad}
@@ -187,7 +189,7 @@ class ZeRO(DeepSpeedStrategy):
         }
 
     def _wait_until_thawed(self) -> None:
-        """Keep a part with `from_step` out of gradients, norm and moments until then, as `MultimodalModule` does."""
+        """Keep parts out of gradients, norm and moments before their `from_step`, as `MultimodalModule` does."""
         module = self.lightning_module
         late = late_parts(module.stage)
         if not late or not self.optimizers:
@@ -204,32 +206,32 @@ class ZeRO(DeepSpeedStrategy):
         self._silencers = [p.register_hook(silent(part)) for part in late for p in parts[part].values()]
         gradients: dict[Tensor, Tensor | None] = {}
 
-        def take(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        def hide_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             for group in optimizer.param_groups:
                 if not learns(group["part"]):
                     for flat in group["params"]:
                         gradients[flat], flat.grad = flat.grad, None
 
-        def give_back(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        def restore_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
             for flat, gradient in gradients.items():
                 flat.grad = gradient  # with offload it is a buffer that the engine uses again
             gradients.clear()
 
         optimizer = self.engine_optimizer.optimizer
-        optimizer.register_step_pre_hook(take)
-        optimizer.register_step_post_hook(give_back)
+        optimizer.register_step_pre_hook(hide_gradients)
+        optimizer.register_step_post_hook(restore_gradients)
 
     # --- what this rank holds -------------------------------------------------------------------------------------
     @property
     def engine_optimizer(self) -> Any:
-        """DeepSpeed's wrapper; its `optimizer` is the stage's."""
+        """DeepSpeed's wrapper of the stage's optimizer, which is its attribute `optimizer`."""
         return self.optimizers[0]
 
     def shares(self) -> Iterator[Share]:
         """This rank's shares of the trainable parameters, in the order of the model's parameters."""
         zero = self.engine_optimizer
         for name, parameter in self.lightning_module.named_parameters():
-            if not parameter.requires_grad or not parameter.numel() + getattr(parameter, "ds_numel", 0):
+            if not parameter.requires_grad or not whole_shape(parameter).numel():
                 continue
             if self.stage == 3:
                 group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
@@ -243,11 +245,11 @@ class ZeRO(DeepSpeedStrategy):
                 yield Share(name, low.start, low.numel, flat, high.start)
 
     def _cuts(self) -> dict[Tensor, list[Cut]]:
-        """Flat tensor -> the matrices that are cut into it, in the order of its group."""
+        """Flat tensor -> the matrices that ZeRO has cut into it, in the order of its group."""
         zero, shares = self.engine_optimizer, {share.name: share for share in self.shares()}
         names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
         cuts: dict[Tensor, list[Cut]] = {}
-        for number, parameters in enumerate(self.given_groups):
+        for number, parameters in enumerate(self.original_groups):
             if not zero.optimizer.param_groups[number]["muon"]:
                 continue
             for parameter in parameters:
@@ -257,23 +259,23 @@ class ZeRO(DeepSpeedStrategy):
                     flat = zero.single_partition_of_fp32_groups[number]
                 share = shares.get(names[id(parameter)])
                 place = (share.start, share.count, share.offset) if share else ()
-                cuts.setdefault(flat, []).append(Cut(getattr(parameter, "ds_shape", parameter.shape), *place))
+                cuts.setdefault(flat, []).append(Cut(whole_shape(parameter), *place))
         return cuts
 
     def _sum(self, pieces: Tensor) -> Tensor:
-        """Over the ranks."""
-        there = pieces.to(self.root_device)
-        dist.all_reduce(there)
-        return there.to(pieces.device)
+        """Sum a tensor over the ranks."""
+        total = pieces.to(self.root_device)
+        dist.all_reduce(total)
+        return total.to(pieces.device)
 
     def _frozen_pieces(self, names: set[str]) -> Iterator[Piece]:
-        """The frozen parameters among `names`: under ZeRO-3 this rank's shards, else every n-th as a whole."""
+        """Frozen parameters that this rank saves: its shards under ZeRO-3, else every n-th parameter as a whole."""
         frozen = [(n, p) for n, p in self.lightning_module.named_parameters() if not p.requires_grad and n in names]
         for number, (name, parameter) in enumerate(frozen):
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            mine = number % self.world_size == self.global_rank
+            shape = tuple(whole_shape(parameter))
+            by_this_rank = number % self.world_size == self.global_rank
             if self.stage < 3 or name in self._exact:
-                if mine:
+                if by_this_rank:
                     yield Piece(name, shape, 0, self._exact.get(name, parameter.detach().float()).flatten())
                 continue
             start, count = shard(parameter)
@@ -290,7 +292,7 @@ class ZeRO(DeepSpeedStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         optimizer = self.engine_optimizer.optimizer
         stored = set(checkpoint["lit_mm"]["stored"])
-        shapes = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in self.lightning_module.named_parameters()}
+        shapes = {n: tuple(whole_shape(p)) for n, p in self.lightning_module.named_parameters()}
 
         def weights() -> Iterator[Piece]:
             for share in self.shares():
@@ -324,7 +326,7 @@ class ZeRO(DeepSpeedStrategy):
         return True
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Nothing: `run_stages` loads weights into the whole model, before the engine divides it."""
+        """Do nothing: `run_stages` has loaded the weights into the whole model, before the engine shards it."""
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         saved: reading.Checkpoint = checkpoint["saved"]
@@ -357,11 +359,11 @@ class ZeRO(DeepSpeedStrategy):
         super().teardown()
 
     def _make_whole(self, module: L.LightningModule) -> None:
-        """Turn the engine's pieces back into plain fp32 parameters on the CPU, on every rank."""
+        """Replace the engine's shards by whole fp32 parameters on the CPU, on every rank."""
         shares = {share.name: share for share in self.shares()}
         whole: dict[str, Tensor] = {}
         for name, parameter in module.named_parameters():
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            shape = tuple(whole_shape(parameter))
             if parameter.requires_grad:
                 share = shares.get(name)
                 piece = (share.start, share.of(share.flat)) if share else None
@@ -393,7 +395,7 @@ class ZeRO(DeepSpeedStrategy):
         self.model = module
 
     def _assemble(self, shape: tuple[int, ...], piece: tuple[int, Tensor] | None) -> Tensor:
-        """The whole of a tensor of which every rank has a piece. The sum is of bits, so that -0.0 stays what it is."""
+        """Assemble a tensor of which every rank has a piece. The sum is one of bits, so that -0.0 stays -0.0."""
         bits = torch.zeros(math.prod(shape), dtype=torch.int32, device=self.root_device)
         if piece is not None:
             start, tensor = piece
@@ -402,7 +404,7 @@ class ZeRO(DeepSpeedStrategy):
         return bits.view(torch.float32).view(shape).cpu()
 
 
-# What ZeRO-3 leaves on modules beside ds_...; the engine of the next stage would call the functions of the one before
+# Attributes that ZeRO-3 leaves on modules beside ds_...; the next stage's engine would call the old functions
 ENGINE_ATTRIBUTES = (
     "_original_parameters",
     "_external_params",
@@ -413,11 +415,24 @@ ENGINE_ATTRIBUTES = (
 )
 
 
+def check_zero_layers(stage: int, module: nn.Module) -> None:
+    """Refuse compiled layers under stage 3, which gathers parameters in Python as each module begins.
+
+    Raises:
+        UserError: a layer is compiled under stage 3.
+    """
+    if stage == 3 and compiles_layers(module):
+        raise UserError(
+            "ZeRO-3 gathers the parameters of each module as it begins, which a compiled layer would not see. Set "
+            "`compile: false` for the parts of the model, or take zero2 or ddp"
+        )
+
+
 def check_zero_precision(precision: str) -> None:
     """Refuse a precision that scales the loss, or that DeepSpeed does not have.
 
     Raises:
-        UserError: it is none of bf16-mixed, bf16-true and 32-true.
+        UserError: the precision is none of bf16-mixed, bf16-true and 32-true.
     """
     if precision not in ("bf16-mixed", "bf16-true", "32-true"):
         why = "scales the loss" if precision.startswith("16") else "is unknown to DeepSpeed"

@@ -27,9 +27,14 @@ if TYPE_CHECKING:  # headers are read without torch
     from torch import Tensor
 
 LIMIT_PIXELS = 1024**3 // 4 // 3  # 89 megapixels, where Pillow begins to warn: 256 MB of RGB
+BYTES = 3  # of a pixel of RGB: `limit_pixels` allows so many bytes for each of its pixels
+WEBP_CANVASES = 8  # bytes of a pixel that Pillow's WebP decoder holds besides: two frames of an animation, with alpha
+MOST_SCANS = 200  # of a progressive JPEG; encoders write about ten, and each costs the time of a whole image
+SCAN = b"\xff\xda"  # begins a scan; inside of one every 0xff is followed by 0 or by a restart marker
 # No EPS: to read one runs a program. JPEG includes MPO, the several pictures of a phone; the first is taken.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
+ICON = b"\0\0\1\0"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What Pillow's readers raise over damaged bytes: beside OSError, whatever their parsing trips over (a broken PNG is a
 # SyntaxError, a text chunk that explodes a ValueError, a broken directory of a TIFF any of the others).
@@ -60,6 +65,10 @@ class PictureError(UserError):
     """An image that cannot become pixels: missing, not an image, damaged, too large, or of no agreed range."""
 
 
+class TooManyPixels(PictureError):
+    """An image that would take more memory or time to decode than is allowed."""
+
+
 def decode(
     data: bytes | Path,
     *,
@@ -78,12 +87,14 @@ def decode(
         at_least: (height, width) of the upright image that will do. A JPEG then comes at 1/2, 1/4 or 1/8 of its size
             (rounded up), the smallest that is not smaller; all else whole. None for the whole image.
         promised: (height, width) that the metadata says of the whole; an image of another size is refused.
-        limit_pixels: more pixels than this are refused before they are decoded. Pillow's own limit, twice the default,
+        limit_pixels: an image that takes more bytes to decode than so many pixels of RGB is refused before it is
+            decoded; alpha and a decoder's canvases count (see `pixel_bytes`). Pillow's own limit, twice the default,
             holds as well.
         name: what errors call an image given as bytes, such as "shard-03.tar: 0017.jpg".
     Raises:
         PictureError: the image is missing, not an image, truncated (also where libjpeg would fill the missing part with
-            grey) or damaged, not of the size that was promised, has more than `limit_pixels`, or holds 32-bit values.
+            grey) or damaged, not of the size that was promised, or holds 32-bit values.
+        TooManyPixels: it takes more memory than `limit_pixels` allows, or is a JPEG of more than 200 scans.
     """
     import torch
 
@@ -91,8 +102,14 @@ def decode(
     if isinstance(data, Path):
         with _reading(name), _open(data) as file:
             data = file.read()
+    with _reading(name):
+        _check_icon(io.BytesIO(data), limit_pixels, name)
     with _reading(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check(image, limit_pixels, name)
+        if image.format in ("JPEG", "MPO") and (scans := data.count(SCAN)) > MOST_SCANS:
+            raise TooManyPixels(
+                f"the JPEG {name!r} has {scans} scans, at most {MOST_SCANS} are decoded. Write it anew, or leave it out"
+            )
         turn = _orientation(image, io.BytesIO(data))
         whole = image.size if turn >= 5 else image.size[::-1]
         if promised is not None and whole != tuple(promised):
@@ -104,7 +121,8 @@ def decode(
         pixels = None
         if image.format in ("JPEG", "MPO"):
             colours = "RGB" if image.mode in ("RGB", "L") else image.mode
-            pixels = _jpeg(data, least, colours, name) if colours in ("RGB", "CMYK") else None
+            known = colours in ("RGB", "CMYK")
+            pixels = _jpeg(data, image.size[::-1], least, colours, name) if known else None
         if pixels is None or pixels.shape[2] != 3:  # Pillow knows the inks of a CMYK file
             pixels = _rgb(image)
     return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
@@ -123,6 +141,7 @@ def read_header(data: bytes | Path | BinaryIO, *, limit_pixels: int = LIMIT_PIXE
     with _reading(name):
         stream = _open(data) if isinstance(data, Path) else io.BytesIO(data) if isinstance(data, bytes) else data
         try:
+            _check_icon(stream, limit_pixels, name)
             with Image.open(stream, formats=FORMATS) as image:
                 _check(image, limit_pixels, name)
                 width, height = image.size
@@ -166,12 +185,45 @@ def _reading(name: str) -> Iterator[None]:
         raise PictureError(f"the image {name!r} is damaged ({error}). Replace the file, or leave it out") from error
 
 
+def pixel_bytes(image: Image.Image) -> int:
+    """Bytes that a pixel of an opened image takes while it is decoded.
+
+    These are three, with alpha four, and in a WebP eight more for the canvases of the decoder. So the default limit of
+    89 megapixels of RGB is one of 67 megapixels with alpha, and of 24 in a WebP.
+    """
+    has_four = image.has_transparency_data or image.mode == "CMYK"
+    return BYTES + has_four + (WEBP_CANVASES if image.format == "WEBP" else 0)
+
+
+def _check_icon(stream: BinaryIO, limit_pixels: int, name: str) -> None:
+    """Refuse an ICO that holds a larger image than is decoded. Pillow decodes it when it opens the file, and believes
+    the sizes of its directory, which need not be true. Of any other file nothing is read; the stream is rewound."""
+    if stream.read(len(ICON)) == ICON:
+        (count,) = struct.unpack("<H", stream.read(2))
+        directory = stream.read(16 * count)
+        for entry in range(0, len(directory) - 15, 16):
+            stream.seek(struct.unpack_from("<I", directory, entry + 12)[0])
+            head = stream.read(24).ljust(24, b"\0")
+            if head.startswith(PNG_SIGNATURE):
+                width, height = struct.unpack_from(">II", head, 16)
+            else:  # a bitmap, with a mask below it
+                width, height = (abs(side) for side in struct.unpack_from("<ii", head, 4))
+            if width * height * (BYTES + 1) > BYTES * limit_pixels:
+                raise TooManyPixels(
+                    f"the ICO {name!r} holds an image of {width} x {height} = {width * height} pixels, at most "
+                    f"{BYTES * limit_pixels // (BYTES + 1)} are decoded. Shrink it, or raise `limit_pixels`"
+                )
+    stream.seek(0)
+
+
 def _check(image: Image.Image, limit_pixels: int, name: str) -> None:
+    """Refuse what its header shows to be too large, or of no agreed range."""
     width, height = image.size
-    if width * height > limit_pixels:
-        raise PictureError(
-            f"the image {name!r} has {width} x {height} = {width * height} pixels, at most {limit_pixels} are decoded. "
-            "Shrink it, or leave it out"
+    most = BYTES * limit_pixels // pixel_bytes(image)
+    if width * height > most:
+        raise TooManyPixels(
+            f"the image {name!r} has {width} x {height} = {width * height} pixels, at most {most} of its kind are "
+            f"decoded, {pixel_bytes(image)} bytes each. Shrink it, or raise `limit_pixels`"
         )
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # 16-bit PGM arrives as I, 0 to 65535
         raise PictureError(
@@ -222,12 +274,15 @@ def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
     return ((by, -(-height // by), -(-width // by)) for by in (1, 2, 4, 8))
 
 
-def _jpeg(data: bytes, at_least: tuple[int, int] | None, colours: str, name: str) -> np.ndarray | None:
+def _jpeg(
+    data: bytes, size: tuple[int, int], at_least: tuple[int, int] | None, colours: str, name: str
+) -> np.ndarray | None:
     """[H, W, 3 or 4] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
 
     Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
 
     Args:
+        size: (height, width) in the header.
         colours: "RGB" or "CMYK".
         name: what the error calls the image.
     Raises:
@@ -236,7 +291,7 @@ def _jpeg(data: bytes, at_least: tuple[int, int] | None, colours: str, name: str
     try:
         if at_least is None:
             return simplejpeg.decode_jpeg(data, colorspace=colours)
-        whole, *smaller = reductions(*simplejpeg.decode_jpeg_header(data)[:2])
+        whole, *smaller = reductions(*size)
         by, height, width = max(
             [
                 whole,

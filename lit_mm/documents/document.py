@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from PIL import Image
@@ -36,6 +37,18 @@ class Decodable(Protocol):
             at_least: (height, width) that will do; see `lit_mm.documents.decode.decode`.
         """
         ...
+
+
+@runtime_checkable
+class FromFile(Protocol):
+    """A picture that knows its file. Optional.
+
+    Attributes:
+        path: of the file; of a URL what follows the scheme.
+    """
+
+    @property
+    def path(self) -> Path: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,45 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Protocol
 
 from PIL import Image
 
 from lit_mm.documents.document import Document, Picture
+from lit_mm.documents.examination import Examination, Prediction
 from lit_mm.evaluation.exact_match import exact_match
-from lit_mm.evaluation.score import Prediction, Score, score
+from lit_mm.evaluation.score import score
 from lit_mm.inference.generate import answer
 from lit_mm.module import MultimodalModule
-
-
-@dataclass(frozen=True)
-class Examination:
-    """What a model did with held-out documents.
-
-    Attributes:
-        figures: overall figure, and one per skill.
-        predictions: answers in the order of the documents.
-    """
-
-    figures: Score
-    predictions: tuple[Prediction, ...]
-
-
-class Examiner(Protocol):
-    """Examines a model on held-out documents. A family names its own in `MultimodalModule.examiner`."""
-
-    def __call__(
-        self, module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
-    ) -> Examination:
-        """Called on every rank of a job; each gets the whole examination.
-
-        Args:
-            module: model to examine.
-            documents: each ends in an answer that the model is not shown.
-            blind: show pictures of other documents (see `without_sight`): what the model knows without seeing.
-            batch_size: documents examined together.
-        """
-        ...
 
 
 class Answers:
@@ -52,7 +22,7 @@ class Answers:
     def __call__(
         self, module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
     ) -> Examination:
-        """See `Examiner`."""
+        """See `lit_mm.module.Examiner`."""
         questions = without_sight(documents) if blind else documents
         answers = answer(module, questions, batch_size=batch_size, spread=True)
         predictions = tuple(
@@ -66,7 +36,7 @@ def examine(
     module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
 ) -> Examination:
     """An examination by the model's own examiner; `Answers` if its family names none."""
-    examiner: Examiner = module.examiner or Answers()
+    examiner = module.examiner or Answers()
     return examiner(module, documents, blind=blind, batch_size=batch_size)
 
 

@@ -1,29 +1,10 @@
-"""Predictions and their score, over all documents and per skill."""
+"""The score of predictions, over all documents and per skill."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from lit_mm.documents.document import Document
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the model answered to one document."""
-
-    document: Document
-    answer: str
-    correct: bool
-
-
-@dataclass(frozen=True)
-class Score:
-    """Exact match: over all documents, and per skill."""
-
-    overall: float
-    skills: dict[str, float]
-    count: int
+from lit_mm.documents.examination import Prediction, Score
 
 
 def score(predictions: Sequence[Prediction]) -> Score:

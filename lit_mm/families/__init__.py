@@ -1,4 +1,4 @@
-"""One LightningModule per family: composes parts, adds no tensor maths."""
+"""Families: one LightningModule each, which composes parts and adds no tensor maths."""
 
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.encoder_decoder import EncoderDecoder

@@ -1,4 +1,4 @@
-"""What the families that read images have in common: their network, and the processor that fits it."""
+"""The common part of families that read images: their network, and the processor that fits it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from typing import Any
 
 from torch import nn
 
+from lit_mm.connectors.protocol import Gridded
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.protocol import LanguageModel
+from lit_mm.layers.protocols import complete
 from lit_mm.model import MultimodalModel
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.processor import Processor
 from lit_mm.tiling.grids import TokenGrid
+from lit_mm.vision.protocol import Patched
 
 
 def compose(
@@ -23,21 +26,26 @@ def compose(
     inputs: Inputs | None,
     default: Inputs,
 ) -> dict[str, Any]:
-    """The arguments of `MultimodalModule` for a language model that reads visual tokens among its text.
+    """Build the arguments of `MultimodalModule` for a language model that reads visual tokens among its text.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder` with a `patch_grid`.
-        connector: a `lit_mm.model.Connector` with a `grid_rule`.
+        vision: vision encoder, see `Patched`.
+        connector: connector, see `Gridded`.
         language: a decoder, or an encoder-decoder whose encoder reads text and visual tokens.
-        tokenizer: reference of its tokenizer, see `load_tokenizer`.
-        inputs: changes of the recipe; None: none.
+        tokenizer: reference of the language model's tokenizer, see `load_tokenizer`.
+        inputs: changes that the recipe makes to `default`; None for no change.
         default: inputs of the family, with tiling, layout and prompt.
+    Raises:
+        UserError: a part lacks what its protocol demands.
     """
-    complete = default if inputs is None else inputs.over(default)
+    complete(vision, Patched, "vision encoder")
+    complete(connector, Gridded, "connector")
+    complete(language, LanguageModel, "language model")
+    combined = default if inputs is None else inputs.over(default)
     token_grid = TokenGrid(vision.patch_grid, connector.grid_rule)
     return {
         "network": MultimodalModel(language, vision, connector, fusion=scatter_visual),
         "processor": lambda: Processor.of(
-            load_tokenizer(tokenizer), complete, token_grid, writes_target=language.writes_target
+            load_tokenizer(tokenizer), combined, token_grid, writes_target=language.writes_target
         ),
     }

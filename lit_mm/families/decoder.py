@@ -1,4 +1,4 @@
-"""A language model alone: the text-only member of every comparison, and how the nano language model is pre-trained."""
+"""A decoder alone: the text-only member of every comparison. The nano language model is pre-trained as one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Decoder(MultimodalModule):
     """A decoder that reads text. Part: language.
 
     Args:
-        language: the decoder.
-        tokenizer: "nano", a tokenizer.json, a folder, or a published name.
-        prompt: chat template and label rule.
+        language: decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        prompt: chat template and label rule; None: `XComposer2Prompt`.
         max_length: longest sample, tokens.
         next_token: objective "next_token", with its label smoothing; None: without smoothing.
     """

@@ -1,4 +1,4 @@
-"""An encoder-decoder alone, text to text: how the nano encoder-decoder is pre-trained."""
+"""An encoder-decoder alone, text to text. The nano encoder-decoder is pre-trained as one."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class EncoderDecoder(MultimodalModule):
     """An encoder-decoder that reads text and answers. Part: language.
 
     Args:
-        language: the encoder-decoder.
-        tokenizer: "nano", a tokenizer.json, a folder, or a published name.
-        prompt: which part of a document is the source, and which the target.
-        max_length: longest sample, source and target together, tokens.
-        next_token: objective "next_token", with its label smoothing; None: without smoothing.
+        language: encoder-decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        prompt: rule that divides a document into source and target; None: `TextToText`.
+        max_length: longest sample, tokens of source and target together.
+        next_token: objective next_token with its label smoothing; None: no smoothing.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""LLaVA: one linear projection of frozen CLIP features in front of the text."""
+"""LLaVA: a linear projection of frozen CLIP features stands in front of the text."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from lit_mm.tiling.square import CentreCrop
 class Llava(MultimodalModule):
     """LLaVA. Parts: vision, connector, language.
 
-    The middle square of the image becomes one visual token per patch: 256 at 224 pixels, 576 at 336. The features are
-    those of the last block but one (`select_layer: -2`), without the class token. The first stage trains the connector
-    on captions in the plain template, the second the connector and the language model on chats.
+    Each patch of the image's middle square becomes one visual token: 256 tokens at 224 pixels, 576 at 336. The features
+    are the output of the last block but one (`select_layer: -2`), without the class token. The first stage trains the
+    connector on captions in the plain template; the second trains the connector and the language model on chats.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder`.
-        language: the decoder.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
+        vision: vision encoder, see `lit_mm.vision.protocol.VisionEncoder`.
+        language: decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        image_size: side of the view, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds the connector from (vision width, language width).
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above.
+            them further. None: the inputs that the class describes.
     Source: arXiv:2304.08485, section 4.1; github.com/haotian-liu/LLaVA c121f04 with `mm_projector_type: linear`. The
-        image stands before the first question, as in that code; the paper draws whether before or after.
+        image stands before the first question, as in that code; the paper places it before or after at random.
     """
 
     def __init__(

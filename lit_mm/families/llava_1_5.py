@@ -19,18 +19,18 @@ from lit_mm.tiling.square import Pad
 class Llava15(MultimodalModule):
     """LLaVA-1.5. Parts: vision, connector, language.
 
-    The image is padded to a square with CLIP's mean colour and becomes one visual token per patch, 576 at 336 pixels.
-    Features as in LLaVA. The released first stage does not pad but crops, and its template is the plain one: both are
-    `inputs` of that stage alone.
+    The image is padded to a square with CLIP's mean colour, and each patch becomes one visual token: 576 at 336 pixels.
+    The features are those of LLaVA. The released first stage crops instead of padding and uses the plain template; both
+    are `inputs` of that stage.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder`.
-        language: the decoder.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
+        vision: vision encoder, see `lit_mm.vision.protocol.VisionEncoder`.
+        language: decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        image_size: side of the view, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds the connector from (vision width, language width).
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above.
+            them further. None: the inputs that the class describes.
     Source: arXiv:2310.03744; github.com/haotian-liu/LLaVA c121f04, scripts/v1_5.
     """
 

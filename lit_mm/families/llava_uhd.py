@@ -1,4 +1,4 @@
-"""LLaVA-UHD: slices of any shape, each encoded at its own aspect ratio and compressed to the same number of tokens."""
+"""LLaVA-UHD: slices are encoded at their own aspect ratio and compressed to the same number of tokens."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from lit_mm.tiling.uhd import Uhd
 class LlavaUHD(MultimodalModule):
     """LLaVA-UHD. Parts: vision, connector, language.
 
-    An image becomes up to 7 slices of about the area that the encoder was trained on, "," between those of a row and a
-    newline after each row, and an overview last. No view is padded or stretched to a square: CLIP's position table is
-    interpolated to each, all views of a batch in one call. 144 tokens a view and a separator for each slice: 336 x 336
-    pixels are 144 tokens, 672 x 1088 are 1014. The first stage sees the overview alone.
+    An image becomes up to 7 slices of about the area on which the encoder was trained, with "," between the slices of a
+    row and a newline after each row, and an overview at the end. No view is padded or stretched to a square: CLIP's
+    position table is interpolated to each view, and one call encodes all views of a batch. A view has 144 tokens, a
+    slice also a separator: 336 x 336 pixels have 144 tokens, 672 x 1088 have 1014. The first stage reads the overview
+    alone.
 
     The arXiv version is `connector: SliceResampler(side: 8, heads: 8, regions: false)` with the tiling `UhdArxiv` and
     the layout `InOrder`: 64 tokens a view, no separators.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder` of `any_size`.
-        language: the decoder.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the square whose area each view keeps, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector` of `any_grid`; called with (vision width, language width).
+        vision: vision encoder with `any_size`, see `lit_mm.vision.protocol.VisionEncoder`.
+        language: decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        image_size: side of the square whose area each view has, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds a connector with `any_grid` from (vision width, language width).
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above.
-    Source: arXiv:2403.11703 (ECCV 2024); github.com/thunlp/LLaVA-UHD, branch LLaVA-UHD-v1 dd7f6cc, which is followed
-        where the arXiv version differs (6 slices, 64 tokens). Of the code of March 2024 only tiling and resampler are;
-        its forward pass is known to be broken. The random resizing of training images is left out.
+            them further. None: the inputs that the class describes.
+    Source: arXiv:2403.11703 (ECCV 2024); github.com/thunlp/LLaVA-UHD, branch LLaVA-UHD-v1 dd7f6cc, which we follow
+        where the arXiv version differs (6 slices, 64 tokens). Of the code of March 2024 we follow tiling and resampler
+        alone, because its forward pass is known to be broken. We leave out the random resizing of training images.
     """
 
     def __init__(

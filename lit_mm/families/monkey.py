@@ -1,4 +1,4 @@
-"""Monkey: Qwen-VL at a higher resolution, by windows that each have adapters of their own in the vision encoder."""
+"""Monkey: Qwen-VL at a higher resolution. Each window of the image has its own adapters in the vision encoder."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ from lit_mm.vision.window_adapters import apply_window_adapters
 class Monkey(MultimodalModule):
     """Monkey. Parts: vision, window_adapters, connector, projection, position_table, language.
 
-    The image is stretched to `size` and cut into windows of the encoder's size; a view of the whole comes last. Window
-    i runs through the encoder with adapter set i, the whole without any, all views in one call. One resampler makes 256
-    visual tokens of each: 1280 for 896 x 896 pixels, 1792 for 896 x 1344. There are as many adapter sets as windows.
+    The image is stretched to `size` and cut into windows of the encoder's size; the global view comes last. Window i
+    passes through the encoder with adapter set i, the global view without adapters, all in one call. One resampler
+    makes 256 visual tokens of each view: 1280 for 896 x 896 pixels, 1792 for 896 x 1344. There are as many adapter sets
+    as windows.
 
     Args:
-        vision: the encoder; it gets the adapters.
-        language: the decoder.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        size: (height, width) that every image is stretched to, pixels.
-        window: side of a window and of the view of the whole, pixels.
-        stride: step from window to window, pixels; None for `window`, as published.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        ranks, dropout: settings of the adapters, see `apply_window_adapters`.
+        vision: vision encoder, which gets the adapters.
+        language: decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        size: (height, width) of the stretched image, pixels.
+        window: side of a window and of the global view, pixels.
+        stride: step from window to window, pixels; None: the side of a window, as published.
+        connector: class or function that builds the connector from (vision width, language width).
+        ranks: ranks of the adapters, see `apply_window_adapters`.
+        dropout: dropout probability of the adapters' inputs.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above, with texts as they stand (`QwenPlain`). A stage with the tiling
-            `Whole` trains what the published model starts from; the release loads the finished Qwen-VL.
+            them further. None: the inputs that the class describes, with texts as they stand (`QwenPlain`). A stage
+            with the tiling `Whole` trains the model from which the published one starts; the release loads the
+            finished Qwen-VL.
     Raises:
-        UserError: an image smaller than a window, or ranks that are none.
+        UserError: the image is smaller than a window, or a rank is not positive.
     Source: arXiv:2311.06607; monkey_model/visual.py and modeling_monkey.py of the release. The paper reports adapters
         of 117M parameters, the released code has 51.1M.
     """
@@ -65,5 +68,6 @@ class Monkey(MultimodalModule):
             fill=WHITE,
         )
         tiling = default.tiling if inputs is None else inputs.over(default).tiling
+        assert tiling is not None  # the default has one
         apply_window_adapters(vision, len(tiling(*size).tiles), ranks, dropout)
         super().__init__(**compose(vision, resampler, language, tokenizer, inputs, default))

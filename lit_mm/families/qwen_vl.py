@@ -1,4 +1,4 @@
-"""Qwen-VL: a position-aware resampler makes 256 visual tokens of any view; the resolution grows from stage to stage."""
+"""Qwen-VL: a position-aware resampler makes 256 visual tokens of a view; the resolution grows from stage to stage."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ from lit_mm.tiling.plan import Stretch
 class QwenVL(MultimodalModule):
     """Qwen-VL. Parts: vision, connector, projection, position_table, language.
 
-    The image is stretched to a square; the resampler reads its patches, 256 at 224 pixels, 1024 at 448, into 256 visual
-    tokens. Both position tables follow the size of a stage by themselves, in every forward: the encoder's learnt one
-    stays that of 224 pixels (`any_size`) and is resized to the view's grid, so what a later stage learns at 448 goes
-    into the same 256 entries; the resampler's fixed one is that of its queries, and is resized for the keys. A
-    checkpoint of one stage is therefore a checkpoint of any other, and of any size.
+    The image is stretched to a square. The resampler compresses its patches, 256 at 224 pixels and 1024 at 448, to 256
+    visual tokens. Every forward resizes both position tables to the size of the stage. The encoder's learnt table has
+    the 256 entries of 224 pixels (`any_size`), and a later stage at 448 pixels trains the same entries; the resampler's
+    fixed table is that of its queries, and is resized for the keys. A checkpoint therefore fits every stage and size.
 
-    Not reproduced: what the released language model does beyond 2048 tokens in generation, and never in training
-    (dynamic NTK frequencies, log-n scaling of queries); up to there it is a Llama with biases on q, k and v.
+    Beyond 2048 tokens the released language model generates, but never trains, with dynamic NTK frequencies and log-n
+    scaling of queries, which we do not reproduce; up to 2048 tokens it is a Llama with biases on q, k and v.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder` that takes views of every stage's size.
-        language: the decoder.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
+        vision: vision encoder that takes the views of every stage, see `lit_mm.vision.protocol.VisionEncoder`.
+        language: decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        image_size: side of the view, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds the connector from (vision width, language width).
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above.
+            them further. None: the inputs that the class describes.
     Source: arXiv:2308.12966; visual.py, modeling_qwen.py and finetune.py of the release.
     """
 

@@ -1,4 +1,4 @@
-"""Any vision encoder, connector, tiling, layout and injection, chosen in the recipe."""
+"""Recombined: the recipe chooses vision encoder, connector, tiling, layout and injections."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.errors import UserError
 from lit_mm.families.composition import compose
-from lit_mm.language.llama import Llama
-from lit_mm.language.t5 import T5
+from lit_mm.language.protocol import LanguageModel
 from lit_mm.layers.injection import Injection
 from lit_mm.module import MultimodalModule
 from lit_mm.objectives.next_token import NextToken
@@ -22,30 +21,33 @@ from lit_mm.samples.layout import InOrder
 
 
 class Recombined(MultimodalModule):
-    """Parts of several papers in one model. Parts: vision, connector, language; one for each name in `learned`; and the
-    parts that the injections add (`PartialLoRA` adds partial_lora).
+    """Combines parts of several papers. Parts: vision, connector, language, each name in `learned`, and injected ones.
+
+    `PartialLoRA`, for example, adds the part partial_lora.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder`.
-        language: a decoder, or an encoder-decoder (with a prompt such as `TextToText`).
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        inputs: tiling, layout, prompt and lengths of the model in use and of all stages; a stage may change them. The
-            tiling is needed. Without the others: visual tokens in order, chats in the template vicuna_v1, 4096 tokens.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        learned: names of vectors beside the connector, which a layout places in this order: [newline, separator].
+        vision: vision encoder, see `lit_mm.vision.protocol.VisionEncoder`.
+        language: decoder, or encoder-decoder with a prompt such as `TextToText`; see
+            `lit_mm.language.protocol.LanguageModel`.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        inputs: tiling, layout, prompt and lengths of the model in use and of all stages; a stage may change them. A
+            tiling is required. Defaults: visual tokens in order, chats in the template vicuna_v1, 4096 tokens.
+        connector: class or function that builds the connector from (vision width, language width).
+        learned: names of learned vectors that are added to the connector, in the order in which a layout numbers them,
+            such as [newline, separator]; None: no vectors are added.
         injection: change of the language model, such as `lit_mm.language.partial_lora.PartialLoRA`; None: no change.
         vision_injection: change of the vision encoder, such as `lit_mm.vision.window_adapters.WindowAdapters`; None: no
             change.
         next_token: objective "next_token", with its label smoothing; None: without smoothing.
     Raises:
-        UserError: no tiling, or parts that do not go together, with the nearest that do; see
+        UserError: there is no tiling, or the parts do not go together; the message has the nearest legal choice, see
             `lit_mm.combination.legal`.
     """
 
     def __init__(
         self,
         vision: nn.Module,
-        language: Llama | T5,
+        language: LanguageModel,
         tokenizer: str,
         inputs: Inputs,
         connector: Callable[[int, int], nn.Module] = MLPProjector,

@@ -1,4 +1,4 @@
-"""VILA: LLaVA-1.5's parts, and pre-training of the language model on interleaved pages in between."""
+"""VILA: LLaVA-1.5's parts, with pre-training of the language model on interleaved pages."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ from lit_mm.tiling.square import Pad
 class Vila(MultimodalModule):
     """VILA. Parts: vision, connector, language.
 
-    Every image becomes 576 visual tokens where it stands in the text, any number of images a document, no separator.
-    The projector is warmed up on captions; then projector and language model learn on interleaved pages and pairs
-    (`Interleaved`), then on chats with text alone among them. A document's own system turn replaces the template's.
+    A document may have any number of images; each becomes 576 visual tokens at its place in the text, without a
+    separator. The first stage warms the projector up on captions. The second trains projector and language model on
+    interleaved pages and pairs (`Interleaved`), the third on chats, some of which have no image. A document's own
+    system turn replaces that of the template.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder`.
-        language: the decoder.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width). `MLPProjector` is that
-            of the released 1.0, `linear_projector` the paper's, `DownsampleMLP` 1.5's.
+        vision: vision encoder, see `lit_mm.vision.protocol.VisionEncoder`.
+        language: decoder.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        image_size: side of the view, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds the connector from (vision width, language width). The released 1.0
+            has `MLPProjector`, the paper `linear_projector`, version 1.5 `DownsampleMLP`.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above.
+            them further. None: the inputs that the class describes.
     Source: arXiv:2312.07533; github.com/NVlabs/VILA eaadb1e. The paper's projector is linear, the release's an MLP.
     """
 

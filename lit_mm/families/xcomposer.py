@@ -21,21 +21,24 @@ from lit_mm.tiling.plan import Stretch
 class XComposer(MultimodalModule):
     """XComposer. Parts: vision, connector (norm, perceive sampler, projection), flags, language, lora.
 
-    The image is stretched to `image_size` x `image_size` and read by 64 queries; a vector stands before and after their
-    64 visual tokens, so that an image takes 66 positions whatever its size. Any number of images, anywhere in the text.
-    The first stage trains the sampler and the language model, the second the sampler and LoRA at all positions. The
-    flags stay zero: no published stage trains them.
+    The image is stretched to `image_size` x `image_size`, and 64 queries read it. A flag vector stands before and after
+    their 64 visual tokens, so an image takes 66 positions whatever its size. Any number of images may stand anywhere in
+    the text. The first stage trains the sampler and the language model, the second the sampler and LoRA at all
+    positions. The flags stay zero, because no published stage trains them.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder`; EVA ViT-g with its class token, as released.
+        vision: vision encoder, see `lit_mm.vision.protocol.VisionEncoder`. The release has EVA ViT-g with its class
+            token.
         language: decoder that gets LoRA. InternLM-7B is a Llama with `attention_bias: true`.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        rank, alpha, dropout: settings of LoRA; the branch is scaled by alpha / rank, alpha defaults to rank.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        image_size: side of the view, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds the connector from (vision width, language width).
+        rank: rank of LoRA.
+        alpha: scale of LoRA x rank; None: rank, a scale of 1.
+        dropout: dropout probability of LoRA's inputs.
         linears: names of the linears of a decoder layer that get LoRA.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above.
+            them further. None: the inputs that the class describes.
     Source: arXiv:2309.15112, section 3; modeling_InternLM_XComposer.py of the release.
     """
 

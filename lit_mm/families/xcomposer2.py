@@ -20,19 +20,21 @@ from lit_mm.tiling.plan import Stretch
 class XComposer2(MultimodalModule):
     """XComposer2. Parts: vision, connector, language, partial_lora.
 
-    The image is stretched to `image_size` x `image_size` and becomes one visual token per patch: 256 at 224, 1225 at
-    490. Visual tokens pass through the plain weights plus a low-rank branch, text through the plain weights alone, so
-    that without an image the model is the base language model, bit for bit.
+    The image is stretched to `image_size` x `image_size`, and each patch becomes one visual token: 256 tokens at 224
+    pixels, 1225 at 490. Visual tokens pass through the plain weights plus a low-rank branch, text through the plain
+    weights alone. Without an image, the model is therefore the base language model, bit for bit.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder`; the last layer's features before the post layer-norm, no class token.
+        vision: vision encoder that returns the last layer's features before the post layer-norm, without class token.
         language: decoder that gets the partial LoRA.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        image_size: side of the view, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector`; called with (vision width, language width).
-        rank, alpha, dropout: settings of the partial LoRA; its scale is alpha / rank, and alpha defaults to rank.
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        image_size: side of the view, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds the connector from (vision width, language width).
+        rank: rank of the partial LoRA.
+        alpha: scale of the partial LoRA x rank; None: rank, a scale of 1.
+        dropout: dropout probability of the partial LoRA's inputs.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: as described above.
+            them further. None: the inputs that the class describes.
     Source: arXiv:2401.16420, section 3.1 and equation 1; build_mlp.py and modeling_internlm2.py of the release.
     """
 

@@ -1,4 +1,4 @@
-"""InternLM-XComposer2-4KHD: XComposer2 that sees a view of the whole and as many tiles as a limit allows."""
+"""InternLM-XComposer2-4KHD: XComposer2 with a global view and as many tiles as a limit allows."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from lit_mm.tiling.hd import Hd
 class XComposer2HD(MultimodalModule):
     """XComposer2-4KHD. Parts: vision, connector, language, partial_lora.
 
-    The view of the whole comes first, row by row, a newline vector behind every row; then a separator; then the rows of
-    the map of all tiles, a newline behind each. 2 x 2 patches make one visual token. All of them, the learned vectors
-    too, pass through the projector and count as image for the partial LoRA. A view has 144 tokens; R x C tiles make
-    (R C + 1) 144 + 1 + (R + 1) 12, 8737 at most at HD-55.
+    The rows of the global view come first, with a newline vector after every row; then a separator; then the rows of
+    the map of all tiles, with a newline after every row. 2 x 2 patches make one visual token. Visual tokens and learned
+    vectors pass through the projector and count as visual places for the partial LoRA. A view has 144 tokens; R x C
+    tiles make (R C + 1) 144 + 1 + (R + 1) 12 tokens, at most 8737 at HD-55.
 
-    Not in the released code, and not here: the paper draws the limit of most SFT data between the image's own size and
-    HD-25; both always use the largest grid.
+    The paper draws the limit of most SFT data between the image's own size and HD-25. The released code does not, and
+    neither do we: both always use the largest grid.
 
     Args:
-        vision: a `lit_mm.model.VisionEncoder`; the last layer's features before the post layer-norm, no class token.
+        vision: vision encoder that returns the last layer's features before the post layer-norm, without class token.
         language: decoder that gets the partial LoRA.
-        tokenizer: tokenizer of the language model: "nano", a tokenizer.json, a folder, or a published name.
-        tile: side of a view, pixels; not read if `inputs` names a tiling.
-        connector: makes a `lit_mm.model.Connector` with two learned vectors, newline and separator; called with
+        tokenizer: reference of the tokenizer: "nano", a tokenizer.json, a folder, or a published name.
+        tile: side of a view, pixels; a tiling in `inputs` overrides it.
+        connector: class or function that builds a connector with two learned vectors, newline and separator, from
             (vision width, language width).
-        rank, alpha, dropout: settings of the partial LoRA; its scale is alpha / rank, and alpha defaults to rank.
+        rank: rank of the partial LoRA.
+        alpha: scale of the partial LoRA x rank; None: rank, a scale of 1.
+        dropout: dropout probability of the partial LoRA's inputs.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
-            them further. None: HD-25. A model that was trained at one limit may be asked at another: give `evaluate` or
+            them further. None: HD-25. A model that was trained at one limit may be used at another: give `evaluate` or
             `generate` a config with another `max_tiles`.
     Source: arXiv:2404.06512; ixc_utils.py and build_mlp.py of the release.
     """

@@ -1,4 +1,4 @@
-"""Visual tokens take the places the processor gave them among the text embeddings."""
+"""Fusion by scatter: visual tokens replace text embeddings at the visual places."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 def scatter_visual(text: Tensor, bank: Tensor, index: Tensor, places: Tensor) -> Tensor:
     """Put vectors of the bank at the visual places of a flat row.
 
-    A vector may be placed several times or never: its gradient is then the sum, or zero. `embedding` and not
-    `bank[index]`: its CPU backward adds in a fixed order, so that runs repeat bit for bit.
+    A vector may be placed several times or never; its gradient is then the sum, or zero. The function uses `embedding`
+    and not `bank[index]`, because the CPU backward of `embedding` adds in a fixed order: runs repeat bit for bit.
 
     Args:
-        text: [1, T, E] embeddings of the text, any at visual places; no gradient reaches them there.
+        text: [1, T, E] text embeddings. Those at visual places are replaced and get no gradient.
         bank: [V, E] visual tokens, then learned vectors.
-        index: [K] number of the vector that each visual place takes.
+        index: [K] row of the bank for each visual place.
         places: [K] visual places in the row.
     Returns:
         [1, T, E], in the wider of the two dtypes.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lit_mm.distributed.lockstep import all_done, is_shared
 from lit_mm.documents.document import Document
@@ -92,31 +94,36 @@ def asked(processor: Processor, document: Document, *, continued: bool = False) 
 
 
 def decode(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int], decoding: Decoding) -> list[list[int]]:
-    """New token ids of every sample, up to and with its stop token, `max_new_tokens` at most."""
+    """New token ids of every sample, up to and with its stop token, `max_new_tokens` at most.
+
+    Prompts are read as one flat row. A sample that has ended leaves the batch, unless ranks share the model: then all
+    ranks make the same calls until the last sample of any has ended.
+    """
     if decoding.beams > 1:
         return beam_search(network, batch, stop_ids=stop_ids, decoding=decoding)
     language, shared = network.language, is_shared(network)
     hidden, state = network.begin(batch)
     device = hidden.device
-    stops = torch.tensor(sorted(stop_ids), device=device)
     choose = Chooser(decoding, stop_ids, device)
     answers: list[list[int]] = [[] for _ in range(len(hidden))]
-    numbers = torch.arange(len(hidden), device=device)  # samples that are not finished
-    tokens = numbers.new_zeros(len(hidden), 0)  # [N, T] what they have so far
-    finished = torch.zeros(len(hidden), dtype=torch.bool, device=device)
-    for _ in range(decoding.max_new_tokens):
+    samples = list(range(len(hidden)))  # number of the sample in every row
+    ended = [False] * len(hidden)
+    tokens = torch.zeros(len(hidden), 0, dtype=torch.long, device=device)  # [N, T] new tokens so far
+    for length in range(1, decoding.max_new_tokens + 1):
         token = choose(tokens, language.logits(hidden))[:, 0]  # [N]
         tokens = torch.cat([tokens, token[:, None]], dim=1)
-        for number, stopped, new in zip(numbers.tolist(), finished.tolist(), token.tolist(), strict=True):
-            if not stopped:
-                answers[number].append(new)
-        finished = finished | torch.isin(token, stops)
-        if all_done(finished, network):
+        for row, new in enumerate(token.tolist()):
+            if not ended[row]:
+                answers[samples[row]].append(new)
+                ended[row] = new in stop_ids
+        if all_done(torch.tensor(ended, device=device), network) or length == decoding.max_new_tokens:
             break
-        if not shared and finished.any():  # ranks that share one model make the same calls: nobody leaves
-            left = (~finished).nonzero()[:, 0]
+        if not shared and any(ended):
+            rows = [row for row, is_over in enumerate(ended) if not is_over]
+            samples, ended = [samples[row] for row in rows], [False] * len(rows)
+            left = torch.tensor(rows, device=device)
             state.reorder(left)
-            numbers, tokens, token, finished = numbers[left], tokens[left], token[left], finished[left]
+            tokens, token = tokens[left], token[left]
         hidden = language.step(token, state)
     return answers
 
@@ -124,53 +131,103 @@ def decode(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int],
 def beam_search(
     network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int], decoding: Decoding
 ) -> list[list[int]]:
-    """The answer with the best mean log-probability that `decoding.beams` hypotheses of a sample come upon.
+    """The answer with the best mean log-probability among the hypotheses of a sample.
 
     As transformers' beam search with a length penalty of 1: a sample ends when it has as many finished answers as beams
-    and its best open hypothesis, were it to end now, would not beat the worst of them.
+    and its best open hypothesis, were it to end now, would not beat the worst of them. It then leaves the batch, as in
+    `decode`.
     """
-    language, beams = network.language, decoding.beams
+    language, shared, beams = network.language, is_shared(network), decoding.beams
     hidden, state = network.begin(batch)
     device, count = hidden.device, len(hidden)
-    each = torch.arange(count, device=device).repeat_interleave(beams)  # sample of every hypothesis [R], R = N x beams
-    state.reorder(each)
-    hidden = hidden[each]
+    first = torch.arange(count, device=device).repeat_interleave(beams)  # rows: the hypotheses of sample after sample
+    state.reorder(first)
+    hidden = hidden[first]
     process = decoding.processors(stop_ids, device)
-    tokens = each.new_zeros(count * beams, 0)
+    tokens = first.new_zeros(count * beams, 0)
     totals = hidden.new_full((count, beams), -torch.inf, dtype=torch.float)
     totals[:, 0] = 0  # all hypotheses of a sample start alike: only one of them may branch
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(count)]  # (mean log-probability, ids)
-    closed = [False] * count
+    width = beams * max(2, 1 + len(stop_ids))  # candidates: so many that enough go on whatever ends
+    searches = [Search(beams) for _ in range(count)]
+    rest = searches  # those whose hypotheses are rows
     for length in range(1, decoding.max_new_tokens + 1):
         scores = process(tokens, language.logits(hidden).float().log_softmax(dim=-1))
         vocabulary = scores.shape[-1]
-        best, flat = (totals.view(-1, 1) + scores).view(count, -1).topk(2 * beams, dim=1)
+        best, flat = (totals.view(-1, 1) + scores).view(len(rest), -1).topk(width, dim=1)
         origins, choices, sums = (flat // vocabulary).tolist(), (flat % vocabulary).tolist(), best.tolist()
-        survivors: list[tuple[int, int, float]] = []  # hypothesis, token, log-probability
-        for sample in range(count):
-            branches: list[tuple[int, int, float]] = []
-            candidates = zip(origins[sample], choices[sample], sums[sample], strict=True)
-            for rank, (origin, token, total) in enumerate(candidates):
-                hypothesis = sample * beams + origin
-                if token not in stop_ids:
-                    branches.append((hypothesis, token, total))
-                elif rank < beams and not closed[sample]:
-                    finished[sample].append((total / length, [*tokens[hypothesis].tolist(), token]))
-            finished[sample] = sorted(finished[sample], key=lambda entry: -entry[0])[:beams]
-            survivors += branches[:beams]
-            if len(finished[sample]) == beams and finished[sample][-1][0] >= sums[sample][0] / length:
-                closed[sample] = True
-        order = torch.tensor([hypothesis for hypothesis, _, _ in survivors], device=device)
-        token = torch.tensor([token for _, token, _ in survivors], device=device)
+        survivors: list[Branch] = []
+        for place, search in enumerate(rest):
+            candidates = [
+                Branch(place * beams + origin, token, total)
+                for origin, token, total in zip(origins[place], choices[place], sums[place], strict=True)
+            ]
+            branches = search.advance(candidates, tokens, length, stop_ids)
+            if shared or not search.closed:
+                survivors += branches
+        if all_done(torch.tensor([search.closed for search in rest], device=device), network):
+            return [search.answer() for search in searches]
+        rest = [search for search in rest if shared or not search.closed]
+        order = torch.tensor([branch.row for branch in survivors], device=device)
+        token = torch.tensor([branch.token for branch in survivors], device=device)
         tokens = torch.cat([tokens[order], token[:, None]], dim=1)
-        totals = torch.tensor([total for _, _, total in survivors], device=device).view(count, beams)
-        if all_done(torch.tensor(closed, device=device), network) or length == decoding.max_new_tokens:
-            break
-        state.reorder(order)
-        hidden = language.step(token, state)
-    for sample in range(count):
-        if not closed[sample]:
-            for beam in range(beams):
-                ids = tokens[sample * beams + beam].tolist()
-                finished[sample].append((totals[sample, beam].item() / len(ids), ids))
-    return [max(entries, key=lambda entry: entry[0])[1] for entries in finished]
+        totals = torch.tensor([branch.total for branch in survivors], device=device).view(-1, beams)
+        if length < decoding.max_new_tokens:
+            state.reorder(order)
+            hidden = language.step(token, state)
+    for search, rows, sums in zip(rest, tokens.view(len(rest), beams, -1).tolist(), totals.tolist(), strict=True):
+        if not search.closed:
+            search.answers += [(total / len(ids), ids) for total, ids in zip(sums, rows, strict=True)]
+    return [search.answer() for search in searches]
+
+
+class Branch(NamedTuple):
+    """A hypothesis with one more token.
+
+    Attributes:
+        row: row of the hypothesis in the batch.
+        token: the new token.
+        total: log-probability of all its tokens.
+    """
+
+    row: int
+    token: int
+    total: float
+
+
+class Search:
+    """The beam search of one sample.
+
+    Attributes:
+        answers: finished answers, at most `beams`, the best first: mean log-probability and ids.
+        closed: True once no open hypothesis can beat the worst finished answer.
+    """
+
+    def __init__(self, beams: int) -> None:
+        self.beams = beams
+        self.answers: list[tuple[float, list[int]]] = []
+        self.closed = False
+
+    def advance(
+        self, candidates: Sequence[Branch], tokens: Tensor, length: int, stop_ids: Collection[int]
+    ) -> list[Branch]:
+        """Take the finished ones among the best candidates as answers and return the branches that go on.
+
+        Args:
+            candidates: continuations of the sample's hypotheses, the best first.
+            tokens: [rows, length - 1] tokens of every hypothesis of the batch.
+            length: number of new tokens, that of the candidates included.
+        """
+        branches = [branch for branch in candidates if branch.token not in stop_ids][: self.beams]
+        if self.closed:
+            return branches
+        for branch in candidates[: self.beams]:
+            if branch.token in stop_ids:
+                self.answers.append((branch.total / length, [*tokens[branch.row].tolist(), branch.token]))
+        self.answers = sorted(self.answers, key=lambda entry: -entry[0])[: self.beams]
+        full = len(self.answers) == self.beams
+        self.closed = full and self.answers[-1][0] >= candidates[0].total / length
+        return branches
+
+    def answer(self) -> list[int]:
+        """The ids of the best answer."""
+        return max(self.answers, key=lambda entry: entry[0])[1]

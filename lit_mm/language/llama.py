@@ -11,8 +11,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
+from lit_mm.language.routed import Routing
 from lit_mm.language.state import DecoderState
-from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
 
@@ -34,12 +35,14 @@ class Llama(nn.Module):
         max_positions: longest sample trained on, tokens. Information only: rotary positions need no table.
         attention_bias: biases on the four attention linears; "qkv", on the first three (Qwen).
         tie_embeddings: the output projection is the embedding table.
-        activation_checkpointing: recompute each layer in the backward pass (training only; not with a cache).
+        activation_checkpointing: what each layer keeps for the backward pass: "none" its activations, "full" its
+            inputs, "selective" (with `compile`) its inputs and its products.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
         attention: backend for flat rows. "varlen": one kernel call, on CUDA in bf16 or fp16; "segments": sample by
             sample, everywhere; "auto": varlen where it can, else segments.
+        compile: compile the layers by `torch.compile` while they train.
     Raises:
-        UserError: heads that do not divide.
+        UserError: heads that do not divide, or selective checkpointing without `compile`.
     """
 
     writes_target = False
@@ -58,9 +61,10 @@ class Llama(nn.Module):
         max_positions: int = 4096,
         attention_bias: bool | Literal["qkv"] = False,
         tie_embeddings: bool = False,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         weights: str | None = None,
         attention: Backend = "auto",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if width % heads or heads % kv_heads:
@@ -99,9 +103,8 @@ class Llama(nn.Module):
         if attention_bias == "qkv":
             for layer in self.decoder_layers:
                 layer.self_attn.o_proj.register_parameter("bias", None)
-        self.activation_checkpointing = activation_checkpointing
-        if activation_checkpointing:
-            checkpoint_activations(self.lm)
+        self.activation_checkpointing, self.compiled = activation_checkpointing, compile
+        prepare_layers(self.lm, activation_checkpointing, compile)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -136,10 +139,10 @@ class Llama(nn.Module):
         """Read the prompts of a flat row: hidden states [N, E] at each sample's last position, and the state to decode.
 
         Raises:
-            UserError: activation checkpointing while training, which would drop keys and values.
+            UserError: activation checkpointing or compiled layers while training, which would drop keys and values.
         """
-        if self.activation_checkpointing and self.training:
-            raise UserError("Llama: cached decoding with activation checkpointing needs `.eval()` first")
+        if (self.activation_checkpointing != "none" or self.compiled) and self.training:
+            raise UserError("Llama: cached decoding with checkpointed or compiled layers needs `.eval()` first")
         cache = DynamicCache()
         hidden = self._read(embeds, batch, cache).last_hidden_state[0]
         ends = torch.tensor(batch.lengths, device=hidden.device).cumsum(0) - 1
@@ -161,9 +164,9 @@ class Llama(nn.Module):
         places = batch.visual if batch.routed is None else batch.routed
         return self.lm.model(
             inputs_embeds=embeds,
-            segments=Segments(batch.lengths, backend=self.attention),
+            segments=Segments(batch.lengths, backend=self.attention, device=embeds.device),
             position_ids=batch.positions,
             past_key_values=cache,
             use_cache=cache is not None,
-            routing=places if self.routed and batch.views is not None else None,
+            routing=Routing.of(places, embeds.shape[1]) if self.routed and batch.views is not None else None,
         )

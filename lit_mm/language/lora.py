@@ -73,16 +73,16 @@ def apply_lora(
     if rank < 1:
         raise UserError(f"LoRA needs a `rank` of at least 1, got {rank}; for none, leave LoRA out")
     for layer in language.decoder_layers:
-        owners = {name: owner for owner in (layer.self_attn, layer.mlp) for name, _ in owner.named_children()}
+        linears_by_name = {n: (owner, m) for owner in (layer.self_attn, layer.mlp) for n, m in owner.named_children()}
         for name in linears:
-            base = getattr(owners[name], name) if name in owners else None
+            owner, base = linears_by_name.get(name, (layer, None))
             if not isinstance(base, nn.Linear):
                 reason = "there is none" if base is None else f"it is a {type(base).__name__}"
-                plain = sorted(n for n, owner in owners.items() if isinstance(getattr(owner, n), nn.Linear))
+                plain = sorted(n for n, (_, module) in linears_by_name.items() if isinstance(module, nn.Linear))
                 raise UserError(
                     f"LoRA on {name!r}: expected a plain linear of a decoder layer, {reason}; it has {plain}"
                 )
-            setattr(owners[name], name, LoRALinear(base, rank, alpha, dropout))
+            setattr(owner, name, LoRALinear(base, rank, alpha, dropout))
     return language
 
 

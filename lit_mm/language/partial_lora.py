@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
@@ -22,21 +21,21 @@ from lit_mm.layers.injection import Injection
 PARTS = {"lora_a": "partial_lora", "lora_b": "partial_lora"}  # attribute -> part
 
 
-def low_rank_input(x: Tensor, index: Tensor, p: float, training: bool) -> Tensor:
-    """Rows of [1, T, in] at the places `index` [K], after dropout of probability p: [K, in].
+def low_rank_input(x: Tensor, mask: Tensor, p: float, training: bool) -> Tensor:
+    """The input [1, T, in] of a branch after dropout of probability p, with zeros where the mask [T, 1] is False.
 
-    `embedding` and not `x[index]`: its CPU backward is deterministic.
+    `where` and not a product: a NaN at a text position becomes zero, too.
     """
-    return dropout(F.embedding(index, x.flatten(0, -2)), p, training)
+    return dropout(torch.where(mask, x, 0), p, training)
 
 
 class PartialLoRALinear(nn.Module):
     """y = W x + b, and + (alpha / rank) B A dropout(x) at the positions that `route` flags as visual.
 
-    The branch sees the visual positions only: they are gathered, and added back to a copy of y. Text positions keep the
-    bits of the base linear, nothing of them (not even a NaN) reaches A and B, and the cost follows the visual tokens.
-    A batch without any gathers zero rows, which gives A and B zero gradients and not missing ones, as distributed
-    training needs (the release runs the branch on the first token, times 0).
+    The branch runs at all positions of the row, and its input is zero at text positions: shapes follow the length of
+    the row alone, and no device is waited for. Text positions keep the bits of the base linear (zero is added to them),
+    and nothing of them, not even a NaN, reaches A and B. A batch without visual positions gives A and B zero gradients
+    and not missing ones, as distributed training needs (the release runs the branch on the first token, times 0).
 
     A is kaiming-uniform, B is zero: a new model is its base model. The release means the same, but its initialiser asks
     for `lora_A` and `lora_B` where the layers are called `Plora_A` and `Plora_B`: both are drawn from N(0, 0.02) there.
@@ -80,10 +79,10 @@ class PartialLoRALinear(nn.Module):
             return y
         low = self.route.low_rank
         if self.lora_a is not None:
-            low = self.lora_a(low_rank_input(x, routing, self.dropout, self.training))
-        delta = self.lora_b(low)  # [K, out]
+            low = self.lora_a(low_rank_input(x, routing.mask, self.dropout, self.training))
+        delta = self.lora_b(low)  # [1, T, out]
         # out of place: under ZeRO-3 the base linear's output is a view that must not be written to
-        return y.flatten(0, -2).index_add(0, routing, delta.to(y.dtype), alpha=self.scale).view_as(y)
+        return torch.add(y, delta.to(y.dtype), alpha=self.scale)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout}"
@@ -106,8 +105,8 @@ def share_low_rank(attention: nn.Module, args: tuple, kwargs: dict) -> None:
     if routing is None:
         return
     x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    rows = low_rank_input(x, routing, attention.q_proj.dropout, attention.training)
-    attention.route.low_rank = attention.lora_a(rows)
+    masked = low_rank_input(x, routing.mask, attention.q_proj.dropout, attention.training)
+    attention.route.low_rank = attention.lora_a(masked)
 
 
 def forget_low_rank(attention: nn.Module, args: tuple, output: object) -> None:
@@ -145,7 +144,7 @@ def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, d
             (layer.mlp, ("gate_proj", "up_proj", "down_proj"), False),
         ):
             for name in names:
-                base = getattr(owner, name)
+                base = owner.get_submodule(name)
                 setattr(owner, name, PartialLoRALinear(base, rank, alpha, dropout, route=route, shared=shared))
         attention.register_forward_pre_hook(receive_routing, with_kwargs=True)
         attention.register_forward_pre_hook(share_low_rank, with_kwargs=True)

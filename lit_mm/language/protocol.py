@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -29,7 +29,10 @@ class State(Protocol):
         ...
 
 
-class LanguageModel(Protocol):
+DecodingState = TypeVar("DecodingState", bound=State)
+
+
+class LanguageModel(Protocol[DecodingState]):
     """Reads a flat row of samples that are blind to each other (see `Batch`). N samples, T positions, E width.
 
     Attributes:
@@ -54,10 +57,10 @@ class LanguageModel(Protocol):
         """Hidden states [..., E] -> [..., vocabulary]."""
         ...
 
-    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, State]:
+    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, DecodingState]:
         """Read the prompts. Returns the hidden states [N, E] that predict each sample's first new token."""
         ...
 
-    def step(self, tokens: Tensor, state: State) -> Tensor:
+    def step(self, tokens: Tensor, state: DecodingState) -> Tensor:
         """One more token [N] of every sample -> the hidden states [N, E] that predict the next one."""
         ...

@@ -9,19 +9,40 @@ the arguments of its own forward.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
+
+
+class Routing(NamedTuple):
+    """The positions of a flat row of T positions that count as visual.
+
+    Attributes:
+        places: [K] numbers of these positions, ascending.
+        mask: [T, 1] True at these positions.
+    """
+
+    places: Tensor
+    mask: Tensor
+
+    @classmethod
+    def of(cls, places: Tensor, length: int) -> Routing:
+        """The routing of a row of `length` positions; no device is waited for."""
+        mask = torch.zeros(length, 1, dtype=torch.bool, device=places.device)
+        return cls(places, mask.index_fill_(0, places, True))
 
 
 class Route:
     """What the routed linears of one decoder layer read during its forward.
 
     Attributes:
-        routing: [K] places of a flat row that count as visual, ascending; None: every position is text.
-        low_rank: [K, rank] product of a branch shared by several linears (see `partial_lora.py`).
+        routing: visual positions of the row; None: every position is text.
+        low_rank: [1, T, rank] product of a branch shared by several linears (see `partial_lora.py`).
     """
 
     def __init__(self) -> None:
-        self.routing: Tensor | None = None
+        self.routing: Routing | None = None
         self.low_rank: Tensor | None = None
 
 

@@ -12,8 +12,9 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from lit_mm.errors import UserError
 from lit_mm.language.protocol import Learnt
 from lit_mm.language.state import EncoderDecoderState
-from lit_mm.layers.activations import checkpoint_activations
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.layers.attention import NAME, Segments, attention, segment_attention
+from lit_mm.layers.attention.segments import starts_of
 from lit_mm.samples.batch import Batch
 
 
@@ -69,7 +70,7 @@ class T5RowAttention(nn.Module):
         if lengths is None and query.shape[2] > 1:
             raise UserError(f"T5: {query.shape[2]} positions need `segments`, their lengths by sample; call `learn`")
         if not cross and position_bias is None:
-            position_bias = self._distance_bias(key.shape[2] if lengths is None else max(lengths.lengths))
+            position_bias = self._distance_bias(key.shape[2] if lengths is None else lengths.longest)
         dropout = self.dropout if self.training else 0.0
         if lengths is not None:
             bias = None if cross else position_bias
@@ -124,7 +125,8 @@ class T5(nn.Module):
         max_distance: distances from here on share one bucket, tokens.
         norm_eps: of the RMS norms.
         start_id: token the decoder starts from; the padding token in every published T5.
-        activation_checkpointing: recompute each layer in the backward pass (training only; not with a cache).
+        activation_checkpointing: "full": recompute each layer in the backward pass, while training and without a
+            cache; "none": keep its activations.
         weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
     Raises:
         UserError: heads that do not divide the width, or an odd or too small number of buckets.
@@ -148,7 +150,7 @@ class T5(nn.Module):
         max_distance: int = 128,
         norm_eps: float = 1e-6,
         start_id: int = 0,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Literal["none", "full"] = "none",
         weights: str | None = None,
     ) -> None:
         super().__init__()
@@ -195,8 +197,7 @@ class T5(nn.Module):
                 if stack.is_decoder:
                     block.layer[1].EncDecAttention = T5RowAttention(block.layer[1].EncDecAttention)
         self.activation_checkpointing = activation_checkpointing
-        if activation_checkpointing:
-            checkpoint_activations(self.lm)
+        prepare_layers(self.lm, activation_checkpointing)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [...] -> text embeddings [..., E], the same for encoder and decoder."""
@@ -218,7 +219,7 @@ class T5(nn.Module):
             )
         target = batch.target
         segments = Segments(target.lengths)
-        starts = segments.starts(target.ids.device)[:-1].long()
+        starts = starts_of(target.lengths, target.ids.device)[:-1].long()
         read = target.ids.roll(1, dims=1).index_fill(1, starts, self.start_id)  # each sample behind its start token
         hidden = self._decode(read, self._encode(embeds, batch), segments, batch)  # [1, T, E]
         return Learnt(hidden[0].index_select(0, batch.supervised), batch.labels)
@@ -229,7 +230,7 @@ class T5(nn.Module):
         Raises:
             UserError: activation checkpointing while training, which would drop keys and values.
         """
-        if self.activation_checkpointing and self.training:
+        if self.activation_checkpointing != "none" and self.training:
             raise UserError("T5: cached decoding with activation checkpointing needs `.eval()` first")
         count = len(batch.lengths)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -267,5 +268,5 @@ class T5(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
             segments=segments,
-            cross_segments=Segments(segments.lengths, batch.lengths, causal=False),
+            cross_segments=Segments(segments.lengths, batch.lengths, causal=False, device=encoded.device),
         ).last_hidden_state

@@ -1,1 +1,1 @@
-"""Blocks that several parts need."""
+"""Small blocks that several parts use."""

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers cost a CPU little."""
+"""Dropout with random numbers that are cheap on a CPU."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ LEVELS = 1 << 16
 
 
 def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
-    """Zeroes each element with probability p and divides the rest by 1 - p, while training.
+    """Zero each element with probability p and divide the rest by 1 - p, while training.
 
-    A CPU draws one random number after the other, on one core, whatever it computes with: in a nano step with partial
-    LoRA torch's dropout takes a tenth of the time. So one draw of 64 bits serves four elements there, and p is rounded
-    to a 65,536th, in the mask and in the scale. On a GPU this is torch's.
+    A CPU draws random numbers one after the other, on one core: torch's dropout takes a tenth of a nano step with
+    partial LoRA. On a CPU, one draw of 64 bits therefore serves four elements, and p is rounded to a 65,536th, in the
+    mask and in the scale. On a GPU, and in compiled layers, this is torch's dropout.
 
     Args:
-        x: any shape.
-        p: in [0, 1).
+        x: tensor of any shape.
+        p: probability in [0, 1).
+        training: False returns `x`.
     """
-    if not training or not p or x.device.type != "cpu":
+    if not training or not p or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     dropped = min(max(round(p * LEVELS), 1), LEVELS - 1)
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits

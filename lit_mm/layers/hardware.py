@@ -1,4 +1,4 @@
-"""What a device multiplies fast."""
+"""Number formats that a device multiplies in hardware."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 
 
 def fast_bf16(device: str) -> bool:
-    """True where bf16 products run in hardware. Where they do not, torch imitates them, 50 times slower than fp32.
+    """True if the device multiplies bf16 in hardware. Otherwise torch emulates it, 50 times slower than fp32.
 
     Args:
-        device: "cpu", "cuda", "mps".
+        device: type of the device: "cpu", "cuda" or "mps".
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

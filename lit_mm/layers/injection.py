@@ -1,4 +1,4 @@
-"""Injections: changes to a built model that add parameters of a part of their own."""
+"""Injections: changes to a built model that add parameters, which form a part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 class Injection(ABC):
     """Changes a model in place. Subclasses are frozen dataclasses, which a recipe names by class path.
 
-    The modules that it adds declare the part of their parameters in `parts_within`, a mapping attribute -> part.
+    The modules that an injection adds are `lit_mm.layers.protocols.Divided`: they declare the part of their parameters.
     """
 
     @abstractmethod
@@ -18,5 +18,5 @@ class Injection(ABC):
         """Change the model and return it.
 
         Raises:
-            UserError: the model has no place for it, or has it already.
+            UserError: the model has no place for the injection, or has it already.
         """

@@ -1,4 +1,4 @@
-"""Positions of square grids: learnt tables at other sizes, and the fixed sine-cosine table."""
+"""Position tables of square grids: resizing of learnt tables, and the fixed sine-cosine table."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lit_mm.errors import UserError
 def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
     """Resize a square grid of vectors bicubically (`align_corners` False, no antialiasing).
 
-    A product with two small matrices, whose backward is deterministic; that of CUDA's bicubic kernel is not.
+    The function multiplies with two small matrices, because the backward of CUDA's bicubic kernel is not deterministic.
 
     Args:
         table: [N, D], a square grid of N positions, row-major.
-        grid: (rows, columns) of positions wanted.
+        grid: (rows, columns) of positions after resizing.
     Returns:
-        [rows * columns, D], computed in fp32, in the table's dtype; the table itself where the grid is the same.
+        [rows * columns, D], computed in fp32, in the table's dtype; the table itself if its grid is `grid` already.
     Raises:
         UserError: N is not a square.
     Source: `get_abs_pos` of Qwen-VL's visual.py; `resize_pos` of XComposer2's build_mlp.py.
@@ -31,7 +31,7 @@ def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
     if grid == (side, side):
         return table
     with torch.autocast(table.device.type, enabled=False):
-        rows, columns = (bicubic_weights(side, length).to(table.device) for length in grid)
+        rows, columns = (bicubic_weights(side, length).to(table.device, non_blocking=True) for length in grid)
         image = table.float().unflatten(0, (side, side))
         image = torch.einsum("ri,ijd->rjd", rows, image)
         image = torch.einsum("cj,rjd->rcd", columns, image)
@@ -39,25 +39,25 @@ def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def bicubic_weights(source: int, target: int) -> Tensor:
-    """[target, source] fp32: what each of `target` points takes of `source` points along one axis."""
+    """The weights of `source` points in each of `target` points along one axis: [target, source] fp32."""
     eye = torch.eye(source, device="cpu").view(1, 1, source, source)
     return F.interpolate(eye, size=(target, source), mode="bicubic", align_corners=False)[0, 0]
 
 
 def sincos_frequencies(width: int) -> Tensor:
-    """[width / 4] of a 2-D table, fp64: 1 for the first channel, falling geometrically towards 1 / 10000."""
+    """The frequencies of a 2-D table: [width / 4] fp64, from 1 down towards 1 / 10000 in a geometric sequence."""
     quarter = width // 4
     return 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
 
 
 def sincos_table(width: int, side: int) -> Tensor:
-    """The fixed 2-D table of a square grid.
+    """The fixed 2-D sine-cosine table of a square grid.
 
-    The first half of the channels tells the column, the second half the row; each half is sines, then cosines.
+    The first half of the channels encodes the column, the second half the row; each half is sines, then cosines.
 
     Args:
         width: D, a multiple of 4.
-        side: S, rows and columns of the grid.
+        side: S, number of rows and of columns.
     Returns:
         [S * S, D] fp32, row-major.
     Raises:

@@ -1,4 +1,4 @@
-"""Where fresh weights start, apart from torch's own defaults."""
+"""Initial weights that differ from torch's defaults."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from lit_mm.errors import UserError
 
 
 def start_at(linear: nn.Linear, scale: float) -> None:
-    """Draw a linear whose outputs have standard deviation `scale` where its inputs have variance 1; a bias is zero."""
+    """Draw a linear whose outputs have standard deviation `scale` for inputs of variance 1. A bias is set to zero."""
     nn.init.normal_(linear.weight, std=scale * linear.in_features**-0.5)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
 
 
 def start_resampler(query: Tensor, kv_proj: nn.Module, read: tuple[nn.Linear, ...], out: nn.Linear) -> None:
-    """As Qwen-VL's and LLaVA-UHD's releases: 0.02 wide, but q, k and v as torch draws one matrix of [3 E, E].
+    """Draw a resampler as the releases of Qwen-VL and LLaVA-UHD do.
+
+    Weights have standard deviation 0.02; q, k and v are drawn as torch draws one matrix of [3 E, E].
 
     Args:
         query: [Q, E] learnt queries.
-        kv_proj: vision width to E; no linear where these are equal.
-        read, out: q, k and v; what follows the attention.
+        kv_proj: linear from the vision width to E; an identity if these are equal.
+        read: the linears q, k and v.
+        out: linear behind the attention.
     """
     nn.init.trunc_normal_(query, std=0.02)
     for linear in (kv_proj, out):
@@ -44,21 +47,22 @@ def start_local(
     heads: int,
     sharpness: float,
 ) -> None:
-    """A resampler that looks at its own place and hands on what it sees there; nothing is held fixed.
+    """Draw a resampler whose queries start by copying the patches at their own places. All weights stay trainable.
 
-    Queries and keys: all heads compare the few channels of the position table that change fastest, and content has
-    zeros there, so that a patch one query's distance away gets e^-sharpness of the weight. Values: `kv_proj` starts
-    orthogonal, v and `out` as identities. A chain of random matrices, as released, hands on little of some directions,
-    and the matrix behind it would have to undo that.
+    Queries and keys: all heads compare the few channels of the position table that change fastest, and content is zero
+    in these channels, so that a patch at the distance of one query gets e^-sharpness of the weight. Values: `kv_proj`
+    starts orthogonal, v and `out` as identities. A chain of random matrices, as in the releases, shrinks some
+    directions, and the matrix behind it would have to undo that.
 
     Args:
         query: [Q, E] learnt queries, to which the table is added.
-        kv_proj: vision width to E; no linear where these are equal.
-        read, out: q, k and v, each E to E; what follows the attention.
-        heads: of the attention.
-        sharpness: see above.
+        kv_proj: linear from the vision width to E; an identity if these are equal.
+        read: the linears q, k and v, each E to E.
+        out: linear behind the attention, E to E.
+        heads: number of attention heads.
+        sharpness: exponent of the fall-off, see above.
     Raises:
-        UserError: a single head, whose channels are all taken by the table.
+        UserError: there is a single head, whose channels would all belong to the table.
     """
     if heads < 2:
         raise UserError("a resampler that starts `local` with one head has no channels left for content; give it 2")
@@ -66,7 +70,7 @@ def start_local(
     per_head = width // heads
     count = per_head // 4  # frequencies a head has room for: sine and cosine, of column and row
     channels = [quarter * (width // 4) + fastest for quarter in range(4) for fastest in range(count)]
-    fall = (1 - math.cos(10000.0 ** (-i / (width // 4))) for i in range(count))  # in Python: also without memory
+    fall = (1 - math.cos(10000.0 ** (-i / (width // 4))) for i in range(count))  # in Python: works on the meta device
     step = sum(fall)  # P . P' falls by this from place to place
     pick = torch.zeros(per_head, width)
     pick[range(4 * count), channels] = math.sqrt(sharpness * math.sqrt(per_head) / step)

@@ -59,7 +59,7 @@ def signs(page: Page, *, whole_words: bool = False) -> Iterator[Sign]:
         elif isinstance(element, Bar):
             yield Sign(middle, top, element)
         else:
-            assert isinstance(element, Rule)  # lines mean nothing
+            assert isinstance(element, Rule)  # a rule has no meaning
 
 
 def cells(

@@ -15,7 +15,7 @@ Some pages are shown as close-ups, because some families cut pages into tiles.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 
 import numpy as np
@@ -79,8 +79,16 @@ class PrintBatch:
         return len(self.sample_ids)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PrintBatch:
-        tensors = {name: getattr(self, name) for name in ("prints", "sheet", "signs", "merged", "sides", "shaped")}
-        return replace(self, **{name: tensor.to(device, non_blocking=non_blocking) for name, tensor in tensors.items()})
+        move = partial(Tensor.to, device=device, non_blocking=non_blocking)
+        return replace(
+            self,
+            prints=move(self.prints),
+            sheet=move(self.sheet),
+            signs=move(self.signs),
+            merged=move(self.merged),
+            sides=move(self.sides),
+            shaped=move(self.shaped),
+        )
 
 
 class Prints(Dataset):
@@ -275,7 +283,7 @@ class PrintsObjective:
 
 
 class PrintPretraining(MultimodalModule):
-    """Pre-trains the nano vision encoder. Parts: vision, proof, sheet.
+    """Pre-trains the nano vision encoder. Parts: vision, proof, merged, sheet.
 
     Args:
         vision: the encoder.

@@ -23,10 +23,10 @@ Scene = tuple[str, str, str, bool]  # colour, kind, word, word above the shape
 def draw_count(rng: Random) -> Counted:
     """Draw 1 to 6 shapes of one kind, all counts equally likely, and 0 to 3 of another kind."""
     kind, other = rng.sample(SHAPE_NAMES, 2)
-    many, distracting = 1 + int(rng.random() * MOST), int(rng.random() * 4)
-    cells = rng.sample(range(COUNT_SIDE**2), many + distracting)
-    places = sorted((cell, kind if k < many else other) for k, cell in enumerate(cells))
-    return kind, many, other, tuple(places)
+    count, other_count = 1 + int(rng.random() * MOST), int(rng.random() * 4)
+    cells = rng.sample(range(COUNT_SIDE**2), count + other_count)
+    places = sorted((cell, kind if k < count else other) for k, cell in enumerate(cells))
+    return kind, count, other, tuple(places)
 
 
 def transcribe_count(facts: Counted) -> str:
@@ -39,11 +39,11 @@ def identify_count(facts: Counted) -> str:
 
 
 def ask_count(facts: Counted) -> Groups:
-    kind, many, other, places = facts
-    groups: Groups = [(1.0, [(f"how many {SHAPES[kind]} are there?", str(many))])]
-    if len(places) > many:  # these answers are less evenly spread, so they are asked last
+    kind, count, other, places = facts
+    groups: Groups = [(1.0, [(f"how many {SHAPES[kind]} are there?", str(count))])]
+    if len(places) > count:  # these answers are less evenly spread, so they are asked last
         groups.append((0.0, [("how many shapes are there?", str(len(places)))]))
-        groups.append((0.0, [(f"how many {SHAPES[other]} are there?", str(len(places) - many))]))
+        groups.append((0.0, [(f"how many {SHAPES[other]} are there?", str(len(places) - count))]))
     return groups
 
 

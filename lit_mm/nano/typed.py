@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from lit_mm.connectors.protocol import Connector
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.fusion.scatter import scatter_visual
@@ -37,6 +38,7 @@ from lit_mm.tiling.hd import Hd
 from lit_mm.tiling.plan import Stretch, Tiling, View
 from lit_mm.tiling.uhd import Uhd
 from lit_mm.tiling.windows import Windows
+from lit_mm.vision.protocol import VisionEncoder
 
 SLOTS = 6  # tokens per cell, as many as a located shape has: colour, kind and four sides
 TILE = 112  # side of a view of the nano recipes, pixels
@@ -125,7 +127,7 @@ def window_of(view: View) -> tuple[float, float, float, float]:
     return (left - x) / width, (top - y) / height, (left + columns - x) / width, (top + rows - y) / height
 
 
-class Cells(nn.Module):
+class Cells(nn.Module, VisionEncoder):
     """An embedding of typed pages that takes the place of the vision encoder.
 
     The vector of a cell is the sum of one vector per (slot, token), one for its row and one for its column. Rows and
@@ -172,7 +174,7 @@ class Cells(nn.Module):
         return cells
 
 
-class Straight(nn.Module):
+class Straight(nn.Module, Connector):
     """A connector that returns its input. Its learned vectors are zero; families train theirs from small values."""
 
     grid_rule: ClassVar[SameGrid] = SameGrid()

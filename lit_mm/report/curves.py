@@ -31,8 +31,8 @@ def draw_curves(
         accuracy_rows: rows of accuracy.csv with step, stage, overall, and one share per skill; may be empty.
         blind: accuracy with the images of other documents, drawn as a dashed line; None draws no line.
         path: path of the PNG.
-        branches: stage -> the stage whose end it starts from, where that is not the one before it. The accuracy of a
-            branch is a line of its own.
+        branches: branch -> the stage at whose end it starts, for stages that do not continue the stage before them;
+            None for no branch. Every branch gets a separate line of accuracy.
     """
     branches = branches or {}
     from matplotlib.figure import Figure  # imported late, because it takes a second
@@ -94,7 +94,7 @@ def _smooth(values: Sequence[float], reach: int) -> list[float]:
 
 
 def _broken(values: Sequence[float], rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str]) -> list[float]:
-    """A value per row, with a NaN before the first row of every branch, where a line is to end."""
+    """Insert NaN before the first row of every branch, where a line must end."""
     line: list[float] = []
     for number, (value, row) in enumerate(zip(values, rows, strict=True)):
         if number and row["stage"] in branches and rows[number - 1]["stage"] != row["stage"]:
@@ -137,7 +137,7 @@ def _tidy(axes: Axes) -> None:
 def _mark_stages(panels: Sequence[Axes], rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str]) -> None:
     """Draw a line between stages in every panel, and the name of each stage above the first panel.
 
-    The name of a branch is followed by the stage that it starts from.
+    Below the name of a branch stands the stage at whose end it starts.
     """
     for number, (name, (first, last)) in enumerate(_spans(rows).items()):
         if number:

@@ -48,16 +48,20 @@ def write_summary(
 
 
 def stage_summaries(
-    metrics_rows: Sequence[Mapping[str, Any]], branches: Mapping[str, str] | None = None
+    metrics_rows: Sequence[Mapping[str, Any]],
+    branches: Mapping[str, str] | None = None,
+    ends: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Summarise each stage: name, optimizer steps, useful tokens, wall seconds, losses of the first and last step.
 
     Args:
         metrics_rows: rows of metrics.csv.
-        branches: stage -> the stage whose end it starts from, where that is not the one before it; an entry of such a
-            stage has it as `starts_from`.
+        branches: branch -> the stage at whose end it starts, for stages that do not continue the stage before them;
+            None for no branch. Entries of branches have it as `starts_from`.
+        ends: stage that a callback ended early -> its `step`, the `planned` steps and the `reason`; an entry of such a
+            stage has it as `stopped`.
     """
-    branches = branches or {}
+    branches, ends = branches or {}, ends or {}
     stages: dict[str, list[Mapping[str, Any]]] = {}
     for row in metrics_rows:
         stages.setdefault(row["stage"], []).append(row)
@@ -68,6 +72,7 @@ def stage_summaries(
                 "name": name,
                 **({"starts_from": branches[name]} if name in branches else {}),
                 "steps": len(rows),
+                **({"stopped": stopped(ends[name])} if name in ends else {}),
                 "tokens": sum(row["tokens"] for row in rows),
                 "seconds": round(rows[-1]["seconds"] - before, 3),
                 "first_loss": rows[0]["loss"],
@@ -76,3 +81,8 @@ def stage_summaries(
         )
         before = rows[-1]["seconds"]
     return summaries
+
+
+def stopped(end: Mapping[str, Any]) -> str:
+    """An early end of a stage in words: stopped at step 3 of 10, and why."""
+    return f"stopped at step {end['step']} of {end['planned']}: {end['reason']}"

@@ -31,8 +31,8 @@ MAY_CHANGE = re.compile(
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
 # Keys that say where data lie. They may differ where the checkpoint has digests of the data, which are compared instead
-PLACES = re.compile(r"(data\.init_args|stages\.\d+\.data)\.(.*\.)?(path|heldout_path|images)")
-INPUTS = re.compile(r"(model\.init_args|stages\.\d+)\.inputs(_from)?(\..*)?")
+PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images)")
+INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
 ORIGIN = "init_from.json"  # which checkpoint of another run this one started from
 LAUNCHED = time.monotonic() - (time.time() - psutil.Process().create_time())  # start of the process, monotonic clock
 
@@ -151,8 +151,17 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
             d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)
         ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in _differences(x, y, f"{key}.{i}")]
+        items = zip(_names(b), a, b, strict=True)
+        return [d for name, x, y in items for d in _differences(x, y, f"{key}.{name}")]
     return [] if a == b or (a in (None, {}) and b in (None, {})) else [key]
+
+
+def _names(items: list[Any]) -> list[str]:
+    """What keys call the items of a list: the stages of a recipe have names, other items numbers."""
+    return [
+        item["name"] if isinstance(item, Mapping) and "name" in item else str(number)
+        for number, item in enumerate(items)
+    ]
 
 
 def _is_set(key: str, *configs: Any) -> bool:
@@ -160,7 +169,8 @@ def _is_set(key: str, *configs: Any) -> bool:
     for config in configs:
         value = config
         for name in key.split("."):
-            value = value[int(name)] if isinstance(value, list) else (value or {}).get(name)
+            value = dict(zip(_names(value), value, strict=True)) if isinstance(value, list) else value
+            value = (value or {}).get(name)
         if value in (None, {}):
             return False
     return True

@@ -20,23 +20,32 @@ NO_TERMINAL = {errno.EIO, errno.EPIPE}  # of a write to a terminal that was clos
 
 
 class Interrupted(SystemExit):
-    """Signals ended the run; what was done so far is in a checkpoint.
+    """Signals or the time limit ended the run; what was done so far is in a checkpoint.
 
     Args:
         signals: the signals that any rank received.
         kept: what the message says about the state that was kept.
         rank: of this process, over all nodes.
         together: all ranks end here, after the same step.
+        out_of_time: the time limit of the launch, `trainer.max_time`, is over.
     """
 
     def __init__(
-        self, signals: Collection[signal.Signals], kept: str, rank: int = 0, *, together: bool = False
+        self,
+        signals: Collection[signal.Signals],
+        kept: str,
+        rank: int = 0,
+        *,
+        together: bool = False,
+        out_of_time: bool = False,
     ) -> None:
         self.signals, self.kept, self.rank, self.together = frozenset(signals), kept, rank, together
+        self.out_of_time = out_of_time
         super().__init__(CTRL_C if self.signals == {signal.SIGINT} else REQUEUE)
 
     def __str__(self) -> str:
-        return f"stopped by {', '.join(sorted(received.name for received in self.signals))} {self.kept}."
+        causes = [*sorted(received.name for received in self.signals), *["trainer.max_time"] * self.out_of_time]
+        return f"stopped by {', '.join(causes)} {self.kept}."
 
     @property
     def wants_requeue(self) -> bool:

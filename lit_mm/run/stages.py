@@ -43,15 +43,16 @@ def run_stages(
     if saved is None and pretrained:
         module.load_pretrained(module.parts_read(stages[0]))
     first_step = 0
+    if saved is not None:
+        module.ends = dict(reading.read(saved.path).manifest.get("ends", {}))
     for number, stage in enumerate(stages, start=1):
         data = data_of(stage)
         trainer = trainer_of(max_steps=stage.max_steps or 1)
         processor = module.processor_of(stage)
         steps = data.begin(processor, stage, seed=seed, rank=trainer.global_rank, world=trainer.world_size)
         trainer = trainer_of(max_steps=steps, accumulate_grad_batches=data.stream.accumulation)
-        ends[stage.name] = folder.checkpoints / manifest.checkpoint_name(number, stage.name, steps)
         resumed = saved is not None and number == saved.number
-        finished = saved is not None and (number, steps) <= (saved.number, saved.step)
+        finished = saved is not None and (number, final_step(module, stage, steps)) <= (saved.number, saved.step)
         if resumed:
             reading.load_weights(module, reading.read(saved.path), family_of(module), module.parts_read(stage))
         elif not finished and stage.name in origin_of:
@@ -59,19 +60,25 @@ def run_stages(
         if not finished:
             module.origins.load_missing(module.parts_read(stage))
         module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
-        first_step += steps
-        if finished:
-            continue
-        if trainer.global_rank == 0:
-            earlier = reading.read(saved.path).manifest.get("data", {}) if resumed else {}
-            module.data_changes = check_data(earlier, data, stage.name, other_data=other_data)
-            module.data_digests = digests(data)
-        with module.reading_only(stage):
-            trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
+        if not finished:
+            if trainer.global_rank == 0:
+                earlier = reading.read(saved.path).manifest.get("data", {}) if resumed else {}
+                module.data_changes = check_data(earlier, data, stage.name, other_data=other_data)
+                module.data_digests = digests(data)
+            with module.reading_only(stage):
+                trainer.fit(module, data, ckpt_path=str(saved.path) if resumed else None, weights_only=True)
+        last = final_step(module, stage, steps)
+        first_step += last
+        ends[stage.name] = folder.checkpoints / manifest.checkpoint_name(number, stage.name, last)
     module.origins.load_missing()
     module._trainer = trainer  # a stage that was finished before has no Trainer; evaluation asks it for the precision
     module.to(trainer.strategy.root_device)  # a Trainer leaves the model on the CPU
     return data
+
+
+def final_step(module: MultimodalModule, stage: Stage, steps: int) -> int:
+    """Optimizer steps that a stage has at its end: as many as planned, or fewer if a callback has ended it."""
+    return module.ends[stage.name]["step"] if stage.name in module.ends else steps
 
 
 def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -55,9 +55,10 @@ def cut_views(image: Tensor, views: Sequence[View], normalise: Normalise) -> lis
         whole = view.resize, view.resample
         if whole not in resized:
             resized[whole] = resize(image, view.resize, normalise.backend, view.resample)
-        pixels = _crop(resized[whole], view, normalise.fill)
-        if view.antialias:
-            pixels = resize(pixels, view.size, normalise.backend)
+        if view.antialias and view.box[2:] != view.size:
+            pixels = resize_box(resized[whole], view, normalise)
+        else:
+            pixels = _crop(resized[whole], view, normalise.fill)
         pixels = pixels.contiguous()  # decoders write H x W x 3; one byte a value is cheap to reorder
         values = pixels.float().mul_(gain).add_(shift)  # (x / 255 - mean) / std, a third of the time
         if values.shape[1:] != view.size:
@@ -75,6 +76,38 @@ def resize(image: Tensor, size: Size, backend: str, resample: str = "bicubic") -
         array = np.asarray(picture.resize((size[1], size[0]), Image.Resampling[resample.upper()]))
         return torch.from_numpy(array.copy()).permute(2, 0, 1)
     return F.interpolate(image[None], size=size, mode=resample, antialias=True)[0]
+
+
+def resize_box(image: Tensor, view: View, normalise: Normalise) -> Tensor:
+    """Bring the view's box, padding included, to the view's size without building the padded box.
+
+    A horizontal pass treats each row by itself and a vertical pass each column. So the horizontal pass takes a band of
+    rows at a time, a row of padding is resized once, and the vertical pass follows. The pixels are bit for bit those of
+    the padded box resized at once (`tests/samples/test_pixels.py`). Besides the image this takes box height x view
+    width and view height x box width pixels: for an image of 1080 x 20000 padded to 336 x 336, 40 MB and not 1.2 GB.
+
+    A box that shrinks more in height than in width is built whole, since Pillow then begins with the columns.
+
+    Args:
+        image: [3, H, W] uint8, the image after its first resize.
+        view: its last resize is antialiased.
+    Returns:
+        [3, *view.size] uint8.
+    """
+    top, left, height, width = view.box
+    y, x = view.offset[0] - top, view.offset[1] - left  # the image's corner inside the box
+    out_height, out_width = view.size
+    padded = y > 0 or x > 0 or y + image.shape[1] < height or x + image.shape[2] < width
+    if not padded or height * out_width > width * out_height:
+        return resize(_crop(image, view, normalise.fill), view.size, normalise.backend)
+    padding = torch.tensor(normalise.fill, dtype=torch.uint8).view(3, 1, 1).repeat(1, 1, width)
+    columns = resize(padding, (1, out_width), normalise.backend).repeat(1, height, 1)  # [3, height, out_width]
+    stop = min(y + image.shape[1], height)
+    for start in range(max(y, 0), stop, out_height):
+        rows = min(out_height, stop - start)
+        band = _crop(image, replace(view, box=(top + start, left, rows, width)), normalise.fill)  # [3, rows, width]
+        columns[:, start : start + rows] = resize(band, (rows, out_width), normalise.backend)
+    return resize(columns, view.size, normalise.backend)
 
 
 def shrink(values: Tensor, size: Size) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_mm.documents.decode import PictureError, reductions
 from lit_mm.documents.document import Decodable, Document, Picture
 from lit_mm.errors import UserError
-from lit_mm.prompts.prompt import PictureRun, Prompt
+from lit_mm.prompts.prompt import PictureRun, Prompt, answers_apart
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
@@ -39,6 +39,7 @@ class Sample:
         tokens_per_view: visual tokens of every view of every picture, in order.
         spans: [start, stop) of the positions that each picture takes, its layout's text included.
         lost: True if the pixels could not be read; the sample keeps its positions and nothing of it is learnt.
+        apart: number of answers that are tokenised apart from their prompt, see `lit_mm.prompts.prompt.TextRun`.
     """
 
     document: Document
@@ -49,6 +50,7 @@ class Sample:
     tokens_per_view: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     lost: bool = False
+    apart: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -157,7 +159,8 @@ class Processor:
         labels: list[np.ndarray] = []
         index: list[np.ndarray] = []
         spans = [(0, 0)] * len(pieces)
-        for run in self.prompt.runs(document, self.tokenizer):
+        runs = self.prompt.runs(document, self.tokenizer)
+        for run in runs:
             if isinstance(run, PictureRun):
                 picture_ids, picture_index, _ = pieces[run.number]
                 start = sum(len(piece) for piece in ids)
@@ -178,6 +181,7 @@ class Processor:
             plans,
             tuple(n for _, _, tokens in pieces for n in tokens),
             tuple(spans),
+            apart=answers_apart(runs),
         )
 
     def views(self, sample: Sample) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -11,14 +11,24 @@ from lit_mm.errors import UserError
 from lit_mm.stages.stage import Stage
 
 
+@runtime_checkable
 class Layered(Protocol):
-    """A part whose learning rate may decay from layer to layer."""
+    """A part whose learning rate may decay from layer to layer.
+
+    Attributes:
+        num_layers: number of its blocks.
+    """
 
     num_layers: int
 
     def layer_of(self, name: str) -> int:
         """Number of the layer that holds the parameter `name`: 0 for the embeddings, i + 1 for block i."""
         ...
+
+
+def layered(modules: Mapping[str, nn.Module]) -> dict[str, Layered]:
+    """The parts that can tell a parameter's layer, by name."""
+    return {name: module for name, module in modules.items() if isinstance(module, Layered)}
 
 
 # Starts of names of tables whose rows are looked up (vocabularies, positions) and of vocabulary heads

@@ -94,10 +94,10 @@ class Muon(Optimizer):
                     entries_by_shape[cut.shape].append((parameter.view(-1), update.view(-1), cut))
             for shape, entries in entries_by_shape.items():
                 size = group["lr"] * 0.2 * max(shape) ** 0.5
-                whole = entries[0][1].new_zeros(len(entries), shape.numel())
-                for matrix, (_, update, cut) in zip(whole, entries, strict=True):
+                matrices = entries[0][1].new_zeros(len(entries), shape.numel())
+                for matrix, (_, update, cut) in zip(matrices, entries, strict=True):
                     matrix.narrow(0, cut.start, cut.count).copy_(update.narrow(0, cut.offset, cut.count))
-                updates = orthogonalise(self.add_up(whole).view(len(entries), *shape)).flatten(1)
+                updates = orthogonalise(self.add_up(matrices).view(len(entries), *shape)).flatten(1)
                 for (parameter, _, cut), update in zip(entries, updates, strict=True):
                     piece, delta = parameter.narrow(0, cut.offset, cut.count), update.narrow(0, cut.start, cut.count)
                     piece.mul_(1 - group["lr"] * group["weight_decay"]).sub_(delta.to(piece), alpha=size)

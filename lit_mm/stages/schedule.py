@@ -40,11 +40,10 @@ class Rising(Schedule):
                 f"{type(self).__name__}: warmup is a share of the stage below 1, or a whole number of steps, got "
                 f"{self.warmup}"
             )
-        for name in ("start", "floor"):
-            if not 0 <= getattr(self, name) < 1:
+        for name, share in (("start", self.start), ("floor", self.floor)):
+            if not 0 <= share < 1:
                 raise UserError(
-                    f"{type(self).__name__}: {name} is a share of the peak learning rate in [0, 1), got "
-                    f"{getattr(self, name)}"
+                    f"{type(self).__name__}: {name} is a share of the peak learning rate in [0, 1), got {share}"
                 )
 
     def warmup_steps(self, total: int) -> int:

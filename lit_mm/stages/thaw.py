@@ -1,4 +1,4 @@
-"""What learns at a step of a stage, and which modules then run in training mode."""
+"""This module computes the parts that train at a step of a stage, and sets training mode accordingly."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from collections.abc import Collection, Iterator
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_mm.layers.protocols import parts_within
 from lit_mm.stages.stage import Stage
 
 
 def late_parts(stage: Stage) -> dict[str, int]:
-    """Part -> optimizer step of the stage at which it thaws, of the parts that do not learn from the start."""
+    """Part -> optimizer step of the stage at which it thaws, for parts that do not train from the start."""
     return {part: train.from_step for part, train in stage.train.items() if train.from_step}
 
 
 def learning_parts(stage: Stage, step: int) -> frozenset[str]:
-    """The parts that optimizer step `step` (from 0) of a stage changes."""
+    """The parts that train at optimizer step `step` (from 0) of a stage."""
     return frozenset(part for part, train in stage.train.items() if step >= train.from_step)
 
 
 def set_modes(network: nn.Module, parts: Collection[str]) -> None:
-    """Training mode for the modules of these parts, evaluation mode for all others: their dropout is off.
+    """Put modules of `parts` into training mode and all others into evaluation mode, which switches dropout off.
 
-    A module that holds a part of another name (`parts_within`) follows both. Layers whose activations are computed a
-    second time stay in training mode themselves, because transformers recomputes only there; what is inside of them
-    does not.
+    A module that contains a second part (`parts_within`) is in training mode if either part is in `parts`. Layers with
+    activation checkpointing are always in training mode, because transformers recomputes only then; modules inside
+    them follow their own part.
     """
     for module, names in modules_with_parts(network):
         module.training = not names.isdisjoint(parts) or isinstance(module, GradientCheckpointingLayer)
 
 
 def modules_with_parts(module: nn.Module, part: str = "") -> Iterator[tuple[nn.Module, set[str]]]:
-    """Every module below a network, with the part that it belongs to and the parts of its attributes.
+    """Yield (module, parts) for every module below `module`: the part of the module and the parts of its attributes.
 
     Args:
-        part: part of `module`; "" for the network, whose children are parts of their own names.
+        module: the network, or a module inside it.
+        part: part of `module`; "" for the network, where the name of a child is its part.
     """
-    within = getattr(module, "parts_within", {})
+    within = parts_within(module)
     for name, child in module.named_children():
         inner = within.get(name, part or name)
-        yield child, {inner, *getattr(child, "parts_within", {}).values()}
+        yield child, {inner, *parts_within(child).values()}
         yield from modules_with_parts(child, inner)

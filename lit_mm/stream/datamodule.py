@@ -187,7 +187,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         if not missing or not tell:
             return -(-plan.rows_of(stage.epochs) // self.global_batch)
         text = f"lit_mm: stage {stage.name!r} counts epochs: all samples are laid out first to compute its steps"
-        if any(isinstance(source, lengths.Source) for source in missing):  # only sources with files can have an index
+        if any(isinstance(source, lengths.Stored) for source in missing):  # only sources with files can have an index
             text += ". `python -m lit_mm data index --config RECIPE` stores their lengths and makes later starts quick"
         print(text, file=sys.stderr, flush=True)
         with bar(f"laying out {stage.name}", len(documents)) as self.screen.progress:

@@ -8,12 +8,12 @@ layout does to a set of probes; a sample that turns out otherwise stops the run 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lit_mm.documents.document import Document, Turn
-from lit_mm.documents.sources import Source, cache
+from lit_mm.documents.sources import SampleError, cache
 from lit_mm.errors import UserError
 from lit_mm.samples.processor import Processor, Sample
 from lit_mm.stream.maker import SampleMaker
@@ -29,6 +29,16 @@ PROBES = (
 SIDES = (1, 27, 100, 224, 337, 480, 640, 1000, 1333, 2048, 4000)  # pixels, of probed images
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """Documents in files, whose content names an index."""
+
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What decides the documents, see `Source.content`."""
+        ...
+
+
 class Sized:
     """A picture that has a size and nothing else."""
 
@@ -36,13 +46,17 @@ class Sized:
         self.height, self.width = height, width
 
 
-def fingerprint(processor: Processor) -> str:
-    """A hash of what a processor does to the probes: texts, roles, and pictures of many sizes."""
+def fingerprint(processor: Processor, source: str = "") -> str:
+    """A hash of what a processor does to the probes: texts, roles, and pictures of many sizes.
+
+    Args:
+        source: name of the source of the documents, which may have a tiling of its own.
+    """
     results: list[object] = [processor.max_length, *(processor.tokenizer.encode(text) for text in PROBES)]
     if processor.token_grid is not None:
         for height in SIDES:
             for width in SIDES:
-                results.append(_of(lambda size: processor.visual_tokens(*size), (height, width)))
+                results.append(_of(lambda size: processor.visual_tokens(*size, source), (height, width)))
     pictures = [] if processor.token_grid is None else [Sized(337, 640)]
     chat = (
         Turn("user", (*pictures, PROBES[0])),
@@ -51,7 +65,7 @@ def fingerprint(processor: Processor) -> str:
         Turn("assistant", (PROBES[3],)),
     )
     for turns in (chat, (Turn("system", (PROBES[0],)), *chat), (Turn("page", (*pictures, PROBES[1])),)):
-        sample = _of(processor.lay_out, Document("probe", turns))
+        sample = _of(processor.lay_out, Document("probe", turns, source=source))
         laid_out = isinstance(sample, Sample)
         results += [sample.input_ids.tolist(), sample.labels.tolist(), sample.index.tolist()] if laid_out else [sample]
     return cache.key_of("layout", results)
@@ -71,14 +85,18 @@ def _of(lay_out: Callable[[Any], Any], probe: Any) -> Any:
 def keys_of(maker: SampleMaker) -> list[str | None]:
     """The names of the indexes of a maker's sources; None of a source that has no files."""
     sources = maker.documents.sources
-    if not any(isinstance(source, Source) for source in sources):
+    if not any(isinstance(source, Stored) for source in sources):
         return [None] * len(sources)
-    layout = fingerprint(maker.processor)
+    layouts = {"": fingerprint(maker.processor)}  # of sources without a tiling of their own
     budgets = maker.too_long, maker.row_tokens, maker.row_views
-    return [
-        cache.key_of("lengths", source.content, layout, budgets) if isinstance(source, Source) else None
-        for source in sources
-    ]
+    keys: list[str | None] = []
+    for source, name in zip(sources, maker.documents.names, strict=True):
+        tiled = name if name in maker.processor.by_source else ""
+        if tiled not in layouts:
+            layouts[tiled] = fingerprint(maker.processor, tiled)
+        named = cache.key_of("lengths", source.content, layouts[tiled], budgets) if isinstance(source, Stored) else None
+        keys.append(named)
+    return keys
 
 
 def load(maker: SampleMaker) -> list[np.ndarray | None]:
@@ -118,6 +136,22 @@ def build(maker: SampleMaker, source: int, progress: Callable[[int], None] = lam
         arrays = cache.finish(key, {"lengths": np.concatenate(cache.resume(key, -(-size // CHUNK), make))})
     progress(size)
     return int((arrays["lengths"][:, 3] == UNKNOWN).sum())
+
+
+def explain(maker: SampleMaker, source: int, limit: int) -> list[SampleError]:
+    """Why the first samples cannot be trained on that the index of a source has as unknown.
+
+    Args:
+        source: number of the source in the maker's documents; its index has been built.
+        limit: largest number of samples that are laid out again.
+    """
+    errors = []
+    for number in np.flatnonzero(load(maker)[source][:, 3] == UNKNOWN)[:limit]:
+        try:
+            maker(maker.documents.starts[source] + int(number))
+        except SampleError as error:
+            errors.append(error)
+    return errors
 
 
 def forget(maker: SampleMaker, source: int) -> None:

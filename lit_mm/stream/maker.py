@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lit_mm.documents.decode import PictureError
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources.errors import SampleError
+from lit_mm.errors import UserError
 from lit_mm.samples.processor import Processor, Sample
 from lit_mm.samples.truncate import truncate
 from lit_mm.stream.mixture import Joined
@@ -68,10 +71,43 @@ class SampleMaker:
         """Build the sample of a document by number, see `make`.
 
         Raises:
-            SampleError: the sample is too long and `too_long` is "refuse", or it has no supervised token.
-            UserError: the source cannot read the document, or the prompt cannot express it.
+            SampleError: the sample is too long and `too_long` is "refuse", it has no supervised token, its source
+                cannot read it, or the prompt cannot express it. The error names file and line.
         """
-        return self.make(self.documents[number])
+        document: Document | None = None
+        try:
+            document = self.documents[number]
+            return self.make(document)
+        except UserError as error:
+            raise self.located(error, number, document) from error
+
+    def located(self, error: UserError, number: int, document: Document | None = None) -> SampleError:
+        """The error with the place and the id of its sample.
+
+        Args:
+            number: number of the sample.
+            document: the sample's document; None if its source refused it.
+        """
+        return located(error, lambda: self.documents.where(number), document)
+
+
+def located(error: UserError, where: Callable[[], str], document: Document | None) -> SampleError:
+    """The error with the place and the id of its sample.
+
+    Args:
+        where: gives file and line of the sample, "" if its source has no files; called where the error has none.
+        document: the sample's document; None if its source refused it.
+    """
+    if isinstance(error, SampleError) and error.where:
+        return error
+    place, sample_id = where(), "" if document is None else document.id
+    if isinstance(error, SampleError):
+        return SampleError(
+            error.reason, where=place, sample_id=error.sample_id or sample_id, kind=error.kind, remedy=error.remedy
+        )
+    refusal = "bad_entry" if document is None else "layout_refused"
+    kind = "unreadable_image" if isinstance(error, PictureError) else refusal
+    return SampleError(str(error), where=place, sample_id=sample_id, kind=kind)
 
 
 def _too_long(sample: Sample, maker: SampleMaker) -> str:

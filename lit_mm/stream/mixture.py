@@ -7,13 +7,27 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.stream.order import stable_hash
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """Documents that lie in files."""
+
+    def where(self, number: int) -> str:
+        """File and line of a sample."""
+        ...
+
+
+def place_of(documents: Any, number: int) -> str:
+    """File and line of a sample; "" of documents that lie in no file."""
+    return documents.where(number) if isinstance(documents, Placed) else ""
 
 
 class Joined:
@@ -44,6 +58,11 @@ class Joined:
         source = self.source_of(number)
         return replace(self.sources[source][number - self.starts[source]], source=self.names[source])
 
+    def where(self, number: int) -> str:
+        """File and line of a sample; "" of a source without files."""
+        source = self.source_of(number)
+        return place_of(self.sources[source], number - self.starts[source])
+
     def source_of(self, number: int) -> int:
         """Index of the source that holds a sample."""
         return bisect_right(self.starts, number) - 1
@@ -64,10 +83,10 @@ def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Seque
         UserError: a weight is not positive, or is so small that its source would never be drawn.
     Source: arXiv:2305.06500, section 2.3 (square-root weights).
     """
-    total, whole = sum(sizes), sum(weights)
+    total, weight_sum = sum(sizes), sum(weights)
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise UserError(f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}")
-    shares = [total * weight / whole for weight in weights]
+    shares = [total * weight / weight_sum for weight in weights]
     draws = [int(share) for share in shares]
     by_rest = sorted(range(len(shares)), key=lambda s: (draws[s] - shares[s], s))
     for source in by_rest[: total - sum(draws)]:

@@ -77,9 +77,10 @@ class Rows(Dataset):
             sample, _ = self.maker.make(document)
             views = [] if self.maker.processor.token_grid is None else self.maker.processor.views(sample)
         except UserError as error:
+            fault = self.maker.located(error, number, document)
             if self.on_bad_sample == "fail":
-                raise
-            faults.append(Fault.of(number, error, document.id if document is not None else ""))
+                raise fault from error
+            faults.append(Fault.of(number, fault, document.id if document is not None else ""))
             return None if sample is None else unlearnt(sample)
         if planned is not None and sample.length != planned:
             raise UserError(

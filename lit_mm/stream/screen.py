@@ -74,11 +74,12 @@ class Screen:
             document = self.maker.documents[number]
             sample, cut = self.maker.make(document)
         except UserError as error:
+            fault = self.maker.located(error, number, document)
             if self.on_bad_sample == "fail":
-                raise
+                raise fault from error
             self.examined += 1
             self._state[number] = BAD
-            self._leave_out(Fault.of(number, error, document.id if document is not None else ""))
+            self._leave_out(Fault.of(number, fault, document.id if document is not None else ""))
             return
         self.examined += 1
         self._lengths[number] = sample.length.tokens, sample.length.views, sample.length.supervised

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 
 
@@ -34,7 +35,7 @@ def end_with_parent(worker: int) -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has no sigwaitinfo
+    if sys.platform == "linux":  # macOS has no `sigwaitinfo`
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # threads started from here on inherit the mask
         threading.Thread(target=wait_for_trainer, daemon=True).start()
     threading.Thread(target=watch, daemon=True).start()

@@ -5,18 +5,20 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import attention
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
+from lit_mm.vision.protocol import VisionEncoder
 
 # V views, N patches, D width, P = N + 1 positions (class token first), H heads
 
 
-class EvaBlock(nn.Module):
-    """Attention and feed-forward, each behind a layer norm, each left out for whole views by stochastic depth."""
+class EvaBlock(GradientCheckpointingLayer):
+    """A pre-norm transformer block with stochastic depth, which skips a branch for whole views."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, drop_path: float, eps: float) -> None:
         super().__init__()
@@ -32,42 +34,45 @@ class EvaBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[V, P, D] -> [V, P, D]."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])  # a key's would change nothing
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])  # softmax cancels a bias of keys
         qkv = self.qkv(self.norm1(x)) + bias
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
         x = x + self._dropped(self.out(attention(q, k, v).transpose(1, 2).flatten(2)))
         return x + self._dropped(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
 
     def _dropped(self, branch: Tensor) -> Tensor:
-        """Stochastic depth. A frozen block keeps everything: its features are the same each time."""
+        """Apply stochastic depth. A frozen block drops nothing, so its features are the same each time."""
         if not (self.training and self.drop_path and self.fc1.weight.requires_grad):
             return branch
         mask = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
         return branch * mask / (1 - self.drop_path)
 
 
-class EvaViT(nn.Module):
-    """EVA-CLIP ViT-g/14; features are the output of its last block, with the class token, before any norm.
+class EvaViT(nn.Module, VisionEncoder):
+    """The EVA-CLIP ViT-g/14. Its features are the output of its last block, class token first, before any norm.
 
-    As released the fortieth block, the last norm and the head are not built. The families put a norm of their own
-    behind the features (`ln_vision`), which belongs to their connector.
+    As in the release, the fortieth block, the last norm and the head are not built. Families apply a norm to the
+    features (`ln_vision`), which belongs to their connector.
 
     Args:
-        image_size: side of a view, pixels; the position table has its grid.
+        image_size: side of a view, pixels. The position table has one row per patch of such a view.
         patch: side of a patch, pixels.
         width: D.
-        layers, heads: of the transformer. Published: 39 of 40, 16.
+        layers: number of blocks. Published: 39 of 40.
+        heads: number of attention heads. Published: 16.
         mlp_ratio: feed-forward width / D; the product is rounded down, 6144 for ViT-g.
-        drop_path: how often the last block's branches are left out for a view while the encoder learns; from the first
-            block on the rate rises linearly from 0. The release builds 0.4.
-        drop_cls: leave the class token out of the output.
-        eps: of the layer norms.
-        position_size: image size of the checkpoint to be loaded, pixels, where it differs; its table is then resized
-            bicubically while loading.
-        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
-        activation_checkpointing: recompute each block in the backward pass.
+        drop_path: probability that a branch of the last block is skipped for a view while the encoder learns. The
+            probability rises linearly from 0 at the first block. The release builds 0.4.
+        drop_cls: True leaves the class token out of the output.
+        eps: epsilon of the layer norms.
+        position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
+            loaded. None: the checkpoint must have the table of `image_size`.
+        weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
+        activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
+            inputs, "selective" (with `compile`) its inputs and its products.
+        compile: compile the blocks by `torch.compile` while they train.
     Raises:
-        UserError: sizes that do not divide, or a rate outside [0, 1).
+        UserError: sizes do not divide, or a rate lies outside [0, 1).
     Source: arXiv:2303.15389; modeling_vit.py of the XComposer release, eva_vit.py of github.com/salesforce/LAVIS.
     """
 
@@ -84,7 +89,8 @@ class EvaViT(nn.Module):
         eps: float = 1e-6,
         position_size: int | None = None,
         weights: str | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -93,7 +99,8 @@ class EvaViT(nn.Module):
             raise UserError(f"EvaViT: at least 1 layer and a `drop_path` in [0, 1), got {layers=}, {drop_path=}")
         self.image_size, self.patch, self.width, self.num_layers = image_size, patch, width, layers
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
-        self.activation_checkpointing = activation_checkpointing
+        self.returns_class_token = not drop_cls
+        self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         self.patch_grid = PatchGrid(patch, "EvaViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
@@ -103,10 +110,11 @@ class EvaViT(nn.Module):
         self.positions = nn.Parameter(torch.zeros(1 + self.grid[0] * self.grid[1], width))
         rates = [drop_path * number / max(1, layers - 1) for number in range(layers)]
         self.blocks = nn.ModuleList(EvaBlock(width, heads, int(width * mlp_ratio), rate, eps) for rate in rates)
+        prepare_layers(self, activation_checkpointing, compile)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The release's scheme: N(0, 0.02), and what adds to the residual stream narrower from block to block."""
+        """Draw the weights by the release's scheme: N(0, 0.02); linears that add to the residual narrow with depth."""
         for table in (self.cls, self.positions):
             nn.init.trunc_normal_(table, std=0.02)
         for number, block in enumerate(self.blocks, start=1):
@@ -132,8 +140,10 @@ class EvaViT(nn.Module):
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Leave out the block behind the features and resize the position table of a checkpoint of `position_size`, in
-        place. `load_strict` calls it."""
+        """Fit a checkpoint to this encoder, in place; `load_strict` calls it.
+
+        The block behind the features is dropped, and the position table of a checkpoint of `position_size` is resized.
+        """
         unused = f"{prefix}blocks.{self.num_layers}."  # EVA's own checkpoint has one block more
         for name in [name for name in state if name.startswith(unused)]:
             del state[name]
@@ -148,7 +158,7 @@ class EvaViT(nn.Module):
         """[V, 3, H, W] normalised pixels -> [V, 1 + N, D], class token first ([V, N, D] with `drop_cls: true`).
 
         Raises:
-            UserError: views of another size than `image_size`.
+            UserError: the views have another size than `image_size`.
         """
         if self.token_grid(tuple(pixels.shape[-2:])) != self.grid:
             raise UserError(
@@ -158,8 +168,5 @@ class EvaViT(nn.Module):
         x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
         x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1) + self.positions  # [V, P, D]
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = block(x)
         return x[:, 1:] if self.drop_cls else x

@@ -12,13 +12,13 @@ from lit_mm.layers.position import resize_grid
 
 
 def resize_position_table(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize the patch part of a table bicubically (`align_corners` False); the class token's row is kept.
+    """Resize the patch rows of a position table bicubically (`align_corners` False); the class token's row stays.
 
     Args:
         table: [1 + N, D], class token first, then a square grid of N patches, row-major.
-        grid: (rows, columns) of patches wanted.
+        grid: (rows, columns) of patches after resizing.
     Returns:
-        [1 + rows * columns, D], computed in fp32, in the table's dtype; the table itself where the grid is the same.
+        [1 + rows * columns, D], computed in fp32, in the table's dtype; the table itself if its grid is `grid` already.
     Raises:
         UserError: N is not a square.
     Source: `resize_pos` of XComposer2's build_mlp.py (24 x 24 to 16 x 16 or 35 x 35).

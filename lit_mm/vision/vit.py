@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
-from lit_mm.layers.attention import attention
+from lit_mm.layers.activations import Checkpointing, prepare_layers
+from lit_mm.layers.attention import attention_by_length
 from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
+from lit_mm.vision.protocol import VisionEncoder
 
 # V views, N patches, D width, P positions: N + 1, the class token first, or N without one; H heads
 
@@ -26,8 +28,8 @@ def quick_gelu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each behind a layer norm. q, k and v are one linear: rows q, then k, then v."""
+class Block(GradientCheckpointingLayer):
+    """A pre-norm transformer block. One linear computes q, k and v; its rows are q, then k, then v."""
 
     def __init__(self, width: int, heads: int, ffn_width: int, activation: str, eps: float) -> None:
         super().__init__()
@@ -40,53 +42,59 @@ class Block(nn.Module):
         self.fc1 = nn.Linear(width, ffn_width)
         self.fc2 = nn.Linear(ffn_width, width)
 
-    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
-            seen: [V, 1, 1, P] True where a view has a position and not padding; None: everywhere.
+            lengths: number of positions of each view, which come first; padding follows. None: all have P.
         """
-        x = x + self.out(self.attend(self.qkv(self.norm1(x)), visible))
+        x = x + self.out(self.attend(self.qkv(self.norm1(x)), lengths))
         return x + self.feed_forward(x)
 
-    def attend(self, qkv: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Packed q, k, v [V, P, 3 D] -> what the heads read, [V, P, D]."""
+    def attend(self, qkv: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """Packed q, k, v [V, P, 3 D] -> outputs of all heads, side by side, [V, P, D]."""
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each [V, H, P, D / H]
-        return attention(q, k, v, visible).transpose(1, 2).flatten(2)
+        return attention_by_length(q, k, v, lengths, lengths).transpose(1, 2).flatten(2)
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """[V, P, D] -> [V, P, D], its norm included, the residual not."""
+        """[V, P, D] -> [V, P, D], with the norm and without the residual."""
         return self.fc2(self.activation(self.fc1(self.norm2(x))))
 
 
-class ViT(nn.Module):
-    """CLIP ViT; features are a block's output, before the post layer-norm. That norm is therefore not built, nor is any
-    block behind the features: they would be parameters without a gradient (XComposer2's release replaces the norm by an
-    identity when the ViT learns; LLaVA's loads and runs the last block for nothing).
+class ViT(nn.Module, VisionEncoder):
+    """The CLIP vision transformer. Its features are the output of a block, before the post layer-norm.
+
+    The post layer-norm and the blocks behind the features are not built, because no gradient would reach them.
+    XComposer2's release replaces the norm by an identity when the ViT learns; LLaVA's release loads and runs the last
+    block although nothing reads it.
 
     Args:
-        image_size: side of a view, pixels; the position table has its grid.
+        image_size: side of a view, pixels. The position table has one row per patch of such a view.
         patch: side of a patch, pixels.
         width: D.
-        layers, heads: of the published transformer.
+        layers: number of blocks of the published transformer.
+        heads: number of attention heads.
         select_layer: index of the block whose output is returned, as in transformers' hidden_states: -1 the last, -2
             the one before (LLaVA).
         mlp_ratio: feed-forward width / D.
         ffn_width: overrides `mlp_ratio`.
         activation: "quick_gelu" (OpenAI's weights) or "gelu".
-        drop_cls: leave the class token out of the output.
-        eps: of the layer norms.
-        position_size: image size of the checkpoint to be loaded, pixels. A table of that size is resized bicubically
-            while loading. None: the checkpoint must have the table of `image_size`.
-        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
-        activation_checkpointing: recompute each block in the backward pass.
-        class_token: False: there is none, as in Qwen-VL's OpenCLIP bigG; loading leaves out a checkpoint's.
-        any_size: views may have any size; the position table stays that of `image_size`, and every forward resizes it
-            bicubically to the view's grid, so that it learns at whichever size a stage trains on. Before a connector of
-            `any_grid` (LLaVA-UHD's), the views of a batch may differ in shape: all are encoded in one call.
+        drop_cls: True leaves the class token out of the output.
+        eps: epsilon of the layer norms.
+        position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
+            loaded. None: the checkpoint must have the table of `image_size`.
+        weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
+        activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
+            inputs, "selective" (with `compile`) its inputs and its products.
+        compile: compile the blocks by `torch.compile` while they train; where views of several shapes are encoded
+            together, the blocks run as they are.
+        class_token: False builds no class token, as in Qwen-VL's OpenCLIP bigG, and drops that of a checkpoint.
+        any_size: True accepts views of any size. The position table stays that of `image_size`; every forward resizes
+            it bicubically to the view's grid, so it learns at whichever size a stage trains on. With a connector of
+            `any_grid` (LLaVA-UHD's), the views of a batch may differ in shape, and one call encodes all of them.
     Raises:
-        UserError: sizes that do not divide, an unknown activation, or no such layer.
-    Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer. Qwen-VL's visual.py for the last two arguments.
+        UserError: sizes do not divide, the activation is unknown, or `select_layer` is no layer.
+    Source: arXiv:2103.00020; openai/CLIP, class VisionTransformer. `class_token` and `any_size`: Qwen-VL's visual.py.
     """
 
     def __init__(
@@ -103,10 +111,11 @@ class ViT(nn.Module):
         eps: float = 1e-5,
         position_size: int | None = None,
         weights: str | None = None,
-        activation_checkpointing: bool = False,
+        activation_checkpointing: Checkpointing = "none",
         select_layer: int = -1,
         class_token: bool = True,
         any_size: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not -layers <= select_layer <= -1:
@@ -118,10 +127,10 @@ class ViT(nn.Module):
         self.image_size, self.patch, self.width = image_size, patch, width
         self.published_layers, self.num_layers = layers, layers + select_layer + 1
         self.drop_cls, self.position_size, self.weights = drop_cls, position_size, weights
-        self.activation_checkpointing = activation_checkpointing
+        self.returns_class_token = class_token and not drop_cls
+        self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         self.any_size = any_size
         self.heads = heads
-        self.reads_tiles = False  # a function that gives tiles weights of their own (`apply_window_adapters`) sets it
         self.patch_grid = PatchGrid(patch, "ViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
@@ -133,10 +142,11 @@ class ViT(nn.Module):
         self.pre_norm = nn.LayerNorm(width, eps=eps)
         hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
         self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
+        prepare_layers(self, activation_checkpointing, compile)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """OpenAI's scheme: what adds to the residual stream is drawn narrower the more layers there are."""
+        """Draw the weights by OpenAI's scheme: the more layers, the narrower are linears that add to the residual."""
         residual = self.width**-0.5 * (2 * self.num_layers) ** -0.5
         for block in self.blocks:
             nn.init.normal_(block.qkv.weight, std=self.width**-0.5)
@@ -160,8 +170,11 @@ class ViT(nn.Module):
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
-        """Leave out the blocks behind the features, and the class token where this encoder has none; resize the
-        position table of a checkpoint of `position_size`. In place; `load_strict` calls it."""
+        """Fit a checkpoint to this encoder, in place; `load_strict` calls it.
+
+        Blocks behind the features are dropped, and so is a class token that this encoder does not have. The position
+        table of a checkpoint of `position_size` is resized.
+        """
         unused = tuple(f"{prefix}blocks.{block}." for block in range(self.num_layers, self.published_layers))
         for name in [name for name in state if name.startswith(unused)]:
             del state[name]
@@ -180,29 +193,28 @@ class ViT(nn.Module):
     def forward(self, pixels: Tensor | Sequence[Tensor], tiles: Tensor | None = None) -> Tensor:
         """[V, 3, H, W] normalised pixels -> [V, N, D] patch features, row-major ([V, P, D] with `drop_cls: false`).
 
-        Several groups of views, [V_g, 3, H_g, W_g] each, are encoded together: N is then the patches of the largest, a
-        view's own come first, and what follows them means nothing.
+        Several groups of views, [V_g, 3, H_g, W_g] each, are encoded in one call. The output is then padded to the
+        longest view; the valid patches of a view come first.
 
         Args:
-            tiles: [V] see `Batch`, for an encoder that `reads_tiles`; None: every view is treated as a global view.
+            pixels: one group of views, or a sequence of groups.
+            tiles: [V] tile numbers, see `Views`, for an encoder that `reads_tiles`; None treats every view as a global
+                view.
         Raises:
-            UserError: views of another size than `image_size`, without `any_size`.
+            UserError: a view has another size than `image_size`, and `any_size` is False.
         """
         if isinstance(pixels, Tensor):
-            visible = None
+            lengths = None
             x = self.patches(pixels).flatten(2).transpose(1, 2)  # [V, N, D]
             table = self._resized(self.positions, self._grid(pixels))
         else:
-            x, table, visible = self._padded(pixels)
+            x, table, lengths = self._padded(pixels)
         if self.cls is not None:
             x = torch.cat([self.cls.to(x.dtype).expand(len(x), 1, -1), x], dim=1)  # [V, P, D]
         x = self.pre_norm(x + table)
         extra = () if tiles is None else (tiles,)
         for block in self.blocks:
-            if self.activation_checkpointing and self.training:
-                x = checkpoint(block, x, visible, *extra, use_reentrant=False)
-            else:
-                x = block(x, visible, *extra)
+            x = block(x, lengths, *extra)
         return x[:, 1:] if self.drop_cls and self.cls is not None else x
 
     def _grid(self, pixels: Tensor) -> tuple[int, int]:
@@ -214,10 +226,10 @@ class ViT(nn.Module):
             )
         return grid
 
-    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Patches [V, N, D] and position tables [V, P, D] of all groups, padded to the largest, and `seen` of `Block`.
+    def _padded(self, groups: Sequence[Tensor]) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
+        """Embed all groups: patches [V, N, D] and position tables [V, P, D], padded, and `lengths` of `Block`.
 
-        One call of `patches` for all: under ZeRO-3 every rank must make the same calls, whatever its views.
+        `patches` is called once for all groups: under ZeRO-3 every rank must make the same calls, whatever its views.
         """
         grids = [self._grid(group) for group in groups]
         lengths = [rows * columns for rows, columns in grids]
@@ -231,12 +243,11 @@ class ViT(nn.Module):
         if min(lengths) == longest:
             return x, torch.cat(tables), None
         first = int(self.cls is not None)
-        ends = torch.tensor([first + length for group, length in zip(groups, lengths, strict=True) for _ in group])
-        visible = torch.arange(first + longest) < ends[:, None]
-        return x, torch.cat(tables), visible[:, None, None].to(x.device)
+        by_view = tuple(first + length for group, length in zip(groups, lengths, strict=True) for _ in group)
+        return x, torch.cat(tables), by_view
 
 
 def as_strip(pixels: Tensor, patch: int) -> Tensor:
-    """[V, 3, rows * patch, columns * patch] -> [V, 3, patch, rows * columns * patch]: all patches in one row."""
+    """[V, 3, rows * patch, columns * patch] -> [V, 3, patch, rows * columns * patch]: patches in one row, row-major."""
     patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [V, 3, rows, patch, columns, patch]
     return patches.permute(0, 1, 3, 2, 4, 5).flatten(3)

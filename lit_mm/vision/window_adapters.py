@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.layers.dropout import dropout
 from lit_mm.layers.injection import Injection
 from lit_mm.vision.vit import Block, ViT
@@ -21,17 +23,19 @@ RANKS = {"qkv": 16, "out": 16, "mlp": 32}  # published
 
 # V views, P positions, W windows, r rank
 class WindowAdapter(nn.Module):
-    """scale_w B_w A_w dropout(x) for a view of window w; zero for a view of none. No bias, no alpha / rank.
+    """A low-rank branch per window: scale_w B_w A_w dropout(x) for a view of window w, zero for a global view.
 
-    All views run in one product: each gathers the matrices of its window. So the gradient of a window that no view of
-    the batch has is zero and not missing, as distributed training needs. A is kaiming-uniform, B zero, the scale one: a
-    new model is the plain encoder.
+    There is no bias and no factor alpha / rank. All views run in one product, to which each view contributes the
+    matrices of its window. A window without a view in the batch thus has a gradient of zero and not a missing one, as
+    distributed training needs. A starts kaiming-uniform, B at zero and the scale at one, so that a new model is the
+    plain encoder.
 
     Args:
-        in_width, out_width: of x and of the result.
+        in_width: width of x.
+        out_width: width of the result.
         rank: r.
         windows: W.
-        dropout: on the input, while training.
+        dropout: dropout probability of the input while training.
     Source: Monkey, class Lora_Adapter of visual.py.
     """
 
@@ -45,25 +49,29 @@ class WindowAdapter(nn.Module):
             nn.init.kaiming_uniform_(down, a=math.sqrt(5))
 
     def forward(self, x: Tensor, tiles: Tensor) -> Tensor:
-        """[V, P, in] and the window of each view [V], -1 for none -> [V, P, out]."""
+        """[V, P, in] and the window of each view [V], -1 for a global view -> [V, P, out]."""
         windows = tiles.clamp(min=0)
-        # `embedding` and not `self.down[own]`: its backward is deterministic
+        # `embedding` and not `self.down[windows]`: its backward is deterministic
         down, up = (F.embedding(windows, of.flatten(1)).unflatten(1, of.shape[1:]) for of in (self.down, self.up))
         scale = F.embedding(windows, self.scale[:, None]) * (tiles >= 0)[:, None]  # [V, 1]
         low = torch.bmm(dropout(x, self.dropout, self.training), down.transpose(1, 2))  # [V, P, r]
         return torch.bmm(low * scale[:, :, None], up.transpose(1, 2))
 
 
-class AdaptedBlock(nn.Module):
-    """A block of the vision encoder with adapters at its places.
+class AdaptedBlock(GradientCheckpointingLayer):
+    """A block of the vision encoder with window adapters.
 
-    qkv and out: beside these linears, of the same input. mlp: from the residual stream behind the attention, before its
-    norm, to the output of the block; it goes around the feed-forward and wraps none of its linears.
+    | adapter | reads | its result is added to |
+    |---|---|---|
+    | qkv | the normed input of the attention | the output of the linear qkv |
+    | out | the outputs of the heads | the output of the linear out |
+    | mlp | the residual stream after the attention, before the norm | the output of the block |
 
     Args:
-        base: the block; it stays the same module.
-        ranks: place -> rank; a place that is not named has no adapter.
-        windows, dropout: see `WindowAdapter`.
+        base: block that is adapted; it stays the same module.
+        ranks: adapter -> rank; an adapter without a rank is not built.
+        windows: number of windows.
+        dropout: dropout probability of the adapters' inputs.
     Source: Monkey, class VisualAttentionBlock of visual.py.
     """
 
@@ -78,18 +86,18 @@ class AdaptedBlock(nn.Module):
             {place: WindowAdapter(width, outs[place], rank, windows, dropout) for place, rank in ranks.items()}
         )
 
-    def forward(self, x: Tensor, visible: Tensor | None = None, tiles: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths: Sequence[int] | None = None, tiles: Tensor | None = None) -> Tensor:
         """[V, P, D] -> [V, P, D].
 
         Args:
-            seen: see `Block`.
-            tiles: [V] window of each view, -1 for none; None: no view has one.
+            lengths: see `Block`.
+            tiles: [V] window of each view, -1 for a global view; None if all views are global.
         """
         base = self.base
         if tiles is None:
-            return base(x, visible)
+            return base(x, lengths)
         normed = base.norm1(x)
-        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), visible)
+        read = base.attend(self._with("qkv", base.qkv(normed), normed, tiles), lengths)
         x = x + self._with("out", base.out(read), read, tiles)
         return x + self._with("mlp", base.feed_forward(x), x, tiles)
 
@@ -100,16 +108,18 @@ class AdaptedBlock(nn.Module):
 def apply_window_adapters(
     vision: ViT, windows: int, ranks: Mapping[str, int] | None = None, dropout: float = 0.05
 ) -> ViT:
-    """Give every block one set of adapters for each window, in place; returns the same encoder, which `reads_tiles`.
+    """Add one set of adapters per window to every block, in place; returns the same encoder, which then `reads_tiles`.
 
     Args:
-        windows: W; a global view has no adapter.
-        ranks: place (qkv, out, mlp) -> rank; None: as published, 12.78M parameters a window at Monkey's size. The paper
-            reports 117M in all, which no released placement gives (51.1M for 4 windows).
-        dropout: see `WindowAdapter`.
+        vision: encoder that is changed.
+        windows: W; a global view uses no adapter.
+        ranks: adapter (qkv, out, mlp) -> rank; None: the published ranks, 12.78M parameters per window at Monkey's
+            size. The paper reports 117M in all, which no placement of the released code gives (51.1M for 4 windows).
+        dropout: dropout probability of the adapters' inputs.
     Raises:
-        UserError: no ViT, no window, an unknown place, a rank that is not positive, or adapters that are there already.
-    Source: arXiv:2311.06607, section 3.1; visual.py of the release, which is followed.
+        UserError: the encoder is no ViT or has adapters already, there is no window, an adapter is unknown, or a rank
+            is not positive.
+    Source: arXiv:2311.06607, section 3.1; visual.py of the release, which we follow.
     """
     if not isinstance(vision, ViT):
         raise UserError(f"window adapters go into the blocks of a ViT, got {type(vision).__name__}. Leave them out")
@@ -122,18 +132,19 @@ def apply_window_adapters(
     if vision.reads_tiles:
         raise UserError("the blocks of this vision encoder have window adapters already; apply them once")
     vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
+    prepare_layers(vision, vision.activation_checkpointing, vision.compiled)
     vision.reads_tiles, vision.windows = True, windows
     return vision
 
 
 @dataclass(frozen=True)
 class WindowAdapters(Injection):
-    """Window adapters as a recipe names them. See `apply_window_adapters`.
+    """Adds window adapters to a ViT, see `apply_window_adapters`. A recipe names this class.
 
     Args:
-        windows: sets of adapters, one for each window of the tiling.
-        ranks: place (qkv, out, mlp) -> rank; None: the published ones.
-        dropout: on the adapters' input, while training.
+        windows: number of sets of adapters, one per window of the tiling.
+        ranks: adapter (qkv, out, mlp) -> rank; None: the published ranks.
+        dropout: dropout probability of the adapters' inputs while training.
     """
 
     windows: int

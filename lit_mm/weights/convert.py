@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,24 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 8  # most names listed in an error
+
+
+@runtime_checkable
+class AdaptsState(Protocol):
+    """A module that changes the entries of a checkpoint before they are loaded, such as a position table's size."""
+
+    def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
+        """Change `state` in place; the entries of this module begin with `prefix`."""
+        ...
+
+
+@runtime_checkable
+class RestoresBuffers(Protocol):
+    """A module with buffers that no checkpoint holds, such as a table of angles."""
+
+    def restore_buffers(self) -> None:
+        """Recompute the buffers; needed after a build on the meta device."""
+        ...
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -112,10 +131,10 @@ def load_strict(
 ) -> None:
     """Load tensors into a module under the names of the module. If any name or shape differs, nothing is loaded.
 
-    A submodule may define `adapt_state(state, prefix)`, which edits its entries before loading (the ViT resizes its
-    position table), and `restore_buffers()`, which recomputes buffers that no checkpoint holds. Parameters on the meta
-    device are replaced by the loaded tensors; all others keep their dtype and are copied into. A parameter that is tied
-    to another one may be absent.
+    Modules that are `AdaptsState` change their entries before loading (the ViT resizes its position table). Modules
+    that are `RestoresBuffers` recompute the buffers that no checkpoint holds. Parameters on the meta device are
+    replaced by the loaded tensors; all others keep their dtype and are copied into. A parameter that is tied to another
+    one may be absent.
 
     Args:
         module: the module to fill.
@@ -127,7 +146,7 @@ def load_strict(
     """
     state = dict(state)
     for prefix, part in module.named_modules():
-        if hasattr(part, "adapt_state"):
+        if isinstance(part, AdaptsState):
             part.adapt_state(state, f"{prefix}." if prefix else "")
     tensors = module.state_dict(keep_vars=True)
     values = {
@@ -169,7 +188,7 @@ def load_strict(
                 state |= dict.fromkeys(names, value if isinstance(tensors[first], nn.Parameter) else state[first])
     module.load_state_dict({name: state[name] for name in tensors if name in state}, strict=False, assign=on_meta)
     for part in module.modules():
-        if hasattr(part, "restore_buffers"):
+        if isinstance(part, RestoresBuffers):
             part.restore_buffers()
 
 

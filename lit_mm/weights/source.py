@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -30,6 +31,17 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "qwen-vl-connector": lambda state, part: qwen_vl_parts(state)["connector"],
     "qwen-vl-language": lambda state, part: qwen_vl_parts(state)["language"],
 }
+
+
+@runtime_checkable
+class Published(Protocol):
+    """A part with published weights.
+
+    Attributes:
+        weights: reference of the weights, see `load_part`; None: it starts fresh.
+    """
+
+    weights: str | None
 
 
 def is_added(name: str) -> bool:

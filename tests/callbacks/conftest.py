@@ -33,7 +33,7 @@ class Patch:
 
 
 class TinyNetwork(nn.Module):
-    """Sum over the supervised tokens of a squared error, with dropout so that random states matter."""
+    """A network that returns the sum of a squared error over the supervised tokens, with random dropout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def tiny_batch(number: int) -> Batch:
 
 
 class TinyStream:
-    """Micro-batch numbers from an optimizer step on; as long as the whole stage."""
+    """A stream of micro-batch numbers from optimizer step `first_step` on; its length is that of the whole stage."""
 
     def __init__(self, first_step: int, steps: int) -> None:
         self.first_step, self.steps = first_step, steps
@@ -105,7 +105,7 @@ class TinyData(L.LightningDataModule):
 
 
 def held_out(count: int) -> list[Document]:
-    """Documents that alternate between the skills read and count."""
+    """Held-out documents that alternate between the skills "read" and "count"."""
     return [
         Document(
             id=f"{number}",
@@ -118,7 +118,7 @@ def held_out(count: int) -> list[Document]:
 
 @dataclass
 class Recipe:
-    """Runs stages, with a fresh Trainer each."""
+    """A recipe runs its stages in order, each with a fresh Trainer."""
 
     folder: Path
     stages: list[Stage]
@@ -137,7 +137,7 @@ class Recipe:
         checkpoint: Path | None = None,
         steps_done: int = 0,
     ) -> None:
-        """Stages from number `first` on; the first of them from `checkpoint` after `steps_done` of its steps."""
+        """Run the stages from number `first` on; the first one resumes from `checkpoint` after `steps_done` steps."""
         for number, stage in enumerate(self.stages):
             if number < first:
                 continue
@@ -163,11 +163,11 @@ class Recipe:
 
 
 class Killed(Exception):
-    """Stands for kill -9."""
+    """This exception replaces kill -9."""
 
 
 class SaveThenDie(L.Callback):
-    """Checkpoints after optimizer step `save_at` of the current stage and stops the process's work after `die_at`."""
+    """This callback saves after optimizer step `save_at` of the stage and raises `Killed` after step `die_at`."""
 
     def __init__(self, path: Path, stage: str, save_at: int, die_at: int) -> None:
         self.path, self.stage, self.save_at, self.die_at = path, stage, save_at, die_at

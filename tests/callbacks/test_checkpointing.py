@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Checkpointing keeps the right checkpoints and deletes the others."""
 
 from __future__ import annotations
 

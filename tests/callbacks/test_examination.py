@@ -33,7 +33,7 @@ class Remembers(Logger):
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Answers every question on `read` rightly and draws random numbers; notes the step."""
+    """Install an examiner that answers every "read" question rightly, draws random numbers and records the step."""
     calls: list[int] = []
 
     def examine(module: Any, documents: list[Document], *, batch_size: int) -> examiners.Examination:

@@ -1,4 +1,4 @@
-"""A loss that is no number ends the run, and is not written down."""
+"""A loss that is not finite ends the run and is not written to files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.tiny import run_recipe, stages, xcomposer2
 
 
 class Break(L.Callback):
-    """Makes a weight of the connector nan before the third step."""
+    """This callback sets a weight of the connector to nan before the third step."""
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         if trainer.global_step == 2:

@@ -15,7 +15,7 @@ from lit_mm.stages.stage import Stage, Train
 
 
 class Meddles(L.Callback):
-    """Runs `act(module)` once, after the first optimizer step of the stage named `stage`."""
+    """This callback runs `act(module)` once, after the first optimizer step of the stage named `stage`."""
 
     def __init__(self, act: Any, stage: str = "pretrain") -> None:
         self.act, self.stage = act, stage

@@ -51,7 +51,7 @@ CASES = [pytest.param(name, marks=[] if name in CORE else pytest.mark.distribute
 
 
 def unbroken(job: Job) -> str:
-    """Folder of the run that nothing happened to."""
+    """Folder of a run that is not interrupted."""
     return f"unbroken {job.ranks} {job.strategy}"
 
 
@@ -59,7 +59,7 @@ def unbroken(job: Job) -> str:
 def ended(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> tuple[Path, dict[str, list[list[int]]]]:
-    """The folder of the runs that were asked for, and per run the exit codes of its launches."""
+    """Folder of all interrupted runs, and the exit codes of the launches of each run."""
     folder = tmp_path_factory.mktemp("signals")
     here = [item for item in request.session.items if item.module is request.module and "ended" in item.fixturenames]
     chosen = dict.fromkeys(item.callspec.params["name"] for item in here)

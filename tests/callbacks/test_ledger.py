@@ -1,4 +1,4 @@
-"""The ledger is exact: whatever is bad, however the run is split, and wherever it is killed."""
+"""The ledger counts every sample exactly, for all kinds of faults, splits of a run, and kills."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[list[tuple[int, int]], str]] = {
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Planted]]:
-    """A mixture of 60 samples, 8 of them bad."""
+    """A mixture of 60 samples, 8 of which are bad."""
     folder = tmp_path_factory.mktemp("mixture")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIT_MM_CACHE", str(folder / "cache"))
@@ -47,7 +47,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pl
 
 @pytest.fixture(scope="module")
 def runs(planted: tuple[Path, Planted], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folders: two stages of five steps, each over an epoch's end; packed, in micro-batches of one row."""
+    """Folders of packed runs with two stages of five steps, each longer than an epoch; micro-batches have one row."""
     folder = tmp_path_factory.mktemp("runs")
     launches = []
     for name, (splits, kill) in RUNS.items():
@@ -66,9 +66,9 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 
 def trained(folder: Path) -> list[tuple[str, list[str]]]:
-    """(stage, sorted sample ids) of every optimizer step, over ranks and micro-batches.
+    """Read (stage, sorted sample ids) of every optimizer step, joined over ranks and micro-batches.
 
-    What was done twice was the same twice, on as many ranks or on others.
+    If a resumed run repeats a step, the samples must be the same, also on another number of ranks.
     """
     done: dict[int, list[dict[tuple[str, int], list[str]]]] = {}  # ranks of a launch -> by rank, micro-batch -> samples
     for path in sorted(folder.glob("ledger*.txt")):
@@ -181,7 +181,7 @@ EPOCH = [Stage("pretrain", {part: Train(lr=1e-3) for part in PARTS}, epochs=1)]
 
 
 def one_epoch(folder: Path, data: Path, **options: Any) -> dict[str, Any]:
-    """The account of an epoch, in this process."""
+    """Compute the account of one epoch in this process."""
     given = {"global_batch": 16, "micro_batch": 16, "window": 64, "max_bad": 0.1, "max_unsupervised": 0.1}
     module = xcomposer2()
     run_recipe(module, EPOCH, folder, every=100, data_class=FaultyMixture, place=str(data), **given | options)

@@ -1,4 +1,4 @@
-"""Freed memory goes back to the system now and then, and only then."""
+"""Memory that was freed is returned to the system at intervals."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def offline(wandb_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:
-    """Every row that was logged, read back from the files of its launches: LevelDB logs of protocol buffers."""
+    """Read every logged row back from the LevelDB files of all launches, whose records are protocol buffers."""
     wandb.teardown()  # waits until W&B's own process has written everything
     return [row for file in sorted(run_dir.glob("wandb/offline-run-*/*.wandb")) for row in rows_of(file.read_bytes())]
 

@@ -1,4 +1,4 @@
-"""A job that hangs ends on every rank and says where; one that moves is left alone."""
+"""The watchdog ends a job that hangs, on every rank, and names the place; it leaves a job that makes progress alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
-    """The folder of the runs, and their ranks' exit codes. (`run_all` fails where a process is left running.)"""
+    """Folder of the runs, and the exit codes of all ranks. `run_all` fails if a process is left running."""
     folder = tmp_path_factory.mktemp("stalls")
     return folder, {"sleeps": run_all([SLEEPS], folder)[0]}
 

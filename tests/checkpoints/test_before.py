@@ -1,4 +1,4 @@
-"""Configs and checkpoints of the version before are read as they are."""
+"""Configs and checkpoints of the previous version can be read."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def recipe(steps: int = 2) -> dict[str, Any]:
 
 @pytest.fixture
 def old_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A run folder whose config and manifests are those that the version before wrote, stopped at step 1 of 2."""
+    """A run folder with the config and manifests of the previous version, stopped at step 1 of 2."""
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump(recipe()))
@@ -249,7 +249,7 @@ def test_a_run_of_before_is_not_resumed_with_other_inputs(old_run: Path, capsys:
     Path("other.yaml").write_text(yaml.safe_dump(other))
     with pytest.raises(SystemExit, match="2"):
         main(["fit", "--config", "other.yaml", "--run_dir", str(old_run)])
-    assert "differs in stages.0.inputs.tiling.init_args.max_tiles" in capsys.readouterr().err
+    assert "differs in stages.read.inputs.tiling.init_args.max_tiles" in capsys.readouterr().err
 
 
 # --- recipes of before -----------------------------------------------------------------------------------------------
@@ -307,3 +307,11 @@ def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alo
         "starts_from": None,
     }
     assert translate_config({"stages": [translated]}) == {"stages": [translated]}
+
+
+def test_activation_checkpointing_of_parts_was_true_or_false() -> None:
+    def of(vision: Any, language: Any) -> dict[str, Any]:
+        parts = {"vision": vision, "language": language}
+        return {"model": {"init_args": {p: {"init_args": {"activation_checkpointing": v}} for p, v in parts.items()}}}
+
+    assert translate_config(of(True, False)) == of("full", "none") == translate_config(of("full", "none"))

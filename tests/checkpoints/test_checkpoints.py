@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, found by what they are of, and loaded only where they fit."""
+"""Checkpoints are complete or absent, found by their content, and loaded only into a model that fits."""
 
 import errno
 import itertools
@@ -27,7 +27,7 @@ SAID = {"family": "f", "config": "a: 1\n", "stage": "a", "step": 2, "stored": ["
 
 
 def made(**changes):
-    """What Lightning gathers, with one weight and its moments."""
+    """A checkpoint as Lightning collects it, with one weight and its optimizer moments."""
     moments = {"w": {"step": torch.tensor(2.0), "exp_avg": W + 1, "exp_avg_sq": W + 2}}
     groups = {"groups": [{"lr": 0.1, "names": ["w"]}]}
     return {"state_dict": {"w": W}, "optimizer_states": [moments], "optimizer": groups, "loops": {"n": 3}} | {
@@ -36,7 +36,7 @@ def made(**changes):
 
 
 class Crash(Exception):
-    """Stands for the end of the process."""
+    """This exception replaces the end of the process."""
 
 
 def crash(*_):
@@ -299,7 +299,7 @@ def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
 
 
 class OnABase(nn.Module):
-    """Its body's weight comes from elsewhere; the head is its own."""
+    """A module with a body from an origin and a head that belongs to it."""
 
     def __init__(self):
         super().__init__()

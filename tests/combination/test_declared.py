@@ -1,4 +1,4 @@
-"""What the parts declare, read off them."""
+"""Properties of parts are read from the parts themselves."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.linear import linear_projector
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.connectors.newline import WithNewline
+from lit_mm.connectors.protocol import Connector
 from lit_mm.errors import UserError
 from lit_mm.samples import layout as layouts
 from lit_mm.tiling.anyres import plan_anyres
@@ -30,8 +31,8 @@ from lit_mm.vision.window_adapters import apply_window_adapters
 EVERY = {"first", "last", None}
 
 
-class Fixed(nn.Module):
-    """A connector that reads one grid, as one with a learnt table of key positions does."""
+class Fixed(nn.Module, Connector):
+    """A connector that reads one grid only, such as one with a learned table of key positions."""
 
     def __init__(self, grid: tuple[int, int]) -> None:
         super().__init__()

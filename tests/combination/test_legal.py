@@ -1,4 +1,4 @@
-"""Which parts go together, by table; and that there is always a nearest legal choice."""
+"""A table tests which parts can be combined, and that every illegal choice has a nearest legal one."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_family_is_offered_what_it_lets_a_recipe_choose(changed: dict[str, Any
 
 
 def everything() -> list[Properties]:
-    """Every mixture of properties."""
+    """All combinations of properties."""
     layouts = [(0, EVERY, False), (1, FIRST, True), (2, FIRST, True), (0, LAST, False), (2, EVERY, False)]
     return [
         Properties(view, thumbnail, takes, token, reads, grids, order, learned, *layout, *windows)

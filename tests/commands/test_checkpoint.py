@@ -1,4 +1,4 @@
-"""`checkpoint inspect` and `checkpoint consolidate` on checkpoints in pieces, whole and damaged."""
+"""`checkpoint inspect` and `checkpoint consolidate` work on sharded checkpoints, whole and damaged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def checkpoint(
     folder: Path, shapes: dict[str, tuple[int, ...]] = SHAPES, ranks: int = 2, step: int = 4, frozen: bool = True
 ) -> dict[str, np.ndarray]:
-    """A checkpoint as a ZeRO run of `ranks` ranks writes it: every tensor cut into runs that do not match its rows."""
+    """A checkpoint as a ZeRO run on `ranks` ranks writes it: tensors are cut at arbitrary elements, not at rows."""
     folder.mkdir(parents=True)
     whole = {name: values(name, shape) for name, shape in shapes.items()}
     content: dict[str, Any] = {
@@ -99,7 +99,7 @@ def checkpoint(
 
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run folder with two checkpoints and one that was not published."""
+    """A run folder with two checkpoints and one unpublished checkpoint."""
     monkeypatch.chdir(tmp_path)
     for number, step in ((1, 90), (2, 4)):
         checkpoint(tmp_path / "run/checkpoints" / f"{number:02d}-finetune-step={step:06d}.ckpt", step=step)
@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint_is_not_consolidated(run_folder, how, capsys):
 
 
 def test_consolidating_needs_no_more_memory_than_the_largest_tensor(tmp_path, monkeypatch):
-    """96 MB in 48 tensors of 1 or 4 MB."""
+    """The checkpoint has 96 MB in 48 tensors of 1 or 4 MB."""
     monkeypatch.chdir(tmp_path)
     largest = 4 << 20
     shapes = {f"network.vision.{n:03d}": (1024, 1024 if n % 3 == 0 else 256) for n in range(48)}
@@ -293,7 +293,7 @@ def test_a_full_disk_leaves_no_file_and_is_told(tmp_path):
 # --- of a real run ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder of XComposer2 in the nano world, after one step with vision and language frozen."""
+    """A run folder of XComposer2 in the nano world after one step with vision encoder and language model frozen."""
     config = yaml.safe_load((ROOT / "experiments/xcomposer2.yaml").read_text())
     config["stages"] = config["stages"][:1]
     config["stages"][0] |= {"max_steps": 1, "train": {"connector": {"lr": 1e-3}, "partial_lora": {"lr": 1e-3}}}

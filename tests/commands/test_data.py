@@ -42,7 +42,7 @@ assert not heavy, heavy
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that the commands run in, with two pictures and a cache of its own."""
+    """Working folder of the commands, with two pictures and a separate cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LIT_MM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
@@ -57,7 +57,7 @@ def lines(*entries: dict[str, Any], name: str = "chat.jsonl") -> str:
 
 
 def recipe(heldout: str | None = None, **stages: dict[str, Any]) -> str:
-    """A recipe over chat.jsonl; stage name -> what it changes in data."""
+    """Build a recipe over chat.jsonl; the argument maps a stage name to the changes that the stage makes in `data`."""
     described = {
         "model": MODEL,
         "stages": [
@@ -75,7 +75,7 @@ def recipe(heldout: str | None = None, **stages: dict[str, Any]) -> str:
 
 
 def leaves(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of a command."""
+    """Run a command. Returns exit code, standard output and standard error."""
     code = 0
     try:
         main(["data", *arguments])

@@ -1,4 +1,4 @@
-"""`describe` on the tiny recipe and on every recipe of the project."""
+"""`describe` works on the tiny recipe and on every recipe of the project."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def described(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """What `describe --format json` says of a config file."""
+    """Run `describe --format json` on a config file and parse the output."""
 
     def run(path: str | Path, *options: str) -> dict[str, Any]:
         capsys.readouterr()
@@ -62,7 +62,7 @@ def described(capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any
 
 
 def write(model: dict[str, Any] = LLAVA, **data: Any) -> str:
-    """A recipe in which a part thaws late, `newline` learns last, and one stage counts epochs."""
+    """Write a recipe in which a part thaws late, `newline` is trained last, and one stage counts epochs."""
     stages = [
         {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 3}
         | ({"inputs": CROP} if model is LLAVA else {}),
@@ -141,7 +141,7 @@ def test_picked_stages_are_described_alone(described: Callable) -> None:
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 def figures(plan: RankMemory) -> dict[str, Any]:
-    """A plan as the JSON has it."""
+    """Parse a plan from the JSON output."""
     held = {place: asdict(getattr(plan, place)) for place in ("device", "host")}
     totals = {"device": plan.device.total, "host": plan.host.total}
     return {place: held[place] | {"total": totals[place]} for place in held} | {"largest_layer": plan.largest_layer}
@@ -230,9 +230,10 @@ def test_a_precision_that_has_no_plan_is_null(
 def test_a_published_7b_takes_2_4_and_8_bytes_a_parameter_and_its_gradient(
     strategy: str, gradient: int, described: Callable[..., dict[str, Any]]
 ) -> None:
-    """Weights in bf16, masters, two moments; ZeRO-1 keeps gradients in bf16, 2 and 3 in fp32: 16 and 18 bytes.
+    """Weights are bf16, with fp32 masters and two moments. Gradients are bf16 under ZeRO-1 and fp32 under ZeRO-2 and 3,
+    so a parameter takes 16 and 18 bytes.
 
-    Source: arXiv:1910.02054, section 3.1, whose 16 bytes are those of ZeRO-1.
+    Source: arXiv:1910.02054, section 3.1; its 16 bytes are those of ZeRO-1.
     """
     recipe = str(EXPERIMENTS / "paper" / "xcomposer2.yaml")
     finetune = described(recipe, "--trainer.strategy", strategy, "--ranks", "64")["stages"][1]
@@ -266,6 +267,17 @@ def test_images_are_laid_out_as_the_model_does_and_per_stage_where_that_differs(
     assert [one["visual_tokens"] for one in pretrain["images"]] == [4, 4]
     assert [one["views"] for one in pretrain["images"]] == [1, 1]
     assert "images" not in finetune
+
+
+def test_a_size_that_is_refused_says_why_in_its_row(described: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--images", "56x28,1x90000000,28x28")
+    first, refused, last = described(write(), *options)["stages"][0]["images"]
+    assert (first["views"], last["views"]) == (1, 1)
+    assert refused.keys() == {"width", "height", "refused"}
+    main(["describe", "--config", write(), *options])
+    text = capsys.readouterr().out
+    assert ["1x90000000", "-", "-", "refused"] in [line.split() for line in text.splitlines()]
+    assert "1x90000000: plan_centre_crop cannot take an image of 1 x 90000000 pixels" in text
 
 
 def hd(max_tiles: int) -> dict[str, Any]:
@@ -405,3 +417,15 @@ def test_a_mistake_exits_with_2_and_is_told_in_three_lines(
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) <= 3
+
+
+def test_what_the_layers_keep_for_the_backward_pass_is_told(
+    described: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "--model.init_args.language.init_args.activation_checkpointing"
+    plain, full = (described(write(), key, mode)["stages"][1]["activations"] for mode in ("none", "full"))
+    assert (plain["language"]["checkpointing"], full["language"]["checkpointing"]) == ("none", "full")
+    assert full["language"]["per_position"] < plain["language"]["per_position"] / 3
+    assert plain["vision"] == {"checkpointing": "none", "compiled": False, "per_position": 0.0}  # it is frozen
+    main(["describe", "--config", write()])
+    assert "kept for the backward pass" in capsys.readouterr().out

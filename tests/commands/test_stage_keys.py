@@ -67,6 +67,7 @@ def stages_after(*words: str) -> dict[str, dict[str, Any]]:
         ),
         (["--stages={'pretrain': {'max_steps': None}}"], "pretrain", "max_steps", None),
         (["--stages={pretrain: {max_steps: 7}}"], "pretrain", "max_steps", 7),
+        (["--stages={}"], "pretrain", "max_steps", 5),
         (["--stages=[{name: pretrain, max_steps: 8}]"], "pretrain", "max_steps", 8),
         (["--stages.pretrain={'max_steps': 9}"], "pretrain", "max_steps", 9),
         (["--stages.pretrain.noisy+=language"], "pretrain", "noisy", ["vision", "language"]),

@@ -1,4 +1,4 @@
-"""Storing a backbone: out of a tiny run, into a folder, and back into a part."""
+"""`store` extracts a backbone from a tiny run into a file that loads back into a part."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import yaml
 from safetensors import safe_open
 from torch import nn
 
+from lit_mm.checkpoints import manifest
 from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.manifest import checkpoint_name
 from lit_mm.checkpoints.writing import publish, remove
 from lit_mm.commands import store as module_under_test
-from lit_mm.commands.store import check_loads, main, plain_state, store, write
+from lit_mm.commands.store import check_finished, check_loads, main, plain_state, store, write
 from lit_mm.errors import UserError
 from lit_mm.families import EncoderDecoder
 from lit_mm.language.llama import Llama
@@ -40,7 +41,7 @@ RECIPE = {
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A made-up finished run: a checkpoint, its metrics, and the recipe that it came from."""
+    """A finished run with a checkpoint, metrics and recipe, written by hand."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RECIPE))
     losses = "".join(f"{step},read,{2 / step},10,{step}.5,0.001\n" for step in range(1, STEPS + 1))
     folder = tmp_path / "run"
@@ -51,7 +52,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def checkpoint(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    """A checkpoint as `fit` writes it, its weights drawn from the step's number."""
+    """A checkpoint as `fit` writes it, with random weights that depend on the step."""
     torch.manual_seed(step)
     module = EncoderDecoder(T5(**SIZES), tokenizer="nano")
     state = module.state_dict()
@@ -103,6 +104,13 @@ def test_a_run_that_is_not_finished_is_refused(run: Path) -> None:
     checkpoint(run, STEPS - 2)
     with pytest.raises(UserError, match=r"step 5 of stage 'read'.*step 7"):
         store(run, "language", "tiny", str(run.parent / "tiny.yaml"), run.parent / "weights")
+
+
+def test_a_run_whose_last_stage_a_callback_has_ended_is_finished() -> None:
+    saved = manifest.Saved(1, STEPS - 2, "read", Path("run"))
+    check_finished(saved, RECIPE, {"read": {"step": STEPS - 2}})
+    with pytest.raises(UserError, match="Finish it"):
+        check_finished(saved, RECIPE, {"other": {"step": STEPS - 2}})
 
 
 def test_a_part_that_the_model_lacks_is_refused_with_those_it_has(run: Path) -> None:

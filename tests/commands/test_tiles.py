@@ -85,6 +85,7 @@ def test_an_image_is_drawn_with_its_tiles_and_its_padding(printed: Callable, her
         (["--image", "none.png"], "none.png"),
         (["--size", "9x9", "--stage", "other"], "--stage names 'other'; the recipe has ['pretrain', 'finetune']"),
         (["--size", "9x9", "--picture", "x.nothing"], "cannot be written to 'x.nothing'"),
+        (["--size", "9x9,8x8", "--picture", "x.png"], "--picture draws one image, --size names 2 sizes"),
         (["--siz", "9x9", "--size", "9x9"], "no option --siz. Did you mean --size?"),
     ],
 )
@@ -95,3 +96,12 @@ def test_a_mistake_exits_with_2(arguments: list[str], said: str, capsys: pytest.
     error = capsys.readouterr().err
     assert said in error
     assert len(error.strip().splitlines()) <= 3
+
+
+def test_several_sizes_go_on_after_one_that_is_refused(printed: Callable) -> None:
+    layouts = json.loads(printed("--size", "56x28,1x90000000,28x28", "--stage", "pretrain", "--format", "json"))
+    assert [layout.get("views") for layout in layouts] == [1, None, 1]
+    assert layouts[1].keys() == {"width", "height", "refused"}
+    text = printed("--size", "56x28,1x90000000,28x28", "--stage", "pretrain")
+    assert "1 x 90000000 pixels: refused. plan_centre_crop cannot take an image of 1 x 90000000 pixels" in text
+    assert text.count("visual tokens") == 2

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001 (the released prompts are Chinese, and so is their punctuation)
-"""The steps of a composition with a scripted model: every question, every way to fail."""
+"""A scripted model goes through all steps of a composition: every question and every failure."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ POOL = [Named(f"picture {number}") for number in range(6)]
 
 
 class Script:
-    """A model that says what is written for each step, and remembers what it was asked."""
+    """A model with a fixed answer for each step, which records the questions."""
 
     def __init__(self, **says: str | list[str]) -> None:
         self.says = {step: list(said) if isinstance(said, list) else [said] for step, said in says.items()}
@@ -56,7 +56,7 @@ class Script:
         return [question.step for question in self.asked]
 
     def texts(self, step: str) -> list[str]:
-        """The questions of a step as text, <name> for each picture, and the begun answer behind "=>"."""
+        """Write the questions of a step as text: <name> for a picture, "=>" before the opening of the answer."""
         return [shown(question.document) for question in self.asked if question.step == step]
 
 

@@ -1,4 +1,4 @@
-"""Articles as files: images in place, and nothing that the model wrote becomes markup."""
+"""Articles are written to files with images in place, and text by the model never becomes markup."""
 
 from __future__ import annotations
 

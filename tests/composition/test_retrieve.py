@@ -1,4 +1,4 @@
-"""Retrievers: likelihood by the model, words of file names."""
+"""Retrievers rank images by likelihood under the model and by words of file names."""
 
 from __future__ import annotations
 

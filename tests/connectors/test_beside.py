@@ -1,4 +1,4 @@
-"""Learned vectors beside a connector leave it as it is."""
+"""Learned vectors beside a connector do not change it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_connector_that_takes_one_shape_at_a_time_stays_one(wrapper: Callable[
 
 @pytest.mark.parametrize(("wrapper", "vectors"), WRAPPERS)
 def test_learned_vectors_are_where_the_connector_is(wrapper: Callable[..., Beside], vectors: int) -> None:
-    """Those of the wrapped connector, of which there are none, too: on a GPU the two would not go together."""
+    """The wrapped connector has no learned vectors; the empty tensor must still be on its device, for GPUs."""
     with torch.device("meta"):
         connector = wrapper(MLPProjector(6, 8), 8)
     assert connector.learned().is_meta and len(connector.learned()) == vectors

@@ -1,4 +1,4 @@
-"""VILA-1.5's projector; its order of patches is in the parity tests."""
+"""VILA-1.5's projector. The order of patches is tested in tests/parity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XComposer2-4KHD's projector: its order, its learned vectors, its errors, its gradients."""
+"""XComposer2-4KHD's projector: order, learned vectors, errors, gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Q-Former and the connectors around it; what it computes is in tests/parity/test_blip2_qformer.py."""
+"""The Q-Former and its connectors. Its outputs are tested in tests/parity/test_blip2_qformer.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pooling over a grid of boxes; its numbers against torchvision's are in the parity tests."""
+"""Pooling over a grid of boxes. The values are compared with torchvision in tests/parity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen-VL's resampler: its shape at any grid, its starts, its parts, its errors, its gradients."""
+"""Qwen-VL's resampler: shapes at any grid, initial weights, parts, errors, gradients."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_equal_widths_need_no_projection_of_the_patches() -> None:
 
 
 def test_the_released_start_hardly_looks_at_places_and_the_local_one_at_its_own() -> None:
-    """With values and output left as they are, what a query reads says with which weights it looked."""
+    """With identity values and outputs, the output of a query is its attention weights."""
     side = 4
 
     def looks(local: float | None, grid: int) -> torch.Tensor:

@@ -78,8 +78,12 @@ def test_every_argument_of_a_format_can_be_written_in_a_corpus(tmp_path: Path, c
     assert (source[0].pictures, source.limit_group) == ((), 1000)
     with pytest.raises(UserError, match="a source of format 'llava' has no 'gaps'"):
         Corpora([Corpus("chats", "llava", chats, gaps="drop")]).source()
-    with pytest.raises(UserError, match=r"`format`, one of llava, .* left out; '.*chats\.json' looks like llava"):
-        Corpora([Corpus("chats", None, chats)]).source()
+    with pytest.raises(
+        UserError, match=r"`format`, one of llava, .* left out for '.*chats\.json', which looks like llava"
+    ):
+        Corpora([Corpus("chats", path=chats)]).source()
+    with pytest.raises(UserError, match=r"a source of format 'llava' needs \['path'\]"):
+        Corpora([Corpus("chats", "llava")]).source()
 
 
 def test_a_broken_held_out_document_is_left_out_as_the_policy_says(chats: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mixtures as data modules: what a recipe may say of its sources, and what it may not."""
+"""Mixtures as data modules: options of the sources, valid and invalid."""
 
 from __future__ import annotations
 

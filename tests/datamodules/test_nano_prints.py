@@ -1,4 +1,4 @@
-"""Prints as a data module: no tokenizer, no processor."""
+"""Prints as a data module, without tokenizer and processor."""
 
 from datamodules.nano_prints import NanoPrints
 from lit_mm.stages.stage import Stage, Train

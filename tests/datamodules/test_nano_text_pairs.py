@@ -1,4 +1,4 @@
-"""Pairs of nano pages as text: what is asked, and in which order."""
+"""Pairs of nano pages as text: the questions and their order."""
 
 from __future__ import annotations
 

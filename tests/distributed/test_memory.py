@@ -1,4 +1,4 @@
-"""The memory plan equals what the engines allocate, byte for byte."""
+"""The memory plan equals the allocations of the engines, byte for byte."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Case:
 def case(
     name: str, stage: int, *, micro_batch: int = 1, reuse: int | None = None, bf16: bool = False, **zero: Any
 ) -> Case:
-    """The same engine as it is run and as it is planned; four rows a step, on two ranks."""
+    """One engine, run and planned, with four rows per step on two ranks."""
     spread = Spread(
         stage,
         ranks=2,
@@ -51,6 +51,7 @@ MORE = {
     "zero2-bf16": case("zero2-bf16", 2, bf16=True),
     "zero2-whole": case("zero2-whole", 2, micro_batch=2),
     "zero2-bucket": case("zero2-bucket", 2, bucket=4096),
+    "zero2-overlap": case("zero2-overlap", 2, bucket=4096, overlap_comm=True),
     "zero2-offload": case("zero2-offload", 2, bf16=True, offload_optimizer=True),
     "zero3-bf16": case("zero3-bf16", 3, bf16=True),
     "zero3-layers": case("zero3-layers", 3, reuse=0),
@@ -135,8 +136,9 @@ def test_muon_keeps_one_moment_of_matrices():
 
 
 def test_a_7b_model_fits_as_published():
-    """arXiv:1910.02054, figure 1: 7.5 billion parameters on 64 ranks take 120, 31.4, 16.6 and 1.9 GB. Our ZeRO counts
-    fp32 gradients from stage 2 on, two bytes a parameter more, divided by the ranks."""
+    """In arXiv:1910.02054, figure 1, 7.5 billion parameters on 64 ranks take 120, 31.4, 16.6 and 1.9 GB. Our ZeRO has
+    fp32 gradients from stage 2 on, which are two more bytes per parameter, divided by the ranks.
+    """
     size, billion = 7_500_000_000, 1e9
     weights = [Weight(size, "net", 0)]
     spread = {"ranks": 64, "bf16": True, "bucket": 0}

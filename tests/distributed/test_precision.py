@@ -1,4 +1,4 @@
-"""What `trainer.precision: auto` means on a machine."""
+"""`trainer.precision: auto` selects a precision by machine."""
 
 import lightning as L
 import pytest

@@ -1,4 +1,4 @@
-"""A recipe of three stages under DDP and DeepSpeed's real engine, two processes over gloo."""
+"""A recipe of three stages runs under DDP and under the real DeepSpeed engine, on two processes over gloo."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest
 from lit_mm.distributed.cpu import deepspeed_on_cpu
 from lit_mm.distributed.names import NAMES, check_strategy
-from lit_mm.distributed.zero import ZeRO
+from lit_mm.distributed.zero import ZeRO, check_zero_layers
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import prepare_layers
 from tests.kills import launch_all
 from tests.three_stages import CUT, RTOL, assert_equal, launch, losses, trained, weights
 from tests.tiny import language, trainer, xcomposer2
@@ -30,7 +31,7 @@ SPLITS: dict[str, dict[str, Any]] = {
 
 
 def base_weights(folder: Path, seed: int = 5) -> Path:
-    """A published language model."""
+    """File with the weights of a published language model."""
     file = folder / f"base-{seed}.safetensors"
     save_file({name: tensor.clone() for name, tensor in language(seed).lm.state_dict().items()}, file)
     return file
@@ -78,7 +79,7 @@ def test_the_loss_curve_is_that_of_one_process(runs: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", SPLITS)
 def test_the_checkpoint_is_that_of_one_process(runs: Path, name: str) -> None:
-    """The same tensors, moments and counts, put together from the pieces of whoever wrote them."""
+    """Tensors, moments and counts, assembled from the pieces of all ranks, equal those of one process."""
     ours, theirs = trained(runs / name), trained(runs / "one process")
     assert ours.manifest["weights"].keys() == theirs.manifest["weights"].keys()
     assert ours.manifest["steps"] == theirs.manifest["steps"]
@@ -124,7 +125,7 @@ def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_p
     found, expected = weights(runs / name), weights(runs / f"{name}, one process")
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
-        assert float((found[key] - tensor).abs().max()) <= 1e-4 * max(float(tensor.abs().max()), 1e-2), key
+        assert float((found[key] - tensor).abs().max()) <= 2e-4, key  # a fifth of what one step of Adam may change
 
 
 def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:
@@ -253,9 +254,33 @@ def test_an_impossible_zero_is_refused(arguments: dict[str, Any], says: str) -> 
         ZeRO(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "overlap"),
+    [
+        ({"stage": 2}, False),
+        ({"stage": 2, "overlap_comm": True}, True),
+        ({"stage": 3}, True),
+        ({"stage": 3, "overlap_comm": False}, False),
+    ],
+)
+def test_communication_overlaps_the_backward_pass_under_stage_3_or_where_asked(
+    arguments: dict[str, Any], overlap: bool
+) -> None:
+    assert ZeRO(**arguments).config["zero_optimization"]["overlap_comm"] is overlap
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_makes_a_strategy_that_is_accepted(name: str) -> None:
     check_strategy(trainer(strategy=name).strategy)
+
+
+def test_compiled_layers_are_refused_under_stage_3_alone() -> None:
+    module = xcomposer2()
+    check_zero_layers(3, module)
+    prepare_layers(module.network.vision, "none", compiled=True)
+    check_zero_layers(2, module)
+    with pytest.raises(UserError, match="compile: false"):
+        check_zero_layers(3, module)
 
 
 def test_a_strategy_whose_pieces_cannot_be_saved_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Decoding: bit-equal to Pillow where Pillow is right, sizes without pixels, and every broken file is named."""
+"""Decoding equals Pillow bit for bit where Pillow is right, sizes need no pixels, and errors name the broken file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter, ImageOps, PngImagePlugin
 
-from lit_mm.documents.decode import ORIENTATION, PictureError, decode, read_header
+from lit_mm.documents.decode import LIMIT_PIXELS, ORIENTATION, PictureError, TooManyPixels, decode, read_header
 from lit_mm.documents.files import FilePicture
 from lit_mm.samples.pixels import Normalise, cut_views
 from lit_mm.samples.processor import read
@@ -24,7 +24,7 @@ HEIGHT, WIDTH = 37, 53  # no multiple of a JPEG block
 
 
 def photo(height: int = HEIGHT, width: int = WIDTH, seed: int = 0) -> Image.Image:
-    """Smooth colours with some noise, so that chroma subsampling and every coefficient matter."""
+    """A picture of smooth colours with some noise, so that chroma subsampling and all coefficients matter."""
     rng = np.random.default_rng(seed)
     smooth = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height))
     noise = rng.integers(-20, 21, (height, width, 3))
@@ -42,7 +42,7 @@ def by_pillow(data: bytes) -> np.ndarray:
 
 
 def ours(data: bytes) -> np.ndarray:
-    """Decoded as [H, W, 3]; the header must have promised its size."""
+    """Decode to [H, W, 3] and check the size against the header."""
     pixels = decode(data)
     assert pixels.dtype == torch.uint8
     assert tuple(pixels.shape) == (3, *read_header(data))
@@ -67,7 +67,7 @@ def test_every_orientation_is_undone_as_pillow_undoes_it(kind, orientation):
 
 
 def test_a_jpeg_that_lies_on_its_side_is_turned_clockwise():
-    """Against the definition of orientation 6 and not against Pillow: the stored left column is the top row."""
+    """The reference is the definition of orientation 6, not Pillow: the stored left column is the top row."""
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     stored = Image.new("RGB", (64, 32), "blue")
@@ -101,7 +101,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def late_exif_png(orientation: int) -> bytes:
-    """A PNG whose EXIF follows its pixels, as the format allows."""
+    """A PNG with EXIF after its pixels, which the format allows."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     data = saved(photo(), "PNG")
@@ -161,7 +161,7 @@ def test_a_picture_goes_to_the_processor_without_pillow_images(monkeypatch, tmp_
     ],
 )
 def test_a_jpeg_comes_at_the_smallest_fraction_that_will_do(at_least, expected, orientation):
-    """`expected` and `at_least` are of the upright image."""
+    """`expected` and `at_least` are sizes of the upright image."""
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     upright = photo(203, 317).filter(ImageFilter.GaussianBlur(6))
@@ -206,7 +206,7 @@ def test_a_picture_of_another_size_than_promised_is_refused_though_a_part_will_d
 
 @pytest.mark.parametrize("kind", ["CMYK", "YCCK"])
 def test_four_colour_jpegs_are_as_pillow_shows_them(kind):
-    """YCCK is CMYK whose first three channels are stored as luma and chroma; the Adobe marker tells."""
+    """YCCK is CMYK with its first three channels stored as luma and chroma; the Adobe marker distinguishes them."""
     data = saved(photo().convert("CMYK"), "JPEG", quality=95)
     at = data.index(b"Adobe\x00") + 11  # the marker's transform byte
     assert data[at] in (0, 2)
@@ -225,7 +225,7 @@ def test_grey_jpeg_becomes_three_equal_channels():
 
 
 def on_white(image: Image.Image) -> np.ndarray:
-    """Alpha on white, in floating point."""
+    """Blend alpha with white, in floating point."""
     rgba = np.asarray(image.convert("RGBA")).astype(float)
     alpha = rgba[..., 3:] / 255
     return rgba[..., :3] * alpha + 255 * (1 - alpha)
@@ -281,7 +281,7 @@ def test_16_bit_grey_is_scaled():
 
 
 def png_16_bit(values: np.ndarray, *, before: bytes = b"") -> bytes:
-    """[H, W] or [H, W, 3] uint16 -> a PNG; Pillow cannot write 16-bit RGB."""
+    """Write [H, W] or [H, W, 3] uint16 as a PNG; Pillow cannot write 16-bit RGB."""
     height, width = values.shape[:2]
     lines = b"".join(b"\x00" + line.astype(">u2").tobytes() for line in values)
     header = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
@@ -320,7 +320,8 @@ def test_of_several_frames_the_first_is_taken(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM"])
 def test_pixels_beyond_the_limit_are_refused_before_they_are_decoded(kind, monkeypatch):
     data = saved(photo(), kind)
-    assert decode(data, limit_pixels=HEIGHT * WIDTH).shape == (3, HEIGHT, WIDTH)
+    limit = HEIGHT * WIDTH * 11 // 3 + 1 if kind == "WEBP" else HEIGHT * WIDTH  # 11 bytes a pixel, not 3
+    assert decode(data, limit_pixels=limit).shape == (3, HEIGHT, WIDTH)
 
     def refuse(*args: object) -> None:
         raise AssertionError("pixels were decoded")
@@ -329,11 +330,11 @@ def test_pixels_beyond_the_limit_are_refused_before_they_are_decoded(kind, monke
     monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
     for asked in (decode, read_header):
         with pytest.raises(PictureError, match=r"'sky' has 53 x 37 = 1961 pixels, at most 1960 .* Shrink it"):
-            asked(data, limit_pixels=HEIGHT * WIDTH - 1, name="sky")
+            asked(data, limit_pixels=limit - 1, name="sky")
 
 
 def png_bomb(side: int) -> bytes:
-    """A PNG of side x side that is only its header and a few bytes of pixels."""
+    """A PNG of side x side pixels with a header and only a few bytes of pixels."""
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
@@ -451,3 +452,53 @@ def test_a_pipe_is_no_image_file(tmp_path):
     for read_one in (read_header, decode):
         with pytest.raises(PictureError, match="is a pipe, a socket or a device"):
             read_one(tmp_path / "pipe.png")
+
+
+# --- bombs -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kind", "mode", "most"),
+    [("PNG", "RGB", 2000), ("PNG", "RGBA", 1500), ("PNG", "LA", 1500), ("JPEG", "CMYK", 1500), ("WEBP", "RGB", 545)],
+)
+def test_the_limit_counts_the_bytes_of_a_pixel(kind, mode, most):
+    for height, fits in ((1, True), (most // 20, True), (most // 20 + 1, False)):
+        data = saved(Image.new(mode, (20, height)), kind)
+        if fits:
+            assert read_header(data, limit_pixels=2000) == (height, 20)
+            decode(data, limit_pixels=2000)
+            continue
+        for look in (read_header, decode):
+            with pytest.raises(TooManyPixels, match=rf"at most {most} of its kind are decoded.*raise `limit_pixels`"):
+                look(data, limit_pixels=2000)
+
+
+def test_a_webp_of_some_bytes_and_89_megapixels_is_refused_by_its_header():
+    data = bytearray(saved(Image.new("RGB", (16383, 2)), "WEBP", lossless=True))
+    width, height = 9400, 9500
+    at = data.index(b"VP8L") + 9  # behind the signature byte: 14 bits of width - 1, 14 bits of height - 1
+    rest = int.from_bytes(data[at : at + 4], "little") >> 28
+    data[at : at + 4] = ((width - 1) | (height - 1) << 14 | rest << 28).to_bytes(4, "little")
+    assert width * height < LIMIT_PIXELS
+    with pytest.raises(TooManyPixels, match="9400 x 9500 = 89300000 pixels"):
+        read_header(bytes(data))
+
+
+def icon(inner: bytes, side: int = 16) -> bytes:
+    """An ICO whose directory says `side` x `side`."""
+    return struct.pack("<HHHBBBBHHII", 0, 1, 1, side, side, 0, 0, 1, 32, len(inner), 22) + inner
+
+
+def test_an_image_that_is_larger_than_the_directory_of_its_ico_says_is_refused():
+    assert read_header(icon(saved(Image.new("RGBA", (16, 16)), "PNG")), limit_pixels=2000) == (16, 16)
+    bitmap = struct.pack("<IiiHHIIiiII", 40, 5000, 5000, 1, 32, 0, 0, 0, 0, 0, 0)
+    for inner in (saved(Image.new("RGBA", (300, 300)), "PNG"), bitmap):
+        for look in (read_header, decode):
+            with pytest.raises(TooManyPixels, match=r"the ICO 'x' holds an image of (300 x 300|5000 x 5000) = "):
+                look(icon(inner), limit_pixels=2000, name="x")
+
+
+def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded():
+    data = saved(photo(), "JPEG", progressive=True)
+    first = data.index(b"\xff\xda")
+    decode(data)
+    with pytest.raises(TooManyPixels, match=r"the JPEG 'slow' has \d+ scans, at most 200 are decoded"):
+        decode(data[:first] + data[first:-2] * 40 + data[-2:], name="slow")

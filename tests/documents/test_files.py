@@ -1,4 +1,4 @@
-"""Image files: the size is right before the pixels are read, and every kind of file becomes the RGB a person sees."""
+"""Image files report their size before pixels are read, and every kind of file decodes to the RGB that people see."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ ORIENTATION = 0x0112
 
 
 def scene() -> Image.Image:
-    """Red left half, blue right half, a green top row: turns and flips show."""
+    """A picture with a red left half, a blue right half and a green top row, so that turns and flips are visible."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
     pixels[:, : WIDTH // 2, 0] = pixels[:, WIDTH // 2 :, 2] = 255
     pixels[0] = (0, 255, 0)

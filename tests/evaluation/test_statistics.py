@@ -21,7 +21,7 @@ from lit_mm.evaluation.statistics import (
 
 
 def clustered(generator: np.random.Generator, images: int, questions: int) -> tuple[list[float], list[str]]:
-    """Right or wrong answers whose chance of being right is 0.6 on average and shared by the questions of an image."""
+    """Draw right and wrong answers; the chance of a right answer is 0.6 on average and equal within an image."""
     chances = generator.choice([0.3, 0.9], size=images)
     scores = generator.random((images, questions)) < chances[:, None]
     return scores.ravel().astype(float).tolist(), [f"image {i}" for i in range(images) for _ in range(questions)]

@@ -1,4 +1,4 @@
-"""The encoder-decoder alone: its loss, its parts, what it learns, and how it answers."""
+"""The encoder-decoder alone: loss, parts, training and answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def batch(module: EncoderDecoder, *numbers: int) -> Batch:
 
 @pytest.fixture(scope="module")
 def taught() -> EncoderDecoder:
-    """Four answers by heart."""
+    """An encoder-decoder that has learned four answers by heart."""
     module = tiny()
     lessons = batch(module, 0, 1, 2, 3)
     optimizer = torch.optim.AdamW(module.parameters(), lr=2e-2)

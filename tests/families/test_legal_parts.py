@@ -1,4 +1,4 @@
-"""Every family refuses parts that do not go together when it is built, with the reason and the nearest choice."""
+"""Every family refuses parts that do not fit together when it is built, with reason and nearest legal choice."""
 
 from __future__ import annotations
 

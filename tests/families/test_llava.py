@@ -1,4 +1,4 @@
-"""The families of LLaVA and VILA: parts, and inputs that change from stage to stage."""
+"""The families of LLaVA and VILA: parts, and inputs that differ between stages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(family: Callable[..., MultimodalModule], **options: Any) -> Multimodal
 
 
 class Recorder(L.Callback):
-    """The text of all batches by stage."""
+    """This callback records the text of all batches by stage."""
 
     def __init__(self) -> None:
         self.text: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""LLaVA-UHD: views of any shape in one call, its layout, its stages, what learns."""
+"""LLaVA-UHD: views of any shape in one call, layout, stages, trainable parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Monkey: windows with adapters of their own, in the order of the release; what learns; its checkpoints."""
+"""Monkey: windows with separate adapters, in the order of the release; trainable parts; checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def build(**options: Any) -> Monkey:
 
 
 def trained(module: Monkey) -> Monkey:
-    """What a new model has at zero is drawn, so that adapters can be told apart."""
+    """A model with random values where a new model has zeros, so that adapters differ."""
     for parameter in module.parts()["window_adapters"].values():
         torch.nn.init.normal_(parameter, std=0.3)
     return module
@@ -134,7 +134,7 @@ def test_questions_and_answers_are_written_as_they_stand() -> None:
 
 
 def published_names(module: Monkey) -> dict[str, torch.Tensor]:
-    """The model's weights under the names of the release: the inverse of the key map, by hand."""
+    """Rename the weights of the model to the names of the release, written independently of the key map."""
     own, state = dict(module.network.state_dict()), {}
 
     def packed(tensor: torch.Tensor) -> torch.Tensor:  # all q, all k, all v -> head by head
@@ -171,7 +171,7 @@ def published_names(module: Monkey) -> dict[str, torch.Tensor]:
 
 
 def classless() -> Monkey:
-    """As published: no class token."""
+    """A model without class token, as published."""
     vision = ViT(WINDOW, 14, 16, layers=2, heads=2, class_token=False, any_size=True)
     module = Monkey(
         vision,
@@ -193,7 +193,7 @@ def test_a_whole_checkpoint_of_the_authors_fits() -> None:
 
 
 def test_it_starts_from_a_qwen_vl_which_has_no_adapters(tmp_path: Path) -> None:
-    """`weights:` of the published recipe: each part takes its own out of one checkpoint; the adapters stay new."""
+    """With `weights:` as published, each part takes its tensors from one checkpoint; adapters stay new."""
     module, fresh = classless(), classless()
     theirs = {name: tensor for name, tensor in published_names(module).items() if "_lora." not in name}
     theirs["lm_head.weight"] = torch.zeros(2, 2)  # the language model's, which neither part may trip over
@@ -212,5 +212,5 @@ def test_a_checkpoint_with_a_gap_between_its_windows_is_refused() -> None:
     state = published_names(classless())
     visual = {name.removeprefix("transformer.visual."): tensor for name, tensor in state.items()}
     kept = {name: tensor for name, tensor in visual.items() if "_lora.1." not in name}
-    with pytest.raises(UserError, match=r"windows 0, 1, \.\.\., it has \[0, 2, 3, 4, 5\]"):
+    with pytest.raises(UserError, match=r"windows 0, 1, \.\.\. without a gap, got \[0, 2, 3, 4, 5\]"):
         monkey_visual_to_parts(kept, heads=2)

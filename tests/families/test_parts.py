@@ -1,4 +1,4 @@
-"""One rule for the part of a parameter: modules declare `parts_within`, nothing else is asked."""
+"""One rule decides the part of a parameter: modules declare `parts_within`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lit_mm.language.lora import LoRA
 from lit_mm.language.partial_lora import PartialLoRA
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
+from lit_mm.stages.parts import Parts
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import WindowAdapters
 from tests.tiny import language
@@ -22,10 +23,7 @@ from tests.tiny import language
 
 def parts_of(vision: nn.Module, connector: nn.Module, decoder: nn.Module) -> dict[str, set[str]]:
     network = MultimodalModel(decoder, vision, connector, fusion=scatter_visual)
-    module = MultimodalModule.__new__(MultimodalModule)
-    nn.Module.__init__(module)
-    module.network = network
-    return {part: set(parameters) for part, parameters in module.parts().items()}
+    return {part: set(parameters) for part, parameters in Parts(network).parameters().items()}
 
 
 def vit() -> ViT:

@@ -1,5 +1,8 @@
-"""Parts of several papers in one model: every legal combination is found from tables of parts, and at least 40 of them
-build from a config, train, save, load and generate; what does not go together is refused at build time."""
+"""Parts of several papers are combined in one model.
+
+All legal combinations are computed from tables of parts. At least 40 of them are built from a config, trained, saved,
+loaded and asked. Illegal combinations are refused when they are built.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +103,7 @@ NAMES = [list(table) for table in TABLES]
 
 
 class Combination(NamedTuple):
-    """One name of each table."""
+    """A combination has one name from each table."""
 
     vision: str
     connector: str
@@ -110,7 +113,7 @@ class Combination(NamedTuple):
     injection: str
 
     def config(self) -> dict[str, Any]:
-        """As a recipe has it."""
+        """Write the combination as the config of a recipe."""
         return {
             "class_path": "lit_mm.families.Recombined",
             "init_args": {
@@ -131,10 +134,10 @@ class Combination(NamedTuple):
 
 
 def build(config: dict[str, Any]) -> Recombined:
-    """The model of a config.
+    """Build the model of a config.
 
     Raises:
-        UserError: it was refused.
+        UserError: the combination is refused.
     """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(MultimodalModule, "model")
@@ -151,7 +154,7 @@ def build(config: dict[str, Any]) -> Recombined:
 # --- which go together -----------------------------------------------------------------------------------------------
 @cache
 def parts_of(vision: str, connector: str, learned: str) -> tuple[nn.Module, nn.Module]:
-    """Vision encoder, and connector with the vectors beside it."""
+    """Vision encoder, and connector with the learned vectors beside it."""
     encoder = made(VISION[vision])
     if vision in VISION_INJECTIONS:
         made(VISION_INJECTIONS[vision])(encoder)
@@ -177,7 +180,7 @@ def layout_of(name: str) -> Layout:
 
 @cache
 def refusal(vision: str, connector: str, tiling: str, layout: str, learned: str) -> str | None:
-    """Why the parts do not go together."""
+    """Reason why the parts do not fit together, or None."""
     encoder, beside = parts_of(vision, connector, learned)
     plan, arrange = tiling_of(tiling), layout_of(layout)
     try:
@@ -189,7 +192,7 @@ def refusal(vision: str, connector: str, tiling: str, layout: str, learned: str)
 
 @cache
 def sorted_out() -> tuple[list[Combination], dict[Combination, str]]:
-    """The legal combinations, and the illegal ones with the reason. The injection goes with everything."""
+    """Legal combinations, and illegal ones with the reason. The injection fits every combination and is left out."""
     reasons = {one: refusal(*one[:-1]) for one in map(Combination._make, product(*NAMES))}
     legal = [one for one, reason in reasons.items() if reason is None]
     return legal, {one: reason for one, reason in reasons.items() if reason is not None}
@@ -197,7 +200,7 @@ def sorted_out() -> tuple[list[Combination], dict[Combination, str]]:
 
 @cache
 def trained() -> list[Combination]:
-    """Few legal combinations in which every two parts meet that ever do, and evenly spread others up to `AT_LEAST`."""
+    """Few legal combinations that contain every legal pair of parts, and evenly spread others up to `AT_LEAST`."""
     legal, _ = sorted_out()
     pairs = {one: set(combinations(enumerate(one), 2)) for one in legal}
     unmet, chosen = set().union(*pairs.values()), []
@@ -221,7 +224,7 @@ def test_at_least_forty_legal_combinations_train_save_load_and_generate(tmp_path
 
 
 def run(one: Combination, folder: Path) -> None:
-    """Build, train two steps, save, load into a new model, compare, and ask both."""
+    """Build, train two steps, save, load into a new model, compare, and generate with both."""
     config = one.config()
     module = build(config)
     before = {name: value.clone() for name, value in module.network.state_dict().items()}
@@ -246,7 +249,7 @@ def run(one: Combination, folder: Path) -> None:
 
 @torch.no_grad()
 def logits(module: Recombined) -> Tensor:
-    """What the model makes of two documents with two images each."""
+    """Logits of the model on two documents with two images each."""
     samples = [module.processor.sample(document(number, pictures=2)) for number in range(2)]
     hidden = states(module.eval().network, collate(samples, module.processor))
     return module.network.language.logits(hidden)
@@ -264,7 +267,7 @@ def test_what_is_refused_is_refused_when_it_is_built_with_reason_and_nearest_cho
 
 
 def test_the_nearest_choice_is_one_that_is_built() -> None:
-    """What a message writes as YAML is taken at its word."""
+    """The YAML that a message suggests is applied to the config."""
     _, illegal = sorted_out()
     tried = set()
     for one, reason in illegal.items():
@@ -282,7 +285,7 @@ def test_the_nearest_choice_is_one_that_is_built() -> None:
 
 
 def change(arguments: dict[str, Any], key: str, value: Any) -> None:
-    """Write what a message says: a key of the model, or of its inputs or vision encoder."""
+    """Apply the suggestion of a message: a key of the model, of its inputs or of its vision encoder."""
     if key.startswith("vision.init_args."):
         options = arguments["vision"]["init_args"] | {key.rpartition(".")[2]: value}
         arguments["vision"] = arguments["vision"] | {"init_args": options}

@@ -1,4 +1,4 @@
-"""An encoder-decoder that reads pictures: flat rows, mixtures, training and beams as with a decoder."""
+"""An encoder-decoder reads pictures: flat rows, mixtures, training and beams work as with a decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""XComposer: parts, token counts, gradients, and its published checkpoint's names."""
+"""XComposer: parts, token counts, gradients, and the names of the published checkpoint."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ BLOCK = {"qkv": "attn.qkv", "out": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc
 
 
 def published_name(ours: str) -> str:
-    """A name under `network` as the release's index has it."""
+    """Rename a parameter under `network` to the index of the release."""
     part, _, rest = ours.partition(".")
     if part == "vision":
         if rest in ("cls", "positions"):
@@ -150,7 +150,7 @@ def published_name(ours: str) -> str:
 
 
 def published(module: XComposer) -> dict[str, Tensor]:
-    """A checkpoint of random numbers in the release's names and shapes."""
+    """A random checkpoint with the names and shapes of the release."""
     state = {}
     for name, tensor in module.network.state_dict().items():
         theirs = published_name(name)

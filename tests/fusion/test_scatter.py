@@ -1,4 +1,4 @@
-"""Visual tokens into the text."""
+"""Visual tokens are scattered into the text."""
 
 from __future__ import annotations
 

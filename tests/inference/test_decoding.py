@@ -1,4 +1,4 @@
-"""Decoding against transformers' generate on the same weights; seeds, bounds, and answers begun for the model."""
+"""Decoding equals transformers' generate on the same weights; seeds, limits, and answers with an opening."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DOCUMENTS = [document(number, pictures=0) for number in range(5)]
 
 @pytest.fixture(scope="module")
 def module() -> Decoder:
-    """Drawn wide, so that answers differ and end at different lengths."""
+    """A model with large random weights, so that answers differ and have different lengths."""
     model = decoder().eval()
     torch.manual_seed(3)
     for name, parameter in model.network.language.named_parameters():
@@ -36,7 +36,7 @@ def module() -> Decoder:
 
 
 def theirs(module: Decoder, sample: Any, **options: Any) -> list[int]:
-    """transformers' answer to the same embeddings, with attention of its own."""
+    """The answer of transformers to the same embeddings, with attention of transformers."""
     ours = module.network.language.lm
     config = LlamaConfig(**{k: v for k, v in ours.config.to_dict().items() if k != "attn_implementation"})
     config._attn_implementation = "eager"
@@ -94,7 +94,7 @@ def test_a_draw_with_a_tight_bound_is_greedy(module: Decoder, bound: dict) -> No
 
 
 def test_a_draw_follows_the_distribution(module: Decoder) -> None:
-    """3000 draws of one token among the 3 most likely: each as often as its share."""
+    """3000 draws of one token among the 3 most likely; frequencies equal probabilities."""
     sample = module.processor.sample(DOCUMENTS[0].without_answer())
     batch = collate([sample] * 3000, module.processor)
     with torch.no_grad():

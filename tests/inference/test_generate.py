@@ -1,4 +1,4 @@
-"""Cached decoding says what the model says."""
+"""Decoding with a cache gives the answer of decoding without."""
 
 from dataclasses import replace
 
@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lit_mm.documents.document import Turn
+from lit_mm.documents.document import Document, Turn
+from lit_mm.families import EncoderDecoder
+from lit_mm.inference import generate
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer, decode
+from lit_mm.language.t5 import T5
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import TEXT
 from tests.rows import states
@@ -19,7 +22,7 @@ DOCUMENTS = [document(number) for number in range(6)]  # of different lengths, w
 
 @pytest.fixture(scope="module")
 def module():
-    """Drawn wide: attention is sharp, so that answers depend on what was said and on where it stands."""
+    """A model with large random weights: attention is sharp, so answers depend on the text and on positions."""
     model = xcomposer2(trained=True).eval()
     for name, parameter in model.network.language.named_parameters():
         if parameter.ndim > 1:
@@ -29,7 +32,7 @@ def module():
 
 @torch.no_grad()
 def without_cache(module, sample, tokens):
-    """Token after token, the whole text anew each time. It takes the chosen tokens as text of the user."""
+    """Decode token by token with a full forward each. Generated tokens are appended as text of the user."""
     from dataclasses import replace
 
     made = []
@@ -65,7 +68,7 @@ def test_answers_do_not_depend_on_the_batch_or_its_order(module):
 
 
 def scripted(script):
-    """A decoder that answers with the ids of `script`, whatever it is asked."""
+    """A decoder that answers every question with the ids of `script`."""
     model = decoder().eval()
     language = model.network.language
     begin, step, samples, position = language.begin, language.step, [], iter(())
@@ -127,3 +130,77 @@ def test_it_works_in_the_midst_of_training_and_leaves_the_mode(module):
 
 def test_no_documents_have_no_answers(module):
     assert answer(module, []) == []
+
+
+class Rows:
+    """Counts the rows of every step of a language model, and the positions of the row that it begins with."""
+
+    def __init__(self, language, monkeypatch):
+        self.of_steps, self.of_prefill, step, read = [], [], language.step, language.begin
+
+        def counted_step(tokens, state):
+            self.of_steps.append(len(tokens))
+            return step(tokens, state)
+
+        def counted_begin(embeds, batch):
+            self.of_prefill.append(tuple(embeds.shape[:2]))
+            return read(embeds, batch)
+
+        monkeypatch.setattr(language, "step", counted_step)
+        monkeypatch.setattr(language, "begin", counted_begin)
+
+
+def encoder_decoder():
+    """Drawn wide, as `module`."""
+    torch.manual_seed(0)
+    model = EncoderDecoder(T5(width=32, layers=2, heads=2, ffn_width=48, vocab_size=512), tokenizer="nano").eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", ["decoder", "encoder-decoder"])
+@torch.no_grad()
+def test_prompts_are_one_flat_row_and_samples_that_have_ended_leave(module, monkeypatch, kind, beams):
+    if kind == "decoder":
+        model, documents = module, DOCUMENTS
+    else:
+        model = encoder_decoder()
+        texts = [" ".join(["the code"] * (number + 1)) for number in range(6)]
+        documents = [Document(text, (Turn("user", (text,)), Turn("assistant", ("x",)))) for text in texts]
+    samples = [model.processor.sample(document) for document in documents]
+    batches = [collate([sample], model.processor.for_questions()) for sample in samples]
+    batch = collate(samples, model.processor.for_questions())
+    stops = set(range(0, 512, 9 if kind == "decoder" else 4))
+    alone = [decode(model.network, one, stop_ids=stops, decoding=Decoding(12, beams=beams))[0] for one in batches]
+    rows = Rows(model.network.language, monkeypatch)
+    assert decode(model.network, batch, stop_ids=stops, decoding=Decoding(12, beams=beams)) == alone
+    assert rows.of_prefill == [(1, sum(batch.lengths))]
+    assert rows.of_steps == sorted(rows.of_steps, reverse=True)
+    assert rows.of_steps[0] > rows.of_steps[-1]
+    if beams == 1:
+        assert rows.of_steps == [sum(len(ids) > step for ids in alone) for step in range(1, max(map(len, alone)))]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@torch.no_grad()
+def test_where_ranks_share_the_model_nobody_leaves_and_answers_are_the_same(module, monkeypatch, beams):
+    """Every rank makes the same calls, so that a sample that has ended goes on as a row that nobody reads."""
+    samples = [module.processor.sample(document.without_answer()) for document in DOCUMENTS]
+    batch, stops = collate(samples, module.processor), set(range(0, 512, 9))
+    expected = decode(module.network, batch, stop_ids=stops, decoding=Decoding(12, beams=beams))
+    monkeypatch.setattr(generate, "is_shared", lambda network: True)
+    monkeypatch.setattr(generate, "all_done", lambda done, network: False)  # another rank is never done
+    rows = Rows(module.network.language, monkeypatch)
+    assert decode(module.network, batch, stop_ids=stops, decoding=Decoding(12, beams=beams)) == expected
+    assert rows.of_steps == [len(samples) * beams] * 11
+
+
+@torch.no_grad()
+def test_enough_beams_go_on_where_many_tokens_end_an_answer(module):
+    """Each hypothesis may have all of its best continuations among the stop tokens."""
+    batch = collate([module.processor.sample(d.without_answer()) for d in DOCUMENTS], module.processor)
+    answers = decode(module.network, batch, stop_ids=set(range(0, 512, 2)), decoding=Decoding(6, beams=4))
+    assert all(1 <= len(ids) <= 6 for ids in answers)

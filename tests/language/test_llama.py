@@ -1,4 +1,4 @@
-"""Flat rows, cached decoding and checkpointing of the Llama decoder."""
+"""The Llama decoder: flat rows, cached decoding and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "
 
 
 def tiny(**changes: object) -> Llama:
-    """Weights large enough that attention is not uniform."""
+    """A decoder with weights so large that attention is not uniform."""
     language = Llama(**SIZES | changes).eval()
     with torch.no_grad():
         for parameter in language.parameters():
@@ -59,14 +59,14 @@ def test_samples_of_a_state_can_be_reordered_and_leave() -> None:
 
 
 def test_decoding_in_checkpointed_training_is_refused() -> None:
-    language, batch = tiny(activation_checkpointing=True).train(), flat([torch.zeros(2, dtype=torch.long)])
+    language, batch = tiny(activation_checkpointing="full").train(), flat([torch.zeros(2, dtype=torch.long)])
     with pytest.raises(UserError, match="eval"):
         language.begin(language.embed(batch.ids), batch)
 
 
 def test_activation_checkpointing_leaves_the_gradients_alone() -> None:
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", "full"):
         torch.manual_seed(1)
         language = tiny(activation_checkpointing=checkpointing).train()
         logits(language, [torch.randint(40, (6,)), torch.randint(40, (4,))]).logsumexp(-1).sum().backward()

@@ -1,4 +1,4 @@
-"""LoRA against peft's, its start, its places, its gradients."""
+"""LoRA equals peft's; initial values, places, gradients."""
 
 from __future__ import annotations
 

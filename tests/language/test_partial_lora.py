@@ -1,4 +1,4 @@
-"""Partial LoRA: text keeps its bits, visual positions do not, whatever the packing, checkpointing and caching."""
+"""Partial LoRA changes visual positions only, under any packing, checkpointing and caching."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import PartialLoRALinear, apply_partial_lora
+from lit_mm.language.routed import Routing
 from tests.rows import flat, hidden, logits
 
 SIZES = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 40}
@@ -20,7 +21,7 @@ VISUAL = (1, 2, 3, 13, 14, 15)  # places of the flat row: of the first sample, t
 
 
 def adapted(dropout: float = 0.0, **changes: object) -> Llama:
-    """A tiny Llama with partial LoRA whose B is not zero."""
+    """A tiny Llama with partial LoRA, with B not zero."""
     language = apply_partial_lora(Llama(**SIZES | changes), rank=4, alpha=8, dropout=dropout)
     with torch.no_grad():
         for name, parameter in language.named_parameters():
@@ -30,7 +31,7 @@ def adapted(dropout: float = 0.0, **changes: object) -> Llama:
 
 
 def run(language: Llama, visual: Collection[int] | None) -> Tensor:
-    """[T, vocabulary] logits at every place of the two samples."""
+    """[T, vocabulary] logits at every position of the two samples."""
     return logits(language, SAMPLES, visual)
 
 
@@ -86,17 +87,18 @@ def test_no_nan_of_an_unflagged_position_reaches_the_branch() -> None:
     nn.init.normal_(linear.lora_b.weight)
     x = torch.randn(1, 8, 6)
     x[0, 3] = torch.nan
-    linear.route.routing = torch.tensor([0, 2, 4])
+    linear.route.routing = Routing.of(torch.tensor([0, 2, 4]), 8)
     linear(x)[0, [0, 2, 4]].sum().backward()
     assert torch.isfinite(linear.lora_a.weight.grad).all() and torch.isfinite(linear.lora_b.weight.grad).all()
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> None:
-    """Two forwards before one backward: the recomputed layers must read the route of their own forward, and with
-    dropout on, draw the same mask again."""
+    """Two forwards precede one backward: recomputed layers must use the routes of their own forward, and the same
+    dropout mask.
+    """
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", "full"):
         torch.manual_seed(3)
         language = adapted(dropout=0.3, activation_checkpointing=checkpointing).train()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -105,7 +107,10 @@ def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> 
         run(language, None)  # a forward of text alone between forward and backward must not matter, either
         loss.backward()
         gradients.append({name: p.grad for name, p in language.named_parameters()})
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    for name, expected in gradients[0].items():
+        # In bf16 the gradients of two forwards are added in bf16 without recomputing, and in fp32 with it
+        atol = 2**-7 * expected.abs().max().item() if autocast else 0
+        torch.testing.assert_close(gradients[1][name], expected, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @torch.inference_mode()

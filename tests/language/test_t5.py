@@ -1,4 +1,4 @@
-"""The T5 encoder-decoder: agreement with transformers, flat rows, cached decoding and checkpointing."""
+"""The T5 encoder-decoder: agreement with transformers, flat rows, cached decoding and activation checkpointing."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def tiny(**changes: object) -> T5:
 
 
 def predict(language: T5, sources: Sequence[Tensor], answers: Sequence[Tensor]) -> Tensor:
-    """[T, vocabulary] logits of every token of the answers to sources that share a flat row."""
+    """[T, vocabulary] logits at every token of the answers to sources in one flat row."""
     batch = flat(sources, answers=answers)
     return language.logits(language.learn(language.embed(batch.ids), batch).hidden)
 
 
 @torch.inference_mode()
 def test_it_agrees_with_the_forward_of_transformers() -> None:
-    """Their own attention, masks, shift and projection, from the weights of ours; sources of unequal length."""
+    """The reference uses the attention, masks, shift and projection of transformers; sources differ in length."""
     language = tiny(buckets=8, max_distance=12)  # some distances of the longer source share the last bucket
     theirs = transformers_t5(language)
     source, target = torch.randint(2, 40, (2, 17)), torch.randint(2, 40, (2, 5))
@@ -42,7 +42,7 @@ def test_it_agrees_with_the_forward_of_transformers() -> None:
 
 
 def test_gradients_agree_with_those_of_transformers() -> None:
-    """The bias of the positions included, which all layers and segments share."""
+    """They include the position bias, which all layers and segments share."""
     language = tiny()
     theirs = transformers_t5(language)
     sources = [torch.randint(2, 40, (length,)) for length in (9, 4)]
@@ -128,7 +128,7 @@ def test_training_without_answers_is_refused() -> None:
 
 def test_activation_checkpointing_leaves_the_gradients_alone() -> None:
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in ("none", "full"):
         torch.manual_seed(1)
         language = tiny(activation_checkpointing=checkpointing).train()
         predict(language, list(torch.randint(40, (2, 6))), list(torch.randint(40, (2, 4)))).logsumexp(
@@ -140,7 +140,7 @@ def test_activation_checkpointing_leaves_the_gradients_alone() -> None:
 
 
 def test_decoding_in_checkpointed_training_is_refused() -> None:
-    language, batch = tiny(activation_checkpointing=True).train(), flat([torch.zeros(2, dtype=torch.long)])
+    language, batch = tiny(activation_checkpointing="full").train(), flat([torch.zeros(2, dtype=torch.long)])
     with pytest.raises(UserError, match="eval"):
         language.begin(language.embed(batch.ids), batch)
 

@@ -1,4 +1,4 @@
-"""Dropout drops the share that it is asked to, and is a function of torch's seed."""
+"""Dropout drops the requested share and depends only on torch's seed."""
 
 from __future__ import annotations
 

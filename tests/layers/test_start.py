@@ -1,4 +1,4 @@
-"""Where fresh weights start."""
+"""Initial weights of parts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_resampler_starts_as_wide_as_the_releases() -> None:
 
 
 def test_a_local_resampler_hands_on_all_that_it_sees_and_the_released_start_does_not() -> None:
-    """Largest over smallest singular value of the matrices between the features and what follows the attention."""
+    """It compares largest and smallest singular values of the matrices from features to the attention's output."""
     query, out, read = nn.Parameter(torch.empty(16, 96)), nn.Linear(96, 96), tuple(nn.Linear(96, 96) for _ in range(3))
     kv_proj = nn.Linear(60, 96, bias=False)
     start_resampler(query, kv_proj, read, out)

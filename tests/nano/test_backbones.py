@@ -1,4 +1,4 @@
-"""What the recipes of the backbones are fed with."""
+"""The inputs of the recipes of the backbones."""
 
 from __future__ import annotations
 

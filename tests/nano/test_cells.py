@@ -1,4 +1,4 @@
-"""Where the signs of a page stand."""
+"""The signs of a page and their cells."""
 
 from collections import Counter
 
@@ -49,7 +49,7 @@ def test_a_cell_is_told_from_the_middle_of_a_sign():
 
 @KINDS
 def test_everything_that_is_transcribed_is_typed(kind: str):
-    """The signs as words, in raster order, are the transcript but for its punctuation."""
+    """The signs as words, in raster order, equal the transcript without punctuation."""
     for shown in pages(kind):
         typed = sorted(word for sign in signs(shown, whole_words=True) for word in words(sign, kind))
         transcript = shown.transcript.replace(" ; ", " ").replace("[", "").replace("]", "").replace(",", " ").split()

@@ -1,4 +1,4 @@
-"""The vision encoder's pre-training: which signs stand in which patch, without a text."""
+"""Pre-training of the vision encoder: the signs of each patch, without text."""
 
 from dataclasses import replace
 from random import Random

@@ -1,4 +1,4 @@
-"""What the nano language models read: transcripts, spaced out, and the two things they are asked to do with them."""
+"""Texts for the nano language models: transcripts with white space, and the two tasks."""
 
 from random import Random
 
@@ -11,7 +11,7 @@ from tests.tiny import PROMPT
 
 
 def page_of(document):
-    """The page and the request of the first turn, the strewn line breaks taken out."""
+    """Page and request of the first turn, without the random line breaks."""
     page, request = document.turns[0].text.rsplit("\n", 1)
     return " ".join(page.replace("\n", "").split(" ")), request
 

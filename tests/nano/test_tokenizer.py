@@ -1,4 +1,4 @@
-"""The nano tokenizer: any text survives it, and what is read from a page is spelt sign by sign."""
+"""The nano tokenizer reproduces any text, and spells text of pages sign by sign."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The language model's pre-training on typed pages."""
+"""Pre-training of the language model on typed pages."""
 
 from typing import Any
 

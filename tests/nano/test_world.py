@@ -1,4 +1,4 @@
-"""The nano world: its splits, its answers, its pixels, and what it gives away without them."""
+"""The nano world: splits, answers, pixels, and accuracy without pictures."""
 
 import pickle
 import re
@@ -31,7 +31,7 @@ def cell_of(box):
 
 
 def template(question):
-    """The question with its letters, numbers and names taken out."""
+    """Remove letters, numbers and names from a question."""
     question = re.sub(r"\d", "N", re.sub(r"\b[A-Z]\b", "L", question))
     for name, words in (("colour", COLOURS), ("kind", SHAPES), ("kinds", SHAPES.values()), ("label", LABELS)):
         question = re.sub(rf"\b(?:{'|'.join(words)})\b", f"<{name}>", question)
@@ -39,7 +39,7 @@ def template(question):
 
 
 def answer_from(transcript, question):
-    """Answer a question from the transcript alone, by rules written apart from those that made both."""
+    """Answer a question from the transcript, by rules independent of those that generated both."""
     fields = [field.split() for field in transcript.split(" ; ")]
     if found := re.fullmatch(r"what is on line (\d)\?", question):
         return dict(fields)[found[1]]
@@ -263,7 +263,7 @@ def test_ink_and_shapes_stand_out_from_the_ground():
 
 @pytest.mark.parametrize("skill", SKILLS)
 def test_without_the_picture_the_best_guess_is_right_at_most_once_in_five(skill):
-    """The most frequent answer to each form of question in train, tried on heldout. Count is nearest: 0.18."""
+    """The guess is the most frequent answer in train to the same form of question. Count comes closest, with 0.18."""
     frequent = defaultdict(Counter)
     for index in range(1500):
         document = question_document(index, split="train", seed=0, skill=skill)

@@ -1,4 +1,4 @@
-"""Objectives are weighed by a stage, normalised by their units and logged one by one."""
+"""Objectives are weighted by the stage, normalised by their units and logged one by one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.tiny import PARTS, document, run_recipe, xcomposer2
 
 
 class Places:
-    """One for every supervised place: its mean over tokens is 1 whatever the split."""
+    """An objective that is 1 for every supervised position, so its mean over tokens is 1 under any split."""
 
     unit, parts = "tokens", None
 

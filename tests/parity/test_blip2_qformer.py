@@ -1,4 +1,4 @@
-"""The Q-Former in its four modes, against the original module; its checkpoint in the original names."""
+"""The Q-Former in its four modes equals the original module, and loads its checkpoint."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def qformer(golden: Any) -> QFormer:
 
 @torch.inference_mode()
 def outputs(module: QFormer, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the golden file holds under `out.`."""
+    """Expected outputs, the tensors under `out.` of the golden file."""
     features, ids, real = given["image_embeds"], given["input_ids"], given["attention_mask"]
     queries = len(module.queries)
     alone = who_sees_whom("unimodal", queries, real)[:, queries:, queries:]
@@ -61,7 +61,7 @@ def outputs(module: QFormer, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def real_rows(name: str, value: Tensor, given: dict[str, Tensor]) -> Tensor:
-    """Only positions that are not padding mean anything."""
+    """Select positions that are not padding."""
     text = given["attention_mask"].bool()
     if name == "queries_only":
         return value
@@ -102,7 +102,7 @@ def test_the_captioning_loss_is_the_original_one(golden: Any, qformer: QFormer) 
 
 
 def test_without_its_text_branch_it_is_the_perceive_sampler(golden: Any) -> None:
-    """XComposer's release removes the text branch; the queries' output stays."""
+    """XComposer's release has no text branch; the output of the queries is the same."""
     text = ("words", "positions", "head", "text_ffn")
     state = {n: t for n, t in lavis_to_qformer(published(golden)).items() if not any(piece in n for piece in text)}
     module = build(golden.json(NAME)["config"], text=False)
@@ -115,7 +115,7 @@ def test_without_its_text_branch_it_is_the_perceive_sampler(golden: Any) -> None
 
 
 def test_every_published_weight_matters(golden: Any, qformer: QFormer) -> None:
-    """Altering any one tensor moves an output: nothing is mapped onto a place that is not used."""
+    """Changing any tensor changes an output, so no tensor is mapped to an unused place."""
     given, weights = golden.tensors(NAME, "in."), published(golden)
     atol = golden.json(NAME)["tolerance"]["float32_atol"]
     right = outputs(qformer, given)

@@ -1,4 +1,4 @@
-"""The schedules of BLIP, BLIP-2 and MiniGPT-4: every point of the released schedulers."""
+"""The schedules of BLIP, BLIP-2 and MiniGPT-4 equal the released ones at every point."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE = "blip_family_lr_schedules"
 
 
 def schedule_of(entry: dict[str, Any]) -> Schedule:
-    """Our schedule of a released scheduler, by its class and arguments."""
+    """Our schedule for a released scheduler, by class and arguments."""
     args = entry["args"]
     peak = args["init_lr"]
     shares = {

@@ -1,6 +1,6 @@
-"""`describe --format json` of the published recipes gives the published numbers of parameters.
+"""`describe --format json` gives the published parameter counts of the published recipes.
 
-Ours leave out what the features never pass: CLIP's post layer-norm, and the last block where the one before it is read.
+Our counts have no parameters after the features: CLIP's post layer-norm, and the last block if the one before is read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ PUBLISHED = {  # recipe -> golden file, its table, entry and total, and what the
 
 
 def left_out(recipe: Path, components: dict[str, Any]) -> int:
-    """Parameters of the published CLIP that its features never pass."""
+    """Parameters of the published CLIP that come after the features."""
     vision = yaml.safe_load(recipe.read_text())["model"]["init_args"]["vision"]["init_args"]
     if not vision["weights"].startswith("clip:"):
         return 0

@@ -1,4 +1,4 @@
-"""EVA ViT-g in tiny against timm's EVA, with the authors' names; no golden file has its numbers."""
+"""A tiny EVA ViT-g equals timm's EVA under the authors' names; there is no golden file for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ATOL = 1e-5  # fp32, biases added behind the packed linear: measured 2e-6 on fea
 
 @pytest.fixture
 def theirs() -> Eva:
-    """Four blocks; the features are the third's."""
+    """The reference: four blocks, with features of the third."""
     model = Eva(
         img_size=28,
         patch_size=7,

@@ -1,4 +1,4 @@
-"""InternLM2 with partial LoRA: our Llama with mapped weights against the release's logits, and the wqkv split."""
+"""InternLM2 with partial LoRA: our Llama with mapped weights gives the logits of the release; wqkv is split."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_layers_wqkv_splits_as_published(golden: Any, language: Llama) -> 
 
 
 def test_every_published_weight_matters(golden: Any, language: Llama) -> None:
-    """Altering any one tensor of the checkpoint moves the logits: nothing is mapped onto a place that is not used."""
+    """Changing any tensor of the checkpoint changes the logits, so no tensor is mapped to an unused place."""
     about, tensors, weights = golden.json(NAME), golden.tensors(NAME), golden.tensors(NAME, "w.")
     atol = golden.tolerance(about["tolerance"])
     right = logits(language, tensors, with_images=True)

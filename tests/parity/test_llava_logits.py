@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and LLaVA-NeXT against Hugging Face's models with random weights: the same logits through our key maps."""
+"""LLaVA-1.5 and LLaVA-NeXT give the logits of transformers' models with random weights, through our key maps."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def llava_next(rule: str = "hf") -> LlavaNext:
 
 
 def renamed(state: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
-    """Each name with the first prefix that it has replaced."""
+    """Replace the first prefix that matches in each name."""
 
     def other(name: str) -> str:
         found = next(((old, new) for old, new in names if name.startswith(old)), ("", ""))
@@ -100,7 +100,7 @@ def asked(*pictures: Noise) -> Document:
 
 @torch.inference_mode()
 def both(ours: MultimodalModule, theirs: nn.Module, document: Document, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """[L, vocabulary] logits of our model and of theirs, which gets our views and our ids."""
+    """[L, vocabulary] logits of our model and of the reference, which gets our views and ids."""
     batch = collate([ours.processor.sample(document)], ours.processor)
     ids = batch.ids.index_fill(1, batch.visual, IMAGE_ID)
     (views,) = batch.views.groups
@@ -128,7 +128,7 @@ def test_a_converted_llava_next_has_the_same_logits(size: tuple[int, int]) -> No
 
 
 def test_the_order_of_tiles_and_newlines_matters_to_the_logits() -> None:
-    """Otherwise the test above could not fail."""
+    """This shows that the test above can fail."""
     ours, theirs = llava_next(), hf_llava_next()
     load_strict(ours, hf_llava_next_to_model(theirs.state_dict()))
     sample = ours.processor.sample(asked(Noise(0, 56, 56)))

@@ -1,4 +1,4 @@
-"""AnyRes against the authors' code, and against Hugging Face's, over every row of the tables."""
+"""AnyRes equals the authors' code and transformers' on every row of the tables."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_grid_unpadding_and_token_count_follow_the_rule(table: dict[str, Any], r
 
 
 def test_the_larger_grids_of_the_siglip_variant_are_unpadded_alike(golden: Any) -> None:
-    """Without its last step, which shrinks the map of features by interpolation."""
+    """The last step of the variant, which shrinks the feature map by interpolation, is left out."""
     table = golden.json("llava_next_tiling")["anyres_max_9"]
     side = math.isqrt(table["tokens_per_tile"])
     first, last = (tuple(map(int, pair)) for pair in re.findall(r"\((\d+)x(\d+)\)", table["grid_pinpoints"]))

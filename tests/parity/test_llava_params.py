@@ -1,6 +1,6 @@
-"""The recipes of LLaVA, 1.5, NeXT and UHD and of VILA have the published numbers of parameters and tokens.
+"""The recipes of LLaVA, 1.5, NeXT, UHD and VILA have the published numbers of parameters and tokens.
 
-Ours leave out what the features never pass: the last block and the post layer-norm of CLIP.
+Our counts have no parameters after the features: the last block and the post layer-norm of CLIP.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ RECIPES = {  # published name -> recipe and what differs from it
 
 
 def build(recipe: str, size: str, changes: dict[str, Any]) -> tuple[MultimodalModule, list[Any]]:
-    """The recipe's model on the meta device, and its stages."""
+    """Build the model of a recipe on the meta device. Returns it with its stages."""
     words = ["--config", str(PAPER / f"{recipe}.yaml")]
     sizes = {f"language.init_args.{name}": value for name, value in SIZES[size].items()}
     for name, value in ({"tokenizer": "nano"} | sizes | changes).items():

@@ -1,4 +1,4 @@
-"""LLaVA's prompts against the released code's: text and learnt characters, and what of it the tokens learn."""
+"""LLaVA's prompts equal the released code's in text and supervised characters, and the tokens in supervision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OTHER = "two_turn_prompt_strings_other_templates"
 
 @dataclass(frozen=True)
 class NoPixels:
-    """A picture whose pixels no prompt may need."""
+    """A picture that fails the test if its pixels are read."""
 
     width: int = 64
     height: int = 48
@@ -38,7 +38,7 @@ class NoPixels:
 
 @pytest.fixture
 def document_of(tmp_path: Path) -> Callable[[dict[str, Any]], Document]:
-    """A golden case as the released data files have it, read from such a file."""
+    """Write a golden case in the released data format and read it back."""
     Image.new("RGB", (8, 6)).save(tmp_path / "image.png")
 
     def read(case: dict[str, Any]) -> Document:
@@ -51,7 +51,7 @@ def document_of(tmp_path: Path) -> Callable[[dict[str, Any]], Document]:
 
 
 def read_runs(runs: list[Run]) -> tuple[str, list[str]]:
-    """What the tokens say, BOS left out, and the stretches of it that are learnt."""
+    """Decode the tokens without BOS. Returns the text and its supervised spans."""
     tokenizer = load_tokenizer("nano")
     text, learnt = "", []
     for run in runs:

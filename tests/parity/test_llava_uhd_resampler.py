@@ -1,4 +1,4 @@
-"""LLaVA-UHD's resampler in both forms, its region pooling and CLIP's position table, against the released code."""
+"""LLaVA-UHD's resampler in both forms, its region pooling and CLIP's position table equal the released code."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def facts(golden: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def outputs(facts: dict[str, Any]) -> float:
-    """The tolerance of outputs; that of tables is the next number."""
+    """Parse the tolerance of outputs from the golden file; the second number there is for tables."""
     return _tolerances(facts)[0]
 
 
@@ -43,7 +43,7 @@ def _tolerances(facts: dict[str, Any]) -> list[float]:
 
 
 def build(golden: Any, form: str) -> SliceResampler:
-    """The released weights in ours, through the key map; nothing left over on either side."""
+    """Load the released weights strictly through the key map."""
     config = golden.json(FILE)[form]["config"]
     ours = SliceResampler(
         config["kv_dim"],

@@ -1,4 +1,4 @@
-"""LLaVA-UHD's slices against both releases, over every row of the tables."""
+"""LLaVA-UHD's slices equal both releases on every row of the tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TOKENS = (12, 12)  # queries of the resampler, whatever the view's size
 
 
 def cut(plan: TilePlan) -> dict[str, int]:
-    """The plan in the words of the table."""
+    """Write a plan with the terms of the table."""
     overview = plan.views[-1].size
     slices = [plan.views[number] for number in plan.tiles]
     assert len(plan.views) == len(slices) + 1

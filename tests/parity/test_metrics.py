@@ -1,4 +1,4 @@
-"""Metrics against values that the cited implementations computed."""
+"""Metrics equal values computed by the cited implementations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def row(case: Case, index: int = 0, **fields: Any) -> Row:
 
 
 def answers(**metrics: str) -> Callable[[Case], Iterator[Check]]:
-    """Check one-row metrics; `metrics` maps a field of the file, dots inside, to the name of a metric."""
+    """Check metrics with one row each; `metrics` maps a field of the file, with dots for nesting, to a metric."""
 
     def checks(block: Case) -> Iterator[Check]:
         for case in block["cases"]:

@@ -1,4 +1,4 @@
-"""Monkey's vision tower with an adapter set for each window, against the released code, through the real key map."""
+"""Monkey's vision tower, with an adapter set per window, equals the released code through the key map."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILE = "monkey_lora"
 
 
 class NoLanguage(nn.Module):
-    """The bank needs none."""
+    """A language model that the bank does not use."""
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def config(golden: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def network(golden: Any, config: dict[str, Any]) -> MultimodalModel:
-    """Encoder and connector with the release's weights, in all of the file's sizes; nothing left over."""
+    """Encoder and connector with the sizes of the golden file and the weights of the release, loaded strictly."""
     weights = golden.tensors(FILE, "w.")
     side, pool, eps = math.isqrt(len(weights["positional_embedding"])), config["resampler"], config["layer_norm_eps"]
     vision = ViT(
@@ -64,7 +64,7 @@ def assert_close(golden: Any, ours: Tensor, theirs: Tensor) -> None:
 
 
 def cut(golden: Any, config: dict[str, Any]) -> tuple[TilePlan, Tensor]:
-    """The plan of the stored image and its views. int8 / 32: as uint8 it is 128 more, mean and deviation 128 and 32."""
+    """Plan and views of the stored image of int8 / 32; as uint8 it is 128 more: the mean is 128, the deviation 32."""
     image = (golden.tensors(FILE)["image_int8"][0].int() + 128).to(torch.uint8)
     size = tuple(image.shape[1:])
     plan = plan_windows(*size, size=size, window=config["image_size"])

@@ -17,7 +17,7 @@ RECIPE = Path(__file__).parents[2] / "experiments" / "paper" / "monkey.yaml"
 
 
 def build(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[MultimodalModule, list[Any]]:
-    """The recipe's model on the meta device, and its stages."""
+    """Build the model of a recipe on the meta device. Returns it with its stages."""
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     with torch.device("meta"):
         cli = RecipeCLI(["--config", str(RECIPE), "--model.init_args.tokenizer", "nano", *words], "fit")

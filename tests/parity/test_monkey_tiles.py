@@ -1,4 +1,4 @@
-"""Monkey's windows against the release, over every row of the tables; the global view against its pixels."""
+"""Monkey's windows equal the release on every row of the tables, and the global view in its pixels."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_overlapping_windows_are_those_of_the_release(golden: Any) -> None:
 
 
 def test_the_global_view_has_the_pixels_of_the_release(golden: Any) -> None:
-    """The stored image holds int8 / 32: as uint8 it is 128 more, so mean and deviation are 128 and 32 of 255."""
+    """The stored image holds int8 / 32; as uint8 this is 128 more, so mean and deviation are 128 and 32 of 255."""
     atol = golden.tolerance(golden.json("monkey_tiles")["lora_file"]["tolerance"])
     tensors = golden.tensors("monkey_lora")
     image = (tensors["image_int8"][0].int() + 128).to(torch.uint8)
@@ -52,7 +52,7 @@ def test_the_global_view_has_the_pixels_of_the_release(golden: Any) -> None:
 
 @pytest.mark.parametrize("share", [0.5, 2])
 def test_antialiasing_would_be_seen(golden: Any, share: float) -> None:
-    """The tolerance of the test above tells the release's resize from an antialiased one."""
+    """The tolerance of the test above separates the resize of the release from an antialiased one."""
     tensors = golden.tensors("monkey_lora")
     image = tensors["image_int8"].float() / 32 * share
     side = tensors["global_resized"].shape[-2:]

@@ -1,8 +1,8 @@
-"""Qwen-VL's and Monkey's prompts against the released code's: ids and labels, all exact; and boxes in pixels.
+"""Qwen-VL's and Monkey's prompts equal the released code's in ids and labels; boxes equal its pixels.
 
-The Qwen tokenizer is not at hand, so one is read out of the golden file: texts and ids are cut at the special tokens
-and laid side by side. It knows these stretches of text and no other. The released tokenizer fills the slots of an image
-with the bytes of its path; here they are only counted.
+The tests have no Qwen tokenizer, so they build one from the golden file: texts and ids are cut at the special tokens
+and aligned. It can encode only the pieces of text in the file. The released tokenizer fills the slots of an image with
+the bytes of its path; here only their number counts.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def expand(run_lengths: list[list[int]]) -> list[int]:
 
 
 class GoldenTokenizer:
-    """The tokenizer that made the golden file, as far as the file shows it."""
+    """A tokenizer that reproduces the encodings in the golden file."""
 
     def __init__(self, golden: dict[str, Any]) -> None:
         self.special: dict[str, int] = golden["tokenizer"]["special"]
@@ -57,7 +57,7 @@ class GoldenTokenizer:
             self.learn(row["assistant"], ids[start : ids.index(self.eos_id, start)])
 
     def learn(self, text: str, ids: list[int], roles: bool = False) -> None:
-        """Lay a text and its ids side by side. `roles`: behind <|im_start|> the role's line is tokenised by itself."""
+        """Align a text with its ids. If `roles`, the line of the role after <|im_start|> is encoded separately."""
         pieces = self.cut.split(IMAGE.sub("<img></img>", text))
         at = 0
         for number, piece in enumerate(pieces):
@@ -83,7 +83,7 @@ class GoldenTokenizer:
         assert at == len(ids), f"ids after the end of {text!r}: {ids[at:]}"
 
     def _newline(self, ids: list[int]) -> list[int]:
-        """What ends the conversation: the ids behind the last end of turn."""
+        """The ids at the end of a conversation, after the last end of turn."""
         end = max(at for at, token in enumerate(ids) if token == self.special["<|im_end|>"])
         self._add("\n", ids[end + 1 :])
         return self.words["\n"]
@@ -110,7 +110,7 @@ def tokenizer(golden: Any) -> GoldenTokenizer:
 
 
 def documents_of(conversations: Sequence[list[dict[str, str]]], folder: Path) -> Iterator[Document]:
-    """The conversations as the source of Qwen-VL's format reads them, with pictures of any kind under their paths."""
+    """Read the conversations as the source of Qwen-VL's format does, with stand-ins for pictures at their paths."""
     for number, conversation in enumerate(conversations):
         for name in IMAGE.findall("".join(turn["value"] for turn in conversation)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def documents_of(conversations: Sequence[list[dict[str, str]]], folder: Path) ->
 
 
 def flatten(runs: list[Run], slots: int) -> tuple[list[int], list[bool]]:
-    """Ids and which are learnt; every picture is so many `SLOT`s."""
+    """Ids and supervision flags; a picture becomes as many `SLOT`s as it has tokens."""
     ids: list[int] = []
     learn: list[bool] = []
     for run in runs:
@@ -131,7 +131,7 @@ def flatten(runs: list[Run], slots: int) -> tuple[list[int], list[bool]]:
 
 
 def blank_slots(ids: list[int], special: dict[str, int]) -> tuple[list[int], int]:
-    """The golden ids with `SLOT` between the tags of an image, and how many there are in each."""
+    """Golden ids with `SLOT` between the tags of an image, and the number of slots of each image."""
     blanked, inside, slots = [], False, 0
     for token in ids:
         inside = inside and token != special["</img>"]
@@ -177,7 +177,7 @@ def test_an_image_has_as_many_slots_as_the_release_says(golden: Any, tokenizer: 
 
 
 def test_pictures_are_named_and_marked_as_in_the_releases_data(tokenizer: GoldenTokenizer, golden: Any) -> None:
-    """Pictures alone, without the text that the release's data has around them, give the same ids."""
+    """Pictures without the text that surrounds them in the data of the release give the same ids."""
     named = re.compile(r"Picture \d+: <img>.*?</img>\n")
     checked = 0
     for case in golden.json(FILE)["cases"]:
@@ -196,8 +196,24 @@ def test_pictures_are_named_and_marked_as_in_the_releases_data(tokenizer: Golden
     assert checked
 
 
+def test_text_without_labels_and_newlines_is_taken_verbatim(
+    golden: Any, tokenizer: GoldenTokenizer, tmp_path: Path
+) -> None:
+    """The same conversation without `Picture 1: ` has the same ids but for those of the label."""
+    label = "Picture 1: "
+    (case,) = (case for case in golden.json(FILE)["cases"] if case["name"] == "image_qa")
+    question, answer = case["conversation"]
+    bare = [{**question, "value": question["value"].replace(label, "")}, answer]
+    (document,) = documents_of([bare], tmp_path)
+    expected, slots = blank_slots(expand(case["input_ids_rle"]), tokenizer.special)
+    start = expected.index(tokenizer.special["<img>"]) - len(tokenizer.encode(label))
+    del expected[start : start + len(tokenizer.encode(label))]
+    ids, _ = flatten(QwenChat(system=golden.json(FILE)["system"]).runs(document, tokenizer), slots)
+    assert ids == expected
+
+
 class NoPixels:
-    """A picture whose pixels no prompt may need."""
+    """A picture that fails the test if its pixels are read."""
 
     width, height = 64, 48
 

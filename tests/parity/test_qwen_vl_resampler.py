@@ -1,4 +1,4 @@
-"""Qwen-VL's resampler, its position tables and the encoder's: every golden case, through the real key map."""
+"""Qwen-VL's resampler and the position tables equal every golden case, through the key map."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = "qwen_vl_resampler"
 
 
 def build(golden: Any, prefix: str, config: dict[str, Any], eps: float) -> Resampler:
-    """The resampler of `config` with the release's weights."""
+    """The resampler of `config` with the weights of the release."""
     resampler = Resampler(
         config["kv_dim"], config["embed_dim"], config["grid_size"], heads=config["num_heads"], eps=eps
     ).eval()

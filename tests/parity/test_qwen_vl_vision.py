@@ -1,6 +1,6 @@
-"""Qwen-VL's vision encoder, resampler and projection in one: Monkey's tower with its adapters left out is the same.
+"""Qwen-VL's vision encoder, resampler and projection together equal Monkey's tower without adapters.
 
-The golden file of Monkey holds what the tower makes of its first window without an adapter.
+The golden file of Monkey has the output of the tower for its first window without an adapter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE = "monkey_lora"
 
 
 def tower(golden: Any) -> nn.ModuleDict:
-    """Encoder and connector with the release's weights, in all of the file's sizes."""
+    """Encoder and connector with the sizes of the golden file and the weights of the release."""
     config = golden.json("monkey_tiles")["lora_file"]["config"]
     weights = {name: tensor for name, tensor in golden.tensors(FILE, "w.").items() if "_lora." not in name}
     side, pool = math.isqrt(len(weights["positional_embedding"])), config["resampler"]

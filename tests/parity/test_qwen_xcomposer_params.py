@@ -18,7 +18,7 @@ POST_NORM = 2 * 1024  # of CLIP, behind the features: the release replaces it by
 
 
 def build(recipe: str, monkeypatch: pytest.MonkeyPatch) -> tuple[MultimodalModule, list[Any]]:
-    """The recipe's model on the meta device, and its stages."""
+    """Build the model of a recipe on the meta device. Returns it with its stages."""
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     with torch.device("meta"):
         cli = RecipeCLI(["--config", str(PAPER / f"{recipe}.yaml"), "--model.init_args.tokenizer", "nano"], "fit")

@@ -1,4 +1,4 @@
-"""VILA-1.5's projector: which patches form each token, in which order, against the released block."""
+"""VILA-1.5's projector joins the same patches in the same order as the released block."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lit_mm.weights.vila import vila_to_model
 
 
 def joined(side: int) -> list[list[int]]:
-    """The patches (from 1, 0 for padding) that form each token."""
+    """The patches of each token, numbered from 1, with 0 for padding."""
     numbered = torch.arange(1, side**2 + 1)[None, :, None]  # [1, N, 1]
     return join_patches(numbered)[0].tolist()
 

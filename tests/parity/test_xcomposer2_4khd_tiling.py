@@ -1,4 +1,4 @@
-"""The HD transform against the release, over every row of the table; its order of visual tokens, its global view."""
+"""The HD transform equals the release on every row of the table, in order of visual tokens and in the global view."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def grid_plan(rows: int, columns: int) -> TilePlan:
 
 
 def patches_of(index: np.ndarray, merge: int, side: int) -> np.ndarray:
-    """[L] numbers of visual tokens -> [L, merge^2] patches that each is made of, as the golden file writes them."""
+    """[L] numbers of visual tokens -> [L, merge^2] numbers of their patches, in the order of the golden file."""
     view, token = np.divmod(index, (side // merge) ** 2)
     row, column = np.divmod(token, side // merge)
     y, x = np.divmod(np.arange(merge**2), merge)

@@ -1,6 +1,6 @@
-"""XComposer2-4KHD's tower and projector against the release: processor, encoder, merge and learned vectors as one.
+"""XComposer2-4KHD's processor, encoder, merge and learned vectors together equal the release.
 
-Order of tokens and tiles, and the global view alone, are in test_xcomposer2_4khd_tiling.py.
+The order of tokens and tiles, and the global view alone, are tested in test_xcomposer2_4khd_tiling.py.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FILE = "xcomposer2_4khd_vision"
 
 @dataclass(frozen=True)
 class Sized:
-    """A picture of which only the size is asked."""
+    """A picture that has a size and no pixels."""
 
     height: int
     width: int
@@ -45,7 +45,7 @@ class Sized:
 
 
 def family(golden: Any, language_width: int, max_tiles: int) -> XComposer2HD:
-    """The family in the sizes of the file's tiny tower, around a language model that is not asked."""
+    """The family with the sizes of the golden file, around an unused language model."""
     clip = golden.json(FILE)["tiny_clip_config"]
     vision = ViT(
         image_size=clip["image_size"],
@@ -95,7 +95,7 @@ def test_the_real_merge_and_the_batchs_index_give_the_releases_order(golden: Any
 
 
 def tower(golden: Any) -> tuple[XComposer2HD, MultimodalModel]:
-    """The family with the release's encoder, projector, newline and separator."""
+    """The family with encoder, projector, newline and separator of the release."""
     tensors = golden.tensors(FILE, "tiny.")
     rows, columns = (length * 14 // 336 for length in tensors["input_lowres"].shape[-2:])
     module = family(golden, tensors["projected"].shape[1], rows * columns).eval()
@@ -112,7 +112,7 @@ def tower(golden: Any) -> tuple[XComposer2HD, MultimodalModel]:
 
 @pytest.fixture
 def views(golden: Any) -> tuple[Sized, list[Tensor]]:
-    """The picture's size, and its views: the whole as the release shrinks it, then the tiles row by row."""
+    """Size of the picture, and its views: the global view as the release shrinks it, then the tiles row by row."""
     lowres, clip = golden.tensors(FILE, "tiny.")["input_lowres"][0], golden.json(FILE)["tiny_clip_config"]
     tile = clip["image_size"]
     image = lowres.repeat_interleave(14, dim=1).repeat_interleave(14, dim=2)

@@ -1,7 +1,7 @@
-"""XComposer2's prompts against the released code's: text, ids, labels and image mask, all exact.
+"""XComposer2's prompts equal the released code's in text, ids, labels and image mask.
 
-The InternLM2 tokenizer is not at hand, so one is read out of the golden file: each case's text is cut at the template's
-markers and aligned with its ids. It knows these stretches of text and no other.
+The tests have no InternLM2 tokenizer, so they build one from the golden file: the text of each case is cut at the
+markers of the template and aligned with its ids. It can encode only the pieces of text in the file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def expand(run_lengths: list[list[int]]) -> list[int]:
 
 @dataclass(frozen=True)
 class NoPixels:
-    """A picture whose pixels no prompt may need."""
+    """A picture that fails the test if its pixels are read."""
 
     width: int = 64
     height: int = 48
@@ -50,7 +50,7 @@ class NoPixels:
 
 
 class GoldenTokenizer:
-    """The tokenizer that made a golden file, as far as the file shows it."""
+    """A tokenizer that reproduces the encodings in a golden file."""
 
     def __init__(self, golden: Mapping[str, Any]):
         tokens = golden["tokens"]
@@ -72,7 +72,7 @@ class GoldenTokenizer:
             self.learn(case)
 
     def units(self, text: str) -> Iterator[str]:
-        """Cut at markers, placeholders and the lines that hold a role; every stretch between them is one unit."""
+        """Cut a text at markers, placeholders and lines that hold a role; every piece between them is one unit."""
         start, end, eos = re.escape(self.start), re.escape(self.end), re.escape(self.eos)
         parts = re.split(f"({start})(user|assistant)(\n)|({end})(\n)|({eos})|({PLACEHOLDER})", text)
         return (part for part in parts if part)
@@ -132,7 +132,7 @@ def document_of(case: Mapping[str, Any]) -> Document:
 
 
 def flatten(runs: list[Run], image_length: int, image_slot: int) -> tuple[list[int], list[int], list[int]]:
-    """Ids, labels and image mask with every picture `image_length` tokens long, `image_slot` as its id."""
+    """Ids, labels and image mask; a picture has `image_length` tokens with id `image_slot`."""
     ids, labels, mask = [], [], []
     for run in runs:
         if isinstance(run, PictureRun):

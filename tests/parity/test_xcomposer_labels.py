@@ -1,4 +1,4 @@
-"""The label rules of XComposer2 and XComposer 1.0 on id sequences, against the released functions; exact."""
+"""The label rules of XComposer2 and XComposer 1.0 equal the released functions on id sequences."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def read_golden(config: pytest.Config) -> dict[str, Any]:
 
 
 def eos_of(cases: Cases) -> int:
-    """Most sequences end with eos, or with padding, which has the same id."""
+    """The id of eos, with which most sequences end; padding has the same id."""
     return Counter(case["input_ids"][-1] for case in cases.values()).most_common(1)[0][0]
 
 
 def answer_end_of(cases: Cases) -> int:
-    """The marker that closes an answer: a newline and eos follow the last one."""
+    """The marker at the end of an answer. After the last answer, a newline and eos follow it."""
     eos = eos_of(cases)
     sequences = (case["input_ids"] for case in cases.values())
     return Counter(ids[ids.index(eos) - 2] for ids in sequences if eos in ids).most_common(1)[0][0]
 
 
 def question_end_of(cases: Cases) -> int:
-    """The marker that closes a question: the same `BRIDGE` ids stand before every answer."""
+    """The marker at the end of a question. The same `BRIDGE` ids precede every answer."""
     firsts = ((case["input_ids"], first_learnt(case["labels"])) for case in cases.values())
     return Counter(ids[first - BRIDGE] for ids, first in firsts if first >= BRIDGE).most_common(1)[0][0]
 

@@ -1,6 +1,6 @@
 """The published recipe of XComposer has the published numbers of parameters, part by part.
 
-The golden `total` is the sum of all parts with LoRA once; its `total_with_lora` counts LoRA a second time.
+The golden `total` is the sum of all parts, with LoRA once; `total_with_lora` counts LoRA twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RECIPE = Path(__file__).parents[2] / "experiments/paper/xcomposer.yaml"
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch) -> RecipeCLI:
-    """The recipe on the meta device; its tokenizer's files are elsewhere."""
+    """The recipe on the meta device, with another tokenizer, because its tokenizer is not installed."""
     monkeypatch.setattr(sys, "argv", ["lit_mm"])  # LightningCLI warns about arguments that are pytest's
     with torch.device("meta"):
         return RecipeCLI(["--config", str(RECIPE)], "fit")

@@ -1,4 +1,4 @@
-"""A small byte-level tokenizer, trained here, and pictures without pixels."""
+"""Fixtures for prompts: a small byte-level tokenizer, trained here, and pictures without pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real vocabularies out of the data files of installed packages; nothing of the packages' code is run."""
+"""Real vocabularies from data files of installed packages; no code of the packages is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ("sentencepiece", "tekken", "smollm2", "qwen")
 
 
 def data_file(package: str, name: str) -> Path:
-    """A data file of an installed package; the test is skipped without it."""
+    """Path of a data file of an installed package; without the package the test is skipped."""
     try:
         path = Path(str(metadata.distribution(package).locate_file(name)))
     except metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ def qwen_file() -> Path:
 
 
 def with_markers(vocabulary: BytePairVocabulary) -> BytePairVocabulary:
-    """The same byte pairs with the markers of all templates."""
+    """A vocabulary with the same byte pairs and the markers of all templates."""
     new = [marker for marker in MARKERS if marker not in vocabulary.specials]
     specials = {**vocabulary.specials, **{marker: vocabulary.size + n for n, marker in enumerate(new)}}
     return BytePairVocabulary(vocabulary.ranks, vocabulary.pattern, specials, vocabulary.nfc)
@@ -55,7 +55,7 @@ def with_markers(vocabulary: BytePairVocabulary) -> BytePairVocabulary:
 
 @cache
 def vocabulary(name: str) -> Tokenizer:
-    """A real vocabulary, to which the markers of all templates are added."""
+    """A real vocabulary with the markers of all templates."""
     if name.startswith("sentencepiece"):
         added = {marker: 32000 + n for n, marker in enumerate(MARKERS) if marker not in ("<s>", "</s>")}
         model = SentencePieceVocabulary(sentencepiece_file().read_bytes(), added, legacy=not name.endswith("new"))

@@ -1,4 +1,4 @@
-"""Regions as text: what is written, what is read back, and what is refused."""
+"""Regions as text: writing, reading and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LLaVA's chats: what the golden prompts do not show."""
+"""LLaVA's chats, beyond the golden prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen-VL's prompts: what the golden cases do not show."""
+"""Qwen-VL's prompts, beyond the golden cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>"]
 
 @pytest.fixture
 def qwen(backend_json: str) -> Tokenizer:
-    """A byte-level tokenizer with Qwen-VL's markers, and like Qwen's without BOS and without padding of its own."""
+    """A byte-level tokenizer with Qwen-VL's markers which, like Qwen's, has neither BOS nor a padding token."""
     backend = tokenizers.Tokenizer.from_str(backend_json)
     backend.add_special_tokens(SPECIAL)
     return Tokenizer(backend, bos=None, eos="<|endoftext|>")
@@ -30,7 +30,7 @@ def document(*turns: tuple[str, tuple[Any, ...]]) -> Document:
 
 
 def written(prompt: Prompt, shown: Document, tokenizer: Tokenizer) -> str:
-    """The prompt as text: pictures by number, what is learnt in brackets."""
+    """Write the prompt as text, with pictures by number and supervised text in brackets."""
     text = ""
     for run in prompt.runs(shown, tokenizer):
         if isinstance(run, PictureRun):

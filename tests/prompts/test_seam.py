@@ -1,4 +1,4 @@
-"""What is learnt is what generation has to produce: templates x real vocabularies x answers of every kind."""
+"""Supervised tokens equal those that generation must produce, for templates x real vocabularies x kinds of answers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ NEEDS_BOS = ("XComposer2Prompt", "XComposerPrompt")
 
 
 def flat(prompt: Prompt, document: Document, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Ids, -1 - n at picture n, and label flags."""
+    """Ids, with -1 - n for picture n, and supervision flags."""
     ids: list[int] = []
     learn: list[bool] = []
     for run in prompt.runs(document, tokenizer):
@@ -83,7 +83,7 @@ def conversation(picture: Any, first: str, second: str | None) -> Document:
 
 
 def first_difference(prompt: Prompt, tokenizer: Tokenizer, document: Document) -> str | None:
-    """Describe how the learnt ids differ from those behind the prompt of generation; None where they do not."""
+    """Describe the first difference between supervised ids and ids after the prompt of generation; None if equal."""
     ids, learn = flat(prompt, document, tokenizer)
     asked, _ = flat(prompt, document.without_answer(), tokenizer)
     where = f"{document.turns[1].text!r} ... {document.answer!r}"
@@ -171,7 +171,7 @@ def test_the_released_rule_gives_the_same_labels_in_first_rounds(name: str, temp
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_ids_and_labels_of_the_nano_world_are_those_of_one_text(template: str) -> None:
-    """The whole text in one call; a token is learnt if any character of it belongs to an answer or its end."""
+    """The reference encodes the text at once; a token is supervised if it has a character of an answer or its end."""
     backend, tokenizer = tokenizers.Tokenizer.from_file(str(NANO_TOKENIZER)), load_tokenizer("nano")
     for number in range(30):
         document = text_document(number, split="text", seed=0)

@@ -1,4 +1,4 @@
-"""Tokenizers by reference, and separators of layouts."""
+"""Tokenizers by reference, and the tokens of separators in layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIECES = ("<s>", "</s>", "<0x0A>", "▁", "a", ",", "b", "▁a", "▁,", "ab")
 
 @pytest.fixture
 def llama_like() -> Tokenizer:
-    """As Llama's: a space is put before a text, and the newline is a byte."""
+    """A tokenizer like Llama's: it puts a space before a text, and the newline is a byte."""
     backend = tokenizers.Tokenizer(
         models.BPE(
             {piece: number for number, piece in enumerate(PIECES)},

@@ -1,4 +1,4 @@
-"""Sources and targets of encoder-decoders."""
+"""Texts for encoder and decoder of encoder-decoders."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Patch:
 
 
 def told(document: Document) -> list[tuple[str, bool] | int]:
-    """Runs as (text, learnt) and picture numbers."""
+    """Write runs as (text, supervised) and picture numbers."""
     runs = TextToText().runs(document, TOKENIZER)
     assert all(len(set(run.learn)) == 1 for run in runs if isinstance(run, TextRun))
     return [

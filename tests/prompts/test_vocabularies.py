@@ -1,4 +1,4 @@
-"""Tokenizers as published: ids are those of sentencepiece and of tiktoken; no code beside the files is run."""
+"""Published tokenizers give the ids of sentencepiece and tiktoken, and code beside their files is not run."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_workers_get_the_same_real_tokenizer(file: Callable[[], Path]) -> None:
 
 
 def folder_with_code(path: Path) -> None:
-    """A tokenizer folder whose code leaves a trace when it is run."""
+    """A tokenizer folder with code that leaves a trace if it is run."""
     (path / "evil_tok.py").write_text(f"open({str(path / 'TRACE')!r}, 'w').write('x')\nclass E: pass\nclass C: pass\n")
     (path / "config.json").write_text('{"auto_map": {"AutoConfig": "evil_tok.C"}, "model_type": "evil"}')
     table = {"auto_map": {"AutoTokenizer": ["evil_tok.E", None]}, "tokenizer_class": "E"}

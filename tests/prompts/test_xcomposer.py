@@ -17,7 +17,7 @@ def document(*turns: tuple) -> Document:
 
 
 def ids_of(runs: list[Run]) -> list[int | str]:
-    """All ids in order, `picture n` in the places of pictures."""
+    """All ids in order, with `picture n` for pictures."""
     flat: list[int | str] = []
     for run in runs:
         flat += [f"picture {run.number}"] if isinstance(run, PictureRun) else run.ids

@@ -46,7 +46,7 @@ def metrics(steps: int) -> list[dict]:
 
 
 def share(image: Image.Image, color: tuple[int, int, int]) -> float:
-    """Share of the pixels that have exactly this colour."""
+    """Share of the pixels that have exactly one colour."""
     counts = {c: n for n, c in image.convert("RGB").getcolors(image.width * image.height)}
     return counts.get(color, 0) / (image.width * image.height)
 

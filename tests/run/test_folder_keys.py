@@ -1,4 +1,4 @@
-"""Which keys of a config may differ between the launches of a run."""
+"""Some keys of a config may differ between the launches of a run, others may not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flat rows: samples side by side are blind to each other; a batch without images is no special case for training."""
+"""Samples in a flat row do not see each other, and batches without images train like others."""
 
 import pickle
 from dataclasses import replace
@@ -18,7 +18,7 @@ RTOL = 1e-5  # fp32, sums in another order
 
 
 def gradients(module, batches):
-    """Loss sum and gradients of the sum over the batches."""
+    """Sum of the losses over the batches, and its gradients."""
     module.zero_grad(set_to_none=True)
     loss = sum(NextToken()(module.network, batch) for batch in batches)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Inputs: what is set changes, what is None stays."""
+"""Fields of `Inputs` that are set replace others; fields that are None do not."""
 
 from __future__ import annotations
 

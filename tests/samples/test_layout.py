@@ -1,4 +1,4 @@
-"""Layouts: the runs that a plan becomes, on plans small enough to write down."""
+"""Layouts turn small plans into the expected runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDE = 28
 
 
 def by_patch(size: Size) -> tuple[int, int]:
-    """Two visual tokens along a tile."""
+    """A token grid with two visual tokens along a tile."""
     return size[0] // 14, size[1] // 14
 
 
@@ -31,7 +31,7 @@ def plan(rows: int, columns: int, thumbnail: str, image: Size | None = None) -> 
 
 
 def flat(runs: list) -> list:
-    """Numbers and texts in a row."""
+    """Join numbers and texts into one row."""
     return [item for run in runs for item in ([run] if isinstance(run, str) else run.tolist())]
 
 

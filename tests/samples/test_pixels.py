@@ -1,12 +1,16 @@
-"""A view is what its recipe says: resize, place on the canvas, cut the box, bring to size, normalise."""
+"""A view follows its recipe: resize, place on the canvas, crop the box, resize, normalise."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_mm.samples.pixels import Normalise, cut_views, resize
+from lit_mm.samples.pixels import Normalise, cut_views, resize, resize_box
 from lit_mm.tiling.plan import View, plan_square
+from lit_mm.tiling.square import plan_pad
 
 FILL = (10, 20, 30)
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255), fill=FILL)  # pixel values come out as they are
@@ -18,7 +22,7 @@ def noise(height, width, seed=0):
 
 
 def painted(image, view):
-    """The view before its last resize, painted on a whole canvas with room on every side."""
+    """The view before its last resize, cropped from a canvas with room on every side."""
     room = 64
     top, left, height, width = view.box
     canvas = (
@@ -67,6 +71,54 @@ def test_the_pillow_backend_is_bit_equal_to_pillow_and_torch_is_close(size):
     difference = (resize(image, size, "torch").permute(1, 2, 0).int() - torch.from_numpy(theirs.copy()).int()).abs()
     assert difference.max() <= 8  # measured: 6, on random pixels
     assert difference.float().mean() < 0.3
+
+
+class LargestArray(TorchDispatchMode):
+    """Records the largest number of bytes of an array that torch makes beside the image."""
+
+    def __init__(self, image):
+        super().__init__()
+        self.image, self.size = image, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        array = func(*args, **(kwargs or {}))
+        if isinstance(array, torch.Tensor) and array.untyped_storage().data_ptr() != self.image.data_ptr():
+            self.size = max(self.size, array.untyped_storage().nbytes())
+        return array
+
+
+@pytest.mark.parametrize("backend", ["torch", "pillow"])
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(640, 480), (337, 500), (41, 700), (1, 900), (900, 1), (50, 20), (99, 100), (27, 28), (28, 27)],
+)
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_a_padded_square_has_the_pixels_of_an_image_that_is_padded_and_then_resized(height, width, backend, contiguous):
+    image = noise(width, height).permute(0, 2, 1)
+    image = image.contiguous() if contiguous else image
+    (view,) = plan_pad(height, width, size=28).views
+    expected = resize(painted(image, view), view.size, backend)
+    assert torch.equal(resize_box(image, view, replace(RAW, backend=backend)), expected)
+
+
+@pytest.mark.parametrize("backend", ["torch", "pillow"])
+def test_any_box_has_the_pixels_of_the_padded_box(backend):
+    random = np.random.default_rng(0)
+    for number in range(200):
+        height, width, rows, columns, *size = (int(side) for side in random.integers(1, 60, 6))
+        offset = tuple(int(side) for side in random.integers(-10, 20, 2))
+        view = View((height, width), (rows, columns), offset, (0, 0, rows, columns), tuple(size))
+        image = noise(height, width, seed=number)
+        expected = resize(painted(image, view), view.size, backend)
+        assert torch.equal(resize_box(image, view, replace(RAW, backend=backend)), expected), view
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 20000), (20000, 1), (12000, 400)])
+def test_memory_of_a_long_image_is_bounded_by_its_long_side_times_the_view_side(height, width):
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    with LargestArray(image) as largest:
+        cut_views(image, plan_pad(height, width, size=28).views, RAW)
+    assert largest.size <= 3 * max(height, width) * 28
 
 
 def test_pixels_are_normalised_channel_by_channel():

@@ -1,4 +1,4 @@
-"""The processor: one owner of the token count, labels, and an index that can express any arrangement."""
+"""The processor owns the token count and the labels, and its index can express any arrangement."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PATCH, TILE = 14, 28
 
 
 def plan_tiles(height: int, width: int) -> TilePlan:
-    """A thumbnail of one row or column, then tiles of 28 x 28 that cover the image: two shapes of views."""
+    """Plan a thumbnail of one row or column, then tiles of 28 x 28 that cover the image: two shapes of views."""
     rows, columns = math.ceil(height / TILE), math.ceil(width / TILE)
     whole = (rows * TILE, columns * TILE)
     thumbnail = (TILE, TILE * 2)
@@ -39,7 +39,7 @@ def plan_tiles(height: int, width: int) -> TilePlan:
 
 
 def slices_then_overview(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
-    """LLaVA-UHD's: slices first, "," between those of a row, "\\n" after each row, the overview last."""
+    """LLaVA-UHD's layout: slices with "," between those of a row and "\\n" after each row, then the overview."""
     sizes = [math.prod(token_grid(view.size)) for view in plan.views]
     firsts = np.cumsum([0, *sizes])
     rows, columns = plan.grid
@@ -52,7 +52,7 @@ def slices_then_overview(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
 
 
 def overview_then_rows(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
-    """4KHD's: the overview, a newline vector (-1) after each row; a separator (-2); the rows of the whole picture."""
+    """4KHD's layout: overview with a newline vector (-1) per row, separator (-2), rows of the whole picture."""
     rows, columns = token_grid(plan.views[0].size)
     newline, separator = np.array([-1]), np.array([-2])
     runs: list[Run] = [part for r in range(rows) for part in (np.arange(r * columns, (r + 1) * columns), newline)]
@@ -69,7 +69,7 @@ def overview_then_rows(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
 
 @dataclass(frozen=True)
 class Arranged(Layout):
-    """A layout made of a function."""
+    """A layout that calls a function."""
 
     function: Callable[[TilePlan, TokenGrid], list[Run]]
 
@@ -144,7 +144,7 @@ def test_visual_tokens_counts_every_position_that_an_image_takes(layout, extra):
 
 
 def bank_of(processor: Processor, batch, learned):
-    """What an encoder that keeps the mean colour of every patch would make: [K, 3], then learned vectors."""
+    """A bank as from an encoder that keeps the mean colour of every patch: [K, 3], then learned vectors."""
     tokens = []
     for group in batch.views.groups:
         patches = torch.nn.functional.avg_pool2d(group, PATCH)  # [V, 3, rows, columns]
@@ -187,7 +187,7 @@ def test_rows_of_tiles_with_newline_and_separator_vectors_draw_the_picture_row_b
 
 
 def tiled_whole() -> Processor:
-    """The whole picture as one view."""
+    """Plan the whole picture as one view."""
     whole = (56, 84)
     return Processor(
         load_tokenizer("nano"),
@@ -221,7 +221,7 @@ def test_views_are_those_of_the_plan_and_normalised():
 
 
 class Resized(Noise):
-    """Lies about its size."""
+    """A picture that reports a wrong size."""
 
     def read(self):
         return super().read().resize((7, 7))
@@ -259,7 +259,7 @@ def test_a_source_may_have_a_tiling_of_its_own() -> None:
 
 
 def test_a_layout_that_places_nothing_leaves_the_text_and_the_views() -> None:
-    """As a model needs it whose language model meets images elsewhere than in its text."""
+    """Models that put images elsewhere than into the text need this."""
     processor = tiled(lambda plan, token_grid: [])
     sample, text = processor.sample(asked(Noise(0, 50, 80))), processor.sample(asked())
     assert (sample.input_ids == text.input_ids).all() and (sample.index == TEXT).all()

@@ -1,4 +1,4 @@
-"""Truncation cuts text, keeps images whole, and leaves what is learnt as it was."""
+"""Truncation cuts text, keeps images whole, and keeps the supervision of what remains."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""XComposer's nano recipe in tiny through every stage; `compose` with it and with XComposer2, as a user types it."""
+"""A tiny nano recipe of XComposer runs through all stages; `compose` runs with it and with XComposer2."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ("blue circle", "red <square>", "green & small", "b/yellow")
 
 
 def tiny(recipe: str) -> dict[str, Any]:
-    """The recipe with its stages and data, a few steps wide and long, from random weights."""
+    """The recipe with its stages and data, but few and small steps, from random weights."""
     config = yaml.safe_load((EXPERIMENTS / f"{recipe}.yaml").read_text())
     model = config["model"]["init_args"]
     model["vision"]["init_args"].update(image_size=28, width=16, layers=1, heads=2, weights=None)
@@ -74,7 +74,7 @@ def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
-    """`compose` with options; those that are needed have values unless given. Returns exit code, output, errors."""
+    """Run `compose` with options; required options have defaults. Returns exit code, output, errors."""
 
     def run(*options: str, run: str = "runs/xcomposer", **given: str) -> tuple[int, str, str]:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Every recipe parses; the published one has the published size; the nano one goes through the real command line."""
+"""Every recipe parses, the published one has the published size, and the nano one runs on the real command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POST_NORM = (
 
 
 def parse(*configs: Path) -> RecipeCLI:
-    """A recipe and its model, on the meta device: sizes without memory."""
+    """Build the model of a recipe on the meta device, which needs no memory. Returns the recipe and the model."""
     with torch.device("meta"):
         return RecipeCLI([word for path in configs for word in ("--config", str(path))], "fit")
 
@@ -52,6 +52,7 @@ def test_the_recipe_parses_and_its_stages_fit_its_model_and_its_data(path: Path)
     cli = parse(EXPERIMENTS / "xcomposer2.yaml", path) if is_overlay(path) else parse(path)
     assert cli.stages
     check_recipe(cli.stages, cli.model.parts())
+    assert all(parameter.dim() for parameter in cli.model.parameters())  # sharding takes no scalars
     for stage in cli.stages:
         assert type(cli.data_of(stage)) is type(cli.datamodule)
 
@@ -92,7 +93,7 @@ class Run:
 
 
 def tiny(path: Path) -> dict:
-    """A nano recipe in tiny: the same model, stages and data, a few steps wide and long, from random weights."""
+    """A nano recipe with the same model, stages and data, but few and small steps, from random weights."""
     config = yaml.safe_load(path.read_text())
     model = config["model"]["init_args"]
     model["vision"]["init_args"].update(image_size=28, width=16, layers=1, heads=2, weights=None)
@@ -106,7 +107,7 @@ def tiny(path: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """experiments/xcomposer2.yaml in tiny, as a user runs it: a process of its own, in an empty folder."""
+    """Run experiments/xcomposer2.yaml, made tiny, as a user does: in a separate process, in an empty folder."""
     place = tmp_path_factory.mktemp("smoke")
     (place / "tiny.yaml").write_text(yaml.safe_dump(tiny(EXPERIMENTS / "xcomposer2.yaml"), sort_keys=False))
     arguments = ("fit", "--config", "tiny.yaml", "--run_dir", "runs/smoke")
@@ -124,7 +125,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def command(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable]:
-    """Another command typed at the same place. Returns exit code, standard output and standard error."""
+    """Run another command in the same folder. Returns exit code, standard output and standard error."""
     monkeypatch.chdir(run.place)
 
     def typed(*arguments: str) -> tuple[int, str, str]:

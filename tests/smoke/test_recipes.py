@@ -1,6 +1,6 @@
-"""The nano recipes in tiny: every stage through the real command line, then questions to what was trained.
+"""Tiny nano recipes run through every stage on the real command line, and the trained models answer questions.
 
-Those of XComposer and XComposer2 are trained in test_compose.py and test_experiments.py.
+XComposer and XComposer2 are trained in test_compose.py and test_experiments.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIDES = {"size": 28, "tile": 28, "window": 28}  # pixels
 
 
 def tiny(recipe: str) -> dict[str, Any]:
-    """The recipe with its stages and data, a few steps wide and long, from random weights."""
+    """The recipe with its stages and data, but few and small steps, from random weights."""
     config = yaml.safe_load((EXPERIMENTS / f"{recipe}.yaml").read_text())
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     model["vision"]["init_args"].update(image_size=28, width=16, layers=2, heads=2, weights=None)
@@ -90,6 +90,8 @@ def test_it_trains_every_stage_and_can_be_asked_afterwards(
 ) -> None:
     config = tiny(recipe)
     assert main(["fit", "--config", written(config), "--run_dir", "run"]) in (0, None)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
     with (place / "run/metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["stage"] for row in rows] == [stage["name"] for stage in config["stages"] for _ in range(2)]
@@ -121,7 +123,7 @@ OTHER_VIEWS = {  # changes of the inputs; what then becomes of 100 x 100 pixels:
 
 
 def ask_with_other_views(config: dict, changes: dict, size: tuple[int, int], grid: tuple[int, int]) -> None:
-    """A config with another size or limit asks the same weights. (Monkey's belong to the windows they learned on.)"""
+    """Ask the same weights with another size or limit. Monkey's weights belong to their windows."""
     config["model"]["init_args"]["inputs"].update(changes)
     other, _, _ = open_trained("run", written(config, "other.yaml"))
     plan = other.processor.tiling(100, 100)

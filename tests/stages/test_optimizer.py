@@ -1,4 +1,4 @@
-"""Muon and AdamW as one optimizer."""
+"""Muon and AdamW work as one optimizer."""
 
 import copy
 
@@ -84,7 +84,7 @@ def test_a_saved_state_continues_bit_for_bit_and_the_schedule_reaches_both():
 
 
 def test_only_the_groups_that_are_there_are_stepped():
-    """As DeepSpeed does it, one at a time."""
+    """DeepSpeed steps the groups one at a time."""
     ours, theirs = Net(), Net()
     whole, piecewise = (make_optimizer(groups_of(net), (0.9, 0.95)) for net in (ours, theirs))
     for seed in range(2):

@@ -1,4 +1,4 @@
-"""Stages as data: what is named learns at its rate, and nothing else moves."""
+"""Stages as data: the parts they name are trained at their rates, and nothing else moves."""
 
 import math
 from contextlib import nullcontext
@@ -59,7 +59,7 @@ def test_a_stage_thaws_and_freezes_again():
 
 
 class Watch(L.Callback):
-    """The first parameter of a part after every step."""
+    """This callback records the first parameter of a part after every step."""
 
     def __init__(self, part):
         self.part, self.seen = part, []
@@ -69,7 +69,7 @@ class Watch(L.Callback):
 
 
 class Rates(L.Callback):
-    """The learning rates of every step."""
+    """This callback records the learning rates of every step."""
 
     def __init__(self):
         self.seen = []
@@ -79,7 +79,7 @@ class Rates(L.Callback):
 
 
 class Norms(L.Callback):
-    """The gradient norm over all parameters with which every step but the last was made."""
+    """This callback records the gradient norm over all parameters before every step but the last."""
 
     def __init__(self):
         self.seen = []

@@ -1,4 +1,4 @@
-"""What learns at a step, and which modules run in training mode then."""
+"""Parameters that are trained at a step, and modules that are in training mode then."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_dropout_of_a_frozen_part_is_off() -> None:
 
 
 def test_layers_that_recompute_their_activations_stay_in_training_mode() -> None:
-    """transformers recomputes only there: frozen layers in front of which something learns must still do it."""
+    """transformers recomputes only in training mode, and frozen layers after a trained part must recompute."""
     module = xcomposer2()
     module.begin(stage("connector"), total_steps=1)
     layer = module.network.language.decoder_layers[0]

@@ -1,4 +1,4 @@
-"""The base of all data modules: what it plans, what it keeps, what it refuses."""
+"""The base of all data modules: plan, state and errors."""
 
 import multiprocessing
 import os
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lit_mm.documents.decode import PictureError
+from lit_mm.documents.sources.errors import SampleError
 from lit_mm.errors import UserError
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.order import MicroBatch
@@ -101,14 +102,14 @@ def test_lengths_are_computed_once():
 
 @dataclass(frozen=True)
 class Torn(Noise):
-    """A picture whose pixels cannot be read."""
+    """A picture with unreadable pixels."""
 
     def read(self):
         raise PictureError("the picture is torn")
 
 
 class WithBad(Documents):
-    """Documents of which one has torn pictures."""
+    """Documents, one of which has unreadable pictures."""
 
     def __init__(self, bad, **options):
         super().__init__(count=12, window=12, **options)
@@ -122,7 +123,7 @@ class WithBad(Documents):
 
 
 def lost_and_sound(**options):
-    """One step with a sample whose pixels are torn, and the same step with all sound."""
+    """A step with a lost sample, and the same step with all samples sound."""
     made = []
     for data in (WithBad(2, on_bad_sample="quarantine", **options), Documents(12, window=12, **options)):
         data.begin(xcomposer2().processor, STAGE, seed=0)
@@ -149,7 +150,7 @@ def test_a_sample_that_a_worker_loses_keeps_its_place_and_no_label(row_tokens):
 
 
 def test_the_others_learn_as_if_a_lost_sample_were_learnt_perfectly():
-    """Bit for bit: the gradients are those of the sound step in which only the labels of that sample are hidden."""
+    """The gradients equal, bit for bit, those of the sound step with the labels of that sample hidden."""
     lost, sound = lost_and_sound()
     hidden = replace(sound, supervised=lost.supervised, labels=lost.labels)
     found = []
@@ -165,7 +166,7 @@ def test_the_others_learn_as_if_a_lost_sample_were_learnt_perfectly():
 def test_a_torn_picture_stops_the_run_where_the_policy_is_fail():
     data = WithBad(2, on_bad_sample="fail")
     data.begin(xcomposer2().processor, STAGE, seed=0)
-    with pytest.raises(PictureError, match="sample 'tiny/2': the picture is torn"):
+    with pytest.raises(SampleError, match="sample 'tiny/2': the picture is torn"):
         list(data.train_dataloader())
 
 
@@ -195,7 +196,7 @@ def test_the_rows_can_travel_to_a_worker():
 
 
 def start_worker(write):
-    """A trainer that is killed while its worker starts."""
+    """Run a trainer that is killed while its worker starts."""
 
     def work():
         time.sleep(0.3)  # its trainer is gone by now

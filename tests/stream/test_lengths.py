@@ -1,4 +1,4 @@
-"""The index of lengths says what laying out says, is named by what decides it, and is never believed blindly."""
+"""The length index equals laying out, its name depends on all inputs, and its content is checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.tiny import Documents, document, xcomposer2
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FaultyMixture:
-    """Two sources with bad and over-long samples, and a cache of their own."""
+    """Two sources with bad and over-long samples, and a separate cache."""
     monkeypatch.setenv("LIT_MM_CACHE", str(tmp_path / "cache"))
     write(tmp_path, count=40, each=1)
     return FaultyMixture(str(tmp_path))
@@ -179,7 +179,7 @@ def test_documents_without_files_have_no_index(processor):
 
 
 def test_a_sample_that_is_not_as_it_was_indexed_stops_the_run(tmp_path, processor, monkeypatch):
-    """Whatever happens to bad samples: its row would overflow, and the loss have a wrong denominator."""
+    """This holds under any `on_bad_sample`: the row could overflow, and the denominator of the loss would be wrong."""
     monkeypatch.setenv("LIT_MM_CACHE", str(tmp_path / "cache"))
     turns = [{"from": "human", "value": "what is <image> ?"}, {"from": "gpt", "value": "red"}]
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Mixtures: weights hold from the first sample on, nothing comes twice before all came once, the seed decides."""
+"""Mixtures: weights hold at every point, no sample repeats before all others were drawn, the seed decides."""
 
 from collections import Counter
 from math import sqrt

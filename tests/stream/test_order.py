@@ -1,4 +1,4 @@
-"""Order is arithmetic: the same rows in the same step, however they are split and wherever they are taken up."""
+"""The order of training: a step has the same rows under any split and after any resume."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def stream(rank=0, world=1, micro_batch=2, steps=12, first_step=0, source=None, 
 
 
 def rows_by_step(world, micro_batch):
-    """The rows of every step over all ranks and micro-batches, and the supervised tokens that the ranks divide by."""
+    """Rows of every step over all ranks and micro-batches, and the supervised tokens by which the ranks divide."""
     accumulation = stream(world=world, micro_batch=micro_batch).accumulation
     steps = [(set(), set()) for _ in range(12)]
     for rank in range(world):

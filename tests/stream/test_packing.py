@@ -1,4 +1,4 @@
-"""Packing: nothing lost, within both budgets, deterministic, and no worse than first-fit."""
+"""Packing loses nothing, keeps both budgets, is deterministic, and needs no more rows than first-fit."""
 
 from random import Random
 
@@ -14,7 +14,7 @@ def lengths_of(tokens, views=None):
 
 
 def first_fit(tokens, limit):
-    """Rows that the plainest packing needs."""
+    """Number of rows of first-fit packing."""
     left = []
     for token in tokens:
         place = next((i for i, room in enumerate(left) if room >= token), None)

@@ -1,4 +1,4 @@
-"""A stage whose inputs change at a step: what came before stays, what comes after follows in the order of samples."""
+"""Inputs that change at a step: earlier steps do not change, later steps continue the order of samples."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_every_sample_of_an_epoch_is_in_one_row_or_left_out_whatever_changes(pac
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_windows_go_on_where_they_were(packed: bool) -> None:
-    """The rest of the window at hand comes first, then the windows behind it."""
+    """The rest of the current window comes first, then the following windows."""
     stream, start = phases(packed), BATCH * STEPS[0]
     before = Counter(i for row in stream.rows(0, start) for i in row)
     whole = plan(0, packed=packed)
@@ -154,7 +154,7 @@ def test_a_change_behind_the_end_of_a_stage_of_epochs_is_refused() -> None:
 
 
 def test_a_run_that_ends_after_the_change_is_resumed_exactly(tmp_path) -> None:
-    """The second launch ends the stage; its losses and samples are those of a run in one piece."""
+    """Losses and samples of the second launch equal those of a run without interruption."""
     options = {"too_long": "truncate", "row_tokens": 160, "every": 1}
     run_recipe(module(), [STAGE], tmp_path / "whole", **options)
 

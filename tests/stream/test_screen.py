@@ -1,4 +1,4 @@
-"""What is left out while planning, why, and how much of it a run endures."""
+"""Planning leaves out bad samples with a reason, and a run stops if there are too many."""
 
 import pytest
 
@@ -21,7 +21,7 @@ SILENT = Document("silent", (Turn("user", (Noise(0), "what is this?")),))
 
 
 class Source(list):
-    """Documents; an exception among them is raised in its place."""
+    """A source of documents; it raises entries that are exceptions."""
 
     def __getitem__(self, number):
         found = super().__getitem__(number)

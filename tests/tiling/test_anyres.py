@@ -1,4 +1,4 @@
-"""AnyRes: the grid, what lies in it, unpadding; the hf rule against transformers over random sizes."""
+"""AnyRes: grid, tiles and unpadding; the hf rule equals transformers on random sizes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]  # th
 
 
 def random_sizes(count: int) -> list[tuple[int, int]]:
-    """Uniform to 2000 pixels, and small ones, where divisions end on whole numbers."""
+    """Draw sizes up to 2000 pixels uniformly, and small sizes, for which divisions often have no remainder."""
     rng = Random(0)
     return [(rng.randint(1, top), rng.randint(1, top)) for top in (40, 400, 2000) for _ in range(count // 3)]
 

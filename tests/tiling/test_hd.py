@@ -1,4 +1,4 @@
-"""The HD transform: as many tiles as the budget allows, never more; padding to whole tiles."""
+"""The HD transform: the most tiles within the budget, and padding to whole tiles."""
 
 from __future__ import annotations
 

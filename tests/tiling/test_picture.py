@@ -1,4 +1,4 @@
-"""Which part of an image a view shows, and its drawing."""
+"""The part of an image that a view shows, and the drawing of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a tile plan says about its views."""
+"""Properties of the views of a tile plan."""
 
 from __future__ import annotations
 

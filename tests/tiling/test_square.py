@@ -1,4 +1,4 @@
-"""Square views that keep the aspect ratio: the middle of the image, or all of it on a coloured square."""
+"""Square views that keep the aspect ratio: a centre crop, or the whole image on a coloured square."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def noise(height: int, width: int) -> torch.Tensor:
 
 
 def by_clip(image: torch.Tensor) -> torch.Tensor:
-    """The view that CLIP's own image processor makes, resized by Pillow."""
+    """The view of CLIP's image processor, resized by Pillow."""
     theirs = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     picture = Image.fromarray(image.permute(1, 2, 0).numpy())
     return theirs(picture, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]

@@ -1,4 +1,4 @@
-"""Tilings as plain data: each calls its function, compares, pickles and prints itself."""
+"""Tilings as plain data: they call their functions, compare, pickle and print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The count from (height, width) is the number of visual tokens of what is built, for every tiling."""
+"""The count from (height, width) equals the number of visual tokens built from pixels, for every tiling."""
 
 from __future__ import annotations
 

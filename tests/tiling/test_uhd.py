@@ -1,4 +1,4 @@
-"""LLaVA-UHD's slices: shapes near the image's, whole patches, bounded areas."""
+"""LLaVA-UHD's slices: shapes close to the image's, whole patches, bounded areas."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_worked_example():
 
 
 def test_a_square_gets_two_rows_of_three():
-    """The logarithms of 3/2 and 2/3 differ in their last bit; the release goes by it."""
+    """The logarithms of 3/2 and 2/3 differ in the last bit, which decides in the release."""
     assert plan_uhd(1024, 1024).grid == (2, 3)
 
 

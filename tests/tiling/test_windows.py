@@ -1,4 +1,4 @@
-"""Monkey's windows: the same for every image, row-major, the whole last."""
+"""Monkey's windows: equal for all images, row-major, with the global view last."""
 
 from __future__ import annotations
 

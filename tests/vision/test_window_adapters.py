@@ -1,4 +1,4 @@
-"""Window adapters: which view reads which set, what learns, refusals; their numbers are in the parity tests."""
+"""Window adapters: the set for each view, trainable parameters, errors. The values are tested in tests/parity."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.layers.activations import prepare_layers
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import RANKS, WindowAdapter, apply_window_adapters
 
@@ -18,7 +19,7 @@ TILES = torch.tensor([2, -1, 0, 2])
 
 
 def encoder(trained: bool = True, **options: Any) -> ViT:
-    """Two blocks of width 16 with three adapter sets; `trained` draws what a new one has at zero and one."""
+    """Two blocks of width 16 with three adapter sets; `trained` draws values that are zero or one in a new model."""
     vit = ViT(image_size=8, patch=4, width=16, layers=2, heads=2, **options)
     apply_window_adapters(vit, WINDOWS, {"qkv": 2, "out": 2, "mlp": 4}, DROPOUT)
     if trained:
@@ -69,7 +70,7 @@ def test_activation_checkpointing_leaves_the_gradients_alone() -> None:
         for adapter in block.adapters.values():
             adapter.dropout = 0.0
     checkpointed = copy.deepcopy(plain)
-    checkpointed.activation_checkpointing = True
+    prepare_layers(checkpointed, "full")
     pixels = torch.randn(4, 3, 8, 8)
     for vit in (plain, checkpointed):
         first = vit(pixels, TILES)

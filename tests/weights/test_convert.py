@@ -1,4 +1,4 @@
-"""Reading checkpoints and loading them strictly."""
+"""Checkpoints are read and loaded strictly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Key maps: published names in, ours out, nothing left over."""
+"""Key maps rename published checkpoints completely."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def vit() -> ViT:
 
 
 def internlm2(rank: int | None = 3) -> dict[str, Tensor]:
-    """A random checkpoint in the release's names."""
+    """A random checkpoint with the names of the release."""
     state = {
         "model.tok_embeddings.weight": torch.randn(40, 32),
         "model.norm.weight": torch.randn(32),

@@ -1,4 +1,4 @@
-"""Taking checkpoints apart by the beginnings of names."""
+"""Tensors are selected and renamed by name prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Qwen-VL's and XComposer2-4KHD's key maps: published names in, ours out, nothing left over."""
+"""The key maps of Qwen-VL and XComposer2-4KHD rename published checkpoints completely."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def language() -> Llama:
 
 
 def reference() -> Qwen2ForCausalLM:
-    """transformers' Qwen2 is the architecture of Qwen-7B: biases on q, k and v, SwiGLU."""
+    """transformers' Qwen2, which has the architecture of Qwen-7B: biases on q, k and v, SwiGLU."""
     model = Qwen2ForCausalLM(
         Qwen2Config(
             hidden_size=32,
@@ -45,7 +45,7 @@ def reference() -> Qwen2ForCausalLM:
 
 
 def qwen_7b(model: Qwen2ForCausalLM) -> dict[str, Tensor]:
-    """The reference's weights under the names of Qwen-7B's release, whose MLP is c_proj(w1(x) * silu(w2(x)))."""
+    """The weights of the reference under the names of Qwen-7B's release, with the MLP c_proj(w1(x) * silu(w2(x)))."""
     own = model.state_dict()
     state = {
         "transformer.wte.weight": own["model.embed_tokens.weight"],
@@ -70,7 +70,7 @@ def qwen_7b(model: Qwen2ForCausalLM) -> dict[str, Tensor]:
 
 
 def visual() -> dict[str, Tensor]:
-    """A random tower of 2 blocks in the release's names: width 24, 3 heads, 4 queries of width 32."""
+    """A random tower of 2 blocks with the names of the release: width 24, 3 heads, 4 queries of width 32."""
     shapes = {"conv1.weight": (24, 3, 14, 14), "positional_embedding": (16, 24), "proj": (32, 32)}
     shapes |= {f"ln_pre.{kind}": (24,) for kind in ("weight", "bias")}
     shapes |= {f"ln_post.{kind}": (32,) for kind in ("weight", "bias")}

@@ -2,6 +2,19 @@
 
 In a recipe a source is a class (`class_path: lit_mm.documents.sources.LlavaConversations`) or a declaration
 (`{format: llava, path: chat.json, images: pictures}`), see `open_source`.
+
+| format | an entry |
+|---|---|
+| llava | `conversations` of `from` and `value` (ShareGPT's too), `<image>` in the text, `image` or `images` |
+| qwen_vl | the same, with `<img>path</img>` in the text |
+| xcomposer | the same, with `<ImageHere>` in the text |
+| messages | `messages` of `role` and `content`, a text or parts: chat clients, TRL, Qwen2-VL's tools |
+| query_response | `query`, `response`, `history`, `images` |
+| folder | `image` or `file_name` with `question` and `answer`, `caption` or `text`; Hugging Face's image folders |
+| captions | key.jpg with key.txt or key.json in a tar: WebDataset |
+| obelics, mmc4 | a page of texts and images |
+
+All but captions are read from JSON, lines of JSON, csv, parquet and arrow files, packed or not.
 """
 
 from lit_mm.documents.sources.captions import CaptionShards

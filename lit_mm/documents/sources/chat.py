@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_mm.documents.printable import brief
+from lit_mm.documents.sources.keys import check_turn_keys
 from lit_mm.documents.sources.sample import Sample
 from lit_mm.documents.turns import SPEAKERS
 
@@ -25,7 +26,7 @@ TOOLS = frozenset(
         "ipython",
     ]
 )
-WEIGHTS = ("weight", "loss", "train", "learn")  # 0 or false: the answer is not to be learnt
+WEIGHTS = ("weight", "loss", "train")  # 0 or false: the answer is not to be learnt
 MASKS = ("mask", "masked", "loss_mask")
 
 
@@ -49,6 +50,7 @@ def role_of(turn: Any, number: int, sample: Sample, key: str) -> str:
         raise sample.error(f"turn {number}: {key!r} is one of {sorted(SPEAKERS)}, got {brief(speaker)}", "bad_entry")
     if len(turn) == 2:  # a speaker and a text
         return role
+    check_turn_keys(sample, turn, number)
     if turn.get("tool_calls") or turn.get("function_call"):
         raise sample.error(
             f"turn {number} calls a tool, and calls of tools are not read here", "bad_entry", "Leave the sample out"

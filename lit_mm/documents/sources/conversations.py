@@ -12,7 +12,7 @@ from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import check_answers, spoken_turns, with_system
 from lit_mm.documents.sources.entries import open_entries
-from lit_mm.documents.sources.keys import MEDIA, check_keys
+from lit_mm.documents.sources.keys import MEDIA, PICTURES, check_keys
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
@@ -26,7 +26,6 @@ QUAD = re.compile(r"<quad>(.*?)</quad>", re.DOTALL)
 REGION_TAG = re.compile(r"<(/?)(box|quad|ref)>")
 POINT = re.compile(r"\(\s*(-?\d+)\s*,\s*(-?\d+)\s*\)")
 IMG = re.compile(r"<img>(.*?)</img>", re.DOTALL)
-READ = ("image", "images")  # keys of pictures
 
 
 class Conversations(Source):
@@ -73,9 +72,9 @@ class Conversations(Source):
                 turns,
                 placeholder=self.placeholder,
                 format_name=self.format_name,
-                has_media=bool(cells) or any(sample.entry.get(key) for key in (*READ, *MEDIA)),
+                has_media=bool(cells) or any(sample.entry.get(key) for key in (*PICTURES, *MEDIA)),
             )
-        check_keys(sample, READ, has_pictures=bool(cells), remedy=self.remedy)
+        check_keys(sample, PICTURES, has_pictures=bool(cells), remedy=self.remedy)
         return [self.blob(cell, sample) for cell in cells]
 
     def cells(self, sample: Sample) -> list[Any]:
@@ -84,7 +83,7 @@ class Conversations(Source):
         Raises:
             SampleError: `image` and `images` differ.
         """
-        filled = [cells for key in READ if (cells := list(cells_in(sample.entry.get(key))))]
+        filled = [cells for key in PICTURES if (cells := list(cells_in(sample.entry.get(key))))]
         if len(filled) > 1 and filled[0] != filled[1]:
             raise sample.error("has `image` and `images`, which differ", "bad_entry", "Keep one of them")
         return filled[0] if filled else []
@@ -135,7 +134,7 @@ class Conversations(Source):
         """
         places = sum(value.count(self.placeholder) for _, value in turns)
         if places != pictures and (places or pictures > free):
-            key = next((key for key in READ if sample.entry.get(key)), "image")
+            key = next((key for key in PICTURES if sample.entry.get(key)), "image")
             raise sample.error(
                 f"its text has {places} x {self.placeholder}, its `{key}` names {pictures}",
                 "placeholder_mismatch",
@@ -218,7 +217,7 @@ class QwenVLConversations(Conversations):
     `<box>(x1,y1),(x2,y2)</box>` or `<quad>` with four points, whole numbers from 0 to 999 across the picture.
     The tags `<img>` and `</img>` go; the family's prompt writes what it needs.
 
-    Source: arXiv:2308.12966, section 3.3; README (fine-tuning) of the release.
+    Source: arXiv:2308.12966, section 3.3; PICTURESME (fine-tuning) of the release.
     """
 
     format_name = text_format = "qwen_vl"
@@ -237,7 +236,7 @@ class QwenVLConversations(Conversations):
 
     def blobs(self, sample: Sample) -> list[Blob]:
         blobs = super().blobs(sample)
-        key = next((key for key in READ if sample.entry.get(key)), None)
+        key = next((key for key in PICTURES if sample.entry.get(key)), None)
         if key is not None:
             raise sample.error(
                 f"Qwen-VL's format has no `{key}`",

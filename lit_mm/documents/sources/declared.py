@@ -29,6 +29,23 @@ FORMATS: Mapping[str, type[Source]] = {
 }
 
 
+# What formats are called elsewhere -> the format
+SYNONYMS: Mapping[str, str] = {
+    "sharegpt": "llava",
+    "qwen": "qwen_vl",
+    "internlm_xcomposer": "xcomposer",
+    "openai": "messages",
+    "chatml": "messages",
+    "trl": "messages",
+    "qwen2_vl": "messages",
+    "swift": "query_response",
+    "webdataset": "captions",
+    "wds": "captions",
+    "img2dataset": "captions",
+    "imagefolder": "folder",
+}
+
+
 def open_source(declaration: Mapping[str, Any]) -> Source:
     """Open the source that a declaration describes: `format`, and the arguments of that format's class.
 
@@ -39,9 +56,7 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
         raise undeclared(str(declaration.get("path", "")), FORMATS)
     kind = declaration["format"]
     if kind not in FORMATS:
-        raise UserError(
-            f"there is no data format {kind!r}.{_near(str(kind), FORMATS)} It is one of {', '.join(FORMATS)}"
-        )
+        raise UserError(f"there is no data format {kind!r}.{_near_format(str(kind))} It is one of {', '.join(FORMATS)}")
     reader = FORMATS[kind]
     arguments = {key: value for key, value in declaration.items() if key != "format"}
     parameters = inspect.signature(reader).parameters
@@ -71,14 +86,19 @@ def undeclared(path: str, formats: Iterable[str]) -> UserError:
         formats: names to choose from.
     """
     guess = guess_format(path) if path else None
-    looks = f"; {path!r} looks like {guess}" if guess is not None else ""
-    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{looks}")
+    place = (f" for {path!r}" if path else "") + (f", which looks like {guess}" if guess is not None else "")
+    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{place}")
 
 
 def type_of(annotation: str) -> tuple[type, ...]:
     """The types that an annotation of a source's argument allows: "str | None" -> (str, NoneType)."""
     types = {"str": str, "int": int, "bool": bool, "None": type(None)}
     return tuple({types.get(name.strip(), str) for name in annotation.split("|")})  # a Literal is text
+
+
+def _near_format(name: str) -> str:
+    synonym = SYNONYMS.get(name.lower().replace("-", "_"))
+    return _near(name, FORMATS) if synonym is None else f" Did you mean {synonym!r}?"
 
 
 def _near(word: str, words: Any) -> str:

@@ -12,44 +12,10 @@ from lit_mm.documents.sources.embedded import is_embedded
 from lit_mm.documents.sources.sample import Sample
 
 MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio"}  # key -> what is not read
+PICTURES = ("image", "images")  # keys of an entry that formats of conversations read
+TURN = ("from", "value", "role", "content")  # keys of a turn
 # Names under which pictures are stored elsewhere, in lower case and without separators
-ALIASES = frozenset(
-    [
-        "img",
-        "imgs",
-        "picture",
-        "pictures",
-        "photo",
-        "photos",
-        "pic",
-        "pics",
-        "imagepath",
-        "imagepaths",
-        "imagefile",
-        "imagefiles",
-        "imagename",
-        "imagenames",
-        "imgpath",
-        "imgpaths",
-        "imgname",
-        "imageurl",
-        "imageurls",
-        "imgurl",
-        "imagebase64",
-        "imagesbase64",
-        "imagedata",
-        "imagebytes",
-        "filename",
-        "filenames",
-        "filepath",
-        "imagelist",
-        "imglist",
-        "picturepath",
-        "picturepaths",
-        "screenshot",
-        "screenshots",
-    ]
-)
+ALIAS = re.compile(r"(?:image|img|picture|pic|photo|screenshot)s?(?:path|file|name|url|base64|data|bytes|list)?s?")
 # What follows "image" in a key that describes a picture
 DESCRIPTIONS = frozenset(
     ("id", "ids", "size", "sizes", "width", "height", "count", "source", "type", "caption", "hash")
@@ -86,6 +52,23 @@ def check_keys(sample: Sample, read: Sequence[str], *, has_pictures: bool, remed
             )
 
 
+def check_turn_keys(sample: Sample, turn: Mapping[str, Any], number: int) -> None:
+    """Refuse keys of a turn that name pictures or videos: those of an entry alone are read.
+
+    Raises:
+        SampleError: the turn has such a key.
+    """
+    for key, value in turn.items():
+        if key in TURN or _is_empty(value):
+            continue
+        if str(key).lower() in MEDIA or _is_meant(str(key), value, PICTURES):
+            raise sample.error(
+                f"turn {number} has `{key}`, which names {brief(value, 60)} and is not read in a turn",
+                "unread_key",
+                "Name the pictures in `images` of the entry, and write a placeholder for each into the text",
+            )
+
+
 def _is_empty(value: Any) -> bool:
     return value is None or value is False or (isinstance(value, str | list | dict | bytes) and not value)
 
@@ -93,7 +76,7 @@ def _is_empty(value: Any) -> bool:
 def _is_meant(key: str, value: Any, read: Sequence[str]) -> bool:
     """Whether a key was meant to name pictures: by its name, a slip of the pen in it, or a name of an image in it."""
     plain = re.sub(r"[\s_-]", "", key).lower()
-    if plain in ALIASES or plain in read:
+    if ALIAS.fullmatch(plain) or plain in read:
         return True
     if plain == "id" or re.sub("^images?", "", plain) in DESCRIPTIONS or plain.removeprefix("image") in DESCRIPTIONS:
         return False

@@ -9,7 +9,8 @@ from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import role_of, spoken_turns, system_of, with_system
-from lit_mm.documents.sources.conversations import READ, Conversations
+from lit_mm.documents.sources.conversations import Conversations
+from lit_mm.documents.sources.keys import PICTURES
 from lit_mm.documents.sources.picture import SourcePicture
 from lit_mm.documents.sources.sample import Sample
 
@@ -177,7 +178,7 @@ def _part(part: Any, number: int, sample: Sample) -> Any:
     if kind in TEXTS or (kind is None and isinstance(filled.get("text"), str)):
         if isinstance(filled.get("text"), str):
             return filled["text"]
-    elif kind in IMAGES or (kind is None and filled.keys() & set(READ)):
+    elif kind in IMAGES or (kind is None and filled.keys() & set(PICTURES)):
         cell = next((filled[key] for key in PICTURE_KEYS if filled.get(key)), None)
         return {"cell": next(cells_in(cell), None)}
     raise sample.error(

@@ -47,6 +47,9 @@ class _Pages(Source):
     def open_part(self, path: str) -> Part:
         return open_entries(path, self.expected, self.columns, self.limit_group)
 
+    def options(self) -> tuple[Any, ...]:
+        return (self.gaps,)
+
 
 class ObelicsPages(_Pages):
     """OBELICS: the lists `texts` and `images` of one length, in each place a text or an image, None in the other list.
@@ -158,7 +161,7 @@ class Mmc4Pages(_Pages):
         super().__init__(path, images, name, limit_pixels, limit_group, gaps)
 
     def options(self) -> tuple[Any, ...]:
-        return (self.max_images,)
+        return self.max_images, self.gaps
 
     def blobs(self, sample: Sample) -> list[Blob]:
         return [self.blob(image, sample, f"image_info[{at}]") for at, image in self._in_order(sample)]

@@ -33,16 +33,23 @@ class ParquetRows(Part):
         UserError: it is not parquet, lacks a column, or has a larger row group.
     """
 
-    def __init__(self, path: str, expected: str, columns: Sequence[str] = (), limit_group: int = LIMIT_GROUP) -> None:
+    def __init__(
+        self,
+        path: str,
+        expected: str,
+        columns: Sequence[str] = (),
+        limit_group: int = LIMIT_GROUP,
+        unpacked: str | None = None,
+    ) -> None:
         self.columns, self.limit_group = tuple(columns), limit_group
-        super().__init__(path, expected)
+        super().__init__(path, expected, unpacked)
 
     def _open_index(self) -> dict[str, np.ndarray]:
         return self.scan()  # the file's own footer is the index
 
     def scan(self) -> dict[str, np.ndarray]:
-        metadata = _parquet(self.path, self.digest, os.getpid()).metadata
-        names = _parquet(self.path, self.digest, os.getpid()).schema_arrow.names
+        metadata = _parquet(self.file, self.digest, os.getpid()).metadata
+        names = _parquet(self.file, self.digest, os.getpid()).schema_arrow.names
         missing = [column for column in self.columns if column not in names]
         if missing:
             near = difflib.get_close_matches(missing[0], names, n=1)
@@ -73,7 +80,7 @@ class ParquetRows(Part):
         import pyarrow as pa
 
         try:
-            table = _row_group(self.path, self.digest, os.getpid(), group, self.columns)
+            table = _row_group(self.file, self.digest, os.getpid(), group, self.columns)
         except (pa.ArrowInvalid, OSError) as error:
             raise SampleError(
                 f"row group {group} cannot be read ({str(error).splitlines()[0]})",

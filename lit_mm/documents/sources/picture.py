@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +51,9 @@ class SourcePicture:
         """Decode. [3, H, W] uint8 RGB, smaller where `at_least` allows (see `lit_mm.documents.decode.decode`).
 
         Raises:
-            SampleError: the file is gone or damaged.
+            SampleError: the file is gone or damaged, or too large to be decoded.
         """
-        from lit_mm.documents.decode import decode
+        from lit_mm.documents.decode import TooManyPixels, decode
 
         try:
             return decode(
@@ -64,6 +65,8 @@ class SourcePicture:
             )
         except FileNotFoundError as error:
             raise self._broken(f"there is no image {self.blob.place!r}", "missing_file") from error
+        except TooManyPixels as error:
+            raise self._broken(str(error), "too_many_pixels") from error
         except (OSError, UserError) as error:  # damaged, or at a URL whose file system is not installed
             raise self._broken(str(error), "unreadable_image") from error
 
@@ -79,14 +82,15 @@ def read_size(blob: Blob, sample: Sample, limit_pixels: int) -> tuple[int, int]:
     """(height, width) of an upright picture, pixels. Only its header is read.
 
     Raises:
-        SampleError: the file is missing, is no image, or has more than `limit_pixels`.
+        SampleError: the file is missing, is no image, or takes more memory than `limit_pixels` allows.
     """
-    from lit_mm.documents.decode import read_header
+    from lit_mm.documents.decode import TooManyPixels, read_header
 
     try:
         with blob.open() as file, remote(blob.path):
-            # the limit is checked below, so that it has a kind of its own
-            height, width = read_header(file, limit_pixels=2**62, name=blob.place)
+            return read_header(file, limit_pixels=limit_pixels, name=blob.place)
+    except TooManyPixels as error:
+        raise sample.error(str(error), "too_many_pixels") from error
     except (OSError, UserError) as error:  # a UserError: it is no image, or its URL's file system is not installed
         if not _is_missing(error):
             raise sample.error(str(error), "unreadable_image") from error
@@ -95,13 +99,6 @@ def read_size(blob: Blob, sample: Sample, limit_pixels: int) -> tuple[int, int]:
             "missing_file",
             _near_name(blob.path) or "Is the path relative to another folder (`images`)?",
         ) from error
-    if height * width > limit_pixels:
-        raise sample.error(
-            f"the image {blob.place!r} has {width} x {height} pixels, at most {limit_pixels} are decoded",
-            "too_many_pixels",
-            "Shrink it, or raise `limit_pixels`",
-        )
-    return height, width
 
 
 def _is_missing(error: Exception) -> bool:
@@ -116,8 +113,14 @@ def _near_name(path: str) -> str:
         return ""
     folder, name = os.path.split(path)
     try:
-        names = os.listdir(folder or ".")
+        names = _names_in(folder or ".", os.stat(folder or ".").st_mtime_ns)
     except OSError:
         return ""
-    near = next((other for other in names if other.lower() == name.lower() and other != name), None)
-    return "" if near is None else f"There is {near!r}: upper and lower case differ"
+    near = names.get(name.lower())
+    return "" if near in (None, name) else f"There is {near!r}: upper and lower case differ"
+
+
+@lru_cache(maxsize=8)
+def _names_in(folder: str, changed_at: int) -> dict[str, str]:
+    """The names in a folder by their lower case: a folder with many files is listed once, not for every missing one."""
+    return {name.lower(): name for name in os.listdir(folder)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
@@ -13,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_mm.errors import UserError
 
 Backend = Literal["auto", "varlen", "segments"]
+HAS_VARLEN = find_spec("torch.nn.attention.varlen") is not None
+logged_obstacles: set[str] = set()  # reasons that this process has logged
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def varlen_obstacle(demand: Demand) -> str | None:
     Meta tensors pass, so that shapes can be checked without a GPU.
     """
     obstacles: tuple[tuple[bool, Callable[[], str]], ...] = (
-        (not has_varlen(), lambda: f"torch {torch.__version__} has no torch.nn.attention.varlen"),
+        (not HAS_VARLEN, lambda: f"torch {torch.__version__} has no torch.nn.attention.varlen"),
         (demand.device.type not in ("cuda", "meta"), lambda: f"it needs a CUDA device, got {demand.device.type}"),
         (demand.dtype not in (torch.bfloat16, torch.float16), lambda: f"it needs bf16 or fp16, got {demand.dtype}"),
         (demand.head_width % 8 != 0, lambda: f"a head's width must be a multiple of 8, got {demand.head_width}"),
@@ -54,7 +56,7 @@ def varlen_obstacle(demand: Demand) -> str | None:
     for applies, reason in obstacles:
         if applies:
             return reason()
-    if demand.device.type == "cuda" and (capability := compute_capability(demand.device)) < (8, 0):
+    if demand.device.type == "cuda" and (capability := compute_capability(demand.device.index)) < (8, 0):
         return f"its kernels need compute capability 8.0, got {capability[0]}.{capability[1]}"
     return None
 
@@ -81,23 +83,15 @@ def choose(backend: Backend, demand: Demand) -> Literal["varlen", "segments"]:
     return "segments"
 
 
-@lru_cache
+@torch.compiler.assume_constant_result
 def log_fallback(obstacle: str) -> None:
     """Log once per reason that attention runs segment by segment."""
-    rank_zero_info(f"attention runs segment by segment, without the varlen kernel: {obstacle}")
+    if obstacle not in logged_obstacles:
+        logged_obstacles.add(obstacle)
+        rank_zero_info(f"attention runs segment by segment, without the varlen kernel: {obstacle}")
 
 
-@lru_cache
-def has_varlen() -> bool:
-    """True if the installed torch has attention over segments of unequal length."""
-    try:
-        from torch.nn.attention import varlen  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
-@lru_cache
-def compute_capability(device: torch.device) -> tuple[int, int]:
-    """(major, minor) of a CUDA device."""
-    return torch.cuda.get_device_capability(device)
+@torch.compiler.assume_constant_result
+def compute_capability(index: int | None) -> tuple[int, int]:
+    """(major, minor) of a CUDA device; None: the current one."""
+    return torch.cuda.get_device_capability(index)

@@ -6,10 +6,12 @@ samples, for which it would wait for the device.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from lit_mm.errors import UserError
+from lit_mm.layers.attention.compiled import compiled_attention
 from lit_mm.layers.attention.flat import segment_attention
 from lit_mm.layers.attention.products import attention
 from lit_mm.layers.attention.segments import Segments
@@ -44,6 +46,8 @@ def transformers_attention(
         UserError: several positions with neither segments nor a mask.
     """
     if segments is not None:
+        if torch.compiler.is_compiling() and not dropout and not softcap:
+            return compiled_attention(query, key, value, segments, scaling, sliding_window), None
         out = segment_attention(
             query, key, value, segments, scaling, dropout=dropout, softcap=softcap, window=sliding_window
         )

@@ -13,18 +13,26 @@ from lit_mm.layers.attention.products import attention
 
 
 def attention_by_length(
-    q: Tensor, k: Tensor, v: Tensor, key_lengths: Sequence[int], query_lengths: Sequence[int] | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_lengths: Sequence[int] | None,
+    query_lengths: Sequence[int] | None = None,
 ) -> Tensor:
-    """Attention to the first keys of each row; neighbouring rows of the same lengths are one call. No mask is made.
+    """Attention to the first keys of each row; neighbouring rows of the same lengths are one call.
+
+    Views come grouped by shape, so a batch has few such groups. No mask is made, and a flash kernel takes each group.
 
     Args:
         q: [B, H, L, D].
         k, v: [B, H, S, D].
-        key_lengths: number of valid keys of each row, at least 1.
+        key_lengths: number of valid keys of each row, at least 1; None: all keys and queries are valid.
         query_lengths: number of valid queries of each row; the result is zero behind them. None: all L are valid.
     Returns:
         [B, H, L, D].
     """
+    if key_lengths is None:
+        return attention(q, k, v)
     lengths = list(zip(key_lengths, query_lengths or [q.shape[2]] * len(q), strict=True))
     outputs, start = [], 0
     for (num_keys, num_queries), rows in groupby(lengths):

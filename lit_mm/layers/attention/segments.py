@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -12,28 +11,44 @@ from torch import Tensor
 from lit_mm.layers.attention.choice import Backend
 
 
-@dataclass(frozen=True, eq=False)
 class Segments:
     """Segments of a flat row, which are blind to each other. One instance serves all layers of a forward.
 
-    Attributes:
+    Args:
         lengths: number of queries of each segment; they sum to T, the length of the row. A segment may be empty.
         key_lengths: number of keys of each segment, in a row of their own; None: queries and keys are the same row.
         causal: each position sees itself and the earlier ones of its segment; needs `key_lengths` to be None.
         backend: see `choice.py`.
+        device: where the attention will run. Elsewhere than on a CPU `starts` and `key_starts` are made at once, for
+            all layers, so that compiled layers only read them.
+
+    Attributes:
+        longest, longest_keys: most queries and most keys of a segment.
+        host_starts: [segments + 1] int32 on the host, where each segment of queries begins, and the length of the row.
+        starts, key_starts: [segments + 1] int32 on the device, where each segment begins, and the length of the row.
+            Without `key_lengths` both are the same tensor, which cuDNN's causal kernel asks for. None on a CPU.
     """
 
-    lengths: Sequence[int]
-    key_lengths: Sequence[int] | None = None
-    causal: bool = True
-    backend: Backend = "auto"
-    _starts: dict[tuple[bool, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        key_lengths: Sequence[int] | None = None,
+        *,
+        causal: bool = True,
+        backend: Backend = "auto",
+        device: torch.device | None = None,
+    ) -> None:
+        self.lengths, self.key_lengths = lengths, lengths if key_lengths is None else key_lengths
+        self.causal, self.backend = causal, backend
+        self.longest, self.longest_keys = max(self.lengths, default=0), max(self.key_lengths, default=0)
+        self.host_starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device="cpu")
+        self.starts = self.key_starts = None
+        if device is not None and device.type != "cpu":
+            self.starts = starts_of(self.lengths, device)
+            self.key_starts = self.starts if key_lengths is None else starts_of(key_lengths, device)
 
-    def starts(self, device: torch.device, *, of_keys: bool = False) -> Tensor:
-        """[segments + 1] int32: where each segment begins, and the length of the row. Copied to a device once."""
-        of_keys = of_keys and self.key_lengths is not None
-        if (of_keys, device) not in self._starts:
-            lengths = self.key_lengths if of_keys else self.lengths
-            starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, pin_memory=device.type == "cuda")
-            self._starts[of_keys, device] = starts.to(device, non_blocking=True)
-        return self._starts[of_keys, device]
+
+def starts_of(lengths: Sequence[int], device: torch.device) -> Tensor:
+    """[segments + 1] int32 on a device: where each segment begins, and the length of the row."""
+    starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, pin_memory=device.type == "cuda")
+    return starts.to(device, non_blocking=True)

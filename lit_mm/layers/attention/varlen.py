@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lit_mm.layers.attention.products import compute_dtype
@@ -17,13 +18,13 @@ def varlen_attention(
 ) -> Tensor:
     """The same as `by_segment`, in one call.
 
-    Under deterministic algorithms the flash kernel is forced: its backward pass has a deterministic form, that of
-    cuDNN has none.
+    Under deterministic algorithms the flash kernel is forced, and the deterministic form of its backward pass: cuDNN's
+    has none. A compiled layer cannot force the latter; it warns, as torch does.
 
     Args:
         q: [1, H, T, D].
         k, v: [1, K, S, D], K a divisor of H.
-        segments: lengths; S is T without `key_lengths`.
+        segments: lengths, and their starts on the device of q.
         scale: 1 / sqrt(D) when left out.
         window: see `segment_attention`.
     Returns:
@@ -31,19 +32,31 @@ def varlen_attention(
     """
     from torch.nn.attention.varlen import varlen_attn  # an older torch does not have it: see `varlen_obstacle`
 
+    assert segments.starts is not None, "Segments were made without the device of the attention"
     dtype = compute_dtype(q)
     rows = (x[0].transpose(0, 1).to(dtype) for x in (q, k, v))  # [T, H, D]
-    key_lengths = segments.lengths if segments.key_lengths is None else segments.key_lengths
-    flash_only = sdpa_kernel(SDPBackend.FLASH_ATTENTION) if torch.are_deterministic_algorithms_enabled() else None
-    with flash_only or nullcontext():
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION) if deterministic else nullcontext():
         out = varlen_attn(
             *rows,
-            segments.starts(q.device),
-            segments.starts(q.device, of_keys=True),
-            max(segments.lengths, default=0),
-            max(key_lengths, default=0),
+            segments.starts,
+            segments.key_starts,
+            segments.longest,
+            segments.longest_keys,
             scale=scale,
             window_size=(-1 if window is None else window - 1, 0 if segments.causal else -1),
             enable_gqa=q.shape[1] != k.shape[1],
         )
+    if deterministic and not torch.compiler.is_compiling() and out.grad_fn is not None:
+        strict_backward(out.grad_fn)
     return out[None]
+
+
+def strict_backward(node: Node) -> None:
+    """Run one node of the backward pass while nondeterministic kernels are an error.
+
+    Where they are only warned of, flash attention takes its nondeterministic kernel and warns.
+    """
+    if torch.is_deterministic_algorithms_warn_only_enabled():
+        node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True))
+        node.register_hook(lambda *gradients: torch.use_deterministic_algorithms(True, warn_only=True))

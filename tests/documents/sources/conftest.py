@@ -1,4 +1,4 @@
-"""Small data sets in their true formats, written by the tests that read them."""
+"""Small data sets in their original formats, written by the tests that read them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def image_bytes(width: int, height: int, kind: str = "PNG") -> bytes:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with pictures of `SIZES`, a text file named damaged.png, and a cache of its own."""
+    """A folder with pictures of `SIZES`, a text file named damaged.png, and a separate cache."""
     monkeypatch.setenv("LIT_MM_CACHE", str(tmp_path / "cache"))
     data = tmp_path / "data"
     data.mkdir()
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def write(folder: Path) -> Write:
-    """(entries, name) -> the path of the file: a list, or an entry a line. A text is written as it is."""
+    """A function (entries, name) -> path that writes a JSON list or one entry per line; it writes strings unchanged."""
 
     def written(entries: Iterable[Any], name: str = "data.jsonl") -> str:
         texts = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]

@@ -17,7 +17,8 @@ KEYS = """id image images conversations messages prompt completion texts text_li
     system tools question answer caption text file_name video image_path from value role content type image_url url
     bytes path matched_text_index image_name image_base64 user assistant weight mask tool_calls"""
 TEXTS = """user human assistant gpt system tool text image image_url wide.png absent.png <image> <ImageHere> <img>
-    </img> <img>wide.png</img> <box> <box>(1,2),(3,4)</box> <video> s3://b/a.png data:image/png;base64,AAAA http://[ ~ .. /"""
+    </img> <img>wide.png</img> <box> <box>(1,2),(3,4)</box> <video> s3://b/a.png http://[ ~ .. /
+    data:image/png;base64,AAAA"""
 leaves = st.one_of(
     st.none(),
     st.booleans(),

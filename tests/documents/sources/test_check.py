@@ -1,4 +1,4 @@
-"""Checking a whole source."""
+"""`check` reads a whole source."""
 
 from __future__ import annotations
 

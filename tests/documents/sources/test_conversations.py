@@ -31,7 +31,7 @@ def qwen(*said: str, **more: Any) -> dict[str, Any]:
 
 
 def shape(document: Document) -> list[tuple[str, list[Any]]]:
-    """Roles and parts; a picture as its name and (width, height)."""
+    """Summarise turns as roles and parts; a picture becomes its name and (width, height)."""
     return [
         (
             turn.role,
@@ -116,7 +116,7 @@ def test_too_many_pixels_are_refused_by_the_header(write):
     assert LlavaConversations(path, limit_pixels=512)[0].pictures[0].height == 32
     error = broken(LlavaConversations(path, limit_pixels=511))
     assert error.kind == "too_many_pixels"
-    assert "16 x 32 pixels, at most 511" in str(error)
+    assert "16 x 32 = 512 pixels, at most 511" in str(error)
 
 
 def test_an_image_that_breaks_after_it_was_listed_is_named_by_its_sample(write, folder):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
 import json
+import lzma
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from lit_mm.documents.sources.check import check_source
 from lit_mm.errors import UserError
 from tests.documents.sources.conftest import image_bytes
 from tests.documents.sources.test_conversations import llava, shape
+from tests.documents.sources.test_pages import parquet
 
 SOUND = llava(None, "Hello", "Hi", id="sound")
 
@@ -160,7 +165,9 @@ def test_a_file_that_gzip_packed_is_read(folder, name: str) -> None:
         ("data.jsonl", json.dumps(SOUND).encode("utf-16-le"), "is UTF-16 or UTF-32"),
         ("data.json", json.dumps([SOUND]).encode("utf-16-be"), "is UTF-16 or UTF-32"),
         ("data.json", json.dumps([SOUND]).encode("utf-32"), "is UTF-16 or UTF-32"),
-        ("data.json", b"PK\x03\x04rest", "is a zip archive: unpack it"),
+        ("data.json", b"PK\x03\x04rest", "cannot be unpacked"),
+        ("data.jsonl", b"\x28\xb5\x2f\xfdrest", "is packed by zstd: unpack it"),
+        ("data.jsonl.xz", b"\xfd7zXZ\x00rest", "cannot be unpacked"),
         ("data.json", json.dumps({"data": [SOUND]}).encode(), "Its key 'data' holds a list: write that list alone"),
         ("data.json", json.dumps(SOUND).encode(), "A single entry stands in brackets too"),
         ("data.parquet", b"no parquet at all", "is not a parquet file"),
@@ -170,6 +177,34 @@ def test_another_kind_of_file_is_called_by_its_name(folder, name: str, content: 
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_source({"format": "llava", "path": str(folder / name)})
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, None])
+@pytest.mark.parametrize("name", ["data.jsonl", "metadata.csv", "t.parquet"])
+def test_every_file_may_be_packed(folder, pack: Callable[[bytes], bytes] | None, name: str) -> None:
+    row = {"image": "wide.png", "question": "q", "answer": "a"}
+    content = {
+        "data.jsonl": json.dumps(row).encode(),
+        "metadata.csv": b"image,question,answer\nwide.png,q,a\n",
+        "t.parquet": Path(parquet(folder / "t.parquet", [row])).read_bytes(),
+    }[name]
+    if pack is None:
+        with zipfile.ZipFile(folder / f"{name}.zip", "w") as archive:
+            archive.writestr(f"somewhere/{name}", content)
+        packed = folder / f"{name}.zip"
+    else:
+        packed = folder / f"{name}.{ {gzip.compress: 'gz', bz2.compress: 'bz2', lzma.compress: 'xz'}[pack] }"
+        packed.write_bytes(pack(content))
+    document = open_source({"format": "folder", "path": str(folder), "file": packed.name})[0]
+    assert (document.question, document.pictures[0].path) == ("q", folder / "wide.png")
+
+
+def test_an_archive_of_several_files_is_refused(folder) -> None:
+    with zipfile.ZipFile(folder / "data.jsonl.zip", "w") as archive:
+        archive.writestr("a.jsonl", "{}")
+        archive.writestr("b.jsonl", "{}")
+    with pytest.raises(UserError, match="is a zip archive of 2 files: unpack it, and name one of them"):
+        open_source({"format": "llava", "path": str(folder / "data.jsonl.zip")})
 
 
 def test_globs_and_the_home_folder_are_expanded(folder, write, monkeypatch: pytest.MonkeyPatch) -> None:

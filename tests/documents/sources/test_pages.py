@@ -1,4 +1,4 @@
-"""Interleaved pages: OBELICS and MMC4, in parquet and as lines."""
+"""Interleaved pages of OBELICS and MMC4, in parquet and in lines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def parquet(path: Path, rows: list[dict[str, Any]], *, group: int = 2) -> str:
 
 
 def shape(document: Document) -> list[Any]:
-    """The page's parts; a picture as (width, height)."""
+    """Summarise the parts of a page; a picture becomes (width, height)."""
     (page,) = document.turns
     assert page.role == "page"
     return [part if isinstance(part, str) else (part.width, part.height) for part in page.parts]

@@ -1,4 +1,4 @@
-"""Data files by byte offsets."""
+"""Data files are read by byte offsets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all sources share: URLs, shards, and the picture index."""
+"""Behaviour common to all sources: URLs, shards, and the picture index."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.documents.sources.test_pages import parquet
 
 @pytest.fixture
 def no_header(monkeypatch: pytest.MonkeyPatch):
-    """Call it, and from then on a header that is read fails the test."""
+    """A function; after it is called, every read of a header fails the test."""
     return lambda: monkeypatch.setattr(decode, "read_header", lambda *_, **__: pytest.fail("a header was read"))
 
 
@@ -177,7 +177,7 @@ print(asked)
 
 
 def test_an_index_that_was_killed_goes_on_where_it_was(folder, write):
-    """`data index`, ended by kill -9 in its third chunk and again in the next attempt, then left alone."""
+    """`data index` is ended by kill -9 in its third chunk, twice, and then runs to its end."""
     path = write([llava(id=str(n)) for n in range(14)])
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
 
@@ -223,7 +223,7 @@ def test_data_and_pictures_may_be_on_a_web_server(folder, write, monkeypatch):
 
 
 class RangeRequestHandler(BaseHTTPRequestHandler):
-    """A web server's answers to HEAD and GET, ranges included, which http.server's own handler lacks."""
+    """A web server that answers HEAD and GET with ranges; the handler of http.server has no ranges."""
 
     directory: str
     protocol_version = "HTTP/1.1"
@@ -294,6 +294,8 @@ def test_a_declaration_opens_the_class_of_its_format(write):
     [
         ({"path": "x"}, "a source declares its `format`, one of llava, "),
         ({"format": "lava"}, "no data format 'lava'. Did you mean 'llava'?"),
+        ({"format": "ShareGPT"}, "no data format 'ShareGPT'. Did you mean 'llava'?"),
+        ({"format": "qwen2-vl"}, "no data format 'qwen2-vl'. Did you mean 'messages'?"),
         ({"format": "llava", "path": "x", "imags": "y"}, "has no 'imags'. Did you mean 'images'?"),
         ({"format": "llava"}, r"needs \['path'\]"),
         ({"format": "llava", "path": 3}, "`path` of a source of format 'llava' is str, got 3"),

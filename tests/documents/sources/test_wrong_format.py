@@ -161,6 +161,7 @@ def test_pictures_are_read_from_image_and_images(write, entry: dict[str, Any]) -
     "entry",
     [
         {"image_id": "17"},
+        {"file_name": "chat_17.json", "url": "https://example.org"},
         {"image": "", "images": []},
         {"video": "", "source": "web"},
         {"image_size": [3, 4], "images_count": 0},
@@ -198,6 +199,14 @@ def test_an_entry_of_another_format_is_answered_with_its_format(write, folder, f
         ({"from": "observation", "value": "{}"}, "bad_entry", "turn 1 is a tool's"),
         ({"role": "tool", "content": "{}"}, "bad_entry", "turn 1 is a tool's"),
         ({"role": "assistant", "content": None, "tool_calls": [{}]}, "bad_entry", "turn 1 calls a tool"),
+        (
+            {"from": "human", "value": "q", "image": "wide.png"},
+            "unread_key",
+            "turn 1 has `image`, which names",
+        ),
+        ({"role": "user", "content": "q", "images": ["iVBORw0KGgo"]}, "unread_key", "is not read in a turn"),
+        ({"from": "human", "value": "q", "video": "a.mp4"}, "unread_key", "turn 1 has `video`"),
+        ({"from": "human", "value": "q", "foto": "a.jpg"}, "unread_key", "turn 1 has `foto`"),
         ({"from": "gpt", "value": "a", "weight": 0}, "unread_key", "turn 1 has `weight: 0`"),
         ({"from": "gpt", "value": "a", "weight": 0.5}, "unread_key", "every answer is learnt with weight 1"),
         ({"from": "gpt", "value": "a", "loss": False}, "unread_key", "turn 1 has `loss: False`"),

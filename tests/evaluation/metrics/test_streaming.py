@@ -1,4 +1,4 @@
-"""The torchmetrics wrapper gives one figure however its rows arrive."""
+"""The torchmetrics wrapper gives the same figure for any order and grouping of rows."""
 
 from __future__ import annotations
 

@@ -1,0 +1,112 @@
+"""Callbacks of a recipe that measure: what they may monitor, when they check, and the stage that they end early."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from callbacks.examination import Examination
+from callbacks.steps import Step, StepObserver
+from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule
+
+ACCURACY = "accuracy/"
+
+
+class EarlyEnd(StepObserver):
+    """Lets Lightning's EarlyStopping and ModelCheckpoint work per stage, and records a stage that ends early.
+
+    Metrics have the names of metrics.csv (`loss`, `tokens`, `lr_PART`) and `accuracy/overall`, `accuracy/SKILL`. A
+    callback that monitors an accuracy checks after each examination. EarlyStopping on another metric checks after each
+    optimizer step; ModelCheckpoint on another metric saves at its `every_n_train_steps`, or at the end of a stage.
+
+    A callback that sets `trainer.should_stop` finishes the stage: step and reason go into `module.ends`, and so into
+    every later checkpoint; the next stage starts.
+
+    Put this behind the callbacks that measure and before the one that saves.
+
+    Args:
+        folder: the run folder; `model_checkpoints/STAGE` and `profile/` are made in it if needed.
+    Raises:
+        UserError: a callback monitors what is not measured.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.examined = -1  # last step whose accuracy was passed on
+
+    def setup(self, trainer: L.Trainer, pl_module: MultimodalModule, stage: str) -> None:
+        if trainer.profiler.filename is None:
+            trainer.profiler.dirpath, trainer.profiler.filename = self.folder / "profile", pl_module.stage.name
+        for callback in trainer.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback._check_on_train_epoch_end = False  # a stage is one epoch of the loader
+            elif isinstance(callback, ModelCheckpoint):
+                callback.dirpath = callback.dirpath or str(self.folder / "model_checkpoints" / pl_module.stage.name)
+                if (callback.monitor or "").startswith(ACCURACY):
+                    callback._save_on_train_epoch_end = False
+
+    def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
+        examinations = [callback for callback in trainer.callbacks if isinstance(callback, Examination)]
+        names = ["loss", "tokens", "seconds", *(f"lr_{part}" for part in sorted(module.parts()))]
+        names += [f"loss/{name}" for name in module.objectives] if len(module.objectives) > 1 else []
+        names += [f"{ACCURACY}{name}" for examination in examinations for name in ("overall", *examination.skills)]
+        for callback in monitors(trainer.callbacks):
+            if callback.monitor not in names:
+                raise UserError(
+                    f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not "
+                    f"measured. There are {', '.join(names)}"
+                )
+            if callback.monitor.startswith(ACCURACY) and not any(each.every_n_steps for each in examinations):
+                raise UserError(
+                    f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is measured "
+                    "at the ends of stages only. Set `examine_every` to the steps between examinations"
+                )
+
+    def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
+        self.publish(
+            trainer,
+            {
+                "loss": step.loss,
+                "tokens": step.tokens,
+                "seconds": step.seconds,
+                **{f"loss/{name}": loss for name, loss in step.losses.items()},
+                **{f"lr_{part}": rate for part, rate in step.learning_rates.items()},
+            },
+        )
+        accuracy = next(
+            (c.accuracy for c in trainer.callbacks if isinstance(c, Examination) and c.step == step.number), {}
+        )
+        self.publish(trainer, {f"{ACCURACY}{name}": value for name, value in accuracy.items()})
+        for callback in monitors(trainer.callbacks):
+            if accuracy or not callback.monitor.startswith(ACCURACY):
+                callback.on_validation_end(trainer, module)
+        planned = module.total_steps
+        if trainer.should_stop and trainer.global_step < planned:
+            module.ends[module.stage.name] = {
+                "step": trainer.global_step,
+                "planned": planned,
+                "reason": trainer.strategy.broadcast(reason_of(trainer.callbacks)),
+            }
+
+    def publish(self, trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
+        """Make metrics known to other callbacks."""
+        trainer.callback_metrics.update({name: torch.tensor(float(value)) for name, value in metrics.items()})
+
+
+def monitors(callbacks: Sequence[L.Callback]) -> list[EarlyStopping | ModelCheckpoint]:
+    """The callbacks that check a metric between the steps of a stage."""
+    checking = [callback for callback in callbacks if isinstance(callback, (EarlyStopping, ModelCheckpoint))]
+    return [callback for callback in checking if callback.monitor is not None]
+
+
+def reason_of(callbacks: Sequence[L.Callback]) -> str:
+    """The words of the callback that ended a stage, if it has any."""
+    messages = [
+        c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping) if c.stopping_reason_message
+    ]
+    return messages[0] if messages else "a callback set `should_stop`"

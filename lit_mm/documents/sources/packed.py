@@ -1,0 +1,75 @@
+"""Data files that are packed: unpacked into the cache folder once, because a packed file has no random access."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any, BinaryIO
+
+from lit_mm.documents.sources import cache
+from lit_mm.documents.sources.part import digest_of
+from lit_mm.documents.sources.storage import open_file
+from lit_mm.errors import UserError
+
+ENDINGS = (".gz", ".bz2", ".xz", ".zip")
+OPENERS: dict[bytes, Callable[[Any], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+ZIP, ZSTD = b"PK\x03\x04", b"\x28\xb5\x2f\xfd"
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+
+
+def unpack(path: str) -> str | None:
+    """The content of a packed file, as a file of the cache folder; None for a file that is not packed.
+
+    Args:
+        path: a file packed by gzip, bzip2 or xz, or a zip archive of one file, whatever it is called.
+    Raises:
+        UserError: it is damaged, packed in another way, or the cache folder cannot be written.
+    """
+    with open_file(path) as file:
+        beginning = file.read(6)
+    if beginning.startswith(ZSTD):
+        raise UserError(f"the data file {path!r} is packed by zstd: unpack it")
+    if not beginning.startswith((ZIP, *OPENERS)):
+        return None
+    target = cache.cache_folder() / "unpacked" / digest_of(path)
+    if target.is_file():
+        return str(target)
+    aside = target.with_name(f"{target.name}.{uuid.uuid4().hex}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open_file(path) as packed, _content(packed, beginning, path) as content, aside.open("wb") as file:
+            shutil.copyfileobj(content, file, 1 << 20)
+        os.replace(aside, target)
+    except DAMAGED as error:
+        raise UserError(f"the data file {path!r} cannot be unpacked ({error}). Was it copied whole?") from error
+    except OSError as error:
+        raise cache.unwritable(error) from error
+    finally:
+        aside.unlink(missing_ok=True)
+    return str(target)
+
+
+@contextmanager
+def _content(packed: BinaryIO, beginning: bytes, path: str) -> Iterator[IO[bytes]]:
+    """The unpacked content as a stream."""
+    opener = next((opener for mark, opener in OPENERS.items() if beginning.startswith(mark)), None)
+    if opener is not None:
+        with opener(packed) as content:
+            yield content
+        return
+    with zipfile.ZipFile(packed) as archive:
+        members = [member for member in archive.infolist() if not member.is_dir()]
+        if len(members) != 1:
+            raise UserError(
+                f"the data file {path!r} is a zip archive of {len(members)} files: unpack it, and name one of them"
+            )
+        with archive.open(members[0]) as content:
+            yield content

@@ -1,0 +1,53 @@
+"""Protocols of parts: what a part must have, and the defaults of what it may leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import isfunction
+from typing import Protocol, runtime_checkable
+
+from torch import nn
+
+from lit_mm.errors import UserError
+
+
+@runtime_checkable
+class Divided(Protocol):
+    """A module that holds parameters of another part than the one around it, such as LoRA in a language model.
+
+    Attributes:
+        parts_within: attribute of the module -> name of the part that its parameters belong to.
+    """
+
+    parts_within: Mapping[str, str]
+
+
+def parts_within(module: nn.Module) -> Mapping[str, str]:
+    """Attribute -> part, for the attributes of a module that belong to another part; empty for most modules."""
+    return module.parts_within if isinstance(module, Divided) else {}
+
+
+def complete(part: nn.Module, protocol: type, role: str) -> None:
+    """Give a part, in place, a protocol's defaults for the attributes that it lacks.
+
+    A class that extends the protocol has them already. A plain module need not know of them: if it has no attribute
+    `any_size`, it takes views of one size.
+
+    Args:
+        part: module that plays the role.
+        protocol: class of annotated attributes, with defaults for optional ones, and of methods.
+        role: name of the role in errors, such as "vision encoder".
+    Raises:
+        UserError: the part lacks a method, or an attribute that has no default.
+    """
+    declared = vars(protocol)
+    methods = {name for name, value in declared.items() if isfunction(value) and not name.startswith("_")}
+    missing = sorted(name for name in methods | protocol.__annotations__.keys() if not hasattr(part, name))
+    required = [name for name in missing if name in methods or name not in declared]
+    if required:
+        raise UserError(
+            f"the {role} {type(part).__name__} lacks {', '.join(f'`{name}`' for name in required)}, see "
+            f"{protocol.__module__}.{protocol.__qualname__}. Add it to the class"
+        )
+    for name in missing:
+        setattr(part, name, declared[name])
