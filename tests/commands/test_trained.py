@@ -294,7 +294,7 @@ def test_a_refusal_to_resume_names_init_from_where_that_is_the_way(place: Path, 
         ("--trainer.enable_progress_bar", "false"),
         ("--trainer.max_time", "00:01:00:00"),
         ("--trainer.callbacks+", "lightning.pytorch.callbacks.ModelSummary"),
-        ("--trainer.log_every_n_steps", "3"),
+        ("--trainer.enable_model_summary", "true"),
     ],
 )
 def test_a_run_is_resumed_with_another_bar_limit_or_callback(place: Path, command, option: tuple[str, str]) -> None:
