@@ -57,7 +57,7 @@ def limbs_of(digest: int) -> list[int]:
     return [digest >> BITS * place & (1 << BITS) - 1 for place in range(LIMBS)]
 
 
-def joined(limbs: Sequence[float]) -> str:
+def digest_of_limbs(limbs: Sequence[float]) -> str:
     """The sum of digests whose limbs were summed over ranks, as hexadecimal digits."""
     total = sum(int(limb) << BITS * place for place, limb in enumerate(limbs))
     return f"{total % (1 << LIMBS * BITS):0{LIMBS * BITS // 4}x}"
@@ -114,7 +114,7 @@ class StepObserver(L.Callback):
             self._ended, trainer.should_stop = self._ended or trainer.should_stop, False  # a step is finished first
             return
         trainer.should_stop = trainer.should_stop or self._ended
-        loss, tokens, stop, ends, *rest = self._reduce(trainer)
+        loss, tokens, stop, ends, *sums = self._reduce(trainer)
         trainer.should_stop = ends > 0  # on every rank, whichever has a callback that ends the stage
         step = Step(
             number=pl_module.step,
@@ -124,8 +124,8 @@ class StepObserver(L.Callback):
             seconds=time.perf_counter() - self._since,
             learning_rates=self._rates or {},
             stop=stop > 0,
-            losses=dict(zip(pl_module.micro_losses, rest[LIMBS:], strict=True)),
-            samples=joined(rest[:LIMBS]),
+            losses=dict(zip(pl_module.micro_losses, sums[LIMBS:], strict=True)),
+            samples=digest_of_limbs(sums[:LIMBS]),
         )
         self._finished = trainer.global_step
         self._begin_step()
