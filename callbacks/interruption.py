@@ -103,7 +103,7 @@ class Interruption(StepObserver):
             self._leave(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        if sum(self._ranks_by_signal(trainer)):
+        if sum(self._counts(trainer)):
             self._leave(trainer, pl_module)
         self.training = False
         if self.received:  # it arrived after the ranks have agreed
