@@ -61,6 +61,7 @@ from lit_mm.samples.layout import Layout
 from lit_mm.stages.schedule import Constant, Schedule
 from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 from lit_mm.tiling.plan import Tiling
+from lit_mm.stream.datamodule import StreamDataModule
 
 # How errors about a key begin that know no file
 ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
@@ -333,7 +334,8 @@ class RecipeCLI(LightningCLI):
         return yaml.safe_dump({key: value for key, value in config.items() if key not in RUN_KEYS}, sort_keys=False)
 
     def check_stages(self) -> None:
-        """Refuse before the first step what would stop a later stage: its parts, its data's arguments and files.
+        """Refuse before the first step what would stop a later stage: its parts, its data's arguments and files, and
+        samples that the index of lengths has as untrainable.
 
         Raises:
             UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses;
@@ -352,8 +354,12 @@ class RecipeCLI(LightningCLI):
         check_launch(self.trainer_of([], []))
         for stage in self.stages:
             with self.placing():
-                if not len(self.data_of(stage).source()):
+                data = self.data_of(stage)
+                if not len(data.source()):
                     raise UserError(f"stages.{stage.name}.data: the data set is empty. Check this key and `data`")
+                if isinstance(data, StreamDataModule):
+                    for processor in self.model.processors_of(stage).values():
+                        data.refuse_indexed_faults(processor, stage.name)
 
     def data_of(self, stage: Stage | None) -> L.LightningDataModule:
         """The recipe's data module with what `stage`, if any, changes."""

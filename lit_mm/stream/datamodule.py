@@ -195,6 +195,26 @@ class StreamDataModule(L.LightningDataModule, ABC):
         self.screen.progress = None
         return -(-rows // self.global_batch)
 
+    def refuse_indexed_faults(self, processor: Processor, stage: str) -> None:
+        """Lay out again the samples that the index of lengths has as untrainable, where a bad sample ends the run.
+
+        Args:
+            processor: processor of the stage.
+            stage: name of the stage, for the error.
+        Raises:
+            UserError: the stage refuses one of them.
+        """
+        if self.on_bad_sample != "fail":
+            return
+        maker = self.maker(processor)
+        for source, table in enumerate(lengths.load(maker)):
+            errors = [] if table is None else lengths.explain(maker, source, limit=1)
+            if errors:
+                raise UserError(
+                    f"stage {stage!r} would end at a sample that it refuses: {errors[0]}. `data check` lists all such "
+                    "samples; `on_bad_sample: skip` leaves them out"
+                )
+
     def screen_at(self, step: int) -> Screen:
         """The screen of optimizer step `step` of the stage, counted from 0."""
         return self.screens[self.stream.plan.phase_of(step * self.global_batch)]

@@ -143,10 +143,12 @@ def explain(maker: SampleMaker, source: int, limit: int) -> list[SampleError]:
 
     Args:
         source: number of the source in the maker's documents; its index has been built.
-        limit: largest number of samples that are laid out again.
+        limit: largest number of errors.
     """
-    errors = []
-    for number in np.flatnonzero(load(maker)[source][:, 3] == UNKNOWN)[:limit]:
+    errors: list[SampleError] = []
+    for number in np.flatnonzero(load(maker)[source][:, 3] == UNKNOWN):
+        if len(errors) == limit:
+            break
         try:
             maker(maker.documents.starts[source] + int(number))
         except SampleError as error:

@@ -181,6 +181,17 @@ def test_an_index_explains_what_cannot_be_trained_on(capsys):
         assert "1 of them cannot be trained on\n  'long': chat.jsonl:2: sample 'long' has " in out
 
 
+def test_fit_refuses_what_the_index_of_a_later_stage_has_as_untrainable(capsys):
+    lines(SOUND, {"id": "long", "conversations": chat("what ?", "red " * 60)})
+    path = recipe(first={}, second={"row_tokens": 64})
+    RecipeCLI(["--config", path], "fit").check_stages()  # nothing is known without an index
+    leaves(capsys, "index", "--config", path)
+    with pytest.raises(UserError, match=r"stage 'second' would end at a sample .* chat.jsonl:2: sample 'long' has "):
+        RecipeCLI(["--config", path], "fit").check_stages()
+    path = recipe(first={}, second={"row_tokens": 64, "on_bad_sample": "skip"})
+    RecipeCLI(["--config", path], "fit").check_stages()
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [(("--pixels", "2"), "--pixels is a share"), (("--workers", "-1"), "--workers is at least 0")],
