@@ -60,8 +60,8 @@ from lit_mm.prompts.prompt import Prompt
 from lit_mm.samples.layout import Layout
 from lit_mm.stages.schedule import Constant, Schedule
 from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
-from lit_mm.tiling.plan import Tiling
 from lit_mm.stream.datamodule import StreamDataModule
+from lit_mm.tiling.plan import Tiling
 
 # How errors about a key begin that know no file
 ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
