@@ -1,4 +1,4 @@
-"""A multimodal model: vision encoder, connector, fusion and language model, one forward."""
+"""The multimodal model: vision encoder, connector, fusion and language model in one forward."""
 
 from __future__ import annotations
 
@@ -19,12 +19,17 @@ Fusion = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class MultimodalModel(nn.Module):
-    """Composes the parts. `vision` and `connector` are None for a language model alone.
+    """Composes the parts into one network.
 
     Letters: N samples, T positions of a flat row, V views, M visual tokens per view, K vectors in the bank, E width.
 
+    Args:
+        language: decoder or encoder-decoder.
+        vision: vision encoder; None for a language model alone.
+        connector: connector; None for a language model alone.
+        fusion: function that puts vectors of the bank into the text embeddings.
     Raises:
-        UserError: the vision encoder or connector lacks what its protocol demands.
+        UserError: the vision encoder or the connector lacks an attribute or method of its protocol.
     """
 
     def __init__(
@@ -42,14 +47,14 @@ class MultimodalModel(nn.Module):
             complete(connector, Connector, "connector")
         self.vision, self.connector, self.language = vision, connector, language
         self.fusion = fusion
-        # views of any shape: all in one call of each part, since under ZeRO-3 all ranks must make the same calls
+        # parts that take any shape get all views in one call, since under ZeRO-3 all ranks must make the same calls
         self.together = vision is not None and vision.any_size and connector is not None and connector.any_grid
 
     def bank(self, views: Views) -> Tensor:
-        """The visual tokens of all views, group after group, then the connector's learned vectors: [K, E].
+        """Return [K, E]: the visual tokens of all views, group after group, then the connector's learned vectors.
 
         Raises:
-            UserError: the encoder and connector made another number of visual tokens than the processor counted.
+            UserError: encoder and connector make another number of visual tokens than the processor has counted.
         """
         vision, connector = self.vision, self.connector
         assert vision is not None and connector is not None
@@ -73,7 +78,7 @@ class MultimodalModel(nn.Module):
         return torch.cat([*tokens, connector.learned().to(tokens[0])])
 
     def embed(self, batch: Batch) -> Tensor:
-        """[1, T, E]: text embeddings with the vectors of the bank in their places.
+        """Return [1, T, E]: text embeddings, with vectors of the bank at visual positions.
 
         Raises:
             UserError: see `bank`.
@@ -88,9 +93,9 @@ class MultimodalModel(nn.Module):
         return self.fusion(text, bank, batch.bank, batch.visual)
 
     def forward(self, batch: Batch) -> Learnt:
-        """Hidden states at the supervised places, and the ids that they predict."""
+        """Return the hidden states at the supervised places and the token ids that they predict."""
         return self.language.learn(self.embed(batch), batch)
 
     def begin(self, batch: Batch) -> tuple[Tensor, State]:
-        """Read prompts: the hidden states [N, E] that predict each sample's first new token, and the decoding state."""
+        """Read prompts; return the hidden states [N, E] that predict each first new token, and the decoding state."""
         return self.language.begin(self.embed(batch), batch)

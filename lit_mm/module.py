@@ -1,4 +1,4 @@
-"""The base LightningModule: thin. A family's constructor composes network and processor; nothing extends a family."""
+"""The base LightningModule of all families. A family's constructor composes network and processor, and is final."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from lit_mm.stream.order import stable_hash
 
 
 class Examiner(Protocol):
-    """Examines a model on held-out documents. A family sets its own as `MultimodalModule.examiner`."""
+    """Examines a model on held-out documents. A family may set `MultimodalModule.examiner`."""
 
     def __call__(
         self, module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
     ) -> Examination:
-        """Called on every rank of a job; each gets the whole examination.
+        """Examine a model. Every rank of a job calls this and gets the whole examination.
 
         Args:
             module: model to examine.
-            documents: each ends in an answer that the model is not shown.
-            blind: show pictures of other documents, which tells what the model knows without seeing; see
+            documents: held-out documents; each ends in an answer, which is hidden from the model.
+            blind: True shows pictures of other documents and so measures what the model answers without seeing; see
                 `lit_mm.evaluation.examiners.without_sight`.
-            batch_size: documents examined together.
+            batch_size: number of documents per batch.
         """
         ...
 
@@ -57,14 +57,15 @@ class MultimodalModule(L.LightningModule):
     """Trains a network stage by stage.
 
     Args:
-        network: the parts and their forward.
-        processor: makes the owner of the token count, which data modules ask for samples and `describe` for lengths.
-            Called at once where images are read; a published tokenizer's files are only read when they are needed.
-        free: the parts that the family lets a recipe choose.
-        objectives: name -> objective that a stage may weigh; the first is the one of a stage that names none. None:
-            next-token prediction, "next_token".
+        network: network that composes the parts.
+        processor: function that builds the processor, which turns documents into samples and counts their tokens. It is
+            called in the constructor if the network reads images; the files of a published tokenizer are read later,
+            when they are needed.
+        free: parts that a recipe may choose.
+        objectives: name -> objective that a stage may weigh; a stage without objectives uses the first. None means
+            next-token prediction under the name "next_token".
     Raises:
-        UserError: parts that do not go together, with the nearest that do; see `lit_mm.combination.legal`.
+        UserError: parts do not go together; the message names the nearest that do, see `lit_mm.combination.legal`.
     """
 
     def __init__(
@@ -77,30 +78,30 @@ class MultimodalModule(L.LightningModule):
         super().__init__()
         self.network = network
         self.objectives = dict(objectives or {"next_token": NextToken()})
-        self.examiner: Examiner | None = None  # None: answers are compared
-        self.micro_losses: dict[str, Tensor] = {}  # objective -> its share of the step's loss, of the last micro-batch
+        self.examiner: Examiner | None = None  # None: exact match of answers
+        self.micro_losses: dict[str, Tensor] = {}  # objective -> share of the step's loss in the last micro-batch
         self.free = free
-        self.stage_names: frozenset[str] = frozenset()  # stages that arguments of the constructor name
-        self.strict_loading = False  # of a Trainer that resumes: `run_stages` has loaded the weights, and checked them
+        self.stage_names: frozenset[str] = frozenset()  # names of stages in the constructor's arguments
+        self.strict_loading = False  # Trainers load no weights: `run_stages` has loaded and checked them
         self._make_processor = processor
         self.stage: Stage | None = None
         self.stage_number = 1
         self.total_steps = 0  # optimizer steps of the current stage
-        self.first_step = 0  # optimizer steps of the stages before it
+        self.first_step = 0  # optimizer steps of all earlier stages
         self.seed = 0
-        self._learning: frozenset[str] = frozenset()  # parts that the current optimizer step changes
-        self.data_digests: dict[str, Any] = {}  # source of the stage -> digest of its files; on rank 0
+        self._learning: frozenset[str] = frozenset()  # parts that learn at the current optimizer step
+        self.data_digests: dict[str, Any] = {}  # source of the stage -> digest of its files; filled on rank 0
         self.data_changes: dict[str, str] = {}  # source -> its difference from the resumed checkpoint
         self.ends: dict[str, dict[str, Any]] = {}  # stage that a callback ended early -> step, planned steps, reason
-        self.config_text = ""  # the resolved config, kept in checkpoints
-        self.save_frozen = False  # keep parts in checkpoints that can be loaded from their origin
+        self.config_text = ""  # resolved config, written to checkpoints
+        self.save_frozen = False  # True: checkpoints also store frozen parts that could be loaded from their origin
         self._parts = Parts(network)
         self.origins = Origins(self._parts)
         if isinstance(network, MultimodalModel) and network.vision is not None:
             self._require_parts(self.processor, "model.init_args")
 
     def _require_parts(self, processor: Processor, key: str) -> None:
-        """Refuse a processor that does not go with the parts of a model that reads images."""
+        """Refuse a processor that does not fit the parts of a model that reads images."""
         network = self.network
         if isinstance(network, MultimodalModel) and network.vision is not None:
             require_parts(network.vision, network.connector, processor, self.free, key)
@@ -110,10 +111,12 @@ class MultimodalModule(L.LightningModule):
         return self._make_processor()
 
     def processors_of(self, stage: Stage) -> dict[int, Processor]:
-        """Optimizer step of a stage -> the processor of its training documents from that step on; it begins with 0.
+        """Return optimizer step of a stage -> processor of its training documents from that step on.
+
+        The first step is 0. A model that reads pixels alone has no processors.
 
         Raises:
-            UserError: inputs of the stage that do not go with the parts of the model.
+            UserError: the inputs of the stage do not fit the parts of the model.
         """
         if self.processor is None:  # the model reads pixels alone
             return {}
@@ -129,24 +132,24 @@ class MultimodalModule(L.LightningModule):
         return processors
 
     def processor_of(self, stage: Stage) -> Processor | None:
-        """The processor of a stage's training documents at its first step; see `processors_of`."""
+        """Return the processor of a stage's training documents at its first step; see `processors_of`."""
         return self.processors_of(stage).get(0)
 
     # --- parts ---------------------------------------------------------------------------------------------------
     def modules_by_part(self) -> dict[str, nn.Module]:
-        """Part -> child of the network; see `lit_mm.stages.parts.Parts.modules`."""
+        """Return part -> child of the network; see `lit_mm.stages.parts.Parts.modules`."""
         return self._parts.modules()
 
     def part_of(self, parameter: str) -> str:
-        """The part that a parameter belongs to, from its name in the network; see `lit_mm.stages.parts.Parts`."""
+        """Return the part of a parameter, by the parameter's name in the network; see `lit_mm.stages.parts.Parts`."""
         return self._parts.part_of(parameter)
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Part -> its parameters by name (relative to the part). Disjoint, and together all parameters."""
+        """Return part -> name relative to the part -> parameter. Every parameter belongs to exactly one part."""
         return self._parts.parameters()
 
     def parts_read(self, stage: Stage) -> frozenset[str]:
-        """The parts that the objectives of a stage read, with those in one child of the network with them.
+        """Return the parts that a stage's objectives read, and all parts in the same children of the network.
 
         Raises:
             UserError: the stage trains a part that none of its objectives reads.
@@ -164,7 +167,7 @@ class MultimodalModule(L.LightningModule):
         return read
 
     def reading_only(self, stage: Stage) -> AbstractContextManager[None]:
-        """Meanwhile the parts that a stage does not read are out of the network; see `lit_mm.stages.parts.Parts`."""
+        """Take the parts that a stage does not read out of the network inside a `with` block; see `Parts.only`."""
         return self._parts.only(self.parts_read(stage))
 
     def check_recipe(self, stages: list[Stage]) -> None:
@@ -178,25 +181,26 @@ class MultimodalModule(L.LightningModule):
             self.parts_read(stage)
 
     def load_pretrained(self, parts: Collection[str] | None = None) -> None:
-        """Load published weights; see `lit_mm.checkpoints.origins.Origins.load`. Constructors never do."""
+        """Load published weights, which constructors never do; see `lit_mm.checkpoints.origins.Origins.load`."""
         self.origins.load(parts)
 
     # --- stages --------------------------------------------------------------------------------------------------
     def begin(self, stage: Stage, *, total_steps: int, number: int = 1, first_step: int = 0, seed: int = 0) -> None:
-        """Make `stage` the current one: what it does not name is frozen. Called before each stage's Trainer.fit.
+        """Make `stage` the current stage and freeze all parts that it does not train. Call it before `Trainer.fit`.
 
         Args:
-            number: of the stage in the recipe, from 1.
+            stage: stage that begins.
             total_steps: optimizer steps of the stage.
-            first_step: optimizer steps of the stages before it; logs count through all stages.
-            seed: of the run; dropout is drawn from it.
+            number: number of the stage in the recipe, from 1.
+            first_step: optimizer steps of all earlier stages; logs count through all stages.
+            seed: seed of the run, which also seeds dropout.
         """
         self.stage, self.stage_number = stage, number
         self.total_steps, self.first_step, self.seed = total_steps, first_step, seed
         apply_stage(self.parts(), stage)
         self._learning = learning_parts(stage, 0)
         self.train()
-        self.origins.freeze(stage.train)  # now: a strategy may shard and round the weights
+        self.origins.freeze(stage.train)  # before the strategy, which may shard and round the weights
 
     @property
     def current_stage(self) -> Stage:
@@ -227,10 +231,10 @@ class MultimodalModule(L.LightningModule):
 
     # --- steps ---------------------------------------------------------------------------------------------------
     def on_train_batch_start(self, *_: object) -> None:
-        """Thaw the parts whose step has come.
+        """Thaw the parts whose `from_step` is reached.
 
         A part that has not thawed runs in evaluation mode and, on a single device, without a backward pass. DDP and
-        ZeRO run it: what they reduce is settled.
+        ZeRO still run its backward pass, because their set of reduced parameters is fixed.
         """
         learning, late = learning_parts(self.stage, self.trainer.global_step), late_parts(self.stage)
         if learning != self._learning:
@@ -238,7 +242,7 @@ class MultimodalModule(L.LightningModule):
             self.train()
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy):
             return
-        if not late or len(late) == len(self.stage.train):  # of nothing there is no backward pass
+        if not late or len(late) == len(self.stage.train):  # a backward pass needs a trainable parameter
             return
         parts = self.parts()
         for part in late:
@@ -246,29 +250,27 @@ class MultimodalModule(L.LightningModule):
                 parameter.requires_grad_(part in learning)
 
     def train(self, mode: bool = True) -> MultimodalModule:
-        """Training mode for the parts that learn now and for the stage's `noisy` ones; frozen parts stay as they are
-        examined.
-        """
+        """Put parts that learn now and the stage's `noisy` parts in training mode, all others in evaluation mode."""
         super().train(mode)
         if mode and self.stage is not None:
             set_modes(self.network, {*self._learning, *self.stage.noisy})
         return self
 
     def weights_of_objectives(self, stage: Stage) -> dict[str, float]:
-        """Objective -> its weight in a stage; the family's first objective where the stage names none."""
+        """Return objective -> weight in a stage; a stage without objectives has the family's first with weight 1."""
         return stage.objectives or {next(iter(self.objectives)): 1.0}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The weighted sum of the stage's objectives, whatever the split of the optimizer step.
+        """Return the weighted sum of the stage's objectives; gradients do not depend on how a step is split.
 
-        The sum over this micro-batch is divided by the number of units over all ranks and micro-batches; Lightning
-        divides by the accumulation and DDP averages over ranks, so both are multiplied back.
+        The sum over this micro-batch is divided by the number of units over all ranks and micro-batches. Lightning
+        divides by the accumulation and DDP averages over ranks, so the result is multiplied by both.
         """
         if isinstance(batch, Batch):  # batches of pixels alone have no views
             self.check_calls(batch)
         self.seed_step(batch_idx)
         weights = self.weights_of_objectives(self.stage)
-        with self.trainer.precision_plugin.forward_context():  # again: DeepSpeed's engine switches autocast off
+        with self.trainer.precision_plugin.forward_context():  # again: DeepSpeed's engine has switched autocast off
             losses = {name: self._loss(self.objectives[name], batch) for name in weights}
         loss = sum(weights[name] * losses[name] for name in weights)
         self.micro_losses = {name: value.detach() for name, value in losses.items()}
@@ -276,20 +278,20 @@ class MultimodalModule(L.LightningModule):
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def _loss(self, objective: Objective, batch: Batch) -> Tensor:
-        """The share of this micro-batch in the step's mean over the objective's unit."""
+        """Return the share of this micro-batch in the step's mean over the objective's unit."""
         return objective(self.network, batch) / batch.units[objective.unit]
 
     @property
     def loss_by_source(self) -> Tensor | None:
-        """[2, number of sources] loss sum and tokens of the last micro-batch; None where no objective keeps them."""
+        """[2, number of sources] loss sums and token counts of the last micro-batch; None without next-token loss."""
         predictions = [objective for objective in self.objectives.values() if isinstance(objective, NextToken)]
         return predictions[0].loss_by_source if predictions else None
 
     def check_calls(self, batch: Batch) -> None:
-        """Every rank must call the encoder as often as the others, whatever its images: else they wait for each other.
+        """Check that every rank calls the vision encoder equally often; otherwise ranks would wait for each other.
 
         Raises:
-            UserError: views of several shapes would be encoded one shape after the other, on one of several ranks.
+            UserError: there are several ranks, and the encoder takes views of several shapes one shape after the other.
         """
         groups = batch.views.groups if batch.views is not None else ()
         if self.trainer.world_size > 1 and len(groups) > 1 and not self.network.together:
@@ -301,15 +303,16 @@ class MultimodalModule(L.LightningModule):
             )
 
     def seed_step(self, batch_idx: int) -> None:
-        """Dropout is a function of (seed, stage, micro-batch, rank): a resumed run draws what the unbroken one drew."""
+        """Seed dropout from (seed, stage, micro-batch, rank), so that a resumed run repeats the unbroken one."""
         digest = stable_hash(self.seed, self.stage.name if self.stage else "", batch_idx, self.global_rank)
         torch.manual_seed(digest)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Evaluation mode, no gradients, the trainer's precision; afterwards every module's mode is as it was.
+        """Use evaluation mode, no gradients and the trainer's precision in a `with` block; then restore every mode.
 
-        Not torch's inference mode: what a model caches then (rotary tables) could not be used in training again.
+        torch's inference mode is not used, since tensors that a model caches in it (rotary tables) cannot be used in
+        training.
         """
         modes = {module: module.training for module in self.modules()}
         precision = self._trainer.precision_plugin.forward_context() if self._trainer is not None else nullcontext()
@@ -322,22 +325,22 @@ class MultimodalModule(L.LightningModule):
                 module.training = training
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: object, **__: object) -> None:
-        """Clip by the stage's norm. Lightning refuses to for a fused optimizer in bf16, though nothing is unscaled."""
+        """Clip gradients to the stage's norm. Lightning refuses this for a fused optimizer even in bf16, unscaled."""
         if isinstance(self.trainer.strategy, ZeRO):
-            return  # ZeRO does both: only the engine sees the gradients of all ranks
+            return  # ZeRO's engine clips and thaws, as only it sees the gradients of all ranks
         for group in optimizer.param_groups:
             if group["part"] not in self._learning:
                 for parameter in group["params"]:
-                    parameter.grad = None  # not thawed yet: no moments, and no share in the norm of the others
+                    parameter.grad = None  # a part before its thaw gets no moments and does not count in the norm
         if self.stage.clip:
             trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             torch.nn.utils.clip_grad_norm_(trained, self.stage.clip)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint says what made it, so that it can be opened without its run folder (see `lit_mm.checkpoints`).
+        """Add family, config, stage and parts, so that a checkpoint opens without its run folder.
 
-        Parts that nothing in this run has trained are left out, where they can be loaded again. `parts` names the
-        parameters of every part, stored or not.
+        Parts that this run has not trained are left out if they can be loaded from their origin. The entry `parts`
+        lists the parameters of every part, stored or not. See `lit_mm.checkpoints`.
         """
         names = {id(parameter): f"network.{name}" for name, parameter in self._parts.named_parameters()}
         frozen = {
@@ -372,11 +375,11 @@ class MultimodalModule(L.LightningModule):
         checkpoint["optimizer_states"] = [by_name]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts micro-batches, the stream optimizer steps: a resumed stage may be split differently."""
+        """Convert a checkpoint's optimizer steps to micro-batches, which Lightning counts, at today's accumulation."""
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         finished = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
         for counts in (progress["total"], progress["current"]):
-            shift = finished - counts["ready"]  # what it saved between "processed" and "completed" stays apart
+            shift = finished - counts["ready"]  # a shift keeps the difference between "processed" and "completed"
             counts.update({name: count + shift for name, count in counts.items()})
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -384,7 +387,7 @@ class MultimodalModule(L.LightningModule):
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
-        """Part -> highest current learning rate of its groups."""
+        """Return part -> highest current learning rate of its groups."""
         rates: dict[str, float] = {}
         for group in self.optimizers().param_groups:
             rates[group["part"]] = max(rates.get(group["part"], 0.0), group["lr"])
@@ -392,7 +395,7 @@ class MultimodalModule(L.LightningModule):
 
 
 def family_of(module: MultimodalModule) -> str:
-    """The public import path of a model's class: the shortest one, such as lit_mm.families.Llava15."""
+    """Return the shortest import path of a model's class, such as lit_mm.families.Llava15."""
     family = type(module)
     packages = family.__module__.split(".")
     for depth in range(1, len(packages)):

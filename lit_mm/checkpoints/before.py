@@ -1,6 +1,6 @@
-"""Configs of the version before this one, translated to today's keys. This module is deleted in the next version.
+"""Translation of configs of the version before this one to today's keys. The next version deletes this module.
 
-A checkpoint keeps the config of its run. `translate_config` brings it to the form that the command line reads now, so
+A checkpoint keeps the config of its run. `translate_config` converts it to the form that the command line reads now, so
 that `evaluate`, `generate`, `--init_from` and resuming take older checkpoints.
 """
 
@@ -64,13 +64,13 @@ BY_ASPECT = {"Llava", "Llava15", "LlavaNext", "LlavaUHD", "QwenVL", "Vila"}
 
 
 def translate_config(config: Mapping[str, Any]) -> Config:
-    """A config of the version before, with today's keys and class paths.
+    """Translate a config of the version before to today's keys and class paths.
 
-    A whole config of today, as a run keeps it, comes back unchanged; one that leaves keys out gets those that
-    `add_stage_keys` adds, with their defaults.
+    A complete config of today is returned unchanged. A config without some keys of stages gets those of
+    `add_stage_keys`, with their defaults.
 
     Args:
-        config: a recipe as parsed YAML; it is not changed.
+        config: recipe as parsed YAML; it is not changed.
     """
     translated = deepcopy(dict(config))
     for step in STEPS:
@@ -79,13 +79,13 @@ def translate_config(config: Mapping[str, Any]) -> Config:
 
 
 def translate_family(family: str) -> str:
-    """The public path of a family: lit_mm.families.llava.Llava -> lit_mm.families.Llava."""
+    """Shorten the import path of a family: lit_mm.families.llava.Llava -> lit_mm.families.Llava."""
     return FAMILY.sub(r"lit_mm.families.\1", family)
 
 
 # --- paths -----------------------------------------------------------------------------------------------------------
 def translate_paths(config: Config) -> Config:
-    """Import paths of modules that have moved, wherever they stand in the config."""
+    """Replace the import paths of modules that have moved, anywhere in the config."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -98,7 +98,7 @@ def translate_paths(config: Config) -> Config:
 
 
 def translate_path(path: str) -> str:
-    """One import path; a text that is none, or has not moved, is returned unchanged."""
+    """Replace one import path. Other texts, and paths that have not moved, are returned unchanged."""
     path = translate_family(path)
     for before, after in MODULES.items():
         if path.startswith(f"{before}.") and not path.startswith(f"{after}."):
@@ -108,7 +108,7 @@ def translate_path(path: str) -> str:
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
 def translate_inputs(config: Config) -> Config:
-    """`by_stage`, `aspect`, `limits`, tiling functions and prompts of a family become `inputs` of model and stages."""
+    """Turn `by_stage`, `aspect`, `limits`, tiling functions and prompts of a family into `inputs`."""
     model = config.get("model")
     if not isinstance(model, Mapping) or not isinstance(model.get("class_path"), str):
         return config
@@ -131,7 +131,7 @@ def translate_inputs(config: Config) -> Config:
 
 
 def is_old(family: str, arguments: Mapping[str, Any]) -> bool:
-    """True if a model's arguments are in the form of the version before."""
+    """Return True if a model's arguments have the form of the version before."""
     inputs = arguments.get("inputs")
     values = inputs if isinstance(inputs, Mapping) else {}
     functions = [
@@ -149,34 +149,34 @@ def is_old(family: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def is_function(value: Any) -> bool:
-    """True for a function of the version before: {function: ..., arguments: ...}, or its import path."""
+    """Return True for a function of the version before: {function: ..., arguments: ...}, or its import path."""
     if isinstance(value, Mapping):
         return "function" in value
     return isinstance(value, str) and value.rpartition(".")[2] in FUNCTIONS
 
 
 def component(name: str, **arguments: Any) -> Config:
-    """A tiling or layout as a config writes it; arguments that are None are left out."""
+    """Build the config of a tiling or layout; arguments that are None are left out."""
     arguments = {key: value for key, value in arguments.items() if value is not None}
     return {"class_path": name} | ({"init_args": arguments} if arguments else {})
 
 
 def from_function(value: Any) -> Any:
-    """{function: lit_mm.tiling.hd.plan_hd, arguments: ...} -> {class_path: lit_mm.tiling.Hd, init_args: ...}."""
+    """Convert {function: lit_mm.tiling.hd.plan_hd, arguments: ...} to {class_path: lit_mm.tiling.Hd, ...}."""
     path, arguments = (value["function"], value.get("arguments")) if isinstance(value, Mapping) else (value, None)
     return component(FUNCTIONS.get(path.rpartition(".")[2], path), **(arguments or {}))
 
 
 def changes(stage: Config, model: Config) -> Config:
-    """What of a stage's inputs differs from the model's."""
+    """Return the inputs of a stage that differ from the model's."""
     return {key: value for key, value in stage.items() if value != model.get(key)}
 
 
-Translated = tuple[Config, dict[str, Config]]  # inputs of the model, and of stages by name
+Translated = tuple[Config, dict[str, Config]]  # inputs of the model, and name of a stage -> inputs
 
 
 def by_aspect(family: str, arguments: Config) -> Translated:
-    """LLaVA's families, VILA and Qwen-VL: `aspect` and `image_size` become a tiling and a layout."""
+    """Turn `aspect` and `image_size` of LLaVA's families, VILA and Qwen-VL into a tiling and a layout."""
     stages, inputs = arguments.pop("by_stage", None) or {}, arguments.get("inputs")
     rule, slices = arguments.pop("rule", None), arguments.pop("max_slices", None)
     patch = ((arguments.get("vision") or {}).get("init_args") or {}).get("patch", 14)
@@ -216,7 +216,7 @@ def by_aspect(family: str, arguments: Config) -> Translated:
 
 
 def by_function(family: str, arguments: Config) -> Translated:
-    """`Recombined`: functions become frozen dataclasses."""
+    """Turn the functions of `Recombined` into frozen dataclasses."""
     for key in ("injection", "vision_injection"):
         if is_function(arguments.get(key)):
             arguments[key] = from_function(arguments[key])
@@ -236,7 +236,7 @@ def by_function(family: str, arguments: Config) -> Translated:
 
 
 def by_limits(family: str, arguments: Config) -> Translated:
-    """4KHD: `limits` become tilings."""
+    """Turn the `limits` of 4KHD into tilings."""
     stages, limits = arguments.pop("by_stage", None) or {}, arguments.pop("limits", None)
     prompt, tile = arguments.pop("prompt", None), arguments.get("tile", 336)
 
@@ -256,7 +256,7 @@ def by_limits(family: str, arguments: Config) -> Translated:
 
 
 def by_prompt(family: str, arguments: Config) -> Translated:
-    """XComposer, XComposer2 and Monkey: `prompt` and `max_length` move into `inputs`; Monkey's "whole" is a tiling."""
+    """Move `prompt` and `max_length` of XComposer, XComposer2 and Monkey to `inputs`; "whole" becomes a tiling."""
     stages, prompt = arguments.pop("by_stage", None) or {}, arguments.pop("prompt", None)
     length = arguments.pop("max_length", None)
     inputs = {} if prompt is None else {"prompt": prompt}
@@ -268,7 +268,7 @@ def by_prompt(family: str, arguments: Config) -> Translated:
 
 
 def typed_pages(family: str, arguments: Config) -> Translated:
-    """The nano language model's pre-training: a prompt for each stage."""
+    """Move the prompts of the stages of the nano language model's pre-training into their `inputs`."""
     return {}, {name: {"prompt": prompt} for name, prompt in (arguments.pop("by_stage", None) or {}).items()}
 
 
@@ -284,7 +284,7 @@ OWN_PROMPT = {"XComposer", "XComposer2", "XComposer2HD", "Monkey"}
 
 # --- schedules -------------------------------------------------------------------------------------------------------
 def translate_schedules(config: Config) -> Config:
-    """`schedule`, `warmup` and `floor` of a stage become one object, such as `lit_mm.stages.Cosine`."""
+    """Join `schedule`, `warmup` and `floor` of every stage in one object, such as `lit_mm.stages.Cosine`."""
     stages = config.get("stages")
     if not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages):
         return config
@@ -292,11 +292,11 @@ def translate_schedules(config: Config) -> Config:
 
 
 def translate_schedule(stage: Config) -> Config:
-    """One stage; a stage in today's form is returned unchanged."""
+    """Translate the schedule of one stage; a stage in today's form is returned unchanged."""
     name = stage.get("schedule", "cosine")
     if name not in ("cosine", "linear", "constant") or not {"schedule", "warmup", "floor"} & stage.keys():
         return stage
-    floor = 0.0 if name == "constant" else stage.get("floor", 0.0)  # which it never read
+    floor = 0.0 if name == "constant" else stage.get("floor", 0.0)  # constant never read it
     arguments = {"warmup": stage.get("warmup", 0.01), "start": 0.0, "floor": floor}
     schedule = {"class_path": f"lit_mm.stages.{name.capitalize()}", "init_args": arguments}
     others = {key: value for key, value in stage.items() if key not in ("warmup", "floor", "schedule")}
@@ -304,7 +304,7 @@ def translate_schedule(stage: Config) -> Config:
 
 
 def add_stage_keys(config: Config) -> Config:
-    """Keys that stages have had since this version, with the values that they then had."""
+    """Add the stage keys that are new in this version, with values that repeat the earlier behaviour."""
     stages = config.get("stages")
     for stage in stages if isinstance(stages, list) else []:
         if not isinstance(stage, dict):
@@ -317,7 +317,7 @@ def add_stage_keys(config: Config) -> Config:
 
 
 def translate_trainer(config: Config) -> Config:
-    """`logger` and `enable_checkpointing` of the Trainer, which the version before wrote as false."""
+    """Reset the Trainer's `logger` and `enable_checkpointing` to null where the version before wrote false."""
     trainer = config.get("trainer")
     for key in ("logger", "enable_checkpointing") if isinstance(trainer, dict) else ():
         if trainer.get(key) is False:
@@ -327,7 +327,7 @@ def translate_trainer(config: Config) -> Config:
 
 # --- parts -----------------------------------------------------------------------------------------------------------
 def translate_checkpointing(config: Config) -> Config:
-    """`activation_checkpointing` of a part, true or false before, becomes "full" or "none"."""
+    """Turn the `activation_checkpointing` of a part from true or false to "full" or "none"."""
 
     def walk(value: Any) -> Any:
         if isinstance(value, list):

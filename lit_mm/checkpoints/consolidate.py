@@ -1,4 +1,4 @@
-"""One safetensors file from a checkpoint, whatever strategy and however many ranks wrote it."""
+"""Consolidation of a checkpoint, written by any strategy and number of ranks, into one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ def consolidate(
 ) -> dict[str, Any]:
     """Write all weights of a checkpoint to one file, under their names in `state_dict`.
 
-    Pieces are copied from file to file: of the tensors that the checkpoint stores, no more than a few megabytes are in
-    memory at any time.
+    Pieces are copied from file to file, so that no more than a few megabytes of stored tensors are in memory at a time.
 
     Args:
-        path: of the new file.
-        frozen: the tensors that the checkpoint knows by digest only, where they shall be in the file as well.
-        frozen_elements: their bytes, by name.
+        manifest: checkpoint to read.
+        path: path of the new file.
+        frozen: name -> tensor that the checkpoint does not store and the new file shall hold too; None leaves such
+            tensors out.
+        frozen_elements: function from the name of a tensor in `frozen` to its bytes.
     Returns:
-        What was written: tensors, bytes, and the parts that are not in the file with their origins.
+        "path", "tensors" (their number), "bytes", and "left_out": part that is not in the file -> its origin.
     Raises:
         UserError: the checkpoint is damaged, or the file cannot be written.
     """
@@ -47,7 +48,7 @@ def consolidate(
 
     tensors = stored | dict(frozen or {})
     metadata = {
-        "format": "pt",  # what Hugging Face's readers ask for
+        "format": "pt",  # Hugging Face's readers need this key
         "family": content["family"],
         "stage": content["stage"],
         "step": str(content["step"]),
@@ -61,7 +62,7 @@ def consolidate(
 def pieces_of(
     manifest: Manifest, entry: Mapping[str, Any], index: Mapping[str, Mapping[str, tuple[int, int]]]
 ) -> Iterator[bytes]:
-    """The bytes of a tensor from its pieces, in order. Where two ranks wrote the same elements, they are taken once."""
+    """Yield the bytes of a tensor from its pieces, in order. Elements that two ranks have written are read once."""
     _, width = DTYPES[entry["dtype"]]
     position = 0
     for file, key, start, count in sorted(entry["pieces"], key=lambda piece: piece[2]):

@@ -1,4 +1,4 @@
-"""Digests of weights: short names for exact bytes."""
+"""Digests of weights, which identify their exact bytes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from torch import Tensor
 
 
 def digest(tensor: Tensor) -> str:
-    """Digest of a tensor's bytes. About a second per gigabyte."""
+    """Compute the digest of a tensor's bytes, in about a second per gigabyte."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.blake2b(flat.numpy(), digest_size=16).hexdigest()

@@ -1,6 +1,6 @@
-"""Which checkpoints a run has, what is in one, and whether it is whole: all that is known without torch.
+"""Manifests: finding, reading and checking the checkpoints of a run, without torch.
 
-The format is described in `lit_mm.checkpoints.reading`, which writes it.
+The format is described in `lit_mm.checkpoints`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from lit_mm.errors import UserError
 
 FORMAT = 2
-FORMATS = (1, 2)  # that are read; format 1 has no digest of the manifest itself
+FORMATS = (1, 2)  # formats that can be read; format 1 has no digest of the manifest itself
 SEAL = re.compile(rb',\n "blake2b": "([0-9a-f]{32})"\n}\n\Z')
 REQUIRED = {"config.yaml", "state.pt"}  # files of every checkpoint
 NAME = re.compile(r"(?P<number>\d+)-(?P<stage>.+)-step=(?P<step>\d+)\.ckpt")
@@ -26,14 +26,14 @@ CHUNK = 1 << 20  # bytes read at once
 
 
 class Damaged(UserError):
-    """A checkpoint is not as it was written."""
+    """Reports a checkpoint whose bytes are not those that were written."""
 
 
 @dataclass(frozen=True, order=True)
 class Saved:
-    """A published checkpoint of a run."""
+    """A published checkpoint of a run; later checkpoints compare as greater."""
 
-    number: int  # of the stage, from 1
+    number: int  # number of the stage, from 1
     step: int  # optimizer steps of the stage
     stage: str
     path: Path
@@ -44,10 +44,10 @@ def checkpoint_name(number: int, stage: str, step: int) -> str:
 
 
 def published(folder: Path) -> list[Saved]:
-    """The checkpoints of a run's checkpoint folder, the furthest last.
+    """List the checkpoints in a run's checkpoint folder, the latest last.
 
     Raises:
-        UserError: one is a single file, as earlier versions wrote them.
+        UserError: a checkpoint is a single file, as earlier versions wrote them.
     """
     matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
     if old := [path for match, path in matches if match and path.is_file()]:
@@ -59,23 +59,24 @@ def published(folder: Path) -> list[Saved]:
 
 
 def saved_as(path: Path) -> Saved:
-    """What a checkpoint's name says."""
+    """Parse the name of a checkpoint."""
     match = NAME.fullmatch(path.name)
     return Saved(int(match["number"]), int(match["step"]), match["stage"], path)
 
 
 def newest(folder: Path) -> Saved | None:
-    """The furthest published checkpoint of a run's checkpoint folder."""
+    """Return the latest published checkpoint in a run's checkpoint folder; None if there is none."""
     return (published(folder) or [None])[-1]
 
 
 def find(place: str | Path, stage: str | None = None) -> Path:
-    """The checkpoint that a run folder (its newest), its checkpoint folder or a checkpoint's own folder stands for.
+    """Find a checkpoint: the newest in a run folder or in its checkpoint folder, or `place` itself.
 
     Args:
-        stage: name of the stage whose newest checkpoint is meant; None: the newest of the run.
+        place: run folder, checkpoint folder, or folder of one checkpoint.
+        stage: name of a stage, to find its newest checkpoint; None means any stage.
     Raises:
-        UserError: there is none in that folder, or none of that stage.
+        UserError: the folder holds no checkpoint, or none of that stage.
     """
     place = Path(place)
     if place.is_dir() and not (place / "manifest.json").exists() and place.suffix not in (".ckpt", ".part"):
@@ -100,7 +101,9 @@ class Manifest:
     """A checkpoint's folder and its manifest.json, parsed.
 
     Attributes:
-        sealed: The manifest has a digest of itself, and has been compared with it.
+        path: folder of the checkpoint.
+        content: parsed manifest.json.
+        sealed: True if the manifest holds its own digest, which then was verified.
     """
 
     path: Path
@@ -112,11 +115,11 @@ class Manifest:
         return sum(entry["bytes"] for entry in self.content["files"].values())
 
     def files(self, *kinds: str) -> dict[str, dict[str, Any]]:
-        """The files whose names start with one of `kinds`: weights, optimizer, state, config."""
+        """Return name -> entry of files whose names start with one of `kinds`: weights, optimizer, state, config."""
         return {name: entry for name, entry in self.content["files"].items() if name.startswith(kinds)}
 
     def problem_of(self, name: str) -> str:
-        """What is wrong with a file at first sight: it is missing, or has another length than it was written with."""
+        """Describe a missing file or a wrong length; return "" if the file has its length. Digests are not compared."""
         file, expected = self.path / name, self.content["files"][name]["bytes"]
         if not file.is_file():
             return "is missing"
@@ -125,11 +128,11 @@ class Manifest:
 
 
 def read(path: Path) -> Manifest:
-    """Read the manifest of a checkpoint and compare it with its own digest. Its files are compared by `damage`.
+    """Read the manifest of a checkpoint and verify its digest; `damage` checks the other files.
 
     Raises:
-        UserError: there is no such checkpoint, or it has another format.
-        Damaged: its manifest is missing, spoilt or changed.
+        UserError: there is no such checkpoint, or it has an unknown format.
+        Damaged: the manifest is missing, unreadable or changed.
     """
     if path.suffix == ".part":
         raise UserError(f"{str(path)!r} was not published: its run was stopped while it wrote. Nothing ever reads it")
@@ -165,23 +168,24 @@ def read(path: Path) -> Manifest:
 
 
 def sealed(content: Mapping[str, Any]) -> str:
-    """The text of a manifest.json; its last entry is the digest of all that stands before."""
+    """Write the text of a manifest.json, whose last entry is the digest of all bytes before it."""
     text = json.dumps({key: value for key, value in content.items() if key != "blake2b"}, indent=1).removesuffix("\n}")
     return f'{text},\n "blake2b": "{digest_bytes(text.encode())}"\n}}\n'
 
 
 def omissions(content: Mapping[str, Any]) -> list[str]:
-    """Files that a manifest needs and does not list."""
+    """Return the files that a manifest refers to but does not list."""
     pieces = [piece for kind in ("weights", "moments") for entry in content[kind].values() for piece in entry["pieces"]]
     return sorted(({file for file, *_ in pieces} | REQUIRED) - content["files"].keys())
 
 
 def damage(manifest: Manifest, *, verify: bool = False, kinds: tuple[str, ...] = ("",)) -> list[str]:
-    """What is wrong with a checkpoint's files, a line each; nothing where it is whole.
+    """Describe the problems of a checkpoint's files, one line each; an intact checkpoint has none.
 
     Args:
-        verify: also read every file and compare its digest, about a second per gigabyte.
-        kinds: look at these files only; see `Manifest.files`.
+        manifest: checkpoint to check.
+        verify: True also reads every file and compares its digest, in about a second per gigabyte.
+        kinds: beginnings of the names of the files to check; see `Manifest.files`.
     """
     problems = []
     for name, entry in manifest.files(*kinds).items():
@@ -197,7 +201,7 @@ def damage(manifest: Manifest, *, verify: bool = False, kinds: tuple[str, ...] =
 
 
 def covered(entry: Mapping[str, Any]) -> int:
-    """Elements of a tensor that its pieces hold from the first on, without a gap."""
+    """Count the elements of a tensor that its pieces hold from the first element to the first gap."""
     end = 0
     for _, _, start, count in sorted(entry["pieces"], key=lambda piece: piece[2]):
         if start > end:
@@ -207,12 +211,12 @@ def covered(entry: Mapping[str, Any]) -> int:
 
 
 def digest_bytes(data: bytes) -> str:
-    """Digest of bytes, as the manifest has it."""
+    """Compute the digest of bytes, as in the manifest."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """Digest of a file's bytes, as the manifest has it."""
+    """Compute the digest of a file's bytes, as in the manifest."""
     hashed = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -225,11 +229,12 @@ class PartOf:
     """One part of the model in a checkpoint.
 
     Attributes:
-        tensors: its tensors, stored or not.
-        parameters: elements of those that are stored. What is kept by digest has no sizes here.
-        dtypes: of the stored ones, with their tensors.
-        origin: where the part is loaded from; "" where it is stored.
-        moments: tensors that the optimizer has moments of.
+        tensors: number of tensors, stored or not.
+        parameters: number of elements of the stored tensors; a checkpoint has no sizes of tensors that it does not
+            store.
+        dtypes: dtype -> number of stored tensors.
+        origin: reference that the part is loaded from; "" if the checkpoint stores it.
+        moments: number of tensors with moments of the optimizer.
     """
 
     tensors: int
@@ -240,7 +245,7 @@ class PartOf:
 
 
 def parts(manifest: Manifest) -> dict[str, PartOf]:
-    """The parts of a checkpoint, by name, in the order of the model."""
+    """Return name -> part of a checkpoint, in the order of the model."""
     content = manifest.content
     learnt = {key.partition("/")[2] for key in content["moments"]}
     described = {}

@@ -1,4 +1,4 @@
-"""Where the weights of untrained parts come from: loaded when a stage first reads them, the same whenever loaded."""
+"""The origins of untrained parts: published weights that are loaded when a stage first reads them, and verified."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from lit_mm.weights.source import Published, is_added, load_part
 
 
 class Origins:
-    """The parts that nothing in a run has trained, and where their published weights come from.
+    """The parts that a run has not trained, with the origins of their published weights.
 
+    Args:
+        parts: parts of the network.
     Attributes:
         by_part: part -> its `weights`, such as "clip:openai/clip-vit-large-patch14-336".
-        unloaded: those of the parts whose weights no stage has read yet. They hold what their constructor drew.
-        digests: part -> digest of every tensor by its name in `state_dict`; "" for one that is not loaded. Filled by
-            `freeze`.
+        unloaded: parts in `by_part` that no stage has read yet. They hold the random weights of their constructor.
+        digests: part -> name of a tensor in `state_dict` -> digest, "" for a tensor that is not loaded. `freeze` fills
+            it.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -30,11 +32,11 @@ class Origins:
         self.digests: dict[str, dict[str, str]] = {}
 
     def load(self, needed: Collection[str] | None = None) -> None:
-        """Load the published weights of parts, where their `weights` names some.
+        """Load the published weights of parts whose `weights` is set.
 
         Args:
-            needed: parts that are loaded now, with those in one child of the network with them; the others are
-                `unloaded`. None: all.
+            needed: parts to load now, with all parts in the same children of the network; the others become `unloaded`.
+                None means all parts.
         """
         published: dict[int, str] = {}  # id of a parameter -> origin
         for module in self._parts.modules().values():
@@ -52,12 +54,12 @@ class Origins:
         self.unloaded = frozenset(self.by_part.keys() - wanted)
 
     def load_missing(self, needed: Collection[str] | None = None) -> None:
-        """Load the published weights of parts that were not needed before. The other weights stay.
+        """Load the published weights of parts that are still `unloaded`. All other weights stay.
 
         Args:
-            needed: parts that are needed now; None: all.
+            needed: parts that are needed now; None means all parts.
         Raises:
-            UserError: the weights are not those that the run began with.
+            UserError: the weights differ from those that the run began with.
         """
         missing = self.unloaded if needed is None else self.unloaded & self._parts.together_with(needed)
         if not missing:
@@ -75,12 +77,13 @@ class Origins:
             self.check("this run", part, self.by_part[part], self.digests.pop(part, {}))
 
     def check(self, owner: str, part: str, origin: str, digests: Mapping[str, str]) -> None:
-        """Refuse weights that are not those a run was trained on.
+        """Refuse weights of a part that differ from those a run was trained on.
 
         Args:
-            owner: what was trained on them, for the message.
-            origin: where the part's weights came from then.
-            digests: name of a tensor -> its digest then; "" where it was not loaded then.
+            owner: name of the run or checkpoint that was trained on them, for the message.
+            part: name of the part.
+            origin: recorded origin of the part's weights, for the message.
+            digests: name of a tensor -> recorded digest; "" for a tensor that was not loaded.
         Raises:
             UserError: a tensor differs.
         """
@@ -94,17 +97,17 @@ class Origins:
             )
 
     def resume(self, by_part: Mapping[str, str], digests: Mapping[str, Mapping[str, str]]) -> None:
-        """Take over from a checkpoint which parts nothing has trained.
+        """Restore the untrained parts from a checkpoint.
 
         Args:
-            by_part: part -> where its weights come from.
-            digests: part -> the digests of its weights, of the parts that were not loaded now.
+            by_part: part -> origin of its weights.
+            digests: part that is not loaded yet -> name of a tensor -> digest.
         """
         self.by_part, self.unloaded = dict(by_part), frozenset(digests)
         self.digests = {part: dict(of_part) for part, of_part in digests.items()}
 
     def freeze(self, trained: Collection[str]) -> None:
-        """Forget the parts that a stage trains, and take the digests of the others while their weights are whole."""
+        """Remove the parts that a stage trains, and compute the digests of the others before a strategy shards them."""
         self.by_part = {part: origin for part, origin in self.by_part.items() if part not in trained}
         self.digests = {part: self.digests.get(part) or self._digests_of(part) for part in self.by_part}
 
@@ -113,7 +116,7 @@ class Origins:
         return {name: digest(tensor) if known else "" for name, tensor in self._tensors(part).items()}
 
     def _tensors(self, part: str) -> dict[str, nn.Parameter]:
-        """The parameters of a part, by their names in the model's `state_dict`."""
+        """Return name in the model's `state_dict` -> parameter of a part."""
         return {
             f"network.{name}": tensor
             for name, tensor in self._parts.named_parameters()

@@ -1,4 +1,4 @@
-"""Reading checkpoints: piece by piece, verified, into a model of the same family."""
+"""Reading checkpoints piece by piece, verifying them, and loading them into a model of the same family."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Restorable(Protocol):
     """A model that a checkpoint can be loaded into.
 
     Attributes:
-        origins: where the weights of its parts come from.
+        origins: origins of the weights of its parts.
     """
 
     origins: Origins
@@ -42,11 +42,11 @@ class Restorable(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A published checkpoint, opened. Tensors are read when they are asked for, piece by piece.
+    """An open published checkpoint. Each method reads only the pieces of the tensor that it returns.
 
     Attributes:
-        path: its folder.
-        manifest: see above.
+        path: folder of the checkpoint.
+        manifest: parsed manifest.json, see `lit_mm.checkpoints`.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Checkpoint:
 
     @property
     def config(self) -> str:
-        """The resolved config of the run that wrote it, YAML."""
+        """Resolved config of the run that wrote the checkpoint, YAML."""
         return (self.path / "config.yaml").read_text()
 
     @cached_property
@@ -64,19 +64,19 @@ class Checkpoint:
         return torch.load(self.path / "state.pt", map_location="cpu", weights_only=True)
 
     def weight(self, name: str) -> Tensor:
-        """A stored weight, whole, on the CPU."""
+        """Read a stored weight whole, on the CPU."""
         return self._tensor(self.manifest["weights"][name])
 
     def weights(self) -> dict[str, Tensor]:
-        """All stored weights. Parts in `manifest["frozen"]` are not among them."""
+        """Read all stored weights. Parts in `manifest["frozen"]` are not among them."""
         return {name: self.weight(name) for name in self.manifest["weights"]}
 
     def optimizer_step(self, name: str) -> float | None:
-        """Optimizer steps that a parameter has had; None for one that has not learnt in this stage."""
+        """Return the optimizer steps of a parameter; None if it has not learnt in this stage."""
         return self.manifest["steps"].get(name)
 
     def moments_of(self, name: str) -> list[str]:
-        """Which moments the optimizer had of a parameter."""
+        """Return the names of the optimizer's moments for a parameter."""
         return self._moments.get(name, [])
 
     @cached_property
@@ -88,7 +88,7 @@ class Checkpoint:
         return moments
 
     def moment(self, key: str, name: str, start: int = 0, count: int | None = None) -> Tensor:
-        """A moment of a parameter: whole and in its shape, or `count` elements of it from `start`, flat."""
+        """Read a moment of a parameter: whole and in its shape, or `count` elements from `start`, flat."""
         entry = self.manifest["moments"][f"{key}/{name}"]
         return self._tensor(entry) if count is None else self._run(entry, start, count)
 
@@ -96,7 +96,7 @@ class Checkpoint:
         return self._run(entry, 0, math.prod(entry["shape"])).view(entry["shape"])
 
     def _run(self, entry: Mapping[str, Any], start: int, count: int) -> Tensor:
-        """Elements [start, start + count) of a flattened tensor, put together from its pieces."""
+        """Join elements [start, start + count) of a flattened tensor from its pieces."""
         run = torch.empty(count, dtype=getattr(torch, entry["dtype"]))
         missing = count
         for file, key, first, size in entry["pieces"]:
@@ -115,10 +115,10 @@ class Checkpoint:
         return self._open[name]
 
     def verify(self) -> None:
-        """Compare every file with its digest, about a second per gigabyte and core.
+        """Compare every file with its digest, in about a second per gigabyte and core.
 
         Raises:
-            Damaged: a file has other bytes than were written.
+            Damaged: the bytes of a file are not those that were written.
         """
         names = list(self.manifest["files"])
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -129,10 +129,10 @@ class Checkpoint:
 
 
 def read(path: Path) -> Checkpoint:
-    """Open a checkpoint and check that its files are all there, at their length.
+    """Open a checkpoint and check that all of its files exist and have their length.
 
     Raises:
-        UserError: there is no such checkpoint, or something else wrote it.
+        UserError: there is no such checkpoint, or it has an unknown format.
         Damaged: the manifest or a file is not as it was written.
     """
     opened = manifests.read(path)
@@ -143,7 +143,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def newest_whole(folder: Path) -> manifests.Saved | None:
-    """The furthest checkpoint of a run's checkpoint folder whose files all have the bytes that were written."""
+    """Return the latest checkpoint in a run's checkpoint folder whose files all match their digests; else None."""
     for saved in reversed(manifests.published(folder)):
         try:
             read(saved.path).verify()
@@ -160,7 +160,7 @@ def alternative(damaged: Path) -> str:
 
 
 def way_out(damaged: Path) -> str:
-    """What a user may do about a damaged checkpoint, which is the newest of its run."""
+    """Advise the user about a damaged checkpoint, the newest of its run."""
     whole = newest_whole(damaged.parent)
     if whole is None:
         return "No other checkpoint of this run is whole: start again in another folder (--run_dir)"
@@ -171,14 +171,15 @@ def way_out(damaged: Path) -> str:
 def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts: Collection[str] | None = None) -> None:
     """Put a checkpoint's weights into a model of the same family and shape.
 
-    Parts that the checkpoint does not store are loaded from their origin first, and must be what they were.
+    Parts that the checkpoint does not store are loaded from their origin first and must have the recorded digests.
 
     Args:
+        module: model to load the weights into.
+        checkpoint: checkpoint to read.
         family: public import path of the model's class.
-        parts: load only these of the parts that the checkpoint does not store; None: all of them.
-
+        parts: parts that are needed now; other parts that the checkpoint does not store are not loaded. None means all.
     Raises:
-        UserError: another family, other shapes, or another frozen base.
+        UserError: the family, the name or shape of a tensor, or the weights of a frozen part differ.
     """
     path, manifest = checkpoint.path, checkpoint.manifest
     origin = translate_family(manifest["family"])

@@ -1,4 +1,4 @@
-"""Writing checkpoints: aside, synced, published last by one rename."""
+"""Writing checkpoints: files are written aside, synced, and published by a rename at the end."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lit_mm.checkpoints.manifest import FORMAT, digest_file, newest, sealed
 from lit_mm.checkpoints.reading import Checkpoint, read
 from lit_mm.errors import UserError
 
-LARGEST_FILE = 2 << 30  # bytes of tensors in one file: what a rank copies to the CPU's memory at a time
+LARGEST_FILE = 2 << 30  # bytes of tensors in one file, which a rank copies to the CPU's memory at a time
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint: it loses its name first, so that a kill leaves no half of it to be found."""
+    """Delete a checkpoint. It is renamed first, so that a kill leaves no half of it under its name."""
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     path.rename(part)
@@ -37,9 +37,9 @@ class Piece:
     """A run of a tensor's elements.
 
     Attributes:
-        name, shape: of the whole tensor.
+        name, shape: name and shape of the whole tensor.
         start: place of the first element in the flattened tensor.
-        tensor: the elements, flat.
+        tensor: flat tensor of the elements.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Piece:
 
 
 class FolderCheckpointIO(CheckpointIO):
-    """What Lightning asks for checkpoints: every Trainer of a stage has it as a plugin."""
+    """Plugin by which Lightning saves, loads and removes checkpoints; the Trainer of every stage has one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None) -> None:
         publish(checkpoint, path)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """The state that Lightning restores. Weights are not in it: `run_stages` loads them before a stage begins."""
+        """Return the state that Lightning restores, without weights, which `run_stages` loads before a stage begins."""
         saved = read(Path(path))
         state = dict(saved.state)
         return state | {
@@ -69,10 +69,12 @@ class FolderCheckpointIO(CheckpointIO):
 
 
 def publish(checkpoint: dict[str, Any], path: str | os.PathLike, writes: bool = True) -> None:
-    """Publish what Lightning gathered, where every rank holds everything.
+    """Publish the checkpoint that Lightning has gathered, for strategies whose ranks all hold whole tensors.
 
     Args:
-        writes: False on the ranks that only wait for the outcome.
+        checkpoint: checkpoint dictionary of Lightning.
+        path: folder of the new checkpoint.
+        writes: False on ranks that only wait for the outcome.
     """
     state = dict(checkpoint)
     tensors, optimizer = state.pop("state_dict"), state.pop("optimizer_states")
@@ -101,17 +103,18 @@ def publish_pieces(
     moments: Iterable[tuple[str, Piece]],
     steps: Mapping[str, float],
 ) -> None:
-    """Write this rank's pieces aside; when every rank has, publish the checkpoint. Called by all ranks.
+    """Write this rank's pieces aside and publish the checkpoint when every rank has written. All ranks call this.
 
-    A checkpoint of this name that is there already is of the same step of the same run: it stays.
+    An existing checkpoint of this name stays, since it is of the same step of the same run.
 
     Args:
-        state: what `torch.save` can keep, with `lit_mm`, which goes to the manifest.
+        state: values for `torch.save`; the entry `lit_mm` goes to the manifest.
+        path: folder of the new checkpoint.
         weights: this rank's pieces of the weights.
-        moments: the moment's name with this rank's piece of it.
-        steps: parameter -> optimizer steps it has had.
+        moments: names of moments, each with this rank's piece.
+        steps: parameter -> optimizer steps of the parameter.
     Raises:
-        UserError: on every rank, where any of them could not write; the part folder is removed.
+        UserError: a rank could not write. The error is raised on every rank, and the part folder is removed.
     """
     final = Path(path)
     part = final.with_name(final.name + ".part")
@@ -187,13 +190,13 @@ def _write_pieces(
 
 
 def _file_name(stem: str, rank: int, entries: dict[str, Any]) -> str:
-    """The next file of a rank."""
+    """Return the name of the next file of a rank."""
     number = sum(name.startswith(f"{stem}-") for name in entries["files"])
     return f"{stem}-{rank:05d}-{number:02d}.safetensors"
 
 
 def _joined(entries_by_rank: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The tensors of all ranks, each with the pieces of all ranks in order."""
+    """Merge the entries of all ranks: every tensor gets the pieces of all ranks in order."""
     joined: dict[str, Any] = {}
     for entries in entries_by_rank:
         for name, entry in entries.items():
@@ -204,10 +207,13 @@ def _joined(entries_by_rank: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _together(work: Callable[[], Any] | None, final: Path) -> list[Any]:
-    """What `work` returned on every rank (None where there is none to do), or an error on every rank.
+    """Run `work` on every rank and return the results of all ranks.
 
+    Args:
+        work: function to run; None on a rank without work, whose result is None.
+        final: folder of the checkpoint, for the message.
     Raises:
-        UserError: the work failed on a rank: this one or another.
+        UserError: the work failed on some rank. The error is raised on every rank.
     """
     result, problem, cause = None, "", None
     try:
@@ -234,7 +240,7 @@ def _together(work: Callable[[], Any] | None, final: Path) -> list[Any]:
 
 
 def _sync(path: Path) -> dict[str, Any]:
-    """Bring a file to the disk. Returns its entry in the manifest."""
+    """Sync a file to the disk. Returns its entry in the manifest."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -254,11 +260,12 @@ def _sync_folder(folder: Path) -> None:
 def optimizer_groups(
     optimizer: torch.optim.Optimizer, names: Mapping[int, str], parameters: list[list[nn.Parameter]] | None = None
 ) -> dict[str, Any]:
-    """An optimizer's groups without tensors: rates and names.
+    """Return the groups of an optimizer with names in place of tensors.
 
     Args:
+        optimizer: optimizer of the stage.
         names: id of a parameter -> its name.
-        given: the parameters of each group, where the optimizer holds something else in their place (ZeRO).
+        parameters: parameters of each group if the optimizer holds other tensors in their place (ZeRO); else None.
     """
     groups = []
     for number, group in enumerate(optimizer.param_groups):
@@ -268,7 +275,7 @@ def optimizer_groups(
 
 
 def _torch_state(groups: Mapping[str, Any], saved: Checkpoint) -> dict[str, Any]:
-    """The state dict that torch's optimizers load, from groups by name and a checkpoint. Tensors are read at once."""
+    """Build the state dict that torch's optimizers load, from groups by name and a checkpoint; it reads all tensors."""
     state: dict[int, dict[str, Tensor]] = {}
     torch_groups, number = [], 0
     for group in groups["groups"]:

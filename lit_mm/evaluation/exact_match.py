@@ -2,7 +2,7 @@
 
 
 def exact_match(answer: str, truth: str) -> bool:
-    """Equal up to case, surrounding white space and a final full stop."""
+    """Return True if the texts are equal up to case, white space and a final full stop."""
     return _plain(answer) == _plain(truth)
 
 

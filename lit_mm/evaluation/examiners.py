@@ -1,4 +1,4 @@
-"""Examiners: figures of a model on held-out documents, and the blind baseline that every figure is reported with."""
+"""Examiners, which measure a model on held-out documents, and the blind baseline reported beside every figure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lit_mm.module import MultimodalModule
 
 
 class Answers:
-    """Asks every document's last question and compares the answer with the document's: exact match."""
+    """Asks the last question of every document and compares the answer with the document's by exact match."""
 
     def __call__(
         self, module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
@@ -35,27 +35,28 @@ class Answers:
 def examine(
     module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
 ) -> Examination:
-    """An examination by the model's own examiner; `Answers` if its family names none."""
+    """Examine a model with its examiner, or with `Answers` if its family sets none; see `lit_mm.module.Examiner`."""
     examiner = module.examiner or Answers()
     return examiner(module, documents, blind=blind, batch_size=batch_size)
 
 
 def without_sight(documents: Sequence[Document]) -> list[Document]:
-    """Every document with pictures of another one: the next of its skill that shows something else.
+    """Give every document the pictures of another document: the next one of its skill that shows other pictures.
 
-    Where its skill has no other, the next of any skill; where nothing else has pictures at all, blank ones.
+    If its skill has no such document, the next one of any skill is used. If no other document has pictures, blank
+    pictures are used.
     """
     return [document.with_pictures(_others(documents, number)) for number, document in enumerate(documents)]
 
 
 def _others(documents: Sequence[Document], number: int) -> Iterator[Picture]:
-    """Pictures to show instead of those of document `number`, as many as are asked for."""
+    """Yield pictures to show in place of those of document `number`."""
     pictures = documents[number].pictures
     places = [*range(number + 1, len(documents)), *range(number)]
     for place in sorted(places, key=lambda place: documents[place].skill != documents[number].skill):
         others = documents[place].pictures
         if others and not any(picture in pictures for picture in others):  # two documents may ask about one picture
-            return cycle(others)  # it may have fewer
+            return cycle(others)  # repeated, because it may have fewer pictures
     return (Blank(picture.height, picture.width) for picture in pictures)
 
 

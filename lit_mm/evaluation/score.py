@@ -8,7 +8,7 @@ from lit_mm.documents.examination import Prediction, Score
 
 
 def score(predictions: Sequence[Prediction]) -> Score:
-    """Share of correct answers, over all and per skill (skills in order of appearance)."""
+    """Compute the share of correct answers over all documents and per skill, with skills in order of appearance."""
     skills: dict[str, list[bool]] = {}
     for prediction in predictions:
         skills.setdefault(prediction.document.skill, []).append(prediction.correct)
@@ -21,7 +21,7 @@ def score(predictions: Sequence[Prediction]) -> Score:
 
 
 def of_each_skill(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
-    """The first `count` predictions of every skill, skill by skill: examples not chosen by how well they went."""
+    """Return the first `count` predictions of every skill, skill by skill, whether or not they are correct."""
     skills: dict[str, list[Prediction]] = {}
     for prediction in predictions:
         skills.setdefault(prediction.document.skill, []).append(prediction)

@@ -1,4 +1,4 @@
-"""Intervals and tests of scores: what a difference between two models is worth."""
+"""Confidence intervals and significance tests of scores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lit_mm.errors import UserError
 
 RESAMPLES = 2000
-CHUNK = 2**22  # drawn clusters at a time: 32 MiB of indices
+CHUNK = 2**22  # clusters drawn at a time, 32 MiB of indices
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Difference b - a of two mean scores on the same questions.
+    """The difference b - a of two mean scores on the same questions.
 
     Attributes:
         difference: mean score of b minus that of a.
-        interval: its 95 % interval.
-        p_value: two-sided probability of such a difference if both were equal.
+        interval: 95 % confidence interval of the difference.
+        p_value: two-sided probability of such a difference if both models were equal.
     """
 
     difference: float
@@ -42,8 +42,14 @@ class Comparison:
 def bootstrap_interval(
     scores: Sequence[float], groups: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of the mean score; whole images are drawn with replacement, since their questions correlate.
+    """Compute a percentile interval of the mean score; whole images are resampled, since their questions correlate.
 
+    Args:
+        scores: score of each question.
+        groups: image of each question.
+        seed: seed of the resampling.
+        resamples: number of resamples.
+        level: level of confidence.
     Raises:
         UserError: there are no scores, or not one group per score.
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13; Field and Welsh,
@@ -60,10 +66,17 @@ def bootstrap_figure(
     resamples: int = RESAMPLES,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile interval of any figure, clustered by image: `figure` scores the rows at the indices of each resample.
+    """Compute a percentile interval of any figure, clustered by image.
 
-    It is slower than `bootstrap_interval` and is for figures that are no mean of scores, as F1. A drawn image appears
-    as often as it was drawn: `lit_mm.evaluation.metrics.resample` gives its copies names of their own.
+    It is slower than `bootstrap_interval` and serves figures that are no mean of scores, such as F1. An image appears
+    as often as it was drawn; `lit_mm.evaluation.metrics.resample` gives the copies different names.
+
+    Args:
+        figure: function that computes the figure of the rows at the indices of a resample.
+        groups: image of each row.
+        seed: seed of the resampling.
+        resamples: number of resamples.
+        level: level of confidence.
     """
     clusters, members = _clusters(groups)
     rows = [np.flatnonzero(members == number) for number in range(clusters)]
@@ -75,9 +88,10 @@ def bootstrap_figure(
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
-    """Exact two-sided p of McNemar's test on right (1) or wrong (0) answers to the same questions.
+    """Compute the exact two-sided p of McNemar's test on right (1) or wrong (0) answers to the same questions.
 
-    Only questions on which a and b differ count: with 1 and 9 of them, p = 2 * (1 + 10) / 2**10 = 0.0215.
+    Only questions on which a and b differ count. With 1 question in favour of one and 9 of the other,
+    p = 2 * (1 + 10) / 2**10 = 0.0215.
 
     Raises:
         UserError: lengths differ, or a score is neither 0 nor 1.
@@ -94,7 +108,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def binomial_p(k: int, n: int) -> float:
-    """Two-sided p of k or fewer heads (or as many tails) in n throws of a fair coin; 1 for n = 0."""
+    """Compute the two-sided p of k or fewer heads (or as many tails) in n throws of a fair coin; it is 1 for n = 0."""
     tail = sum(math.comb(n, i) for i in range(k + 1))
     return float(min(1, 2 * tail / 2**n)) if 2 * k < n else 1.0
 
@@ -102,10 +116,10 @@ def binomial_p(k: int, n: int) -> float:
 def paired_bootstrap(
     a: Sequence[float], b: Sequence[float], groups: Sequence[str], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Comparison:
-    """Compare two graded scores of the same questions; whole images are drawn with replacement.
+    """Compare two graded scores of the same questions; whole images are resampled with replacement.
 
-    p is twice the smaller share of resamples on one side of 0, a resample of exactly 0 counts on both sides, and one
-    is added to counts and resamples, so that p is never 0.
+    p is twice the smaller share of resamples on one side of 0. A resample of exactly 0 counts on both sides. One is
+    added to counts and resamples, so that p is never 0.
 
     Raises:
         UserError: lengths differ, or there are no scores.
@@ -120,7 +134,7 @@ def paired_bootstrap(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p of several comparisons, in the order given. 0.01, 0.04, 0.03 -> 0.03, 0.06, 0.06.
+    """Adjust the p values of several comparisons; their order stays. 0.01, 0.04, 0.03 -> 0.03, 0.06, 0.06.
 
     Source: Holm, Scandinavian Journal of Statistics 6 (1979).
     """
@@ -132,13 +146,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def questions_needed(difference: float, disagreement: float, *, alpha: float = 0.05, power: float = 0.8) -> int:
-    """Number of questions with which McNemar's test tells a difference of two accuracies.
+    """Compute the number of questions with which McNemar's test detects a difference of two accuracies.
 
     Args:
         difference: accuracy of b minus that of a, a fraction.
         disagreement: share of questions on which exactly one of the two is right, at least abs(difference).
         alpha: two-sided level of the test.
-        power: probability of telling the difference.
+        power: probability of detecting the difference.
     Raises:
         UserError: the difference is 0 or larger than the disagreement, or a share is not between 0 and 1.
     Source: Connor, Biometrics 43 (1987), the normal approximation without correction for continuity.
@@ -157,7 +171,7 @@ def questions_needed(difference: float, disagreement: float, *, alpha: float = 0
 def _means(
     scores: Sequence[float] | NDArray[np.floating], groups: Sequence[str], seed: int, resamples: int
 ) -> NDArray[np.floating]:
-    """[resamples] means of scores, clusters drawn with replacement."""
+    """Return [resamples] means of scores, with clusters drawn with replacement."""
     if len(scores) == 0 or len(scores) != len(groups):
         raise UserError(f"the bootstrap needs one group per score, got {len(scores)} scores and {len(groups)} groups")
     clusters, members = _clusters(groups)
@@ -173,7 +187,7 @@ def _means(
 
 
 def _clusters(groups: Sequence[str]) -> tuple[int, NDArray[np.intp]]:
-    """Number of clusters and the cluster of each row."""
+    """Return the number of clusters and the cluster of each row."""
     names, members = np.unique(np.asarray(groups), return_inverse=True)
     return len(names), members
 

@@ -1,1 +1,1 @@
-"""Answers of a model: decoding with a cache."""
+"""Inference: answers of a model by decoding with a cache."""

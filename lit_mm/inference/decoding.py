@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedily, by sampling, or by beam search. Arithmetic on scores; no model."""
+"""Settings of decoding (greedy, sampling, beam search) and the choice of the next token from scores."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from lit_mm.errors import UserError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is decoded.
+    """Settings for decoding an answer.
 
     Attributes:
-        max_new_tokens: where an answer is cut that does not end itself.
-        min_new_tokens: no stop token before so many.
-        sample: draw from the distribution; otherwise the most likely token is taken.
-        temperature: divides the scores of a draw.
-        top_k: a draw is among the k most likely tokens; 0: among all.
-        top_p: a draw is among the most likely tokens whose probabilities reach this sum; 1: among all.
-        repetition_penalty: of tokens that the answer holds already (those of the question do not count); 1: none.
-        beams: hypotheses of a beam search, scored by the mean log-probability of their tokens; 1: none.
-        seed: of the draws.
+        max_new_tokens: maximum length of an answer, tokens.
+        min_new_tokens: minimum number of tokens before a stop token.
+        sample: True draws from the distribution; False takes the most likely token.
+        temperature: divisor of the scores before a draw.
+        top_k: number of most likely tokens that a draw is limited to; 0 means no limit.
+        top_p: sum of probabilities of the most likely tokens that a draw is limited to; 1 means no limit.
+        repetition_penalty: penalty on tokens that the answer already holds, not counting the question; 1 means none.
+        beams: number of hypotheses of a beam search, scored by the mean log-probability of their tokens; 1 means no
+            beam search.
+        seed: seed of the draws.
     Raises:
-        UserError: a value out of its range, or draws together with beams.
+        UserError: a value is out of its range, or sampling is combined with beams.
     """
 
     max_new_tokens: int = 24
@@ -61,7 +62,7 @@ class Decoding:
             raise UserError(f"decoding: `beams` is at least 1, and 1 when sampling, got {self.beams}")
 
     def processors(self, stop_ids: Collection[int], device: torch.device) -> LogitsProcessorList:
-        """What changes scores [B, vocabulary], called with the new tokens so far [B, T]."""
+        """Build the processors that change scores [B, vocabulary], given the new tokens so far [B, T]."""
         chain = LogitsProcessorList()
         if self.repetition_penalty != 1:
             chain.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
@@ -79,12 +80,12 @@ class Decoding:
 
 
 class Chooser:
-    """Chooses token after token for a batch of rows.
+    """Chooses the next token for every row of a batch.
 
     Args:
-        decoding: how.
-        stop_ids: tokens that end an answer.
-        device: of the scores.
+        decoding: settings.
+        stop_ids: ids of the tokens that end an answer.
+        device: device of the scores.
     """
 
     def __init__(self, decoding: Decoding, stop_ids: Collection[int], device: torch.device) -> None:
@@ -92,7 +93,7 @@ class Chooser:
         self.generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.sample else None
 
     def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
-        """New tokens so far [B, T] and scores [B, vocabulary] -> the next token of every row [B, 1]."""
+        """Choose the next token of every row [B, 1] from the new tokens so far [B, T] and scores [B, vocabulary]."""
         scores = self.processors(tokens, scores.float())
         if self.generator is None:
             return scores.argmax(dim=-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Decoding with a cache, batched over documents: greedy, sampling, beam search."""
+"""Decoding with a cache for batches of documents: greedy, sampling, beam search."""
 
 from __future__ import annotations
 
@@ -31,15 +31,17 @@ def answer(
     continued: bool = False,
     spread: bool = False,
 ) -> list[str]:
-    """What the model says after each document, its own last answer left out.
+    """Return the model's answer to each document, whose own last answer is hidden.
 
     Args:
-        batch_size: documents decoded together; they are grouped by length.
-        max_new_tokens: where an answer is cut if the model does not end its turn.
-        decoding: how to decode, `max_new_tokens` included; greedily when left out.
-        continued: the last answer of a document is how the model's answer begins; what follows it is returned.
-        spread: share the batches out over the ranks of the job, all of which call this and get all answers. Batches
-            are the same on any number of ranks, and so are the answers.
+        module: model that answers.
+        documents: documents to answer.
+        batch_size: number of documents decoded together; batches are grouped by length.
+        max_new_tokens: maximum length of an answer, tokens, if `decoding` is None.
+        decoding: settings of decoding, with their own `max_new_tokens`; None decodes greedily.
+        continued: True takes the last answer of a document as the beginning of the model's answer and returns the rest.
+        spread: True divides the batches among the ranks of the job, which must all call this and all get every answer.
+            Batches and answers do not depend on the number of ranks.
     """
     processor = module.processor
     decoding = decoding or Decoding(max_new_tokens)
@@ -63,11 +65,14 @@ def answer(
 
 
 def share(batches: Sequence[list[int]], rank: int, ranks: int, *, equal: bool) -> list[list[int]]:
-    """The batches of one rank, every n-th.
+    """Select the batches of one rank: every n-th batch.
 
     Args:
-        equal: every rank gets the same number, the last batch once more where there are too few: ranks that hold shards
-            of one model must make the same number of forwards.
+        batches: batches of all ranks.
+        rank: number of this rank.
+        ranks: number of ranks.
+        equal: True gives every rank the same number of batches by repeating the last batch; ranks that hold shards of
+            one model must make the same number of forwards.
     """
     batches_of_rank = list(batches[rank::ranks])
     missing = -(-len(batches) // ranks) - len(batches_of_rank)
@@ -75,18 +80,20 @@ def share(batches: Sequence[list[int]], rank: int, ranks: int, *, equal: bool) -
 
 
 def asked(processor: Processor, document: Document, *, continued: bool = False) -> Sample:
-    """The sample after whose last position the model speaks.
+    """Lay out a document as a prompt, whose last position predicts the first new token.
 
     Args:
-        continued: keep the document's last answer as the beginning of the model's. It is tokenised with what stands
-            before it, as a whole answer would be; only the marker that ends it, and what follows, are left out.
+        processor: processor of the model.
+        document: document to answer.
+        continued: True keeps the document's last answer as the beginning of the model's answer. It is tokenised
+            together with the text before it, like a whole answer; its end marker and all later tokens are left out.
     """
     if not (continued and document.answer):
         return processor.sample(document.without_answer())
     sample = processor.sample(document)
     stop = processor.prompt.stop_ids(processor.tokenizer)
     learnt = np.flatnonzero(sample.labels != IGNORE)
-    first = learnt[-1]  # to the beginning of the last stretch that is learnt: the answer and what ends it
+    first = learnt[-1]  # goes back to the start of the last supervised stretch, the answer with its end marker
     while sample.labels[first - 1] != IGNORE:
         first -= 1
     end = next(n for n in range(first, len(sample)) if int(sample.input_ids[n]) in stop)
@@ -94,10 +101,10 @@ def asked(processor: Processor, document: Document, *, continued: bool = False) 
 
 
 def decode(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int], decoding: Decoding) -> list[list[int]]:
-    """New token ids of every sample, up to and with its stop token, `max_new_tokens` at most.
+    """Decode new token ids of every sample, up to its stop token (included) or `max_new_tokens`.
 
-    Prompts are read as one flat row. A sample that has ended leaves the batch, unless ranks share the model: then all
-    ranks make the same calls until the last sample of any has ended.
+    Prompts are read as one flat row. A sample that has ended leaves the batch, unless ranks share the model; then all
+    ranks make the same calls until every sample of every rank has ended.
     """
     if decoding.beams > 1:
         return beam_search(network, batch, stop_ids=stop_ids, decoding=decoding)
@@ -131,25 +138,25 @@ def decode(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int],
 def beam_search(
     network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int], decoding: Decoding
 ) -> list[list[int]]:
-    """The answer with the best mean log-probability among the hypotheses of a sample.
+    """Decode, for every sample, the answer with the best mean log-probability among the hypotheses.
 
-    As transformers' beam search with a length penalty of 1: a sample ends when it has as many finished answers as beams
-    and its best open hypothesis, were it to end now, would not beat the worst of them. It then leaves the batch, as in
-    `decode`.
+    The search follows transformers' beam search with a length penalty of 1. A sample ends when it has as many finished
+    answers as beams and its best open hypothesis, if it ended now, would not beat the worst of them. It then leaves the
+    batch, as in `decode`.
     """
     language, shared, beams = network.language, is_shared(network), decoding.beams
     hidden, state = network.begin(batch)
     device, count = hidden.device, len(hidden)
-    first = torch.arange(count, device=device).repeat_interleave(beams)  # rows: the hypotheses of sample after sample
+    first = torch.arange(count, device=device).repeat_interleave(beams)  # a row per hypothesis, sample by sample
     state.reorder(first)
     hidden = hidden[first]
     process = decoding.processors(stop_ids, device)
     tokens = first.new_zeros(count * beams, 0)
     totals = hidden.new_full((count, beams), -torch.inf, dtype=torch.float)
-    totals[:, 0] = 0  # all hypotheses of a sample start alike: only one of them may branch
-    width = beams * max(2, 1 + len(stop_ids))  # candidates: so many that enough go on whatever ends
+    totals[:, 0] = 0  # all hypotheses of a sample start alike, so only one may branch
+    width = beams * max(2, 1 + len(stop_ids))  # number of candidates: enough go on, however many end
     searches = [Search(beams) for _ in range(count)]
-    rest = searches  # those whose hypotheses are rows
+    rest = searches  # searches whose hypotheses are rows of the batch
     for length in range(1, decoding.max_new_tokens + 1):
         scores = process(tokens, language.logits(hidden).float().log_softmax(dim=-1))
         vocabulary = scores.shape[-1]
@@ -186,7 +193,7 @@ class Branch(NamedTuple):
     Attributes:
         row: row of the hypothesis in the batch.
         token: the new token.
-        total: log-probability of all its tokens.
+        total: sum of the log-probabilities of all tokens.
     """
 
     row: int
@@ -197,8 +204,10 @@ class Branch(NamedTuple):
 class Search:
     """The beam search of one sample.
 
+    Args:
+        beams: number of hypotheses.
     Attributes:
-        answers: finished answers, at most `beams`, the best first: mean log-probability and ids.
+        answers: (mean log-probability, ids) of finished answers, at most `beams`, the best first.
         closed: True once no open hypothesis can beat the worst finished answer.
     """
 
@@ -210,12 +219,13 @@ class Search:
     def advance(
         self, candidates: Sequence[Branch], tokens: Tensor, length: int, stop_ids: Collection[int]
     ) -> list[Branch]:
-        """Take the finished ones among the best candidates as answers and return the branches that go on.
+        """Add finished candidates among the best to `answers` and return the branches that go on.
 
         Args:
             candidates: continuations of the sample's hypotheses, the best first.
             tokens: [rows, length - 1] tokens of every hypothesis of the batch.
-            length: number of new tokens, that of the candidates included.
+            length: number of new tokens, with the candidates' new token.
+            stop_ids: ids of the tokens that end an answer.
         """
         branches = [branch for branch in candidates if branch.token not in stop_ids][: self.beams]
         if self.closed:
@@ -229,5 +239,5 @@ class Search:
         return branches
 
     def answer(self) -> list[int]:
-        """The ids of the best answer."""
+        """Return the ids of the best answer."""
         return max(self.answers, key=lambda entry: entry[0])[1]

@@ -19,30 +19,32 @@ from lit_mm.samples.batch import Batch
 
 
 class Llama(nn.Module):
-    """transformers' Llama, fed with embeddings. Weights are random until a checkpoint is loaded.
+    """The Llama of transformers, fed with embeddings. Weights are random until a checkpoint is loaded.
 
     Letters: N samples, T positions of a flat row, S supervised ones, E width.
 
     Args:
-        width: E, of the hidden states.
-        layers: decoder layers.
-        heads, kv_heads: query heads, and the key/value heads they share.
+        width: E, width of the hidden states.
+        layers: number of decoder layers.
+        heads, kv_heads: number of query heads, and of the key/value heads that they share.
         ffn_width: hidden width of the SwiGLU feed-forward.
-        vocab_size: token ids.
-        head_width: of one head; None: width / heads.
+        vocab_size: number of token ids.
+        head_width: width of one head; None means width / heads.
         rope_theta: base of the rotary frequencies.
-        norm_eps: of the RMS norms.
-        max_positions: longest sample trained on, tokens. Information only: rotary positions need no table.
-        attention_bias: biases on the four attention linears; "qkv", on the first three (Qwen).
-        tie_embeddings: the output projection is the embedding table.
-        activation_checkpointing: what each layer keeps for the backward pass: "none" its activations, "full" its
-            inputs, "selective" (with `compile`) its inputs and its products.
-        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
-        attention: backend for flat rows. "varlen": one kernel call, on CUDA in bf16 or fp16; "segments": sample by
-            sample, everywhere; "auto": varlen where it can, else segments.
-        compile: compile the layers by `torch.compile` while they train.
+        norm_eps: epsilon of the RMS norms.
+        max_positions: length of the longest sample in training, tokens. It is information only, since rotary positions
+            need no table.
+        attention_bias: True for biases on the four attention linears, "qkv" on the first three (Qwen), False for none.
+        tie_embeddings: True uses the embedding table as the output projection.
+        activation_checkpointing: tensors that each layer keeps for the backward pass: "none" keeps its activations,
+            "full" its inputs, "selective" (with `compile`) its inputs and its products.
+        weights: reference of a checkpoint, which a later step loads explicitly; the constructor reads nothing.
+        attention: backend for flat rows. "varlen" makes one kernel call, on CUDA in bf16 or fp16; "segments" goes
+            sample by sample, on any device; "auto" uses varlen if it can, else segments.
+        compile: True compiles the layers by `torch.compile` while they train.
     Raises:
-        UserError: heads that do not divide, or selective checkpointing without `compile`.
+        UserError: `heads` does not divide `width` or `kv_heads` does not divide `heads`, or selective checkpointing is
+            set without `compile`.
     """
 
     writes_target = False
@@ -120,15 +122,15 @@ class Llama(nn.Module):
         rotary.inv_freq, rotary.original_inv_freq = frequencies, frequencies.clone()
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [...] -> text embeddings [..., E]."""
+        """Embed token ids [...] as text embeddings [..., E]."""
         return self.lm.model.embed_tokens(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., E] -> [..., vocabulary]. Project only the positions you need: it is the widest layer."""
+        """Project hidden states [..., E] to [..., vocabulary], the widest layer; pass only positions that you need."""
         return self.lm.lm_head(hidden)
 
     def learn(self, embeds: Tensor, batch: Batch) -> Learnt:
-        """Embeddings [1, T, E] of a flat row -> hidden states [S, E] at supervised places, and the ids they predict.
+        """Run embeddings [1, T, E] of a flat row; return hidden states [S, E] at supervised places and predicted ids.
 
         Routed linears read `batch.routed`, or `batch.visual` if that is None.
         """
@@ -136,10 +138,11 @@ class Llama(nn.Module):
         return Learnt(hidden.index_select(0, batch.supervised), batch.labels)
 
     def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, DecoderState]:
-        """Read the prompts of a flat row: hidden states [N, E] at each sample's last position, and the state to decode.
+        """Read the prompts of a flat row; return hidden states [N, E] at each sample's last position, and the state.
 
         Raises:
-            UserError: activation checkpointing or compiled layers while training, which would drop keys and values.
+            UserError: the model trains with activation checkpointing or compiled layers, which would drop keys and
+                values.
         """
         if (self.activation_checkpointing != "none" or self.compiled) and self.training:
             raise UserError("Llama: cached decoding with checkpointed or compiled layers needs `.eval()` first")
@@ -149,7 +152,7 @@ class Llama(nn.Module):
         return hidden[ends], DecoderState.of_row(cache, batch.lengths, batch.positions)
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
-        """One more token [N] of every sample -> hidden states [N, E]. Routed linears are exactly the plain ones."""
+        """Read one more token [N] of every sample; return hidden states [N, E]. Routed linears act as plain linears."""
         mask, positions = state.extend()
         return self.lm.model(
             inputs_embeds=self.embed(tokens[:, None]),
@@ -160,7 +163,7 @@ class Llama(nn.Module):
         ).last_hidden_state[:, 0]
 
     def _read(self, embeds: Tensor, batch: Batch, cache: DynamicCache | None = None) -> BaseModelOutputWithPast:
-        """The decoder layers over a flat row."""
+        """Run the decoder layers over a flat row."""
         places = batch.visual if batch.routed is None else batch.routed
         return self.lm.model(
             inputs_embeds=embeds,

@@ -1,4 +1,4 @@
-"""Low-rank adaptation of chosen linears of the decoder, at every position (partial LoRA: at visual ones alone)."""
+"""Low-rank adaptation of linears of the decoder at every position; partial LoRA acts at visual positions only."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ XCOMPOSER_LINEARS = ("q_proj", "v_proj", "up_proj", "down_proj")
 class LoRALinear(nn.Module):
     """y = W x + b + (alpha / rank) B A dropout(x).
 
-    A is kaiming-uniform, B is zero: a new model is its base model. The release computes the branch in fp32 beside a
-    half-precision base; here it follows the trainer's precision, which keeps fp32 weights where it is mixed.
+    A is kaiming-uniform and B is zero, so a new model computes what its base model does. The release computes the
+    branch in fp32 beside a half-precision base. Here the branch follows the trainer's precision, which keeps fp32
+    weights if it is mixed.
 
     Args:
-        base: the linear to wrap; it stays the same module.
-        rank: of the branch.
-        alpha: scale x rank; None: rank, a scale of 1.
-        dropout: on the branch's input, while training.
+        base: linear to wrap; it stays the same module.
+        rank: rank of the branch.
+        alpha: scale of the branch times `rank`; None means `rank`, a scale of 1.
+        dropout: probability of dropout on the branch's input in training.
     Source: arXiv:2106.09685; class LoRALinear of the XComposer release (modeling_utils.py).
     """
 
@@ -60,13 +61,16 @@ def apply_lora(
     dropout: float = 0.05,
     linears: Sequence[str] = XCOMPOSER_LINEARS,
 ) -> Llama:
-    """Wrap the named linears of every decoder layer, in place; returns the same model.
+    """Wrap linears of every decoder layer in place; return the same model.
 
     Args:
+        language: decoder to change.
         rank, alpha, dropout: see `LoRALinear`. XComposer: 256, 256, 0.05; 381.7M parameters at 7B size.
-        linears: names inside a layer's attention and feed-forward. XComposer leaves k_proj, o_proj and gate_proj plain.
+        linears: names of linears in a layer's attention and feed-forward. XComposer leaves k_proj, o_proj and gate_proj
+            plain.
     Raises:
-        UserError: the model is no decoder, the rank is not positive, a linear does not exist or has a branch already.
+        UserError: the model is no decoder, the rank is not positive, or a linear does not exist or already has a
+            branch.
     """
     if not isinstance(language, Llama):
         raise UserError(f"LoRA wraps the layers of a decoder, got {type(language).__name__}; leave it out")
@@ -88,13 +92,13 @@ def apply_lora(
 
 @dataclass(frozen=True)
 class LoRA(Injection):
-    """LoRA as a recipe names it. See `apply_lora`.
+    """LoRA as an entry of a recipe. See `apply_lora`.
 
     Args:
-        rank: of the branches.
-        alpha: scale x rank; None: rank, a scale of 1.
-        dropout: on the branches' input, while training.
-        linears: names inside a layer's attention and feed-forward.
+        rank: rank of the branches.
+        alpha: scale of the branches times `rank`; None means `rank`, a scale of 1.
+        dropout: probability of dropout on the branches' input in training.
+        linears: names of linears in a layer's attention and feed-forward.
     """
 
     rank: int = 256

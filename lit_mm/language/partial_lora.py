@@ -1,6 +1,6 @@
 """Partial LoRA: a low-rank branch on every linear of the decoder, active at visual positions only.
 
-Text positions use the plain weights: what the model does with text alone stays what the base model does, bit for bit.
+Text positions use the plain weights, so the model treats text alone like the base model, bit for bit.
 """
 
 from __future__ import annotations
@@ -22,31 +22,33 @@ PARTS = {"lora_a": "partial_lora", "lora_b": "partial_lora"}  # attribute -> par
 
 
 def low_rank_input(x: Tensor, mask: Tensor, p: float, training: bool) -> Tensor:
-    """The input [1, T, in] of a branch after dropout of probability p, with zeros where the mask [T, 1] is False.
+    """Compute the input [1, T, in] of a branch: zeros where the mask [T, 1] is False, then dropout of probability p.
 
-    `where` and not a product: a NaN at a text position becomes zero, too.
+    It uses `where` and not a product, so that a NaN at a text position becomes zero, too.
     """
     return dropout(torch.where(mask, x, 0), p, training)
 
 
 class PartialLoRALinear(nn.Module):
-    """y = W x + b, and + (alpha / rank) B A dropout(x) at the positions that `route` flags as visual.
+    """y = W x + b, plus (alpha / rank) B A dropout(x) at the positions that `route` flags as visual.
 
-    The branch runs at all positions of the row, and its input is zero at text positions: shapes follow the length of
-    the row alone, and no device is waited for. Text positions keep the bits of the base linear (zero is added to them),
-    and nothing of them, not even a NaN, reaches A and B. A batch without visual positions gives A and B zero gradients
-    and not missing ones, as distributed training needs (the release runs the branch on the first token, times 0).
+    The branch runs at all positions of the row, and its input is zero at text positions. So shapes depend on the length
+    of the row alone, and the host never waits for the device. Text positions keep the bits of the base linear, since
+    zero is added to them, and no value of theirs, not even a NaN, reaches A and B. A batch without visual positions
+    gives A and B zero gradients, not missing ones, as distributed training needs (the release runs the branch on the
+    first token, times 0).
 
-    A is kaiming-uniform, B is zero: a new model is its base model. The release means the same, but its initialiser asks
-    for `lora_A` and `lora_B` where the layers are called `Plora_A` and `Plora_B`: both are drawn from N(0, 0.02) there.
+    A is kaiming-uniform and B is zero, so a new model computes what its base model does. The release intends the same,
+    but its initialiser looks for `lora_A` and `lora_B` and the layers are called `Plora_A` and `Plora_B`, so both are
+    drawn from N(0, 0.02).
 
     Args:
-        base: the linear to wrap; it stays the same module.
-        rank: of the branch.
-        alpha: scale x rank; None: rank, a scale of 1.
-        dropout: on the branch's input, while training.
-        route: where the layer's routing is left; None: a new one, to be set by hand.
-        shared: the branch's A x comes from `route.low_rank`, and there is no A here (see `apply_partial_lora`).
+        base: linear to wrap; it stays the same module.
+        rank: rank of the branch.
+        alpha: scale of the branch times `rank`; None means `rank`, a scale of 1.
+        dropout: probability of dropout on the branch's input in training.
+        route: route of the layer, which holds its routing; None creates a route that the caller sets.
+        shared: True reads A x from `route.low_rank`; the module then has no A (see `apply_partial_lora`).
     Source: arXiv:2401.16420, section 3.2, equation 1; class PLoRA of the release.
     """
 
@@ -81,7 +83,7 @@ class PartialLoRALinear(nn.Module):
         if self.lora_a is not None:
             low = self.lora_a(low_rank_input(x, routing.mask, self.dropout, self.training))
         delta = self.lora_b(low)  # [1, T, out]
-        # out of place: under ZeRO-3 the base linear's output is a view that must not be written to
+        # out of place, because under ZeRO-3 the base linear's output is a view that must not be written to
         return torch.add(y, delta.to(y.dtype), alpha=self.scale)
 
     def extra_repr(self) -> str:
@@ -89,7 +91,7 @@ class PartialLoRALinear(nn.Module):
 
 
 def new_down(base: nn.Linear, rank: int) -> nn.Linear:
-    """A fresh A for `base`, [rank, in], on its device and in its dtype."""
+    """Create an A [rank, in] for `base`, on its device and in its dtype."""
     down = nn.Linear(base.in_features, rank, bias=False, **like(base))
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))
     return down
@@ -100,7 +102,7 @@ def like(base: nn.Linear) -> dict[str, torch.device | torch.dtype]:
 
 
 def share_low_rank(attention: nn.Module, args: tuple, kwargs: dict) -> None:
-    """Pre-hook of an attention: q, k and v read one A x, made once from one dropout mask, as in the packed release."""
+    """Compute A x once, with one dropout mask, for q, k and v, as in the packed release. A pre-hook of attention."""
     routing = attention.route.routing
     if routing is None:
         return
@@ -110,21 +112,22 @@ def share_low_rank(attention: nn.Module, args: tuple, kwargs: dict) -> None:
 
 
 def forget_low_rank(attention: nn.Module, args: tuple, output: object) -> None:
-    """Forward hook: let go of the product, which holds the graph of the whole forward."""
+    """Release the shared product, which holds the graph of the whole forward. A forward hook of the attention."""
     attention.route.low_rank = None
 
 
 def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, dropout: float = 0.05) -> Llama:
-    """Wrap the linears of every decoder layer, in place; returns the same model.
+    """Wrap the linears of every decoder layer in place; return the same model.
 
-    The release wraps five: wqkv, wo, w1, w3, w2. Its packed wqkv has one A, so here q, k and v share one (`lora_a` of
-    the attention) and own one B each, a slice of the packed B: the same function with the same parameters, 18.87M a
-    layer and 604.0M in all at rank 256 and 7B size. Embeddings and the output projection stay plain.
+    The release wraps five linears: wqkv, wo, w1, w3, w2. Its packed wqkv has one A, so here q, k and v share one A
+    (`lora_a` of the attention) and each has a B, a slice of the packed B. Function and parameters are the same: 18.87M
+    a layer and 604.0M in all at rank 256 and 7B size. Embeddings and the output projection stay plain.
 
     Args:
+        language: decoder to change.
         rank, alpha, dropout: see `PartialLoRALinear`. Published: 256, 256, 0.05.
     Raises:
-        UserError: the model is no decoder, the rank is not positive, or the model has partial LoRA already.
+        UserError: the model is no decoder, the rank is not positive, or the model already has partial LoRA.
     Source: arXiv:2401.16420, section 3.2; modeling_internlm2.py of the release.
     """
     if not isinstance(language, Llama):
@@ -155,12 +158,12 @@ def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, d
 
 @dataclass(frozen=True)
 class PartialLoRA(Injection):
-    """Partial LoRA as a recipe names it. See `apply_partial_lora`.
+    """Partial LoRA as an entry of a recipe. See `apply_partial_lora`.
 
     Args:
-        rank: of the branches.
-        alpha: scale x rank; None: rank, a scale of 1.
-        dropout: on the branches' input, while training.
+        rank: rank of the branches.
+        alpha: scale of the branches times `rank`; None means `rank`, a scale of 1.
+        dropout: probability of dropout on the branches' input in training.
     """
 
     rank: int = 256

@@ -1,4 +1,4 @@
-"""What a language model is to the rest of the library: a decoder or an encoder-decoder, on a flat row of samples."""
+"""The protocol of language models: decoders and encoder-decoders that read a flat row of samples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from lit_mm.samples.batch import Batch
 
 
 class Learnt(NamedTuple):
-    """What a training step compares.
+    """Hidden states and the token ids that they should predict.
 
     Attributes:
         hidden: [S, E] hidden states at the supervised places, after the last norm.
-        ids: [S] the token ids that they predict.
+        ids: [S] token id that each hidden state should predict.
     """
 
     hidden: Tensor
@@ -22,10 +22,10 @@ class Learnt(NamedTuple):
 
 
 class State(Protocol):
-    """What a language model remembers while it decodes: one entry per sample. `LanguageModel.step` extends it."""
+    """The memory of a language model during decoding, with one entry per sample. `LanguageModel.step` extends it."""
 
     def reorder(self, samples: Tensor) -> None:
-        """Keep these samples [N'] in this order: the hypotheses of a beam search, or those that are not finished."""
+        """Select samples [N'] in this order, such as hypotheses of a beam search or unfinished samples."""
         ...
 
 
@@ -33,12 +33,12 @@ DecodingState = TypeVar("DecodingState", bound=State)
 
 
 class LanguageModel(Protocol[DecodingState]):
-    """Reads a flat row of samples that are blind to each other (see `Batch`). N samples, T positions, E width.
+    """Reads a flat row of samples that do not see each other (see `Batch`). N samples, T positions, E width.
 
     Attributes:
-        width: E, of the hidden states.
+        width: E, width of the hidden states.
         vocab_size: number of token ids.
-        writes_target: True for an encoder-decoder: the answers that it learns stand in `Batch.target`.
+        writes_target: True for an encoder-decoder, whose answers are in `Batch.target`.
     """
 
     width: int
@@ -46,21 +46,21 @@ class LanguageModel(Protocol[DecodingState]):
     writes_target: bool
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [...] -> text embeddings [..., E]."""
+        """Embed token ids [...] as text embeddings [..., E]."""
         ...
 
     def learn(self, embeds: Tensor, batch: Batch) -> Learnt:
-        """Embeddings [1, T, E] of the row -> what its supervised places predict."""
+        """Run embeddings [1, T, E] of the row; return the hidden states at supervised places and the predicted ids."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., E] -> [..., vocabulary]."""
+        """Project hidden states [..., E] to [..., vocabulary]."""
         ...
 
     def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, DecodingState]:
-        """Read the prompts. Returns the hidden states [N, E] that predict each sample's first new token."""
+        """Read the prompts; return the hidden states [N, E] that predict each first new token, and the state."""
         ...
 
     def step(self, tokens: Tensor, state: DecodingState) -> Tensor:
-        """One more token [N] of every sample -> the hidden states [N, E] that predict the next one."""
+        """Read one more token [N] of every sample; return the hidden states [N, E] that predict the next token."""
         ...

@@ -1,10 +1,10 @@
 """Routed linears: wrappers around a decoder's linears that treat visual positions differently from text.
 
 The route of a batch travels as one keyword argument, `routing`, through the language model to every decoder layer and
-on to its attention, where a pre-hook takes it out and leaves it in the layer's `Route`. Why there: transformers
-checkpoints a decoder layer's `forward`, so a hook on the layer itself does not run again when the backward pass
-recomputes it, and the route of another forward would be read. A hook on the attention inside it does run again, with
-the arguments of its own forward.
+on to its attention, where a pre-hook takes it out and stores it in the layer's `Route`. The hook is on the attention
+because transformers checkpoints a decoder layer's `forward`: a hook on the layer itself does not run again when the
+backward pass recomputes the layer, which would then read the route of another forward. A hook on the attention inside
+runs again, with the arguments of its forward.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Routing(NamedTuple):
     """The positions of a flat row of T positions that count as visual.
 
     Attributes:
-        places: [K] numbers of these positions, ascending.
-        mask: [T, 1] True at these positions.
+        places: [K] numbers of the visual positions, ascending.
+        mask: [T, 1] True at visual positions.
     """
 
     places: Tensor
@@ -28,16 +28,16 @@ class Routing(NamedTuple):
 
     @classmethod
     def of(cls, places: Tensor, length: int) -> Routing:
-        """The routing of a row of `length` positions; no device is waited for."""
+        """Build the routing of a row of `length` positions, without waiting for the device."""
         mask = torch.zeros(length, 1, dtype=torch.bool, device=places.device)
         return cls(places, mask.index_fill_(0, places, True))
 
 
 class Route:
-    """What the routed linears of one decoder layer read during its forward.
+    """The values that the routed linears of one decoder layer read during its forward.
 
     Attributes:
-        routing: visual positions of the row; None: every position is text.
+        routing: visual positions of the row; None means that every position is text.
         low_rank: [1, T, rank] product of a branch shared by several linears (see `partial_lora.py`).
     """
 
@@ -47,9 +47,9 @@ class Route:
 
 
 def receive_routing(attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Pre-hook (with keyword arguments) of an attention that owns a `route`: take `routing` out of its arguments.
+    """Move `routing` from an attention's keyword arguments to its `route`. A pre-hook of the attention.
 
-    A plain function that asks the module for its route, so that copies of a model keep theirs apart.
+    It is a plain function that reads the route from the module, so that copies of a model have separate routes.
     """
     kwargs = dict(kwargs)
     attention.route.routing = kwargs.pop("routing", None)

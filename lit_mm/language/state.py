@@ -1,4 +1,4 @@
-"""Decoding states: keys and values per layer, laid out sample by sample."""
+"""Decoding states hold keys and values per layer, laid out sample by sample."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 @dataclass
 class DecoderState:
-    """Keys and values of N samples.
+    """The decoding state of a decoder: keys and values of N samples.
 
     Attributes:
         cache: keys and values per layer, each [N, H, T, D], padded on the left to the longest sample.
         lengths: number of keys of each sample, kept on the host.
         positions: [N] position ids of the tokens that come next.
-        visible: [N, T] True where a key is a sample's own, False at padding; None where all samples are equally long.
+        visible: [N, T] True at keys of a sample, False at padding; None if all samples are equally long.
     """
 
     cache: DynamicCache
@@ -29,11 +29,11 @@ class DecoderState:
 
     @classmethod
     def of_row(cls, cache: DynamicCache, lengths: Sequence[int], positions: Tensor) -> DecoderState:
-        """The state after a flat row was read.
+        """Build the state after a flat row was read.
 
         Args:
-            cache: keys and values of the row, each [1, H, T, D]; it is laid out anew in place.
-            lengths: positions of each sample; they sum to T.
+            cache: keys and values of the row, each [1, H, T, D]; they are laid out by sample in place.
+            lengths: number of positions of each sample; they sum to T.
             positions: [1, T] position ids of the row.
         """
         lay_out(cache, lengths)
@@ -44,8 +44,8 @@ class DecoderState:
         """Make room for one more token of every sample.
 
         Returns:
-            The mask [N, 1, 1, T + 1] of the keys that each sample sees, None if it sees all; and the position ids
-            [N, 1] of the new tokens.
+            The mask [N, 1, 1, T + 1] of the keys that each sample sees, None if every sample sees all keys; and the
+            position ids [N, 1] of the new tokens.
         """
         self.lengths = [length + 1 for length in self.lengths]
         positions, self.positions = self.positions[:, None], self.positions + 1
@@ -63,13 +63,13 @@ class DecoderState:
 
 @dataclass
 class EncoderDecoderState:
-    """The decoder's keys and values of N samples, and those of what was encoded.
+    """The decoding state of an encoder-decoder: keys and values of the tokens and sources of N samples.
 
     Attributes:
-        cache: keys and values per layer. Those of the tokens are [N, H, T, D], equally many for every sample; those of
-            the encoded sources [N, H, S, D], padded on the left to the longest.
+        cache: keys and values per layer. Tokens have [N, H, T, D], equally many for every sample; encoded sources have
+            [N, H, S, D], padded on the left to the longest source.
         lengths: number of encoded positions of each sample, kept on the host.
-        visible: [N, S] True where an encoded position is a sample's own; None where all samples are equally long.
+        visible: [N, S] True at encoded positions of a sample, False at padding; None if all are equally long.
     """
 
     cache: EncoderDecoderCache
@@ -78,12 +78,13 @@ class EncoderDecoderState:
 
     @classmethod
     def of_row(cls, cache: EncoderDecoderCache, lengths: Sequence[int], device: torch.device) -> EncoderDecoderState:
-        """The state after one token of each sample was read, with a flat row of encoded sources.
+        """Build the state after a flat row of sources was encoded and one token of each sample was read.
 
         Args:
-            cache: keys and values of the tokens, [1, H, N, D], and of the sources, [1, H, S, D]; it is laid out anew in
-                place.
-            lengths: encoded positions of each sample; they sum to S.
+            cache: keys and values of the tokens, [1, H, N, D], and of the sources, [1, H, S, D]; they are laid out by
+                sample in place.
+            lengths: number of encoded positions of each sample; they sum to S.
+            device: device of the model.
         """
         lay_out(cache.self_attention_cache, [1] * len(lengths))
         lay_out(cache.cross_attention_cache, lengths)
@@ -97,24 +98,25 @@ class EncoderDecoderState:
 
 
 def lay_out(cache: DynamicCache, lengths: Sequence[int]) -> None:
-    """Lay the keys and values of a flat row out sample by sample, in place."""
+    """Lay out the keys and values of a flat row sample by sample, in place."""
     for layer in cache.layers:
         layer.keys, layer.values = (by_sample(states, lengths) for states in (layer.keys, layer.values))
 
 
 def by_sample(states: Tensor, lengths: Sequence[int]) -> Tensor:
-    """[1, H, T, D] of a flat row -> [N, H, T_max, D], each sample padded with zeros on the left."""
+    """Split [1, H, T, D] of a flat row into [N, H, T_max, D], each sample padded with zeros on the left."""
     longest = max(lengths)
     pieces = states[0].split(tuple(lengths), dim=1)
     return torch.stack([F.pad(piece, (0, 0, longest - piece.shape[1], 0)) for piece in pieces])
 
 
 def keep_samples(cache: DynamicCache, lengths: Sequence[int], samples: Tensor) -> list[int]:
-    """Keep these samples of a cache that is padded on the left, without columns that are padding of all of them.
+    """Select samples of a cache that is padded on the left, and remove columns that are padding in all of them.
 
     Args:
-        lengths: keys of each sample before.
-        samples: [N'] numbers of samples.
+        cache: keys and values, changed in place.
+        lengths: number of keys of each sample in the cache.
+        samples: [N'] numbers of the samples to keep.
     Returns:
         The number of keys of each sample that stays.
     """
@@ -126,7 +128,7 @@ def keep_samples(cache: DynamicCache, lengths: Sequence[int], samples: Tensor) -
 
 
 def visible_keys(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """[N, T_max]: False at the padding on the left, True behind it; None where all samples are equally long."""
+    """Return [N, T_max], False at the padding on the left and True behind it; None if all samples are equally long."""
     longest = max(lengths)
     if min(lengths) == longest:
         return None

@@ -19,14 +19,14 @@ from lit_mm.samples.batch import Batch
 
 
 class T5RowAttention(nn.Module):
-    """T5's attention over flat rows, segment by segment, with the parameters of transformers' module.
+    """The attention of T5 over flat rows, segment by segment, with the parameters of transformers' module.
 
-    transformers computes the bias of the positions for the whole row, [1, H, T, T] (2.1 GB at 4096 positions and 32
-    heads), and zeros of that size for cross-attention. Here layers share one bias per distance, [H, 2 L - 1] with L the
-    longest segment, and cross-attention has none.
+    transformers computes the position bias for the whole row, [1, H, T, T] (2.1 GB at 4096 positions and 32 heads), and
+    zeros of that size for cross-attention. Here layers share one bias per distance, [H, 2 L - 1] with L the longest
+    segment, and cross-attention has no bias.
 
     Args:
-        base: the module that is replaced.
+        base: module that is replaced.
     """
 
     def __init__(self, base: T5Attention) -> None:
@@ -48,20 +48,22 @@ class T5RowAttention(nn.Module):
         cross_segments: Segments | None = None,
         cross_visible: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, None]:
-        """Attention of a flat row [1, T, E], or of one more token of every sample [N, 1, E] with cached keys.
+        """Attend over a flat row [1, T, E], or from one more token of every sample [N, 1, E] to cached keys.
 
         Args:
-            hidden_states: what asks.
-            mask: always None; the configured attention has no mask function.
-            key_value_states: [1, S, E] encoded row for cross-attention; None: self-attention. Cached keys replace it.
-            position_bias: [H, 2 M + 1] bias per distance, from an earlier layer; None in the first one.
-            past_key_values: keys and values of earlier tokens and of what was encoded; None: nothing is cached.
-            segments, cross_segments: lengths for self-attention and cross-attention; None: one token with cached keys.
-            cross_visible: [N, 1, 1, S] True where a cached cross key belongs to the sample.
+            hidden_states: [1, T, E] or [N, 1, E] states that make the queries.
+            mask: always None, because the configured attention has no mask function.
+            key_value_states: [1, S, E] encoded row for cross-attention, unless its keys are cached; None means
+                self-attention.
+            position_bias: [H, 2 M + 1] bias per distance from an earlier layer; None in the first layer.
+            past_key_values: cache with keys and values of earlier tokens and of the sources; None means no cache.
+            segments, cross_segments: lengths for self-attention and cross-attention; None means one token with cached
+                keys.
+            cross_visible: [N, 1, 1, S] True where a cached cross key belongs to the sample; None means everywhere.
         Returns:
-            What was read, of the shape of `hidden_states`; the bias per distance for the next layer; no weights.
+            The output, of the shape of `hidden_states`; the bias per distance for the next layer; None for the weights.
         Raises:
-            UserError: several positions without segments.
+            UserError: there are several positions and no segments.
         """
         cross = key_value_states is not None
         query = self._heads(self.q(hidden_states))
@@ -85,7 +87,7 @@ class T5RowAttention(nn.Module):
         return x.unflatten(-1, (-1, self.head_width)).transpose(1, 2)
 
     def _keys(self, x: Tensor, cache: EncoderDecoderCache | None, cross: bool) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, H, S, D], those of the cache included."""
+        """Compute keys and values [B, H, S, D], with those of the cache."""
         if cache is None:
             return self._heads(self.k(x)), self._heads(self.v(x))
         of_kind = cache.cross_attention_cache if cross else cache.self_attention_cache
@@ -102,34 +104,34 @@ class T5RowAttention(nn.Module):
 
 
 class T5(nn.Module):
-    """transformers' T5 with a gated GELU and an output projection of its own, fed with embeddings.
+    """The T5 of transformers with a gated GELU and a separate output projection, fed with embeddings.
 
-    Encoder, decoder and cross-attention work on flat rows, segment by segment: see `T5RowAttention`.
-    transformers 5 ties the output projection to the embeddings, whatever the config says: here it is a linear of its
-    own, and the hidden states are not scaled before it, as in Flan-T5. Weights are random until a checkpoint is loaded.
+    Encoder, decoder and cross-attention work on flat rows, segment by segment; see `T5RowAttention`. transformers 5
+    always ties the output projection to the embeddings. Here it is a separate linear, and the hidden states are not
+    scaled before it, as in Flan-T5. Weights are random until a checkpoint is loaded.
 
     Letters: N samples, S positions of the encoded row, T positions of the target's row, E width.
 
     Args:
-        width: E, of the hidden states.
-        layers: encoder layers.
-        heads: attention heads.
+        width: E, width of the hidden states.
+        layers: number of encoder layers.
+        heads: number of attention heads.
         ffn_width: hidden width of the gated feed-forward.
-        vocab_size: token ids.
-        decoder_layers: None: as many as the encoder has.
-        head_width: of one head; None: width / heads. Heads need not divide the width if it is given.
-        dropout: wherever T5 has it, attention weights included. Published: 0.1.
-        activation: of the gate. "gelu_new", the tanh approximation, is T5's; BLIP-2 and InstructBLIP run it with the
-            exact "gelu".
-        buckets: of relative distances; the encoder's are half for what comes before and half for what comes after.
-        max_distance: distances from here on share one bucket, tokens.
-        norm_eps: of the RMS norms.
-        start_id: token the decoder starts from; the padding token in every published T5.
-        activation_checkpointing: "full": recompute each layer in the backward pass, while training and without a
-            cache; "none": keep its activations.
-        weights: reference of the checkpoint that a later, explicit step loads; nothing is read here.
+        vocab_size: number of token ids.
+        decoder_layers: number of decoder layers; None means as many as the encoder has.
+        head_width: width of one head; None means width / heads. With a value, heads need not divide the width.
+        dropout: probability of dropout in all places where T5 has it, with attention weights. Published: 0.1.
+        activation: activation of the gate. T5 has "gelu_new", the tanh approximation; BLIP-2 and InstructBLIP run T5
+            with the exact "gelu".
+        buckets: number of buckets of relative distances; the encoder uses half for earlier and half for later tokens.
+        max_distance: least distance that falls into the last bucket, tokens.
+        norm_eps: epsilon of the RMS norms.
+        start_id: id of the decoder's first token; the padding token in every published T5.
+        activation_checkpointing: "full" recomputes each layer in the backward pass, in training without a cache; "none"
+            keeps its activations.
+        weights: reference of a checkpoint, which a later step loads explicitly; the constructor reads nothing.
     Raises:
-        UserError: heads that do not divide the width, or an odd or too small number of buckets.
+        UserError: heads do not divide the width, `buckets` is no multiple of 4, or `max_distance` is too small.
     Source: arXiv:2002.05202 (gated GELU), arXiv:1910.10683 (T5), T5 v1.1's release notes (untied projection).
     """
 
@@ -200,18 +202,18 @@ class T5(nn.Module):
         prepare_layers(self.lm, activation_checkpointing)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids [...] -> text embeddings [..., E], the same for encoder and decoder."""
+        """Embed token ids [...] as text embeddings [..., E], the same for encoder and decoder."""
         return self.lm.shared(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., E] -> [..., vocabulary]. Project only the positions you need: it is the widest layer."""
+        """Project hidden states [..., E] to [..., vocabulary], the widest layer; pass only positions that you need."""
         return self.lm.lm_head(hidden)
 
     def learn(self, embeds: Tensor, batch: Batch) -> Learnt:
-        """Embeddings [1, S, E] of a flat row of sources -> hidden states that predict the supervised target ids.
+        """Run embeddings [1, S, E] of a flat row of sources; return hidden states that predict supervised target ids.
 
         Raises:
-            UserError: a batch without targets.
+            UserError: the batch has no target.
         """
         if batch.target is None:
             raise UserError(
@@ -220,15 +222,15 @@ class T5(nn.Module):
         target = batch.target
         segments = Segments(target.lengths)
         starts = starts_of(target.lengths, target.ids.device)[:-1].long()
-        read = target.ids.roll(1, dims=1).index_fill(1, starts, self.start_id)  # each sample behind its start token
+        read = target.ids.roll(1, dims=1).index_fill(1, starts, self.start_id)  # the start token precedes each sample
         hidden = self._decode(read, self._encode(embeds, batch), segments, batch)  # [1, T, E]
         return Learnt(hidden[0].index_select(0, batch.supervised), batch.labels)
 
     def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, EncoderDecoderState]:
-        """Encode the sources and read the start token: hidden states [N, E], and the state to decode.
+        """Encode the sources and read the start token; return hidden states [N, E], and the decoding state.
 
         Raises:
-            UserError: activation checkpointing while training, which would drop keys and values.
+            UserError: the model trains with activation checkpointing, which would drop keys and values.
         """
         if self.activation_checkpointing != "none" and self.training:
             raise UserError("T5: cached decoding with activation checkpointing needs `.eval()` first")
@@ -239,18 +241,18 @@ class T5(nn.Module):
         return hidden[0], EncoderDecoderState.of_row(cache, batch.lengths, embeds.device)
 
     def step(self, tokens: Tensor, state: EncoderDecoderState) -> Tensor:
-        """One more token [N] of every sample -> hidden states [N, E]."""
+        """Read one more token [N] of every sample; return hidden states [N, E]."""
         embeds = self.embed(tokens[:, None])
         return self.lm.decoder(
             inputs_embeds=embeds,
-            encoder_hidden_states=embeds,  # not read: the keys of what was encoded are in the cache
+            encoder_hidden_states=embeds,  # unused, because the cache holds the keys of the sources
             past_key_values=state.cache,
             use_cache=True,
             cross_visible=None if state.visible is None else state.visible[:, None, None],
         ).last_hidden_state[:, 0]
 
     def _encode(self, embeds: Tensor, batch: Batch) -> Tensor:
-        """[1, S, E] of a flat row -> [1, S, E] after the encoder's last norm."""
+        """Encode a flat row [1, S, E]; return [1, S, E] after the encoder's last norm."""
         return self.lm.encoder(inputs_embeds=embeds, segments=Segments(batch.lengths, causal=False)).last_hidden_state
 
     def _decode(
@@ -261,7 +263,7 @@ class T5(nn.Module):
         batch: Batch,
         cache: EncoderDecoderCache | None = None,
     ) -> Tensor:
-        """The decoder over a flat row of tokens [1, T], beside the encoded row [1, S, E] -> hidden states [1, T, E]."""
+        """Decode a flat row of tokens [1, T] beside the encoded row [1, S, E]; return hidden states [1, T, E]."""
         return self.lm.decoder(
             inputs_embeds=self.embed(tokens),
             encoder_hidden_states=encoded,

@@ -1,4 +1,4 @@
-"""Objectives: what a stage minimises, as parts with weights."""
+"""Objectives are the losses that a stage minimises, as parts with weights."""
 
 from lit_mm.objectives.next_token import NextToken
 

@@ -12,12 +12,12 @@ from lit_mm.samples.batch import TOKENS, Batch
 
 
 class NextToken:
-    """Cross-entropy over supervised tokens, in fp32. Only supervised places are projected to the vocabulary.
+    """Sums the cross-entropy over supervised tokens, in fp32. Only supervised places are projected to the vocabulary.
 
     Args:
         label_smoothing: share of the target's probability that is spread over the vocabulary, from 0 to below 1.
     Raises:
-        UserError: the label smoothing is outside of its range.
+        UserError: the label smoothing is out of its range.
     Attributes:
         loss_by_source: [2, number of sources] sum of the losses and number of the tokens of each data source in the
             last micro-batch; None if there is only one source.
@@ -33,7 +33,7 @@ class NextToken:
         self.loss_by_source: Tensor | None = None
 
     def __call__(self, model: MultimodalModel, batch: Batch) -> Tensor:
-        """The sum over the supervised tokens of the batch."""
+        """Return the sum over the supervised tokens of the batch."""
         hidden, ids = model(batch)
         losses = token_losses(model.language, hidden, ids, self.label_smoothing)
         if batch.sources is not None:
@@ -42,9 +42,9 @@ class NextToken:
 
 
 def by_source(losses: Tensor, sources: Tensor, num_sources: int) -> Tensor:
-    """[S] losses and the numbers of their sources -> [2, num_sources]: sum of the losses, and count, of each source.
+    """Sum [S] losses by source; return [2, num_sources] sums and counts.
 
-    By masks and not by scattering, which is not deterministic on GPUs.
+    It uses masks and not scattering, which is not deterministic on GPUs.
     """
     member = torch.arange(num_sources, device=sources.device)[:, None] == sources  # [num_sources, S]
     return torch.stack([torch.where(member, losses, 0).sum(dim=1), member.sum(dim=1).to(losses)])

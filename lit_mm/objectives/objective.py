@@ -1,4 +1,4 @@
-"""What an objective is to the rest of the library."""
+"""The protocol of objectives."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ class Objective(Protocol):
     parts: frozenset[str] | None
 
     def __call__(self, model: Any, batch: Any) -> Tensor:
-        """The sum over the units of the batch, a scalar in fp32. It must not depend on how a step is split."""
+        """Return the sum over the units of the batch, a scalar in fp32. It must not depend on how a step is split."""
         ...

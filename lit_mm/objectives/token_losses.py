@@ -1,4 +1,4 @@
-"""The cross-entropy of hidden states, without all of their logits in memory at once."""
+"""The cross-entropy of hidden states, computed without all logits in memory at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ MOST_CHUNKS = 16  # each chunk reads the whole output projection, and adds a gra
 
 
 def token_losses(language: LanguageModel, hidden: Tensor, ids: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """The cross-entropy of each token in fp32, as `F.cross_entropy` defines it.
+    """Compute the cross-entropy of each token in fp32, as `F.cross_entropy` defines it.
 
-    Where the logits of all tokens would take more than 64 MB, they are computed in chunks of tokens, and a second time
-    in the backward pass: 2048 tokens with a vocabulary of 49152 and a width of 192 peak at 140 MB in place of 1170 MB,
-    forward and backward in fp32.
+    If the logits of all tokens would take more than 64 MB, they are computed in chunks of tokens, and a second time in
+    the backward pass. 2048 tokens with a vocabulary of 49152 and a width of 192 then peak at 140 MB in place of
+    1170 MB, forward and backward in fp32.
 
     torch has `F.linear_cross_entropy` for this. It returns losses in the dtype of the hidden states, which bf16 rounds
     by up to 0.03 at a loss of 10; it takes the bare weight, which a sharded model only has inside of the projection's
@@ -56,9 +56,9 @@ def token_losses(language: LanguageModel, hidden: Tensor, ids: Tensor, label_smo
 
 
 def chunk_rows(rows: int, vocab_size: int) -> int:
-    """Tokens of a chunk; all of them where their logits fit.
+    """Compute the number of tokens in a chunk; it is all tokens if their logits fit.
 
-    Example: 2048 tokens and a vocabulary of 49152 make 384 MB of logits, so 12 chunks of 171 tokens.
+    Example: 2048 tokens and a vocabulary of 49152 make 384 MB of logits, which are 12 chunks of 171 tokens.
     """
     size = 4 * rows * vocab_size
     if size <= WHOLE:

@@ -1,7 +1,7 @@
-"""Regions of a picture as text, as Qwen-VL writes them: whole thousandths of its width and height, from 0 to 999.
+"""Regions of a picture as text in Qwen-VL's form: whole thousandths of its width and height, from 0 to 999.
 
-`<ref>the dog</ref><box>(12,0),(999,587)</box>`: a phrase, then its boxes, top left and bottom right corner. The numbers
-are plain digits. Being relative they stay what they are when the picture is stretched to a square.
+`<ref>the dog</ref><box>(12,0),(999,587)</box>` holds a phrase, then its boxes with top left and bottom right corner.
+The numbers are plain digits. Since they are relative, they do not change when the picture is stretched to a square.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ MARKED = re.compile(r"<ref>(?P<ref>.*?)</ref>|<box>\((\d+),(\d+)\),\((\d+),(\d+)
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """What a text says about a place.
+    """A phrase and the boxes that a text assigns to it.
 
     Attributes:
-        phrase: what stands in <ref>; "" for boxes without one.
-        boxes: the boxes that follow it.
+        phrase: text inside <ref>; "" for boxes without a phrase.
+        boxes: boxes that follow the phrase.
     """
 
     phrase: str
@@ -30,14 +30,14 @@ class Region:
 
 
 def to_thousandths(box: tuple[float, float, float, float], height: int, width: int) -> Box:
-    """A box in pixels, as it is written: floor(1000 x / width), 999 at most.
+    """Convert a box from pixels to thousandths: floor(1000 x / width), 999 at most.
 
     Args:
         box: left, top, right, bottom, pixels.
-        height, width: of the picture, pixels.
+        height, width: size of the picture, pixels.
     Raises:
-        UserError: the box is empty the wrong way round, or leaves the picture.
-    Source: the authors do not say how they round when they write; this is what their reading fits best.
+        UserError: the corners of the box are swapped, or the box leaves the picture.
+    Source: the authors do not tell how they round when they write; this rounding fits their reading best.
     """
     left, top, right, bottom = box
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height) or not height or not width:
@@ -50,21 +50,25 @@ def to_thousandths(box: tuple[float, float, float, float], height: int, width: i
 
 
 def to_pixels(box: Box, height: int, width: int) -> tuple[float, float, float, float]:
-    """Where a written box lies, pixels, for measures: 999 is the far side. Source: eval_mm/evaluate_grounding.py."""
+    """Convert a box to pixels for metrics; 999 is the far side. Source: eval_mm/evaluate_grounding.py."""
     sides = width, height, width, height
     return tuple(x / (STEPS - 1) * side for x, side in zip(box, sides, strict=True))
 
 
 def to_drawn_pixels(box: Box, height: int, width: int) -> Box:
-    """Whole pixels to draw a written box at, 1000 being the far side. Source: `_fetch_all_box_with_ref` and
-    `draw_bbox_on_latest_picture` of the released tokenizer."""
+    """Convert a box to whole pixels for drawing; 1000 is the far side.
+
+    Source: `_fetch_all_box_with_ref` and `draw_bbox_on_latest_picture` of the released tokenizer.
+    """
     sides = width, height, width, height
     return tuple(int(x / STEPS * side) for x, side in zip(box, sides, strict=True))
 
 
 def write_box(box: Box) -> str:
-    """Raises:
-    UserError: a coordinate that is not in 0 to 999, or corners the wrong way round.
+    """Write a box as `<box>(left,top),(right,bottom)</box>`.
+
+    Raises:
+        UserError: a coordinate is not in 0 to 999, or the corners are swapped.
     """
     left, top, right, bottom = box
     if not (0 <= left <= right < STEPS and 0 <= top <= bottom < STEPS):
@@ -73,13 +77,13 @@ def write_box(box: Box) -> str:
 
 
 def write_region(region: Region) -> str:
-    """`<ref>phrase</ref>` and its boxes."""
+    """Write `<ref>phrase</ref>` and its boxes."""
     phrase = f"<ref>{region.phrase}</ref>" if region.phrase else ""
     return phrase + "".join(map(write_box, region.boxes))
 
 
 def find_regions(text: str) -> list[Region]:
-    """What a model's text says about places, in order. A box that is cut or malformed is not among them."""
+    """Parse the regions in a model's text, in order. Cut or malformed boxes are skipped."""
     regions: list[Region] = []
     for match in MARKED.finditer(text):
         if match["ref"] is not None:

@@ -1,4 +1,4 @@
-"""Tokenizers from their published files. No code that lies beside the files is run."""
+"""Reading tokenizers from their published files. Code beside the files is never run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DATA = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "tekken.json")  # 
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 FILES = (*DATA, *BYTE_PAIRS, *CONFIGS)
 ROLES = ("bos", "eos", "unk", "pad")
-# Where no file names an end-of-sequence token: the first of these that the vocabulary has
+# If no file names an end-of-sequence token, the first of these tokens in the vocabulary is used
 USUAL = {
     "bos_token": ("<s>", "<bos>", "<|begin_of_text|>"),
     "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
@@ -34,12 +34,12 @@ def read_files(path: Path) -> tuple[Vocabulary, dict[str, str | None]]:
     """Read a tokenizer from a folder or from one of its files.
 
     Args:
-        path: a folder with `tokenizer.model`, `tokenizer.json`, `qwen.tiktoken`, `tekken.json`, or `vocab.json` and
-            `merges.txt`; or one such file, whatever its name. Settings beside the file are read with it.
+        path: folder with `tokenizer.model`, `tokenizer.json`, `qwen.tiktoken`, `tekken.json`, or `vocab.json` and
+            `merges.txt`; or one such file under any name. Settings beside the file are read, too.
     Returns:
-        The vocabulary, and `bos_token`, `eos_token` and `pad_token`; None where the files name none.
+        The vocabulary, and `bos_token`, `eos_token` and `pad_token`, each None if the files name no such token.
     Raises:
-        UserError: no such file, a file that cannot be read, or no end-of-sequence token.
+        UserError: there is no such file, it cannot be read, or there is no end-of-sequence token.
     """
     file = _data_file(path)
     settings = {name: _json(file.parent / name) for name in CONFIGS}
@@ -113,7 +113,7 @@ def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
 
 
 def _byte_pairs(vocabulary: Path, merges: Path, special: list[str]) -> tokenizers.Tokenizer:
-    """Byte pairs in the two files of GPT-2's form."""
+    """Build a tokenizer of byte pairs from the two files of GPT-2's form."""
     model = tokenizers.models.BPE.from_file(str(vocabulary), str(merges))
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -124,7 +124,7 @@ def _byte_pairs(vocabulary: Path, merges: Path, special: list[str]) -> tokenizer
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """An object in a JSON file; {} where there is none."""
+    """Read an object from a JSON file; return {} if there is no file or no object."""
     if not file.is_file():
         return {}
     try:
@@ -135,5 +135,5 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _text(token: Any) -> str | None:
-    """The text of a token, which files write as it is or as an object with `content`."""
+    """Return the text of a token, which files write as text or as an object with `content`."""
     return token.get("content") if isinstance(token, dict) else token

@@ -1,4 +1,4 @@
-"""The template of web pages and captions: text and pictures as they stand, all text learnt. VILA's pre-training."""
+"""The template of VILA's pre-training for web pages and captions, which keeps their order and learns all text."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from lit_mm.prompts.tokenizer import Tokenizer
 
 
 class Interleaved:
-    """BOS, text and pictures in the order in which they stand, eos. All text and the eos are learnt.
+    """Writes BOS, text and pictures in their order, and eos. All text and the eos are learnt.
 
-    A picture stands right before the sentence that it belongs to; a space beside it is left out. That order is what
-    few-shot ability comes from, so nothing is moved.
+    A picture stands right before the sentence that it belongs to, and a space beside it is left out. Few-shot ability
+    comes from that order, so the template moves nothing.
 
     Source: VILA (arXiv:2312.07533, section 3.2), github.com/NVlabs/VILA eaadb1e, llava/data/dataset.py. The released
     code also labels BOS, which nothing predicts.
     """
 
     def parts(self, document: Document, eos: str) -> list[Part]:
-        """The rendered document.
+        """Render a document.
 
         Raises:
-            UserError: it is a conversation.
+            UserError: the document is a conversation.
         """
         if any(turn.role != "page" for turn in document.turns) or not document.turns:
             raise UserError(
@@ -47,7 +47,7 @@ class Interleaved:
             else:
                 parts.append(pictures)
                 pictures += 1
-        if any(isinstance(part, Text) and part.text for part in parts):  # pictures alone: their text is asked for
+        if any(isinstance(part, Text) and part.text for part in parts):  # not after pictures alone
             parts.append(Text(eos, learn=True))
         return parts
 

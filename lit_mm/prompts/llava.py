@@ -1,4 +1,4 @@
-"""LLaVA's chats, rendered with one of the templates."""
+"""The prompt of LLaVA's chats, with a choice of templates."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ PLACEHOLDER = "<image>"
 
 
 class ChatPrompt:
-    """A chat in one of LLaVA's templates; each answer and the marker that ends it are learnt.
+    """Writes a chat in one of LLaVA's templates; each answer and its end marker are learnt.
 
     - A single picture of a user turn goes to its front with a newline behind it, and the text is stripped.
-    - Several pictures of a turn keep their places in the text, which stays as it is: `Image A: <image> or <image>?`.
-      Of a document that is not in LLaVA's own format, pictures in front of the question have a line each.
-    - A leading system turn replaces the template's system text; VILA's FLAN-style data gives an empty one.
+    - Several pictures of a turn keep their places in the text, which does not change: `Image A: <image> or <image>?`.
+      In a document that is not in LLaVA's own format, each picture in front of the question gets a line.
+    - A leading system turn replaces the template's system text; in VILA's FLAN-style data it is empty.
 
     Args:
-        template: a name of `lit_mm.prompts.vicuna.TEMPLATES`. The tokenizer must have its markers as tokens.
-        keep_leading: leave a turn in LLaVA's own format (`Document.text_format`) as it is if its single picture stands
-            in front already, with a newline behind it or not, as LLaVA-NeXT does.
+        template: name in `lit_mm.prompts.vicuna.TEMPLATES`. The tokenizer must have the template's markers as tokens.
+        keep_leading: True leaves a turn in LLaVA's own format (`Document.text_format`) unchanged if its single picture
+            already stands in front, with or without a newline behind it, as LLaVA-NeXT does.
     Raises:
-        UserError: an unknown template.
+        UserError: the template is unknown.
     Source: github.com/haotian-liu/LLaVA c121f04, llava/train/train.py, `preprocess_multimodal` and `preprocess_v1`.
-        Its rule counts tokens: of each round, the `len(tokens(text up to the answer, space included)) - 2` first ones
-        are masked, where 2 stands for a BOS and the token of that space. In the first round of a vocabulary with a BOS
-        this gives our labels. In later rounds, or without a BOS, the counts are off by one or more; that code then
-        shifts the labels or masks the whole sample, and is not followed. That code writes one placeholder for the
-        several of a turn; their places are those of VILA (arXiv:2312.07533) and of LLaVA-NeXT's code.
+        Its rule counts tokens: in each round it masks the first `len(tokens(text up to the answer, space included)) -
+        2` tokens, where 2 stands for a BOS and the token of that space. In the first round of a vocabulary with a BOS
+        this gives our labels. In later rounds, or without a BOS, the counts are off by one or more, and that code
+        shifts the labels or masks the whole sample; we do not follow it there. That code also writes one placeholder
+        for several pictures of a turn; our places follow VILA (arXiv:2312.07533) and LLaVA-NeXT's code.
     """
 
     def __init__(self, template: str = "vicuna_v1", keep_leading: bool = False) -> None:
@@ -42,10 +42,10 @@ class ChatPrompt:
         self.template, self.keep_leading = TEMPLATES[template], keep_leading
 
     def parts(self, document: Document) -> list[Part]:
-        """The rendered document.
+        """Render a document.
 
         Raises:
-            UserError: turns that do not alternate, an answer with a picture, or a text that contains the end marker.
+            UserError: turns do not alternate, an answer has a picture, or a text contains the end marker.
         """
         template, where = self.template, f"document {document.id!r}"
         turns, pictures = list(document.turns), 0
@@ -86,10 +86,11 @@ class ChatPrompt:
         return parts
 
     def _question(self, parts: Sequence[str | Picture], *, is_rendered: bool) -> list[str | Picture]:
-        """The parts of a user turn with its pictures where the model expects them.
+        """Arrange the parts of a user turn, with its pictures in the places that the model expects.
 
         Args:
-            is_rendered: the text holds all that stands around its pictures.
+            parts: parts of the turn.
+            is_rendered: True if the text already holds the separators around its pictures.
         """
         pictures = [part for part in parts if not isinstance(part, str)]
         question = "".join(part for part in parts if isinstance(part, str))
@@ -102,14 +103,14 @@ class ChatPrompt:
         return list(parts)
 
     def text(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
-        """The prompt with `<image>` for each picture, and the learnt [start, end) spans of its characters."""
+        """Return the prompt with `<image>` for each picture, and the learnt [start, end) spans of its characters."""
         return to_text(self.parts(document), PLACEHOLDER)
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`.
 
         Raises:
-            UserError: as `parts`, or the tokenizer lacks the template's end marker.
+            UserError: see `parts`, or the tokenizer lacks the template's end marker.
         """
         end = self.template.end.strip()
         tokenizer.id_of(end)

@@ -1,4 +1,4 @@
-"""The template of captions: pictures and the caption, nothing else. LLaVA's first stage."""
+"""The template of captions in LLaVA's first stage, which has only pictures and the caption."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from lit_mm.prompts.tokenizer import Tokenizer
 
 
 class Plain:
-    """BOS, the pictures, the caption, a newline. The caption and its newline are learnt; there is no eos.
+    """Writes BOS, the pictures, the caption and a newline. The caption and its newline are learnt; there is no eos.
 
-    What a user turn says is thrown away, as the released code does: the instruction of a caption pair carries nothing.
+    The text of a user turn is dropped, as in the released code, because the instruction of a caption pair carries no
+    information.
 
     Source: github.com/haotian-liu/LLaVA c121f04, `preprocess_plain` (the papers keep a random instruction instead).
     """
 
     def parts(self, document: Document) -> list[Part]:
-        """The rendered document.
+        """Render a document.
 
         Raises:
-            UserError: it is not one caption with at least one picture before it.
+            UserError: the document is not one caption with at least one picture before it.
         """
         roles = tuple(turn.role for turn in document.turns)
         if roles not in (("user", "assistant"), ("page",), ("user",)) or not document.pictures:
@@ -45,9 +46,9 @@ class Plain:
         return parts
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
-        """See `Prompt.runs`; without its caption a document ends with its pictures."""
+        """See `Prompt.runs`. A document without its caption ends with its pictures."""
         return to_runs(self.parts(document), tokenizer)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """The newline ends a caption."""
+        """Return the ids of the newline, which ends a caption, and of eos."""
         return frozenset({tokenizer.encode("\n")[-1], tokenizer.eos_id})

@@ -1,4 +1,4 @@
-"""What every prompt makes of a document: runs of token ids and the places of its pictures, in reading order."""
+"""Prompts turn a document into runs of token ids and the places of its pictures, in reading order."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TextRun:
 
     Attributes:
         ids: token ids.
-        learn: for each token, whether predicting it carries loss.
-        apart: number of answers whose first characters would merge with the prompt before them, and which are
-            tokenised apart from it.
+        learn: flag per token; True if its prediction carries loss.
+        apart: number of answers that are tokenised apart from the prompt before them, because their first characters
+            would merge with it.
     """
 
     ids: list[int]
@@ -45,7 +45,7 @@ class Prompt(Protocol):
     """The chat template of a family."""
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
-        """The document as runs, in order.
+        """Convert a document to runs, in order.
 
         A document whose last turn is the user's ends with the tokens after which the assistant speaks, so that
         generation starts from `runs(document.without_answer(), tokenizer)`. A page without any text ends with what
@@ -60,10 +60,10 @@ class Prompt(Protocol):
         ...
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Tokens that end the assistant's turn in generation."""
+        """Return the ids of the tokens that end the assistant's turn in generation."""
         ...
 
 
 def answers_apart(runs: Sequence[Run]) -> int:
-    """Number of answers that are tokenised apart from their prompt; 0 for most documents."""
+    """Count the answers that are tokenised apart from their prompt; most documents have none."""
     return sum(run.apart for run in runs if isinstance(run, TextRun))

@@ -1,4 +1,4 @@
-"""Qwen-VL's prompts: the bare one of its pre-training stages, which is also Monkey's, and ChatML for the chat."""
+"""The prompts of Qwen-VL: plain text for its pre-training stages and for Monkey, and ChatML for its chat model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ TURN_START, TURN_END = "<|im_start|>", "<|im_end|>"
 
 @dataclass(frozen=True, slots=True)
 class _Tags:
-    """What stands around the visual tokens of a picture. Released: one token each, `<img>` and `</img>`.
+    """The markers around the visual tokens of a picture. The release has one token each, `<img>` and `</img>`.
 
     The release fills the 256 slots between them with the bytes of the file's path, reads the path back from the ids and
-    overwrites the slots' embeddings. Here pixels travel by themselves, and the slots hold visual tokens alone.
+    overwrites the slots' embeddings. Here pixels travel separately, and the slots hold only visual tokens.
     """
 
     image_start: str
     image_end: str
 
     def check(self, document: Document, tokenizer: Tokenizer, *markers: str) -> None:
-        """Raises:
-        UserError: a marker that the tokenizer breaks up, or one inside a text: only the template may write it.
+        """Check the markers of a template.
+
+        Raises:
+            UserError: the tokenizer breaks a marker up, or a text contains a marker, which only the template may write.
         """
         for marker in (*markers, self.image_start, self.image_end):
             if not marker:
@@ -42,7 +44,7 @@ class _Tags:
 
 
 class _Runs:
-    """Collects runs; each piece of text is tokenised by itself, as released, and pictures are counted."""
+    """Collects runs and counts pictures. Each piece of text is tokenised separately, as in the release."""
 
     def __init__(self, tags: _Tags, tokenizer: Tokenizer) -> None:
         self.tags, self.tokenizer, self.pictures = tags, tokenizer, 0
@@ -63,19 +65,20 @@ class _Runs:
 
 
 class QwenPlain:
-    """Text as it stands, without roles: pictures, what is asked, the answer, end-of-text. Qwen-VL's first two stages.
+    """Writes texts without roles: pictures, question, answer, end-of-text. Qwen-VL's first two stages use it.
 
-    - A user turn is what is asked: not learnt. The answer is, and the end-of-text after it. Each turn is tokenised by
-      itself. A further round follows the end-of-text of the one before (the release has one round a document).
-    - A page is learnt from start to end, its pictures excepted, and so is its end-of-text.
+    - A user turn is a question, which is not learnt. The answer and the end-of-text after it are learnt. Each turn is
+      tokenised separately. A further round follows the end-of-text of the round before (the release has one round per
+      document).
+    - A page is learnt from start to end, except its pictures; its end-of-text is learnt, too.
 
     Args:
-        question, answer: what is made of a turn's text. The release's data has them in its text already: VQA
+        question, answer: templates of a turn's text. The data of the release already contain their templates: VQA
             `{question} Answer:` and ` {answer}` (Monkey: ` {question} Answer: `), captions `Describe the image in
-            English:`. Left out, texts stay as they are.
-        image_start, image_end: stand around the visual tokens of a picture; "" for none.
+            English:`. The defaults leave texts unchanged.
+        image_start, image_end: markers around the visual tokens of a picture; "" for none.
     Raises:
-        UserError: a template without its place.
+        UserError: a template does not hold its placeholder once.
     Source: arXiv:2308.12966, appendix B; Monkey's finetune_multitask.py, `preprocess`.
     """
 
@@ -96,7 +99,7 @@ class QwenPlain:
         """See `Prompt.runs`.
 
         Raises:
-            UserError: turns that do not alternate, a system turn, an answer with a picture, or a marker in a text.
+            UserError: turns do not alternate, there is a system turn, an answer has a picture, or a text has a marker.
         """
         self.tags.check(document, tokenizer, tokenizer.eos)
         runs = _Runs(self.tags, tokenizer)
@@ -116,7 +119,7 @@ class QwenPlain:
                     runs.picture()
             last = number + 1 == len(document.turns)
             if turn.role == "page" and last and any(page.text for page in document.turns):
-                runs.text(tokenizer.eos, learn=True)  # not after pictures alone: their text is asked for
+                runs.text(tokenizer.eos, learn=True)  # not after pictures alone, as the model is to write their text
         return runs.runs
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
@@ -124,20 +127,20 @@ class QwenPlain:
 
 
 class QwenChat:
-    """ChatML: `<|im_start|>role\\n...<|im_end|>\\n` a turn, after a system turn. Qwen-VL-Chat.
+    """Writes ChatML for Qwen-VL-Chat: `<|im_start|>role\\n...<|im_end|>\\n` per turn, after a system turn.
 
-    - Learnt are the answers and, in all turns, `<|im_start|>`, `<|im_end|>` and the newline behind it; not the roles
-      and the newline behind them. Nothing else ends a conversation.
-    - A picture becomes `Picture k: <img>...</img>` and a newline, counted from 1 through the whole conversation. Text
-      that ends in `Picture k: ` right before a picture is left as it is. So is a document in Qwen-VL's own format
-      (`Document.text_format`): its text holds the labels and line ends that it shall have.
-    - A leading system turn replaces the template's; a leading answer, which nothing asks for, is left out.
+    - The answers are learnt and, in all turns, `<|im_start|>`, `<|im_end|>` and the newline behind it. Roles and the
+      newline behind them are not learnt. No other token ends a conversation.
+    - A picture becomes `Picture k: <img>...</img>` and a newline, with k counted from 1 through the conversation. Text
+      that ends in `Picture k: ` right before a picture does not change. Nor does a document in Qwen-VL's own format
+      (`Document.text_format`), whose text already holds labels and line ends.
+    - A leading system turn replaces the template's. A leading answer, which has no question, is left out.
 
     Args:
-        system: what the system says; "": no system turn.
-        image_start, image_end: stand around the visual tokens of a picture; "" for none.
+        system: text of the system turn; "" means no system turn.
+        image_start, image_end: markers around the visual tokens of a picture; "" for none.
     Source: finetune.py, `preprocess`, and tokenization_qwen.py of the release. `from_list_format` leaves out the space
-        behind the colon; the documentation and the chat, which are followed here, have it.
+        behind the colon; we follow the documentation and the chat, which have it.
     """
 
     def __init__(
@@ -152,7 +155,7 @@ class QwenChat:
         """See `Prompt.runs`.
 
         Raises:
-            UserError: turns that do not alternate, a page, an answer with a picture, or a marker in a text.
+            UserError: turns do not alternate, there is a page, an answer has a picture, or a text has a marker.
         """
         self.tags.check(document, tokenizer, TURN_START, TURN_END, tokenizer.eos)
         turns, system = list(document.turns), self.system
@@ -193,8 +196,10 @@ class QwenChat:
 
 
 def _check_role(document: Document, number: int, roles: tuple[str, ...]) -> None:
-    """Raises:
-    UserError: the turn's role is not one of `roles`, not the one that follows, or an answer shows a picture.
+    """Check the role and the parts of a turn.
+
+    Raises:
+        UserError: the role is not one of `roles`, turns do not alternate, or an answer has a picture.
     """
     turn, where = document.turns[number], f"document {document.id!r}, turn {number}"
     before = document.turns[number - 1].role if number else None
@@ -207,7 +212,7 @@ def _check_role(document: Document, number: int, roles: tuple[str, ...]) -> None
 
 
 def _around(parts: tuple, before: str, after: str) -> list:
-    """The template of a question goes around its text, and pictures that stand before the text stay before it."""
+    """Put the template of a question around its text; pictures before the text stay before the template."""
     pieces = list(parts)
     first = next((at for at, part in enumerate(pieces) if isinstance(part, str)), len(pieces))
     pieces[first:] = [part for part in (before, *pieces[first:], after) if part != ""]
@@ -215,13 +220,14 @@ def _around(parts: tuple, before: str, after: str) -> list:
 
 
 def _label_pictures(parts: tuple, preceding: int) -> list:
-    """`Picture k: ` before every picture and a newline behind it, unless its text has it already.
+    """Put `Picture k: ` before every picture and a newline behind it, unless the text already has the label.
 
     Args:
-        preceding: pictures in the turns before.
+        parts: parts of a turn.
+        preceding: number of pictures in earlier turns.
     """
     pieces: list = []
-    ends = 0  # 1 after a picture that was named here
+    ends = 0  # 1 after a picture with a new label
     for part in parts:
         if isinstance(part, str):
             pieces.append(part if part.startswith("\n") else "\n" * ends + part)
@@ -238,7 +244,7 @@ def _label_pictures(parts: tuple, preceding: int) -> list:
 
 
 def _joined(parts: list) -> list:
-    """Neighbouring texts as one, so that they are tokenised together."""
+    """Join neighbouring texts, so that they are tokenised together."""
     pieces: list = []
     for part in parts:
         if isinstance(part, str) and pieces and isinstance(pieces[-1], str):

@@ -1,4 +1,4 @@
-"""Rendered text -> runs. The tokens that generation has to produce after a prompt are exactly the tokens learnt."""
+"""Conversion of rendered text to runs. Exactly the tokens that generation produces after a prompt are learnt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Text:
     """A piece of rendered text. Neighbouring pieces are tokenised together.
 
     Attributes:
-        text: as the template writes it, special tokens included.
-        learn: predicting it carries loss.
+        text: text from the template, with special tokens.
+        learn: True if the prediction of the text carries loss.
         lead: number of characters at the front of a learnt text that belong to the template (the space between
             `ASSISTANT:` and an answer). Generation has to produce them, so that they are learnt with the answer.
     """
@@ -27,17 +27,19 @@ class Text:
     lead: int = 0
 
 
-Part = Text | int  # or the number of a picture
+Part = Text | int  # a text, or the number of a picture
 
 
 def encode_seam(prompt: str, answer: str, tokenizer: Tokenizer, before: str = "") -> tuple[list[int], list[int], bool]:
     """Tokenise a prompt and the answer that follows it, such that the prompt's ids do not depend on the answer.
 
-    The two are tokenised as one text where the ids of the prompt alone are a prefix of the result. An answer whose
-    first characters merge with the end of the prompt is tokenised apart: `assistant\\n` + `\\nfoo` has one token
-    `\\n\\n` in many vocabularies, and generation starts behind the single newline.
+    The two are tokenised as one text if the ids of the prompt alone are a prefix of the result. An answer whose first
+    characters merge with the end of the prompt is tokenised apart: `assistant\\n` + `\\nfoo` has one token `\\n\\n` in
+    many vocabularies, but generation starts behind the single newline.
 
     Args:
+        prompt, answer: texts to tokenise.
+        tokenizer: tokenizer of the language model.
         before: special token that precedes the prompt, the end of the round before; "" for none.
     Returns:
         Ids of the prompt, ids of the answer, and whether they were tokenised apart.
@@ -74,14 +76,16 @@ def encode_rounds(text: str, tokenizer: Tokenizer, opening: str, closing: str) -
 
 
 def to_runs(parts: Sequence[Part], tokenizer: Tokenizer, end: str = "") -> list[Run]:
-    """BOS, which is not learnt, then the parts in order; text between two pictures is one run.
+    """Convert parts to runs: BOS, which is not learnt, then the parts in order. Text between two pictures is one run.
 
-    The ids of the prompt that generation starts from are a prefix of the ids of prompt and answer; all that follows up
-    to the end of the answer is learnt, and nothing else. With a Llama-kind vocabulary `ASSISTANT:` + ` 2019</s>` has
-    the tokens `:`, `▁`, `2`, ... and `▁` is the first learnt one. See `encode_seam` for answers that merge with the
+    The ids of the prompt that generation starts from are a prefix of the ids of prompt and answer. All later tokens up
+    to the end of the answer are learnt, and no others. With a Llama-kind vocabulary `ASSISTANT:` + ` 2019</s>` has the
+    tokens `:`, `▁`, `2`, ... and `▁` is the first learnt token. See `encode_seam` for answers that merge with the
     prompt.
 
     Args:
+        parts: rendered document.
+        tokenizer: tokenizer of the language model.
         end: special token that ends a learnt text which is followed by text that is not learnt.
     """
     runs: list[Run] = [] if tokenizer.bos_id is None else [TextRun([tokenizer.bos_id], [False])]
@@ -94,7 +98,7 @@ def to_runs(parts: Sequence[Part], tokenizer: Tokenizer, end: str = "") -> list[
 
 
 def _stretch(texts: Sequence[Text], tokenizer: Tokenizer, end: str) -> list[Run]:
-    """The run of the text between two pictures; none for an empty text."""
+    """Convert the text between two pictures to a run; an empty text gives no run."""
     ids: list[int] = []
     learn: list[bool] = []
     before, prompt, apart = "", "", 0
@@ -117,9 +121,9 @@ def _stretch(texts: Sequence[Text], tokenizer: Tokenizer, end: str) -> list[Run]
 
 
 def to_text(parts: Sequence[Part], placeholder: str) -> tuple[str, list[tuple[int, int]]]:
-    """The parts as one string with `placeholder` for each picture, and the [start, end) spans of characters of answers.
+    """Join parts to one string with `placeholder` for each picture; also return the [start, end) spans of answers.
 
-    A span leaves out the `lead` of its text.
+    Spans count characters and leave out the `lead` of their text.
     """
     text = ""
     spans: list[tuple[int, int]] = []

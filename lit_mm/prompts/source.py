@@ -1,4 +1,4 @@
-"""Tokenizers by reference."""
+"""Loading tokenizers by the references in a config."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.prompts.tokenizer import Tokenizer
 
-SUFFIXES = (".json", ".model", ".tiktoken")  # of a file, which a published name does not end in
+SUFFIXES = (".json", ".model", ".tiktoken")  # suffixes of files, which no published name has
 
 
 def load_tokenizer(reference: str) -> Tokenizer:
-    """The tokenizer that a config names.
+    """Load the tokenizer of a reference.
 
     Args:
         reference: "nano" for the tokenizer of the nano world; a folder; a file (`tokenizer.json`, sentencepiece's
-            `tokenizer.model`, `qwen.tiktoken`, a tekken json); or a published name, read when it is first used.
+            `tokenizer.model`, `qwen.tiktoken`, a tekken json); or a published name, which is read at the first use.
     """
     if reference == "nano":
         return Tokenizer.from_file(NANO_TOKENIZER, bos="<s>", eos="</s>", pad="<pad>")
@@ -27,12 +27,12 @@ def load_tokenizer(reference: str) -> Tokenizer:
 
 
 class PublishedTokenizer:
-    """Stands for a `Tokenizer` whose files may have to be downloaded, until something of it is asked for.
+    """Stands for a `Tokenizer` whose files may need a download, and reads them at the first use.
 
-    Counting visual tokens asks for nothing: a recipe can be planned where its tokenizer is not.
+    Counting visual tokens does not use the tokenizer, so a recipe can be planned without its files.
 
     Args:
-        name: a published name.
+        name: published name.
     """
 
     def __init__(self, name: str) -> None:
@@ -40,12 +40,14 @@ class PublishedTokenizer:
 
     @cached_property
     def read(self) -> Tokenizer:
-        """Raises:
-        UserError: see `Tokenizer.from_pretrained`.
+        """The tokenizer, read from its files.
+
+        Raises:
+            UserError: see `Tokenizer.from_pretrained`.
         """
         return Tokenizer.from_pretrained(self.name)
 
     def __getattr__(self, attribute: str) -> Any:
-        if attribute.startswith("__") or "name" not in self.__dict__:  # copying and pickling look for their own
+        if attribute.startswith("__") or "name" not in self.__dict__:  # copying and pickling look up special methods
             raise AttributeError(attribute)
         return getattr(self.read, attribute)

@@ -1,4 +1,4 @@
-"""The prompt of encoder-decoders: everything up to the last answer is the source, the answer is the target."""
+"""The prompt of encoder-decoders. All text before the last answer is the source, and the answer is the target."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lit_mm.prompts.tokenizer import Tokenizer
 
 
 class TextToText:
-    """`<source></s>` for the encoder, then `<answer></s>`, which is learnt, for the decoder.
+    """Writes `<source></s>` for the encoder, then `<answer></s>`, which is learnt, for the decoder.
 
-    Turns of the source follow each other as they are, pictures in their places; `separator` stands between two turns.
+    Turns of the source follow each other unchanged, with pictures in their places and `separator` between two turns.
 
     Args:
-        separator: between the turns of the source.
+        separator: text between two turns of the source.
     Source: T5's tokenizer ends every text, source or target, with </s>; BLIP-2 and InstructBLIP keep that.
     """
 
@@ -25,7 +25,7 @@ class TextToText:
         """See `Prompt.runs`.
 
         Raises:
-            UserError: the document holds a page of running text, or a picture in its answer.
+            UserError: the document has a page of running text, or a picture in its answer.
         """
         if any(turn.role == "page" for turn in document.turns):
             raise UserError(
@@ -61,5 +61,5 @@ class TextToText:
         return runs
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """</s> ends the answer."""
+        """Return the id of </s>, which ends the answer."""
         return frozenset([tokenizer.eos_id])

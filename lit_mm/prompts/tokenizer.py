@@ -1,4 +1,4 @@
-"""One view of every tokenizer: text to ids without hidden additions, and back."""
+"""The tokenizer, which converts text to ids without hidden additions, and back."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from lit_mm.prompts.vocabularies import FastVocabulary, Vocabulary
 
 
 class Tokenizer:
-    """A tokenizer that adds nothing to a text: special tokens are where the prompt puts them.
+    """A tokenizer that adds no token to a text; prompts write special tokens explicitly.
 
-    Special token strings inside a text (`"</s>"`) are recognised. It can be pickled, so workers may hold one.
+    Special tokens inside a text (`"</s>"`) are recognised. The object can be pickled, so workers may hold one.
 
     Attributes:
-        bos, eos, pad: the special tokens as text; `bos` is None where the vocabulary has none. Without a `pad` of its
-            own, padding is `eos` (as in InternLM2).
-        bos_id, eos_id, pad_id: their ids.
+        bos, eos, pad: special tokens as text; `bos` is None if the vocabulary has none. A vocabulary without a padding
+            token pads with `eos` (as InternLM2 does).
+        bos_id, eos_id, pad_id: ids of these tokens.
         special_tokens: all special tokens as text.
-        size: rows an embedding table needs, the highest id plus one.
+        size: number of rows of an embedding table, the highest id plus one.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Tokenizer:
             name: see `lit_mm.prompts.files.read_files`; a published name is downloaded to Hugging Face's cache.
 
         Raises:
-            UserError: it cannot be read or downloaded, or its files name no end-of-sequence token.
+            UserError: the tokenizer cannot be read or downloaded, or its files name no end-of-sequence token.
         """
         path = Path(name).expanduser()
         vocabulary, special = read_files(path if path.exists() or isinstance(name, Path) else _download(name))
@@ -71,18 +71,18 @@ class Tokenizer:
         return cls(vocabulary, bos=special["bos_token"], eos=eos, pad=special["pad_token"])
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`; no special token is added."""
+        """Convert a text to token ids; no special token is added."""
         return self.vocabulary.encode(text)
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """Text of `ids`, special tokens left out unless `skip_special` is False."""
+        """Convert ids to text, without special tokens unless `skip_special` is False."""
         return self.vocabulary.decode([int(number) for number in ids], skip_special)
 
     def id_of(self, token: str) -> int:
-        """The id of one token.
+        """Return the id of one token.
 
         Raises:
-            UserError: the vocabulary does not have it.
+            UserError: the vocabulary does not have the token.
         """
         number = self.vocabulary.find(token)
         if number is None:
@@ -94,7 +94,7 @@ class Tokenizer:
 
 
 def _download(name: str) -> Path:
-    """The folder of a published tokenizer's files, downloaded where they are not in the cache yet."""
+    """Return the folder of a published tokenizer's files; files that are not in the cache are downloaded."""
     import huggingface_hub
 
     try:
@@ -108,13 +108,13 @@ def _download(name: str) -> Path:
 
 
 def token_inside(tokenizer: Tokenizer, text: str) -> int:
-    """The id of the one token that `text` is in the middle of a line.
+    """Return the id of the single token that `text` is in the middle of a line.
 
-    Alone it may be another: Llama's tokenizer puts a space before what starts a text, and so makes "," its token 1919
-    and of "\\n" the two 29871 and 13. Inside they are 29892 and 13.
+    A text alone may have other tokens: Llama's tokenizer puts a space before the start of a text, so "," alone is token
+    1919 and "\\n" alone the two tokens 29871 and 13. In the middle of a line they are 29892 and 13.
 
     Raises:
-        UserError: it is not one token of its own there.
+        UserError: the text is not a single token there.
     """
     before = tokenizer.encode("a")
     after = tokenizer.encode(f"a{text}")

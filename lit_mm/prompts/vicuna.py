@@ -1,4 +1,4 @@
-"""Chat templates as data: Vicuna's and those of the other language models that LLaVA was trained on."""
+"""Chat templates as data: those of Vicuna and of the other language models that LLaVA was trained on."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ CHATML_SYSTEM = (
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What stands around the questions and answers of a chat.
+    """The texts around the questions and answers of a chat.
 
     The text is `opening`, with the system's text at {system}, then for each round
-    `user` question `assistant` answer `end`; `again` stands before every round but the first. Answer and end carry
+    `user` question `assistant` answer `end`; `again` stands before every round except the first. Answer and end carry
     loss.
 
     Attributes:
-        system: what the system says unless the document has a turn for it.
-        end: closes an answer; its last token is where generation stops.
+        opening: text at the start of a chat, with {system} in place of the system's text.
+        system: text of the system unless the document has a system turn.
+        user, assistant: texts before a question and before an answer.
+        end: text after an answer; generation stops at its last token.
+        again: text before every round except the first.
     """
 
     opening: str
@@ -45,7 +48,7 @@ def chatml(system: str) -> Template:
     )
 
 
-# Source: github.com/haotian-liu/LLaVA c121f04, llava/conversation.py; each under its name there
+# Source: github.com/haotian-liu/LLaVA c121f04, llava/conversation.py, whose names are used here
 TEMPLATES: dict[str, Template] = {
     "vicuna_v1": Template("{system} ", CURIOUS_USER, "USER: ", " ASSISTANT: ", "</s>"),
     "llava_v1": Template("{system} ", CURIOUS_HUMAN, "USER: ", " ASSISTANT: ", "</s>"),

@@ -18,11 +18,11 @@ import tokenizers
 
 from lit_mm.errors import UserError
 
-ANCHORS = ("a", "\n", ".", "1")  # a text that merges with all of them is tokenised alone
+ANCHORS = ("a", "\n", ".", "1")  # characters before a text; a text that merges with all of them is tokenised alone
 
 
 def encode_inside(encode: Callable[[str], list[int]], text: str) -> list[int]:
-    """Token ids of `text` in the middle of a line, without the space that Llama's vocabularies put before a text.
+    """Tokenise a text as in the middle of a line, without the space that Llama's vocabularies put before a text.
 
     The text is tokenised behind a character that does not merge with it.
     """
@@ -34,7 +34,7 @@ def encode_inside(encode: Callable[[str], list[int]], text: str) -> list[int]:
 
 
 class Vocabulary(Protocol):
-    """Text to ids and back; it adds no token to a text, and can be pickled.
+    """Converts text to ids and back. It adds no token to a text and can be pickled.
 
     Attributes:
         size: highest id plus one.
@@ -49,7 +49,7 @@ class Vocabulary(Protocol):
     def decode(self, ids: Iterable[int], skip_special: bool) -> str: ...
 
     def find(self, token: str) -> int | None:
-        """The id of a token, None where the vocabulary lacks it."""
+        """Return the id of a token; None if the vocabulary lacks it."""
         ...
 
 
@@ -57,7 +57,7 @@ class FastVocabulary:
     """The vocabulary of a `tokenizer.json`.
 
     Args:
-        backend: truncation and padding, which the file may switch on, are switched off.
+        backend: tokenizer of the file; its truncation and padding are switched off.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
@@ -78,18 +78,18 @@ class FastVocabulary:
 
 
 class SentencePieceVocabulary:
-    """A `tokenizer.model`, tokenised by sentencepiece itself.
+    """The vocabulary of a `tokenizer.model`, tokenised by sentencepiece.
 
-    Text between two special tokens is tokenised by itself. sentencepiece puts a space before a text; `legacy` says
-    whether it does so behind a special token, too. transformers 5 rebuilds such a file from its pieces with merges
-    ranked by id; texts with two spaces or with indentation then get other ids.
+    Text between two special tokens is tokenised separately. sentencepiece puts a space before a text, and with `legacy`
+    also behind a special token. transformers 5 rebuilds such a file from its pieces with merges ranked by id; texts
+    with two spaces or with indentation then get other ids.
 
     Args:
-        model: the file's bytes.
-        added: further tokens, which the files beside the model name, and their ids.
-        legacy: a space is put before every text between special tokens, not only before the first. It is the key of
-            that name in tokenizer_config.json, and True where the file has none.
-        ordinary: added tokens that are text like any other; decoding never leaves them out.
+        model: bytes of the file.
+        added: further token in the files beside the model -> id; None for none.
+        legacy: True puts a space before every text between special tokens, False only before the first text. It is the
+            key of that name in tokenizer_config.json, and True if the file lacks the key.
+        ordinary: added tokens that are ordinary text; decoding never leaves them out.
     """
 
     def __init__(
@@ -141,13 +141,13 @@ class SentencePieceVocabulary:
 
 
 class BytePairVocabulary:
-    """Byte pairs with a splitting pattern, tokenised by tiktoken.
+    """A vocabulary of byte pairs with a splitting pattern, tokenised by tiktoken.
 
     Args:
         ranks: token as bytes -> its id.
         pattern: regular expression that cuts a text into words.
         specials: special token -> its id.
-        nfc: texts are brought into Unicode's form NFC first.
+        nfc: True converts texts to Unicode's form NFC first.
     """
 
     def __init__(self, ranks: Mapping[bytes, int], pattern: str, specials: Mapping[str, int], nfc: bool) -> None:
@@ -163,7 +163,7 @@ class BytePairVocabulary:
         )
 
     def __getstate__(self) -> dict:
-        return {key: value for key, value in self.__dict__.items() if key != "encoding"}  # a name could be resolved
+        return {key: value for key, value in self.__dict__.items() if key != "encoding"}  # copies rebuild it
 
     def encode(self, text: str) -> list[int]:
         return self.encoding.encode(unicodedata.normalize("NFC", text) if self.nfc else text, allowed_special="all")
@@ -185,12 +185,13 @@ QWEN_IMAGES = ("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", "<img>
 
 
 def read_qwen(file: Path, images: bool = True) -> BytePairVocabulary:
-    """Read a `qwen.tiktoken`: a token in base64 and its id on each line. Special tokens follow the last id.
+    """Read a `qwen.tiktoken`, which has a token in base64 and its id on each line. Special tokens follow the last id.
 
     Args:
-        images: the nine tokens of pictures and boxes, which Qwen-VL adds to Qwen's 208, are special tokens too.
+        file: path of the file.
+        images: True adds the nine special tokens of pictures and boxes of Qwen-VL to Qwen's 208.
     Raises:
-        UserError: the file is not of this form.
+        UserError: the file does not have this form.
     Source: tokenization_qwen.py of the release, which holds pattern and special tokens; its code is not run.
     """
     try:
@@ -229,12 +230,12 @@ TEKKEN_CONTROL = [
 
 
 def read_tekken(file: Path) -> BytePairVocabulary:
-    """Read a tekken json. Special tokens have the first ids; the ids of the byte pairs are their ranks behind them.
+    """Read a tekken json. Special tokens have the first ids; byte pairs follow in the order of their ranks.
 
     A file of version 3 does not list its special tokens; they are those of mistral-common 1.13.
 
     Raises:
-        UserError: the file is not of this form.
+        UserError: the file does not have this form.
     """
     try:
         table = json.loads(file.read_text(encoding="utf-8"))

@@ -21,17 +21,17 @@ Piece = str | int  # text, or the number of a picture
 def label_mask_v1(
     ids: Sequence[int], *, end_of_human_id: int, end_of_assistant_id: int, eos_id: int, bridge: int = 6
 ) -> list[bool]:
-    """Which positions carry loss: the answers, each with its end-of-assistant token, and the first eos.
+    """Return a flag per position: the answers, each with its end-of-assistant token, and the first eos carry loss.
 
-    Unlike XComposer2's rule there is one marker for each speaker, so nothing is counted. Not learnt are everything
-    from the start, or from the last answer's end, to `bridge` tokens after an end-of-human (itself included), what
-    follows the first eos, and pictures. A sequence without eos whose last marker ends an answer was cut inside the
-    next question: not learnt after that answer.
+    Each speaker has a marker, so nothing is counted, unlike in XComposer2's rule. Three kinds of positions are not
+    learnt: those from the start, or from the end of the last answer, to `bridge` tokens after an end-of-human
+    (included in `bridge`); those after the first eos; and pictures. A sequence without eos whose last marker ends an
+    answer was cut inside the next question and is not learnt after that answer.
 
     Args:
         ids: token ids, `PICTURE` at the positions of pictures.
-        end_of_human_id, end_of_assistant_id, eos_id: the ids of the three markers. Padding has the id of eos.
-        bridge: tokens from the end-of-human to the answer, the former included; 6 for InternLM's ` <|Bot|>:`.
+        end_of_human_id, end_of_assistant_id, eos_id: ids of the three markers. Padding has the id of eos.
+        bridge: number of tokens from the end-of-human (included) to the answer; 6 for InternLM's ` <|Bot|>:`.
 
     Source: `mask_human_targets` of the released XComposer 1.0 model file.
     """
@@ -59,22 +59,23 @@ def label_mask_v1(
 
 @dataclass(frozen=True, slots=True)
 class XComposerPrompt:
-    """` <|User|>:` question, newline, end of human, ` <|Bot|>:` answer, end of assistant; after the last turn ` </s>`.
+    """Writes ` <|User|>:` question, newline, end of human, ` <|Bot|>:` answer, end of assistant a round, then ` </s>`.
 
-    - user and assistant alternate and start with the user; learnt by `label_mask_v1`, so the space and the eos after
-      the last answer are learnt, and nothing after an earlier one.
-    - system: the text before the first user marker, if there is any. The release trains without, and chats with the
-      text of its `meta_instruction`.
-    - page (ours, for captions and interleaved pages; the released code has no such role): BOS, text and pictures as
-      they stand, eos; the text is learnt from start to end. It is a document of its own. Only a page of pictures may
-      precede a conversation: they then stand right after the first user marker, where the released loader puts its one.
+    - Roles user and assistant alternate and start with the user. `label_mask_v1` gives the labels, so the space and the
+      eos after the last answer are learnt, and nothing is learnt after an earlier answer.
+    - Role system is the text before the first user marker, if there is any. The release trains without it and chats
+      with the text of its `meta_instruction`.
+    - Role page (ours, for captions and interleaved pages; the released code has no such role) has BOS, text and
+      pictures in their order, and eos; the text is learnt from start to end. A page is a separate document. Only a page
+      of pictures may precede a conversation; its pictures then stand right after the first user marker, where the
+      released loader puts its single picture.
 
-    BOS leads, then come text and pictures in their order; text between pictures is tokenised piece by piece.
+    BOS comes first, then text and pictures in their order; text between pictures is tokenised piece by piece.
 
     Args:
-        end_of_human, end_of_assistant: the markers as text; one token each.
+        end_of_human, end_of_assistant: markers as text, one token each.
     Source: `align_text`, `wrap_text` and `mask_human_targets` of the release's modeling_InternLM_XComposer.py. Its
-        training text has one more space around questions and answers than its prompts; this is the form of the prompts.
+        training text has one more space around questions and answers than its prompts; we use the form of the prompts.
         The length of the bridge from question to answer (six tokens for InternLM) is measured with the tokenizer.
     """
 
@@ -121,14 +122,14 @@ class XComposerPrompt:
         return runs
 
     def text(self, document: Document, tokenizer: Tokenizer) -> str:
-        """The prompt as text, `<ImageHere>` for each picture; BOS is left out, eos is written."""
+        """Return the prompt as text, with `<ImageHere>` for each picture, without BOS and with eos."""
         return "".join(PLACEHOLDER if isinstance(p, int) else p for p in self._pieces(document, tokenizer))
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         return frozenset({tokenizer.id_of(self.end_of_human), tokenizer.id_of(self.end_of_assistant), tokenizer.eos_id})
 
     def _bridge(self, tokenizer: Tokenizer) -> int:
-        """Tokens from the end of a question to the first of the answer."""
+        """Count the tokens from the end of a question to the first token of the answer."""
         ids = tokenizer.encode(self.end_of_human + BOT)
         if ids[0] != (marker := tokenizer.id_of(self.end_of_human)):
             raise UserError(
@@ -138,7 +139,7 @@ class XComposerPrompt:
         return len(ids)
 
     def _pieces(self, document: Document, tokenizer: Tokenizer) -> list[Piece]:
-        """Text and numbers of pictures in order; text joins the text before it, so that they are tokenised together."""
+        """Return text and numbers of pictures in order; neighbouring texts are joined and tokenised together."""
         self._check(document, tokenizer)
         numbers = count()
         pieces: list[Piece] = []
@@ -168,7 +169,7 @@ class XComposerPrompt:
         return pieces
 
     def _check(self, document: Document, tokenizer: Tokenizer) -> None:
-        """Refuse what the template cannot say, and markers in the text, which would shift the labels in silence."""
+        """Refuse documents that the template cannot express, and markers in a text, which would shift the labels."""
         where = f"document {document.id!r}"
         turns = list(document.turns)
         if not turns:

@@ -17,20 +17,20 @@ Piece = str | int  # text, or the number of a picture
 
 
 def label_mask(ids: Sequence[int], *, turn_end_id: int, eos_id: int, bridge: int = 6) -> list[bool]:
-    """Which positions of a user / assistant conversation carry loss: the answers, each with its end of turn.
+    """Return a flag per position of a conversation: the answers, each with its end of turn, carry loss.
 
-    Turn ends are counted from 0: an even one closes a user turn, an odd one an answer. Not learnt are everything from
-    the previous answer's end to `bridge` tokens after a user turn's end, what follows the first eos, and all pictures.
-    The newline after an answer is therefore learnt only after the last one. A sequence that was cut inside a question
-    is not learnt after the newline that follows its last answer.
+    Turn ends are counted from 0: an even one closes a user turn, an odd one an answer. Three kinds of positions are not
+    learnt: those from the end of the previous answer to `bridge` tokens after the end of a user turn; those after the
+    first eos; and pictures. So only the newline after the last answer is learnt. A sequence that was cut inside a
+    question is not learnt after the newline that follows its last answer.
 
     Example, with turn end 92542, newline 364, eos 2; the bridge is end, newline, start, "ass", "istant", newline:
         [1, 92543, 100, 92542, 364, 92543, 525, 11353, 364, 300, 92542, 364, 2] learns the last four.
 
     Args:
         ids: token ids, `PICTURE` at the positions of pictures.
-        turn_end_id, eos_id: the ids of the two markers. Padding has the id of eos.
-        bridge: tokens from the user's turn end to the answer, turn end included. 6 for InternLM2.
+        turn_end_id, eos_id: ids of the two markers. Padding has the id of eos.
+        bridge: number of tokens from the user's turn end (included) to the answer; 6 for InternLM2.
 
     Source: `mask_human_targets` of the released XComposer2 model file.
     """
@@ -59,19 +59,20 @@ def label_mask(ids: Sequence[int], *, turn_end_id: int, eos_id: int, bridge: int
 
 @dataclass(frozen=True, slots=True)
 class XComposer2Prompt:
-    """`<start>role\\n ... <end>\\n` a turn, then eos; BOS only before the first text, so a leading picture precedes it.
+    """Writes `<start>role\\n ... <end>\\n` per turn, then eos. BOS precedes the first text, not a leading picture.
 
-    Text between pictures is tokenised piece by piece; nothing marks a picture's beginning or end. Turns become:
+    Text between pictures is tokenised piece by piece; no token marks the start or end of a picture.
 
-    - user and assistant, which must alternate and start with the user: learnt by `label_mask`.
-    - system: never learnt, and not counted by that rule. Training text of the released recipe has none.
-    - page (ours, for captions and interleaved pages; the released code has no such role): the bare text, learnt from
-      start to end, with eos when it ends the document. A page that holds only pictures adds no token.
+    - Roles user and assistant must alternate and start with the user; `label_mask` gives their labels.
+    - Role system is never learnt, and `label_mask` does not count it. Training text of the released recipe has none.
+    - Role page (ours, for captions and interleaved pages; the released code has no such role) has the bare text, learnt
+      from start to end, with eos at the end of the document. A page with only pictures adds no token.
 
     Args:
-        turn_start, turn_end: the markers as text; one token each.
-    Source: arXiv:2401.16420, released finetune/data_mix.py and the model's `interleav_wrap`. Without their fixed ids:
-    the length of the bridge between question and answer (six tokens for InternLM2) is measured with the tokenizer.
+        turn_start, turn_end: markers as text, one token each.
+    Source: arXiv:2401.16420, released finetune/data_mix.py and the model's `interleav_wrap`. Ids are not fixed as
+        there: the length of the bridge from question to answer (six tokens for InternLM2) is measured with the
+        tokenizer.
     """
 
     turn_start: str = "[UNUSED_TOKEN_146]"
@@ -113,12 +114,12 @@ class XComposer2Prompt:
                 stop = start + len(tokens)
                 runs.append(PictureRun(piece) if isinstance(piece, int) else TextRun(tokens, learn[start:stop], number))
                 start = stop
-        if not begun:  # a page of pictures alone: its caption is asked for
+        if not begun:  # after a page of pictures alone the model writes its caption
             runs.append(TextRun([tokenizer.bos_id], [False]))
         return runs
 
     def text(self, document: Document, tokenizer: Tokenizer) -> str:
-        """The prompt as text, `<ImageHere>` for each picture; BOS is left out, eos is written."""
+        """Return the prompt as text, with `<ImageHere>` for each picture, without BOS and with eos."""
         pieces = chain.from_iterable(pieces for _, pieces in self._blocks(document, tokenizer))
         return "".join(PLACEHOLDER if isinstance(piece, int) else piece for piece in pieces)
 
@@ -126,7 +127,7 @@ class XComposer2Prompt:
         return frozenset({tokenizer.id_of(self.turn_end), tokenizer.eos_id})
 
     def _bridge(self, tokenizer: Tokenizer) -> int:
-        """Tokens from a user's turn end to the first of the answer."""
+        """Count the tokens from the end of a user turn to the first token of the answer."""
         text = f"{self.turn_end}\n{self.turn_start}assistant\n"
         ids = tokenizer.encode(text)
         markers = [tokenizer.id_of(self.turn_end), tokenizer.id_of(self.turn_start)]
@@ -138,7 +139,7 @@ class XComposer2Prompt:
         return len(ids)
 
     def _blocks(self, document: Document, tokenizer: Tokenizer) -> list[tuple[str, list[Piece]]]:
-        """Neighbouring turns that one label rule covers: ("page" | "system" | "chat", pieces)."""
+        """Group neighbouring turns with the same label rule: ("page" | "system" | "chat", pieces)."""
         self._check(document, tokenizer)
         numbers = count()
         blocks: list[tuple[str, list[Piece]]] = []
@@ -159,7 +160,7 @@ class XComposer2Prompt:
         return blocks
 
     def _check(self, document: Document, tokenizer: Tokenizer) -> None:
-        """Refuse what would shift the count of turn ends, and with it the labels, in silence."""
+        """Refuse documents that would shift the count of turn ends, and with it the labels."""
         where = f"document {document.id!r}"
         if not document.turns:
             raise UserError(f"{where} has no turns")
@@ -184,7 +185,7 @@ def _kind(turn: Turn) -> str:
 
 
 def _append(pieces: list[Piece], part: Piece) -> None:
-    """Add a part; text joins the text before it, so that the two are tokenised together."""
+    """Add a part; a text joins the text before it, so that the two are tokenised together."""
     if isinstance(part, str) and pieces and isinstance(pieces[-1], str):
         pieces[-1] += part
     elif part != "":

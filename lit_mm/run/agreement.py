@@ -1,4 +1,4 @@
-"""What the first rank decides, known to all ranks before they have been joined: the run folder, where to resume."""
+"""Agreement of all ranks on a decision of the first rank before a process group exists: run folder, resume point."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import lightning as L
 import torch.distributed as dist
 
 _asked: Counter[str] = Counter()
-_stores: list[dist.Store] = []  # kept: the first rank's serves the others
+_stores: list[dist.Store] = []  # stays alive, because the first rank's store serves the others
 
 
 def agree(trainer: L.Trainer, topic: str, decide: Callable[[], str]) -> str:
-    """What `decide` says on the first rank, on every rank. All ranks ask about the same topics in the same order.
+    """Return on every rank what `decide` returns on the first. All ranks call this with the same topics in one order.
 
-    Lightning starts the other ranks of a machine when the first stage begins, with the first one's environment: there
-    it is written. Ranks that torchrun or SLURM started meet at the address where they will be joined.
+    Lightning starts the other ranks of a machine when the first stage begins, with the environment of the first rank;
+    the decision then travels in that environment. Ranks that torchrun or SLURM has started exchange it through a store
+    at the master address.
 
     Args:
-        trainer: tells rank, number of ranks and how they are started; not necessarily the one that will train.
-        topic: names the question.
-        decide: asked on the first rank only.
+        trainer: Trainer that knows the rank, the number of ranks and how they are started; it need not train.
+        topic: name of the decision.
+        decide: function that decides; it runs on the first rank only.
     """
     _asked[topic] += 1
     key = f"LIT_MM_AGREED_{topic}_{_asked[topic]}".upper()

@@ -1,4 +1,4 @@
-"""Whether a stage that resumes reads the data that it began with."""
+"""Comparison of a resumed stage's data with the data of its checkpoint."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lit_mm.stream.datamodule import StreamDataModule
 
 
 def sources_of(data: StreamDataModule) -> dict[str, Source]:
-    """The sources of a stage that read files, by name. The stage has begun."""
-    if data.screen is None:  # it plans no samples
+    """Return name -> source for the sources of a stage that read files. The stage must have begun."""
+    if data.screen is None:  # a data module of pixels alone plans no samples
         return {}
     documents = data.screen.maker.documents
     pairs = zip(documents.names, documents.sources, strict=True)
@@ -21,19 +21,20 @@ def sources_of(data: StreamDataModule) -> dict[str, Source]:
 
 
 def digests(data: StreamDataModule) -> dict[str, Any]:
-    """The digest of every source of a stage that reads files, by name."""
+    """Return name -> digest for the sources of a stage that read files."""
     return {name: digest_of(source) for name, source in sources_of(data).items()}
 
 
 def data_changes(earlier: Mapping[str, Any], data: StreamDataModule) -> dict[str, str]:
-    """What is different in the data of a stage since a checkpoint of it: source -> the difference in words.
+    """Compare the data of a stage with a checkpoint; return source -> difference in words, for sources that differ.
 
     Args:
-        earlier: the digests in the checkpoint. A source without a digest there, as in checkpoints of before, is not
-            compared.
+        earlier: source -> digest in the checkpoint. A source without a digest there (older checkpoints have none) is
+            not compared.
+        data: data module of the stage.
     """
     sources = sources_of(data)
-    if len(earlier) == len(sources) == 1:  # the name of an only source may be that of a file that was moved
+    if len(earlier) == len(sources) == 1:  # a single source may bear the name of a file that has moved
         earlier = dict(zip(sources, earlier.values(), strict=True))
     differences = {name: changes(entry, sources[name]) for name, entry in earlier.items() if name in sources}
     differences |= {name: ["it is not there any more"] for name in earlier.keys() - sources.keys()}
@@ -41,14 +42,15 @@ def data_changes(earlier: Mapping[str, Any], data: StreamDataModule) -> dict[str
 
 
 def check_data(earlier: Mapping[str, Any], data: StreamDataModule, stage: str, *, other_data: bool) -> dict[str, str]:
-    """The differences of a stage's data since its checkpoint, if the user allows any.
+    """Return the differences of a stage's data from its checkpoint; see `data_changes`.
 
     Args:
-        earlier: the digests in the checkpoint.
+        earlier: source -> digest in the checkpoint.
+        data: data module of the stage.
         stage: name of the stage, for the message.
-        other_data: go on all the same.
+        other_data: True allows differences.
     Raises:
-        UserError: the data are not the same, and that is not allowed.
+        UserError: the data differ and `other_data` is False.
     """
     differences = data_changes(earlier, data)
     if differences and not other_data:

@@ -8,8 +8,8 @@ import torch
 def use_deterministic_algorithms() -> None:
     """Switch on torch's deterministic algorithms for this process; torch warns of an operation that has none.
 
-    torch would also fill every fresh tensor with NaN, which costs time and changes no result: a kernel that read memory
-    that nothing has written would be a bug. The filling stays off.
+    torch would also fill every fresh tensor with NaN. That costs time and changes no result, unless a kernel reads
+    memory that was never written, which would be a bug. The filling stays off.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False

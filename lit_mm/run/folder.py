@@ -24,37 +24,40 @@ from lit_mm.checkpoints.before import translate_config
 from lit_mm.errors import UserError
 from lit_mm.run.agreement import agree
 
-# Config keys that may differ between the launches of one run: the stream and the loss do not depend on them
+# Config keys that may differ between launches of one run, because stream and loss do not depend on them
 MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|worker_start|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
     r"|trainer\.(callbacks|logger|profiler|max_time|log_every_n_steps|default_root_dir|detect_anomaly|enable_\w+)(\..*)?"
     r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
 )
-# Keys that say where data lie. They may differ where the checkpoint has digests of the data, which are compared instead
+# Keys of data paths. They may differ if the checkpoint has digests of the data, which are then compared instead
 PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images)")
 INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
-ORIGIN = "init_from.json"  # which checkpoint of another run this one started from
+ORIGIN = "init_from.json"  # record of the other run's checkpoint that a run starts from
 LAUNCHED = time.monotonic() - (time.time() - psutil.Process().create_time())  # start of the process, monotonic clock
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of one run lies.
+    """The folder that holds all files of one run.
 
     Attributes:
-        path: the folder; `config.yaml`, `metrics.csv`, `accuracy.csv`, `summary.json`, pictures and `checkpoints/`.
+        path: folder with `config.yaml`, `metrics.csv`, `accuracy.csv`, `summary.json`, pictures and `checkpoints/`.
     """
 
     path: Path
 
     @classmethod
     def open(cls, run_dir: str | None, experiment: str, trainer: L.Trainer | None = None) -> RunFolder:
-        """Make or reopen a run folder, and let `runs/latest` point to it.
+        """Create or reopen a run folder and point `runs/latest` to it.
 
         Args:
-            run_dir: the folder; a new `runs/<experiment>/<time>` when left out. A run that W&B gave an id, as a sweep's
-                agent does, has `runs/<experiment>/<id>`, so that the same id resumes it.
-            trainer: of a run on several ranks, which the first one's choice binds.
+            run_dir: path of the folder. None means a new `runs/<experiment>/<time>`, or `runs/<experiment>/<id>` if the
+                environment has an id of W&B (a sweep's agent sets it), so that the same id resumes the run.
+            experiment: name of the experiment.
+            trainer: Trainer of a run on several ranks, which all use the first rank's folder; None for one process.
+        Raises:
+            UserError: the folder cannot be created.
         """
 
         def make() -> str:
@@ -80,8 +83,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def keep_config(self, config: str) -> None:
-        """Write the resolved config, or check that a resumed run has the same up to what no result depends on.
+        """Write the resolved config; first check a resumed run's config, except for keys that change no result.
 
+        Args:
+            config: resolved config, YAML.
         Raises:
             UserError: the folder belongs to a run with another config.
         """
@@ -90,7 +95,7 @@ class RunFolder:
             earlier, current = yaml.safe_load(text), translate_config(yaml.safe_load(config))
             translated = translate_config(earlier)
             keys = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
-            if translated != earlier:  # written by the version before, which knew no inputs of the family's own
+            if translated != earlier:  # the version before wrote it, without the family's default inputs
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             saved = manifest.newest(self.checkpoints)
             is_moved = bool(saved and keys) and all(PLACES.fullmatch(key) for key in keys)
@@ -104,13 +109,13 @@ class RunFolder:
                     f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(keys[:4])}. "
                     f"Resume with the same config, or {fresh}"
                 )
-            for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # of another run
+            for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
                 (self.path / record).unlink(missing_ok=True)
         _write(file, config)
 
 
 def _named_by_wandb(experiment: str) -> Path | None:
-    """The folder of a run that W&B gave an id."""
+    """Return the folder of a run whose id W&B has set in the environment; None without an id."""
     identity = os.environ.get("WANDB_RUN_ID")
     if identity and not re.fullmatch(r"[\w-][\w.-]*", identity):
         raise UserError(f"WANDB_RUN_ID is {identity!r}, which names no folder. Choose a run folder with --run_dir")
@@ -118,7 +123,7 @@ def _named_by_wandb(experiment: str) -> Path | None:
 
 
 def _new_folder(parent: Path) -> Path:
-    """A folder that no other run has: two that start in the same second differ by a number."""
+    """Create a folder named by the time; a number distinguishes runs that start in the same second."""
     start = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for number in count(1):
         path = parent / (start if number == 1 else f"{start}_{number}")
@@ -145,7 +150,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _differences(a: Any, b: Any, key: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
+    """Return the dotted keys whose values differ."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return [
             d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)
@@ -157,7 +162,7 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
 
 
 def _names(items: list[Any]) -> list[str]:
-    """What keys call the items of a list: the stages of a recipe have names, other items numbers."""
+    """Return the names of a list's items in dotted keys: stages have their names, other items their numbers."""
     return [
         item["name"] if isinstance(item, Mapping) and "name" in item else str(number)
         for number, item in enumerate(items)
@@ -165,7 +170,7 @@ def _names(items: list[Any]) -> list[str]:
 
 
 def _is_set(key: str, *configs: Any) -> bool:
-    """True if all configs have a value other than null under a dotted key."""
+    """Return True if all configs have a value other than null under a dotted key."""
     for config in configs:
         value = config
         for name in key.split("."):
@@ -177,7 +182,7 @@ def _is_set(key: str, *configs: Any) -> bool:
 
 
 def peak_memory_mb() -> float:
-    """Highest resident memory of this process, plus that of its largest finished worker, MB."""
+    """Return the peak resident memory of this process plus that of its largest finished worker, MB."""
     kilobytes = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     )

@@ -1,4 +1,4 @@
-"""How a run ends when it is asked to, and what the scheduler is told."""
+"""The end of a run on a signal or a time limit: exit codes, and requeueing by SLURM."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import signal
 import subprocess
 from collections.abc import Collection, Mapping
 
-# Exit codes. EX_TEMPFAIL of sysexits.h, "try again later": what a scheduler may be configured to requeue on (SLURM's
-# RequeueExit). torchrun with --max_restarts starts its group again on any code but 0.
+# Exit codes. REQUEUE is EX_TEMPFAIL of sysexits.h, "try again later"; a scheduler may be configured to requeue on it
+# (SLURM's RequeueExit). torchrun with --max_restarts starts its group again on any code but 0.
 REQUEUE = 75
-CTRL_C = 130  # what a shell reports after Ctrl+C
-STALLED = 124  # what timeout(1) reports
+CTRL_C = 130  # exit code of shells after Ctrl+C
+STALLED = 124  # exit code of timeout(1)
 
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-NO_TERMINAL = {errno.EIO, errno.EPIPE}  # of a write to a terminal that was closed
+NO_TERMINAL = {errno.EIO, errno.EPIPE}  # errors of a write to a closed terminal
 
 
 class Interrupted(SystemExit):
-    """Signals or the time limit ended the run; what was done so far is in a checkpoint.
+    """Ends a run on signals or at the time limit, after its state has been saved in a checkpoint.
 
     Args:
-        signals: the signals that any rank received.
-        kept: what the message says about the state that was kept.
-        rank: of this process, over all nodes.
-        together: all ranks end here, after the same step.
-        out_of_time: the time limit of the launch, `trainer.max_time`, is over.
+        signals: signals that any rank has received.
+        kept: part of the message that tells which state was saved.
+        rank: rank of this process, over all nodes.
+        together: True if all ranks end after the same step.
+        out_of_time: True if the time limit of the launch, `trainer.max_time`, is over.
     """
 
     def __init__(
@@ -49,18 +49,19 @@ class Interrupted(SystemExit):
 
     @property
     def wants_requeue(self) -> bool:
-        """SIGUSR1 is the scheduler's word that time is up, SIGTERM that the job must make room.
+        """True on the first rank if the scheduler wants the job to run again later.
 
-        A SIGTERM on which the ranks do not end together may be srun's, which ends them all when one has failed: a job
-        that fails is not to come back for ever.
+        A scheduler sends SIGUSR1 when time is up and SIGTERM when the job must make room. If the ranks do not end
+        together, a SIGTERM may come from srun, which ends all ranks when one has failed. Such a job is not requeued,
+        because a job that fails would come back for ever.
         """
         return not self.rank and (signal.SIGUSR1 in self.signals or (self.together and signal.SIGTERM in self.signals))
 
 
 def slurm_job(environ: Mapping[str, str]) -> str | None:
-    """The id that `scontrol requeue` takes for the job this process belongs to, None outside SLURM.
+    """Return the id of this process's job for `scontrol requeue`; None outside SLURM.
 
-    A task of a job array is requeued alone: "<array job>_<task>".
+    The id of a task in a job array is "<array job>_<task>", so that the task is requeued alone.
     """
     if "SLURM_ARRAY_JOB_ID" in environ:
         return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
@@ -68,13 +69,13 @@ def slurm_job(environ: Mapping[str, str]) -> str | None:
 
 
 def requeue(environ: Mapping[str, str] = os.environ) -> str:
-    """Ask SLURM to run this job again. Call it last, on one rank: SLURM ends the job's processes right away.
+    """Ask SLURM to run this job again. Call it last, on one rank, because SLURM then ends the job's processes.
 
-    Only a running job is requeued: one that SLURM is ending by itself was cancelled, and is meant to stay so, or is
-    already on its way back into the queue.
+    Only a running job is requeued. A job that SLURM is already ending was cancelled, or is on its way back into the
+    queue.
 
     Returns:
-        What to tell the user; "" outside SLURM.
+        Message for the user; "" outside SLURM.
     """
     job = slurm_job(environ)
     if job is None:
@@ -97,9 +98,9 @@ def requeue(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error from a signal handler, or from a thread while others may hold its lock.
+    """Write a line to standard error. It takes no lock, so signal handlers and threads may call it.
 
-    Where the terminal was closed, nobody reads any more: this line and all later output are dropped; the run goes on.
+    If the terminal was closed, this line and all later output are dropped and the run goes on.
     """
     try:
         os.write(2, f"{text}\n".encode())

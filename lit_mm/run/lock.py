@@ -1,4 +1,4 @@
-"""The lock of a run folder: one job at a time writes there."""
+"""The lock of a run folder, which lets one job at a time write there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lit_mm.run.interruption import say
 FILE = "run.lock"
 BEAT = 10.0  # seconds between heartbeats
 MISSED = 3  # heartbeats after which a job counts as gone
-SETTLING = 1.0  # seconds: without locks, of two jobs that start at a time the later write wins
+SETTLING = 1.0  # seconds to wait without locks; of two jobs that start together the later write wins
 TAKEN_OVER = 2  # exit code of a job whose folder another job has taken over
 CONFLICTS = {errno.EACCES, errno.EAGAIN}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
@@ -31,13 +31,13 @@ NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that has a run folder for itself: the first rank of a job.
+    """The process that holds the lock of a run folder: the first rank of a job.
 
     Attributes:
-        host: name of its machine.
+        host: name of the machine.
         process: process id on that machine.
         started: start of the process, seconds since the epoch.
-        launches: launcher and its job -> number of the attempt, from 0. Empty for a command typed in a shell.
+        launches: name of launcher and job -> number of the attempt, from 0. Empty for a command typed in a shell.
     """
 
     host: str
@@ -47,13 +47,13 @@ class Holder:
 
     @classmethod
     def current(cls, environ: Mapping[str, str] = os.environ) -> Holder:
-        """The holder that this process would be."""
+        """Describe this process as a holder."""
         host, process = socket.gethostname(), psutil.Process()
         return cls(host, process.pid, process.create_time(), launches_of(environ, host, os.getppid()))
 
     @classmethod
     def of(cls, text: bytes) -> Holder | None:
-        """The holder that a lock file names; None where it names none, or was cut short."""
+        """Parse the text of a lock file; return None if the file is empty or was cut short."""
         try:
             record = json.loads(text)
             return cls(record["host"], record["process"], record["started"], record["launches"])
@@ -61,7 +61,7 @@ class Holder:
             return None
 
     def follows(self, earlier: Holder) -> bool:
-        """Whether a launcher started this process again in the earlier one's place."""
+        """Return True if a launcher started this process as a later attempt of the earlier process's job."""
         return any(attempt > earlier.launches.get(name, attempt) for name, attempt in self.launches.items())
 
     def __str__(self) -> str:
@@ -71,10 +71,11 @@ class Holder:
 
 
 def launches_of(environ: Mapping[str, str], host: str, parent: int) -> dict[str, int]:
-    """The launchers that start a failed job again, by job, with the number of the attempt.
+    """Return name of launcher and job -> number of the attempt, for launchers that start a failed job again.
 
     Args:
-        host, parent: machine and process id of the agent; they stand for a job of torchrun without an id.
+        environ: environment variables.
+        host, parent: machine and process id of torchrun's agent; they identify a job that has no id.
     """
     launches: dict[str, int] = {}
     if (run := environ.get("TORCHELASTIC_RUN_ID")) is not None:
@@ -86,19 +87,19 @@ def launches_of(environ: Mapping[str, str], host: str, parent: int) -> dict[str,
 
 
 class FolderLock:
-    """Keeps other jobs out of a run folder, from `with` to its end.
+    """Keeps other jobs out of a run folder inside a `with` block.
 
-    A POSIX record lock on `run.lock`, which names the holder, ends with the process, however it ends. Workers that are
-    forked do not inherit it. The file's time of change is renewed every `BEAT` seconds: on a file system without locks,
-    or whose locks do not reach other machines, these heartbeats say whether the holder lives. Only times that the file
-    system itself has set are compared, so the clocks of the machines do not matter. An attempt of the same job, by
-    torchrun or SLURM, passes without waiting.
+    The lock is a POSIX record lock on `run.lock`, a file that names the holder. It ends with the process, however the
+    process ends, and forked workers do not inherit it. The holder renews the file's modification time every `BEAT`
+    seconds. On a file system without locks, or with locks that do not reach other machines, these heartbeats show
+    whether the holder lives. Only times set by the file system are compared, so the clocks of the machines do not
+    matter. A later attempt of the same job, by torchrun or SLURM, gets the lock without waiting.
 
     Args:
-        folder: the run folder.
-        take_over: take the folder from a holder that has missed `MISSED` heartbeats.
+        folder: run folder.
+        take_over: True takes the folder from a holder that has missed `MISSED` heartbeats.
     Raises:
-        UserError: on entering: another job has the folder, or it cannot be written.
+        UserError: on entering the block, if another job holds the folder or the folder cannot be written.
     """
 
     def __init__(self, folder: Path, *, take_over: bool = False) -> None:
@@ -128,7 +129,7 @@ class FolderLock:
         self._thread.join()
         if self._current() == self.holder:
             os.ftruncate(self._descriptor, 0)
-        os.close(self._descriptor)  # and with it goes the lock
+        os.close(self._descriptor)  # this releases the lock
 
     # --- claiming --------------------------------------------------------------------------------------------------
     def _claim(self) -> None:
@@ -145,7 +146,7 @@ class FolderLock:
             while (age := self._age()) < MISSED * BEAT:
                 if not locked:
                     raise UserError(f"{self._in_use(earlier)} (last sign {age:.0f} s ago)")
-                time.sleep(BEAT / 10)  # the lock may not reach that machine: does its heart beat?
+                time.sleep(BEAT / 10)  # the lock may not reach that machine, so look for its heartbeats
                 if self._age() < age:
                     raise UserError(self._in_use(self._current() or earlier))
             if not locked and not self.take_over:
@@ -163,9 +164,9 @@ class FolderLock:
                 raise UserError(self._in_use(other))
 
     def _lock(self) -> bool | None:
-        """True with the lock, False if another process has it, None on a file system without locks.
+        """Return True with the lock, False if another process holds it, None on a file system without locks.
 
-        An earlier attempt of the same job may need a moment to end.
+        It waits a moment for an earlier attempt of the same job to end.
         """
         deadline = time.monotonic() + MISSED * BEAT
         while True:
@@ -183,11 +184,11 @@ class FolderLock:
             time.sleep(BEAT / 10)
 
     def _current(self) -> Holder | None:
-        """The holder that the file names."""
+        """Return the holder that the lock file names; None if it names none."""
         return Holder.of(os.pread(self._descriptor, 1 << 16, 0))
 
     def _age(self) -> float:
-        """Seconds since the last heartbeat, by the file system's own time; infinite if that clock went back."""
+        """Return the seconds since the last heartbeat by the file system's clock; infinite if that clock went back."""
         probe = self.path.with_name(f".lock-{uuid.uuid4().hex}")
         probe.touch()
         now = probe.stat().st_mtime
@@ -207,7 +208,7 @@ class FolderLock:
             try:
                 os.utime(self._descriptor)
                 current = self._current()
-            except OSError:  # a server that is away for a moment: a heartbeat is missed
+            except OSError:  # the file server is away for a moment, and one heartbeat is missed
                 continue
             if current is not None and current != self.holder:
                 say(f"lit_mm: {str(self.path.parent)!r} was taken over by {current}; this run ends without saving")

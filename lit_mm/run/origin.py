@@ -1,4 +1,4 @@
-"""The checkpoint of another run that a run starts from (`init_from`), recorded in the run folder."""
+"""The record of the checkpoint of another run that a run starts from (`init_from`)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ CURE = "Leave --init_from out to go on with this run, or choose another folder w
 
 
 def recorded_origin(run_dir: str | None) -> dict[str, str] | None:
-    """What a run folder records of the checkpoint that its run started from; None where it records nothing.
+    """Read the record of the checkpoint that a run started from.
 
+    Args:
+        run_dir: run folder; None means no folder.
     Returns:
-        `init_from`, the absolute path that was typed; `checkpoint`, the one that it stood for; its `digest`.
+        `init_from`, the absolute path from the command line; `checkpoint`, the path of the checkpoint that it stood
+        for; `digest`, the digest of that checkpoint. None without a record.
+    Raises:
+        UserError: the record is damaged.
     """
     file = Path(run_dir) / ORIGIN if run_dir else None
     if file is None or not file.exists():
@@ -33,15 +38,15 @@ def recorded_origin(run_dir: str | None) -> dict[str, str] | None:
 
 
 def check_start(selected: Sequence[str], recipe: Sequence[str], run_dir: str | None, init_from: str | None) -> None:
-    """Refuse a start that has nothing to start from, before a run folder is made.
+    """Check, before a run folder is created, that the first selected stage has weights to start from.
 
     Args:
-        selected: names of the stages that shall run.
+        selected: names of the stages to run.
         recipe: names of all stages.
-        run_dir: the run folder; None: a new one.
-        init_from: run folder or checkpoint to start from.
+        run_dir: run folder; None means a new folder.
+        init_from: run folder or checkpoint to start from; None if none is given.
     Raises:
-        UserError: the checkpoint to start from cannot be read, or the stages before the first one were never trained.
+        UserError: the checkpoint cannot be read, or stages before the first selected stage were never trained.
     """
     folder = Path(run_dir) if run_dir else None
     if folder is not None and manifest.newest(folder / "checkpoints"):
@@ -58,14 +63,15 @@ def check_start(selected: Sequence[str], recipe: Sequence[str], run_dir: str | N
 
 
 def starting_point(folder: RunFolder, init_from: str | None) -> str:
-    """The checkpoint whose weights a run starts from, recorded in the run folder. Called on one rank.
+    """Find the checkpoint whose weights a run starts from, and record it in the run folder. Call it on one rank.
 
     Args:
-        init_from: run folder or checkpoint that the command line names.
+        folder: run folder.
+        init_from: run folder or checkpoint on the command line; None if none is given.
     Returns:
-        Path of the checkpoint; "" for a run that goes on from a checkpoint of its own, or that starts from none.
+        Path of the checkpoint; "" for a run that resumes from its own checkpoint or starts from no checkpoint.
     Raises:
-        UserError: the run was begun from another checkpoint, or the recorded one has changed or cannot be read.
+        UserError: the run began from another checkpoint, or the recorded checkpoint has changed or cannot be read.
     """
     file, record = folder.path / ORIGIN, recorded_origin(str(folder.path))
     if manifest.newest(folder.checkpoints):
@@ -101,7 +107,7 @@ def _check_whole(path: Path) -> None:
 
 
 def _is_same(init_from: str, record: dict[str, str] | None) -> bool:
-    """Whether the command line names the recorded checkpoint; it may be gone, as it is not needed any more."""
+    """Return True if the command line names the recorded checkpoint, which need not exist any more."""
     if record is None:
         return False
     if os.path.abspath(init_from) in (record["init_from"], record["checkpoint"]):
@@ -110,6 +116,6 @@ def _is_same(init_from: str, record: dict[str, str] | None) -> bool:
 
 
 def _digest(checkpoint: Path) -> str:
-    """Digest of a checkpoint's manifest, which has the digests of all its files; "" for a checkpoint that is gone."""
+    """Return the digest of a checkpoint's manifest, which holds the digests of all files; "" if it does not exist."""
     file = checkpoint / "manifest.json"
     return manifest.digest_file(file) if file.is_file() else ""

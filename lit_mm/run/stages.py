@@ -1,4 +1,4 @@
-"""A recipe's stages, run one after the other in one run folder; a branch starts from the end of an earlier stage."""
+"""Running the stages of a recipe one after the other in one run folder; a branch starts from an earlier stage's end."""
 
 from __future__ import annotations
 
@@ -27,14 +27,17 @@ def run_stages(
     pretrained: bool = True,
     other_data: bool = False,
 ) -> L.LightningDataModule:
-    """Run a recipe, from the newest checkpoint of the folder if there is one. Returns the last stage's data module.
+    """Run a recipe, from the newest checkpoint of the folder if it has one. Returns the last stage's data module.
 
     Args:
-        data_of: makes the data module of a stage.
-        trainer_of: makes a Trainer with a fresh strategy; takes Trainer arguments.
-        seed: of the stream's order and of dropout.
-        pretrained: load the parts' published weights before the first stage.
-        other_data: go on though the data of a stage are not those that its checkpoint was trained on.
+        module: model to train.
+        stages: stages of the recipe, in order.
+        folder: run folder.
+        data_of: function that builds the data module of a stage.
+        trainer_of: function that builds a Trainer with a fresh strategy from Trainer arguments.
+        seed: seed of the stream's order and of dropout.
+        pretrained: True loads published weights before the first stage.
+        other_data: True allows a stage to resume on data that differ from those of its checkpoint.
     """
     module.check_recipe(stages)
     origin_of = branches(stages)
@@ -71,21 +74,25 @@ def run_stages(
         first_step += last
         ends[stage.name] = folder.checkpoints / manifest.checkpoint_name(number, stage.name, last)
     module.origins.load_missing()
-    module._trainer = trainer  # a stage that was finished before has no Trainer; evaluation asks it for the precision
+    module._trainer = trainer  # evaluation reads its precision; a stage that was finished before has attached none
     module.to(trainer.strategy.root_device)  # a Trainer leaves the model on the CPU
     return data
 
 
 def final_step(module: MultimodalModule, stage: Stage, steps: int) -> int:
-    """Optimizer steps that a stage has at its end: as many as planned, or fewer if a callback has ended it."""
+    """Return the optimizer steps of a stage at its end: the planned number, or fewer if a callback has ended it."""
     return module.ends[stage.name]["step"] if stage.name in module.ends else steps
 
 
 def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
-    """Load the weights that a branch starts from: the end of another stage than the one that has just ended.
+    """Load the weights that a branch starts from, the end of an earlier stage.
 
+    Args:
+        module: model to load the weights into.
+        stage: first stage of the branch.
+        path: checkpoint of the earlier stage's end.
     Raises:
-        UserError: the checkpoint is not there any more, or damaged.
+        UserError: the checkpoint is missing or damaged.
     """
     if not path.is_dir():
         raise UserError(
@@ -104,10 +111,10 @@ def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
 
 
 def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> manifest.Saved | None:
-    """The newest checkpoint of a run, whole, and the same on every rank; None for a run that begins.
+    """Return the newest checkpoint of a run after verifying it; None for a new run. All ranks get the same.
 
     Raises:
-        UserError: it is damaged, or of a stage that the recipe does not have there.
+        UserError: the checkpoint is damaged, or its stage does not stand at its number in the recipe.
     """
 
     def newest() -> str:

@@ -1,4 +1,4 @@
-"""The data contract: what workers make and models read."""
+"""The batch, which workers build and models read."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ Moved = TypeVar("Moved", "Views", "Target", "Batch")
 
 @dataclass(frozen=True)
 class Views:
-    """Views of one vision encoder, grouped by shape. V views in all, V_g in group g.
+    """The views of one vision encoder, grouped by shape. V views in all, V_g in group g.
 
     Attributes:
-        groups: per shape [V_g, 3, H_g, W_g] pixels: uint8, which `normalised` makes the encoder's input on its device,
-            or normalised already. There is at least one view: a batch without pictures
-            holds a blank one that nothing refers to, so that every rank makes the same encoder calls and gradients are
-            zero, not missing.
+        groups: [V_g, 3, H_g, W_g] pixels per shape: uint8, which `normalised` converts on the device of the encoder, or
+            normalised already. There is at least one view: a batch without pictures holds an unused blank view, so that
+            every rank makes the same encoder calls and gradients are zero, not missing.
         owners: [V] number of the sample that shows the view, from 0 in the order of the batch; -1 for the blank view.
         tiles: [V] number of the view among the tiles of its picture, row-major from 0; -1 for a global view and for the
-            blank one.
-        tokens: visual tokens that all views make together, as the processor counted them; the model checks it.
+            blank view.
+        tokens: number of visual tokens of all views, counted by the processor and checked by the model.
         scaling: [2, 3, 1, 1] gain and shift that normalise uint8 pixels; None: no view is uint8.
     """
 
@@ -58,8 +57,8 @@ class Target:
     """The answers that an encoder-decoder writes, one segment per sample in the order of the batch.
 
     Attributes:
-        ids: [1, T] token ids; all of them are predicted.
-        lengths: tokens of each segment; they sum to T.
+        ids: [1, T] token ids; the decoder learns to predict all of them.
+        lengths: number of tokens of each segment; they sum to T.
     """
 
     ids: Tensor
@@ -74,28 +73,28 @@ class Target:
 
 @dataclass(frozen=True)
 class Batch:
-    """One row of samples, one after the other, without padding: a *flat row* of T positions.
+    """Samples one after the other in a *flat row* of T positions, without padding.
 
     Attributes:
         ids: [1, T] token ids; the padding id at visual positions.
-        lengths: positions of each sample in order, kept on the host; they sum to T. Samples are blind to each other.
-        positions: [1, T] position of each token inside its own sample.
+        lengths: number of positions of each sample in order, on the host; they sum to T. Samples do not see each other.
+        positions: [1, T] position id of each token inside its sample.
         visual: [K] places in the row, ascending, where a vector of the bank replaces the text embedding.
-        bank: [K] number of that vector. The bank holds the visual tokens of all views, group after group, then the
-            connector's learned vectors.
-        supervised: [S] places whose hidden state predicts a token that is learnt: place i predicts token i + 1 of the
-            same sample. With a `target`, places in the target's row, where place i predicts token i.
-        labels: [S] the token ids that they predict.
-        views: pictures of the samples; None for a language model alone.
-        target: answers of an encoder-decoder; None for a decoder, whose answers stand in `ids`.
-        routed: [R] places that routed linears treat as visual; None: the same as `visual`.
-        sample_ids: ids of the samples that are learnt, in order; a lost sample is not among them.
-        units: unit -> its number in the whole optimizer step, over all ranks and micro-batches. A loss is divided by
-            the number of its unit; "tokens" counts supervised tokens.
+        bank: [K] number of the vector for each place in `visual`. The bank holds the visual tokens of all views, group
+            after group, then the connector's learned vectors.
+        supervised: [S] places whose hidden state predicts a supervised token: place i predicts token i + 1 of the same
+            sample. With a `target` these are places in the target's row, where place i predicts token i.
+        labels: [S] token id that each supervised place predicts.
+        sample_ids: ids of the samples with supervision, in order; lost samples are left out.
+        views: views of the samples; None for a language model alone.
+        target: answers for an encoder-decoder; None for a decoder, whose answers stand in `ids`.
+        routed: [R] places that routed linears treat as visual; None means the places in `visual`.
+        units: unit -> number of units in the whole optimizer step, over all ranks and micro-batches. A loss is divided
+            by the number of its unit; "tokens" counts supervised tokens.
         sources: [S] number of the data source of each supervised place; None if there is only one source.
-        num_by_source: number of samples per source in this micro-batch, lost samples left out; () without a ledger.
-        lost: planned samples whose document or pixels could not be read. Their positions carry no label, and their
-            tokens stay in `units`.
+        num_by_source: number of samples per source in this micro-batch, without lost samples; () without a ledger.
+        lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their
+            tokens are counted in `units`.
     """
 
     ids: Tensor
@@ -116,7 +115,7 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Positions of the row, and of the target's row."""
+        """Number of positions in the row and in the target's row."""
         return sum(self.lengths) + (sum(self.target.lengths) if self.target else 0)
 
     @property
@@ -135,7 +134,7 @@ class Batch:
 
 
 def _mapped(data: Moved, change: Any) -> Moved:
-    """A copy whose tensors, also inside of groups, views and target, are what `change` makes of them."""
+    """Return a copy with `change` applied to every tensor, also inside groups, views and target."""
     changes: dict[str, Any] = {}
     for name in (entry.name for entry in fields(data)):
         value = getattr(data, name)

@@ -1,4 +1,4 @@
-"""Samples -> Batch. Runs in the workers."""
+"""Collation of samples to a batch. It runs in the workers."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ def collate(
     views: Sequence[Sequence[Tensor]] | None = None,
     sources: Sequence[int] | None = None,
 ) -> Batch:
-    """Lay samples one after the other, group their views by shape and find the place of every visual vector and label.
+    """Join samples in one row, group their views by shape and find the place of every visual vector and label.
 
-    Without any sample (all of a micro-batch are lost) the row holds one padding token that is not learnt.
+    If there is no sample (all samples of a micro-batch are lost), the row holds one padding token without a label.
 
     Args:
         samples: samples of the micro-batch, in order.
-        units: number of each unit in the whole optimizer step.
-        views: views of every sample, in reading order; None: they are read here.
+        processor: processor that made the samples.
+        units: unit -> number of units in the whole optimizer step; None means no units.
+        views: views of every sample, in reading order; None means that `processor` reads them.
         sources: number of the data source of every sample; None if there is only one source.
     Raises:
         UserError: see `split_answer`, for an encoder-decoder.
@@ -83,10 +84,10 @@ def collate(
 
 
 def split_answer(sample: Sample) -> int:
-    """Number of tokens before the answer of a sample for an encoder-decoder: all that is learnt, which stands last.
+    """Count the tokens before the answer of an encoder-decoder's sample; the answer is all supervised tokens.
 
     Raises:
-        UserError: nothing is learnt, nothing stands before it, or something that is not learnt follows it.
+        UserError: there is no supervised token, no token before the answer, or an unsupervised token in or after it.
     """
     learnt = sample.labels != IGNORE
     count = int(learnt.sum())
@@ -104,13 +105,15 @@ def split_answer(sample: Sample) -> int:
 def group_views(
     samples: Sequence[Sample], processor: Processor, read: Sequence[Sequence[Tensor]] | None = None
 ) -> tuple[Views | None, list[int]]:
-    """The views by shape, and the place in the bank of the first visual token of every view, in reading order.
+    """Group views by shape, and find the place in the bank of the first visual token of every view, in reading order.
 
-    Without any view there is one blank one of the size that the family gives to a small square image; a language model
-    alone has no views.
+    If the samples have no view, the result holds a blank view of the size that the tiling gives to a small square
+    image. A language model alone has no views, and the result is None.
 
     Args:
-        read: views of every sample; None: they are read here.
+        samples: samples of the micro-batch, in order.
+        processor: processor that made the samples.
+        read: views of every sample; None means that `processor` reads them.
     """
     if processor.token_grid is None:
         return None, []
@@ -154,12 +157,12 @@ def stack_views(pixels: Sequence[Tensor], scaling: Tensor | None) -> Tensor:
 
 
 def _tensor(pieces: Sequence[np.ndarray]) -> Tensor:
-    """The pieces one after the other, int64; an empty tensor without any."""
+    """Join pieces to one int64 tensor, which is empty if there are no pieces."""
     return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *pieces]).astype(np.int64))
 
 
 def _resolve(sample: Sample, first_of_view: Sequence[int], num_visual: int) -> np.ndarray:
-    """The sample's own index -> places in the batch's bank (0 at text)."""
+    """Convert the index of a sample to places in the batch's bank, 0 at text positions."""
     place = np.concatenate(
         [first + np.arange(n) for first, n in zip(first_of_view, sample.tokens_per_view, strict=False)]
         or [np.zeros(0, dtype=np.int64)]

@@ -1,4 +1,4 @@
-"""Why a sample was not trained on."""
+"""Faults, the records of samples that are not trained on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from lit_mm.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Why a sample was not trained on.
+    """The reason why a sample is not trained on.
 
     Attributes:
-        number: of the sample, through all sources.
-        sample_id: its own id; `where` for one that has none.
-        where: file and line, "" where the source does not say.
-        kind: one of `lit_mm.documents.sources.KINDS`.
-        reason: in words, with what to do about it.
+        number: number of the sample, counted through all sources.
+        sample_id: id of the sample; `where` if it has no id.
+        where: file and line; "" if the source does not tell them.
+        kind: kind of fault, one of `lit_mm.documents.sources.KINDS`.
+        reason: explanation for the user, with a remedy.
     """
 
     number: int
@@ -29,10 +29,12 @@ class Fault:
 
     @classmethod
     def of(cls, number: int, error: UserError, sample_id: str = "") -> Fault:
-        """The fault that an error tells.
+        """Build a fault from an error.
 
         Args:
-            sample_id: where the error does not know it.
+            number: number of the sample, counted through all sources.
+            error: error raised while the sample was made.
+            sample_id: id of the sample, used if the error does not hold one.
         """
         if isinstance(error, SampleError):
             return cls(number, error.sample_id or sample_id, error.where, error.kind, str(error))

@@ -1,4 +1,4 @@
-"""Inputs: what decides how documents become samples, as plain data that a recipe writes for a model or a stage."""
+"""Inputs are the settings by which documents become samples, as plain data in a recipe for a model or a stage."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ WHITE = (255, 255, 255)
 
 @dataclass(frozen=True)
 class Inputs:
-    """How documents become samples. A field that is None keeps the value of the family, or of what is changed.
+    """Settings by which documents become samples. A field that is None keeps the value that it would change.
 
     Attributes:
-        tiling: how an image is cut into views.
-        layout: how the visual tokens of the views stand in the text.
+        tiling: rule that cuts an image into views.
+        layout: rule that places the visual tokens of the views in the text.
         prompt: template and label rule.
-        max_length: longest sample, tokens.
+        max_length: length of the longest sample, tokens.
         fill: colour of padding, RGB, 0 to 255.
-        by_source: name of a data source -> tiling of its documents; {} removes all. Published for 4KHD: 55 tiles for
-            DocVQA and InfoVQA, 25 elsewhere.
+        by_source: name of a data source -> tiling of its documents; {} removes all entries. Published for 4KHD: 55
+            tiles for DocVQA and InfoVQA, 25 elsewhere.
     Raises:
-        UserError: a length below 1, or a colour that is none.
+        UserError: the length is below 1, or the colour is not three numbers from 0 to 255.
     """
 
     tiling: Tiling | None = None
@@ -44,6 +44,6 @@ class Inputs:
             raise UserError(f"inputs: `fill` is a colour, three numbers from 0 to 255, got {list(self.fill)}")
 
     def over(self, base: Inputs) -> Inputs:
-        """`base` with every field that is set here."""
+        """Return a copy of `base` with every field that is set in this object."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(base, **{name: value for name, value in values.items() if value is not None})

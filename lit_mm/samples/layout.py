@@ -1,9 +1,9 @@
-"""Layouts: what a tile plan becomes in the text. Arrangement is an index, computed here and nowhere else.
+"""Layouts arrange the visual tokens of a tile plan in the text. The arrangement is an index.
 
 A layout turns a `TilePlan` into runs. A run of numbers indexes the image's vectors: `i >= 0` is its i-th visual token
-(view after view, row-major inside a view), `-(k + 1)` the k-th learned vector of the connector (newline, separator).
-A run of text is a separator: one token, embedded as text (the count therefore needs no tokenizer). The model does
-`bank[index]` and nothing else.
+(view after view, row-major inside a view), `-(k + 1)` is the k-th learned vector of the connector (newline, separator).
+A run of text is a separator of one token, embedded as text, so counting needs no tokenizer. The model only computes
+`bank[index]`.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ class Layout(ABC):
 
     @abstractmethod
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
-        """The runs that a plan becomes; an empty list places nothing."""
+        """Return the runs of a plan; an empty list places nothing in the text."""
 
     def positions(self, index: np.ndarray) -> np.ndarray:
-        """[L] position ids of a sample, from its `Sample.index`: 0, 1, 2, ... unless a layout says otherwise."""
+        """Return [L] position ids of a sample from its `Sample.index`: 0, 1, 2, ... unless a layout overrides this."""
         return np.arange(len(index), dtype=np.int64)
 
     def routed(self, index: np.ndarray) -> np.ndarray | None:
-        """[R] places that routed linears treat as visual, ascending; None: those of all vectors of the bank."""
+        """Return [R] places that routed linears treat as visual, ascending; None means all places of bank vectors."""
         return None
 
 
 def in_order(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
-    """All visual tokens of all views as they come; nothing in between. Source: LLaVA, XComposer2 at 224 and 490."""
+    """Place all visual tokens of all views in order, with nothing between. Source: LLaVA, XComposer2 at 224 and 490."""
     total = sum(rows * columns for rows, columns in (token_grid(view.size) for view in plan.views))
     return [np.arange(total, dtype=np.int64)]
 
 
-FLAG_START, FLAG_END = -1, -2  # the connector's vectors, for the layout below
+FLAG_START, FLAG_END = -1, -2  # the connector's learned vectors, for the layout below
 
 
 def between_flags(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
-    """A start vector, all visual tokens as they come, an end vector. Source: XComposer, 64 + 2 positions an image."""
+    """Place all visual tokens between a start and an end vector. Source: XComposer, 64 + 2 positions an image."""
     return [np.concatenate([[FLAG_START], *in_order(plan, token_grid), [FLAG_END]]).astype(np.int64)]
 
 
@@ -55,14 +55,14 @@ NEWLINE, SEPARATOR = -1, -2  # the connector's learned vectors, for the layouts 
 
 
 def tokens_of(plan: TilePlan, token_grid: TokenGrid) -> list[np.ndarray]:
-    """Per view the [rows, columns] numbers of its visual tokens."""
+    """Return the [rows, columns] numbers of the visual tokens of every view."""
     grids = [token_grid(view.size) for view in plan.views]
     firsts = np.cumsum([0, *(rows * columns for rows, columns in grids)])[:-1]
     return [f + np.arange(r * c, dtype=np.int64).reshape(r, c) for f, (r, c) in zip(firsts, grids, strict=True)]
 
 
 def tile_map(plan: TilePlan, token_grid: TokenGrid) -> np.ndarray:
-    """[rows, columns] numbers of the visual tokens of all tiles, put together as the image was cut."""
+    """Return [rows, columns] numbers of the visual tokens of all tiles, joined as the image was cut."""
     tokens = tokens_of(plan, token_grid)
     rows, columns = plan.grid
     tiles = [tokens[view] for view in plan.tiles]
@@ -70,12 +70,12 @@ def tile_map(plan: TilePlan, token_grid: TokenGrid) -> np.ndarray:
 
 
 def with_newlines(tokens: np.ndarray) -> np.ndarray:
-    """[rows, columns] -> [rows * (columns + 1)], a newline vector after every row."""
+    """Add a newline vector after every row: [rows, columns] -> [rows * (columns + 1)]."""
     return np.pad(tokens, ((0, 0), (0, 1)), constant_values=NEWLINE).reshape(-1)
 
 
 def global_then_tiles(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
-    """The rows of the global view, a separator, the rows of the map of all tiles; a newline vector after each row.
+    """Place the rows of the global view, a separator and the rows of all tiles; a newline vector follows each row.
 
     With 12 x 12 tokens a view: (rows x columns + 1) x 144 tokens, 1 separator, (rows + 1) x 12 newlines.
     Source: XComposer2-4KHD, `CLIPVisionTower.forward`.
@@ -86,9 +86,9 @@ def global_then_tiles(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
 
 
 def slices_then_overview(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
-    """Slices row by row, the text "," between the slices of a row and "\\n" after each row; the overview last, bare.
+    """Place slices row by row, then the overview; "," separates the slices of a row and "\\n" follows each row.
 
-    Source: LLaVA-UHD, branch v1; the ids are looked up in the tokenizer at hand, not fixed to Llama's.
+    Source: LLaVA-UHD, branch v1. The ids come from the tokenizer in use and are not fixed to Llama's.
     """
     tokens = [view.reshape(-1) for view in tokens_of(plan, token_grid)]
     columns = plan.grid[1]
@@ -99,13 +99,15 @@ def slices_then_overview(plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
 
 
 def base_then_unpadded_rows(plan: TilePlan, token_grid: TokenGrid, *, rule: Rule = "official") -> list[Run]:
-    """The whole, then the map of all tiles row by row without its padding, a newline vector after every one.
+    """Place the view of the whole, then the map of all tiles without padding; a newline vector follows each row.
 
-    A plan of one view is its tokens and one newline. Two rows of one tile of 2 x 2 tokens, nothing padded:
-    0 1 2 3, then 4 5 -1, 6 7 -1, 8 9 -1, 10 11 -1.
+    A plan of one view becomes its tokens and one newline. Example with two rows of one tile, 2 x 2 tokens a view and no
+    padding: 0 1 2 3, then 4 5 -1, 6 7 -1, 8 9 -1, 10 11 -1.
 
     Args:
-        rule: as `plan_anyres` was given.
+        plan: plan of `plan_anyres`.
+        token_grid: rule for the grid of visual tokens of a view.
+        rule: rule that `plan_anyres` used.
     Source: LLaVA-NeXT, `mm_patch_merge_type` spatial_unpad of the released code.
     """
     base = tokens_of(plan, token_grid)[0].reshape(-1)
@@ -118,7 +120,7 @@ def base_then_unpadded_rows(plan: TilePlan, token_grid: TokenGrid, *, rule: Rule
 
 @dataclass(frozen=True)
 class InOrder(Layout):
-    """All visual tokens of all views in order, and nothing else. See `in_order`."""
+    """Places all visual tokens of all views in order, and nothing else. See `in_order`."""
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return in_order(plan, token_grid)
@@ -126,7 +128,7 @@ class InOrder(Layout):
 
 @dataclass(frozen=True)
 class BetweenFlags(Layout):
-    """A start vector, all visual tokens in order, an end vector. See `between_flags`."""
+    """Places all visual tokens in order between a start and an end vector. See `between_flags`."""
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return between_flags(plan, token_grid)
@@ -134,7 +136,7 @@ class BetweenFlags(Layout):
 
 @dataclass(frozen=True)
 class GlobalThenTiles(Layout):
-    """The rows of the global view, a separator, the rows of all tiles. See `global_then_tiles`."""
+    """Places the rows of the global view, a separator and the rows of all tiles. See `global_then_tiles`."""
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return global_then_tiles(plan, token_grid)
@@ -142,7 +144,7 @@ class GlobalThenTiles(Layout):
 
 @dataclass(frozen=True)
 class SlicesThenOverview(Layout):
-    """Slices with text between them, then the overview. See `slices_then_overview`."""
+    """Places slices with text between them, then the overview. See `slices_then_overview`."""
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return slices_then_overview(plan, token_grid)
@@ -150,7 +152,7 @@ class SlicesThenOverview(Layout):
 
 @dataclass(frozen=True)
 class BaseThenUnpaddedRows(Layout):
-    """The view of the whole, then the rows of all tiles without padding. See `base_then_unpadded_rows`.
+    """Places the view of the whole, then the rows of all tiles without padding. See `base_then_unpadded_rows`.
 
     Args:
         rule: "official" or "hf", the rule of the tiling `AnyRes`.

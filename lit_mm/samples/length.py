@@ -1,4 +1,4 @@
-"""What a sample takes: tokens, views, supervised tokens."""
+"""The length of a sample: tokens, views and supervised tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """What a sample will cost, known before its pixels are read."""
+    """The numbers of tokens, views and supervised tokens of a sample, known before its pixels are read."""
 
     tokens: int
     views: int

@@ -1,4 +1,4 @@
-"""Pixels of a view: resize, pad, crop, normalise, as its recipe says. Runs in the workers."""
+"""Resizing, padding, cropping and normalising the pixels of a view. It runs in the workers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from lit_mm.tiling.plan import Size, View
 
 @dataclass(frozen=True, slots=True)
 class Normalise:
-    """What happens to pixel values.
+    """Settings for the pixel values of views.
 
     Attributes:
-        mean, std: per channel, of values in [0, 1].
+        mean, std: mean and standard deviation per channel, of values in [0, 1].
         fill: padding colour, 0 to 255 per channel.
         backend: "torch" resizes uint8 with antialiased bicubic (2.7 times faster); "pillow" is bit-equal to the
             authors' preprocessors (mean difference 0.04 of 255).
-        spare: how many times larger than its first resize, in each direction, an image is still decoded; a JPEG that
-            is larger by more is read at a fraction of its size (see `lit_mm.documents.decode`). With 2, views then
-            differ from those of the whole image by 0.2 to 0.8 of 255 on average (1.1 at an eighth; photographs). None
-            decodes all of every image, as "pillow" always does.
+        spare: factor, in each direction, by which a decoded image may exceed its first resize; a larger JPEG is decoded
+            at a fraction of its size (see `lit_mm.documents.decode`). With 2, views of such JPEGs differ from those of
+            the whole image by 0.2 to 0.8 of 255 on average (1.1 at an eighth; photographs). None decodes every image
+            whole, as "pillow" always does.
     """
 
     mean: tuple[float, float, float]
@@ -38,7 +38,7 @@ class Normalise:
     spare: float | None = 2.0
 
     def least(self, views: Sequence[View]) -> Size | None:
-        """(height, width) at which an image must be decoded for these views; None for its own."""
+        """Return the least (height, width) at which to decode an image for these views; None means its own size."""
         if self.spare is None or self.backend == "pillow":
             return None
         heights, widths = zip(*(view.resize for view in views), strict=True)
@@ -62,15 +62,16 @@ def normalised(pixels: Tensor, scaling: Tensor) -> Tensor:
 
 
 def cut_views(image: Tensor, views: Sequence[View], normalise: Normalise) -> list[Tensor]:
-    """[3, H, W] uint8 image, whole or as small as `normalise.least` allows -> one [3, h, w] float32 tensor per view."""
+    """Cut a [3, H, W] uint8 image, at least of size `normalise.least`, into one [3, h, w] float32 tensor per view."""
     scaling = normalise.scaling()
     return [normalised(pixels, scaling) for pixels in crop_views(image, views, normalise)]
 
 
 def crop_views(image: Tensor, views: Sequence[View], normalise: Normalise) -> list[Tensor]:
-    """One [3, h, w] uint8 tensor per view, before it is normalised; see `cut_views`.
+    """Cut an image into one [3, h, w] uint8 tensor per view, before normalisation; see `cut_views`.
 
-    A view that is shrunk without antialiasing comes as normalised float32: it is shrunk behind the normalisation.
+    A view that is shrunk without antialiasing is returned as normalised float32, because it is shrunk after the
+    normalisation.
     """
     resized: dict[tuple[Size, str], Tensor] = {}
     cut = []
@@ -90,7 +91,7 @@ def crop_views(image: Tensor, views: Sequence[View], normalise: Normalise) -> li
 
 
 def resize(image: Tensor, size: Size, backend: str, resample: str = "bicubic") -> Tensor:
-    """[3, H, W] uint8 -> [3, h, w] uint8, bicubic or bilinear, with antialiasing."""
+    """Resize [3, H, W] uint8 to [3, h, w] uint8, bicubic or bilinear, with antialiasing."""
     if tuple(image.shape[1:]) == size:
         return image
     if backend == "pillow":
@@ -103,16 +104,18 @@ def resize(image: Tensor, size: Size, backend: str, resample: str = "bicubic") -
 def resize_box(image: Tensor, view: View, normalise: Normalise) -> Tensor:
     """Bring the view's box, padding included, to the view's size without building the padded box.
 
-    A horizontal pass treats each row by itself and a vertical pass each column. So the horizontal pass takes a band of
-    rows at a time, a row of padding is resized once, and the vertical pass follows. The pixels are bit for bit those of
-    the padded box resized at once (`tests/samples/test_pixels.py`). Besides the image this takes box height x view
-    width and view height x box width pixels: for an image of 1080 x 20000 padded to 336 x 336, 40 MB and not 1.2 GB.
+    A horizontal pass treats each row by itself and a vertical pass treats each column by itself. So the horizontal pass
+    takes a band of rows at a time and resizes a row of padding once; the vertical pass follows. The pixels equal those
+    of the padded box resized at once, bit for bit (`tests/samples/test_pixels.py`). Besides the image this needs memory
+    for box height x view width and view height x box width pixels: an image of 1080 x 20000 padded to 336 x 336 needs
+    40 MB and not 1.2 GB.
 
     A box that shrinks more in height than in width is built whole, since Pillow then begins with the columns.
 
     Args:
         image: [3, H, W] uint8, the image after its first resize.
-        view: its last resize is antialiased.
+        view: view whose last resize is antialiased.
+        normalise: padding colour and backend.
     Returns:
         [3, *view.size] uint8.
     """
@@ -133,12 +136,12 @@ def resize_box(image: Tensor, view: View, normalise: Normalise) -> Tensor:
 
 
 def shrink(values: Tensor, size: Size) -> Tensor:
-    """[3, H, W] normalised values -> [3, h, w], bicubic without antialiasing: `View.antialias` False."""
+    """Resize [3, H, W] normalised values to [3, h, w], bicubic, for views with `View.antialias` False."""
     return F.interpolate(values[None], size=size, mode="bicubic")[0]
 
 
 def _crop(image: Tensor, view: View, fill: tuple[int, int, int]) -> Tensor:
-    """The view's box of the canvas on which `image` lies at the view's offset; `fill` where it does not cover."""
+    """Crop the view's box from the canvas on which `image` lies at the view's offset; uncovered pixels get `fill`."""
     top, left, height, width = view.box
     y, x = view.offset[0] - top, view.offset[1] - left  # the image's corner inside the box
     if y <= 0 and x <= 0 and y + image.shape[1] >= height and x + image.shape[2] >= width:

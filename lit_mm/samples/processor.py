@@ -1,4 +1,4 @@
-"""The processor of a model: tiling, layout and prompt. It alone counts visual tokens."""
+"""The processor of a model: tiling, layout and prompt. No other object counts visual tokens."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A document as the model will see it; its exact length is known, its pixels are not read.
+    """A document laid out for the model. Its exact length is known; its pixels are not read yet.
 
     Attributes:
-        document: where it comes from.
+        document: document that is laid out.
         input_ids: [L] token ids, the pad id at visual positions.
         labels: [L] ids where the loss counts, `IGNORE` elsewhere.
-        index: [L] `TEXT`, a visual token of this sample (i >= 0, picture by picture), or a learned vector (-(k + 1)).
-        plans: one tile plan per picture.
-        tokens_per_view: visual tokens of every view of every picture, in order.
-        spans: [start, stop) of the positions that each picture takes, its layout's text included.
-        lost: True if the pixels could not be read; the sample keeps its positions and nothing of it is learnt.
+        index: [L] `TEXT`, or number of a visual token of this sample (i >= 0, picture by picture), or of a learned
+            vector (-(k + 1)).
+        plans: tile plan of every picture.
+        tokens_per_view: number of visual tokens of every view of every picture, in order.
+        spans: [start, stop) of the positions of each picture, with the text of its layout.
+        lost: True if the pixels could not be read; the sample then keeps its positions but carries no loss.
         apart: number of answers that are tokenised apart from their prompt, see `lit_mm.prompts.prompt.TextRun`.
     """
 
@@ -57,25 +58,25 @@ class Sample:
 
     @property
     def length(self) -> Length:
-        """Tokens, views and supervised tokens; the first position is never learnt because nothing predicts it."""
+        """Numbers of tokens, views and supervised tokens; the first position never counts as nothing predicts it."""
         return Length(len(self), len(self.tokens_per_view), int((self.labels[1:] != IGNORE).sum()))
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Turns documents into samples, and samples into views. It is plain data and pickles.
+    """Turns documents into samples and samples into views. It is plain data and can be pickled.
 
     Args:
-        tokenizer: of the language model.
+        tokenizer: tokenizer of the language model.
         prompt: template and label rule.
         tiling: rule that cuts an image into views; None for a language model alone.
         layout: rule that arranges visual tokens, learned vectors and text.
-        token_grid: encode size of a view, pixels -> (rows, columns) of its visual tokens; None for a language model
-            alone, which reads no pictures.
+        token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens; None for a language
+            model alone, which reads no pictures.
         normalise: pixel mean and standard deviation, padding colour, resize backend.
-        max_length: longest sample, tokens; a longer one is refused.
-        by_source: name of a document's source -> tiling of its pictures, if it differs.
-        writes_target: True for an encoder-decoder, whose last answer is a row of its own.
+        max_length: length of the longest sample, tokens; a longer sample is refused.
+        by_source: name of a source -> tiling of the pictures of its documents, if it differs from `tiling`.
+        writes_target: True for an encoder-decoder, whose last answer is a separate row.
     """
 
     tokenizer: Tokenizer
@@ -93,17 +94,19 @@ class Processor:
     def of(
         cls, tokenizer: Tokenizer, inputs: Inputs, token_grid: GridRule, *, writes_target: bool = False
     ) -> Processor:
-        """The processor of a model that reads images.
+        """Build the processor of a model that reads images.
 
         Args:
-            inputs: complete, apart from `fill`, `max_length` and `by_source`, which have defaults.
+            tokenizer: tokenizer of the language model.
+            inputs: settings with all fields set, except `fill`, `max_length` and `by_source`, which have defaults.
+            token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
         """
         processor = cls(tokenizer, inputs.prompt, token_grid=token_grid, writes_target=writes_target)
         return processor.with_inputs(inputs)
 
     def with_inputs(self, inputs: Inputs | None) -> Processor:
-        """This processor with the fields that `inputs` sets; None sets none."""
+        """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
         names = ("tiling", "layout", "prompt", "max_length", "by_source")
@@ -113,26 +116,30 @@ class Processor:
         return replace(self, **changes) if changes else self
 
     def for_questions(self) -> Processor:
-        """This processor for prompts without an answer, which an encoder-decoder reads whole."""
+        """Return a copy for prompts without an answer, which an encoder-decoder reads whole."""
         return replace(self, writes_target=False)
 
     def tiling_of(self, source: str) -> Tiling:
-        """The tiling of images of documents from this source."""
+        """Return the tiling for images of documents from a source."""
         return self.by_source.get(source, self.tiling)
 
     def visual_tokens(self, height: int, width: int, source: str = "") -> int:
-        """Positions that an image of this size takes in the language model, layout's text included.
+        """Count the positions that an image takes in the language model, with the text of its layout.
 
-        Arithmetic alone: a run of text is one token, whatever the tokenizer.
+        No tokenizer is needed, since a run of text is always one token.
+
+        Args:
+            height, width: size of the image, pixels.
+            source: name of the document's source.
         """
         runs = self.layout(self.tiling_of(source)(height, width), self.token_grid)
         return sum(1 if isinstance(run, str) else len(run) for run in runs)
 
     def sample(self, document: Document) -> Sample:
-        """Lay out a document. Reads sizes, not pixels.
+        """Lay out a document. This reads the sizes of its pictures, not their pixels.
 
         Raises:
-            UserError: it is longer than `max_length`, or has pictures and the model has no vision encoder.
+            UserError: the sample is longer than `max_length`, or see `lay_out`.
         """
         sample = self.lay_out(document)
         if len(sample) > self.max_length:
@@ -143,10 +150,10 @@ class Processor:
         return sample
 
     def lay_out(self, document: Document) -> Sample:
-        """As `sample`, however long it becomes: for who truncates it.
+        """Lay out a document without a limit on its length, for callers that truncate it.
 
         Raises:
-            UserError: it has pictures and the model has no vision encoder, or one that cannot be tiled.
+            UserError: the document has pictures and the model has no vision encoder, or a picture cannot be tiled.
         """
         if document.pictures and self.token_grid is None:
             raise UserError(
@@ -193,7 +200,7 @@ class Processor:
         """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`."""
         return [
             view
-            # A truncated sample has lost its last pictures, its document has not
+            # a truncated sample has fewer pictures than its document
             for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
             for view in crop_views(
                 read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
@@ -207,7 +214,7 @@ class Processor:
             raise UserError(f"sample {document.id!r}, {self.tiling_of(document.source)}: {error}") from error
 
     def _picture(self, plan: TilePlan) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-        """Token ids, index and tokens per view of one picture."""
+        """Return token ids, index and tokens per view of one picture."""
         tokens = tuple(rows * columns for rows, columns in (self.token_grid(view.size) for view in plan.views))
         ids = [np.empty(0, dtype=np.int64)]
         index = [np.empty(0, dtype=np.int64)]
@@ -222,12 +229,15 @@ class Processor:
 
 
 def read(picture: Picture, document_id: str, at_least: Size | None = None) -> Tensor:
-    """Decode to [3, H, W] uint8.
+    """Decode a picture to [3, H, W] uint8.
 
     Args:
-        at_least: a picture that can be decoded at a fraction of its size may be, down to this; None for the whole.
+        picture: picture to decode.
+        document_id: id of the document, for errors.
+        at_least: (height, width) down to which a picture may be decoded at a fraction of its size, pixels; None decodes
+            it whole.
     Raises:
-        PictureError: it cannot be decoded, or is not of the size its metadata promised.
+        PictureError: the picture cannot be decoded, or its size differs from its metadata.
     """
     try:
         if isinstance(picture, Decodable):

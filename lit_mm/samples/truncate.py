@@ -1,4 +1,4 @@
-"""Truncation: a sample that is too long loses its end, never a part of an image."""
+"""Truncation of a sample that is too long. It removes the end, and never a part of an image."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from lit_mm.samples.processor import Sample
 
 
 def cut_point(sample: Sample, *, tokens: int, views: int | None = None) -> int:
-    """Number of positions of `sample` that fit into the budgets, with no picture in part.
+    """Count the positions at the start of a sample that fit into the budgets, without cutting a picture.
 
     A cut inside a picture (its visual tokens and the text of its layout) moves before the picture. The cut also comes
-    before the first picture whose views exceed `views`. Example: 10 tokens of
-    text, a picture of 100, 50 of text; 130 tokens keep 130, 60 tokens keep 10.
+    before the first picture whose views exceed `views`. Example: a sample has 10 tokens of text, a picture of 100
+    tokens and 50 tokens of text. A budget of 130 tokens keeps 130; a budget of 60 keeps 10.
+
+    Args:
+        sample: sample to cut.
+        tokens: budget of tokens.
+        views: budget of views; None means no limit.
     """
     stop = min(len(sample), tokens)
     room = float("inf") if views is None else views
@@ -27,13 +32,14 @@ def cut_point(sample: Sample, *, tokens: int, views: int | None = None) -> int:
 
 
 def truncate(sample: Sample, *, tokens: int, views: int | None = None) -> Sample:
-    """The sample up to its `cut_point`; the sample itself if it fits.
+    """Cut a sample at its `cut_point`; return the sample itself if it fits.
 
-    Labels do not change: an answer that is cut is learnt up to the cut, without an eos there. The result may be empty,
-    or have no label.
+    Labels do not change: a cut answer is learnt up to the cut, without an eos. The result may be empty, or have no
+    label.
 
     Args:
-        tokens, views: the budgets.
+        sample: sample to truncate.
+        tokens, views: budgets, see `cut_point`.
     """
     stop = cut_point(sample, tokens=tokens, views=views)
     if stop == len(sample):

@@ -38,7 +38,7 @@ class Parts:
         return {within.get(name, name): child for name, child in self.children().items()}
 
     def part_of(self, parameter: str) -> str:
-        """The part of a parameter, by the name of the parameter in the network."""
+        """Return the part of a parameter, by the name of the parameter in the network."""
         child, *names = parameter.split(".")
         within = parts_within(self.network)
         if child in within:
@@ -48,7 +48,7 @@ class Parts:
             within = parts_within(module)
             if name in within:
                 return within[name]
-            module = module._modules.get(name)  # the last name is a parameter's
+            module = module._modules.get(name)  # None for the last name, which is the parameter's
         return child
 
     def parameters(self) -> dict[str, dict[str, nn.Parameter]]:
@@ -59,7 +59,7 @@ class Parts:
         return parts
 
     def together_with(self, parts: Collection[str]) -> frozenset[str]:
-        """The given parts, and all parts that share a child of the network with one of them."""
+        """Return `parts` and all parts that share a child of the network with one of them."""
         groups = [self._parts_in(child) for child in self.children()]
         return frozenset().union(*(group for group in groups if not group.isdisjoint(parts)))
 

@@ -1,4 +1,4 @@
-"""Schedules: the learning rate over the steps of a stage, as a share of each part's peak rate."""
+"""Schedules give the learning rate over the steps of a stage, as a share of each part's peak rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Schedule(ABC):
 
     @abstractmethod
     def factor(self, step: int, total: int) -> float:
-        """Share of the peak learning rate that optimizer step `step` (from 0) of `total` uses."""
+        """Return the share of the peak learning rate at optimizer step `step` (from 0) of `total`."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rising(Schedule):
         start: share of the peak rate at which the rise starts.
         floor: share of the peak rate at which a falling rate ends.
     Raises:
-        UserError: a negative warm-up, or shares that are not in [0, 1).
+        UserError: the warm-up is negative, or a share is not in [0, 1).
     """
 
     warmup: float | int = 0.01
@@ -47,7 +47,7 @@ class Rising(Schedule):
                 )
 
     def warmup_steps(self, total: int) -> int:
-        """Optimizer steps of the rise in a stage of `total` steps.
+        """Return the number of optimizer steps of the rise in a stage of `total` steps.
 
         Raises:
             UserError: the rise has more steps than the stage.
@@ -62,7 +62,7 @@ class Rising(Schedule):
 
 @dataclass(frozen=True)
 class AfterRise(Rising):
-    """A rise that reaches the peak at its last step, and then `after` the rise, which ends behind the last step."""
+    """A rise that reaches the peak at its last step, followed by `after`, whose progress is 1 behind the last step."""
 
     def factor(self, step: int, total: int) -> float:
         rise = self.warmup_steps(total)
@@ -72,7 +72,7 @@ class AfterRise(Rising):
 
     @abstractmethod
     def after(self, progress: float) -> float:
-        """Share between floor and peak, from progress 0 to 1."""
+        """Return the share between floor (0) and peak (1) at a progress from 0 to 1 behind the rise."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Constant(AfterRise):
     """The peak rate until the end.
 
     Raises:
-        UserError: a floor, to which this rate never falls.
+        UserError: a floor is set, to which this rate never falls.
     """
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ class ByEpoch(Rising):
 
     @abstractmethod
     def at_epoch(self, epoch: int) -> float:
-        """Share of the peak in an epoch from 1 on."""
+        """Return the share of the peak rate in an epoch, counted from 0; it is called from epoch 1 on."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class EpochDecay(ByEpoch):
     """A rate that is multiplied by `decay` at every epoch. Source: LinearWarmupStepLRScheduler of LAVIS (BLIP).
 
     Attributes:
-        decay: factor from epoch to epoch.
+        decay: factor between the rates of two epochs, in (0, 1].
     """
 
     decay: float = 0.9
@@ -165,7 +165,7 @@ class EpochDecay(ByEpoch):
 
 @dataclass(frozen=True)
 class GlobalCosine(Rising):
-    """A cosine over all steps of the stage, its rise included: where the rise ends, the rate jumps down slightly.
+    """A cosine over all steps of the stage, the rise included. At the end of the rise the rate jumps down slightly.
 
     Source: LinearWarmupCosineLRScheduler of MiniGPT-4 d94738a, minigpt4/common/optims.py.
     """

@@ -1,4 +1,4 @@
-"""Stages as data: which parts learn, how fast, for how long, and on what. A recipe is an ordered list of stages."""
+"""Stages as data: the parts that learn, their rates, the length and the data. A recipe is an ordered list of stages."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.schedule import ByEpoch, Cosine, Schedule
 
-NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # of a stage: it stands in names of files and in addresses of keys
-ALL_STAGES, REPLACE = "*", "replace"  # in the place of a stage's name in the address of a key
+NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # name of a stage, which is part of file names and of addresses of keys
+ALL_STAGES, REPLACE = "*", "replace"  # words that may replace the name of a stage in the address of a key
 
 
 @dataclass
 class Train:
-    """How one part learns.
+    """Settings for the training of one part.
 
     Args:
         lr: peak learning rate.
-        weight_decay: decoupled decay.
-        decay_vectors: True if vectors (biases, norm weights) are decayed too, as some authors do.
-        layer_decay: the lr of a layer is `lr * layer_decay ** (layers above it)`; 1 gives every layer the same.
-        from_step: optimizer steps of the stage before the part thaws; on a single device they cost it no backward pass.
-        optimizer: muon trains the matrices that activations are multiplied with by Muon, and the rest (vectors,
-            embeddings, heads, learnt queries) by AdamW. It learns in fewer steps from random weights; the published
-            recipes all say AdamW.
+        weight_decay: decoupled weight decay.
+        layer_decay: factor of the learning rate per layer: a layer has `lr * layer_decay ** (layers above it)`; 1 gives
+            every layer the same rate.
+        from_step: optimizer step of the stage at which the part thaws; on a single device earlier steps have no
+            backward pass for it.
+        optimizer: "adamw", or "muon", which trains the matrices that multiply activations by Muon and the rest
+            (vectors, embeddings, heads, learnt queries) by AdamW. Muon learns in fewer steps from random weights; the
+            published recipes all use AdamW.
+        decay_vectors: True decays vectors (biases, norm weights) too, as some authors do.
     """
 
     lr: float
@@ -53,22 +55,23 @@ class Stage:
     """One training phase of a recipe.
 
     Args:
-        name: names the stage in logs, metrics, checkpoints and addresses of keys; unique in its recipe, of letters,
-            digits, `_` and `-`, not "replace".
-        train: part name -> how it learns. Parts that are not listed stay frozen.
-        max_steps: optimizer steps; left out, the length is `epochs`.
-        epochs: passes over the stage's data, where `max_steps` is left out.
-        schedule: learning rate over the steps, as a share of every part's peak: one of `lit_mm.stages`.
-        betas: AdamW's moment decay rates.
-        clip: gradient norm limit over all trainable parameters; 0 switches it off.
+        name: name of the stage in logs, metrics, checkpoints and addresses of keys. It is unique in its recipe, of
+            letters, digits, `_` and `-`, and not "replace".
+        train: name of a part -> settings for its training. Parts that are not listed stay frozen.
+        max_steps: length in optimizer steps; None means that `epochs` gives the length.
+        epochs: length in passes over the stage's data, if `max_steps` is None.
+        schedule: learning rate over the steps as a share of every part's peak rate, one of `lit_mm.stages`.
+        betas: decay rates of AdamW's moments.
+        clip: limit of the gradient norm over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
-        starts_from: name of the stage before it in the recipe whose end it starts from; None: the stage right before.
-            Several stages may start from the end of one. That end is kept, and so is the end of every branch.
-        noisy: frozen parts that keep their dropout. Other frozen parts run in evaluation mode.
-        inputs: changes of how its training documents become samples; None: as in the model in use.
-        objectives: name of an objective of the model -> its weight in the loss; empty: the model's first, as it is.
-        inputs_from: optimizer step of the stage -> further changes from that step on. Optimizer, schedule and the order
-            of samples go on.
+        starts_from: name of an earlier stage whose end this stage starts from; None means the stage right before.
+            Several stages may start from the end of the same stage. The run keeps that end and the end of every branch.
+        noisy: names of frozen parts that keep their dropout. Other frozen parts run in evaluation mode.
+        objectives: name of an objective of the model -> weight in the loss. Empty means the model's first objective
+            with weight 1.
+        inputs: changes of the model's inputs, by which training documents become samples; None changes nothing.
+        inputs_from: optimizer step of the stage -> further changes of the inputs from that step on. Optimizer, schedule
+            and the order of samples go on.
     """
 
     name: str
@@ -109,10 +112,10 @@ class Stage:
             raise UserError(f"stages.{self.name}.objectives: weights of objectives are positive numbers, got {wrong}")
 
     def check_inputs(self) -> None:
-        """Refuse changes of the inputs that no step of the stage would see.
+        """Refuse changes of the inputs at steps that the stage does not have.
 
         Raises:
-            UserError: a step below 1, or at or behind the end of the stage.
+            UserError: a step is below 1, or not before the end of the stage.
         """
         beyond = [step for step in self.inputs_from if step < 1 or (self.max_steps and step >= self.max_steps)]
         if beyond:
@@ -133,8 +136,8 @@ def check_recipe(
         parts: part -> its parameters by name.
         objectives: names of the model's objectives.
     Raises:
-        UserError: no stage, two stages of one name, a stage that starts from one which is not before it, or a stage
-            that this model cannot run, see `check_stage`.
+        UserError: there is no stage, two stages have the same name, a stage starts from a stage that is not before it,
+            or this model cannot run a stage, see `check_stage`.
     """
     if not stages:
         raise UserError("the recipe has no stages: add `stages:` with at least one entry")
@@ -152,6 +155,7 @@ def check_stage(
     """Refuse a stage that this model cannot run.
 
     Args:
+        stage: stage to check.
         parts: part -> its parameters by name.
         objectives: names of the model's objectives.
     Raises:
@@ -167,7 +171,7 @@ def check_stage(
     if stage.max_steps is not None:
         try:
             stage.schedule.factor(0, stage.max_steps)
-        except UserError as error:  # it does not know its stage
+        except UserError as error:  # the schedule's message does not name the stage
             raise UserError(f"stages.{stage.name}.schedule: {error}") from error
     elif isinstance(stage.schedule, ByEpoch) and stage.schedule.epochs != stage.epochs:
         raise UserError(
@@ -188,7 +192,7 @@ def check_stage(
 
 
 def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
-    """Stage -> the stage whose end it starts from; None for the first one.
+    """Return stage -> the stage whose end it starts from; None for the first stage.
 
     Raises:
         UserError: `starts_from` names a stage that is not before it in the recipe.
@@ -207,16 +211,16 @@ def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
 
 
 def branches(stages: Sequence[Stage]) -> dict[str, str]:
-    """Stage -> the stage whose end it starts from, of the stages that do not go on from the one right before."""
+    """Return stage -> the stage whose end it starts from, for stages that do not continue the stage right before."""
     names = [stage.name for stage in stages]
     pairs = zip([None, *names], origins(stages).items(), strict=False)
     return {stage: origin for previous, (stage, origin) in pairs if origin not in (None, previous)}
 
 
 def lasting_ends(stages: Sequence[Stage]) -> frozenset[str]:
-    """The stages whose end a run keeps: those that another stage than the next starts from, and the ends of branches.
+    """Return the stages whose ends a run keeps: those that a stage other than the next starts from, and branch ends.
 
-    The end of a stage that only the next one goes on from is a checkpoint like any other.
+    The end of a stage that only the next stage starts from is an ordinary checkpoint.
     """
     before = origins(stages)
     names = list(before)

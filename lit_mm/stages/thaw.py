@@ -1,4 +1,4 @@
-"""This module computes the parts that train at a step of a stage, and sets training mode accordingly."""
+"""Thawing: the parts that train at a step of a stage, and the training mode of their modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ledger counts what became of every drawn sample: trained, truncated, skipped or quarantined."""
+"""The ledger counts the outcome of every drawn sample: trained, truncated, skipped or quarantined."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The index of lengths: tokens and views of every sample of a source under one layout, computed once and cached.
+"""The index of lengths caches tokens and views of every sample of a source under one layout.
 
-Without it each sample is laid out when its window is planned, on every rank, and a stage whose length is given in
-epochs lays out all of them before its first step. The index is named by the content of the data files and by what the
-layout does to a set of probes; a sample that turns out otherwise stops the run (see `lit_mm.stream.rows.Rows`).
+Without an index, every rank lays out each sample when its window is planned, and a stage whose length is given in
+epochs lays out all samples before its first step. The name of an index is a hash of the data files and of the layouts
+of a set of probes. A sample whose length differs from the index stops the run (see `lit_mm.stream.rows.Rows`).
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from lit_mm.samples.processor import Processor, Sample
 from lit_mm.stream.maker import SampleMaker
 from lit_mm.stream.screen import CUT, UNKNOWN, WHOLE
 
-CHUNK = 4096  # samples that are written to the cache at a time
+CHUNK = 4096  # number of samples written to the cache at a time
 PROBES = (
     "What is shown in the image?\nAnswer with a single word.",
     " The quick brown fox, 3.14 x 10^-7; <b>naïve</b> Ünïcödé 码字 \t\U0001f600\n\n- one\n- two",
     "yes",
-    "2019",  # begins with a piece of its own in many vocabularies
+    "2019",  # in many vocabularies a separate piece precedes the first digit
 )
-SIDES = (1, 27, 100, 224, 337, 480, 640, 1000, 1333, 2048, 4000)  # pixels, of probed images
+SIDES = (1, 27, 100, 224, 337, 480, 640, 1000, 1333, 2048, 4000)  # sides of the probe images, pixels
 
 
 @runtime_checkable
 class Stored(Protocol):
-    """Documents in files, whose content names an index."""
+    """A source of documents in files, whose content is part of an index's name."""
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """What decides the documents, see `Source.content`."""
+        """Values that determine the documents; see `Source.content`."""
         ...
 
 
 class Sized:
-    """A picture that has a size and nothing else."""
+    """A picture without pixels, which only has a size."""
 
     def __init__(self, height: int, width: int) -> None:
         self.height, self.width = height, width
 
 
 def fingerprint(processor: Processor, source: str = "") -> str:
-    """A hash of what a processor does to the probes: texts, roles, and pictures of many sizes.
+    """Hash the layouts that a processor gives to the probes: texts, roles, and pictures of many sizes.
 
     Args:
-        source: name of the source of the documents, which may have a tiling of its own.
+        processor: processor to identify.
+        source: name of the source of the documents, which may have its own tiling.
     """
     results: list[object] = [processor.max_length, *(processor.tokenizer.encode(text) for text in PROBES)]
     if processor.token_grid is not None:
@@ -72,9 +73,10 @@ def fingerprint(processor: Processor, source: str = "") -> str:
 
 
 def _of(lay_out: Callable[[Any], Any], probe: Any) -> Any:
-    """What a layout makes of a probe, or how it refuses it: a prompt may know no pages, a tiling no narrow images.
+    """Lay out a probe, or return the type of the error: a prompt may refuse pages, a tiling narrow images.
 
-    An error only goes into the name of the index here. A document of the data that is refused is reported elsewhere.
+    The error only becomes part of the index's name. Documents of the data that are refused are reported when they are
+    planned.
     """
     try:
         return lay_out(probe)
@@ -83,11 +85,11 @@ def _of(lay_out: Callable[[Any], Any], probe: Any) -> Any:
 
 
 def keys_of(maker: SampleMaker) -> list[str | None]:
-    """The names of the indexes of a maker's sources; None of a source that has no files."""
+    """Compute the name of the index of every source; None for a source without files."""
     sources = maker.documents.sources
     if not any(isinstance(source, Stored) for source in sources):
         return [None] * len(sources)
-    layouts = {"": fingerprint(maker.processor)}  # of sources without a tiling of their own
+    layouts = {"": fingerprint(maker.processor)}  # "" stands for sources without their own tiling
     budgets = maker.too_long, maker.row_tokens, maker.row_views
     keys: list[str | None] = []
     for source, name in zip(sources, maker.documents.names, strict=True):
@@ -100,21 +102,22 @@ def keys_of(maker: SampleMaker) -> list[str | None]:
 
 
 def load(maker: SampleMaker) -> list[np.ndarray | None]:
-    """By source: [N, 4] tokens, views, supervised tokens and state of every sample, None where there is no index."""
+    """Load by source [N, 4] tokens, views, supervised tokens and state of every sample; None without an index."""
     tables = [cache.load(key) if key is not None else None for key in keys_of(maker)]
     return [None if arrays is None else arrays["lengths"] for arrays in tables]
 
 
 def build(maker: SampleMaker, source: int, progress: Callable[[int], None] = lambda samples: None) -> int:
-    """Lay out every sample of a source once, without its pixels, and keep the lengths. Interrupted, it goes on later.
+    """Lay out every sample of a source once, without its pixels, and cache the lengths. A second call resumes a first.
 
-    A sample that cannot be trained on is stored as unknown: it is laid out again, and reported, when it is planned.
+    A sample that cannot be trained on is stored as unknown; it is laid out again, and reported, when it is planned.
 
     Args:
-        source: its number in the maker's documents; one that has files.
-        progress: called with the number of samples that are finished.
+        maker: object that makes the samples.
+        source: number of a source with files in the maker's documents.
+        progress: function called with the number of finished samples.
     Returns:
-        How many samples are unknown.
+        Number of unknown samples.
     """
     documents = maker.documents
     key, size = keys_of(maker)[source], documents.sizes[source]
@@ -139,11 +142,12 @@ def build(maker: SampleMaker, source: int, progress: Callable[[int], None] = lam
 
 
 def explain(maker: SampleMaker, source: int, limit: int) -> list[SampleError]:
-    """Why the first samples cannot be trained on that the index of a source has as unknown.
+    """Return the errors of the first samples that the index of a source marks as unknown.
 
     Args:
-        source: number of the source in the maker's documents; its index has been built.
-        limit: largest number of errors.
+        maker: object that makes the samples.
+        source: number of the source in the maker's documents; its index must exist.
+        limit: maximum number of errors.
     """
     errors: list[SampleError] = []
     for number in np.flatnonzero(load(maker)[source][:, 3] == UNKNOWN):

@@ -1,4 +1,4 @@
-"""What becomes of every sample: it is trained on whole, truncated, or left out with a reason."""
+"""The screen decides whether a sample is trained on whole, truncated, or left out with a reason."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from lit_mm.samples.length import Length
 from lit_mm.stream.maker import SampleMaker
 
 BadSample = Literal["fail", "skip", "quarantine"]
-FEW = 1000  # a share of bad samples is counted over at least so many, or over the whole data set where it is smaller
+FEW = 1000  # least number of samples over which a share of bad samples is computed; a smaller data set counts whole
 UNKNOWN, WHOLE, CUT, BAD = 0, 1, 2, 3
 
 
 class Screen:
-    """Sample number -> `Length`, or None for a sample that is left out. Lengths are computed lazily and cached.
+    """Maps the number of a sample to its `Length`, or to None if the sample is left out. Lengths are cached.
 
-    Planning reads no pixels. A sample that it leaves out is in the stream of no rank and no epoch, so the stream is a
-    pure function of data and config. A sample whose pixels turn out to be damaged in a worker is lost after planning:
-    it stays in its row without labels, see `lit_mm.stream.rows.Rows`.
+    Planning reads no pixels. A sample that is left out appears on no rank and in no epoch, so the stream is a pure
+    function of data and config. A sample whose pixels prove damaged in a worker is lost after planning: it stays in its
+    row without labels, see `lit_mm.stream.rows.Rows`.
 
     Args:
-        maker: makes the samples.
-        on_bad_sample: fail raises; skip and quarantine leave the sample out (quarantine lists it in the ledger).
-        max_bad: share of bad samples above which the run stops, those without supervision apart.
-        max_unsupervised: the same for samples with nothing to learn.
-        tables: index of lengths by source (`lit_mm.stream.lengths.load`), None for a source without one; samples in an
-            index are not laid out again.
+        maker: object that makes the samples.
+        on_bad_sample: "fail" raises an error; "skip" and "quarantine" leave the sample out, and "quarantine" also lists
+            it in the ledger.
+        max_bad: share of bad samples above which the run stops; samples without supervision do not count here.
+        max_unsupervised: share of samples without supervision above which the run stops.
+        tables: index of lengths by source (`lit_mm.stream.lengths.load`), None for a source without an index. Samples
+            in an index are not laid out again.
     """
 
     def __init__(
@@ -48,11 +49,11 @@ class Screen:
         self.max_bad, self.max_unsupervised = max_bad, max_unsupervised
         count = len(maker.documents)
         self.few = min(FEW, count)
-        self.examined = 0  # samples that were looked at
+        self.examined = 0  # number of samples whose length is known
         self.progress: Callable[[int], None] | None = None  # called with `examined`
         self.faults: dict[int, Fault] = {}
         self._unsupervised = 0
-        # Twelve bytes a sample: a million lengths as objects would take ten times as much
+        # Arrays take twelve bytes a sample; a million lengths as objects would take ten times as much
         self._lengths = np.zeros((count, 3), dtype=np.int32)
         self._state = np.zeros(count, dtype=np.int8)
 
@@ -86,7 +87,7 @@ class Screen:
         self._state[number] = CUT if cut else WHOLE
 
     def _take_from_index(self, number: int) -> bool:
-        """Take a sample's length from the index, if it is there."""
+        """Copy a sample's length from the index; return False if the index lacks it."""
         documents = self.maker.documents
         source = documents.source_of(number)
         table = self.tables[source] if self.tables else None
@@ -111,8 +112,14 @@ class Screen:
             )
 
     def refuse_more_than(self, share: float, key: str, bad: int, total: int, last: Sequence[Fault]) -> None:
-        """The rate limit.
+        """Stop the run if the share of bad samples is above a limit.
 
+        Args:
+            share: limit, a fraction.
+            key: config key of the limit, for the message.
+            bad: number of bad samples.
+            total: number of samples so far.
+            last: latest faults; the last one is reported.
         Raises:
             UserError: `bad` of `total` samples is more than `share`.
         """

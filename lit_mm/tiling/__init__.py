@@ -1,4 +1,4 @@
-"""Tilings: how an image is cut into views. Arithmetic on sizes, without pixels or tensors."""
+"""Tilings cut an image into views. They are arithmetic on sizes, without pixels or tensors."""
 
 from lit_mm.tiling.anyres import AnyRes
 from lit_mm.tiling.hd import Hd

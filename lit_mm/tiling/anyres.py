@@ -1,4 +1,4 @@
-"""AnyRes: the grid of tiles that keeps most of the image, after a view of the whole. LLaVA-NeXT."""
+"""AnyRes, the tiling of LLaVA-NeXT: a view of the whole, then the grid of tiles that keeps most of the image."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def plan_anyres(
 ) -> TilePlan:
     """Shrink or enlarge the image into the best grid of tiles; a stretched view of the whole comes first.
 
-    The best grid keeps the most pixels of the image (enlarging earns nothing); on a tie it leaves the least padding, on
-    a further tie it stands first in `grids`. So an image of 300 x 300 gets two rows of one tile.
+    The best grid keeps the most pixels of the image (enlarging earns nothing). On a tie the grid with the least padding
+    wins, on a further tie the first in `grids`. So an image of 300 x 300 gets two rows of one tile.
 
     Args:
-        height, width: source image, pixels.
+        height, width: size of the source image, pixels.
         tile: side of a tile and of the view of the whole, pixels.
-        grids: candidates, (rows, columns), in the order of the released list read as (width, height) pairs.
-        rule: "official", the authors' code. "hf" for checkpoints converted to Hugging Face transformers, which read the
-            same list as (height, width) pairs: ties go to the transposed grid. Give `unpad` the same rule.
+        grids: candidate (rows, columns), in the order of the released list read as (width, height) pairs.
+        rule: "official" follows the authors' code. "hf" is for checkpoints of Hugging Face transformers, which
+            read the same list as (height, width) pairs, so ties go to the transposed grid. `unpad` needs the same rule.
     Raises:
         UserError: the image or `grids` is empty.
-    Source: LLaVA-NeXT, `select_best_resolution` and `resize_and_pad_image`. Padding is black there.
+    Source: LLaVA-NeXT, `select_best_resolution` and `resize_and_pad_image`, which pad with black.
     """
     require_pixels("plan_anyres", height, width)
     if not grids:
@@ -51,7 +51,7 @@ def plan_anyres(
 
 
 def _fit(height: int, width: int, high: int, wide: int) -> Size:
-    """The largest size of this aspect ratio inside high x wide; the free side is rounded up."""
+    """Compute the largest size of this aspect ratio inside high x wide; the free side is rounded up."""
     across, down = wide / width, high / height
     if across < down:
         return min(math.ceil(height * across), high), wide
@@ -59,10 +59,10 @@ def _fit(height: int, width: int, high: int, wide: int) -> Size:
 
 
 def unpad(image: Size, cells: Size, *, rule: Rule = "official") -> tuple[int, int, int, int]:
-    """Which cells of the map of all tiles show the image and not its padding.
+    """Find the cells of the map of all tiles that show the image and not its padding.
 
-    It is computed from the aspect ratio, in cells, so it is not exactly the padding in pixels. An odd remainder leaves
-    one row or column of padding. Very long images lose all: 1 x 1000 keeps no column, 1000 x 1 no row.
+    The cells are computed from the aspect ratio, so they do not exactly match the padding in pixels. An odd remainder
+    leaves one row or column of padding. Very long images lose all cells: 1 x 1000 keeps no column, 1000 x 1 no row.
 
     Args:
         image: (height, width) of the source image, pixels.
@@ -87,7 +87,7 @@ def unpad(image: Size, cells: Size, *, rule: Rule = "official") -> tuple[int, in
 
 @dataclass(frozen=True)
 class AnyRes(Tiling):
-    """A view of the whole, then the grid of tiles that keeps most of the image. See `plan_anyres`.
+    """Gives a view of the whole, then the grid of tiles that keeps most of the image. See `plan_anyres`.
 
     Args:
         tile: side of a tile and of the view of the whole, pixels.

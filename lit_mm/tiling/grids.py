@@ -1,4 +1,4 @@
-"""Grids: how many patches a view has, and how many visual tokens a connector makes of them. Plain data."""
+"""Grid rules, as plain data: the patches of a view, and the visual tokens that a connector makes of them."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ Grid = tuple[int, int]  # (rows, columns)
 
 
 class GridRule(ABC):
-    """(height, width) or (rows, columns) -> (rows, columns). Subclasses are frozen dataclasses, which pickle."""
+    """Maps (height, width) or (rows, columns) to (rows, columns). Subclasses are frozen dataclasses, which pickle."""
 
     @abstractmethod
     def __call__(self, size: Size) -> Grid:
-        """The grid that this size, or this grid, becomes.
+        """Compute the grid of a size or of another grid.
 
         Raises:
-            UserError: the part does not take it.
+            UserError: the part does not accept the size or grid.
         """
 
 
 @dataclass(frozen=True)
 class PatchGrid(GridRule):
-    """Pixels of a view -> its patches.
+    """Maps the size of a view, pixels, to its patches.
 
     Attributes:
         patch: side of a patch, pixels.
@@ -46,7 +46,7 @@ class PatchGrid(GridRule):
 
 @dataclass(frozen=True)
 class SameGrid(GridRule):
-    """One visual token for each patch."""
+    """Gives one visual token for each patch."""
 
     def __call__(self, size: Size) -> Grid:
         return size
@@ -54,7 +54,7 @@ class SameGrid(GridRule):
 
 @dataclass(frozen=True)
 class FixedGrid(GridRule):
-    """The same grid for every view.
+    """Gives the same grid for every view.
 
     Attributes:
         rows, columns: the grid.
@@ -73,7 +73,7 @@ class FixedGrid(GridRule):
 
 @dataclass(frozen=True)
 class MergedGrid(GridRule):
-    """One visual token for each block of patches.
+    """Gives one visual token for each block of patches.
 
     Attributes:
         merge: side of a block, patches.
@@ -95,7 +95,7 @@ class MergedGrid(GridRule):
 
 @dataclass(frozen=True)
 class HalvedColumns(GridRule):
-    """One visual token for each 2 x 2 patches, column by column; an odd side is rounded up."""
+    """Gives one visual token for each 2 x 2 patches, column by column; an odd side is rounded up."""
 
     def __call__(self, size: Size) -> Grid:
         rows, columns = size
@@ -104,7 +104,7 @@ class HalvedColumns(GridRule):
 
 @dataclass(frozen=True)
 class TokenGrid(GridRule):
-    """Pixels of a view -> its visual tokens, through the patches.
+    """Maps the size of a view, pixels, to its visual tokens, through the patches.
 
     Attributes:
         patches: rule of the vision encoder.

@@ -1,4 +1,4 @@
-"""As many tiles as the budget allows, white above and below; a view of the padded whole first. XComposer2-4KHD."""
+"""The tiling of XComposer2-4KHD: a view of the padded whole, then as many tiles as the budget allows."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ def plan_hd(height: int, width: int, *, max_tiles: int = 25, tile: int = 336) ->
     1600 x 3840 at HD-55 becomes 5 x 11 tiles (the paper says 12 columns; those would need 60).
 
     Args:
-        height, width: source image, pixels.
+        height, width: size of the source image, pixels.
         max_tiles: budget of tiles, the H of "HD-H"; published: 9, 16, 25 (pre-training), 55.
         tile: side of a tile and of the view of the whole, pixels.
     Raises:
         UserError: the image is empty, or so long that its shorter side would round to nothing.
     Source: arXiv:2404.06512 section 3.2 and the released `HD_transform`: bilinear resize, odd padding at the bottom or
-        right, and the view of the whole taken from the padded, normalised image without antialiasing. The release
-        resizes a portrait turned on its side; here it is resized as it stands, at most 1 of 255 apart.
+        right, padding is white, and the view of the whole is taken from the padded, normalised image without
+        antialiasing. The release turns a portrait on its side to resize it; here it is not turned, and pixels differ by
+        at most 1 of 255.
     """
     require_pixels("plan_hd", height, width)
     short, long = sorted((height, width))
@@ -46,7 +47,7 @@ def plan_hd(height: int, width: int, *, max_tiles: int = 25, tile: int = 336) ->
 
 @dataclass(frozen=True)
 class Hd(Tiling):
-    """A view of the padded whole, then as many tiles as the budget allows. See `plan_hd`.
+    """Gives a view of the padded whole, then as many tiles as the budget allows. See `plan_hd`.
 
     Args:
         max_tiles: budget of tiles, the H of "HD-H".

@@ -1,4 +1,4 @@
-"""What a tiling policy says about one image: which views to cut, at which sizes. Numbers only, no pixels or tensors."""
+"""Tile plans hold the views to cut from one image and their sizes. They are numbers only, without pixels or tensors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class View:
         offset: (top, left), pixels. Negative values crop.
         box: (top, left, height, width) on the canvas, pixels.
         resample: filter of the first resize, antialiased.
-        antialias: how `box` is brought to `size`, always bicubic: True, antialiased 8-bit pixels as image libraries do;
-            False, normalised values without antialiasing, as some models do inside their forward pass.
+        antialias: True resizes `box` to `size` as antialiased 8-bit pixels, like image libraries; False resizes
+            normalised values without antialiasing, as some models do in their forward pass. Both are bicubic.
     """
 
     resize: Size
@@ -37,7 +37,7 @@ class View:
 
     @classmethod
     def whole(cls, size: Size) -> View:
-        """The whole image stretched to `size`; the aspect ratio is not kept."""
+        """Build a view of the whole image stretched to `size`; the aspect ratio is not kept."""
         return cls(size, size, (0, 0), (0, 0, *size), size)
 
 
@@ -47,9 +47,9 @@ class TilePlan:
 
     Attributes:
         image: (height, width) of the source image, pixels.
-        grid: (rows, columns) of tiles; (1, 1) for a family that does not tile, (0, 0) where only the thumbnail is left.
-        views: in the order in which they enter the vision encoder; tiles row-major.
-        thumbnail: which of the views, if any, is the whole image shrunk; `grid` does not count it.
+        grid: (rows, columns) of tiles; (1, 1) for a family that does not tile, (0, 0) if there is only the thumbnail.
+        views: views in the order in which they enter the vision encoder; tiles are row-major.
+        thumbnail: place of the view that is the whole image shrunk, not counted in `grid`; None if there is none.
     """
 
     image: Size
@@ -64,7 +64,7 @@ class TilePlan:
 
     @property
     def tile_numbers(self) -> list[int]:
-        """Of every view: which of the tiles it is, from 0; -1 for the thumbnail."""
+        """Number of every view among the tiles, from 0; -1 for the thumbnail."""
         return [view - self.tiles.start if view in self.tiles else -1 for view in range(len(self.views))]
 
 
@@ -72,7 +72,7 @@ class Tiling(ABC):
     """A rule that cuts images into views. Subclasses are frozen dataclasses: plain data that compares and pickles.
 
     Raises:
-        UserError: a count or a size in pixels that is below 1.
+        UserError: a count or a size in pixels is below 1.
     """
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Tiling(ABC):
 
     @abstractmethod
     def __call__(self, height: int, width: int) -> TilePlan:
-        """The views of an image of `height` x `width` pixels.
+        """Plan the views of an image of `height` x `width` pixels.
 
         Raises:
             UserError: the image is empty, or this tiling cannot cut it.
@@ -92,8 +92,13 @@ class Tiling(ABC):
 
 
 def require_pixels(policy: str, height: int, width: int) -> None:
-    """Raises:
-    UserError: the image is empty; `policy` is the function that was asked.
+    """Refuse an empty image.
+
+    Args:
+        policy: name of the calling function, for the message.
+        height, width: size of the image, pixels.
+    Raises:
+        UserError: the image is empty.
     """
     if min(height, width) < 1:
         raise UserError(f"{policy} needs a non-empty image, got {height=}, {width=}. Leave the image out")
@@ -103,8 +108,8 @@ def tiles_of(resize: Size, grid: tuple[int, int], tile: Size, **options: object)
     """Cut a grid of equal tiles, row-major, from a canvas that they cover; the image lies in its middle.
 
     Args:
-        resize: what the whole image is resized to, pixels; not larger than the canvas. Odd padding leaves the extra
-            pixel at the bottom and at the right.
+        resize: size of the whole image after the first resize, pixels; not larger than the canvas. Odd padding leaves
+            the extra pixel at the bottom and at the right.
         grid: (rows, columns).
         tile: (height, width) of one tile, pixels.
         options: further fields of `View`.
@@ -135,7 +140,7 @@ def plan_square(height: int, width: int, *, size: int) -> TilePlan:
 
 @dataclass(frozen=True)
 class Stretch(Tiling):
-    """One square view of the whole image, whose aspect ratio is not kept. See `plan_square`.
+    """Gives one square view of the whole image, whose aspect ratio is not kept. See `plan_square`.
 
     Args:
         size: side of the view, pixels.

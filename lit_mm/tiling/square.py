@@ -1,4 +1,4 @@
-"""One square view that keeps the aspect ratio: cropped from the middle, or padded. LLaVA, LLaVA-1.5, VILA."""
+"""Tilings of LLaVA, LLaVA-1.5 and VILA with one square view that keeps the aspect ratio, cropped or padded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_PIXELS = 2**26  # 200 MB of RGB; at 336 pixels an aspect ratio of 594
 
 
 def plan_centre_crop(height: int, width: int, *, size: int) -> TilePlan:
-    """Resize the shorter side to `size` and keep the middle `size` x `size`; what sticks out is lost.
+    """Resize the shorter side to `size` and keep the middle `size` x `size`; the rest is lost.
 
     The longer side is truncated to whole pixels and an odd remainder is cropped at the bottom or right: 480 x 640
     becomes 336 x 448, of which the columns 56 to 391 are kept.
@@ -60,7 +60,7 @@ def plan_pad(height: int, width: int, *, size: int) -> TilePlan:
 
 @dataclass(frozen=True)
 class CentreCrop(Tiling):
-    """One square view of the middle of the image. See `plan_centre_crop`.
+    """Gives one square view of the middle of the image. See `plan_centre_crop`.
 
     Args:
         size: side of the view, pixels.
@@ -74,7 +74,7 @@ class CentreCrop(Tiling):
 
 @dataclass(frozen=True)
 class Pad(Tiling):
-    """One square view of the whole image, padded to a square. See `plan_pad`.
+    """Gives one square view of the whole image, padded to a square. See `plan_pad`.
 
     Args:
         size: side of the view, pixels.

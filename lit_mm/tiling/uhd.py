@@ -1,4 +1,4 @@
-"""Slices of variable size whose shape follows the image, then an overview; no padding anywhere. LLaVA-UHD."""
+"""The tiling of LLaVA-UHD: slices of variable size whose shape follows the image, then an overview, without padding."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lit_mm.tiling.plan import Size, TilePlan, Tiling, View, require_pixels, til
 def plan_uhd(height: int, width: int, *, max_slices: int = 7, size: int = 336, patch: int = 14) -> TilePlan:
     """Cut the image into slices of about the area that the vision encoder was trained on; an overview comes last.
 
-    The area says how many slices there should be; the grid is that of all grids with one slice more, less or as many
-    whose shape is nearest to the image's. An image of no more than one slice has only its overview. Views are not
-    square: 480 x 640 becomes 2 x 2 slices of 280 x 378 and an overview of 280 x 378.
+    The area gives the ideal number of slices. Of all grids with that number, one more or one less, the grid whose shape
+    is nearest to the image's is chosen. An image of no more than one slice has only its overview. Views are not square:
+    480 x 640 becomes 2 x 2 slices of 280 x 378 and an overview of 280 x 378.
 
     Args:
         height, width: source image, pixels.
@@ -94,7 +94,7 @@ def _floor(pixels: float, multiple: int) -> int:
 
 
 def _fit(height: float, width: float, size: int, patch: int) -> Size:
-    """The size of this aspect ratio and the area size x size, both sides rounded down to whole patches."""
+    """Compute the size with this aspect ratio and the area size x size; sides are rounded down to whole patches."""
     ratio = width / height
     high = int(size / math.sqrt(ratio))
     wide = int(high * ratio)
@@ -103,7 +103,7 @@ def _fit(height: float, width: float, size: int, patch: int) -> Size:
 
 @dataclass(frozen=True)
 class Uhd(Tiling):
-    """Slices whose shape follows the image, then an overview. See `plan_uhd`.
+    """Gives slices whose shape follows the image, then an overview. See `plan_uhd`.
 
     Args:
         max_slices: most slices in a grid; 1 leaves the overview alone.
@@ -121,7 +121,7 @@ class Uhd(Tiling):
 
 @dataclass(frozen=True)
 class UhdArxiv(Tiling):
-    """The slices of LLaVA-UHD's first version, then an overview. See `plan_uhd_arxiv`.
+    """Gives the slices of LLaVA-UHD's first version, then an overview. See `plan_uhd_arxiv`.
 
     Args:
         max_slices: limit of the ideal count of slices.

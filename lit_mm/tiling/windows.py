@@ -1,4 +1,4 @@
-"""Sliding windows over one fixed size, then a view of the whole. Monkey."""
+"""The tiling of Monkey: sliding windows over one fixed size, then a view of the whole."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from lit_mm.tiling.plan import Size, TilePlan, Tiling, View, require_pixels
 def plan_windows(
     height: int, width: int, *, size: Size = (896, 896), window: int = 448, stride: int | None = None
 ) -> TilePlan:
-    """Stretch the image to `size`, whatever its own, and slide a window over it; the whole, shrunk, comes last.
+    """Stretch any image to `size` and slide a window over it; a view of the whole comes last.
 
-    Only windows that fit are taken: of 1344 x 895 pixels, 3 x 1 windows of 448.
+    Only windows that fit are used: a size of 1344 x 895 pixels has 3 x 1 windows of 448.
 
     Args:
         height, width: source image, pixels.
@@ -36,7 +36,7 @@ def plan_windows(
 
 
 def plan_whole(height: int, width: int, *, size: Size = (896, 896), window: int = 448) -> TilePlan:
-    """The view of the whole that `plan_windows` makes, alone.
+    """Plan only the view of the whole of `plan_windows`.
 
     Args and errors: see `plan_windows`.
     """
@@ -47,7 +47,7 @@ def plan_whole(height: int, width: int, *, size: Size = (896, 896), window: int 
 
 @dataclass(frozen=True)
 class Windows(Tiling):
-    """Windows over one fixed size, then a view of the whole. See `plan_windows`.
+    """Gives windows over one fixed size, then a view of the whole. See `plan_windows`.
 
     Args:
         size: (height, width) that every image is stretched to, pixels.
@@ -65,7 +65,7 @@ class Windows(Tiling):
 
 @dataclass(frozen=True)
 class Whole(Tiling):
-    """The view of the whole that `Windows` makes, alone. See `plan_whole`.
+    """Gives only the view of the whole of `Windows`. See `plan_whole`.
 
     Args:
         size: (height, width) that every image is stretched to, pixels.

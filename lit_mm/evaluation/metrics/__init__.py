@@ -1,4 +1,4 @@
-"""Metrics of benchmarks: pure functions of rows, each in the form of the code that published figures come from."""
+"""Metrics of benchmarks. Each is a pure function of rows that follows the code behind published figures."""
 
 from lit_mm.evaluation.metrics.registry import METRICS, Metric, find_metric, score_rows
 from lit_mm.evaluation.metrics.rows import Row, Scored, resample

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from lit_mm.evaluation.metrics.rows import Row, Scored, mean_of
 
-THRESHOLD = 0.5  # similarities below it count as 0; the threshold itself is kept
+THRESHOLD = 0.5  # similarities below it count as 0
 
 
 def anls(rows: Sequence[Row]) -> Scored:
-    """ANLS in the form of the challenges: inner white space is collapsed.
+    """Compute ANLS as the challenges do, with inner white space collapsed.
 
     Source: DocVQA and InfographicVQA challenge script, as in Qwen-VL eval_mm/infographicsvqa_eval.py.
     """
@@ -18,12 +18,12 @@ def anls(rows: Sequence[Row]) -> Scored:
 
 
 def anls_monkey(rows: Sequence[Row]) -> Scored:
-    """ANLS in Monkey's form: inner white space counts. Source: Monkey eval/evaluate_vqa.py, `evaluateANLS`."""
+    """Compute ANLS as Monkey does: inner white space counts. Source: Monkey eval/evaluate_vqa.py, `evaluateANLS`."""
     return mean_of([best_similarity(row.prediction, row.references, collapse_ws=False) for row in rows])
 
 
 def best_similarity(prediction: str, references: Sequence[str], *, collapse_ws: bool = True) -> float:
-    """Similarity to the closest reference, 0 if it is below 0.5.
+    """Compute the similarity to the closest reference; it is 0 if it would be below 0.5.
 
     The distance is taken between stripped texts in lower case; it is divided by the longer length of the raw texts.
     """
@@ -40,7 +40,7 @@ def best_similarity(prediction: str, references: Sequence[str], *, collapse_ws: 
 
 
 def levenshtein(a: str, b: str) -> int:
-    """Fewest insertions, deletions and substitutions that turn `a` into `b`."""
+    """Count the fewest insertions, deletions and substitutions that turn `a` into `b`."""
     previous = list(range(len(b) + 1))
     for i, letter in enumerate(a, 1):
         current = [i]

@@ -21,9 +21,11 @@ INNER_STOP = re.compile(r"(?<=[a-z]{2})\.(?=\s)")  # nltk splits off only the fu
 
 
 def tokenise(captions: Sequence[str]) -> tuple[list[str], str]:
-    """Captions -> tokens in lower case without punctuation, joined by spaces; and the name of the tokenizer.
+    """Tokenise captions into lower-case tokens without punctuation.
 
-    The Java tokenizer of pycocoevalcap is used where both are installed, else nltk, which needs no download.
+    Returns the tokens of each caption joined by spaces, and the name of the tokenizer.
+    The Java tokenizer of pycocoevalcap is used if both Java and pycocoevalcap are installed, else nltk, which needs no
+    download.
 
     Raises:
         UserError: neither is installed, or Java fails.
@@ -40,7 +42,7 @@ def tokenise(captions: Sequence[str]) -> tuple[list[str], str]:
 
 
 def tokenise_java(captions: Sequence[str], jar: Path) -> list[str]:
-    """Tokens by Stanford's PTBTokenizer, as pycocoevalcap calls it. Line breaks of a caption become spaces."""
+    """Tokenise with Stanford's PTBTokenizer, called as in pycocoevalcap. Line breaks of a caption become spaces."""
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     lines = "\n".join(" ".join(caption.split()) for caption in captions)
     process = subprocess.run(command, input=lines, capture_output=True, encoding="utf-8", check=False)
@@ -53,7 +55,7 @@ def tokenise_java(captions: Sequence[str], jar: Path) -> list[str]:
 
 
 def tokenise_nltk(captions: Sequence[str]) -> list[str]:
-    """Tokens by nltk's TreebankWordTokenizer; full stops inside a caption are split off too."""
+    """Tokenise with nltk's TreebankWordTokenizer; full stops inside a caption are split off too."""
     tokenizer = importlib.import_module("nltk.tokenize.treebank").TreebankWordTokenizer()
     texts = (INNER_STOP.sub(" . ", caption.lower()) for caption in captions)
     return [_join([BRACKETS.get(token, token) for token in tokenizer.tokenize(text)]) for text in texts]

@@ -18,7 +18,7 @@ Ngram = tuple[str, ...]
 
 
 def cider(rows: Sequence[Row]) -> Scored:
-    """CIDEr-D of captions, 0 to 10 (papers print a hundred times this); a row is an image.
+    """Compute CIDEr-D of captions, 0 to 10 (papers print a hundred times this). A row is an image.
 
     `note` names the tokenizer. Source: pycocoevalcap cider/cider_scorer.py.
     """
@@ -28,14 +28,14 @@ def cider(rows: Sequence[Row]) -> Scored:
 
 
 def bleu4(rows: Sequence[Row]) -> Scored:
-    """BLEU-4 of the corpus by torchmetrics; a row's score is the BLEU-4 of its caption alone. `note`: the tokenizer."""
+    """Compute BLEU-4 of the corpus with torchmetrics. A row's score is its own BLEU-4; `note` names the tokenizer."""
     predictions, references, note = _tokens(rows)
     scores = [float(bleu_score([text], [texts])) for text, texts in zip(predictions, references, strict=True)]
     return Scored(float(bleu_score(predictions, references)), tuple(scores), note=note)
 
 
 def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-    """CIDEr-D of each image, captions tokenised and joined by spaces.
+    """Compute CIDEr-D of each image from captions that are tokenised and joined by spaces.
 
     Document frequencies and the number of images come from the references; a corpus of one image scores 0.
     """
@@ -56,7 +56,7 @@ def cider_d(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> 
 
 
 def _similarity(a: dict[Ngram, float], b: dict[Ngram, float], gap: int) -> float:
-    """Clipped cosine averaged over the four orders, with the penalty of different lengths (`gap` bigrams)."""
+    """Average the clipped cosine over the four orders and apply the penalty of different lengths (`gap` bigrams)."""
     cosine = 0.0
     for n in ORDERS:
         dot = sum(min(w, b[k]) * b[k] for k, w in a.items() if len(k) == n and k in b)
@@ -76,7 +76,7 @@ def _bigrams(ngrams: Counter[Ngram]) -> int:
 
 
 def _tokens(rows: Sequence[Row]) -> tuple[list[str], list[list[str]], str]:
-    """Tokenised predictions and references, and the name of the tokenizer."""
+    """Return tokenised predictions and references, and the name of the tokenizer."""
     texts, name = tokenise([text for row in rows for text in (row.prediction, *row.references)])
     stream = iter(texts)
     pairs = [(next(stream), [next(stream) for _ in row.references]) for row in rows]

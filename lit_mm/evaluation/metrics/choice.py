@@ -18,7 +18,7 @@ STATEMENT = re.compile(r"The answer is ([A-Z]).")
 
 
 def scienceqa_accuracy(rows: Sequence[Row]) -> Scored:
-    """Share of right letters by the rules of `scienceqa_letter`; `details` has the share of unparsed answers.
+    """Compute the share of right letters by `scienceqa_letter`; `details` has the share of unparsed answers.
 
     Source: LLaVA llava/eval/eval_science_qa.py. The IMG figure is the same metric over the rows with an image.
     """
@@ -27,14 +27,15 @@ def scienceqa_accuracy(rows: Sequence[Row]) -> Scored:
 
 
 def letter_accuracy(rows: Sequence[Row]) -> Scored:
-    """Share of right letters by the rules of `infer_letter`; `details` has the share of undecided answers."""
+    """Compute the share of right letters by `infer_letter`; `details` has the share of undecided answers."""
     return _letter_share(rows, [infer_letter(row.prediction, _choices(row)) for row in rows])
 
 
 def mmbench_circular(rows: Sequence[Row]) -> Scored:
-    """Share of questions whose rotations are all right. There is one score per question, in the order of `Scored.ids`.
+    """Compute the share of questions whose rotations are all right.
 
-    `details` has the number of questions, the share of right first rotations and the share of undecided answers.
+    There is one score per question, in the order of `Scored.ids`. `details` has the number of questions, the share of
+    right first rotations and the share of undecided answers.
     Source: Qwen-VL eval_mm/mmbench/mmbench_evaluation.py.
 
     Raises:
@@ -57,9 +58,10 @@ def mmbench_circular(rows: Sequence[Row]) -> Scored:
 
 
 def scienceqa_letter(text: str, choices: int) -> str:
-    """Letter of a ScienceQA answer, "" if there is none or it is beyond the choices.
+    """Find the letter of a ScienceQA answer; "" if there is none or it is beyond the choices.
 
-    A letter alone, "X. " at the start, or exactly one "The answer is X." with any character at its end.
+    An answer may be a letter alone, begin with "X. ", or contain exactly one "The answer is X." with any character at
+    its end.
     """
     if text in LETTERS and len(text) == 1:
         letter = text
@@ -72,10 +74,11 @@ def scienceqa_letter(text: str, choices: int) -> str:
 
 
 def infer_letter(text: str, choices: Sequence[str]) -> str:
-    """Letter of an answer by MMBench's rules, "" if they do not decide.
+    """Find the letter of an answer by MMBench's rules; "" if they do not decide.
 
-    First a single letter that stands alone or in one of `FRAMES`; an "A" among more than three words is an article.
-    Then the only option whose text occurs in the answer. Source: lmms-eval lmms_eval/tasks/mmbench/mmbench_evals.py.
+    The first rule takes a single letter that stands alone or in one of `FRAMES`; an "A" among more than three words is
+    an article. The second rule takes the only option whose text occurs in the answer.
+    Source: lmms-eval lmms_eval/tasks/mmbench/mmbench_evals.py.
     """
     words = text.split()
     letters = [letter for letter in LETTERS if letter in words]

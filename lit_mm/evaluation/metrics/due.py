@@ -1,4 +1,4 @@
-"""F1 of extracted keys and values, micro over the corpus (DeepForm, Kleister Charity, TabFact)."""
+"""Micro F1 of extracted keys and values over the corpus (DeepForm, Kleister Charity, TabFact)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Pair = tuple[str, frozenset[str]]  # key, value and its variants
 
 
 def due_f1(rows: Sequence[Row]) -> Scored:
-    """F1 over all (key, value) pairs of the corpus, upper-cased; a row is a document, its score is its own F1.
+    """Compute F1 over all upper-cased (key, value) pairs of the corpus. A row is a document; its score is its own F1.
 
     A prediction has one pair per line, "key<TAB>value". A reference is "key<TAB>value" or
     "key<TAB>value<TAB>variant<TAB>...". White space counts. `details` has precision and recall.
@@ -31,7 +31,7 @@ def _pair(line: str) -> Pair:
 
 
 def _count(predicted: list[Pair], references: Sequence[str]) -> tuple[int, int, int]:
-    """Number of right, of predicted and of reference pairs; each reference is used once."""
+    """Count right, predicted and reference pairs; each reference is used once."""
     unused, hits = [_pair(line) for line in references], 0
     for key, values in predicted:
         match = next((pair for pair in unused if pair[0] == key and pair[1] & values), None)

@@ -8,7 +8,7 @@ from lit_mm.evaluation.metrics.rows import Row, Scored, mean_of
 
 
 def equality(rows: Sequence[Row]) -> Scored:
-    """Share of answers equal to a reference, up to case and surrounding white space.
+    """Compute the share of answers equal to a reference, up to case and surrounding white space.
 
     Source: Qwen-VL eval_mm/evaluate_vqa.py, `evaluate_exact_match_accuracy`.
     """
@@ -16,7 +16,7 @@ def equality(rows: Sequence[Row]) -> Scored:
 
 
 def containment(rows: Sequence[Row]) -> Scored:
-    """Share of answers that contain a reference once their full stops are deleted: "13" is right for "3".
+    """Compute the share of answers that contain a reference once their full stops are deleted: "13" is right for "3".
 
     Source: Monkey eval/evaluate_vqa.py, `evaluate_exact_match_accuracy`. The figure is not comparable with `equality`.
     """
@@ -24,7 +24,7 @@ def containment(rows: Sequence[Row]) -> Scored:
 
 
 def gqa_accuracy(rows: Sequence[Row]) -> Scored:
-    """GQA as LLaVA scores it: final full stops are dropped, then texts in lower case must be equal.
+    """Score GQA as LLaVA does: final full stops are dropped, then texts in lower case must be equal.
 
     Source: LLaVA scripts/convert_gqa_for_eval.py, then GQA's eval.py.
     """
@@ -32,27 +32,27 @@ def gqa_accuracy(rows: Sequence[Row]) -> Scored:
 
 
 def gqa_accuracy_qwen_vl(rows: Sequence[Row]) -> Scored:
-    """GQA as Qwen-VL scores it: `short_answer`, then equality. Source: Qwen-VL eval_mm/evaluate_vqa.py."""
+    """Score GQA as Qwen-VL does: `short_answer`, then equality. Source: Qwen-VL eval_mm/evaluate_vqa.py."""
     return _share(rows, short_answer, equals)
 
 
 def gqa_containment(rows: Sequence[Row]) -> Scored:
-    """GQA as Monkey scores it: `short_answer`, then containment. Source: Monkey eval/evaluate_vqa.py."""
+    """Score GQA as Monkey does: `short_answer`, then containment. Source: Monkey eval/evaluate_vqa.py."""
     return _share(rows, short_answer, contains)
 
 
 def equals(answer: str, reference: str) -> bool:
-    """Texts are equal up to case and surrounding white space."""
+    """Return True if texts are equal up to case and surrounding white space."""
     return answer.strip().lower() == reference.strip().lower()
 
 
 def contains(answer: str, reference: str) -> bool:
-    """The reference occurs in the answer, in which full stops are deleted first."""
+    """Return True if the reference occurs in the answer, in which full stops are deleted first."""
     return reference.strip().lower() in answer.strip().lower().replace(".", "")
 
 
 def short_answer(text: str) -> str:
-    """Qwen-VL's short form of a GQA answer: "The man is wearing a hat." -> "hat".
+    """Shorten a GQA answer as Qwen-VL does: "The man is wearing a hat." -> "hat".
 
     "this is an image of a cat" becomes the empty string, as in the reference.
     """

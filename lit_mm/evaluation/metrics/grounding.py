@@ -1,4 +1,4 @@
-"""Accuracy of boxes: referring expressions on a grid of 0 to 999 (RefCOCO, RefCOCO+, RefCOCOg)."""
+"""Accuracy of boxes for referring expressions, on a grid of 0 to 999 (RefCOCO, RefCOCO+, RefCOCOg)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ NO_BOX: Box = (0.0, 0.0, 0.0, 0.0)
 
 
 def grounding_accuracy(rows: Sequence[Row]) -> Scored:
-    """Share of boxes with an IoU of at least 0.5. A reference is "x1,y1,x2,y2" in pixels; `Row.size` is needed.
+    """Compute the share of boxes with an IoU of at least 0.5. A reference is "x1,y1,x2,y2" in pixels.
 
+    Every row needs `Row.size`.
     Source: Qwen-VL eval_mm/evaluate_grounding.py.
 
     Raises:
@@ -26,7 +27,7 @@ def grounding_accuracy(rows: Sequence[Row]) -> Scored:
 
 
 def parse_box(text: str, height: int, width: int) -> Box:
-    """First "(x1,y1),(x2,y2)" of a text, from the grid to pixels; an empty box if it cannot be parsed.
+    """Convert the first "(x1,y1),(x2,y2)" of a text from the grid to pixels; an unparsable text gives an empty box.
 
     "(333,333),(666,666)" in an image of 300 x 300 is (100, 100, 200, 200).
     """
@@ -42,7 +43,7 @@ def parse_box(text: str, height: int, width: int) -> Box:
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes; 0 where the union is empty."""
+    """Compute the intersection over union of two boxes; it is 0 if the union is empty."""
     sides = [min(a[i + 2], b[i + 2]) - max(a[i], b[i]) for i in (0, 1)]
     overlap = max(sides[0], 0) * max(sides[1], 0)
     union = _area(a) + _area(b) - overlap

@@ -1,4 +1,4 @@
-"""Metrics by name, as data."""
+"""The table of metrics by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lit_mm.evaluation.metrics.yes_no import mme, pope_accuracy, pope_f1
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric and how its rows make its figure.
+    """A metric function and the statistics that apply to it.
 
     Attributes:
         function: rows -> `Scored`.
@@ -69,7 +69,7 @@ METRICS = {
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of a name.
+    """Look up a metric by its name.
 
     Raises:
         UserError: no metric has this name.
@@ -80,7 +80,7 @@ def find_metric(name: str) -> Metric:
 
 
 def score_rows(name: str, rows: Sequence[Row]) -> Scored:
-    """Score rows with the metric of a name.
+    """Score rows with the metric called `name`.
 
     Raises:
         UserError: no metric has this name, or the rows cannot be scored.

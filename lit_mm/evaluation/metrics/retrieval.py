@@ -1,4 +1,4 @@
-"""Retrieval: recall among the first k candidates, and the ranking in two steps (Flickr30K, COCO)."""
+"""Retrieval metrics: recall among the first k candidates, and ranking in two steps (Flickr30K, COCO)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ KS = (1, 5, 10)
 
 
 def recall(rows: Sequence[Row]) -> Scored:
-    """Recall@1; `details` has recall@5 and recall@10. A query counts if a reference is among its first k candidates.
+    """Compute recall@1; `details` has recall@5 and recall@10.
 
-    A prediction has the names of candidates, the best first, one per line; references are the right candidates.
+    Recall@k is the share of queries with a reference among their first k candidates. A prediction has the names of
+    candidates, the best first, one per line; references are the right candidates.
     """
     hits = {k: [float(not set(row.prediction.split("\n")[:k]).isdisjoint(row.references)) for row in rows] for k in KS}
     return mean_of(hits[1], {f"recall@{k}": sum(hits[k]) / len(rows) for k in KS})
 
 
 def rank(scores: NDArray[np.floating]) -> NDArray[np.intp]:
-    """[Q, C] scores of queries and candidates -> [Q, C] candidates, the best first; ties keep the candidates' order."""
+    """Sort candidates by score: [Q, C] scores -> [Q, C] candidates, the best first; ties keep the candidates' order."""
     return np.argsort(-scores, axis=1, kind="stable")
 
 

@@ -1,4 +1,4 @@
-"""Common types of all metrics: `Row` is an answer beside its references, `Scored` the result of a metric."""
+"""Common types of all metrics: `Row` is an answer with its references, `Scored` is the result of a metric."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Scored:
         scores: score of each row, in the order of the rows. Their mean is `figure` for metrics with `Metric.is_mean`.
             MMBench has one score per question instead, see `ids`.
         details: further figures by name.
-        note: how the figure was computed where the machine decides it (the tokenizer of captions), else "".
+        note: tool that computed the figure if it depends on the machine (the tokenizer of captions), else "".
         ids: ids of the rows to which `scores` belong; empty if these are all rows.
     """
 
@@ -56,12 +56,12 @@ Function = Callable[[Sequence[Row]], Scored]
 
 
 def mean_of(scores: Sequence[float], details: Mapping[str, float] | None = None) -> Scored:
-    """The mean over rows is the figure."""
+    """Return a result whose figure is the mean of the scores."""
     return Scored(sum(scores) / len(scores), tuple(scores), details or {})
 
 
 def resample(rows: Sequence[Row], indices: Sequence[int]) -> list[Row]:
-    """Rows at indices, for `bootstrap_figure`: the nth copy of a row gets an id and a group with the suffix "#n"."""
+    """Take the rows at indices, for `bootstrap_figure`; the nth copy of a row gets the suffix "#n" on id and group."""
     copies: Counter[int] = Counter()
     sample = []
     for index in indices:

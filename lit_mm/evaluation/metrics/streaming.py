@@ -15,11 +15,11 @@ from lit_mm.evaluation.metrics.rows import Row, Scored
 
 
 class StreamingMetric(torchmetrics.Metric):
-    """Holds rows until they are scored, gathered over ranks.
+    """Stores rows and gathers them over ranks to score them.
 
-    Rows are held as the values of their bytes in the metric's dtype, which torchmetrics gives to a rank without rows
-    when it gathers tensors; every floating dtype holds 0 to 255 exactly. Scoring sorts them by id: neither the
-    number of ranks nor of updates changes the figure. A row that a sampler repeats is scored once.
+    Rows are stored as byte values in the metric's dtype, because torchmetrics gathers that dtype from a rank without
+    rows; every floating dtype holds 0 to 255 exactly. Scoring sorts rows by id, so neither the number of ranks nor the
+    number of updates changes the figure. A row that a sampler repeats is scored once.
 
     Args:
         metric: name of a metric in `METRICS`.
@@ -43,7 +43,7 @@ class StreamingMetric(torchmetrics.Metric):
             self.encoded.append(torch.tensor(list(line), dtype=self.dtype, device=self.device))
 
     def compute(self) -> Tensor:
-        """The figure, a scalar in fp64.
+        """Return the figure, a scalar in fp64.
 
         Raises:
             UserError: there are no rows, or one id has two answers.
@@ -51,11 +51,11 @@ class StreamingMetric(torchmetrics.Metric):
         return torch.tensor(self.scored().figure, dtype=torch.float64)
 
     def scored(self) -> Scored:
-        """The figure with scores and details, of the rows that this rank holds at the moment."""
+        """Score the rows that this rank holds at the moment, with scores and details."""
         return score_rows(self.metric, self.rows())
 
     def rows(self) -> list[Row]:
-        """Rows sorted by id, each once."""
+        """Return the rows sorted by id, without repetitions."""
         encoded = self.encoded if isinstance(self.encoded, list) else [self.encoded]
         lines = {line for part in encoded for line in bytes(part.to(torch.uint8).tolist()).split(b"\n") if line}
         return sorted((_row(line) for line in lines), key=lambda row: row.id)

@@ -1,4 +1,4 @@
-"""Denotation accuracy of WikiTableQuestions: sets of numbers, dates and texts."""
+"""Denotation accuracy of WikiTableQuestions, which compares sets of numbers, dates and texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from lit_mm.evaluation.metrics.rows import Row, Scored, mean_of
 
-# (kind, what equality compares), normalised text
+# (kind, value to compare), normalised text
 Value: TypeAlias = tuple[tuple[str, object], str]
 CITATION = re.compile(r"((?<!^)\[[^\]]*\]|\[\d+\]|[•♦†‡*#+])*$")
 PARENTHESIS = re.compile(r"(?<!^)( \([^)]*\))*$")
@@ -18,21 +18,22 @@ QUOTATION = re.compile(r'^"([^"]*)"$')
 
 
 def wtq_accuracy(rows: Sequence[Row]) -> Scored:
-    """Share of answers with the right set of values. A prediction has one value per line, references are the values.
+    """Compute the share of answers with the right set of values.
 
+    A prediction has one value per line; each reference is one value.
     Source: DUE due_evaluator/scorers/wtq_scorer.py, a port of the official evaluator.
     """
     return mean_of([float(same_denotation(row.prediction.split("\n"), row.references)) for row in rows])
 
 
 def same_denotation(predictions: Sequence[str], references: Sequence[str]) -> bool:
-    """Both sets have the same size and every reference matches a prediction, as number, date or normalised text."""
+    """Return True if the sets have one size and every reference matches a prediction as number, date or text."""
     predicted, expected = _unique(predictions), _unique(references)
     return len(predicted) == len(expected) and all(any(_match(a, b) for b in predicted) for a in expected)
 
 
 def normalise_cell(text: str) -> str:
-    """Cell without diacritics, citations, trailing parentheses, quotation marks and final full stop, in lower case.
+    """Strip diacritics, citations, trailing parentheses, quotation marks and a final full stop; put in lower case.
 
     "New York (city)" -> "new york", "Café[1]" -> "cafe".
     """
@@ -83,7 +84,7 @@ def _number(text: str) -> float | None:
 
 
 def _date(text: str) -> tuple[int, int, int] | None:
-    """(year, month, day) of "2010-05-xx", -1 for an unknown part; None if the text is no date."""
+    """Parse a date such as "2010-05-xx" to (year, month, day), with -1 for an unknown part; None if it is no date."""
     parts = text.lower().split("-")
     if len(parts) != 3:
         return None

@@ -1,4 +1,4 @@
-"""Questions of yes or no: POPE and MME."""
+"""Metrics of yes-or-no questions: POPE and MME."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ COGNITION = ["commonsense_reasoning", "numerical_calculation", "text_translation
 
 
 def pope_f1(rows: Sequence[Row]) -> Scored:
-    """F1 of "yes"; `details` has accuracy, precision, recall and the share of predicted yes. Scores are right or wrong.
+    """Compute the F1 of "yes"; `details` has accuracy, precision, recall and the share of predicted yes.
 
-    Precision, recall and F1 are 0 where nothing is predicted yes (the reference divides by zero there).
+    Scores are right or wrong. Precision, recall and F1 are 0 if nothing is predicted yes (the reference then divides by
+    zero).
     Source: LLaVA llava/eval/eval_pope.py, `eval_pope`; one subset per call.
     """
     return _pope(rows, "f1")
 
 
 def pope_accuracy(rows: Sequence[Row]) -> Scored:
-    """Accuracy of POPE, with the details of `pope_f1`. Source: LLaVA llava/eval/eval_pope.py."""
+    """Compute the accuracy of POPE, with the details of `pope_f1`. Source: LLaVA llava/eval/eval_pope.py."""
     return _pope(rows, "accuracy")
 
 
 def mme(rows: Sequence[Row]) -> Scored:
-    """Sum over subsets of 100 * accuracy + 100 * accuracy+ (at most 200 each, 2800 in all). Scores are right or wrong.
+    """Sum 100 * accuracy + 100 * accuracy+ over the subsets, at most 200 each and 2800 in all.
 
-    accuracy+ is the share of images with both questions right. `Row.group` is the image, `Row.subset` the sub-task.
+    Scores are right or wrong. accuracy+ is the share of images with both questions right. `Row.group` is the image,
+    `Row.subset` the sub-task.
     `details` has "perception", "cognition" and the accuracy and accuracy+ of each sub-task.
     Source: lmms-eval lmms_eval/tasks/mme/utils.py.
 
@@ -55,13 +57,13 @@ def mme(rows: Sequence[Row]) -> Scored:
 
 
 def pope_answer(text: str) -> str:
-    """ "no" if the first sentence has the word No, no or not, else "yes": "NO" and "Nope" are yes."""
+    """Return "no" if the first sentence has the word No, no or not, else "yes"; "NO" and "Nope" are yes."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if {"No", "no", "not"} & set(words) else "yes"
 
 
 def mme_answer(text: str) -> str:
-    """ "yes", "no" or "other": a text of one letter must be y or n, a longer one has the word in its first four."""
+    """Return "yes", "no" or "other": y or n alone decides, else the word in the first four characters."""
     text = text.lower().strip().replace(".", "")
     if len(text) == 1:
         return {"y": "yes", "n": "no"}.get(text, "other")
