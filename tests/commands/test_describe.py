@@ -364,7 +364,7 @@ def test_sizes_that_are_none_are_refused(text: str, said: str, here: Path) -> No
 def test_the_table_names_parts_stages_and_images(capsys: pytest.CaptureFixture[str]) -> None:
     main(["describe", "--config", write(), "--images", "56x28"])
     lines = capsys.readouterr().out.splitlines()
-    cells = {line.split("  ")[0].strip(): line.split() for line in lines}
+    cells = {line.split("  ")[0].strip(): line.split() for line in reversed(lines)}
     assert cells["part"] == ["part", "parameters", "pretrain", "finetune"]
     assert cells["connector"][2:] == ["trained", "from", "step", "7"]
     assert cells["vision"][2:] == ["frozen", "frozen"]
