@@ -55,7 +55,7 @@ class Checkpointing(StepObserver):
 
     def save(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         trainer.save_checkpoint(
-            self.folder / checkpoint_name(module.stage_number, module.stage.name, trainer.global_step)
+            self.folder / checkpoint_name(module.stage_number, module.current_stage.name, trainer.global_step)
         )
         if trainer.is_global_zero:
             self.tidy()
@@ -66,7 +66,7 @@ class Checkpointing(StepObserver):
         scores = [self.score_at(read(checkpoint.path).manifest["step"]) for checkpoint in saved]
         scored = [(score, number) for number, score in enumerate(scores) if score is not None]
         ends = {checkpoint.stage: number for number, checkpoint in enumerate(saved)}
-        kept = {ends[stage] for stage in self.lasting if stage in ends} | {max(scored)[1] for _ in scored[:1]}
+        protected = {ends[stage] for stage in self.lasting if stage in ends} | {max(scored)[1] for _ in scored[:1]}
         for number, old in enumerate(saved[: -self.keep]):
-            if number not in kept:
+            if number not in protected:
                 remove(old.path)

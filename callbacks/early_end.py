@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from callbacks.examination import Examination
-from callbacks.steps import Step, StepObserver
+from callbacks.steps import Step, StepObserver, callbacks_of
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 
@@ -40,22 +40,24 @@ class EarlyEnd(StepObserver):
         self.examined = -1  # last step whose accuracy was passed on
 
     def setup(self, trainer: L.Trainer, pl_module: MultimodalModule, stage: str) -> None:
-        if trainer.profiler.filename is None:
-            trainer.profiler.dirpath, trainer.profiler.filename = self.folder / "profile", pl_module.stage.name
-        for callback in trainer.callbacks:
+        name = pl_module.current_stage.name
+        profiler = trainer.profiler  # pyrefly: ignore[missing-attribute]  # Lightning sets it
+        if profiler.filename is None:
+            profiler.dirpath, profiler.filename = self.folder / "profile", name
+        for callback in callbacks_of(trainer):
             if isinstance(callback, EarlyStopping):
                 callback._check_on_train_epoch_end = False  # a stage is one epoch of the loader
             elif isinstance(callback, ModelCheckpoint):
-                callback.dirpath = callback.dirpath or str(self.folder / "model_checkpoints" / pl_module.stage.name)
+                callback.dirpath = callback.dirpath or str(self.folder / "model_checkpoints" / name)
                 if (callback.monitor or "").startswith(ACCURACY):
                     callback._save_on_train_epoch_end = False
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        examinations = [callback for callback in trainer.callbacks if isinstance(callback, Examination)]
+        examinations = [callback for callback in callbacks_of(trainer) if isinstance(callback, Examination)]
         names = ["loss", "tokens", "seconds", *(f"lr_{part}" for part in sorted(module.parts()))]
         names += [f"loss/{name}" for name in module.objectives] if len(module.objectives) > 1 else []
         names += [f"{ACCURACY}{name}" for examination in examinations for name in ("overall", *examination.skills)]
-        for callback in monitors(trainer.callbacks):
+        for callback in monitors(callbacks_of(trainer)):
             if callback.monitor not in names:
                 raise UserError(
                     f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not "
@@ -79,18 +81,18 @@ class EarlyEnd(StepObserver):
             },
         )
         accuracy = next(
-            (c.accuracy for c in trainer.callbacks if isinstance(c, Examination) and c.step == step.number), {}
+            (c.accuracy for c in callbacks_of(trainer) if isinstance(c, Examination) and c.step == step.number), {}
         )
         self.publish(trainer, {f"{ACCURACY}{name}": value for name, value in accuracy.items()})
-        for callback in monitors(trainer.callbacks):
-            if accuracy or not callback.monitor.startswith(ACCURACY):
+        for callback in monitors(callbacks_of(trainer)):
+            if accuracy or not (callback.monitor or "").startswith(ACCURACY):
                 callback.on_validation_end(trainer, module)
         planned = module.total_steps
         if trainer.should_stop and trainer.global_step < planned:
-            module.ends[module.stage.name] = {
+            module.ends[module.current_stage.name] = {
                 "step": trainer.global_step,
                 "planned": planned,
-                "reason": trainer.strategy.broadcast(reason_of(trainer.callbacks)),
+                "reason": trainer.strategy.broadcast(reason_of(callbacks_of(trainer))),
             }
 
     def publish(self, trainer: L.Trainer, metrics: Mapping[str, float]) -> None:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from callbacks.step_table import Row, StepTable, read_rows
-from callbacks.steps import Step, StepObserver
+from callbacks.steps import Step, StepObserver, data_module
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import examine
 from lit_mm.evaluation.score import Score
 from lit_mm.module import MultimodalModule
+
+
+@runtime_checkable
+class HeldOut(Protocol):
+    """A data module with held-out documents, such as a `lit_mm.stream.datamodule.StreamDataModule`."""
+
+    def heldout(self, count: int | None = None) -> list[Document]:
+        """Documents that are never trained on; `count` None returns as many as are configured."""
+        ...
 
 
 class Examination(StepObserver):
@@ -65,14 +75,14 @@ class Examination(StepObserver):
 
     def examine(self, trainer: L.Trainer, module: MultimodalModule) -> Score | None:
         """Examine the model, write a row and log it. Returns None if the step has a row or a part is unread."""
-        if module.step in self.examined or module.parts_read(module.stage) < module.parts().keys():
+        if module.step in self.examined or module.parts_read(module.current_stage) < module.parts().keys():
             return None
         with isolate_rng():
             result = examine(module, self._documents, batch_size=self.batch_size).figures
         self.examined.add(module.step)
         self.step, self.accuracy = module.step, {"overall": result.overall, **result.skills}
         if self.table is not None:
-            row = {"step": module.step, "stage": module.stage.name, "overall": result.overall}
+            row = {"step": module.step, "stage": module.current_stage.name, "overall": result.overall}
             self.table.append(row | result.skills)
         metrics = {"accuracy/overall": result.overall} | {f"accuracy/{s}": share for s, share in result.skills.items()}
         for logger in trainer.loggers:
@@ -82,9 +92,10 @@ class Examination(StepObserver):
     def _held_out(self, trainer: L.Trainer) -> list[Document]:
         documents = self.documents
         if isinstance(documents, int):
-            if trainer.datamodule is None:
+            data = data_module(trainer)
+            if not isinstance(data, HeldOut):
                 raise UserError(f"an examination takes {documents} documents from a data module; the Trainer has none")
-            documents = trainer.datamodule.heldout(documents)
+            documents = data.heldout(documents)
         if not documents:
             raise UserError("an examination needs held-out documents, got none. Check `examine_documents` and the data")
         return list(documents)

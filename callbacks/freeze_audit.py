@@ -40,7 +40,7 @@ class FreezeAudit(L.Callback):
         self.sharded = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        parts, stage = pl_module.parts(), pl_module.stage
+        parts, stage = pl_module.parts(), pl_module.current_stage
         late = [part for part, train in stage.train.items() if train.from_step >= pl_module.total_steps]
         if late:
             raise UserError(
@@ -61,7 +61,7 @@ class FreezeAudit(L.Callback):
         self.stage, self.started_at, self.digests = stage.name, trainer.global_step, digest_parts(parts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        parts, trained = pl_module.parts(), set(pl_module.stage.train)
+        parts, trained = pl_module.parts(), set(pl_module.current_stage.train)
         parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
         self._check_frozen(parts, trained, "training")
         if trainer.global_step > self.started_at:

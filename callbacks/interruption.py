@@ -108,7 +108,7 @@ class Interruption(StepObserver):
         self.training = False
         if self.received:  # it arrived after the ranks have agreed
             self.leaving = True
-            raise Interrupted(self.received, f"after stage {pl_module.stage.name!r}, which is saved", self.rank)
+            raise Interrupted(self.received, f"after stage {pl_module.current_stage.name!r}, which is saved", self.rank)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.training = False
@@ -116,9 +116,8 @@ class Interruption(StepObserver):
     def _leave(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         *ranks_by_signal, late = self._counts(trainer)
         signals = [number for number, count in zip(HEARD, ranks_by_signal, strict=True) if count]
-        outcome = (
-            f"after step {trainer.global_step} of {module.total_steps} of stage {module.stage.name!r}, which is saved"
-        )
+        stage, step = module.current_stage.name, trainer.global_step
+        outcome = f"after step {step} of {module.total_steps} of stage {stage!r}, which is saved"
         raise Interrupted(signals, outcome, trainer.global_rank, together=True, out_of_time=late > 0)
 
     def _counts(self, trainer: L.Trainer) -> list[float]:

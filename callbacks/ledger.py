@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from callbacks.step_table import Row, StepTable, read_rows
-from callbacks.steps import Step, StepObserver
+from callbacks.steps import Step, StepObserver, data_module
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import TOKENS, Batch
@@ -58,7 +58,7 @@ class DataLedger(StepObserver):
         self.screen: Screen | None = None
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
-        data = trainer.datamodule
+        data = data_module(trainer)
         self.screen = data.screen if isinstance(data, StreamDataModule) else None
         if self.screen is None:
             return
@@ -66,19 +66,19 @@ class DataLedger(StepObserver):
         self._begin()
         samples = bad = 0
         if trainer.is_global_zero:
-            rows = [row for row in self.table.restart(module.step) if row["stage"] == module.stage.name]
+            rows = [row for row in self.table.restart(module.step) if row["stage"] == module.current_stage.name]
             self._accounts()  # a damaged file shall show now, and not at the end of the stage
             take_back(self.lines, module.step)
             self._write_changes(module)
             samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
             bad = sum(row["skipped"] + row["quarantined"] for row in rows)
-            bad -= sum(t["count"] for t in self._lines_of(module.stage.name) if t["kind"] == "no_supervision")
+            bad -= sum(t["count"] for t in self._lines_of(module.current_stage.name) if t["kind"] == "no_supervision")
         # All draws of the stage so far, and the bad samples that `max_bad` counts
         self.draws, self.bad = trainer.strategy.broadcast((samples, bad))
 
     def _write_changes(self, module: MultimodalModule) -> None:
         """Write down that the data are not those that the stage began with, once for every difference."""
-        head = {"step": module.step, "stage": module.stage.name}
+        head = {"step": module.step, "stage": module.current_stage.name}
         lines = [
             head | {"source": source, "outcome": CHANGED, "kind": CHANGED, "count": 0, "reason": difference}
             for source, difference in module.data_changes.items()
@@ -106,7 +106,8 @@ class DataLedger(StepObserver):
             self._losses.append(pl_module.loss_by_source)
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        if self.screen is None:
+        data = data_module(trainer)
+        if self.screen is None or not isinstance(data, StreamDataModule) or data.stream is None:
             return
         sums = self._sums(trainer)
         lost = _from_all_ranks(self._lost, trainer) if sums[-1] else []
@@ -115,7 +116,7 @@ class DataLedger(StepObserver):
         if size == 1:
             losses, tokens = [step.loss * self._step_tokens], [self._step_tokens]
         self._begin()
-        data, finished = trainer.datamodule, trainer.global_step - 1
+        finished = trainer.global_step - 1
         entries = entries_of(data.stream.samples(finished), lost, data.screen_at(finished))
         self.draws += sum(entry.count for entry in entries)
         self.bad += sum(e.count for e in entries if e.outcome in OUTCOMES[2:] and e.kind != "no_supervision")
@@ -181,7 +182,7 @@ class DataLedger(StepObserver):
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         if self.screen is None or not trainer.is_global_zero:
             return
-        stage = pl_module.stage.name
+        stage = pl_module.current_stage.name
         rows: list[Row] = [row for row in read_rows(self.table.path, TYPES) if row["stage"] == stage]
         account = summarise(stage, self.names, self.sizes, rows, self._lines_of(stage))
         if stage in pl_module.ends:

@@ -53,7 +53,7 @@ class StageProgress(StepObserver, ProgressBar):
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         self.resumed_at, self.finished, self.total = trainer.global_step, trainer.global_step, module.total_steps
-        self.name = module.stage.name
+        self.name = module.current_stage.name
         self.label = stage_label(self.name, [name for name, _ in self.stages])
         if self.name in self.branches:
             self.label += f" from {self.branches[self.name]}"

@@ -57,7 +57,7 @@ def limbs_of(digest: int) -> list[int]:
     return [digest >> BITS * place & (1 << BITS) - 1 for place in range(LIMBS)]
 
 
-def joined(limbs: Sequence[float]) -> str:
+def digest_of_limbs(limbs: Sequence[float]) -> str:
     """The sum of digests whose limbs were summed over ranks, as hexadecimal digits."""
     total = sum(int(limb) << BITS * place for place, limb in enumerate(limbs))
     return f"{total % (1 << LIMBS * BITS):0{LIMBS * BITS // 4}x}"
@@ -83,7 +83,7 @@ class StepObserver(L.Callback):
 
     # --- measurement, by the first observer alone -----------------------------------------------------------------
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        self._first = next(callback for callback in trainer.callbacks if isinstance(callback, StepObserver)) is self
+        self._first = observers(trainer)[0] is self
         self._parts = sorted(pl_module.parts())
         self._finished = trainer.global_step
         self._since: float | None = None
@@ -114,24 +114,23 @@ class StepObserver(L.Callback):
             self._ended, trainer.should_stop = self._ended or trainer.should_stop, False  # a step is finished first
             return
         trainer.should_stop = trainer.should_stop or self._ended
-        loss, tokens, stop, ends, *rest = self._reduce(trainer)
+        loss, tokens, stop, ends, *sums = self._reduce(trainer)
         trainer.should_stop = ends > 0  # on every rank, whichever has a callback that ends the stage
         step = Step(
             number=pl_module.step,
-            stage=pl_module.stage.name,
+            stage=pl_module.current_stage.name,
             loss=loss,
             tokens=int(tokens),
             seconds=time.perf_counter() - self._since,
             learning_rates=self._rates or {},
             stop=stop > 0,
-            losses=dict(zip(pl_module.micro_losses, rest[LIMBS:], strict=True)),
-            samples=joined(rest[:LIMBS]),
+            losses=dict(zip(pl_module.micro_losses, sums[LIMBS:], strict=True)),
+            samples=digest_of_limbs(sums[:LIMBS]),
         )
         self._finished = trainer.global_step
         self._begin_step()
-        for callback in trainer.callbacks:
-            if isinstance(callback, StepObserver):
-                callback.on_step_end(trainer, pl_module, step)
+        for observer in observers(trainer):
+            observer.on_step_end(trainer, pl_module, step)
         self._since = time.perf_counter()
 
     def _begin_step(self) -> None:
@@ -146,9 +145,24 @@ class StepObserver(L.Callback):
         stage, limbs of the samples' digest, and the loss of each objective.
         """
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
-        wishes = sum(c.wants_to_stop() for c in trainer.callbacks if isinstance(c, StepObserver))
+        wishes = sum(observer.wants_to_stop() for observer in observers(trainer))
         loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)
         losses = torch.stack(self._by_objective).to(wide).sum(dim=0)
         counts = [self._tokens, wishes, trainer.should_stop, *limbs_of(self._id_digests)]
         sums = torch.cat([loss, loss.new_tensor(counts), losses])
         return trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+
+
+def data_module(trainer: L.Trainer) -> L.LightningDataModule | None:
+    """The data module of a Trainer; None if it has none."""
+    return trainer.datamodule  # pyrefly: ignore[missing-attribute]  # Lightning sets it
+
+
+def observers(trainer: L.Trainer) -> list[StepObserver]:
+    """The observers among the callbacks of a Trainer, in order."""
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, StepObserver)]
+
+
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """The callbacks of a Trainer, in order."""
+    return trainer.callbacks  # pyrefly: ignore[missing-attribute]  # Lightning sets it

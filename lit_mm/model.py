@@ -53,7 +53,7 @@ class MultimodalModel(nn.Module):
         """
         vision, connector = self.vision, self.connector
         assert vision is not None and connector is not None
-        groups, tiles = views.groups, views.tiles
+        groups, tiles = views.normalised(), views.tiles
         if self.together:
             grids = [vision.token_grid(tuple(view.shape[-2:])) for group in groups for view in group]
             features = vision(groups, tiles) if vision.reads_tiles else vision(groups)

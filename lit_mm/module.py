@@ -199,14 +199,23 @@ class MultimodalModule(L.LightningModule):
         self.origins.freeze(stage.train)  # now: a strategy may shard and round the weights
 
     @property
+    def current_stage(self) -> Stage:
+        """The stage that has begun.
+
+        Raises:
+            UserError: no stage has begun.
+        """
+        if self.stage is None:
+            raise UserError("no stage has begun: the model is trained by a recipe with `stages:` (lit_mm fit)")
+        return self.stage
+
+    @property
     def step(self) -> int:
         """Optimizer steps finished, counted through all stages."""
         return self.first_step + self.trainer.global_step
 
     def configure_optimizers(self) -> dict:
-        if self.stage is None:
-            raise UserError("no stage has begun: the model is trained by a recipe with `stages:` (lit_mm fit)")
-        stage, total = self.stage, self.total_steps
+        stage, total = self.current_stage, self.total_steps
         groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()))
         optimizer = make_optimizer(groups, stage.betas)
         factors = [

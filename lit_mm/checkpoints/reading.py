@@ -153,6 +153,12 @@ def newest_whole(folder: Path) -> manifests.Saved | None:
     return None
 
 
+def alternative(damaged: Path) -> str:
+    """The newest whole checkpoint beside a damaged one that somebody names, as the end of a message."""
+    whole = newest_whole(damaged.parent)
+    return f". The newest whole checkpoint there is {str(whole.path)!r}" if whole else ""
+
+
 def way_out(damaged: Path) -> str:
     """What a user may do about a damaged checkpoint, which is the newest of its run."""
     whole = newest_whole(damaged.parent)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import yaml
 from lit_mm.errors import UserError
 
 COMMAND_LINE = ""  # the place of an entry that no file contains
+MOST_ENTRIES = 100_000  # of a config
 PLAIN = re.compile(r"[\w.+~:-]+")  # scalars that are written without quotes
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")  # of YAML's core
 
@@ -118,7 +120,21 @@ def read_config(path: str) -> Entry:
     if not isinstance(root, yaml.MappingNode):
         content = "nothing" if root is None else f"a {root.id}"
         raise UserError(f"the config {path!r} holds {content}; expected keys such as `model:`, `stages:` and `data:`")
+    if expanded_size(root) > MOST_ENTRIES:
+        raise UserError(f"{path}: its aliases stand for more than {MOST_ENTRIES:,} entries. Write fewer")
     return _entry(root, path, root.start_mark.line, numbered=True)
+
+
+def expanded_size(node: yaml.Node, sizes: dict[int, float] | None = None) -> float:
+    """Number of nodes below and with a node, each alias counted as what it stands for; infinite if one holds itself."""
+    sizes = {} if sizes is None else sizes
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf
+        inner = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+        sizes[id(node)] = 1 + sum(expanded_size(each, sizes) for each in inner)
+    return sizes[id(node)]
 
 
 def config_of(config: Mapping[str, Any], label: str) -> Entry:
@@ -170,6 +186,8 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
     if node.tag.endswith(":null"):
         return Entry(None, place)
     plain = node.style is None and node.tag.endswith(f":{_tag(node.value)}")
+    if plain and ":" in node.value and node.tag.endswith((":int", ":float")):
+        plain = False  # YAML 1.1 reads the time 12:00:00 as a number to the base 60
     return _without_variables(Entry(node.value, place, is_text=not plain), path)
 
 

@@ -20,7 +20,8 @@ EPILOG = """examples:
   python -m lit_mm data show 17 --config experiments/xcomposer2.yaml --data.init_args.questions 1
   python -m lit_mm data index --source "{format: captions, path: 'shards/{00000..00127}.tar'}"
 
-formats: llava, qwen_vl, xcomposer, messages, query_response, captions (WebDataset tar shards), obelics, mmc4, folder.
+formats: llava, qwen_vl, xcomposer, messages (chat clients), query_response, captions (WebDataset tar shards), obelics,
+mmc4, folder.
 Indexes lie in $LIT_MM_CACHE (default: ~/.cache/lit_mm)."""
 
 

@@ -47,12 +47,12 @@ def evaluate(arguments: Sequence[str]) -> None:
             raise UserError(f"--{name} is at least 1, got {count}")
 
     from datamodules.held_out import HeldOut  # torch: seconds, which --help need not wait for
-    from lit_mm.commands.trained import launched, open_model, open_trained
+    from lit_mm.commands.trained import launch_folder, open_model, open_trained
     from lit_mm.evaluation.examiners import examine
     from lit_mm.report.tables import accuracy_table
 
     source = None if choices.data is None else declared(choices.data)
-    with launched(choices.checkpoint, choices.config, choices.stage) as path:
+    with launch_folder(choices.checkpoint, choices.config, choices.stage) as path:
         if source is not None:
             module = open_model(path, choices.config, accelerator=choices.accelerator)
             documents = HeldOut(source, "fail").documents(choices.documents)

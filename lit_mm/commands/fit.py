@@ -39,7 +39,7 @@ from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
-from lit_mm.run.origin import check_start, recorded, starting_point
+from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.stage import branches, lasting_ends
 
@@ -51,7 +51,7 @@ def fit(arguments: Sequence[str]) -> None:
     cli = RecipeCLI(arguments, "fit")
     if cli.config.track:
         check_mode(os.environ)
-    init_from, record = cli.config.init_from, recorded(cli.config.run_dir)
+    init_from, record = cli.config.init_from, recorded_origin(cli.config.run_dir)
     if record is not None and not init_from:
         cli.config.init_from = record["checkpoint"]
     cli.check_stages()

@@ -28,13 +28,13 @@ def generate(arguments: Sequence[str]) -> None:
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
 
-    from lit_mm.commands.trained import launched, open_model  # torch: seconds, which --help need not wait for
+    from lit_mm.commands.trained import launch_folder, open_model  # torch: seconds, which --help need not wait for
     from lit_mm.documents.document import Document, Turn
     from lit_mm.documents.files import FilePicture
     from lit_mm.inference.generate import answer
 
     pictures = [replace(FilePicture.open(path), path=Path(path).absolute()) for path in choices.image]
     document = Document("asked", (Turn("user", (*pictures, choices.question)),))
-    with launched(choices.checkpoint, choices.config, choices.stage) as path:
+    with launch_folder(choices.checkpoint, choices.config, choices.stage) as path:
         module = open_model(path, choices.config, accelerator=choices.accelerator)
         print(answer(module, [document], max_new_tokens=choices.max_new_tokens)[0])

@@ -123,9 +123,17 @@ def locate(config: Entry, names: Sequence[str], value: str | None) -> str:
     if not names:
         return "the command line"
     for path, entry in _entries(config, tuple(names)):
-        if not isinstance(entry.value, str) or value in (None, entry.value):
+        if not isinstance(entry.value, str) or value is None or _same(value, entry.value):
             return spoken(entry, path)
     return ".".join(names)
+
+
+def _same(value: str, text: str) -> bool:
+    """Whether a parsed value may come from a text: 100.0 from 1e2."""
+    try:
+        return value == text or float(value) == float(text)
+    except ValueError:
+        return False
 
 
 def _entries(

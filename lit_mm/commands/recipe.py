@@ -56,12 +56,16 @@ from lit_mm.distributed.precision import Trainer
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.stages.schedule import Constant
+from lit_mm.prompts.prompt import Prompt
+from lit_mm.samples.layout import Layout
+from lit_mm.stages.schedule import Constant, Schedule
 from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 from lit_mm.stream.datamodule import StreamDataModule
+from lit_mm.tiling.plan import Tiling
 
 # How errors about a key begin that know no file
 ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
+STAGE_PARTS = {"schedule": Schedule, "inputs.tiling": Tiling, "inputs.layout": Layout, "inputs.prompt": Prompt}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which a device or DDP trains
 RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # of the launch, not of the experiment
 
@@ -85,6 +89,8 @@ def check_config(config: Entry) -> None:
     refuse_keys_of_other_classes(config)
     for key, entry in config.keys.items():
         if key == "trainer":
+            if not isinstance(entry.value, dict):
+                raise UserError(f"{spoken(entry, (key,))}: expected keys of the Trainer, got {flow(entry)}")
             check_keys(entry, signature_of(Trainer), "`trainer`", (key,))
         elif key in KEYS:
             check_entry(entry, KEYS[key], (key,))
@@ -271,6 +277,8 @@ class RecipeCLI(LightningCLI):
                     Train(**train.as_dict())
                 except UserError as error:  # it knows neither its stage nor its part
                     raise UserError(f"stages.{stage.name}.train.{part}: {error}") from error
+            for key, kind in STAGE_PARTS.items():
+                check_part(stage, key, kind)
         if not self.build:
             self.config_init = Namespace(stages=[Stage(**stage.as_dict()) for stage in self.config.stages or []])
             return
@@ -287,8 +295,15 @@ class RecipeCLI(LightningCLI):
 
     @property
     def rehearsal(self) -> int:
-        """Optimizer steps of each stage in a rehearsal, `trainer.fast_dev_run`; 0 for a run in earnest."""
-        return int(self.config.trainer.fast_dev_run)
+        """Optimizer steps of each stage in a rehearsal, `trainer.fast_dev_run`; 0 for a run in earnest.
+
+        Raises:
+            UserError: a number below 0.
+        """
+        steps = int(self.config.trainer.fast_dev_run)
+        if steps < 0:
+            raise self.placed(UserError(f"trainer.fast_dev_run: expected true, or a number of steps, got {steps}"))
+        return steps
 
     @property
     def stages(self) -> list[Stage]:
@@ -376,7 +391,7 @@ class RecipeCLI(LightningCLI):
         config |= {"max_time": None, "fast_dev_run": False}  # both concern the whole run: see `fit`
         try:
             trainer = Trainer(**config)
-        except (MisconfigurationException, ValueError, ModuleNotFoundError) as error:
+        except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
             raise UserError(f"trainer: {str(error).splitlines()[0]} Correct `trainer:` in the config") from error
         check_strategy(trainer.strategy)
         if trainer.precision not in PRECISIONS and not isinstance(trainer.strategy, ZeRO):
@@ -385,6 +400,29 @@ class RecipeCLI(LightningCLI):
                 "are whole in another precision are trained under ZeRO only: trainer.strategy zero2 with bf16-true"
             )
         return trainer
+
+
+def check_part(stage: Namespace, key: str, kind: type) -> None:
+    """Make a part of a stage once, to know the stage of what it refuses.
+
+    Args:
+        stage: the stage as it was parsed.
+        key: key below the stage, such as schedule or inputs.tiling.
+        kind: type of the part.
+    Raises:
+        UserError: the part refuses its arguments.
+    """
+    config = stage.get(key)
+    if config is None:
+        return
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "part")
+    try:
+        parser.instantiate_classes(Namespace(part=config.clone()))
+    except (UserError, ArgumentError, ValueError) as error:
+        if (cause := cause_of(error)) is None:
+            raise
+        raise UserError(f"stages.{stage.name}.{key}: {cause}") from error
 
 
 def time_limit(limit: str | timedelta | Mapping[str, int] | None) -> float | None:
@@ -458,6 +496,8 @@ def _stage_choice(arguments: Sequence[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         if key == "--stages":
             value = value if equals else next(rest, "")
+            if value in ("None", "null"):  # of a sweep: all stages
+                continue
             if not value.lstrip().startswith(("[", "{")):
                 words.append(f"--only=[{value}]")
                 continue

@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin
 
-from lit_mm.commands.config_text import COMMAND_LINE, Entry, nearest, spoken
+from lit_mm.commands.config_text import COMMAND_LINE, Entry, flow, nearest, spoken
 from lit_mm.errors import UserError
 
 SUBCLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -50,6 +50,13 @@ class Argument:
     @property
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
+
+    @property
+    def takes_null(self) -> bool:
+        """True if null is a value; True if that is unknown, without a type."""
+        members = get_args(self.annotation) if get_origin(self.annotation) is Annotated else [self.annotation]
+        union = get_args(members[0]) if get_origin(members[0]) in (Union, types.UnionType) else members[:1]
+        return self.default is None or not {Any, object, None, type(None)}.isdisjoint(union)
 
 
 @dataclass(frozen=True)
@@ -251,8 +258,10 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
                 check_entry(inner, members[number if fixed else 0], (*path, name))
     elif entry.value is None and dataclasses == [annotation]:  # `connector:` with nothing behind it
         _check_required((), signature_of(annotation), name_of(annotation), entry, path)
-    elif isinstance(entry.value, str) and parts and len(parts) == len(kinds) and IMPORT_PATH.fullmatch(entry.value):
-        class_of(entry, parts, path)
+    elif isinstance(entry.value, str) and parts and str not in kinds and _is_name(entry.value, parts):
+        loaded = class_of(entry, parts, path)
+        if not any(map(_is_callable, parts)):  # a caller passes the first arguments
+            _check_required((), signature_of(loaded), entry.value, entry, path)
     elif isinstance(entry.value, str) and len(kinds) == 1 and inspect.isabstract(kinds[0]):
         names = sorted(kind.__name__ for kind in _subclasses(kinds[0]) if not inspect.isabstract(kind))
         if entry.value not in names:
@@ -260,6 +269,12 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
                 f"{spoken(entry, path)}: expected a `class_path` such as {name_of(kinds[0])}'s {', '.join(names)}, got "
                 f"{entry.value!r}{nearest(entry.value, names)}"
             )
+
+
+def _is_name(text: str, kinds: Sequence[Any]) -> bool:
+    """Whether a text is an import path, or the name of an imported class of these types."""
+    bases = [kind for kind in map(_returned, kinds) if inspect.isclass(kind) and kind is not Any]
+    return IMPORT_PATH.fullmatch(text) is not None or _subclass_of_name(text, bases) is not None
 
 
 def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], default: Any = None) -> None:
@@ -276,6 +291,11 @@ def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], defau
             )
     if "class_path" in inner:
         loaded = class_of(inner["class_path"], kinds, (*path, "class_path"))
+        if loaded is None:
+            raise UserError(
+                f"{spoken(inner['class_path'], (*path, 'class_path'))}: there is no class "
+                f"{flow(inner['class_path'])}. Give its import path, such as package.Class"
+            )
         name = str(inner["class_path"].value)
     else:
         loaded = default if inspect.isclass(default) or inspect.isfunction(default) else None
@@ -332,6 +352,9 @@ def check_keys(entry: Entry, signature: Signature, owner: str, path: tuple[str, 
     """
     for key, inner in entry.keys.items():
         argument = signature.arguments.get(key)
+        if argument is not None and inner.value is None and not argument.takes_null:
+            otherwise = "Give it" if argument.required else "Leave the key out for its default"
+            raise UserError(f"{spoken(inner, (*path, key))}: {owner} needs a value here, got null. {otherwise}")
         if argument is not None:
             check_entry(inner, argument.annotation, (*path, key), argument.default)
         elif not signature.open:
@@ -383,7 +406,8 @@ def merged(base: Entry, override: Entry) -> Entry:
 def _common_arguments(arguments: Entry | None, class_path: str, place: str) -> Entry:
     """The arguments of the class before that the class of `class_path` has too."""
     try:
-        names = signature_of(resolve(class_path)).arguments if IMPORT_PATH.fullmatch(class_path) else {}
+        loaded = resolve(class_path) if IMPORT_PATH.fullmatch(class_path) else None
+        names = signature_of(loaded).arguments if callable(loaded) else {}
     except UserError:  # `check_class` reports it
         names = {}
     keys = {} if arguments is None else arguments.keys

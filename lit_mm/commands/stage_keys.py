@@ -152,7 +152,8 @@ def _without_stages(arguments: Sequence[str]) -> Iterator[str]:
             keys = {key: entry for key, entry in config.keys.items() if key != "stages"}
             yield f"--config={flow(Entry(keys, config.place))}"
         elif option.split(".")[0].removesuffix("+") == "--stages":
-            if not equals:
-                next(rest, None)
+            value = value if equals else next(rest, "")
+            if not value or (not equals and value.startswith("--")):
+                raise UserError(f"{option} needs a value")
         else:
             yield agent_form(word)

@@ -45,7 +45,7 @@ def open_model(
 
 
 @contextmanager
-def launched(place: str, config: str | None = None, stage: str | None = None) -> Iterator[str]:
+def launch_folder(place: str, config: str | None = None, stage: str | None = None) -> Iterator[str]:
     """Work in the folder where a run was launched, as relative paths of its config start there. Gives the checkpoint's
     absolute path.
 
@@ -64,9 +64,7 @@ def _read(path: Path) -> reading.Checkpoint:
     try:
         return reading.read(path)
     except manifest.Damaged as error:
-        whole = reading.newest_whole(path.parent)
-        hint = f". The newest whole checkpoint there is {str(whole.path)!r}" if whole else ""
-        raise UserError(f"{error}{hint}") from error
+        raise UserError(f"{error}{reading.alternative(path)}") from error
 
 
 def _opened(

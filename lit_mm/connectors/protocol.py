@@ -1,4 +1,4 @@
-"""What a connector is to the rest of the library."""
+"""The protocol of connectors."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def prepare_layers(model: nn.Module, checkpointing: Checkpointing, compiled: boo
 
 
 def outer_layers(model: nn.Module) -> Iterator[GradientCheckpointingLayer]:
-    """The layers of a part that lie in no other layer, in order."""
+    """The outermost layers of a part, in order."""
     for child in model.children():
         if isinstance(child, GradientCheckpointingLayer):
             yield child
@@ -70,9 +70,10 @@ def runner(checkpointing: Checkpointing, compiled: bool) -> Callable[..., Any] |
 def recompute(forward: partial, *args: Any) -> Any:
     """Run a layer, keep its inputs alone, and run it again in the backward pass.
 
-    This is torch's reentrant checkpoint: the other kind calls a hook for each saved tensor, which at small widths costs
-    the host more than the layer. Reentrant checkpoints give no gradients where no input needs one, so an empty tensor
-    that needs one goes along; and none to named tensors, so those that need one are passed by position.
+    This is torch's reentrant checkpoint. The other kind calls a hook for each saved tensor, which at small widths costs
+    the host more than the layer. A reentrant checkpoint has two limits: without an input that needs a gradient it gives
+    none, so an empty tensor that needs one is passed as well; and it gives none to keyword arguments, so tensors that
+    need one are passed by position.
 
     Args:
         forward: forward of the layer, with the layer as its first argument and further arguments by name.

@@ -1,4 +1,4 @@
-"""Protocols of parts: what a part must have, and the defaults of what it may leave out."""
+"""Protocols of parts, and the defaults of their optional attributes."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def _label_pictures(parts: tuple, preceding: int) -> list:
     ends = 0  # 1 after a picture that was named here
     for part in parts:
         if isinstance(part, str):
-            pieces.append("\n" * ends + part)
+            pieces.append(part if part.startswith("\n") else "\n" * ends + part)
             ends = 0
             continue
         preceding += 1

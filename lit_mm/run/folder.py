@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import sys
 import time
 import uuid
 from collections.abc import Mapping
@@ -61,12 +62,15 @@ class RunFolder:
             try:
                 path = path or _named_by_wandb(experiment) or _new_folder(Path("runs") / experiment)
                 (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-                _point_latest(path)
             except OSError as error:
                 raise UserError(
                     f"the run folder {str(path or Path('runs') / experiment)!r} cannot be made ({error.strerror}). "
                     "Choose one with --run_dir"
                 ) from error
+            try:
+                _point_latest(path)
+            except OSError as error:  # such as a working folder that is read-only
+                print(f"lit_mm: runs/latest does not point to this run ({error.strerror})", file=sys.stderr)
             return str(path)
 
         return cls(Path(make() if trainer is None else agree(trainer, "run_dir", make)))
@@ -89,8 +93,8 @@ class RunFolder:
             if translated != earlier:  # written by the version before, which knew no inputs of the family's own
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             saved = manifest.newest(self.checkpoints)
-            elsewhere = bool(saved and keys) and all(PLACES.fullmatch(key) for key in keys)
-            if elsewhere and "data" in manifest.read(saved.path).content:
+            is_moved = bool(saved and keys) and all(PLACES.fullmatch(key) for key in keys)
+            if is_moved and "data" in manifest.read(saved.path).content:
                 keys = []
             if keys and saved:
                 fresh = "choose another folder with --run_dir"

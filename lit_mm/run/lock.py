@@ -46,7 +46,7 @@ class Holder:
     launches: dict[str, int] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def here(cls, environ: Mapping[str, str] = os.environ) -> Holder:
+    def current(cls, environ: Mapping[str, str] = os.environ) -> Holder:
         """The holder that this process would be."""
         host, process = socket.gethostname(), psutil.Process()
         return cls(host, process.pid, process.create_time(), launches_of(environ, host, os.getppid()))
@@ -103,7 +103,7 @@ class FolderLock:
 
     def __init__(self, folder: Path, *, take_over: bool = False) -> None:
         self.path, self.take_over = folder / FILE, take_over
-        self.holder = Holder.here()
+        self.holder = Holder.current()
         self._over = threading.Event()
 
     def __enter__(self) -> FolderLock:
@@ -139,6 +139,9 @@ class FolderLock:
         size = os.fstat(self._descriptor).st_size
         local = earlier is not None and locked and earlier.host == self.holder.host
         if size and not local and not (earlier is not None and self.holder.follows(earlier)):
+            if locked and self._age() < MISSED * BEAT:
+                owner = earlier or "an unknown process"
+                say(f"lit_mm: waiting up to {MISSED * BEAT:.0f} s for a sign of {owner}, which had the run folder")
             while (age := self._age()) < MISSED * BEAT:
                 if not locked:
                     raise UserError(f"{self._in_use(earlier)} (last sign {age:.0f} s ago)")

@@ -14,7 +14,7 @@ from lit_mm.run.folder import ORIGIN, RunFolder
 CURE = "Leave --init_from out to go on with this run, or choose another folder with --run_dir"
 
 
-def recorded(run_dir: str | None) -> dict[str, str] | None:
+def recorded_origin(run_dir: str | None) -> dict[str, str] | None:
     """What a run folder records of the checkpoint that its run started from; None where it records nothing.
 
     Returns:
@@ -67,7 +67,7 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
     Raises:
         UserError: the run was begun from another checkpoint, or the recorded one has changed or cannot be read.
     """
-    file, record = folder.path / ORIGIN, recorded(str(folder.path))
+    file, record = folder.path / ORIGIN, recorded_origin(str(folder.path))
     if manifest.newest(folder.checkpoints):
         if init_from and not _is_same(init_from, record):
             origin = record["checkpoint"] if record else "published or random weights"
@@ -75,7 +75,7 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
         return ""
     if init_from:
         path = manifest.find(init_from)
-        reading.read(path).verify()
+        _check_whole(path)
         record = {"init_from": os.path.abspath(init_from), "checkpoint": os.path.abspath(path), "digest": _digest(path)}
         part = file.with_name(file.name + ".part")
         part.write_text(json.dumps(record, indent=1) + "\n")
@@ -84,13 +84,20 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
     if record is None:
         return ""
     path = Path(record["checkpoint"])
-    reading.read(path).verify()
+    _check_whole(path)
     if _digest(path) != record["digest"]:
         raise UserError(
             f"the run in {str(folder.path)!r} started from {str(path)!r}, which has changed since. Give the checkpoint "
             "to start from with --init_from"
         )
     return str(path)
+
+
+def _check_whole(path: Path) -> None:
+    try:
+        reading.read(path).verify()
+    except manifest.Damaged as error:
+        raise UserError(f"--init_from: {error}{reading.alternative(path)}") from error
 
 
 def _is_same(init_from: str, record: dict[str, str] | None) -> bool:

@@ -92,8 +92,14 @@ def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
             f"stage {stage.name!r} starts from the end of {stage.starts_from!r}, and its checkpoint {str(path)!r} is "
             "not there. Put it back, or run the recipe anew with another --run_dir"
         )
-    checkpoint = reading.read(path)
-    checkpoint.verify()
+    try:
+        checkpoint = reading.read(path)
+        checkpoint.verify()
+    except manifest.Damaged as error:
+        raise UserError(
+            f"stage {stage.name!r} starts from the end of {stage.starts_from!r}, and {error}. Put a whole copy "
+            "there, or run the recipe anew with another --run_dir"
+        ) from error
     reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stage))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.samples.fault import Fault
+from lit_mm.samples.pixels import normalised
 
 IGNORE = -100  # label of a position whose prediction carries no loss, in samples
 TOKENS = "tokens"  # unit of a loss that sums over supervised tokens
@@ -21,22 +22,29 @@ class Views:
     """Views of one vision encoder, grouped by shape. V views in all, V_g in group g.
 
     Attributes:
-        groups: per shape [V_g, 3, H_g, W_g] normalised pixels. There is at least one view: a batch without pictures
+        groups: per shape [V_g, 3, H_g, W_g] pixels: uint8, which `normalised` makes the encoder's input on its device,
+            or normalised already. There is at least one view: a batch without pictures
             holds a blank one that nothing refers to, so that every rank makes the same encoder calls and gradients are
             zero, not missing.
         owners: [V] number of the sample that shows the view, from 0 in the order of the batch; -1 for the blank view.
         tiles: [V] number of the view among the tiles of its picture, row-major from 0; -1 for a global view and for the
             blank one.
         tokens: visual tokens that all views make together, as the processor counted them; the model checks it.
+        scaling: [2, 3, 1, 1] gain and shift that normalise uint8 pixels; None: no view is uint8.
     """
 
     groups: tuple[Tensor, ...]
     owners: Tensor
     tiles: Tensor
     tokens: int
+    scaling: Tensor | None = None
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
+
+    def normalised(self) -> tuple[Tensor, ...]:
+        """Per shape [V_g, 3, H_g, W_g] what the encoder reads."""
+        return self.groups if self.scaling is None else tuple(normalised(group, self.scaling) for group in self.groups)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Views:
         return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lit_mm.errors import UserError
 from lit_mm.samples.batch import IGNORE, Batch, Target, Views
+from lit_mm.samples.pixels import normalised
 from lit_mm.samples.processor import TEXT, Processor, Sample
 
 
@@ -130,13 +131,26 @@ def group_views(
     for number in order:
         first[number] = total
         total += counts[number]
+    scaling = processor.normalise.scaling() if any(view.dtype == torch.uint8 for view in pixels) else None
     grouped = Views(
-        groups=tuple(torch.stack([pixels[number] for number in members]) for members in groups.values()),
+        groups=tuple(stack_views([pixels[number] for number in members], scaling) for members in groups.values()),
         owners=torch.tensor([owners[number] for number in order]),
         tiles=torch.tensor([tiles[number] for number in order]),
         tokens=total,
+        scaling=scaling,
     )
     return grouped, first
+
+
+def stack_views(pixels: Sequence[Tensor], scaling: Tensor | None) -> Tensor:
+    """Views of one shape as one tensor; uint8 ones beside normalised ones (blank ones of lost samples) are normalised.
+
+    Args:
+        scaling: see `Views`.
+    """
+    if scaling is not None and len({view.dtype for view in pixels}) > 1:
+        pixels = [normalised(view, scaling) for view in pixels]
+    return torch.stack(list(pixels))
 
 
 def _tensor(pieces: Sequence[np.ndarray]) -> Tensor:

@@ -18,7 +18,7 @@ from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import InOrder, Layout
 from lit_mm.samples.length import Length
-from lit_mm.samples.pixels import Normalise, cut_views
+from lit_mm.samples.pixels import Normalise, crop_views, normalised
 from lit_mm.tiling.grids import GridRule
 from lit_mm.tiling.plan import Size, TilePlan, Tiling
 
@@ -186,11 +186,16 @@ class Processor:
 
     def views(self, sample: Sample) -> list[Tensor]:
         """Decode and cut the sample's pictures: one [3, H, W] float tensor per view, normalised."""
+        scaling = self.normalise.scaling()
+        return [normalised(pixels, scaling) for pixels in self.crops(sample)]
+
+    def crops(self, sample: Sample) -> list[Tensor]:
+        """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`."""
         return [
             view
             # A truncated sample has lost its last pictures, its document has not
             for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
-            for view in cut_views(
+            for view in crop_views(
                 read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
             )
         ]

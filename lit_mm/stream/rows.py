@@ -75,7 +75,7 @@ class Rows(Dataset):
         try:
             document = self.maker.documents[number]
             sample, _ = self.maker.make(document)
-            views = [] if self.maker.processor.token_grid is None else self.maker.processor.views(sample)
+            views = [] if self.maker.processor.token_grid is None else self.maker.processor.crops(sample)
         except UserError as error:
             fault = self.maker.with_place(error, number, document)
             if self.on_bad_sample == "fail":

@@ -1,4 +1,4 @@
-"""What a vision encoder is to the rest of the library."""
+"""The protocol of vision encoders."""
 
 from __future__ import annotations
 

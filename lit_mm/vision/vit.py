@@ -46,7 +46,7 @@ class Block(GradientCheckpointingLayer):
         """[V, P, D] -> [V, P, D].
 
         Args:
-            lengths: number of positions of each view, which come first; padding follows. None: all have P.
+            lengths: number of positions of each view, which precede its padding; None: all views have P.
         """
         x = x + self.out(self.attend(self.qkv(self.norm1(x)), lengths))
         return x + self.feed_forward(x)

@@ -90,7 +90,7 @@ class AdaptedBlock(GradientCheckpointingLayer):
         """[V, P, D] -> [V, P, D].
 
         Args:
-            lengths: see `Block`.
+            lengths: number of positions of each view, which precede its padding; None: all views have P.
             tiles: [V] window of each view, -1 for a global view; None if all views are global.
         """
         base = self.base

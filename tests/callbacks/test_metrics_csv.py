@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.steps import Step, StepObserver, digest_of_id, joined, limbs_of
+from callbacks.steps import Step, StepObserver, digest_of_id, digest_of_limbs, limbs_of
 
 
 def losses(path: Path) -> list[str]:
@@ -124,7 +124,7 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
     module = SimpleNamespace(
         parts=lambda: {"vision": {}},
         step=0,
-        stage=SimpleNamespace(name="s"),
+        current_stage=SimpleNamespace(name="s"),
         learning_rates={"vision": 0.5},
         micro_loss=torch.tensor(1.5),
         micro_losses={"next_token": torch.tensor(1.5)},
@@ -142,19 +142,19 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         assert trainer.should_stop == (step == 1), "the optimizer step is finished before a stage ends"
     assert calls == [([3.0, 4.0, 1.0, 1.0, *limbs_of(2 * digest_of_id("a")), 3.0], "sum")]
     assert [(s.number, s.loss, s.tokens, s.learning_rates) for s in seen] == [(1, 6.0, 8, {"vision": 0.5})]
-    assert seen[0].stop and seen[0].samples == joined(limbs_of(4 * digest_of_id("a")))
+    assert seen[0].stop and seen[0].samples == digest_of_limbs(limbs_of(4 * digest_of_id("a")))
     assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_the_digest_of_samples_depends_on_no_split_and_no_order():
     ids = [f"set/{number}" for number in range(2000)]
-    whole = joined(limbs_of(sum(map(digest_of_id, ids))))
+    whole = digest_of_limbs(limbs_of(sum(map(digest_of_id, ids))))
     assert len(whole) == 12
     for ranks in (2, 3, 7):
         shares = [limbs_of(sum(map(digest_of_id, ids[rank::ranks]))) for rank in range(ranks)]
-        assert joined(torch.tensor(shares, dtype=torch.float32).sum(dim=0).tolist()) == whole
-    assert joined(limbs_of(sum(map(digest_of_id, ids[1:])))) != whole
-    assert joined(limbs_of(sum(map(digest_of_id, [*ids[1:], "other"])))) != whole
+        assert digest_of_limbs(torch.tensor(shares, dtype=torch.float32).sum(dim=0).tolist()) == whole
+    assert digest_of_limbs(limbs_of(sum(map(digest_of_id, ids[1:])))) != whole
+    assert digest_of_limbs(limbs_of(sum(map(digest_of_id, [*ids[1:], "other"])))) != whole
 
 
 def test_a_file_of_before_goes_on_without_digests_of_its_first_rows(recipe: Any):

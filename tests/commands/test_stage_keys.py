@@ -148,7 +148,7 @@ def test_an_entry_written_as_yaml_is_read_as_the_same_value(value: dict[Any, Any
 
 
 def test_the_values_of_a_file_are_read_as_its_author_wrote_them(tmp_path: Path) -> None:
-    text = "a: &a {lr: 1e-3, name: '1e-3'}\nb: {<<: *a, name: x}\nc: !!str 5\nd: |\n  two\n  lines\ne: 1:30\n"
+    text = "a: &a {lr: 1e-3, name: '1e-3'}\nb: {<<: *a, name: x}\nc: !!str 5\nd: |\n  two\n  lines\n"
     (tmp_path / "c.yaml").write_text(text)
     assert yaml.safe_load(flow(read_config(str(tmp_path / "c.yaml")))) == yaml.safe_load(text)
 
@@ -239,6 +239,62 @@ def test_an_error_inside_a_stage_names_file_line_and_stage(recipe: str, text: st
     with pytest.raises(UserError) as refusal:
         RecipeCLI(["--config", recipe, "--config", "second.yaml"], "fit").check_stages()
     assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("trainer: null", "second.yaml, line 1: trainer: expected keys of the Trainer, got null"),
+        ("trainer: 3", "second.yaml, line 1: trainer: expected keys of the Trainer, got 3"),
+        ("trainer: {devices: -1}", "trainer: `devices` selected with `CPUAccelerator` should be an int > 0"),
+        ("trainer: {fast_dev_run: -3}", "trainer.fast_dev_run: expected true, or a number of steps, got -3"),
+        ("trainer: {callbacks: EarlyStopping}", "trainer.callbacks: EarlyStopping needs `monitor`. Add it"),
+        (
+            "stages: {pretrain: null}",
+            "stages.pretrain: expected keys of the stage, such as max_steps, got None",
+        ),
+        ("stages: [{max_steps: 2}]", "stages.0: the recipe has no stage '0'. It has pretrain, finetune"),
+        ("stages: {pretrain: {train: null}}", "stages.pretrain.train: lit_mm.stages.stage.Stage needs a value here"),
+        ("stages: {pretrain: {max_steps: 1e2}}", "line 1: stages.pretrain.max_steps: expected a whole number"),
+        ("data: {init_args: {documents: null}}", "datamodules.nano.NanoDocuments needs a value here, got null. Leave"),
+        ("data: {class_path: datamodules}", "data.class_path: there is no class datamodules. Give its import path"),
+        ("model: {class_path: lit_mm.families}", "model.class_path: expected a class below lit_mm.module.Multimodal"),
+        ("model: {class_path: null}", "model.class_path: there is no class null. Give its import path"),
+        ("a: &a [*a]", "second.yaml: its aliases stand for more than 100,000 entries"),
+        (
+            "stages: {pretrain: {schedule: {class_path: Linear, init_args: {warmup: -1}}}}",
+            "second.yaml, line 1: stages.pretrain.schedule: Linear: warmup is a share of the stage",
+        ),
+        (
+            "stages: {pretrain: {inputs: {tiling: lit_mm.tiling.Pad}}}",
+            "stages.pretrain.inputs.tiling: lit_mm.tiling.Pad needs `size`. Add it",
+        ),
+    ],
+)
+def test_a_value_of_a_strange_kind_ends_in_one_message(recipe: str, text: str, message: str) -> None:
+    Path("second.yaml").write_text(text + "\n")
+    with pytest.raises(UserError) as refusal:
+        cli = RecipeCLI(["--config", recipe, "--config", "second.yaml"], "fit")
+        cli.check_stages()
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize("word", ["--stages.", "--stages.pretrain", "--stages.pretrain.max_steps="])
+def test_an_option_of_a_stage_without_a_value_is_refused(recipe: str, word: str) -> None:
+    with pytest.raises(UserError, match=r"^--stages\..* needs a value$"):
+        RecipeCLI(["--config", recipe, word, "--track=false"], "fit")
+
+
+def test_aliases_that_double_at_each_level_are_refused_at_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [1, 2]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    (tmp_path / "c.yaml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match="its aliases stand for more than 100,000 entries"):
+        read_config(str(tmp_path / "c.yaml"))
+
+
+def test_a_time_with_colons_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: 12:00:00:00")
+    assert yaml.safe_load(flow(read_config(str(tmp_path / "c.yaml")))) == {"a": "12:00:00:00"}
 
 
 # --- the agent of a sweep --------------------------------------------------------------------------------------------

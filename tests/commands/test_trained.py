@@ -253,6 +253,19 @@ def test_what_a_run_started_from_is_recorded_and_not_needed_any_more(place: Path
     assert code == 2 and f"started from {record['checkpoint']}, not from 'runs/tiny/" in error
 
 
+def test_a_damaged_checkpoint_to_start_from_or_to_ask_names_a_whole_one(place: Path, command, tmp_path: Path) -> None:
+    shutil.copytree(place / "runs/tiny", tmp_path / "base")
+    older, newest = sorted((tmp_path / "base/checkpoints").iterdir())[-2:]
+    file = newest / "state.pt"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    words = ("fit", "--config", "tiny.yaml", "--stages", "finetune", "--run_dir", "runs/from_damaged")
+    code, _, error = command(*words, "--init_from", str(tmp_path / "base"))
+    assert code == 2 and f"The newest whole checkpoint there is {str(older)!r}" in error
+    file.unlink()
+    code, _, error = command("generate", str(tmp_path / "base"), *QUESTION)
+    assert code == 2 and f"state.pt' is missing. The newest whole checkpoint there is {str(older)!r}" in error
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_recorded_one(place: Path, command) -> None:
     words = ("fit", "--config", "tiny.yaml", "--stages", "finetune", "--run_dir", "runs/early")
     assert command(*words, "--init_from", "runs/tiny")[0] == 0
@@ -281,7 +294,7 @@ def test_a_refusal_to_resume_names_init_from_where_that_is_the_way(place: Path, 
         ("--trainer.enable_progress_bar", "false"),
         ("--trainer.max_time", "00:01:00:00"),
         ("--trainer.callbacks+", "lightning.pytorch.callbacks.ModelSummary"),
-        ("--trainer.log_every_n_steps", "3"),
+        ("--trainer.enable_model_summary", "true"),
     ],
 )
 def test_a_run_is_resumed_with_another_bar_limit_or_callback(place: Path, command, option: tuple[str, str]) -> None:

@@ -70,6 +70,11 @@ def test_text_in_qwen_vl_s_own_format_is_verbatim(qwen: Tokenizer, picture: Any)
     assert "user\nPicture 1: <img>#0</img>\nwhich Picture 2: <img>#1</img>\n?[" in written(QwenChat(), said, qwen)
 
 
+def test_a_picture_has_one_newline_behind_it_though_the_text_begins_with_one(qwen: Tokenizer, picture: Any) -> None:
+    said = document(("user", (picture, "\nwhich?")), ("assistant", ("a",)))
+    assert "user\nPicture 1: <img>#0</img>\nwhich?[" in written(QwenChat(), said, qwen)
+
+
 def test_a_picture_alone_ends_in_a_newline(qwen: Tokenizer, picture: Any) -> None:
     assert "Picture 1: <img>#0</img>\n[<|im_end|>" in written(QwenChat(), document(("user", (picture,))), qwen)
 

@@ -78,7 +78,7 @@ def test_a_job_that_was_killed_leaves_no_lock(tmp_path: Path, other) -> None:
     other.wait()
     assert (tmp_path / FILE).stat().st_size
     with FolderLock(tmp_path):
-        assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.here()
+        assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_its_trainer(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_forked_worker_does_not_keep_the_lock_of_its_trainer(tmp_path: Path) -
 def test_a_folder_is_free_again_after_a_run_and_for_the_same_process(tmp_path: Path) -> None:
     for _ in range(2):
         with FolderLock(tmp_path):
-            assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.here()
+            assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()
         assert (tmp_path / FILE).read_bytes() == b""
 
 
@@ -122,7 +122,7 @@ def test_without_locks_three_missed_heartbeats_name_the_holder_and_take_over(tmp
     with pytest.raises(UserError, match=r"was in use by process 4711 on node7, .*no sign for 31 s.*--take_over"):
         FolderLock(tmp_path).__enter__()
     with FolderLock(tmp_path, take_over=True):
-        assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.here()
+        assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()
     with FolderLock(tmp_path):  # what ends in order leaves the folder free
         pass
 
@@ -182,7 +182,7 @@ def test_a_launcher_is_known_by_its_job_and_counts_its_attempts() -> None:
     first = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0", "SLURM_JOB_ID": "71"}
     assert launches_of(first, "a", 9) == {"torchrun none a 9": 0, "slurm 71": 0}
     assert launches_of({}, "a", 9) == {}
-    here = Holder("a", 1, 0.0, launches_of(first, "a", 9))
+    first_attempt = Holder("a", 1, 0.0, launches_of(first, "a", 9))
     cases = [
         (first | {"TORCHELASTIC_RESTART_COUNT": "1"}, 9, True),
         (first, 9, False),  # a second start inside one job is not a restart
@@ -191,7 +191,7 @@ def test_a_launcher_is_known_by_its_job_and_counts_its_attempts() -> None:
         ({}, 9, False),
     ]
     for environ, parent, expected in cases:
-        assert Holder("b", 2, 1.0, launches_of(environ, "a", parent)).follows(here) is expected
+        assert Holder("b", 2, 1.0, launches_of(environ, "a", parent)).follows(first_attempt) is expected
 
 
 def test_a_job_whose_folder_was_taken_over_ends(tmp_path: Path) -> None:

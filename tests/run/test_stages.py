@@ -360,6 +360,15 @@ def test_a_run_that_wandb_gave_an_id_has_the_folder_of_that_id_and_finds_it_agai
         RunFolder.open(None, "tiny")
 
 
+@pytest.mark.parametrize("obstacle", ["runs", "runs/latest/file"])
+def test_a_run_elsewhere_needs_no_link_to_it_here(tmp_path, monkeypatch, capsys, obstacle):
+    monkeypatch.chdir(tmp_path)
+    Path(obstacle).parent.mkdir(parents=True, exist_ok=True)
+    Path(obstacle).touch()
+    assert RunFolder.open(str(tmp_path / "elsewhere"), "tiny").checkpoints.is_dir()
+    assert "runs/latest does not point to this run" in capsys.readouterr().err
+
+
 def test_a_folder_that_cannot_be_made_is_the_users_to_cure(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()

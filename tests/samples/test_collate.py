@@ -189,3 +189,21 @@ def test_a_sample_that_does_not_end_in_its_one_answer_is_refused(turns):
     sample = processor.sample(replace(whole, turns=whole.turns[turns]))
     with pytest.raises(UserError, match=r"^sample 'tiny/\d+': an encoder-decoder needs a source and then one answer"):
         split_answer(sample)
+
+
+def test_views_that_cross_as_bytes_become_the_pixels_that_are_normalised_at_once():
+    module = xcomposer2()
+    processor = module.processor
+    samples = [processor.sample(document(number)) for number in (1, 2)]
+    crops = [processor.crops(sample) for sample in samples]
+    batch = collate(samples, processor, views=crops)
+    assert all(group.dtype == torch.uint8 for group in batch.views.groups)
+    expected = collate(samples, processor)
+    assert expected.views.scaling is None
+    pairs = zip(pickle.loads(pickle.dumps(batch)).views.normalised(), expected.views.groups, strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    assert torch.equal(module.network(batch).hidden, module.network(expected).hidden)
+    lost, blank = unlearnt(samples[1])
+    mixed = collate([samples[0], lost], processor, views=[crops[0], blank]).views
+    assert torch.equal(mixed.groups[0][:1], expected.views.groups[0][:1]) and not mixed.groups[0][1:].any()
+    assert torch.equal(mixed.normalised()[0], mixed.groups[0])

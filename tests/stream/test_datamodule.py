@@ -51,6 +51,11 @@ def test_the_stream_does_not_depend_on_the_workers(workers):
         assert all(torch.equal(a, b) for a, b in zip(here.views.groups, there.views.groups, strict=True))
 
 
+def test_pixels_cross_from_the_workers_as_bytes():
+    batches = [batch for batch in begun().train_dataloader() if batch.views.owners[0] >= 0]
+    assert batches and all(group.dtype == torch.uint8 for batch in batches for group in batch.views.groups)
+
+
 def test_the_order_depends_on_seed_and_stage():
     assert ids(begun()) == ids(begun())
     assert ids(begun(seed=1)) != ids(begun())

@@ -82,7 +82,8 @@ def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple
     """
     spoken = []
     for number, turn in enumerate(turns, first):
-        speaker, text = ("from", "value") if not isinstance(turn, dict) or "role" not in turn else ("role", "content")
+        has_role = isinstance(turn, dict) and turn.get("role") is not None
+        speaker, text = ("role", "content") if has_role else ("from", "value")
         if not isinstance(turn, dict) or speaker not in turn or not isinstance(turn.get(text), str):
             if isinstance(turn, dict) and speaker in turn and turn.get(text) is None:
                 role_of(turn, number, sample, speaker)  # a call of a tool has no text

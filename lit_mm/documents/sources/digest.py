@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 from lit_mm.documents.sources.storage import is_url, open_file
 
 Kind = Literal["whole", "sampled", "remote"]
-SHARDS = (".tar", ".parquet")
+SHARDS = (".tar", ".parquet", ".arrow")
 SAMPLED, BLOCK = 64, 1 << 16  # blocks of a shard that are read, and bytes of each
 CHUNK = 1 << 22  # bytes read at once
 TAIL = 1 << 16  # bytes at the end of an annotation file in which its last row ends

@@ -74,7 +74,7 @@ class PictureFolder(Source):
 
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
         entry = self._entry(sample)
-        caption = next((key for key in CAPTIONS if key in entry), None)
+        caption = next((key for key in CAPTIONS if entry.get(key) is not None), None)
         if caption is not None:
             return (Turn("page", (*pictures, self._text(caption, sample))),)
         question, answer = self._text("question", sample), self._text("answer", sample)
@@ -83,7 +83,9 @@ class PictureFolder(Source):
     @staticmethod
     def _entry(sample: Sample) -> Mapping:
         entry = sample.entry
-        if not isinstance(entry, Mapping) or sum(key in entry for key in ("question", *CAPTIONS)) != 1:
+        # A row of a table has all columns, and None where it has no value
+        keys = ("question", *CAPTIONS)
+        if not isinstance(entry, Mapping) or sum(entry.get(key) is not None for key in keys) != 1:
             guess = format_of(entry)
             raise sample.error(
                 f"a line is an object with `question` and `answer`, or with `caption` or `text`, got {brief(entry)}",

@@ -46,7 +46,7 @@ class JsonPart(Part):
                 remedy="Replace it and start again",
             )
         try:
-            return json.loads(text.decode("utf-8"), object_pairs_hook=_object)
+            return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
         except UnicodeDecodeError as error:
             raise self._malformed(number, f"is not UTF-8 at byte {error.start}") from error
         except json.JSONDecodeError as error:

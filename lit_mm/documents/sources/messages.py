@@ -52,7 +52,7 @@ class MessageConversations(Conversations):
                 "placeholder_mismatch",
                 "Name one for each",
             )
-        if cells and listed and not num_open:
+        if cells and listed and not num_open and cells != listed:
             raise sample.error("its parts name pictures, and so does `images`", "bad_entry", "Keep one of them")
         rest = iter(listed)
         return [next(rest) if cell is None else cell for cell in cells] if cells else listed
@@ -76,7 +76,7 @@ class MessageConversations(Conversations):
         if self.is_literal(sample):
             return tuple(Turn(role, (text,)) for role, text in spoken)
         num_places = sum(text.count(self.placeholder) for _, text in spoken)
-        is_front = "texts" in sample.entry or len(pictures) == 1
+        is_front = isinstance(sample.entry.get("texts"), list) or len(pictures) == 1
         if pictures and not num_places and is_front and any(role == "user" for role, _ in spoken):
             return _in_front(spoken, pictures)
         self.count_places(sample, spoken, len(pictures))
@@ -88,10 +88,11 @@ class MessageConversations(Conversations):
 
     def _turns(self, sample: Sample) -> list[tuple[str, list[Any]]]:
         """(role, parts) of every turn; a part is a text, or `{"cell": ...}` for a picture, None for one of `images`."""
-        entry = sample.entry
-        if isinstance(entry, Mapping) and "messages" not in entry and isinstance(entry.get("texts"), list):
+        entry = sample.entry if isinstance(sample.entry, Mapping) else {}
+        has_messages = entry.get("messages") is not None
+        if not has_messages and isinstance(entry.get("texts"), list):
             turns = _rounds(entry["texts"], sample)
-        elif isinstance(entry, Mapping) and isinstance(entry.get("prompt"), list) and "messages" not in entry:
+        elif not has_messages and isinstance(entry.get("prompt"), list):
             turns = _messages(
                 [*entry["prompt"], *sample.field("completion", list, "beside `prompt` there is a list `completion`")],
                 sample,

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from lit_mm.documents.document import Document, Turn
-from lit_mm.documents.sources import CaptionShards, LlavaConversations, QwenVLConversations, SampleError, Source
+from lit_mm.documents.sources import (
+    CaptionShards,
+    LlavaConversations,
+    QwenVLConversations,
+    SampleError,
+    Source,
+    open_source,
+)
 from lit_mm.documents.sources.check import Summary, check_source
 from lit_mm.errors import UserError
 from tests.documents.sources.test_captions import pair, shard
@@ -114,3 +121,15 @@ def test_of_documents_alone_what_they_refuse_is_told():
     assert str(errors[0]) == "this one is bad"
     assert summary.broken == 1
     assert done == [1, 2, 3]
+
+
+def test_gaps_and_placeholders_that_are_text_are_notes(write):
+    pages = [{"texts": ["a", None], "images": [None, None]}, {"texts": ["a"], "images": [None]}]
+    summary = check_source("pages", open_source({"format": "obelics", "path": write(pages), "gaps": "drop"}), print)
+    assert summary.lines()[0] == "1 of 2 pages lack a picture, whose place is left out, the first at data.jsonl:1"
+    rows = [llava(None, "q", "a"), llava(None, "the <video> tag", "a", id="b"), llava(id="c")]
+    summary = check_source("chat", open_source({"format": "llava", "path": write(rows)}), print)
+    assert summary.lines() == [
+        "1 of 3 samples have a placeholder that is read as text (HTML, code), the first at data.jsonl:2"
+    ]
+    assert (summary.pictures, summary.illustrated, summary.broken) == (1, 1, 0)

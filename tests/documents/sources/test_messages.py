@@ -33,6 +33,7 @@ def user(*parts: Any, **more: Any) -> dict[str, Any]:
         (user({"image": "wide.png"}, {"text": "which?"}), [WIDE, "which?"]),
         (user({"type": "image"}, {"type": "image"}, TEXT, images=["wide.png", "tall.jpg"]), [WIDE, TALL, "which?"]),
         (user({"type": "image", "text": None}, {**TEXT, "image": None}, images=["tall.jpg"]), [TALL, "which?"]),
+        (user({"image": "wide.png"}, TEXT, images=["wide.png"]), [WIDE, "which?"]),
         (user("<image>A <image>which?", images=["wide.png", "tall.jpg"]), [WIDE, "A ", TALL, "which?"]),
         (user("which?", images=["wide.png"]), [WIDE, "which?"]),
         (
@@ -126,6 +127,27 @@ def test_tables_of_images_are_read_in_every_form(folder) -> None:
         document = open_source(declaration)[1]
         assert [part if isinstance(part, str) else part.width for part in document.turns[0].parts] == [20, "q"], format
         assert tuple(document.pictures[0].pixels().shape) == (3, 10, 20)
+
+
+def test_rows_of_a_table_may_leave_columns_empty(folder) -> None:
+    image = {"bytes": (folder / "wide.png").read_bytes(), "path": None}
+    first = {"image": image, "question": "q", "answer": "a", "caption": None}  # the table has the columns of this row
+    rows = [first, {"image": image, "caption": "c"}, {"caption": "alone"}]
+    parquet(folder / "metadata.parquet", rows)
+    source = open_source({"format": "folder", "path": str(folder)})
+    assert [source[number].turns[0].text for number in range(3)] == ["q", "c", "alone"]
+    chat = [{"role": "user", "content": "q"}, ANSWER]
+    rows = [
+        {"messages": chat, "images": [image], "texts": None, "prompt": None, "completion": None},
+        {"texts": [{"user": "r", "assistant": "b"}], "images": [image]},
+        {"prompt": chat[:1], "completion": chat[1:]},
+    ]
+    source = open_source({"format": "messages", "path": parquet(folder / "t.parquet", rows)})
+    assert [(source[number].question, len(source[number].pictures)) for number in range(3)] == [
+        ("q", 1),
+        ("r", 1),
+        ("q", 0),
+    ]
 
 
 def test_a_column_that_is_not_read_is_refused(folder) -> None:

@@ -67,6 +67,12 @@ def test_a_byte_order_mark_is_no_content(folder, kind):
     assert [part.entry(n) for n in range(len(part))] == [3, 4]
 
 
+def test_files_that_were_joined_have_byte_order_marks_inside(folder):
+    (folder / "data.jsonl").write_bytes(b"\xef\xbb\xbf3\r\n\xef\xbb\xbf4\r\n\xef\xbb\xbf\r\n")
+    part = JsonLines(str(folder / "data.jsonl"), "entry")
+    assert [part.entry(n) for n in range(2)] == [3, 4]
+
+
 def test_lines_across_the_blocks_that_are_searched_are_whole(folder, monkeypatch):
     monkeypatch.setattr("lit_mm.documents.sources.json_files.SCAN", 7)
     path = folder / "data.jsonl"

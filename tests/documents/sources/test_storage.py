@@ -121,3 +121,15 @@ def test_a_remote_stamp_changes_with_its_content(memory):
 def test_a_scheme_that_nobody_knows_is_refused():
     with pytest.raises(UserError, match="the URL 'nowhere://a' cannot be opened"):
         storage.stamp("nowhere://a")
+
+
+def test_a_pattern_at_a_url_names_its_files(memory, tmp_path, monkeypatch):
+    for name in ("b.jsonl", "a.jsonl", "c.txt"):
+        memory.pipe(f"/d/{name}", b"{}")
+    assert names.expand("memory://d/*.jsonl") == ["memory:///d/a.jsonl", "memory:///d/b.jsonl"]
+    assert names.expand("https://example.org/a.jsonl?x=[1]") == ["https://example.org/a.jsonl?x=[1]"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data[1].jsonl").write_text("{}")
+    assert names.expand("data[1].jsonl") == ["data[1].jsonl"]  # a file of that very name
+    with pytest.raises(UserError, match=r"no file matches 'memory://d/\*\.png'"):
+        names.expand("memory://d/*.png")

@@ -224,6 +224,12 @@ def test_sharegpt_s_roles_and_system_are_read(write) -> None:
     turns = [{"from": "user", "value": "q", "weight": 0}, {"from": "chatgpt", "value": "a", "weight": 1, "mask": False}]
     source = open_source({"format": "llava", "path": write([{"id": "x", "system": "be kind", "conversations": turns}])})
     assert shape(source[0]) == [("system", ["be kind"]), ("user", ["q"]), ("assistant", ["a"])]
+    turns = [
+        {"from": "human", "value": "q", "role": None, "content": None, "weight": None},
+        {"role": "assistant", "content": "a", "from": None, "value": None},
+    ]
+    source = open_source({"format": "llava", "path": write([{"id": "x", "conversations": turns}])})
+    assert shape(source[0]) == [("user", ["q"]), ("assistant", ["a"])]
     turns = [{"role": "developer", "content": "s"}, {"role": "user", "content": "q"}, {"role": "model", "content": "a"}]
     source = open_source({"format": "llava", "path": write([{"id": "x", "conversations": turns}])})
     assert [role for role, _ in shape(source[0])] == ["system", "user", "assistant"]
