@@ -65,7 +65,7 @@ class Report:
         """The report for people: one line per error, a table, and notes."""
         lines = []
         for _, error, stages in self.findings:
-            kind = f"{error.kind} in {named(stages)}" if stages else error.kind
+            kind = f"{error.kind} in {stage_names(stages)}" if stages else error.kind
             text = f"{error.where or error.sample_id}: {kind}: {error.reason}"
             lines.append(". ".join(filter(None, (text, error.remedy))))
         if self.errors > len(self.findings):
@@ -76,12 +76,12 @@ class Report:
             for stages, count in cut.items():
                 lines.append(
                     f"{summary.name}: {count} samples are longer than a row or the model and lose their end, as "
-                    f"`too_long: truncate` says ({named(stages)})"
+                    f"`too_long: truncate` says ({stage_names(stages)})"
                 )
             for stages, count in apart.items():
                 lines.append(
                     f"{summary.name}: {count} answers begin with characters that merge with the prompt before them "
-                    f"({named(stages)}); they are tokenised apart from it, in training and in generation"
+                    f"({stage_names(stages)}); they are tokenised apart from it, in training and in generation"
                 )
         if self.decoded:
             lines.append(f"the pixels of {self.decoded} pictures were decoded")
@@ -201,7 +201,7 @@ def by_stage(counts: Mapping[tuple[str, ...], int]) -> dict[str, int]:
     return {", ".join(stages): count for stages, count in counts.items()}
 
 
-def named(stages: Sequence[str]) -> str:
+def stage_names(stages: Sequence[str]) -> str:
     """Names of stages in a sentence."""
     if stages == (FINISHED,):
         return FINISHED

@@ -19,7 +19,7 @@ from lit_mm.documents.sources.check import Documents
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.errors import UserError
 from lit_mm.samples.processor import Sample, read
-from lit_mm.stream.maker import SampleMaker, located
+from lit_mm.stream.maker import SampleMaker, with_place
 from lit_mm.stream.mixture import place_of
 from lit_mm.stream.workers import end_with_parent
 
@@ -144,7 +144,7 @@ def check_sample(job: Job, number: int, result: Result, decodes: bool) -> tuple[
     """
 
     def refusal(error: UserError, document: Document | None, stages: tuple[str, ...] = ()) -> Refusal:
-        return Refusal(located(error, lambda: place_of(job.documents, number), document), stages)
+        return Refusal(with_place(error, lambda: place_of(job.documents, number), document), stages)
 
     try:
         document = job.document(number)

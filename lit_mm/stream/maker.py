@@ -79,19 +79,19 @@ class SampleMaker:
             document = self.documents[number]
             return self.make(document)
         except UserError as error:
-            raise self.located(error, number, document) from error
+            raise self.with_place(error, number, document) from error
 
-    def located(self, error: UserError, number: int, document: Document | None = None) -> SampleError:
+    def with_place(self, error: UserError, number: int, document: Document | None = None) -> SampleError:
         """The error with the place and the id of its sample.
 
         Args:
             number: number of the sample.
             document: the sample's document; None if its source refused it.
         """
-        return located(error, lambda: self.documents.where(number), document)
+        return with_place(error, lambda: self.documents.where(number), document)
 
 
-def located(error: UserError, where: Callable[[], str], document: Document | None) -> SampleError:
+def with_place(error: UserError, where: Callable[[], str], document: Document | None) -> SampleError:
     """The error with the place and the id of its sample.
 
     Args:

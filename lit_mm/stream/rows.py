@@ -77,7 +77,7 @@ class Rows(Dataset):
             sample, _ = self.maker.make(document)
             views = [] if self.maker.processor.token_grid is None else self.maker.processor.crops(sample)
         except UserError as error:
-            fault = self.maker.located(error, number, document)
+            fault = self.maker.with_place(error, number, document)
             if self.on_bad_sample == "fail":
                 raise fault from error
             faults.append(Fault.of(number, fault, document.id if document is not None else ""))

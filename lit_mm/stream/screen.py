@@ -75,7 +75,7 @@ class Screen:
             document = self.maker.documents[number]
             sample, cut = self.maker.make(document)
         except UserError as error:
-            fault = self.maker.located(error, number, document)
+            fault = self.maker.with_place(error, number, document)
             if self.on_bad_sample == "fail":
                 raise fault from error
             self.examined += 1

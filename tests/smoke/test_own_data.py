@@ -59,6 +59,6 @@ def test_three_commands_of_the_readme_check_train_and_ask(clone: Path, capsys: p
     assert "overall" in printed and "ask it: python -m lit_mm generate" in printed
     main([word if word != "FILE" else "3.png" for word in generate])
     assert capsys.readouterr().out.strip()
-    asked = shlex.split(printed.partition("ask it: ")[2])[3:]
-    main(asked)
+    next_command = shlex.split(printed.partition("ask it: ")[2])[3:]
+    main(next_command)
     assert capsys.readouterr().out.strip()
