@@ -206,7 +206,7 @@ def next_steps(
     if example is not None:
         page = folder.path / "page.png"
         example.pictures[0].read().save(page)
-        question = example.question  # one that begins with - would be taken for an option
+        question = example.question.strip()  # one that begins with - would be taken for an option
         words = [f"--question={question}"] if question.startswith("-") else ["--question", question]
         command = ["python", "-m", "lit_mm", "generate", str(folder.path), "--image", str(page), *words]
         ask = f"; ask it: {shlex.join(command)}"
