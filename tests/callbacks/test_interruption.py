@@ -145,6 +145,7 @@ with Interruption(Checkpointing(sys.argv[1])) as interruption:
 def test_a_run_whose_terminal_is_closed_still_saves(tmp_path):
     process, terminal = pty.fork()
     if process == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         os.execve(sys.executable, [sys.executable, "-c", CLOSED, str(tmp_path)], os.environ | {"PYTHONPATH": "."})
     text = b""
     while b"ready" not in text:
