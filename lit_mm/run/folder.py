@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import resource
@@ -33,6 +34,7 @@ MAY_CHANGE = re.compile(
 # Keys of data paths. They may differ if the checkpoint has digests of the data, which are then compared instead
 PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images)")
 INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
+PLAIN = (bool, int, float, str)  # types of defaults that a config holds as they are
 ORIGIN = "init_from.json"  # record of the other run's checkpoint that a run starts from
 LAUNCHED = time.monotonic() - (time.time() - psutil.Process().create_time())  # start of the process, monotonic clock
 
@@ -93,9 +95,9 @@ class RunFolder:
         file = self.path / "config.yaml"
         if file.exists() and (text := file.read_text()) != config:
             earlier, current = yaml.safe_load(text), translate_config(yaml.safe_load(config))
-            translated = translate_config(earlier)
+            translated = with_new_arguments(translate_config(earlier))
             keys = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
-            if translated != earlier:  # the version before wrote it, without the family's default inputs
+            if translate_config(earlier) != earlier:  # the version before wrote it, without the family's default inputs
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             saved = manifest.newest(self.checkpoints)
             is_moved = bool(saved and keys) and all(PLACES.fullmatch(key) for key in keys)
@@ -147,6 +149,25 @@ def _write(file: Path, text: str) -> None:
     part = file.with_name(file.name + ".part")
     part.write_text(text)
     os.replace(part, file)
+
+
+def with_new_arguments(config: Any) -> Any:
+    """Return a config with the defaults of arguments that its classes have got since it was written.
+
+    A class that cannot be imported any more keeps its arguments; the comparison with the current config names it.
+    """
+    if isinstance(config, list):
+        return [with_new_arguments(item) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    complete = {key: with_new_arguments(item) for key, item in config.items()}
+    if isinstance(config.get("class_path"), str):
+        module, _, name = config["class_path"].rpartition(".")
+        if module in sys.modules and (owner := getattr(sys.modules[module], name, None)):
+            defaults = {key: p.default for key, p in inspect.signature(owner).parameters.items()}
+            plain = {key: value for key, value in defaults.items() if value is None or isinstance(value, PLAIN)}
+            complete["init_args"] = plain | (complete.get("init_args") or {})
+    return complete
 
 
 def _differences(a: Any, b: Any, key: str = "") -> list[str]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from lit_mm.run.folder import _differences, _is_set
+from lit_mm.language.llama import Llama
+from lit_mm.run.folder import _differences, _is_set, with_new_arguments
 
 
 @pytest.mark.parametrize(
@@ -32,3 +33,21 @@ def test_a_value_is_set_in_a_config_if_it_is_neither_null_nor_empty() -> None:
     config = {"stages": [{"inputs": {"tiling": {"size": 1}, "layout": None}}]}
     assert _is_set("stages.0.inputs.tiling.size", config, config)
     assert not _is_set("stages.0.inputs.layout", config) and not _is_set("stages.0.inputs.prompt", config)
+
+
+def test_arguments_that_a_class_has_got_since_a_config_was_written_count_as_their_defaults() -> None:
+    path = f"{Llama.__module__}.Llama"
+    before = {"model": {"init_args": {"language": {"class_path": path, "init_args": {"width": 8}}}}}
+    language = before["model"]["init_args"]["language"]["init_args"]
+
+    def differences(**arguments: Any) -> list[str]:
+        complete = with_new_arguments(before)
+        complete["model"]["init_args"]["language"]["init_args"] |= language | arguments
+        return _differences(with_new_arguments(before), complete)
+
+    assert differences(attention="auto", compile=False) == []
+    assert differences(attention="segments") == ["model.init_args.language.init_args.attention"]
+    assert with_new_arguments({"class_path": "gone.Class", "init_args": {"a": 1}}) == {
+        "class_path": "gone.Class",
+        "init_args": {"a": 1},
+    }
