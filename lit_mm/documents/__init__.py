@@ -1,1 +1,1 @@
-"""What a corpus holds: documents of text and pictures, and the sources that read them."""
+"""Documents of text and pictures, and the sources that read them."""

@@ -1,8 +1,9 @@
-"""Image files -> pixels: upright RGB as a person sees it, or an error that names the file. Runs in the workers.
+"""Decodes image files to upright RGB, or raises an error that names the file. Runs in the workers.
 
-JPEG goes through libjpeg-turbo directly (simplejpeg: twice as fast as Pillow, bit-equal with its default DCT), all
-else, CMYK included, through Pillow. Sizes come from headers; no pixel is decoded before the header has passed. Where
-less than half of a JPEG's size is wanted, it is decoded at 1/2, 1/4 or 1/8 from the low frequencies of its blocks.
+libjpeg-turbo decodes JPEG directly (simplejpeg: twice as fast as Pillow, bit-equal with its default DCT); Pillow
+decodes everything else, CMYK included. Sizes come from headers; no pixel is decoded before the header passes the
+checks. If half of a JPEG's size or less suffices, it is decoded at 1/2, 1/4 or 1/8 from the low frequencies of its
+blocks.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class PictureError(UserError):
-    """An image that cannot become pixels: missing, not an image, damaged, too large, or of no agreed range."""
+    """An image cannot be decoded: it is missing, not an image, damaged, too large, or has no agreed value range."""
 
 
 class TooManyPixels(PictureError):
-    """An image that would take more memory or time to decode than is allowed."""
+    """An image would take more memory or time to decode than is allowed."""
 
 
 def decode(
@@ -79,18 +80,19 @@ def decode(
 ) -> Tensor:
     """Decode one image to [3, H, W] uint8 RGB (strided as H x W x 3, the order in which decoders write).
 
-    Turned upright by its EXIF orientation; alpha, also of a palette, is laid on white; of an animation the first frame;
-    16-bit grey is scaled to 8 bits, of 16-bit RGB the high byte is kept, as Pillow does.
+    The image is turned upright by its EXIF orientation. Alpha, also in a palette, is composited on white. An animation
+    yields its first frame. 16-bit grey is scaled to 8 bits; 16-bit RGB keeps its high byte, as in Pillow.
 
     Args:
         data: the file's bytes, or its path.
-        at_least: (height, width) of the upright image that will do. A JPEG then comes at 1/2, 1/4 or 1/8 of its size
-            (rounded up), the smallest that is not smaller; all else whole. None for the whole image.
-        promised: (height, width) that the metadata says of the whole; an image of another size is refused.
-        limit_pixels: an image that takes more bytes to decode than so many pixels of RGB is refused before it is
-            decoded; alpha and a decoder's canvases count (see `pixel_bytes`). Pillow's own limit, twice the default,
-            holds as well.
-        name: what errors call an image given as bytes, such as "shard-03.tar: 0017.jpg".
+        at_least: smallest sufficient (height, width) of the upright image, pixels. A JPEG is decoded at the smallest of
+            1, 1/2, 1/4 or 1/8 of its size (rounded up) that suffices; other formats are decoded whole. None for the
+            whole image.
+        promised: (height, width) of the whole upright image in the metadata, pixels; an image of another size is
+            refused. None for no check.
+        limit_pixels: limit on decoding memory, in pixels of RGB; a larger image is refused before it is decoded. Alpha
+            and a decoder's canvases count (see `pixel_bytes`). Pillow's own limit, twice the default, applies too.
+        name: name of an image given as bytes in errors, such as "shard-03.tar: 0017.jpg".
     Raises:
         PictureError: the image is missing, not an image, truncated (also where libjpeg would fill the missing part with
             grey) or damaged, not of the size that was promised, or holds 32-bit values.
@@ -129,7 +131,7 @@ def decode(
 
 
 def read_header(data: bytes | Path | BinaryIO, *, limit_pixels: int = LIMIT_PIXELS, name: str = "") -> tuple[int, int]:
-    """(height, width) of the upright image, pixels. Decodes none; of a file it reads the header alone.
+    """Read (height, width) of the upright image, pixels, from its header. No pixel is decoded.
 
     Args:
         data: the file's bytes, its path, or the file opened for reading bytes (seekable).
@@ -152,7 +154,7 @@ def read_header(data: bytes | Path | BinaryIO, *, limit_pixels: int = LIMIT_PIXE
 
 
 def _open(path: Path) -> BinaryIO:
-    """The file, opened to read bytes. A pipe or a device, which could block for ever, is refused."""
+    """Open the file to read bytes. A pipe or a device, which could block for ever, is refused."""
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise PictureError(f"{str(path)!r} is a pipe, a socket or a device and not an image file")
@@ -165,7 +167,7 @@ def _name(data: bytes | Path | BinaryIO, name: str) -> str:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Whatever a reader trips over becomes a PictureError about this image."""
+    """Turn the errors of a reader into a PictureError about this image."""
     try:
         yield
     except PictureError:
@@ -186,18 +188,18 @@ def _reading(name: str) -> Iterator[None]:
 
 
 def pixel_bytes(image: Image.Image) -> int:
-    """Bytes that a pixel of an opened image takes while it is decoded.
+    """Return the bytes that each pixel of an opened image takes while it is decoded.
 
-    These are three, with alpha four, and in a WebP eight more for the canvases of the decoder. So the default limit of
-    89 megapixels of RGB is one of 67 megapixels with alpha, and of 24 in a WebP.
+    RGB takes three, alpha one more, and a WebP eight more for the canvases of the decoder. So the default limit of
+    89 megapixels of RGB is a limit of 67 megapixels with alpha, and of 24 in a WebP.
     """
     has_four = image.has_transparency_data or image.mode == "CMYK"
     return BYTES + has_four + (WEBP_CANVASES if image.format == "WEBP" else 0)
 
 
 def _check_icon(stream: BinaryIO, limit_pixels: int, name: str) -> None:
-    """Refuse an ICO that holds a larger image than is decoded. Pillow decodes it when it opens the file, and believes
-    the sizes of its directory, which need not be true. Of any other file nothing is read; the stream is rewound."""
+    """Refuse an ICO that contains an image above the limit. Pillow decodes it on opening the file, and trusts the
+    sizes in its directory, which may be false. Other files are not read further; the stream is rewound."""
     if stream.read(len(ICON)) == ICON:
         (count,) = struct.unpack("<H", stream.read(2))
         directory = stream.read(16 * count)
@@ -217,7 +219,7 @@ def _check_icon(stream: BinaryIO, limit_pixels: int, name: str) -> None:
 
 
 def _check(image: Image.Image, limit_pixels: int, name: str) -> None:
-    """Refuse what its header shows to be too large, or of no agreed range."""
+    """Refuse an image if its header shows that it is too large or has no agreed value range."""
     width, height = image.size
     most = BYTES * limit_pixels // pixel_bytes(image)
     if width * height > most:
@@ -232,10 +234,10 @@ def _check(image: Image.Image, limit_pixels: int, name: str) -> None:
 
 
 def _orientation(image: Image.Image, stream: BinaryIO) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none or Pillow turns by itself.
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or Pillow turns the image itself.
 
-    EXIF that cannot be parsed says nothing about orientation and its pixels are good: so do Pillow (of a JPEG) and
-    browsers. Pillow's own look-up decodes a whole PNG, because EXIF may follow the pixels; here its chunks are walked.
+    EXIF that cannot be parsed is ignored, because the pixels are good; Pillow (for JPEG) and browsers do the same.
+    Pillow's own look-up decodes a whole PNG, because EXIF may follow the pixels; this function walks its chunks.
     """
     if image.format == "TIFF":
         return 1
@@ -252,7 +254,7 @@ def _orientation(image: Image.Image, stream: BinaryIO) -> int:
 
 
 def _png_exif(stream: BinaryIO) -> bytes | None:
-    """The eXIf chunk of a PNG, wherever it stands. Skips over pixels; leaves the stream where it was."""
+    """Return the eXIf chunk of a PNG, wherever it is. Skips the pixels and restores the stream position."""
     before = stream.tell()
     try:
         stream.seek(len(PNG_SIGNATURE))
@@ -267,9 +269,9 @@ def _png_exif(stream: BinaryIO) -> bytes | None:
 
 
 def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
-    """(divisor, height, width) of what `decode` may make of a JPEG, the smallest last.
+    """List (divisor, height, width) of the sizes at which `decode` may decode a JPEG, the smallest last.
 
-    Of the sixteen scales of libjpeg only those with a fast inverse transform: 7/8 to 5/8 take longer than the whole.
+    Only the scales of libjpeg with a fast inverse transform are used, of its sixteen: 7/8 to 5/8 take longer than 1.
     """
     return ((by, -(-height // by), -(-width // by)) for by in (1, 2, 4, 8))
 
@@ -277,14 +279,15 @@ def reductions(height: int, width: int) -> Iterator[tuple[int, int, int]]:
 def _jpeg(
     data: bytes, size: tuple[int, int], at_least: tuple[int, int] | None, colours: str, name: str
 ) -> np.ndarray | None:
-    """[H, W, 3 or 4] uint8, stored orientation; None for a file that libjpeg-turbo would only decode with a warning.
+    """Decode a JPEG to [H, W, 3 or 4] uint8 in stored orientation; None if libjpeg-turbo warns.
 
-    Such files (stray bytes between markers, odd subsampling) go to Pillow, which tells harmless from truncated.
+    Files with a warning (stray bytes between markers, odd subsampling) go to Pillow, which distinguishes harmless from
+    truncated files.
 
     Args:
         size: (height, width) in the header.
         colours: "RGB" or "CMYK".
-        name: what the error calls the image.
+        name: name of the image in errors.
     Raises:
         PictureError: a part of the pixels is missing.
     """
@@ -309,7 +312,7 @@ def _jpeg(
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
-    """[H, W, 3] uint8 by Pillow, stored orientation."""
+    """Decode to [H, W, 3] uint8 with Pillow, in stored orientation."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits. Pillow's own conversion clips: nearly all would be white
         values = np.asarray(image)

@@ -28,23 +28,24 @@ class Picture(Protocol):
 
 @runtime_checkable
 class Decodable(Protocol):
-    """A picture that hands over its pixels as a tensor, without the detour through Pillow. Optional."""
+    """A picture that can return its pixels as a tensor without Pillow. A picture need not support this."""
 
     def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
         """Decode. [3, H, W] uint8 RGB; the caller may not write to it.
 
         Args:
-            at_least: (height, width) that will do; see `lit_mm.documents.decode.decode`.
+            at_least: smallest sufficient (height, width), pixels; None for the whole image. See
+                `lit_mm.documents.decode.decode`.
         """
         ...
 
 
 @runtime_checkable
 class FromFile(Protocol):
-    """A picture that knows its file. Optional.
+    """A picture that knows its file. A picture need not support this.
 
     Attributes:
-        path: of the file; of a URL what follows the scheme.
+        path: path of the file; for a URL, the part after the scheme.
     """
 
     @property
@@ -53,9 +54,9 @@ class FromFile(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one role says: text and pictures in the order they appear.
+    """A turn is the text and pictures of one role, in the order they appear.
 
-    `role` is one of `ROLES`; "page" is running text that is learnt from start to end (captions, web pages).
+    `role` is one of `ROLES`; "page" is running text that is trained on from start to end (captions, web pages).
     """
 
     role: str
@@ -76,11 +77,11 @@ class Document:
 
     Attributes:
         id: unique within its source; it names the document in every error and in the ledger.
-        turns: in reading order.
-        source: the data set it comes from.
-        skill: what an evaluation document tests ("" for none).
-        text_format: name of the format whose text already holds all that stands around its pictures, such as "qwen_vl";
-            the template of that family adds nothing there. "" for none.
+        turns: turns of the document, in reading order.
+        source: name of the data set that contains the document.
+        skill: skill that an evaluation document tests; "" for none.
+        text_format: name of the format, such as "qwen_vl", if the text already contains the marks around each picture;
+            the template of that family then adds none. "" for none.
     """
 
     id: str
@@ -104,11 +105,11 @@ class Document:
         return next((turn.text for turn in reversed(self.turns) if turn.role == "user"), "")
 
     def without_answer(self) -> Document:
-        """The same document up to the point where the assistant would speak."""
+        """Return the same document without its last assistant turn."""
         return replace(self, turns=self.turns[:-1]) if self.turns and self.turns[-1].role == "assistant" else self
 
     def with_pictures(self, pictures: Iterator[Picture]) -> Document:
-        """The same text with other pictures in the same places. Draws one picture a slot."""
+        """Return the same text with other pictures in the same places. Each slot takes the next picture."""
         turns = tuple(
             Turn(turn.role, tuple(part if isinstance(part, str) else next(pictures) for part in turn.parts))
             for turn in self.turns

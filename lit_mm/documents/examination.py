@@ -1,4 +1,4 @@
-"""What an examination of a model on held-out documents yields."""
+"""Results of examining a model on held-out documents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lit_mm.documents.document import Document
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model answered to one document."""
+    """The answer of the model to one document."""
 
     document: Document
     answer: str
@@ -18,7 +18,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Score:
-    """Exact match: over all documents, and per skill."""
+    """The rate of exact matches over all documents and per skill."""
 
     overall: float
     skills: dict[str, float]
@@ -27,11 +27,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Examination:
-    """What a model did with held-out documents.
+    """The scores and answers of a model on held-out documents.
 
     Attributes:
-        figures: overall figure, and one per skill.
-        predictions: answers in the order of the documents.
+        figures: overall score and one score per skill.
+        predictions: answers of the model, in the order of the documents.
     """
 
     figures: Score

@@ -1,4 +1,4 @@
-"""Pictures in files."""
+"""Pictures that are stored in image files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FilePicture:
 
     @classmethod
     def open(cls, path: str | Path) -> FilePicture:
-        """Read the header alone.
+        """Open an image file by reading its header alone.
 
         Raises:
             PictureError: there is no such file, or it is no image that can be decoded.
@@ -38,5 +38,5 @@ class FilePicture:
         return decode(self.path, at_least=at_least, promised=(self.height, self.width))
 
     def read(self) -> Image.Image:
-        """Decode, to look at. RGB. Raises as `pixels`."""
+        """Decode to an RGB Pillow image, for viewing. Raises the same errors as `pixels`."""
         return Image.fromarray(self.pixels().permute(1, 2, 0).numpy())

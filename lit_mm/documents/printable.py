@@ -10,10 +10,10 @@ RUN = re.compile(r"(?:[A-Za-z0-9+/=_-]{60,}\s?){3,}")  # base64, in one line or 
 
 
 def printable(text: str) -> str:
-    """The text with control characters and lone surrogates escaped, and long runs without a space as their length.
+    """Escape control characters and lone surrogates, and replace long runs without a space by their length.
 
     Line ends, terminal escapes, marks that reverse the direction of writing and lone surrogates become escapes such as
-    `\\n` or `\\ud83d`. A run of 180 letters and digits or more, which base64 is, becomes its length.
+    `\\n` or `\\ud83d`. A run of 180 or more letters and digits, such as base64, becomes its length.
     """
     text = _without_runs(text)
     return text if text.isprintable() else "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
@@ -28,7 +28,7 @@ def _escape(sign: str) -> str:
 
 
 class _Brief(Repr):
-    """`repr` of any value: its nesting, its lists and its texts are cut."""
+    """`repr` of any value, with limits on nesting, list length and text length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,6 +46,6 @@ _BRIEF = _Brief()
 
 
 def brief(value: Any, limit: int = 80) -> str:
-    """`repr` of a value of a sample, at most `limit` characters; bytes as their number."""
+    """Return the `repr` of a value in at most `limit` characters; bytes appear as their count."""
     text = printable(_BRIEF.repr(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."

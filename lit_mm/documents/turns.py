@@ -1,4 +1,4 @@
-"""Conversations in the released formats -> turns of a document."""
+"""Converts conversations in the released formats to turns of a document."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def conversation_to_document(
     source: str = "",
     skill: str = "",
 ) -> Document:
-    """Read the released format, turns of `{"from": ..., "value": ...}` with one `<ImageHere>` per picture.
+    """Convert a conversation of `{"from": ..., "value": ...}` turns, with one `<ImageHere>` per picture.
 
-    One picture without a placeholder goes to the very front, before BOS: the document then starts with a page that
-    holds nothing else. Values are stripped of surrounding white space, as in the released code.
+    A single picture without a placeholder goes to the very front, before BOS: the document then starts with a page
+    turn that contains this picture alone. Values are stripped of surrounding white space, as in the released code.
 
     Raises:
-        UserError: an unknown speaker, a turn without its two keys, or placeholders and pictures differ in number (but
-            for one picture and no placeholder; the released code then goes on with a shifted or a missing picture).
+        UserError: an unknown speaker, a turn without its two keys, or placeholders and pictures differ in number. One
+            picture and no placeholder is allowed. The released code does not fail: a picture is shifted or missing.
     Source: `conv2text` and `Mix_dataset` in finetune/data_mix.py of the released code, `interleav_wrap` of the model.
     """
     turns: list[Turn] = []

@@ -24,7 +24,7 @@ class SampleMaker:
     """A sample maker builds samples by number. Planning and the worker processes both use it.
 
     Args:
-        documents: the sources.
+        documents: documents of all sources, by number.
         processor: processor of the stage.
         too_long: policy for samples longer than `max_length` of the processor or than a row: "truncate" cuts them (see
             `lit_mm.samples.truncate`), "refuse" raises an error.
@@ -82,7 +82,7 @@ class SampleMaker:
             raise self.with_place(error, number, document) from error
 
     def with_place(self, error: UserError, number: int, document: Document | None = None) -> SampleError:
-        """The error with the place and the id of its sample.
+        """Return the error with the place and the id of its sample added.
 
         Args:
             number: number of the sample.
@@ -92,10 +92,11 @@ class SampleMaker:
 
 
 def with_place(error: UserError, where: Callable[[], str], document: Document | None) -> SampleError:
-    """The error with the place and the id of its sample.
+    """Return the error with the place and the id of its sample added.
 
     Args:
-        where: gives file and line of the sample, "" if its source has no files; called where the error has none.
+        where: function that returns the file and line of the sample, "" if its source has no files. It is called only
+            if the error has no place.
         document: the sample's document; None if its source refused it.
     """
     if isinstance(error, SampleError) and error.where:

@@ -18,7 +18,7 @@ Mark = list[tuple[int, int]]  # marks of all plans up to the current one, see `P
 class Phases:
     """A stream in phases. Lengths of samples differ between phases; the order of samples does not.
 
-    A phase takes over at its first row, beginning with the samples of the current window that are still to come. Rows
+    A phase begins at its first row, with the remaining samples of the current window. Rows
     before a phase do not depend on it.
 
     Args:
@@ -32,18 +32,18 @@ class Phases:
         self._plans = [make(0, START)]
 
     def plan(self, phase: int) -> Plan:
-        """The plan of a phase. It is built from the plans of all earlier phases."""
+        """Return the plan of a phase. It is built from the plans of all earlier phases."""
         while len(self._plans) <= phase:
             number = len(self._plans)
             self._plans.append(self.make(number, self._plans[-1].head_at(self.starts[number])))
         return self._plans[phase]
 
     def phase_of(self, row: int) -> int:
-        """Number of changes of the inputs before a row."""
+        """Return the number of the phase of a row, counted from 0."""
         return bisect_right(self.starts, row) - 1
 
     def length_at(self, row: int) -> Callable[[int], Length | None]:
-        """The function sample number -> length that was used to plan a row."""
+        """Return the function sample number -> length that the plan of a row uses."""
         return self.plan(self.phase_of(row)).length
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Plan, int, int]]:
@@ -55,19 +55,19 @@ class Phases:
             start = end
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Rows [start, stop) of the stream."""
+        """Return rows [start, stop) of the stream."""
         return [row for plan, first, end in self._pieces(start, stop) for row in plan.rows(first, end)]
 
     def left_out(self, start: int, stop: int) -> list[int]:
-        """Numbers of the samples left out before rows [start, stop), see `Plan.left_out`."""
+        """Return the numbers of the samples left out before rows [start, stop), see `Plan.left_out`."""
         return [sample for plan, first, end in self._pieces(start, stop) for sample in plan.left_out(first, end)]
 
     def first(self, count: int) -> list[int]:
-        """Numbers of the first `count` samples of the first epoch, including those that are left out."""
+        """Return the numbers of the first `count` samples of the first epoch, including those that are left out."""
         return self.plan(0).first(count)
 
     def rows_of(self, epochs: int) -> int:
-        """Number of rows in the first `epochs` epochs."""
+        """Return the number of rows in the first `epochs` epochs."""
         for phase, end in enumerate([*self.starts[1:], None]):
             rows = self.plan(phase).rows_of(epochs)
             if end is None or rows <= end:
@@ -75,7 +75,7 @@ class Phases:
         raise AssertionError("the last phase has no end")
 
     def mark(self, row: int) -> Mark:
-        """Mark for `go_to`: the marks of all plans up to the one that holds the row, see `Plan.mark`."""
+        """Return the mark for `go_to`: the marks of all plans up to the plan of the row; see `Plan.mark`."""
         phase = self.phase_of(row)
         ends = [start - 1 for start in self.starts[1 : phase + 1]]
         return [self.plan(number).mark(last) for number, last in enumerate([*ends, row])]
@@ -90,7 +90,7 @@ class PhasedRows(Dataset):
     """A dataset that builds the batch of a `MicroBatch` with the inputs of its phase.
 
     Args:
-        phases: dataset of every phase.
+        phases: one dataset per phase, in order.
     """
 
     def __init__(self, phases: Sequence[Rows]) -> None:

@@ -1,4 +1,4 @@
-"""A held-out share of a source without a file of its own: rows are chosen by arithmetic on their numbers."""
+"""Splits a source into held-out rows and the others by hashing row numbers, without a separate file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)  # of splitmi
 
 
 def row_hashes(count: int) -> np.ndarray:
-    """[count] uint64, a hash of every row number; the same on every machine.
+    """Compute [count] uint64, a hash of every row number. It is the same on every machine.
 
     Source: splitmix64, the generator that seeds Java's SplittableRandom (Steele, Lea and Flood, OOPSLA 2014).
     """
@@ -32,7 +32,7 @@ class Split:
     held out, and the row with the largest hash never: a single row is trained on.
 
     Args:
-        source: the rows of both parts.
+        source: source that contains the rows of both parts.
         share: share of the rows that is held out, above 0 and below 1.
         is_held_out: True for the held-out rows, False for all others.
         limit: largest number of rows of this part, the first ones; None for all.
@@ -54,16 +54,16 @@ class Split:
         return self.source[self._row(number)]
 
     def where(self, number: int) -> str:
-        """File and line of a sample."""
+        """Return the file and line of a sample."""
         return self.source.where(self._row(number))
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """What decides its documents, see `Source.content`."""
+        """Return the values that determine the documents of this part; see `Source.content`."""
         return self.source.content, self.share, self.is_held_out, self.limit
 
     def _row(self, number: int) -> int:
-        """The number of a sample in the source."""
+        """Return the number of a sample in the source."""
         if not 0 <= number < len(self):
             raise IndexError(f"this part of {self.name} has {len(self)} samples, there is no number {number}")
         return int(self.numbers[number])

@@ -1,4 +1,4 @@
-"""Attention over a flat row of segments that are blind to each other."""
+"""Attention over a flat row of segments that do not attend to each other."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def segment_attention(
     softcap: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """softmax(q k^T scale + bias) v inside each segment. No mask of the row is made.
+    """Compute softmax(q k^T scale + bias) v inside each segment. No mask of the whole row is built.
 
     Args:
         q: [1, H, T, D].
         k, v: [1, K, S, D]; each head is shared by H / K query heads.
-        segments: lengths, causality and backend.
-        scale: 1 / sqrt(D) when left out.
-        distance_bias: [H, 2 M + 1], added to the scores by the distance key - query from -M to M, where M is at least
-            the longest segment less one.
+        segments: lengths, causality and backend of the segments.
+        scale: factor of the scores; None: 1 / sqrt(D).
+        distance_bias: [H, 2 M + 1] biases of the scores for each distance key - query from -M to M; M is at least the
+            longest segment minus one. None: no bias.
         dropout: probability at which a weight is zeroed; the caller passes 0 in evaluation.
         softcap: c bounds the scores to c tanh(scores / c); None: scores are not bounded.
         window: a query sees itself and the `window` - 1 keys before it; needs causal segments. None: all before it.
@@ -63,11 +63,11 @@ def by_segment(
     softcap: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """One segment after the other. See `segment_attention`.
+    """Compute attention one segment after the other. See `segment_attention`.
 
-    With four samples in a row three quarters of what a mask covers is computed in vain, and on a CPU a call costs less
-    than that: 8 rows of 320 positions with samples of 90 take half the time, forward and backward (one core, 6 heads of
-    32, fp32). And a sample's result is the same bits in every row.
+    With four samples in a row, a mask wastes three quarters of the computed scores. On a CPU a call per segment is
+    cheaper: 8 rows of 320 positions with samples of 90 take half the time, forward and backward (one core, 6 heads of
+    32, fp32). A sample's result is also bit-equal in every row.
     """
     outputs = []
     keys, values = (x.split(segments.key_lengths, dim=2) for x in (k, v))
@@ -90,13 +90,13 @@ def by_segment(
 
 
 def bias_of_segment(distance_bias: Tensor, length: int, num_keys: int, *, causal: bool) -> Tensor:
-    """The bias of one segment, [1, H, l, s].
+    """Build the bias of one segment, [1, H, l, s].
 
     With biases a to e of the distances -2 to 2, two queries and three keys give the rows (c d e) and (b c d).
 
     Args:
-        distance_bias: [H, 2 M + 1], see `segment_attention`.
-        causal: keys behind the query get -inf.
+        distance_bias: [H, 2 M + 1] biases by distance; see `segment_attention`.
+        causal: True sets the bias of keys after the query to -inf.
     """
     zero = distance_bias.shape[1] // 2
     line = distance_bias[:, zero - length + 1 : zero + num_keys]  # distances 1 - l to s - 1

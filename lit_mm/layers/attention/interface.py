@@ -1,7 +1,7 @@
-"""Our attention behind the interface that transformers' models call.
+"""Registers the attention of this package with transformers' models.
 
-No mask function is registered beside it: transformers then builds no mask, and does not search the positions for packed
-samples, for which it would wait for the device.
+No mask function is registered. So transformers builds no mask and does not search the positions for packed samples,
+a search that would wait for the device.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ def transformers_attention(
     segments: Segments | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention over a flat row, or one more token of every sample with cached keys.
+    """Compute attention over a flat row, or of one new token per sample over cached keys.
 
     Args:
-        module: transformers' attention; it is not read.
+        module: transformers' attention module; it is not used.
         query, key, value: [B, heads, length, D].
-        attention_mask: [B, 1, 1, S] True where the new token sees a key, for cached decoding.
+        attention_mask: [B, 1, 1, S] mask for cached decoding, True where the new token sees a key; None: it sees all
+            keys.
         segments: lengths of a flat row; None: cached decoding.
         scaling, dropout, softcap, sliding_window: see `segment_attention`.
     Returns:

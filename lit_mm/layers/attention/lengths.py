@@ -19,15 +19,15 @@ def attention_by_length(
     key_lengths: Sequence[int] | None,
     query_lengths: Sequence[int] | None = None,
 ) -> Tensor:
-    """Attention to the first keys of each row; neighbouring rows of the same lengths are one call.
+    """Compute attention to the first keys of each row, in one call per group of neighbouring rows of the same lengths.
 
-    Views come grouped by shape, so a batch has few such groups. No mask is made, and a flash kernel takes each group.
+    Views come grouped by shape, so a batch has few such groups. No mask is built, and a flash kernel runs each group.
 
     Args:
         q: [B, H, L, D].
         k, v: [B, H, S, D].
         key_lengths: number of valid keys of each row, at least 1; None: all keys and queries are valid.
-        query_lengths: number of valid queries of each row; the result is zero behind them. None: all L are valid.
+        query_lengths: number of valid queries of each row; the output is zero after them. None: all L are valid.
     Returns:
         [B, H, L, D].
     """

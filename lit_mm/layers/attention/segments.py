@@ -1,4 +1,4 @@
-"""Segments of a flat row: lengths on the host, and where each begins on a device."""
+"""Segments of a flat row: their lengths on the host and their starts on a device."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lit_mm.layers.attention.choice import Backend
 
 
 class Segments:
-    """Segments of a flat row, which are blind to each other. One instance serves all layers of a forward.
+    """Segments of a flat row, which do not attend to each other. One instance serves all layers of a forward.
 
     Args:
         lengths: number of queries of each segment; they sum to T, the length of the row. A segment may be empty.
-        key_lengths: number of keys of each segment, in a row of their own; None: queries and keys are the same row.
+        key_lengths: number of keys of each segment, in a separate row of keys; None: queries and keys are the same row.
         causal: each position sees itself and the earlier ones of its segment; needs `key_lengths` to be None.
-        backend: see `choice.py`.
-        device: where the attention will run. Elsewhere than on a CPU `starts` and `key_starts` are made at once, for
-            all layers, so that compiled layers only read them.
+        backend: attention backend; see `choice.py`.
+        device: device of the attention. On a device other than a CPU the constructor builds `starts` and `key_starts`
+            for all layers, so compiled layers only read them. None: treated as a CPU.
 
     Attributes:
-        longest, longest_keys: most queries and most keys of a segment.
-        host_starts: [segments + 1] int32 on the host, where each segment of queries begins, and the length of the row.
-        starts, key_starts: [segments + 1] int32 on the device, where each segment begins, and the length of the row.
-            Without `key_lengths` both are the same tensor, which cuDNN's causal kernel asks for. None on a CPU.
+        longest, longest_keys: largest number of queries and of keys in a segment.
+        host_starts: [segments + 1] int32 on the host: start of each segment of queries, then the length of the row.
+        starts, key_starts: [segments + 1] int32 on the device: start of each segment, then the length of the row.
+            Without `key_lengths` both are the same tensor, as cuDNN's causal kernel requires. None on a CPU.
     """
 
     def __init__(
@@ -49,6 +49,6 @@ class Segments:
 
 
 def starts_of(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """[segments + 1] int32 on a device: where each segment begins, and the length of the row."""
+    """Build [segments + 1] int32 on a device: the start of each segment, then the length of the row."""
     starts = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, pin_memory=device.type == "cuda")
     return starts.to(device, non_blocking=True)

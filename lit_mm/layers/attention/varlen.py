@@ -16,17 +16,17 @@ from lit_mm.layers.attention.segments import Segments
 def varlen_attention(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | None = None, window: int | None = None
 ) -> Tensor:
-    """The same as `by_segment`, in one call.
+    """Compute the same attention as `by_segment` in one kernel call.
 
-    Under deterministic algorithms the flash kernel is forced, and the deterministic form of its backward pass: cuDNN's
-    has none. A compiled layer cannot force the latter; it warns, as torch does.
+    Deterministic algorithms force the flash kernel and its deterministic backward pass, because cuDNN's kernel has no
+    deterministic form. A compiled layer cannot force that backward pass; it warns, as torch does.
 
     Args:
         q: [1, H, T, D].
         k, v: [1, K, S, D], K a divisor of H.
-        segments: lengths, and their starts on the device of q.
-        scale: 1 / sqrt(D) when left out.
-        window: see `segment_attention`.
+        segments: lengths of the segments, with starts on the device of q.
+        scale: factor of the scores; None: 1 / sqrt(D).
+        window: number of visible keys; see `segment_attention`.
     Returns:
         [1, T, H, D], in the dtype of the products.
     """
@@ -55,7 +55,7 @@ def varlen_attention(
 def strict_backward(node: Node) -> None:
     """Run one node of the backward pass while nondeterministic kernels are an error.
 
-    Where they are only warned of, flash attention takes its nondeterministic kernel and warns.
+    If torch only warns of them, flash attention takes its nondeterministic kernel and warns.
     """
     if torch.is_deterministic_algorithms_warn_only_enabled():
         node.register_prehook(lambda gradients: torch.use_deterministic_algorithms(True))
