@@ -108,6 +108,7 @@ def start(job: Job, rank: int, port: int) -> int:
         return child
     try:
         os.setpgid(0, 0)  # a group of its own, for signals to it and to its workers
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
         said = os.open(f"{job.folder}.stderr-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(said, 2)
         os.dup2(said, 1)
