@@ -263,7 +263,7 @@ def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str =
 
 
 def tables(plan: dict[str, Any]) -> str:
-    """The plan for people."""
+    """Format the plan as tables for people."""
     stages = plan["stages"]
     rows = [["part", "parameters", *(stage["name"] for stage in stages)]]
     for part, count in plan["parameters"]["parts"].items():
@@ -325,7 +325,7 @@ def _kept_by(part: str, stage: dict[str, Any]) -> str:
 
 
 def memory_table(stages: Sequence[dict[str, Any]]) -> str:
-    """What a rank will hold in each stage, for people. Rows that are nought in all stages are left out."""
+    """What a rank will hold in each stage, for people. Rows that are zero in all stages are left out."""
     planned = [stage["memory"] for stage in stages]
     if None in planned:
         return "memory: not known beforehand in this precision"

@@ -192,7 +192,7 @@ def conclude(
 def next_steps(
     folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None, ends: Collection[str] = ()
 ) -> str:
-    """The last lines of a run: where everything is, and what to type next. Leaves a held-out page to ask about.
+    """Write the last lines of a run: where everything is, and what to type next. Store a held-out page to ask about.
 
     Args:
         ends: stages besides the last whose ends are kept.

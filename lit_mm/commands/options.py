@@ -39,7 +39,7 @@ HALF = 0.5  # of the words of what was typed
 
 
 def nearest_option(typed: str, options: Iterable[str]) -> str | None:
-    """The option that was meant, or None where none is near.
+    """Return the option nearest to a misspelt one; None if none is near.
 
     An option is near if it has half of the typed words, misspelt or begun ones counting a little less, or nearly all
     of the letters (`--rundir` is `--run_dir`). The nearest has the most of both together: `--checkpoint` is

@@ -269,7 +269,7 @@ class RecipeCLI(LightningCLI):
             parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **bare)
 
     def instantiate_classes(self) -> None:
-        """Everything but the Trainer, which is made per stage."""
+        """Make everything but the Trainer, which is made per stage."""
         self.time_limit = time_limit(self.config.trainer.max_time)
         for stage in self.config.stages or []:
             for part, train in stage.train.items():
@@ -403,7 +403,7 @@ class RecipeCLI(LightningCLI):
 
 
 def check_part(stage: Namespace, key: str, kind: type) -> None:
-    """Make a part of a stage once, to know the stage of what it refuses.
+    """Make a part of a stage once, so that an error of its constructor names the stage.
 
     Args:
         stage: the stage as it was parsed.

@@ -67,7 +67,7 @@ def check_finished(saved: manifest.Saved, config: Mapping[str, Any], ends: Colle
 
 
 def describe(folder: Path, saved: manifest.Saved, config: str, recipe: str) -> dict[str, str]:
-    """What made the weights, for the file's metadata: values that are known, and no others."""
+    """Describe what made the weights, for the metadata of the file; unknown values are left out."""
     metadata = {
         "command": f"python -m lit_mm fit --config {recipe}",
         "seed": str(yaml.safe_load(config)["seed_everything"]),
@@ -87,7 +87,7 @@ def describe(folder: Path, saved: manifest.Saved, config: str, recipe: str) -> d
 
 
 def write(module: nn.Module, part: str, name: str, metadata: Mapping[str, str], folder: Path = NANO_WEIGHTS) -> Path:
-    """Write `name`.safetensors, having seen that it loads back and that the folder stays within `LIMIT`.
+    """Write `name`.safetensors, after checks that it loads back and that the folder stays within `LIMIT`.
 
     Raises:
         UserError: the folder would exceed the limit, or the name is no file name.
@@ -115,7 +115,7 @@ def write(module: nn.Module, part: str, name: str, metadata: Mapping[str, str], 
 
 
 def check_loads(module: nn.Module, file: Path) -> None:
-    """See that a stored file gives `module` its own weights back, rounded to bf16, in the module's precision.
+    """Check that a stored file gives `module` its own weights back, rounded to bf16, in the module's precision.
 
     Raises:
         RuntimeError: a weight that differs.

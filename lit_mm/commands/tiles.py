@@ -97,7 +97,7 @@ def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
 
 
 def cut_or_refusal(processor: Processor, width: int, height: int) -> dict[str, Any]:
-    """As `cut`; of a size that the tiling refuses `width`, `height` and `refused`, the reason."""
+    """Return `cut` of a size; if the tiling refuses the size, its `width`, `height` and the reason, `refused`."""
     try:
         return cut(processor, width, height)
     except UserError as error:
