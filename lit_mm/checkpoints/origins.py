@@ -125,6 +125,7 @@ class Origins:
 
     def _load_children(self, parts: Collection[str]) -> None:
         """Load the published weights of every child of the network that holds one of these parts."""
+        together = self._parts.together_with(parts)
         for part, module in self._parts.modules().items():
-            if isinstance(module, Published) and module.weights and part in self._parts.together_with(parts):
+            if isinstance(module, Published) and module.weights and part in together:
                 load_part(module, module.weights, part)

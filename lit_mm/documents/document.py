@@ -108,6 +108,26 @@ class Document:
         """Return the same document without its last assistant turn."""
         return replace(self, turns=self.turns[:-1]) if self.turns and self.turns[-1].role == "assistant" else self
 
+    def without_line_ends(self) -> Document:
+        """Return the same document without the line ends that LLaVA's format writes between a picture and text.
+
+        A template other than LLaVA's own calls this: what it asks a trained model has no such line end either.
+        """
+        if self.text_format != "llava":
+            return self
+        turns = []
+        for turn in self.turns:
+            parts = list(turn.parts)
+            for number, part in enumerate(turn.parts):
+                if isinstance(part, str):
+                    if number and not isinstance(turn.parts[number - 1], str):
+                        part = part.removeprefix("\n")
+                    if turn.parts[number + 1 :] and not isinstance(turn.parts[number + 1], str):
+                        part = part.removesuffix("\n")
+                    parts[number] = part
+            turns.append(Turn(turn.role, tuple(part for part in parts if part != "")))
+        return replace(self, turns=tuple(turns), text_format="")
+
     def with_pictures(self, pictures: Iterator[Picture]) -> Document:
         """Return the same text with other pictures in the same places. Each slot takes the next picture."""
         turns = tuple(

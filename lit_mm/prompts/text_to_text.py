@@ -27,6 +27,7 @@ class TextToText:
         Raises:
             UserError: the document has a page of running text, or a picture in its answer.
         """
+        document = document.without_line_ends()
         if any(turn.role == "page" for turn in document.turns):
             raise UserError(
                 f"sample {document.id!r} is running text: an encoder-decoder needs a source and a target. "

@@ -89,6 +89,7 @@ class XComposerPrompt:
                 "XComposerPrompt needs a tokenizer with a beginning-of-sequence token, and this one names none. Choose "
                 "another, or write `bos_token` into its tokenizer_config.json"
             )
+        document = document.without_line_ends()
         bridge = self._bridge(tokenizer)
         pieces = self._pieces(document, tokenizer)
         opening = self.end_of_human + BOT

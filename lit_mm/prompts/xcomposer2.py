@@ -85,6 +85,7 @@ class XComposer2Prompt:
                 "XComposer2Prompt needs a tokenizer with a beginning-of-sequence token, and this one names none. "
                 "Choose another, or write `bos_token` into its tokenizer_config.json"
             )
+        document = document.without_line_ends()
         bridge = self._bridge(tokenizer)
         opening, closing = f"{self.turn_start}assistant\n", f"{self.turn_end}\n"
         runs: list[Run] = []

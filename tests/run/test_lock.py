@@ -96,7 +96,7 @@ def test_a_forked_worker_does_not_keep_the_lock_of_its_trainer(tmp_path: Path) -
     process.kill()
     process.wait()
     with FolderLock(tmp_path):
-        pass
+        assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()
     os.killpg(process.pid, 9)
 
 
@@ -138,7 +138,7 @@ def test_without_locks_of_two_jobs_that_start_at_once_one_goes_on(
 def test_a_clock_that_went_back_keeps_nobody_out_for_ever(tmp_path: Path, no_locks: None) -> None:
     record(tmp_path, ELSEWHERE, age=-3600)
     with FolderLock(tmp_path, take_over=True):
-        pass
+        assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()
 
 
 @pytest.mark.parametrize("text", ["", '{"host": "node7", "proc', "[]"])
@@ -146,7 +146,7 @@ def test_a_record_that_was_cut_short_is_nobodys(tmp_path: Path, text: str) -> No
     (tmp_path / FILE).write_text(text)
     os.utime(tmp_path / FILE, (time.time() - 40,) * 2)
     with FolderLock(tmp_path):
-        pass
+        assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()
 
 
 def test_where_locks_do_not_reach_other_machines_their_heartbeats_count(

@@ -13,7 +13,7 @@ import numpy as np
 
 from lit_mm.errors import UserError
 
-FORMAT = 3  # of the arrays; another number makes old indexes invisible
+FORMAT = 4  # of the arrays; another number makes old indexes invisible
 Arrays = Mapping[str, np.ndarray]
 
 

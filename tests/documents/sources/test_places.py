@@ -6,8 +6,14 @@ from typing import Any
 
 import pytest
 
+from lit_mm.documents.document import Document, Turn
 from lit_mm.documents.sources import open_source
 from lit_mm.prompts.llava import PLACEHOLDER, ChatPrompt
+from lit_mm.prompts.prompt import Prompt
+from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.text_to_text import TextToText
+from lit_mm.prompts.xcomposer import XComposerPrompt
+from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from tests.documents.sources.test_conversations import llava, qwen
 
 
@@ -55,3 +61,21 @@ def test_qwen_vl_s_files_are_marked_as_verbatim_and_llava_s_as_its_own(write: An
     document = open_source({"format": "qwen_vl", "path": path})[0]
     assert (document.text_format, document.without_answer().text_format) == ("qwen_vl", "qwen_vl")
     assert open_source({"format": "llava", "path": write([llava()])})[0].text_format == "llava"
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        XComposer2Prompt("<|im_start|>", "<|im_end|>"),
+        XComposerPrompt("<|im_start|>", "<|im_end|>"),
+        TextToText(),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+@pytest.mark.parametrize("value", ["<image>\nwhich?", "which?\n<image>", "<image>which?"])
+def test_other_templates_are_trained_on_the_question_that_generate_asks(write: Any, prompt: Prompt, value: str) -> None:
+    tokenizer = load_tokenizer("nano")
+    document = open_source({"format": "llava", "path": write([llava(["wide.png"], value, "red")])})[0]
+    parts = [*document.pictures, "which?"]
+    asked = Document("asked", (Turn("user", tuple(parts if value.startswith("<image>") else reversed(parts))),))
+    assert prompt.runs(document.without_answer(), tokenizer) == prompt.runs(asked, tokenizer)
