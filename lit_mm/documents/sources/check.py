@@ -11,7 +11,7 @@ from lit_mm.documents.document import Document
 from lit_mm.documents.printable import printable
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.documents.sources.placeholders import LITERAL
-from lit_mm.documents.sources.source import GAP, Source
+from lit_mm.documents.sources.source import GAP, UNNAMED, Source
 from lit_mm.errors import UserError
 
 
@@ -29,6 +29,7 @@ NOTES: Mapping[str, str] = {
     DUPLICATE: "samples have an id that an earlier one has",
     LITERAL: "samples have a placeholder that is read as text (HTML, code)",
     GAP: "pages lack a picture, whose place is left out",
+    UNNAMED: "samples have no `id`; their file and line take its place",
 }
 
 

@@ -11,7 +11,6 @@ Kind = Literal[
     "malformed_json",
     "malformed_text",
     "bad_entry",
-    "missing_id",
     "duplicate_id",
     "duplicate_member",
     "missing_file",

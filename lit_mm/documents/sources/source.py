@@ -24,6 +24,7 @@ from lit_mm.documents.sources.sample import Sample
 from lit_mm.errors import UserError
 
 CHUNK = 2048  # samples per chunk of the picture index
+UNNAMED = "missing_id"  # note of a sample without the `id` of its format
 GAP = "missing_picture"  # note of a sample that has fewer pictures than its entry names
 UNKNOWN = (0, 0)  # in the picture index: the header could not be read
 
@@ -42,7 +43,7 @@ class Source(ABC):
     """
 
     expected = "entry"  # word for a sample in messages
-    has_ids = False  # the format gives every entry an `id`
+    has_ids = False  # entries of the format have an `id`
     text_format = ""  # see `Document.text_format`
     skips_gaps = False  # a picture whose file is missing is left out of its sample
 
@@ -275,7 +276,7 @@ class Source(ABC):
         identity = self.identity(sample)
         errors = []
         if identity is None and self.has_ids:
-            errors.append(sample.error("it has no `id`", "missing_id", "Give every entry its own"))
+            sample.notes.add(UNNAMED)
         try:
             blobs = sample.once("blobs", lambda: self.blobs(sample))
         except SampleError as error:
