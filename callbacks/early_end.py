@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from callbacks.examination import Examination
-from callbacks.steps import Step, StepObserver, callbacks_of
+from lit_mm.callbacks.examination import Examination
+from lit_mm.callbacks.steps import Step, StepObserver, callbacks_of
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 

@@ -9,8 +9,8 @@ from typing import Protocol, runtime_checkable
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from callbacks.step_table import Row, StepTable, read_rows
-from callbacks.steps import Step, StepObserver, data_module
+from lit_mm.callbacks.step_table import Row, StepTable, read_rows
+from lit_mm.callbacks.steps import Step, StepObserver, data_module
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import examine

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import lightning as L
 
-from callbacks.step_table import Row, StepTable, read_rows
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.step_table import Row, StepTable, read_rows
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
 
 COLUMNS = ("step", "stage", "loss", "tokens", "samples", "seconds")

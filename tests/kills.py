@@ -27,7 +27,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.freeze_audit import FreezeAudit
+from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.checkpoints import writing
 from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks

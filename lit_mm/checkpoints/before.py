@@ -33,6 +33,7 @@ MODULES = {
     "datamodules.stream": "lit_mm.stream.datamodule",
 }
 FAMILY = re.compile(r"lit_mm\.families\.[a-z]\w*\.([A-Z]\w*)")
+TOP_LEVEL = re.compile(r"(?:callbacks|datamodules)(?:\.\w+)*\.[A-Z]\w*")  # a class in a package that was not in lit_mm
 
 MEAN_COLOUR = [122, 116, 104]  # CLIP's mean, the padding of LLaVA-1.5
 BLACK = [0, 0, 0]
@@ -103,7 +104,7 @@ def translate_path(path: str) -> str:
     for before, after in MODULES.items():
         if path.startswith(f"{before}.") and not path.startswith(f"{after}."):
             return after + path.removeprefix(before)
-    return path
+    return f"lit_mm.{path}" if TOP_LEVEL.fullmatch(path) else path
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------

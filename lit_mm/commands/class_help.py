@@ -22,7 +22,7 @@ from lit_mm.commands.trainer_keys import ARGUMENTS
 from lit_mm.errors import UserError
 
 WIDTH = 80  # columns of a terminal
-OURS = ("lit_mm.", "datamodules.", "callbacks.")  # classes whose docstrings are printed whole
+OURS = "lit_mm."  # package of the classes whose docstrings are printed whole
 HELP = re.compile(r"--(?P<key>(model|data|stages|trainer)(\.[\w*-]+)*)\.help")
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Source|Example)s?:.*")
 ENTRY = re.compile(r"    (?P<names>\w+(?:, \w+)*): *(?P<text>.*)")
@@ -124,10 +124,10 @@ def _members(annotation: Any) -> tuple[list[Any], bool]:
 
 
 def _loaded(class_path: str, kinds: Sequence[Any], key: str) -> Any:
-    from lit_mm.commands.config_text import COMMAND_LINE, Entry
+    from lit_mm.commands.config_text import parsed
     from lit_mm.commands.signatures import class_of
 
-    loaded = class_of(Entry(class_path, COMMAND_LINE), kinds, (key, "help"))
+    loaded = class_of(parsed(class_path), kinds, (key, "help"))
     if loaded is None:
         raise UserError(f"--{key}.help: there is no class {class_path!r}. Give its import path, such as package.Class")
     return loaded
@@ -152,7 +152,7 @@ def class_list(key: str) -> str:
 
     base, package = {
         "model": (MultimodalModule, "lit_mm.families"),
-        "data": (LightningDataModule, "datamodules"),
+        "data": (LightningDataModule, "lit_mm.datamodules"),
     }[key]
     root = importlib.import_module(package)
     classes: dict[type, str] = {}  # class -> shortest import path

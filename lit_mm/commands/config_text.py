@@ -6,20 +6,23 @@ import ast
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lit_mm.checkpoints.before import TOP_LEVEL, translate_path
 from lit_mm.errors import UserError
 
 COMMAND_LINE = ""  # place of an entry outside of files
 MOST_ENTRIES = 100_000  # nodes of a config, aliases expanded
 PLAIN = re.compile(r"[\w.+~:-]+")  # scalars without quotes
+ALLOW = "LIT_MM_ALLOW"  # environment variable: names of packages with commas between them
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")  # of YAML's core
 
 
@@ -94,6 +97,11 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     """Return `. Did you mean 'width'?`, or "" if no candidate is similar."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f". Did you mean {close[0]!r}?" if close else ""
+
+
+def allowed() -> tuple[str, ...]:
+    """Return the packages of which a config may name classes because the user says so, by --allow or `ALLOW`."""
+    return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -188,15 +196,17 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
     plain = node.style is None and node.tag.endswith(f":{_tag(node.value)}")
     if plain and ":" in node.value and node.tag.endswith((":int", ":float")):
         plain = False  # YAML 1.1 reads the time 12:00:00 as a number to the base 60
-    return _without_variables(Entry(node.value, place, is_text=not plain), path)
+    return _checked(Entry(node.value, place, is_text=not plain), path)
 
 
-def _without_variables(entry: Entry, path: tuple[str, ...]) -> Entry:
-    """Return the entry of a scalar.
+def _checked(entry: Entry, path: tuple[str, ...]) -> Entry:
+    """Return the entry of a scalar. A class path of the previous version becomes today's.
 
     Raises:
         UserError: the text has a variable, which nothing expands.
     """
+    if TOP_LEVEL.fullmatch(entry.value) and entry.value.partition(".")[0] not in allowed():
+        return replace(entry, value=translate_path(entry.value))
     if "${" in entry.value:
         raise UserError(
             f"{spoken(entry, path)}: a recipe expands no variables, got {entry.value!r}. Write the value itself, or "
@@ -265,7 +275,7 @@ def parsed(text: str, path: tuple[str, ...] = ()) -> Entry:
     if value is not None:
         text = yaml.safe_dump(value, sort_keys=False)
     elif not text.startswith(("[", "{")):
-        return _without_variables(Entry(text, COMMAND_LINE), path)
+        return _checked(Entry(text, COMMAND_LINE), path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # the parser reports it

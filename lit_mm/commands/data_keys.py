@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import lightning as L
 
-import datamodules  # its classes are known by their bare names
+from lit_mm import datamodules  # its classes are known by their bare names
 from lit_mm.commands.config_text import Entry, spoken
 from lit_mm.commands.signatures import class_of, name_of, signature_of
 from lit_mm.errors import UserError

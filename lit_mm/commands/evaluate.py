@@ -46,8 +46,8 @@ def evaluate(arguments: Sequence[str]) -> None:
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
 
-    from datamodules.held_out import HeldOut  # torch: seconds, which --help need not wait for
     from lit_mm.commands.trained import launch_folder, open_model, open_trained
+    from lit_mm.datamodules.held_out import HeldOut  # torch: seconds, which --help need not wait for
     from lit_mm.evaluation.examiners import examine
     from lit_mm.report.tables import accuracy_table
 

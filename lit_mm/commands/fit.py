@@ -12,18 +12,26 @@ from pathlib import Path
 
 import lightning as L
 
-from callbacks.checkpointing import Checkpointing
-from callbacks.early_end import EarlyEnd
-from callbacks.examination import Examination, accuracy_at, read_accuracy
-from callbacks.finite_loss import FiniteLoss
-from callbacks.freeze_audit import FreezeAudit
-from callbacks.interruption import Interruption
-from callbacks.ledger import DataLedger
-from callbacks.memory_trim import MemoryTrim
-from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.progress import StageProgress
-from callbacks.tracking import RunLogger, Tracking, check_mode, finish, log_examples, sync_command, tracking_logger
-from callbacks.watchdog import Watchdog
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.early_end import EarlyEnd
+from lit_mm.callbacks.examination import Examination, accuracy_at, read_accuracy
+from lit_mm.callbacks.finite_loss import FiniteLoss
+from lit_mm.callbacks.freeze_audit import FreezeAudit
+from lit_mm.callbacks.interruption import Interruption
+from lit_mm.callbacks.ledger import DataLedger
+from lit_mm.callbacks.memory_trim import MemoryTrim
+from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
+from lit_mm.callbacks.progress import StageProgress
+from lit_mm.callbacks.tracking import (
+    RunLogger,
+    Tracking,
+    check_mode,
+    finish,
+    log_examples,
+    sync_command,
+    tracking_logger,
+)
+from lit_mm.callbacks.watchdog import Watchdog
 from lit_mm.checkpoints import reading
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.documents.document import Document

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import os
 import pkgutil
 import re
 import sys
@@ -22,15 +21,14 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin
 
-from lit_mm.commands.config_text import COMMAND_LINE, Entry, flow, nearest, spoken
+from lit_mm.commands.config_text import ALLOW, COMMAND_LINE, Entry, allowed, flow, nearest, spoken
 from lit_mm.errors import UserError
 
 SUBCLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 # Packages that a recipe or a checkpoint may import. Only the user allows others, by --allow PACKAGE or by ALLOW
-PARTS = ("lit_mm", "datamodules", "callbacks")  # packages with functions that a recipe may call
-PACKAGES = (*PARTS, "torch", "torchmetrics", "lightning", "transformers", "timm", "peft")
-ALLOW = "LIT_MM_ALLOW"  # environment variable: names of packages with commas between them
+OURS = "lit_mm"  # the package whose functions a recipe may call
+PACKAGES = (OURS, "torch", "torchmetrics", "lightning", "transformers", "timm", "peft")
 SIMPLE = (int, float, complex, bool, str, bytes, list, dict, tuple, set, frozenset, Enum, PurePath)
 
 
@@ -99,11 +97,6 @@ def _hints(loaded: Any) -> dict[str, Any]:
         return typing.get_type_hints(constructor)
     except (NameError, AttributeError, TypeError):
         return {}
-
-
-def allowed() -> tuple[str, ...]:
-    """Return the packages that the user allows beside `PACKAGES`."""
-    return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
 
 
 def check_package(path: str) -> None:
@@ -326,7 +319,7 @@ def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
         raise UserError(f"{spoken(entry, path)}: {error}") from error
     place = spoken(entry, path)
     expected = " or ".join(name_of(kind) for kind in bases)
-    trusted = loaded.__module__.partition(".")[0] in (*PARTS, *allowed()) if callable(loaded) else False
+    trusted = loaded.__module__.partition(".")[0] in (OURS, *allowed()) if callable(loaded) else False
     if inspect.isclass(loaded):
         is_open = not bases or len(bases) < len(classes) or any(Protocol in kind.__bases__ for kind in bases)
         if (not is_open and not issubclass(loaded, tuple(bases))) or (is_open and not trusted):
@@ -337,7 +330,7 @@ def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
     result = _hints(loaded).get("return")
     if not trusted or (bases and not (inspect.isclass(result) and issubclass(result, tuple(bases)))):
         raise UserError(
-            f"{place}: expected a function of {', '.join([*PARTS, *allowed()])}"
+            f"{place}: expected a function of {', '.join([OURS, *allowed()])}"
             f"{f' that returns {expected}' if expected else ''}, got {text}"
         )
     return loaded

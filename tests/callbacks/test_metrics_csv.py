@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.steps import Step, StepObserver, digest_of_id, digest_of_limbs, limbs_of
+from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
+from lit_mm.callbacks.steps import Step, StepObserver, digest_of_id, digest_of_limbs, limbs_of
 
 
 def losses(path: Path) -> list[str]:

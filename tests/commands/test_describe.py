@@ -74,7 +74,7 @@ def write(model: dict[str, Any] = LLAVA, **data: Any) -> str:
         },
     ]
     made = {"documents": 8, "global_batch": 2, "row_tokens": None} | data
-    described = {"class_path": "datamodules.nano.NanoDocuments", "init_args": made}
+    described = {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": made}
     recipe = {"model": model, "stages": stages, "data": described, "trainer": {"accelerator": "cpu"}}
     Path("tiny.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return "tiny.yaml"
