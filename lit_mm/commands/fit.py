@@ -88,6 +88,7 @@ def train(
         folder.keep_config(config)
     if start := agree(launch, "init_from", partial(starting_point, folder, init_from)):
         reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
+        module.end_adapters(dict.fromkeys(module.adapters, "merge"))  # a new recipe starts its own
     module.save_frozen = cli.config.save_frozen
 
     tracked = cli.config.track and launch.is_global_zero

@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
+from lit_mm.stages.adapter import Adapter, adapter_part
 from lit_mm.stages.schedule import ByEpoch, Cosine, Schedule
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # name of a stage, which is part of file names and of addresses of keys
@@ -33,6 +34,7 @@ class Train:
             (vectors, embeddings, heads, learnt queries) by AdamW. Muon learns in fewer steps from random weights; the
             published recipes all use AdamW.
         decay_vectors: True decays vectors (biases, norm weights) too, as some authors do.
+        adapter: adapter that learns in place of the part, with these settings; None: the part itself learns.
     """
 
     lr: float
@@ -41,8 +43,11 @@ class Train:
     from_step: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
     decay_vectors: bool = False
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.adapter, Mapping):  # a config that is checked before it is built
+            self.adapter = Adapter(**self.adapter)
         numbers = 0 < self.lr < math.inf and 0 < self.layer_decay <= 1 and 0 <= self.weight_decay < math.inf
         if not numbers or self.from_step < 0:
             raise UserError(
@@ -111,6 +116,11 @@ class Stage:
         if wrong := {name: weight for name, weight in self.objectives.items() if not 0 < weight < math.inf}:
             raise UserError(f"stages.{self.name}.objectives: weights of objectives are positive numbers, got {wrong}")
 
+    @property
+    def train_parts(self) -> dict[str, Train]:
+        """Part that learns -> settings: `train`, where an adapter takes the place of its part."""
+        return {part if each.adapter is None else adapter_part(part): each for part, each in self.train.items()}
+
     def check_inputs(self) -> None:
         """Refuse changes of the inputs at steps that the stage does not have.
 
@@ -144,7 +154,7 @@ def check_recipe(
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise UserError(f"stage names must differ, got {names}")
-    origins(stages)
+    adapters_of(stages)
     for stage in stages:
         check_stage(stage, parts, objectives)
 
@@ -210,6 +220,37 @@ def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
     return before
 
 
+def adapters_of(stages: Sequence[Stage]) -> dict[str, dict[str, Adapter]]:
+    """Return stage -> part -> adapter that the part has during the stage.
+
+    Args:
+        stages: stages of the recipe, in order.
+    Raises:
+        UserError: a stage continues an adapter with other settings, or no stage follows one that merges or drops.
+    """
+    before = origins(stages)
+    present: dict[str, dict[str, Adapter]] = {}
+    for stage in stages:
+        origin = before[stage.name]
+        adapters = {} if origin is None else {p: a for p, a in present[origin].items() if a.after == "keep"}
+        for part, train in stage.train.items():
+            if train.adapter is None:
+                continue
+            if part in adapters and not adapters[part].fits(train.adapter):
+                raise UserError(
+                    f"stages.{stage.name}.train.{part}.adapter differs from the adapter that {origin!r} leaves on the "
+                    f"part, {adapters[part]}. Give it the same settings, or let {origin!r} merge or drop its adapter"
+                )
+            if train.adapter.after != "keep" and stage.name not in before.values():
+                raise UserError(
+                    f"stages.{stage.name}.train.{part}.adapter.after: no stage follows, so nothing would "
+                    f"{train.adapter.after} the adapter. Leave `after` out"
+                )
+            adapters[part] = train.adapter
+        present[stage.name] = adapters
+    return present
+
+
 def branches(stages: Sequence[Stage]) -> dict[str, str]:
     """Return stage -> the stage whose end it starts from, for stages that do not continue the stage right before."""
     names = [stage.name for stage in stages]
@@ -236,4 +277,4 @@ def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -
     check_stage(stage, parts, stage.objectives)
     for name, parameters in parts.items():
         for parameter in parameters.values():
-            parameter.requires_grad_(name in stage.train)
+            parameter.requires_grad_(name in stage.train_parts)

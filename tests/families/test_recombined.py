@@ -54,7 +54,13 @@ VISION = {
     "of another size": spec(VIT, image_size=2 * SIDE, **SIZE),
     "any size": spec(VIT, image_size=SIDE, any_size=True, **SIZE),
     "class token": spec(VIT, image_size=SIDE, drop_cls=False, **SIZE),
-    "eva": spec("lit_mm.vision.eva.EvaViT", image_size=SIDE, **SIZE),
+    "eva": spec(
+        "lit_mm.vision.timm_encoder.TimmEncoder",
+        name="eva_giant_patch14_clip_224",
+        image_size=SIDE,
+        drop_cls=False,
+        overrides={"embed_dim": 16, "depth": 2, "num_heads": 2},
+    ),
     "window adapters": spec(VIT, image_size=SIDE, **SIZE),
 }
 VISION_INJECTIONS = {
@@ -319,7 +325,7 @@ def test_window_adapters_go_with_windows_alone() -> None:
         build(config).processor_of(stage(Inputs(Windows(window=SIDE))))
     config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
     config["init_args"]["vision"] = VISION["eva"]
-    with pytest.raises(UserError, match="go into the blocks of a ViT, got EvaViT"):
+    with pytest.raises(UserError, match="go into the blocks of a ViT, got TimmEncoder"):
         build(config)
 
 
@@ -346,3 +352,17 @@ def test_what_an_injection_adds_is_a_part_named_after_it() -> None:
     assert not any(".lora_" in name for name in parts["language"])
     plain = build(config | {"init_args": config["init_args"] | {"injection": None}}).parts()["language"]
     assert sum(p.numel() for p in plain.values()) == sum(p.numel() for p in parts["language"].values())
+
+
+def test_an_encoder_of_timm_normalises_pixels_by_its_own_constants() -> None:
+    config = Combination("last block", "mlp", "anyres", "unpadded rows", "newline", "plain").config()
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    name = "vit_so400m_patch14_siglip_378.v2_webli"
+    config["init_args"]["vision"] = spec(
+        "lit_mm.vision.timm_encoder.TimmEncoder", name=name, image_size=SIDE, overrides=sizes
+    )
+    module = build(config)
+    assert module.processor.normalise.mean == module.processor.normalise.std == (0.5, 0.5, 0.5)
+    batch = collate([module.processor.sample(document(1))], module.processor)
+    with torch.no_grad():
+        assert states(module.eval().network, batch).isfinite().all()

@@ -38,7 +38,7 @@ def test_the_parts_have_the_published_counts(golden: Any, cli: RecipeCLI) -> Non
         "lora": language["lora"],
     }
     assert sum(count.values()) == counts["xcomposer1"]["total"]
-    assert len(cli.model.network.vision.blocks) == vision["depth"]
+    assert len(cli.model.network.vision.model.blocks) == vision["depth"]
 
 
 def test_the_connectors_pieces_have_the_published_counts(golden: Any, cli: RecipeCLI) -> None:
