@@ -16,7 +16,8 @@ from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 
-ADDED = (".lora_a.", ".lora_b.", ".adapters.")  # parameters that a family adds to a published part; no file holds them
+# Parameters that a family adds to a published part; no file holds them
+ADDED = (".lora_a.", ".lora_b.", ".adapters.", ".expert.")
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
