@@ -17,7 +17,7 @@ from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 
 # Parameters that a family adds to a published part; no file holds them
-ADDED = (".lora_a.", ".lora_b.", ".adapters.", ".expert.")
+ADDED = (".lora_a.", ".lora_b.", ".adapters.", ".expert.", ".cross_attention.", ".cross_norm.")
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
