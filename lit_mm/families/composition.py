@@ -13,6 +13,7 @@ from lit_mm.layers.protocols import complete
 from lit_mm.model import MultimodalModel
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.pixels import Normalise
 from lit_mm.samples.processor import Processor
 from lit_mm.tiling.grids import TokenGrid
 from lit_mm.vision.protocol import Patched
@@ -45,6 +46,8 @@ def compose(
     complete(connector, Gridded, "connector")
     complete(language, LanguageModel, "language model")
     combined = default if inputs is None else inputs.over(default)
+    constants = vision.mean is not None and vision.std is not None
+    normalise = Normalise(vision.mean, vision.std) if constants else None
     token_grid = TokenGrid(vision.patch_grid, connector.grid_rule)
     return {
         "network": MultimodalModel(
@@ -56,6 +59,10 @@ def compose(
             second_connector=second_connector,
         ),
         "processor": lambda: Processor.of(
-            load_tokenizer(tokenizer), combined, token_grid, writes_target=language.writes_target
+            load_tokenizer(tokenizer),
+            combined,
+            token_grid,
+            writes_target=language.writes_target,
+            normalise=normalise,
         ),
     }

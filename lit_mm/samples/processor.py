@@ -92,7 +92,13 @@ class Processor:
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer, inputs: Inputs, token_grid: GridRule, *, writes_target: bool = False
+        cls,
+        tokenizer: Tokenizer,
+        inputs: Inputs,
+        token_grid: GridRule,
+        *,
+        writes_target: bool = False,
+        normalise: Normalise | None = None,
     ) -> Processor:
         """Build the processor of a model that reads images.
 
@@ -101,8 +107,11 @@ class Processor:
             inputs: settings with all fields set, except `fill`, `max_length` and `by_source`, which have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
+            normalise: constants and colours of the vision encoder; None: CLIP's constants.
         """
         processor = cls(tokenizer, inputs.prompt, token_grid=token_grid, writes_target=writes_target)
+        if normalise is not None:
+            processor = replace(processor, normalise=normalise)
         return processor.with_inputs(inputs)
 
     def with_inputs(self, inputs: Inputs | None) -> Processor:
