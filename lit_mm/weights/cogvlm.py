@@ -11,6 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lit_mm.weights.names import add_prefix, below, without
+from lit_mm.weights.timm import cogvlm_to_timm, timm_to_cogvlm
+
 VISION = "model.vision."
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
 TOP = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
@@ -26,6 +29,16 @@ PLACES = (
 )
 PACKED = {f"self_attn.{kind}_expert_query_key_value": attribute for kind, attribute in KINDS.items()}
 ROTARY = "rotary_emb.inv_freq"
+ADAPTER = {
+    "linear_proj.linear_proj.weight": "projector.proj.weight",
+    "linear_proj.norm1.weight": "projector.norm.weight",
+    "linear_proj.norm1.bias": "projector.norm.bias",
+    "linear_proj.gate_proj.weight": "projector.gate.weight",
+    "linear_proj.dense_h_to_4h.weight": "projector.up.weight",
+    "linear_proj.dense_4h_to_h.weight": "projector.down.weight",
+    "pos_embed": "projector.positions",  # CogAgent's
+}
+FLAGS = {"boi": "start", "eoi": "end"}
 
 
 def cogvlm_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,3 +85,50 @@ def llama_to_cogvlm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             mapped[name.removeprefix("lm.")] = tensor
     return mapped
+
+
+def visual_to_parts(state: Mapping[str, Tensor], *, vision: str, connector: str) -> dict[str, Tensor]:
+    """Rename the vision encoder with its adapter (names below `model.vision.`) to a `TimmEncoder` and a connector.
+
+    The connector is a `GLUProjector` between flags.
+
+    Args:
+        state: tensors by name, without the prefix.
+        vision, connector: name prefixes of the parts in the target model.
+    Source: visual.py of the release.
+    """
+    adapter = {ADAPTER[name]: tensor for name, tensor in state.items() if name in ADAPTER}
+    flags = {FLAGS[name]: tensor.flatten() for name, tensor in state.items() if name in FLAGS}  # [1, 1, E] -> [E]
+    encoder = {name: tensor for name, tensor in state.items() if name not in ADAPTER and name not in FLAGS}
+    return add_prefix(cogvlm_to_timm(encoder), vision) | add_prefix(adapter | flags, connector)
+
+
+def parts_to_visual(encoder: Mapping[str, Tensor], connector: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the parts of `visual_to_parts`, given without their prefixes, to the names below `model.vision.`."""
+    names = {part: published for published, part in ADAPTER.items()}
+    flags = {part: published for published, part in FLAGS.items()}
+    mapped = timm_to_cogvlm(encoder)
+    for name, tensor in connector.items():
+        mapped[flags.get(name) or names.get(name, name)] = tensor[None, None] if name in flags else tensor
+    return mapped
+
+
+def cogvlm_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+    """Rename a whole CogVLM checkpoint of the hub to the model.
+
+    Args:
+        state: tensors by name.
+        network: name prefix of the network in the target model.
+    Source: modeling_cogvlm.py and visual.py of the release.
+    """
+    text = cogvlm_to_llama(without(state, VISION))
+    return add_prefix(text, f"{network}.language", only="lm.") | visual_to_parts(
+        below(state, VISION), vision=f"{network}.vision", connector=f"{network}.connector"
+    )
+
+
+def model_to_cogvlm(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+    """Rename the model to a whole CogVLM checkpoint of the hub; it undoes `cogvlm_to_model`."""
+    parts = {part: below(state, f"{network}.{part}.") for part in ("vision", "connector", "language")}
+    visual = parts_to_visual(parts["vision"], parts["connector"])
+    return llama_to_cogvlm(parts["language"]) | {f"{VISION}{name}": tensor for name, tensor in visual.items()}
