@@ -29,6 +29,7 @@ from lit_mm.objectives.objective import Objective
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
 from lit_mm.stages.adapter import Adapter, After, adapter_part
+from lit_mm.stages.average import keep_average
 from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.optimizer import make_optimizer
 from lit_mm.stages.parts import Parts
@@ -277,6 +278,8 @@ class MultimodalModule(L.LightningModule):
         stage, total = self.current_stage, self.total_steps
         groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()))
         optimizer = make_optimizer(groups, stage.betas)
+        if self._trainer is None or not isinstance(self.trainer.strategy, ZeRO):  # ZeRO's engine replaces the weights
+            keep_average(optimizer)
         factors = [
             lambda step, part=group["part"]: stage.schedule.factor(step, total) * (part in learning_parts(stage, step))
             for group in optimizer.param_groups

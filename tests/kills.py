@@ -41,7 +41,7 @@ from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
-from lit_mm.stages.stage import Stage, Train
+from lit_mm.stages.stage import Stage, Start, Train
 from tests.faulty import FaultyMixture
 from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
@@ -70,7 +70,8 @@ class Launch:
         accelerator: accelerator of the Trainer.
         recipe: "two" or "three" stages; "inputs", in which the inputs of a stage change; "branches", in which two
             stages start from the end of one; "unread", in which the first stage does not read the language model and
-            the second does; "thaw", in which the vision encoder thaws after two steps; or "muon".
+            the second does; "thaw", in which the vision encoder thaws after two steps; "muon"; or "average", in which
+            the second stage starts from the averages of the first.
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
@@ -287,6 +288,14 @@ def recipe_of(launch: Launch) -> list[Stage]:
     if launch.recipe == "branches":
         trunk, branch = stages(steps=launch.steps)
         return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
+    if launch.recipe == "average":
+        decays = {"connector": 0.5, "partial_lora": 0.9, "vision": 0.7}
+        averaged = {part: replace(everything[part], average=decay) for part, decay in decays.items()}
+        averaged["vision"].from_step = 2
+        return [
+            Stage("pretrain", averaged, max_steps=launch.steps),
+            Stage("finetune", everything, max_steps=launch.steps, starts_from=Start("pretrain", averaged=True)),
+        ]
     if launch.recipe == "three":
         learning = {"align": PARTS[1:3], "pretrain": PARTS[:3], "finetune": PARTS}
         return [

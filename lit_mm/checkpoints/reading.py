@@ -95,6 +95,10 @@ class Checkpoint:
         entry = self.manifest["moments"][f"{key}/{name}"]
         return self._tensor(entry) if count is None else self._run(entry, start, count)
 
+    def average(self, name: str) -> Tensor | None:
+        """Read the moving average of a parameter; None if it has none."""
+        return self.moment("average", name) if "average" in self.moments_of(name) else None
+
     def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
         return self._run(entry, 0, math.prod(entry["shape"])).view(entry["shape"])
 
@@ -176,7 +180,14 @@ def adapters_in(manifest: Mapping[str, Any]) -> dict[str, Adapter]:
     return {part: Adapter(**fields) for part, fields in manifest.get("adapters", {}).items()}
 
 
-def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts: Collection[str] | None = None) -> None:
+def load_weights(
+    module: Restorable,
+    checkpoint: Checkpoint,
+    family: str,
+    parts: Collection[str] | None = None,
+    *,
+    averaged: bool = False,
+) -> None:
     """Put a checkpoint's weights into a model of the same family and shape.
 
     The model gets the adapters of the checkpoint. Parts that the checkpoint does not store are loaded from their origin
@@ -187,10 +198,17 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts:
         checkpoint: checkpoint to read.
         family: public import path of the model's class.
         parts: parts that are needed now; other parts that the checkpoint does not store are not loaded. None means all.
+        averaged: True loads the moving averages of the weights that have one.
     Raises:
-        UserError: the family, the name or shape of a tensor, or the weights of a frozen part differ.
+        UserError: the family, the name or shape of a tensor, or the weights of a frozen part differ, or the checkpoint
+            has no averages.
     """
     path, manifest = checkpoint.path, checkpoint.manifest
+    if averaged and not any(checkpoint.average(name) is not None for name in manifest["weights"]):
+        raise UserError(
+            f"{str(path)!r} has no averages of weights, because its stage averages no part. Leave `averaged` out, or "
+            "take the end of a stage with `average` in its `train`"
+        )
     origin = translate_family(manifest["family"])
     if origin != family:
         raise UserError(
@@ -220,7 +238,8 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts:
         module.origins.check(repr(str(path)), part, entry["origin"], entry["digests"])
     with torch.no_grad():
         for name in shapes:
-            tensors[name].copy_(checkpoint.weight(name))
+            average = checkpoint.average(name) if averaged else None
+            tensors[name].copy_(checkpoint.weight(name) if average is None else average)
     origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}
     digests = {part: entry["digests"] for part, entry in manifest["frozen"].items() if part not in needed}
     module.origins.resume(origins, digests)

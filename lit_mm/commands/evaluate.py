@@ -30,6 +30,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
     )
     parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
+    parser.add_argument(
+        "--averaged", action="store_true", help="load the moving averages of the weights that have one (default: no)"
+    )
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument(
         "--data",
@@ -54,10 +57,12 @@ def evaluate(arguments: Sequence[str]) -> None:
     source = None if choices.data is None else declared(choices.data)
     with launch_folder(choices.checkpoint, choices.config, choices.stage) as path:
         if source is not None:
-            module = open_model(path, choices.config, accelerator=choices.accelerator)
+            module = open_model(path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged)
             documents = HeldOut(source, "fail").documents(choices.documents)
         else:
-            module, data, _ = open_trained(path, choices.config, accelerator=choices.accelerator)
+            module, data, _ = open_trained(
+                path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged
+            )
             documents = held_out(data, choices.documents)
         sighted = examine(module, documents, batch_size=choices.batch_size).figures
         blind = examine(module, documents, blind=True, batch_size=choices.batch_size).figures

@@ -321,9 +321,9 @@ class RecipeCLI(LightningCLI):
             selected[0] = replace(selected[0], starts_from=None)  # the stage starts from `init_from`
         names = {stage.name for stage in selected}
         for stage in selected:
-            if stage.starts_from in {stage.name for stage in stages} - names:
+            if stage.origin in {stage.name for stage in stages} - names:
                 raise UserError(
-                    f"--stages leaves out {stage.starts_from!r}, and {stage.name!r} starts from its end. Name it as "
+                    f"--stages leaves out {stage.origin!r}, and {stage.name!r} starts from its end. Name it as "
                     f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
                 )
         return [rehearsed(stage, self.rehearsal) for stage in selected] if self.rehearsal else selected

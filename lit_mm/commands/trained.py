@@ -23,7 +23,12 @@ OF_TRAINING = ("callbacks", "logger", "profiler", "default_root_dir")  # keys of
 
 
 def open_trained(
-    place: str, config: str | None = None, stage: str | None = None, accelerator: str | None = None
+    place: str,
+    config: str | None = None,
+    stage: str | None = None,
+    accelerator: str | None = None,
+    *,
+    averaged: bool = False,
 ) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
     """Open a model with its weights and precision, the data module of its recipe, and the path of the checkpoint.
 
@@ -32,16 +37,22 @@ def open_trained(
         config: config file that the model is built from; None for the config in the checkpoint.
         stage: name of the stage whose newest checkpoint is opened; None for the newest one of the run.
         accelerator: accelerator of the Trainer; None for the config's.
+        averaged: True loads the moving averages of the weights that have one.
     """
-    cli, path = _opened(place, config, stage, accelerator, with_data=True)
+    cli, path = _opened(place, config, stage, accelerator, with_data=True, averaged=averaged)
     return cli.model, cli.datamodule, path
 
 
 def open_model(
-    place: str, config: str | None = None, stage: str | None = None, accelerator: str | None = None
+    place: str,
+    config: str | None = None,
+    stage: str | None = None,
+    accelerator: str | None = None,
+    *,
+    averaged: bool = False,
 ) -> MultimodalModule:
     """Open a model with its weights and precision, without its data. For the arguments see `open_trained`."""
-    return _opened(place, config, stage, accelerator, with_data=False)[0].model
+    return _opened(place, config, stage, accelerator, with_data=False, averaged=averaged)[0].model
 
 
 @contextmanager
@@ -67,7 +78,13 @@ def _read(path: Path) -> reading.Checkpoint:
 
 
 def _opened(
-    place: str, config: str | None, stage: str | None, accelerator: str | None, *, with_data: bool
+    place: str,
+    config: str | None,
+    stage: str | None,
+    accelerator: str | None,
+    *,
+    with_data: bool,
+    averaged: bool = False,
 ) -> tuple[RecipeCLI, Path]:
     """Return the recipe of a checkpoint with the trained model, and the checkpoint's path."""
     quiet()
@@ -81,7 +98,7 @@ def _opened(
         recipe = without_training_data(recipe) if with_data else recipe
         cli = RecipeCLI(recipe, "evaluate", f"the config in {str(path)!r}", with_data=with_data)
     module = cli.model
-    reading.load_weights(module, checkpoint, family_of(module))
+    reading.load_weights(module, checkpoint, family_of(module), averaged=averaged)
     # The Trainer gives the model its precision; one process is enough for any number of training ranks
     try:
         module._trainer = cli.trainer_of([], [], strategy="auto", devices=1, num_nodes=1)

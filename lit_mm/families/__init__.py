@@ -1,5 +1,7 @@
 """Families: one LightningModule each, which composes parts and adds no tensor maths."""
 
+from lit_mm.families.cogagent import CogAgent
+from lit_mm.families.cogvlm import CogVLM
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.encoder_decoder import EncoderDecoder
 from lit_mm.families.llava import Llava
@@ -15,6 +17,8 @@ from lit_mm.families.xcomposer2 import XComposer2
 from lit_mm.families.xcomposer2_4khd import XComposer2HD
 
 __all__ = [
+    "CogAgent",
+    "CogVLM",
     "Decoder",
     "EncoderDecoder",
     "Llava",

@@ -60,8 +60,8 @@ def run_stages(
         finished = saved is not None and (number, final_step(module, stage, steps)) <= (saved.number, saved.step)
         if resumed:
             reading.load_weights(module, reading.read(saved.path), family_of(module), module.parts_read(stage))
-        elif not finished and stage.name in origin_of:
-            load_end(module, stage, ends[origin_of[stage.name]])
+        elif not finished and (stage.name in origin_of or stage.from_averages):
+            load_end(module, stage, ends[stage.origin])
         if not finished:
             module.origins.load_missing(module.parts_read(stage))
         if not finished and not resumed:
@@ -90,18 +90,18 @@ def final_step(module: MultimodalModule, stage: Stage, steps: int) -> int:
 
 
 def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
-    """Load the weights that a branch starts from, the end of an earlier stage.
+    """Load the weights that a stage starts from, the end of an earlier stage or the averages there.
 
     Args:
         module: model to load the weights into.
-        stage: first stage of the branch.
+        stage: stage that starts.
         path: checkpoint of the earlier stage's end.
     Raises:
         UserError: the checkpoint is missing or damaged.
     """
     if not path.is_dir():
         raise UserError(
-            f"stage {stage.name!r} starts from the end of {stage.starts_from!r}, and its checkpoint {str(path)!r} is "
+            f"stage {stage.name!r} starts from the end of {stage.origin!r}, and its checkpoint {str(path)!r} is "
             "not there. Put it back, or run the recipe anew with another --run_dir"
         )
     try:
@@ -109,10 +109,11 @@ def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
         checkpoint.verify()
     except manifest.Damaged as error:
         raise UserError(
-            f"stage {stage.name!r} starts from the end of {stage.starts_from!r}, and {error}. Put a whole copy "
+            f"stage {stage.name!r} starts from the end of {stage.origin!r}, and {error}. Put a whole copy "
             "there, or run the recipe anew with another --run_dir"
         ) from error
-    reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stage))
+    parts = module.parts_read(stage)
+    reading.load_weights(module, checkpoint, family_of(module), parts, averaged=stage.from_averages)
 
 
 def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> manifest.Saved | None:

@@ -30,6 +30,7 @@ class Views:
             blank view.
         tokens: number of visual tokens of all views, counted by the processor and checked by the model.
         scaling: [2, 3, 1, 1] gain and shift that normalise uint8 pixels; None: no view is uint8.
+        counts: number of views of each sample in the order of the batch, on the host; 0 for the blank view.
     """
 
     groups: tuple[Tensor, ...]
@@ -37,6 +38,7 @@ class Views:
     tiles: Tensor
     tokens: int
     scaling: Tensor | None = None
+    counts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
@@ -95,6 +97,7 @@ class Batch:
         num_by_source: number of samples per source in this micro-batch, without lost samples; () without a ledger.
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their
             tokens are counted in `units`.
+        second_views: views of the second vision encoder, which make no visual tokens; None if there is one encoder.
     """
 
     ids: Tensor
@@ -112,6 +115,7 @@ class Batch:
     sources: Tensor | None = None
     num_by_source: tuple[int, ...] = ()
     lost: tuple[Fault, ...] = ()
+    second_views: Views | None = None
 
     @property
     def num_tokens(self) -> int:

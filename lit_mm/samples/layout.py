@@ -162,3 +162,28 @@ class BaseThenUnpaddedRows(Layout):
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return base_then_unpadded_rows(plan, token_grid, rule=self.rule)
+
+
+@dataclass(frozen=True)
+class SharedPosition(Layout):
+    """Places all visual tokens of an image between two flags; these tokens share one position id.
+
+    Routed linears treat the start flag and the visual tokens as visual, the end flag as text. Example: a text token, an
+    image of three visual tokens between its flags and a text token have the positions 0, 1, 2 2 2, 3, 4, and the places
+    1 to 4 are routed. Neighbouring images keep separate positions, because their flags stand between them.
+
+    Source: CogVLM (arXiv:2311.03079), `image_rope_mask` and `vision_expert_mask` of the release's utils/language.py.
+    """
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return between_flags(plan, token_grid)
+
+    def positions(self, index: np.ndarray) -> np.ndarray:
+        """Return [L] position ids: a visual token behind a visual token has the same position, any other the next."""
+        visual = index >= 0
+        shared = visual[1:] & visual[:-1]
+        return np.concatenate([np.zeros(min(1, len(index)), dtype=np.int64), np.cumsum(~shared)])
+
+    def routed(self, index: np.ndarray) -> np.ndarray:
+        """Return [R] places of start flags and visual tokens, ascending."""
+        return np.flatnonzero((index >= 0) | (index == FLAG_START))

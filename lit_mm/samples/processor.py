@@ -201,20 +201,25 @@ class Processor:
         )
 
     def views(self, sample: Sample) -> list[Tensor]:
-        """Decode and cut the sample's pictures: one [3, H, W] float tensor per view, normalised."""
+        """Decode and cut the sample's pictures: one [3, H, W] float tensor per view, normalised; see `crops`."""
         scaling = self.normalise.scaling()
         return [normalised(pixels, scaling) for pixels in self.crops(sample)]
 
     def crops(self, sample: Sample) -> list[Tensor]:
-        """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`."""
-        return [
-            view
-            # a truncated sample has fewer pictures than its document
-            for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
-            for view in crop_views(
-                read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
-            )
-        ]
+        """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`.
+
+        The views of the first vision encoder come first, picture by picture, then those of the second.
+        """
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        # a truncated sample has fewer pictures than its document
+        for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True):
+            views = (*plan.views, *plan.second)
+            pixels = read(picture, sample.document.id, self.normalise.least(views))
+            crops = crop_views(pixels, views, self.normalise)
+            first += crops[: len(plan.views)]
+            second += crops[len(plan.views) :]
+        return first + second
 
     def _plan(self, picture: Picture, document: Document) -> TilePlan:
         try:

@@ -58,7 +58,7 @@ def parameter_groups(
         stage: the stage, whose `train` holds the options of each part.
         layered: parts that know the layer of a parameter; `layer_decay` needs them.
     Returns:
-        Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language"), `part` and `muon`.
+        Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language"), `part`, `muon` and `average`.
     Raises:
         UserError: a part has `layer_decay` but no layers.
     """
@@ -80,6 +80,7 @@ def parameter_groups(
                     "name": f"{part}.{layer}" if train.layer_decay < 1 else part,
                     "part": part,
                     "muon": muon,
+                    "average": train.average,
                 },
             )
             group["params"].append(parameter)

@@ -35,6 +35,8 @@ class Train:
             published recipes all use AdamW.
         decay_vectors: True decays vectors (biases, norm weights) too, as some authors do.
         adapter: adapter that learns in place of the part, with these settings; None: the part itself learns.
+        average: decay of an exponential moving average of the weights, which is saved beside them, such as 0.9999. It
+            starts at the values before the first step and ends with the stage. None: no average.
     """
 
     lr: float
@@ -44,15 +46,31 @@ class Train:
     optimizer: Literal["adamw", "muon"] = "adamw"
     decay_vectors: bool = False
     adapter: Adapter | None = None
+    average: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.adapter, Mapping):  # a config that is checked before it is built
             self.adapter = Adapter(**self.adapter)
+        if self.average is not None and not 0 < self.average < 1:
+            raise UserError(f"the decay of an average of weights is between 0 and 1, got average={self.average}")
         numbers = 0 < self.lr < math.inf and 0 < self.layer_decay <= 1 and 0 <= self.weight_decay < math.inf
         if not numbers or self.from_step < 0:
             raise UserError(
                 f"a part learns with lr > 0, 0 < layer_decay <= 1, weight_decay >= 0 and from_step >= 0, got {self}"
             )
+
+
+@dataclass
+class Start:
+    """The weights that a stage starts from.
+
+    Args:
+        stage: name of an earlier stage, whose end holds the weights.
+        averaged: True takes the averages of the parts that have one, see `Train.average`.
+    """
+
+    stage: str
+    averaged: bool = False
 
 
 @dataclass
@@ -69,8 +87,9 @@ class Stage:
         betas: decay rates of AdamW's moments.
         clip: limit of the gradient norm over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
-        starts_from: name of an earlier stage whose end this stage starts from; None means the stage right before.
-            Several stages may start from the end of the same stage. The run keeps that end and the end of every branch.
+        starts_from: name of an earlier stage whose end this stage starts from, or a `Start`, which may choose the
+            averages there; None means the stage right before. Several stages may start from the end of the same stage.
+            The run keeps that end and the end of every branch.
         noisy: names of frozen parts that keep their dropout. Other frozen parts run in evaluation mode.
         objectives: name of an objective of the model -> weight in the loss. Empty means the model's first objective
             with weight 1.
@@ -87,7 +106,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
-    starts_from: str | None = None
+    starts_from: str | Start | None = None
     noisy: list[str] = field(default_factory=list)
     objectives: dict[str, float] = field(default_factory=dict)
     inputs: Inputs | None = None
@@ -120,6 +139,16 @@ class Stage:
     def train_parts(self) -> dict[str, Train]:
         """Part that learns -> settings: `train`, where an adapter takes the place of its part."""
         return {part if each.adapter is None else adapter_part(part): each for part, each in self.train.items()}
+
+    @property
+    def origin(self) -> str | None:
+        """Name of the stage in `starts_from`."""
+        return self.starts_from.stage if isinstance(self.starts_from, Start) else self.starts_from
+
+    @property
+    def from_averages(self) -> bool:
+        """True if the stage starts from the averages of an earlier stage."""
+        return isinstance(self.starts_from, Start) and self.starts_from.averaged
 
     def check_inputs(self) -> None:
         """Refuse changes of the inputs at steps that the stage does not have.
@@ -205,17 +234,24 @@ def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
     """Return stage -> the stage whose end it starts from; None for the first stage.
 
     Raises:
-        UserError: `starts_from` names a stage that is not before it in the recipe.
+        UserError: `starts_from` names a stage that is not before it in the recipe, or averages of one that has none.
     """
     before: dict[str, str | None] = {}
     previous = None
     for stage in stages:
-        if stage.starts_from is not None and stage.starts_from not in before:
+        if stage.origin is not None and stage.origin not in before:
             raise UserError(
                 f"stages.{stage.name}.starts_from: a stage starts from the end of one that is before it in the recipe, "
-                f"{list(before) or 'and it is the first'}; got {stage.starts_from!r}"
+                f"{list(before) or 'and it is the first'}; got {stage.origin!r}"
             )
-        before[stage.name] = stage.starts_from or previous
+        if stage.from_averages and not any(
+            train.average for earlier in stages if earlier.name == stage.origin for train in earlier.train.values()
+        ):
+            raise UserError(
+                f"stages.{stage.name}.starts_from: the stage {stage.origin!r} averages no part. Set `average` in "
+                "its `train`, or take `averaged: false`"
+            )
+        before[stage.name] = stage.origin or previous
         previous = stage.name
     return before
 

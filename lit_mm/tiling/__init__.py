@@ -4,6 +4,7 @@ from lit_mm.tiling.anyres import AnyRes
 from lit_mm.tiling.hd import Hd
 from lit_mm.tiling.plan import Stretch, TilePlan, Tiling, View
 from lit_mm.tiling.square import CentreCrop, Pad
+from lit_mm.tiling.two_sizes import TwoSizes
 from lit_mm.tiling.uhd import Uhd, UhdArxiv
 from lit_mm.tiling.windows import Whole, Windows
 
@@ -15,6 +16,7 @@ __all__ = [
     "Stretch",
     "TilePlan",
     "Tiling",
+    "TwoSizes",
     "Uhd",
     "UhdArxiv",
     "View",

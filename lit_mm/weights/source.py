@@ -17,7 +17,10 @@ from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
 
 # Parameters that a family or a stage adds to a published part; no file holds them
-ADDED = (".lora_a.", ".lora_b.", ".adapters.", ".lora_A.", ".lora_B.", ".lora_magnitude_vector.")
+ADDED = (
+    *(".lora_a.", ".lora_b.", ".adapters.", ".lora_A.", ".lora_B.", ".lora_magnitude_vector."),
+    *(".expert.", ".cross_attention.", ".cross_norm."),
+)
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
