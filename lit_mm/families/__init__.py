@@ -2,6 +2,7 @@
 
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.encoder_decoder import EncoderDecoder
+from lit_mm.families.fuyu import Fuyu
 from lit_mm.families.llava import Llava
 from lit_mm.families.llava_1_5 import Llava15
 from lit_mm.families.llava_next import LlavaNext
@@ -17,6 +18,7 @@ from lit_mm.families.xcomposer2_4khd import XComposer2HD
 __all__ = [
     "Decoder",
     "EncoderDecoder",
+    "Fuyu",
     "Llava",
     "Llava15",
     "LlavaNext",

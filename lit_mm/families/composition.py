@@ -13,6 +13,7 @@ from lit_mm.layers.protocols import complete
 from lit_mm.model import MultimodalModel
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.pixels import Normalise
 from lit_mm.samples.processor import Processor
 from lit_mm.tiling.grids import TokenGrid
 from lit_mm.vision.protocol import Patched
@@ -25,6 +26,7 @@ def compose(
     tokenizer: str,
     inputs: Inputs | None,
     default: Inputs,
+    normalise: Normalise | None = None,
 ) -> dict[str, Any]:
     """Build the arguments of `MultimodalModule` for a language model that reads visual tokens among its text.
 
@@ -35,6 +37,7 @@ def compose(
         tokenizer: reference of the language model's tokenizer, see `load_tokenizer`.
         inputs: changes that the recipe makes to `default`; None for no change.
         default: inputs of the family, with tiling, layout and prompt.
+        normalise: pixel mean and standard deviation; None: those of CLIP.
     Raises:
         UserError: a part lacks what its protocol demands.
     """
@@ -46,6 +49,6 @@ def compose(
     return {
         "network": MultimodalModel(language, vision, connector, fusion=scatter_visual),
         "processor": lambda: Processor.of(
-            load_tokenizer(tokenizer), combined, token_grid, writes_target=language.writes_target
+            load_tokenizer(tokenizer), combined, token_grid, writes_target=language.writes_target, normalise=normalise
         ),
     }

@@ -6,7 +6,16 @@ from lit_mm.samples.layout import (
     GlobalThenTiles,
     InOrder,
     Layout,
+    RowsThenNewlines,
     SlicesThenOverview,
 )
 
-__all__ = ["BaseThenUnpaddedRows", "BetweenFlags", "GlobalThenTiles", "InOrder", "Layout", "SlicesThenOverview"]
+__all__ = [
+    "BaseThenUnpaddedRows",
+    "BetweenFlags",
+    "GlobalThenTiles",
+    "InOrder",
+    "Layout",
+    "RowsThenNewlines",
+    "SlicesThenOverview",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_mm.documents.decode import PictureError, reductions
 from lit_mm.documents.document import Decodable, Document, Picture
 from lit_mm.errors import UserError
-from lit_mm.prompts.prompt import PictureRun, Prompt, answers_apart
+from lit_mm.prompts.prompt import PictureRun, Prompt, ReadsAnswers, answers_apart
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
@@ -92,7 +92,13 @@ class Processor:
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer, inputs: Inputs, token_grid: GridRule, *, writes_target: bool = False
+        cls,
+        tokenizer: Tokenizer,
+        inputs: Inputs,
+        token_grid: GridRule,
+        *,
+        writes_target: bool = False,
+        normalise: Normalise | None = None,
     ) -> Processor:
         """Build the processor of a model that reads images.
 
@@ -101,8 +107,11 @@ class Processor:
             inputs: settings with all fields set, except `fill`, `max_length` and `by_source`, which have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
+            normalise: pixel mean and standard deviation; None: those of CLIP.
         """
         processor = cls(tokenizer, inputs.prompt, token_grid=token_grid, writes_target=writes_target)
+        if normalise is not None:
+            processor = replace(processor, normalise=normalise)
         return processor.with_inputs(inputs)
 
     def with_inputs(self, inputs: Inputs | None) -> Processor:
@@ -206,6 +215,12 @@ class Processor:
                 read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
             )
         ]
+
+    def answer_text(self, ids: Sequence[int], document: Document) -> str:
+        """Convert generated token ids, without stop tokens, to the text of an answer to a document."""
+        if isinstance(self.prompt, ReadsAnswers):
+            return self.prompt.answer_text(ids, document, self.tokenizer)
+        return self.tokenizer.decode(ids).strip()
 
     def _plan(self, picture: Picture, document: Document) -> TilePlan:
         try:
