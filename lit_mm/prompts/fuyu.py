@@ -198,7 +198,8 @@ def _check_role(turn: Turn, before: str | None, where: str) -> None:
     """
     expected = {None: ("user", "page"), "user": ("assistant",), "assistant": ("user",)}.get(before, ())
     if turn.role not in expected:
+        place = before or "the start"
         raise UserError(
-            f"{where}: Fuyu's template takes questions and answers by turns, or one page; "
-            f"behind {before or 'the start'} it takes {list(expected) or 'nothing'}. Change the data, or use another template"
+            f"{where}: Fuyu's template takes questions and answers by turns, or one page; behind {place} it takes "
+            f"{list(expected) or 'nothing'}. Change the data, or use another template"
         )
