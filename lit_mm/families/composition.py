@@ -26,7 +26,6 @@ def compose(
     tokenizer: str,
     inputs: Inputs | None,
     default: Inputs,
-    normalise: Normalise | None = None,
 ) -> dict[str, Any]:
     """Build the arguments of `MultimodalModule` for a language model that reads visual tokens among its text.
 
@@ -37,7 +36,6 @@ def compose(
         tokenizer: reference of the language model's tokenizer, see `load_tokenizer`.
         inputs: changes that the recipe makes to `default`; None for no change.
         default: inputs of the family, with tiling, layout and prompt.
-        normalise: pixel mean and standard deviation; None: those of CLIP.
     Raises:
         UserError: a part lacks what its protocol demands.
     """
@@ -45,10 +43,16 @@ def compose(
     complete(connector, Gridded, "connector")
     complete(language, LanguageModel, "language model")
     combined = default if inputs is None else inputs.over(default)
+    constants = vision.mean is not None and vision.std is not None
+    normalise = Normalise(vision.mean, vision.std) if constants else None
     token_grid = TokenGrid(vision.patch_grid, connector.grid_rule)
     return {
         "network": MultimodalModel(language, vision, connector, fusion=scatter_visual),
         "processor": lambda: Processor.of(
-            load_tokenizer(tokenizer), combined, token_grid, writes_target=language.writes_target, normalise=normalise
+            load_tokenizer(tokenizer),
+            combined,
+            token_grid,
+            writes_target=language.writes_target,
+            normalise=normalise,
         ),
     }

@@ -13,11 +13,9 @@ from lit_mm.module import MultimodalModule
 from lit_mm.prompts.fuyu import FuyuPrompt
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import RowsThenNewlines
-from lit_mm.samples.pixels import Normalise
 from lit_mm.tiling.canvas import Canvas
 from lit_mm.vision.linear_patches import LinearPatches
 
-HALF = (0.5, 0.5, 0.5)  # mean and standard deviation of pixels
 ALMOST_BLACK = (1, 1, 1)  # the release pads with 1.0 on the scale from 0 to 255
 
 
@@ -61,6 +59,4 @@ class Fuyu(MultimodalModule):
             fill=ALMOST_BLACK,
         )
         tokens = connector(vision.width, language.width)
-        super().__init__(
-            **compose(vision, tokens, language, tokenizer, inputs, default, normalise=Normalise(HALF, HALF))
-        )
+        super().__init__(**compose(vision, tokens, language, tokenizer, inputs, default))

@@ -73,8 +73,8 @@ TEMPLATES: dict[str, Template] = {
     ),
     "chatml_direct": chatml("Answer the questions."),
     "mpt": chatml(CHATML_SYSTEM),
-    # github.com/dvlab-research/MGM 60d021f, mgm/conversation.py. Its assistant of llama_3 has the role "system", and its
-    # BOS, which is part of the text there, comes from the tokenizer here
+    # Source: github.com/dvlab-research/MGM 60d021f, mgm/conversation.py. There the assistant of llama_3 has the role
+    # "system", and BOS is part of the text; here BOS comes from the tokenizer
     "gemma": Template(
         "{system}",
         "",

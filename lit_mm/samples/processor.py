@@ -107,7 +107,7 @@ class Processor:
             inputs: settings with all fields set, except `fill`, `max_length` and `by_source`, which have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
-            normalise: pixel mean and standard deviation; None: those of CLIP.
+            normalise: constants and colours of the vision encoder; None: CLIP's constants.
         """
         processor = cls(tokenizer, inputs.prompt, token_grid=token_grid, writes_target=writes_target)
         if normalise is not None:

@@ -45,7 +45,7 @@ class DualEncoder(nn.Module):
     returns_class_token = False
     two_maps = True
 
-    def __init__(self, low: Patched, high: Patched, tiles: int = 1, overview: bool = False) -> None:
+    def __init__(self, low: nn.Module, high: nn.Module, tiles: int = 1, overview: bool = False) -> None:
         super().__init__()
         for encoder, name in ((low, "low"), (high, "high")):
             complete(encoder, Patched, "vision encoder")
@@ -60,6 +60,7 @@ class DualEncoder(nn.Module):
             )
         self.low, self.high, self.tiles, self.overview = low, high, tiles, overview
         self.tile_size, self.image_size = low.image_size, high.image_size
+        self.mean, self.std = high.mean, high.std  # the release requires those of both encoders to be equal
         self.width, self.second_width = low.width, high.width
         patches, cells = (of.patch_grid((of.image_size, of.image_size)) for of in (low, high))
         self.cells = cells[0]

@@ -29,6 +29,7 @@ class LinearPatches(nn.Module, VisionEncoder):
     """
 
     any_size = True
+    mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self, patch: int, width: int, start: float | None = None, weights: str | None = None) -> None:
         super().__init__()

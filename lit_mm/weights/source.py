@@ -16,6 +16,7 @@ from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.fuyu import fuyu_parts
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
+from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
 
 ADDED = (".lora_a.", ".lora_b.", ".adapters.")  # parameters that a family adds to a published part; no file holds them
 State = dict[str, Tensor]
@@ -31,6 +32,9 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "qwen-vl-vision": lambda state, part: qwen_vl_parts(state, heads=part.heads)["vision"],
     "qwen-vl-connector": lambda state, part: qwen_vl_parts(state)["connector"],
     "qwen-vl-language": lambda state, part: qwen_vl_parts(state)["language"],
+    "timm": lambda state, part: timm_to_timm(state),
+    "eva-clip": lambda state, part: eva_clip_to_timm(state),
+    "open-clip": lambda state, part: open_clip_to_timm(state),
     "fuyu-vision": lambda state, part: fuyu_parts(state)["vision"],
     "fuyu-language": lambda state, part: fuyu_parts(state)["language"],
 }

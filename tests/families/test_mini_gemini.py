@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from safetensors.torch import save_file
 
@@ -16,10 +18,13 @@ from lit_mm.families import Llava15, MiniGemini
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import decode
 from lit_mm.prompts.llava import ChatPrompt
+from lit_mm.prompts.tokenizer import Tokenizer
+from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
 from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.vision.dual import DualEncoder
 from lit_mm.vision.vit import ViT
+from lit_mm.weights.source import MAPS
 from tests.rows import loss_sum, states
 from tests.tiny import Noise, document, language
 
@@ -109,28 +114,21 @@ def test_cached_decoding_equals_uncached() -> None:
             embeds = torch.cat([embeds, language.embed(torch.tensor([[expected]]))], dim=1)
 
 
-def lengthened(batch, length: int):
-    from dataclasses import replace
-
+def lengthened(batch: Batch, length: int) -> Batch:
     return replace(batch, lengths=(length,), positions=torch.arange(length)[None])
 
 
-def test_each_encoder_loads_its_published_weights(tmp_path: Path) -> None:
+def test_each_encoder_loads_its_published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, other = build(), build()
     torch.manual_seed(1)
     for name in ("low", "high"):
-        encoder = getattr(other.network.vision, name)
+        encoder = other.network.vision.get_submodule(name)
         for parameter in encoder.parameters():
             torch.nn.init.normal_(parameter)
         save_file(encoder.state_dict(), tmp_path / f"{name}.safetensors")
-        getattr(module.network.vision, name).weights = f"plain:{tmp_path / name}.safetensors"
-    from lit_mm.weights.source import MAPS
-
-    MAPS["plain"] = lambda state, part: state
-    try:
-        module.load_pretrained()
-    finally:
-        del MAPS["plain"]
+        module.network.vision.get_submodule(name).weights = f"plain:{tmp_path / name}.safetensors"
+    monkeypatch.setitem(MAPS, "plain", lambda state, part: state)
+    module.load_pretrained()
     expected = other.network.vision.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in module.network.vision.state_dict().items())
     assert set(module.origins.by_part) == {"vision", "second_vision"}
@@ -144,6 +142,10 @@ def test_gemma_tokens_are_scaled_by_the_root_of_the_width() -> None:
     torch.testing.assert_close(scaled(maps), plain(maps) * 32**0.5)
 
 
+def header(role: str) -> str:
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
@@ -154,11 +156,11 @@ def test_gemma_tokens_are_scaled_by_the_root_of_the_width() -> None:
         ),
         (
             "llama_3",
-            "<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are able to "
-            "understand the visual content that the user provides, and assist the user with a variety of tasks using "
-            "natural language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nwhat?<|eot_id|>"
-            "<|start_header_id|>system<|end_header_id|>\n\nred<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nwhy?"
-            "<|eot_id|><|start_header_id|>system<|end_header_id|>\n\n",
+            f"{header('system')}You are a helpful language and vision assistant. You are able to understand the visual "
+            "content that the user provides, and assist the user with a variety of tasks using natural language."
+            "<|eot_id|>"
+            f"{header('user')}<image>\nwhat?<|eot_id|>{header('system')}red<|eot_id|>{header('user')}why?<|eot_id|>"
+            f"{header('system')}",
         ),
     ],
 )
@@ -180,3 +182,26 @@ def test_parts_that_do_not_go_together_are_refused() -> None:
         encoders(3)
     with pytest.raises(UserError, match="at least 2 beside an `overview`"):
         encoders(1, True)
+
+
+def test_generation_goes_on_where_training_learns_with_the_markers_of_gemma() -> None:
+    special = ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>")
+    model = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({w: n for n, w in enumerate(("?", *special))}, unk_token="?")
+    )
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    model.add_special_tokens(list(special))
+    tokenizer, prompt = Tokenizer(model, bos="<bos>", eos="<eos>"), ChatPrompt("gemma")
+    turns = (Turn("user", ("what",)), Turn("assistant", ("red",)), Turn("user", ("why",)), Turn("assistant", ("so",)))
+    runs = prompt.runs(Document("chat", turns), tokenizer)
+    ids = [number for run in runs for number in run.ids]
+    learnt = [
+        tokenizer.decode([n], skip_special=False)
+        for run in runs
+        for n, of in zip(run.ids, run.learn, strict=True)
+        if of
+    ]
+    assert learnt == ["?", "<end_of_turn>", "<eos>"] * 2
+    asked = [number for run in prompt.runs(Document("chat", turns[:3]), tokenizer) for number in run.ids]
+    assert ids[: len(asked)] == asked
+    assert prompt.stop_ids(tokenizer) == {tokenizer.eos_id}

@@ -346,3 +346,17 @@ def test_what_an_injection_adds_is_a_part_named_after_it() -> None:
     assert not any(".lora_" in name for name in parts["language"])
     plain = build(config | {"init_args": config["init_args"] | {"injection": None}}).parts()["language"]
     assert sum(p.numel() for p in plain.values()) == sum(p.numel() for p in parts["language"].values())
+
+
+def test_an_encoder_of_timm_normalises_pixels_by_its_own_constants() -> None:
+    config = Combination("last block", "mlp", "anyres", "unpadded rows", "newline", "plain").config()
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    name = "vit_so400m_patch14_siglip_378.v2_webli"
+    config["init_args"]["vision"] = spec(
+        "lit_mm.vision.timm_encoder.TimmEncoder", name=name, image_size=SIDE, overrides=sizes
+    )
+    module = build(config)
+    assert module.processor.normalise.mean == module.processor.normalise.std == (0.5, 0.5, 0.5)
+    batch = collate([module.processor.sample(document(1))], module.processor)
+    with torch.no_grad():
+        assert states(module.eval().network, batch).isfinite().all()

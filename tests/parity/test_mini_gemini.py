@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.connectors.patch_info_mining import PatchInfoMining
 from lit_mm.layers.two_maps import TwoMaps
 from lit_mm.tiling.grids import RegionGrid
 from lit_mm.vision.dual import high_regions, low_views
+from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.mini_gemini import connector_to_mini_gemini, mini_gemini_to_model
 
+PAPER = Path(__file__).parents[2] / "experiments" / "paper"
 FILE = "mini_gemini_mining"
 ATOL = 4e-6  # fp32 on a CPU, of the golden file
 RTOL = 2e-6  # gradients reach 10 and are summed in another order: measured 8e-7
@@ -80,3 +85,36 @@ def test_the_map_of_the_connector_goes_back(golden: Any, mining: PatchInfoMining
     assert all(torch.equal(back[f"model.{name}"], tensor) for name, tensor in published.items())
     whole = mini_gemini_to_model(back)  # the names of a whole checkpoint
     assert whole.keys() == mini_gemini_to_model(published).keys()
+
+
+def test_the_pyramid_joins_the_stages_as_the_reference_does(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = golden.tensors(FILE, "pyramid.")
+    stages = [tensors[f"stage_{number}"] for number in range(len(tensors) - 1)]
+    side = 4 * stages[0].shape[2]
+    overrides = {"depths": [1] * len(stages), "dims": [stage.shape[1] for stage in stages]}
+    encoder = TimmEncoder("convnext_atto", image_size=side, pyramid=True, overrides=overrides)
+    monkeypatch.setattr(encoder.model, "forward_intermediates", lambda pixels, **options: list(stages))
+    joined = encoder(torch.zeros(1, 3, side, side))
+    torch.testing.assert_close(joined, tensors["concat"].flatten(2).transpose(1, 2), rtol=0, atol=ATOL)
+
+
+@pytest.mark.parametrize(("recipe", "tokens", "stages"), [("mini_gemini", 576, 2), ("mini_gemini_hd", 2880, 1)])
+def test_the_published_recipes_have_the_published_sizes(
+    golden: Any, monkeypatch: pytest.MonkeyPatch, recipe: str, tokens: int, stages: int
+) -> None:
+    published = golden.json("cog_fuyu_mgm_params")["counts"]["mini_gemini_7b_vicuna"]
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    with torch.device("meta"):
+        arguments = ["--config", str(PAPER / f"{recipe}.yaml"), "--model.init_args.tokenizer", "nano"]
+        cli = RecipeCLI(arguments, "fit")
+    parts = {part: sum(p.numel() for p in tensors.values()) for part, tensors in cli.model.parts().items()}
+    unused = (
+        sum(p.numel() for p in cli.model.network.vision.low.blocks[0].parameters()) + 2 * 1024
+    )  # last block and norm
+    assert parts["vision"] == published["clip_vit_l_336"] - unused
+    assert parts["second_vision"] == published["convnext_l_stem_stages"]
+    assert parts["connector"] == published["stage1_trainable"]
+    assert parts["connector"] == published["patch_info_mining"] + published["mm_projector_mlp2x_gelu"]
+    assert sum(parts.values()) == published["total"] - unused
+    assert cli.model.processor.visual_tokens(480, 640) == tokens
+    assert len(cli.stages) == stages
