@@ -25,6 +25,13 @@ ATOL = 4e-6  # fp32 on a CPU, of the golden file
 RTOL = 2e-6  # gradients reach 10 and are summed in another order: measured 8e-7
 
 
+PAPER_RECIPES = [
+    ("mini_gemini", "mini_gemini_7b_vicuna", 576, 2),
+    ("mini_gemini_hd", "mini_gemini_7b_vicuna", 2880, 1),
+    ("mini_gemini_gemma", "mini_gemini_2b_gemma", 576, 2),
+]
+
+
 @pytest.fixture
 def mining(golden: Any) -> PatchInfoMining:
     config = golden.json(FILE)["config"]
@@ -98,11 +105,11 @@ def test_the_pyramid_joins_the_stages_as_the_reference_does(golden: Any, monkeyp
     torch.testing.assert_close(joined, tensors["concat"].flatten(2).transpose(1, 2), rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize(("recipe", "tokens", "stages"), [("mini_gemini", 576, 2), ("mini_gemini_hd", 2880, 1)])
+@pytest.mark.parametrize(("recipe", "size", "tokens", "stages"), PAPER_RECIPES)
 def test_the_published_recipes_have_the_published_sizes(
-    golden: Any, monkeypatch: pytest.MonkeyPatch, recipe: str, tokens: int, stages: int
+    golden: Any, monkeypatch: pytest.MonkeyPatch, recipe: str, size: str, tokens: int, stages: int
 ) -> None:
-    published = golden.json("cog_fuyu_mgm_params")["counts"]["mini_gemini_7b_vicuna"]
+    published = golden.json("cog_fuyu_mgm_params")["counts"][size]
     monkeypatch.setattr(sys, "argv", ["lit_mm"])
     with torch.device("meta"):
         arguments = ["--config", str(PAPER / f"{recipe}.yaml"), "--model.init_args.tokenizer", "nano"]
