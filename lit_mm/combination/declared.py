@@ -61,6 +61,7 @@ def require_combination(
         UserError: the parts do not go together, or a part refuses a view of the tiling. The message has the reason and
             the nearest legal choice.
     """
+    require_maps(vision, connector, key)
     measured = properties(vision, connector, tiling, layout)
     reason = objection(measured)
     if reason is not None:
@@ -74,11 +75,39 @@ def require_combination(
         raise UserError(f"{key}: {error}") from error
 
 
+def require_maps(vision: VisionEncoder, connector: Connector, key: str) -> None:
+    """Refuse a connector that reads another number of feature maps than the vision encoder returns.
+
+    Args:
+        vision: vision encoder of the model.
+        connector: connector of the model.
+        key: key of the recipe, for the error.
+    Raises:
+        UserError: one of the two has features at two resolutions, the other has not.
+    """
+    bare = unwrapped(connector)
+    if vision.two_maps and not bare.reads_two_maps:
+        raise UserError(
+            f"{key}: the vision encoder returns features at two resolutions, which {type(bare).__name__} does not "
+            "read. The nearest that goes: `connector: lit_mm.connectors.patch_info_mining.PatchInfoMining`"
+        )
+    if bare.reads_two_maps and not vision.two_maps:
+        raise UserError(
+            f"{key}: {type(bare).__name__} reads features at two resolutions, which {type(vision).__name__} does not "
+            "return. The nearest that goes: `vision: lit_mm.vision.dual.DualEncoder`"
+        )
+
+
+def unwrapped(connector: Connector) -> Connector:
+    """Return the connector inside of all wrappers that add learned vectors."""
+    while isinstance(connector, Beside):
+        connector = connector.projector
+    return connector
+
+
 def properties(vision: VisionEncoder, connector: Connector, tiling: Tiling, layout: Layout) -> Properties:
     """Measure the parts. A connector that learned vectors wrap is measured without the wrapper."""
-    bare = connector
-    while isinstance(bare, Beside):
-        bare = bare.projector
+    bare = unwrapped(connector)
     plans = [tiling(*size) for size in PROBES]
     views = {tuple(view.size) for plan in plans for view in plan.views}
     same = plans[0].thumbnail is not None and all(plan.views == plans[0].views for plan in plans)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from lit_mm.prompts.cogvlm import CogVLMPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
 from lit_mm.samples.layout import SharedPosition
 from lit_mm.tiling.two_sizes import TwoSizes
+from lit_mm.vision.protocol import Patched
 
 
 class CogAgent(MultimodalModule):
@@ -56,10 +58,10 @@ class CogAgent(MultimodalModule):
         cross_heads: int = 32,
         inputs: Inputs | None = None,
     ) -> None:
-        rows, columns = vision.token_grid((image_size, image_size))
+        rows, columns = cast(Patched, vision).patch_grid((image_size, image_size))
         build = connector or partial(GLUProjector, positions=rows * columns)
         projector = WithFlags(build(vision.width, language.width), language.width)
-        rows, columns = second_vision.token_grid((second_size, second_size))
+        rows, columns = cast(Patched, second_vision).patch_grid((second_size, second_size))
         table = PositionTable(rows * columns, second_vision.width)
         apply_visual_expert(language)
         apply_cross_attention(language, second_vision.width, cross_width, cross_heads)

@@ -6,6 +6,7 @@ from lit_mm.samples.layout import (
     GlobalThenTiles,
     InOrder,
     Layout,
+    RowsThenNewlines,
     SharedPosition,
     SlicesThenOverview,
 )
@@ -16,6 +17,7 @@ __all__ = [
     "GlobalThenTiles",
     "InOrder",
     "Layout",
+    "RowsThenNewlines",
     "SharedPosition",
     "SlicesThenOverview",
 ]

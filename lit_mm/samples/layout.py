@@ -118,6 +118,20 @@ def base_then_unpadded_rows(plan: TilePlan, token_grid: TokenGrid, *, rule: Rule
     return [base, with_newlines(cells[top : top + rows, left : left + columns])]
 
 
+def rows_then_newlines(plan: TilePlan, token_grid: TokenGrid, *, newline: str) -> list[Run]:
+    """Place the visual tokens of all views row by row, with the token of a newline after each row, the last included.
+
+    Example with one view of 2 x 3 tokens: 0 1 2, newline, 3 4 5, newline.
+
+    Args:
+        plan: plan of any tiling.
+        token_grid: rule for the grid of visual tokens of a view.
+        newline: text of one token.
+    Source: Fuyu-8B, transformers' FuyuProcessor.
+    """
+    return [run for view in tokens_of(plan, token_grid) for row in view for run in (row, newline)]
+
+
 @dataclass(frozen=True)
 class InOrder(Layout):
     """Places all visual tokens of all views in order, and nothing else. See `in_order`."""
@@ -187,3 +201,17 @@ class SharedPosition(Layout):
     def routed(self, index: np.ndarray) -> np.ndarray:
         """Return [R] places of start flags and visual tokens, ascending."""
         return np.flatnonzero((index >= 0) | (index == FLAG_START))
+
+
+@dataclass(frozen=True)
+class RowsThenNewlines(Layout):
+    """Places the visual tokens row by row, with a text token after each row. See `rows_then_newlines`.
+
+    Args:
+        newline: text of one token, whose ordinary text embedding ends a row.
+    """
+
+    newline: str = "|NEWLINE|"
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return rows_then_newlines(plan, token_grid, newline=self.newline)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_mm.documents.decode import PictureError, reductions
 from lit_mm.documents.document import Decodable, Document, Picture
 from lit_mm.errors import UserError
-from lit_mm.prompts.prompt import PictureRun, Prompt, answers_apart
+from lit_mm.prompts.prompt import PictureRun, Prompt, ReadsAnswers, answers_apart
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
@@ -220,6 +220,12 @@ class Processor:
             first += crops[: len(plan.views)]
             second += crops[len(plan.views) :]
         return first + second
+
+    def answer_text(self, ids: Sequence[int], document: Document) -> str:
+        """Convert generated token ids, without stop tokens, to the text of an answer to a document."""
+        if isinstance(self.prompt, ReadsAnswers):
+            return self.prompt.answer_text(ids, document, self.tokenizer)
+        return self.tokenizer.decode(ids).strip()
 
     def _plan(self, picture: Picture, document: Document) -> TilePlan:
         try:

@@ -1,6 +1,7 @@
 """Tilings cut an image into views. They are arithmetic on sizes, without pixels or tensors."""
 
 from lit_mm.tiling.anyres import AnyRes
+from lit_mm.tiling.canvas import Canvas
 from lit_mm.tiling.hd import Hd
 from lit_mm.tiling.plan import Stretch, TilePlan, Tiling, View
 from lit_mm.tiling.square import CentreCrop, Pad
@@ -10,6 +11,7 @@ from lit_mm.tiling.windows import Whole, Windows
 
 __all__ = [
     "AnyRes",
+    "Canvas",
     "CentreCrop",
     "Hd",
     "Pad",

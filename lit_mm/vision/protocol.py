@@ -25,6 +25,7 @@ class VisionEncoder(Protocol):
         windows: number of windows that it has adapters for (Monkey's); 0 if it has none.
         returns_class_token: True if its class token precedes the patches in its output.
         mean, std: constants per channel that normalise pixels in [0, 1]; None: those of the family, CLIP's by default.
+        two_maps: True if its output is `lit_mm.layers.two_maps.TwoMaps`, features at two resolutions.
     """
 
     width: int
@@ -35,6 +36,7 @@ class VisionEncoder(Protocol):
     returns_class_token: bool = False
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    two_maps: bool = False
 
     @abstractmethod
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
+from lit_mm.weights.fuyu import fuyu_parts
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
@@ -36,6 +37,9 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "timm": lambda state, part: timm_to_timm(state),
     "eva-clip": lambda state, part: eva_clip_to_timm(state),
     "open-clip": lambda state, part: open_clip_to_timm(state),
+    "gemma": lambda state, part: llama_to_llama(state),
+    "fuyu-vision": lambda state, part: fuyu_parts(state)["vision"],
+    "fuyu-language": lambda state, part: fuyu_parts(state)["language"],
 }
 
 

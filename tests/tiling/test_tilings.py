@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 
 from lit_mm.errors import UserError
-from lit_mm.tiling import AnyRes, CentreCrop, Hd, Pad, Stretch, Tiling, TwoSizes, Uhd, UhdArxiv, Whole, Windows
+from lit_mm.tiling import AnyRes, Canvas, CentreCrop, Hd, Pad, Stretch, Tiling, TwoSizes, Uhd, UhdArxiv, Whole, Windows
 from lit_mm.tiling.anyres import plan_anyres
+from lit_mm.tiling.canvas import plan_canvas
 from lit_mm.tiling.hd import plan_hd
 from lit_mm.tiling.plan import View, plan_square
 from lit_mm.tiling.square import plan_centre_crop, plan_pad
@@ -33,6 +34,7 @@ TILINGS = [
     (Windows(), plan_windows),
     (Windows((56, 84), 28, 14), partial(plan_windows, size=(56, 84), window=28, stride=14)),
     (Whole((56, 84), 28), partial(plan_whole, size=(56, 84), window=28)),
+    (Canvas(90, 120, 30), partial(plan_canvas, canvas=(90, 120), patch=30)),
 ]
 
 
