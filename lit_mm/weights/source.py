@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
+from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.eva import eva_to_vit
@@ -30,6 +31,10 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "qwen-vl-vision": lambda state, part: qwen_vl_parts(state, heads=part.heads)["vision"],
     "qwen-vl-connector": lambda state, part: qwen_vl_parts(state)["connector"],
     "qwen-vl-language": lambda state, part: qwen_vl_parts(state)["language"],
+    "blip-vision": lambda state, part: blip_part(state, "vision"),
+    "blip-text": lambda state, part: blip_part(state, "text"),
+    "deit": lambda state, part: deit_to_vit(state),
+    "bert-med": lambda state, part: bert_to_med(state, part),
 }
 
 
