@@ -168,7 +168,7 @@ class Padded(NamedTuple):
     """Texts of a flat row as a table.
 
     Attributes:
-        ids: [N, L] token ids, 0 at padding on the left.
+        ids: [N, L] token ids, 0 at padding.
         visible: [N, L] True at tokens. `hidden[visible]` is the flat row again.
     """
 
@@ -182,6 +182,13 @@ def pad_left(ids: Tensor, lengths: Sequence[int]) -> Padded:
     counts = torch.tensor(lengths, device=ids.device)
     visible = torch.arange(longest, device=ids.device) >= longest - counts[:, None]  # [N, L]
     return Padded(ids.new_zeros(len(lengths), longest).masked_scatter(visible, ids[0]), visible)
+
+
+def pad_right(ids: Tensor, lengths: Sequence[int]) -> Padded:
+    """Lay out a flat row of token ids [1, T] as one row per text, with padding on the right."""
+    counts = torch.tensor(lengths, device=ids.device)
+    visible = torch.arange(max(lengths), device=ids.device) < counts[:, None]  # [N, L]
+    return Padded(ids.new_zeros(visible.shape).masked_scatter(visible, ids[0]), visible)
 
 
 class MED(nn.Module):

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.samples.batch import TOKENS, Batch
+from lit_mm.samples.batch import PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
 from lit_mm.samples.fault import Fault
 from lit_mm.samples.length import Length
@@ -52,7 +52,7 @@ class Rows(Dataset):
         batch = collate(
             samples,
             self.maker.processor,
-            units={TOKENS: micro.step_tokens},
+            units={TOKENS: micro.step_tokens, PAIRS: micro.step_samples},
             views=views,
             sources=[documents.source_of(number) for number in numbers] if len(documents.names) > 1 else None,
         )

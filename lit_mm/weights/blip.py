@@ -98,6 +98,8 @@ def blip_to_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"{new}. Does the file belong to a model with another sharing?"
             )
         mapped[new] = tensor
+    if any(name.startswith("momentum.") for name in mapped):
+        mapped["momentum.updates"] = torch.ones(1, dtype=torch.int64)  # the copies are no longer fresh
     return mapped
 
 
@@ -109,6 +111,8 @@ def network_to_blip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encodes = any(".encoder_attention." in name for name in state)
     back: dict[str, Tensor] = {}
     for name, tensor in state.items():
+        if name == "momentum.updates":
+            continue
         if name == "contrast.temperature":
             tensor = tensor.reshape(())
         elif name in ("queue.image", "queue.text"):
