@@ -1,5 +1,6 @@
 """Families: one LightningModule each, which composes parts and adds no tensor maths."""
 
+from lit_mm.families.blip import Blip
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.encoder_decoder import EncoderDecoder
 from lit_mm.families.llava import Llava
@@ -15,6 +16,7 @@ from lit_mm.families.xcomposer2 import XComposer2
 from lit_mm.families.xcomposer2_4khd import XComposer2HD
 
 __all__ = [
+    "Blip",
     "Decoder",
     "EncoderDecoder",
     "Llava",

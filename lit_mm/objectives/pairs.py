@@ -96,7 +96,7 @@ class Matching:
     """
 
     unit = PAIRS
-    parts = frozenset({"vision", "text", "encoder", "matching"})
+    parts = frozenset({"vision", "text", "encoder", "contrast", "matching"})
     compares = True
 
     def __call__(self, model: ImageTextModel, batch: Batch) -> Tensor:

@@ -162,3 +162,11 @@ class BaseThenUnpaddedRows(Layout):
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return base_then_unpadded_rows(plan, token_grid, rule=self.rule)
+
+
+@dataclass(frozen=True)
+class NoTokens(Layout):
+    """Places nothing in the text, for a language model that reads images by cross-attention."""
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return []
