@@ -22,6 +22,7 @@ from lit_mm.distributed.zero import ZeRO
 from lit_mm.documents.document import Document
 from lit_mm.documents.examination import Examination
 from lit_mm.errors import UserError
+from lit_mm.layers.protocols import bounds_of
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.objectives.objective import Comparing, Objective, Timed
@@ -220,7 +221,8 @@ class MultimodalModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         stage, total = self.current_stage, self.total_steps
-        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()))
+        bounds = bounds_of(self.network)
+        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()), bounds)
         optimizer = make_optimizer(groups, stage.betas)
         factors = [
             lambda step, part=group["part"]: stage.schedule.factor(step, total) * (part in learning_parts(stage, step))

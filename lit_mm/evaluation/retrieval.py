@@ -52,6 +52,8 @@ class TwoStepRetrieval:
     Args:
         candidates: number of best candidates per query that the matching head reorders; the score is the cosine plus
             the logit of a match. 0 ranks by contrast alone.
+    Attributes:
+        skills: names of the figures.
     Raises:
         UserError: the number is negative.
     Source: train_retrieval.py of github.com/salesforce/BLIP, `evaluation`.
@@ -61,6 +63,9 @@ class TwoStepRetrieval:
         if candidates < 0:
             raise UserError(f"TwoStepRetrieval: `candidates` is at least 0, got {candidates}")
         self.candidates = candidates
+        directions = (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
+        steps = ("", BY_CONTRAST) if candidates else ("",)
+        self.skills = tuple(direction + step for direction in directions for step in steps)
 
     def __call__(
         self, module: MultimodalModule, documents: Sequence[Document], *, blind: bool = False, batch_size: int = 64
@@ -70,7 +75,7 @@ class TwoStepRetrieval:
         network: Any = module.network
         with module.inference():
             encoded = encode(module, network, documents, batch_size)
-            similarity = (encoded.image @ encoded.text.T).numpy()  # [images, texts]
+            similarity = encoded.image.numpy() @ encoded.text.numpy().T  # [images, texts]
             predictions: list[Prediction] = []
             for direction, cosines in ((IMAGE_TO_TEXT, similarity), (TEXT_TO_IMAGE, similarity.T)):
                 orders = {direction: rank(cosines)}

@@ -4,82 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import examine
 from lit_mm.families import Blip
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer
-from lit_mm.language.med import MED
 from lit_mm.objectives.pairs import MomentumContrast, draw_negatives, negative_weights
 from lit_mm.objectives.queue import FeatureQueue
 from lit_mm.prompts.caption import Caption
 from lit_mm.samples.batch import IGNORE, PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
-from lit_mm.samples.inputs import Inputs
-from lit_mm.stages.stage import Stage, Train
-from lit_mm.stream.datamodule import Source, StreamDataModule
-from lit_mm.vision.timm_vit import TimmViT
-from tests.tiny import WORDS, Noise, run_recipe
-
-PARTS = ("vision", "text", "encoder", "decoder", "contrast", "matching")
-
-
-def blip(seed: int = 0, prompt: Caption | None = None, **options: Any) -> Blip:
-    torch.manual_seed(seed)
-    return Blip(
-        TimmViT(32, 16, 16, layers=1, heads=2),
-        MED(16, 515, 16, layers=2, heads=2, ffn_width=24, max_positions=48, dropout=0.0),
-        "nano",
-        encoder_id=512,
-        decoder_id=513,
-        grounded_id=514,
-        width=8,
-        queue_size=8,
-        inputs=Inputs(prompt=prompt or Caption(513, clean=False)),
-        **options,
-    )
-
-
-def page(number: int) -> Document:
-    text = " ".join(WORDS[(number * 7 + k) % len(WORDS)] for k in range(2 + number % 5))
-    turns = (Turn("user", (Noise(number), "describe the image")), Turn("assistant", (text,)))
-    return Document(f"page/{number}", turns)
-
-
-class Pages(StreamDataModule):
-    """Pages with captions, one per row."""
-
-    def __init__(self, count: int = 24, **options: Any) -> None:
-        super().__init__(**{"global_batch": 4, "num_workers": 0, "window": 16} | options)
-        self.count = count
-
-    def source(self) -> Source:
-        return [page(number) for number in range(self.count)]
-
-    def heldout(self, count: int | None = None) -> list[Document]:
-        return [page(100 + number) for number in range(count or 4)]
-
-
-def stages(steps: int = 3) -> list[Stage]:
-    rates = {part: Train(lr=1e-2) for part in PARTS}
-    writes, compares = ("vision", "text", "decoder"), ("vision", "text", "encoder", "contrast", "matching")
-    return [
-        Stage("pretrain", rates, max_steps=steps, objectives={"itc": 1, "itm": 1, "lm": 1}),
-        Stage("caption", {part: rates[part] for part in writes}, max_steps=steps, objectives={"lm": 1}),
-        Stage(
-            "retrieval",
-            {part: rates[part] for part in compares},
-            max_steps=steps,
-            objectives={"itc": 1, "itm": 1},
-            starts_from="pretrain",
-        ),
-    ]
+from lit_mm.stages.stage import Train
+from tests.tiny import run_recipe
+from tests.tiny_blip import PARTS, Pages, blip, page, stages
 
 
 def batch_of(module: Blip, count: int = 4) -> Batch:
@@ -127,12 +68,16 @@ def test_texts_are_found_and_captions_written() -> None:
     module = blip()
     documents = [page(number) for number in range(6)]
     examination = examine(module, documents, batch_size=4)
-    assert list(examination.figures.skills) == [
-        "image to text",
-        "image to text, by contrast",
-        "text to image",
-        "text to image, by contrast",
-    ]
+    assert (
+        list(examination.figures.skills)
+        == list(module.examiner.skills)
+        == [
+            "image to text",
+            "image to text, by contrast",
+            "text to image",
+            "text to image, by contrast",
+        ]
+    )
     assert examination.figures.count == 4 * len(documents)
     for decoding in (Decoding(4, beams=3), Decoding(4, sample=True, top_p=0.9, repetition_penalty=1.1), Decoding(4)):
         texts = answer(module, documents, decoding=decoding, batch_size=4)
@@ -241,3 +186,13 @@ def test_lead_is_not_learnt_and_a_long_caption_keeps_its_end() -> None:
     assert sample.input_ids[: 1 + len(lead)].tolist() == [513, *lead]
     assert (sample.labels[: 1 + len(lead)] == IGNORE).all() and (sample.labels[1 + len(lead) :] != IGNORE).all()
     assert len(sample) <= 6 and sample.input_ids[-1] == module.processor.tokenizer.eos_id
+
+
+def test_temperature_stays_in_its_bounds_after_every_step(tmp_path: Path) -> None:
+    module = blip()
+    with torch.no_grad():
+        module.network.contrast.temperature.fill_(0.49)
+    recipe = stages()[:1]
+    recipe[0].train["contrast"] = Train(lr=5.0)
+    run_recipe(module, recipe, tmp_path, data_class=Pages)
+    assert module.network.contrast.temperature.item() in (pytest.approx(0.001), 0.5)
