@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
+from random import Random
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from lit_mm.documents.document import Decodable, Document, Picture
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Prompt, answers_apart
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
+from lit_mm.samples.augmentation import Augmentation
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import InOrder, Layout
@@ -77,6 +80,7 @@ class Processor:
         max_length: length of the longest sample, tokens; a longer sample is refused.
         by_source: name of a source -> tiling of the pictures of its documents, if it differs from `tiling`.
         writes_target: True for an encoder-decoder, whose last answer is a separate row.
+        augmentation: random changes of pictures in training; None: pictures stay as they are.
     """
 
     tokenizer: Tokenizer
@@ -89,6 +93,7 @@ class Processor:
     max_length: int = 4096
     by_source: Mapping[str, Tiling] = field(default_factory=dict)
     writes_target: bool = False
+    augmentation: Augmentation | None = None
 
     @classmethod
     def of(
@@ -98,7 +103,8 @@ class Processor:
 
         Args:
             tokenizer: tokenizer of the language model.
-            inputs: settings with all fields set, except `fill`, `max_length` and `by_source`, which have defaults.
+            inputs: settings with all fields set, except `fill`, `max_length`, `by_source` and `augmentation`, which
+                have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
         """
@@ -109,7 +115,7 @@ class Processor:
         """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
-        names = ("tiling", "layout", "prompt", "max_length", "by_source")
+        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
         if inputs.fill is not None:
             changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))
@@ -196,16 +202,29 @@ class Processor:
         scaling = self.normalise.scaling()
         return [normalised(pixels, scaling) for pixels in self.crops(sample)]
 
-    def crops(self, sample: Sample) -> list[Tensor]:
-        """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`."""
-        return [
-            view
-            # a truncated sample has fewer pictures than its document
-            for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
-            for view in crop_views(
-                read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
-            )
-        ]
+    def crops(self, sample: Sample, draw: int | None = None) -> list[Tensor]:
+        """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`.
+
+        Args:
+            sample: sample to read.
+            draw: seed of the augmentation; None changes nothing.
+        """
+        change = self.augmentation if draw is not None else None
+        draws = Random(draw)
+        cut: list[Tensor] = []
+        # a truncated sample has fewer pictures than its document
+        for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True):
+            least = self.normalise.least(plan.views)
+            if change is None:
+                image = read(picture, sample.document.id, least)
+                cut += crop_views(image, plan.views, self.normalise)
+                continue
+            if least is not None:
+                least = math.ceil(least[0] * change.enlargement), math.ceil(least[1] * change.enlargement)
+            image = change.crop(read(picture, sample.document.id, least), draws)
+            views = crop_views(image, plan.views, self.normalise)
+            cut += [change.change(view, draws) if view.dtype == torch.uint8 else view for view in views]
+        return cut
 
     def _plan(self, picture: Picture, document: Document) -> TilePlan:
         try:

@@ -17,7 +17,7 @@ import torch
 
 from callbacks.metrics_csv import read_metrics
 from tests.kills import Launch, launch_all
-from tests.three_stages import RTOL, assert_equal, weights
+from tests.three_stages import CUT, RTOL, assert_equal, weights
 
 pytestmark = pytest.mark.distributed
 
@@ -39,6 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             launch("two ranks, killed", ranks=2, strategy="ddp", kill="retrieval step 3"),
             launch("two ranks, killed", ranks=2, strategy="ddp"),
             launch("zero2", ranks=2, strategy="zero2"),
+            launch("zero3", ranks=2, strategy=CUT),
             launch("captions", "captions", dropout=0.0),
             launch("captions, two ranks", "captions", dropout=0.0, ranks=2, strategy="ddp"),
         ],
@@ -60,7 +61,7 @@ def test_killed_run_continues_bit_for_bit(runs: Path, killed: str, unbroken: str
     assert losses(runs / killed) == losses(runs / unbroken)
 
 
-@pytest.mark.parametrize("name", ["two ranks", "two ranks, killed", "zero2"])
+@pytest.mark.parametrize("name", ["two ranks", "two ranks, killed", "zero2", "zero3"])
 def test_momentum_copies_and_queue_are_the_same_on_all_ranks(runs: Path, name: str) -> None:
     for stage in ("retrieval",):
         first, second = (runs / name / f"buffers-{stage}-{rank}.txt" for rank in (0, 1))
@@ -72,5 +73,6 @@ def test_captioning_on_two_ranks_equals_one_process(runs: Path) -> None:
     assert losses(runs / "captions, two ranks") == pytest.approx(losses(runs / "captions"), rel=RTOL)
 
 
-def test_zero_2_equals_ddp(runs: Path) -> None:
-    assert losses(runs / "zero2") == pytest.approx(losses(runs / "two ranks"), rel=1e-4)
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
+def test_zero_equals_ddp(runs: Path, name: str) -> None:
+    assert losses(runs / name) == pytest.approx(losses(runs / "two ranks"), rel=1e-4)
