@@ -44,9 +44,8 @@ class Rows(Dataset):
         planned = dict(zip(chain(*micro.rows), chain(*micro.lengths), strict=False))
         numbers, samples, views = [], [], []
         for number in chain(*micro.rows):
-            if (
-                entry := self._make(number, planned.get(number), faults, stable_hash(self.seed, micro.step, number))
-            ) is not None:
+            draw = stable_hash(self.seed, micro.step, number)
+            if (entry := self._make(number, planned.get(number), faults, draw)) is not None:
                 numbers.append(number)
                 samples.append(entry[0])
                 views.append(entry[1])
