@@ -23,9 +23,10 @@ from lit_mm.distributed.zero import ZeRO
 from lit_mm.documents.document import Document
 from lit_mm.documents.examination import Examination
 from lit_mm.errors import UserError
+from lit_mm.layers.protocols import bounds_of
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.next_token import NextToken
-from lit_mm.objectives.objective import Objective
+from lit_mm.objectives.objective import Comparing, Objective, Timed
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
 from lit_mm.stages.adapter import Adapter, After, adapter_part
@@ -276,7 +277,8 @@ class MultimodalModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         stage, total = self.current_stage, self.total_steps
-        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()))
+        bounds = bounds_of(self.network)
+        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()), bounds)
         optimizer = make_optimizer(groups, stage.betas)
         if self._trainer is None or not isinstance(self.trainer.strategy, ZeRO):  # ZeRO's engine replaces the weights
             keep_average(optimizer)
@@ -328,12 +330,30 @@ class MultimodalModule(L.LightningModule):
             self.check_calls(batch)
         self.seed_step(batch_idx)
         weights = self.weights_of_objectives(self.stage)
+        self.begin_step([self.objectives[name] for name in weights])
         with self.trainer.precision_plugin.forward_context():  # again: DeepSpeed's engine has switched autocast off
             losses = {name: self._loss(self.objectives[name], batch) for name in weights}
         loss = sum(weights[name] * losses[name] for name in weights)
         self.micro_losses = {name: value.detach() for name, value in losses.items()}
         self.micro_loss = loss.detach()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def begin_step(self, objectives: Sequence[Objective]) -> None:
+        """Give objectives that change over a stage the step, and check that those that compare samples can.
+
+        Raises:
+            UserError: an objective compares the samples of a micro-batch, and a step has several micro-batches.
+        """
+        accumulation = self.trainer.accumulate_grad_batches
+        for objective in objectives:
+            if isinstance(objective, Comparing) and objective.compares and accumulation > 1:
+                raise UserError(
+                    f"stages.{self.current_stage.name}: {type(objective).__name__} compares the samples of one "
+                    f"forward, so micro-batches cannot be added up; a step has {accumulation} micro-batches per rank. "
+                    "Raise `micro_batch`, or lower `global_batch` to the micro-batches of all ranks"
+                )
+            if isinstance(objective, Timed):
+                objective.step, objective.total_steps = self.trainer.global_step, self.total_steps
 
     def _loss(self, objective: Objective, batch: Batch) -> Tensor:
         """Return the share of this micro-batch in the step's mean over the objective's unit."""

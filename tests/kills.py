@@ -42,6 +42,7 @@ from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Start, Train
+from tests import tiny_blip
 from tests.faulty import FaultyMixture
 from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
@@ -70,8 +71,9 @@ class Launch:
         accelerator: accelerator of the Trainer.
         recipe: "two" or "three" stages; "inputs", in which the inputs of a stage change; "branches", in which two
             stages start from the end of one; "unread", in which the first stage does not read the language model and
-            the second does; "thaw", in which the vision encoder thaws after two steps; "muon"; or "average", in which
-            the second stage starts from the averages of the first.
+            the second does; "thaw", in which the vision encoder thaws after two steps; "muon"; "average", in which
+            the second stage starts from the averages of the first; "pairs", BLIP's three stages; or "captions", the
+            captioner of BLIP alone.
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
@@ -285,6 +287,11 @@ def recipe_of(launch: Launch) -> list[Stage]:
     if launch.recipe == "inputs":
         swapped = XComposer2Prompt(PROMPT.turn_end, PROMPT.turn_start)
         return [Stage("phases", everything, max_steps=launch.steps, inputs_from={2: Inputs(prompt=swapped)})]
+    if launch.recipe == "pairs":
+        return tiny_blip.stages(steps=launch.steps)
+    if launch.recipe == "captions":
+        (captioner,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == "caption")
+        return [captioner]
     if launch.recipe == "branches":
         trunk, branch = stages(steps=launch.steps)
         return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
@@ -323,6 +330,10 @@ def run(launch: Launch, rank: int) -> None:
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
+    if launch.recipe in ("pairs", "captions"):
+        module = tiny_blip.blip(dropout=launch.dropout)
+        options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
+        callbacks.append(tiny_blip.Buffers(Path(launch.folder)))
     if launch.recipe == "unread":
         module.objectives["sight"] = Sight()
     if launch.base:

@@ -1,5 +1,6 @@
 """Families: one LightningModule each, which composes parts and adds no tensor maths."""
 
+from lit_mm.families.blip import Blip
 from lit_mm.families.cogagent import CogAgent
 from lit_mm.families.cogvlm import CogVLM
 from lit_mm.families.decoder import Decoder
@@ -19,6 +20,7 @@ from lit_mm.families.xcomposer2 import XComposer2
 from lit_mm.families.xcomposer2_4khd import XComposer2HD
 
 __all__ = [
+    "Blip",
     "CogAgent",
     "CogVLM",
     "Decoder",

@@ -14,6 +14,7 @@ from lit_mm.samples.pixels import normalised
 
 IGNORE = -100  # label of a position whose prediction carries no loss, in samples
 TOKENS = "tokens"  # unit of a loss that sums over supervised tokens
+PAIRS = "pairs"  # unit of a loss that sums over samples
 Moved = TypeVar("Moved", "Views", "Target", "Batch")
 
 
@@ -92,7 +93,7 @@ class Batch:
         target: answers for an encoder-decoder; None for a decoder, whose answers stand in `ids`.
         routed: [R] places that routed linears treat as visual; None means the places in `visual`.
         units: unit -> number of units in the whole optimizer step, over all ranks and micro-batches. A loss is divided
-            by the number of its unit; "tokens" counts supervised tokens.
+            by the number of its unit; "tokens" counts supervised tokens, "pairs" samples.
         sources: [S] number of the data source of each supervised place; None if there is only one source.
         num_by_source: number of samples per source in this micro-batch, without lost samples; () without a ledger.
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their

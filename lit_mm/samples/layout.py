@@ -215,3 +215,11 @@ class RowsThenNewlines(Layout):
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return rows_then_newlines(plan, token_grid, newline=self.newline)
+
+
+@dataclass(frozen=True)
+class NoTokens(Layout):
+    """Places nothing in the text, for a language model that reads images by cross-attention."""
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from random import Random
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from lit_mm.documents.document import Decodable, Document, Picture
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Prompt, ReadsAnswers, answers_apart
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
+from lit_mm.samples.augmentation import Augmentation
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import InOrder, Layout
@@ -77,6 +80,7 @@ class Processor:
         max_length: length of the longest sample, tokens; a longer sample is refused.
         by_source: name of a source -> tiling of the pictures of its documents, if it differs from `tiling`.
         writes_target: True for an encoder-decoder, whose last answer is a separate row.
+        augmentation: random changes of pictures in training; None: pictures stay as they are.
     """
 
     tokenizer: Tokenizer
@@ -89,6 +93,7 @@ class Processor:
     max_length: int = 4096
     by_source: Mapping[str, Tiling] = field(default_factory=dict)
     writes_target: bool = False
+    augmentation: Augmentation | None = None
 
     @classmethod
     def of(
@@ -104,7 +109,8 @@ class Processor:
 
         Args:
             tokenizer: tokenizer of the language model.
-            inputs: settings with all fields set, except `fill`, `max_length` and `by_source`, which have defaults.
+            inputs: settings with all fields set, except `fill`, `max_length`, `by_source` and `augmentation`, which
+                have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
             normalise: constants and colours of the vision encoder; None: CLIP's constants.
@@ -118,7 +124,7 @@ class Processor:
         """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
-        names = ("tiling", "layout", "prompt", "max_length", "by_source")
+        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
         if inputs.fill is not None:
             changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))
@@ -205,18 +211,31 @@ class Processor:
         scaling = self.normalise.scaling()
         return [normalised(pixels, scaling) for pixels in self.crops(sample)]
 
-    def crops(self, sample: Sample) -> list[Tensor]:
+    def crops(self, sample: Sample, draw: int | None = None) -> list[Tensor]:
         """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`.
 
         The views of the first vision encoder come first, picture by picture, then those of the second.
+
+        Args:
+            sample: sample to read.
+            draw: seed of the augmentation; None changes nothing.
         """
+        change = self.augmentation if draw is not None else None
+        draws = Random(draw)
         first: list[Tensor] = []
         second: list[Tensor] = []
         # a truncated sample has fewer pictures than its document
         for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True):
             views = (*plan.views, *plan.second)
-            pixels = read(picture, sample.document.id, self.normalise.least(views))
-            crops = crop_views(pixels, views, self.normalise)
+            least = self.normalise.least(views)
+            if change is not None and least is not None:
+                least = math.ceil(least[0] * change.enlargement), math.ceil(least[1] * change.enlargement)
+            image = read(picture, sample.document.id, least)
+            if change is not None:
+                image = change.crop(image, draws)
+            crops = crop_views(image, views, self.normalise)
+            if change is not None:
+                crops = [change.change(crop, draws) if crop.dtype == torch.uint8 else crop for crop in crops]
             first += crops[: len(plan.views)]
             second += crops[len(plan.views) :]
         return first + second

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
+from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.fuyu import fuyu_parts
@@ -40,6 +41,10 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "gemma": lambda state, part: llama_to_llama(state),
     "fuyu-vision": lambda state, part: fuyu_parts(state)["vision"],
     "fuyu-language": lambda state, part: fuyu_parts(state)["language"],
+    "blip-vision": lambda state, part: blip_part(state, "vision"),
+    "blip-text": lambda state, part: blip_part(state, "text"),
+    "deit": lambda state, part: deit_to_vit(state),
+    "bert-med": lambda state, part: bert_to_med(state, part),
 }
 
 
