@@ -55,7 +55,7 @@ def write_submission(
     if missing:
         raise UserError(
             f"the submission is not written: {len(missing)} of {len(questions)} questions have no answer, the first is "
-            f"{missing[0]!r}. Evaluate the whole split, without --questions"
+            f"{missing[0]!r}. Evaluate the whole split, without --documents"
         )
     entries = [
         _filled(submission, question.entry, postprocess(answers[question.id], submission.postprocessing))
