@@ -66,9 +66,7 @@ def test_a_killed_evaluation_goes_on_with_the_same_answers(
 
 def test_draws_depend_on_seed_and_id_alone(module) -> None:
     all_of_them = answer_questions(module, QUESTIONS, SAMPLING)
-    assert answer_questions(module, QUESTIONS[3:5][::-1], SAMPLING) == {
-        id: all_of_them[id] for id in ("q4", "q3")
-    }
+    assert answer_questions(module, QUESTIONS[3:5][::-1], SAMPLING) == {id: all_of_them[id] for id in ("q4", "q3")}
     assert answer_questions(module, QUESTIONS, SAMPLING, seed=1) != all_of_them
 
 

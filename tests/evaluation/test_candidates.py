@@ -55,8 +55,10 @@ def test_the_likelihood_of_a_candidate_is_that_of_training(make, end: bool) -> N
     module = make()
     documents = questions(pictures=make is decoder_only)
     groups = [TEXTS[: 2 + number] for number in range(3)]  # two, three and four candidates
-    ids = [[candidate_ids(module.processor, document, text, end=end) for text in group]
-           for document, group in zip(documents, groups, strict=True)]
+    ids = [
+        [candidate_ids(module.processor, document, text, end=end) for text in group]
+        for document, group in zip(documents, groups, strict=True)
+    ]
     batch = collate([asked(module.processor, document) for document in documents], module.processor.for_questions())
     sums = likelihoods(module.network, batch, ids, length="sum")
     means = likelihoods(module.network, batch, ids, length="mean")
