@@ -124,8 +124,11 @@ def answer_questions(
         dist.barrier()  # all ranks have dropped torn lines
     if procedure.answering == "retrieval":
         stored = file.read()
+        if ranks > 1:
+            dist.barrier()  # all ranks have read before one writes
         if not stored:
-            stored = rank_all(module, questions)
+            pages = documents_of(questions, procedure, source, blind=blind)
+            stored = rank_all(module, questions, [document.pictures[0] for document in pages])
             file.append(stored if rank == 0 else {})
         return stored
     documents = {document.id: document for document in documents_of(questions, procedure, source, blind=blind)}
@@ -221,9 +224,13 @@ def verbalisers(question: Question, candidates: Candidates) -> dict[str, tuple[s
     return {letter: (text,) for letter, text in zip(letters, texts, strict=True)}
 
 
-def rank_all(module: MultimodalModule, questions: Sequence[Question]) -> dict[str, str]:
+def rank_all(module: MultimodalModule, questions: Sequence[Question], pictures: Sequence[Picture]) -> dict[str, str]:
     """Rank captions for every picture and pictures for every caption.
 
+    Args:
+        module: model, whose examiner ranks.
+        questions: images with their captions.
+        pictures: picture to show for each question.
     Returns:
         "image/ID" -> names of captions "ID/N", and "caption/ID/N" -> ids of pictures; the best first, one per line.
     Raises:
@@ -235,7 +242,6 @@ def rank_all(module: MultimodalModule, questions: Sequence[Question]) -> dict[st
             f"{family_of(module)} gives no scores of pictures and captions, which a retrieval benchmark needs. Leave "
             "the benchmark out, or choose a model that was trained with contrast or matching"
         )
-    pictures = [question.picture for question in questions if question.picture is not None]
     names = [name for question in questions for name in caption_names(question)]
     captions = [text for question in questions for text in question.references]
     with module.inference():

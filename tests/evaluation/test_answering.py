@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +106,7 @@ def test_the_name_of_the_folder_changes_with_all_that_determines_the_answers(mod
 
 def test_a_model_that_cannot_rank_is_refused_for_retrieval(module) -> None:
     with pytest.raises(UserError, match="gives no scores of pictures and captions"):
-        rank_all(module, QUESTIONS)
+        rank_all(module, QUESTIONS, [question.picture for question in QUESTIONS])
 
 
 class PixelRanker:
@@ -149,3 +151,49 @@ def test_blind_answers_are_those_to_other_pictures(module) -> None:
     sighted = answer_questions(module, QUESTIONS, GENERATION)
     blind = answer_questions(module, QUESTIONS, GENERATION, blind=True)
     assert sighted.keys() == blind.keys() and sighted != blind
+
+
+TWO = """
+import sys, torch
+import torch.distributed as dist
+from pathlib import Path
+from tests.forked import run_ranks
+from tests.tiny import Noise, xcomposer2
+from lit_mm.evaluation.answering import answer_questions
+from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure
+from lit_mm.evaluation.benchmarks.question import Question
+
+QUESTIONS = [Question(f"q{n}", Noise(n), "what is " * (1 + n % 4), ("red",)) for n in range(9)]
+PROCEDURES = {
+    "generation": Procedure("g", "equality", decoding={"max_new_tokens": 4}),
+    "candidates": Procedure("r", "equality", answering="candidates",
+                            candidates=Candidates({"x": ("red",), "y": ("page", "?")})),
+}
+
+def work(rank):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    module = xcomposer2(trained=True)
+    root = Path(sys.argv[1])
+    shared = {
+        name: answer_questions(module, QUESTIONS, p, folder=root / name, batch_size=2) for name, p in PROCEDURES.items()
+    }
+    (root / f"{name}/answers-1.jsonl").unlink() if rank == 1 else None
+    dist.barrier()
+    resumed = answer_questions(module, QUESTIONS, p, folder=root / name, batch_size=2)
+    dist.destroy_process_group()
+    alone = {name: answer_questions(module, QUESTIONS, p, batch_size=2) for name, p in PROCEDURES.items()}
+    assert shared == alone and len(set(alone["generation"].values())) > 1, (rank, shared, alone)
+    assert resumed == alone[name]
+    assert len(list((root / "generation").iterdir())) == 2
+
+name, p = "candidates", PROCEDURES["candidates"]
+run_ranks(work, 2)
+"""
+
+
+def test_two_ranks_and_a_resumed_evaluation_give_the_answers_of_one_process(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", TWO, str(tmp_path)]
+    finished = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr[-2000:]

@@ -166,7 +166,8 @@ class Reader:
         else:
             entries = self.entries(data)
             holders = {self._text(self.id, row): row for row in entries} if self.bytes and self.id else {}
-            questions = (self._question(row, number, data, holders) for number, row in enumerate(entries))
+            opened: dict[Path, FilePicture] = {}  # several questions may show one image
+            questions = (self._question(row, number, data, holders, opened) for number, row in enumerate(entries))
         result: dict[str, Question] = {}
         for question in questions:
             if question.picture is None and self.only_with_image:
@@ -208,14 +209,16 @@ class Reader:
             raise UserError(f"there is no {str(data / name)!r}. The layout under {str(data)!r} is:\n  {layout}")
         return paths
 
-    def _question(self, row: Entry, number: int, data: Path, holders: Mapping[str, Entry]) -> Question:
+    def _question(
+        self, row: Entry, number: int, data: Path, holders: Mapping[str, Entry], opened: dict[Path, FilePicture]
+    ) -> Question:
         where = f"{data / self.file}, row {number}"
         id = self._text(self.id, row) if self.id else str(number)
         references = self._references(row, where)
         height, width = (int(find(row, key, where)) for key in self.size) if self.size else (0, 0)
         return Question(
             id=id,
-            picture=self._picture(row, id, data, where, holders),
+            picture=self._picture(row, id, data, where, holders, opened),
             text=str(find(row, self.question, where)) if self.question else "",
             references=references,
             group=self._text(self.group or self.image, row) if self.group or self.image else id,
@@ -246,14 +249,24 @@ class Reader:
             return tuple(map(str, _listed(find(row, self.choices[0], where))))
         return tuple(text for key in self.choices if (text := _present(row.get(key))))
 
-    def _picture(self, row: Entry, id: str, data: Path, where: str, holders: Mapping[str, Entry]) -> Picture | None:
+    def _picture(
+        self,
+        row: Entry,
+        id: str,
+        data: Path,
+        where: str,
+        holders: Mapping[str, Entry],
+        opened: dict[Path, FilePicture],
+    ) -> Picture | None:
         if self.image_if and not _present(row.get(self.image_if)):
             return None
         if not self.bytes:
             path = data / self._text(self.image, row)
-            if not path.is_file():
-                raise UserError(f"{where}: there is no image {str(path)!r}. The layout is {self.image!r}")
-            return FilePicture.open(path)
+            if path not in opened:
+                if not path.is_file():
+                    raise UserError(f"{where}: there is no image {str(path)!r}. The layout is {self.image!r}")
+                opened[path] = FilePicture.open(path)
+            return opened[path]
         cell = find(row, self.bytes, where)
         if isinstance(cell, str) and len(cell) < REFERENCE:
             if cell not in holders:
