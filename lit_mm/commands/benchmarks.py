@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_mm.commands.trained import launch_folder, open_model
@@ -77,6 +80,7 @@ def evaluate_benchmarks(choices: Namespace) -> None:
     """
     if choices.data is None:
         raise UserError("--benchmarks needs --data DIR, the folder of all benchmarks; --list shows the layout")
+    join_ranks()
     data = Path(choices.data).absolute()
     tasks = [open_task(name, data, choices.documents) for name in choices.benchmarks.split(",")]
     names = model_names(choices.checkpoint)
@@ -84,13 +88,15 @@ def evaluate_benchmarks(choices: Namespace) -> None:
     procedures: dict[tuple[str, str], Procedure] = {}
     for place, name in zip(choices.checkpoint, names, strict=True):
         with launch_folder(place, choices.config, choices.stage) as path:
-            module = open_model(path, choices.config, accelerator=choices.accelerator)
+            module = on_device_of_rank(open_model(path, choices.config, accelerator=choices.accelerator))
             weights = digest_of_weights(Path(path), choices.config)
             for task in tasks:
                 procedure = task.benchmark.procedure_of(type(module).__name__, choices.procedure)
                 procedures[name, task.name] = procedure
                 lines.append(evaluate_task(module, task, procedure, Path(path), weights, data, choices, name))
             del module
+    if dist.is_initialized() and dist.get_rank():
+        return
     contrasts, notes = compare(lines, procedures)
     if choices.format == "json":
         print(
@@ -102,6 +108,22 @@ def evaluate_benchmarks(choices: Namespace) -> None:
         print(contrast_table(contrasts))
     for note in notes:
         print(note)
+
+
+def join_ranks() -> None:
+    """Join the processes of torchrun, among which questions are shared out. One process alone joins nothing.
+
+    Ranks exchange texts only, so gloo serves on every device.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+
+
+def on_device_of_rank(module: MultimodalModule) -> MultimodalModule:
+    """Move a model from the first GPU to that of this rank; a model on another device stays."""
+    if dist.is_initialized() and module.device.type == "cuda":
+        module.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    return module
 
 
 def open_task(text: str, data: Path, limit: int | None) -> Task:
@@ -206,7 +228,9 @@ def evaluate_task(
         result = measured(answers)
         blind = measured(answers_of(blind=True)[1]) if choices.blind else None
     else:
-        path = str(write_submission(submission, task.questions, answers, data, folder / "submission"))
+        path = str(folder / f"submission.{submission.format}")
+        if not dist.is_initialized() or not dist.get_rank():
+            write_submission(submission, task.questions, answers, data, folder / "submission")
     published = task.benchmark.published_of(type(module).__name__)
     line = Line(name, task.benchmark, task.split, procedure.name, result, blind, published, path, str(folder))
     _write(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -145,3 +147,25 @@ def test_the_list_says_where_files_must_lie(command) -> None:
     assert "DIR/coco/val2014/COCO_val2014_{image_id:012d}.jpg" in output
     assert "procedure llava (Llava15, LlavaNext, LlavaUHD): textvqa_accuracy" in output
     assert command("evaluate", "--list", "--benchmarks", "mme")[1].count("mme:all") == 1
+
+
+def test_torchrun_shares_the_questions_out_and_prints_the_figures_of_one_process(place: Path, command) -> None:
+    words = ("evaluate", "runs/b", "--benchmarks", "textvqa,vizwiz:test", "--data", "files", "--format", "json")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lit_mm")
+    small = ("--batch_size", "2")
+    root = str(Path(__file__).parents[2])
+    finished = subprocess.run(
+        [*launcher, *words, *small],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    lines = json.loads(finished.stdout)["benchmarks"]
+    folder = Path(lines[0]["folder"])
+    assert sorted(path.name for path in folder.glob("answers-*")) == ["answers-0.jsonl", "answers-1.jsonl"]
+    shutil.rmtree(folder)
+    (alone, _) = json.loads(command(*words, *small)[1])["benchmarks"]
+    assert alone == lines[0]
