@@ -1,4 +1,4 @@
-"""`evaluate`: accuracy per skill and the blind baseline from a checkpoint, or figures on benchmarks."""
+"""`evaluate` prints accuracy per skill and the blind baseline of a checkpoint, or its figures on benchmarks."""
 
 from __future__ import annotations
 
@@ -110,12 +110,12 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def held_out(data: LightningDataModule, count: int | None) -> list[Document]:
-    """The held-out documents of a run's recipe.
+    """Return the held-out documents of a run's recipe.
 
     Args:
-        count: number of documents; None: as many as the recipe says.
+        count: number of documents; None for the recipe's number.
     Raises:
-        UserError: they cannot be read, or the recipe names none.
+        UserError: the documents cannot be read, or the recipe names none.
     """
     try:
         documents = data.heldout(count)
@@ -127,10 +127,10 @@ def held_out(data: LightningDataModule, count: int | None) -> list[Document]:
 
 
 def declared(text: str) -> Source:
-    """The source that `--data` declares. Its relative paths start from the folder where the user is.
+    """Open the source that `--data` declares. Its relative paths start from the current folder.
 
     Raises:
-        UserError: it is no declaration, or its data cannot be read.
+        UserError: the text is not a declaration, or its data cannot be read.
     """
     from lit_mm.documents.sources import open_source
     from lit_mm.documents.sources.paths import expand_home, is_url

@@ -1,4 +1,4 @@
-"""`fit`: run a recipe's stages in order; the same command run again resumes."""
+"""`fit` runs a recipe's stages in order. The same command resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def train(
         lasting_ends(stages),
     )
     interruption = Interruption(checkpointing, cli.time_limit)
-    observers += [checkpointing, interruption]  # last, see there
+    observers += [checkpointing, interruption]  # the last callback, see its docstring
     with interruption, resumable(arguments, folder):
         data = run_stages(
             module,
@@ -139,7 +139,7 @@ def train(
 
 @contextmanager
 def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
-    """Let Ctrl+C inside end in a `KeyboardInterrupt` that says how to resume; requeue where SLURM's time is up."""
+    """Add to a `KeyboardInterrupt` inside a `with` block how to resume, and requeue the job when SLURM's time is up."""
     has_folder = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
     again = shlex.join([*arguments, *([] if has_folder else ["--run_dir", str(folder.path)])])
     try:
@@ -164,12 +164,12 @@ def conclude(
     logger: RunLogger | None,
     origin_of: Mapping[str, str],
 ) -> None:
-    """Examine the trained model with and without sight; draw, tabulate, and keep the figures.
+    """Examine the trained model with and without sight, and write figures, tables and pictures.
 
-    The documents are shared out over the ranks; rank 0 writes.
+    The documents are shared out over the ranks, and rank 0 writes.
 
     Args:
-        origin_of: branch -> the stage whose end it starts from.
+        origin_of: branch -> stage at whose end it starts.
     """
     examination = examine(module, documents)
     predictions, sighted = examination.predictions, examination.figures
@@ -197,10 +197,10 @@ def conclude(
 def next_steps(
     folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None, ends: Collection[str] = ()
 ) -> str:
-    """Write the last lines of a run: where everything is, and what to type next. Store a held-out page to ask about.
+    """Print the places of the results and the next commands, and store a held-out page for a question.
 
     Args:
-        ends: stages besides the last whose ends are kept.
+        ends: earlier stages whose ends are kept.
     """
     lines = [
         f"the end of {stage!r} is kept, too: python -m lit_mm evaluate {folder.path} --stage {stage}"
@@ -211,7 +211,7 @@ def next_steps(
     if example is not None:
         page = folder.path / "page.png"
         example.pictures[0].read().save(page)
-        question = example.question.strip()  # one that begins with - would be taken for an option
+        question = example.question.strip()  # a question that begins with - would be an option
         words = [f"--question={question}"] if question.startswith("-") else ["--question", question]
         command = ["python", "-m", "lit_mm", "generate", str(folder.path), "--image", str(page), *words]
         ask = f"; ask it: {shlex.join(command)}"

@@ -1,4 +1,4 @@
-"""`generate`: ask a checkpoint about image files."""
+"""`generate` asks a checkpoint about image files."""
 
 from __future__ import annotations
 
