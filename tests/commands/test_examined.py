@@ -17,6 +17,7 @@ from callbacks.metrics_csv import read_metrics
 from callbacks.step_table import read_rows
 from lit_mm.checkpoints.manifest import published
 from lit_mm.cli import main
+from lit_mm.commands.recipe import rehearsed
 from lit_mm.errors import UserError
 from lit_mm.stages.examine import Examine
 from lit_mm.stages.stage import Stage, Train, best_figure
@@ -125,3 +126,9 @@ def test_stages_name_one_figure_for_the_best_checkpoint() -> None:
     assert best_figure([stage("a", ""), stage("b", "loss/held_out")]) == "loss/held_out"
     with pytest.raises(UserError, match="compared by one figure"):
         best_figure([stage("a", "loss/mine"), stage("b", "loss/held_out")])
+
+
+def test_a_rehearsal_asks_few_questions() -> None:
+    stage = Stage("a", {"language": Train(1e-3)}, max_steps=9, examine=Examine(["loss"], questions=500))
+    assert rehearsed(stage, 1).examine == Examine(["loss"], questions=2)
+    assert rehearsed(Stage("a", {"language": Train(1e-3)}, max_steps=9), 1).examine is None
