@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from lit_mm.evaluation.benchmarks.submission import write_submission
 from lit_mm.evaluation.measurement import Contrast, Measurement, contrast, measure, rows_of
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.report.benchmark_tables import Line, benchmark_table, contrast_table
+
+PAUSE = 30.0  # seconds between two lines of progress
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,26 @@ class Task:
     @property
     def name(self) -> str:
         return f"{self.benchmark.name}:{self.split}"
+
+
+class Progress:
+    """Prints the share of answered batches and the time that is left, at most every half minute.
+
+    Args:
+        title: text in front of the share.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title, self.start = title, time.monotonic()
+        self.latest = self.start
+
+    def __call__(self, answered: int, total: int) -> None:
+        """Note that batches were answered; see `lit_mm.evaluation.answering.answer_questions`."""
+        now = time.monotonic()
+        if now - self.latest >= PAUSE:
+            self.latest = now
+            left = (now - self.start) * (total - answered) / answered
+            _print(f"lit_mm: {self.title}, {answered} of {total} batches, {left / 60:.0f} minutes left")
 
 
 def list_benchmarks(names: Sequence[str] = ()) -> str:
@@ -214,6 +237,7 @@ def evaluate_task(
             folder=folder,
             batch_size=choices.batch_size,
             blind=blind,
+            progress=Progress(f"{name}: {task.name}"),
         )
         return folder, answers
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -101,6 +101,7 @@ def answer_questions(
     batch_size: int = 64,
     seed: int = 0,
     blind: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
     """Answer the questions of a benchmark; every rank of a job calls this and gets all answers.
 
@@ -113,6 +114,8 @@ def answer_questions(
         batch_size: number of questions answered together. Sampled answers are computed one by one.
         seed: seed of sampling; a question's draws depend on it and on the id alone.
         blind: True shows the pictures of other questions, see `lit_mm.evaluation.examiners.without_sight`.
+        progress: function that is called after every batch with the number of batches that this rank has answered and
+            has to answer; None calls nothing.
     Returns:
         id -> answer; for retrieval see `rank_all`.
     Raises:
@@ -141,7 +144,8 @@ def answer_questions(
     if ranks > 1:
         dist.barrier()  # all ranks have read before one writes
     answers: dict[str, str] = {}
-    for ids in share(pending, rank, ranks, equal=is_shared(module.network)) if pending else ():
+    batches = share(pending, rank, ranks, equal=is_shared(module.network)) if pending else []
+    for number, ids in enumerate(batches, 1):
         batch = [documents[id] for id in ids]
         if procedure.candidates is not None:
             texts = ranked(module, batch, [by_id[id] for id in ids], procedure.candidates)
@@ -149,6 +153,8 @@ def answer_questions(
             texts = generated(module, batch, seeded(decoding, seed, ids[0]))
         file.append(dict(zip(ids, texts, strict=True)))
         answers |= dict(zip(ids, texts, strict=True))
+        if progress is not None:
+            progress(number, len(batches))
     if ranks > 1:
         by_rank: list[dict[str, str]] = [{} for _ in range(ranks)]
         dist.all_gather_object(by_rank, answers)

@@ -138,11 +138,24 @@ def measure(benchmark: Benchmark, procedure: Procedure, rows: Sequence[Row], *, 
         figure=scored.figure * benchmark.scale,
         interval=Interval(interval.low * benchmark.scale, interval.high * benchmark.scale),
         count=len(ids),
-        details=scored.details,
+        details=subset_means(procedure, rows, ids, scored.scores) | dict(scored.details),
         scores=dict(zip(ids, scored.scores, strict=True)),
         groups=dict(zip(ids, groups, strict=True)),
         note=scored.note,
     )
+
+
+def subset_means(
+    procedure: Procedure, rows: Sequence[Row], ids: Sequence[str], scores: Sequence[float]
+) -> dict[str, float]:
+    """Return the mean score of each subset, if the figure is a mean of scores and there are several subsets."""
+    subsets = {row.id: row.subset for row in rows}
+    if not find_metric(procedure.metric).is_mean or len(set(subsets.values())) < 2:
+        return {}
+    by_subset: dict[str, list[float]] = {}
+    for id, value in zip(ids, scores, strict=True):
+        by_subset.setdefault(subsets[id], []).append(value)
+    return {subset: sum(values) / len(values) for subset, values in by_subset.items()}
 
 
 def score(procedure: Procedure, rows: Sequence[Row]) -> Scored:

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from lit_mm.cli import main
+from lit_mm.commands import benchmarks
 from lit_mm.evaluation import answering
 from tests.commands.test_trained import conversations, recipe
 from tests.evaluation.benchmarks.files import MAKERS
@@ -90,6 +91,18 @@ def test_the_table_has_interval_and_published_figure(command) -> None:
     assert "95 % interval" in output and "0.0 to" in output
     assert "XComposer2 7B 70.1 r" in " ".join(output.split())
     assert "No OCR words in the prompt" in output
+
+
+def test_progress_is_printed_every_half_minute(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    clock = iter((0.0, 10.0, 30.0, 40.0, 70.0))
+    monkeypatch.setattr(benchmarks.time, "monotonic", lambda: next(clock))
+    progress = benchmarks.Progress("a: textvqa:val")
+    for answered in (1, 2, 3, 4):
+        progress(answered, 6)
+    assert capsys.readouterr().err.splitlines() == [
+        "lit_mm: a: textvqa:val, 2 of 6 batches, 1 minutes left",
+        "lit_mm: a: textvqa:val, 4 of 6 batches, 1 minutes left",
+    ]
 
 
 def test_two_runs_are_compared(command) -> None:

@@ -40,7 +40,13 @@ def module():
 def test_a_killed_evaluation_goes_on_with_the_same_answers(
     procedure: Procedure, module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = answer_questions(module, QUESTIONS, procedure, folder=tmp_path / "whole", batch_size=2)
+    steps: list[tuple[int, int]] = []
+
+    def progress(answered: int, total: int) -> None:
+        steps.append((answered, total))
+
+    whole = answer_questions(module, QUESTIONS, procedure, folder=tmp_path / "whole", batch_size=2, progress=progress)
+    assert steps == [(number, len(steps)) for number in range(1, len(steps) + 1)] and len(steps) in (5, 9)
     assert list(whole) == [question.id for question in QUESTIONS]
     assert len(set(whole.values())) > 1
     calls = []

@@ -24,7 +24,12 @@ from lit_mm.evaluation.benchmarks.question import Question, as_document, prompt_
 from lit_mm.evaluation.benchmarks.submission import write_submission, write_table
 from lit_mm.evaluation.measurement import contrast, difference_to, measure, rows_of
 from lit_mm.evaluation.metrics import captions
+from lit_mm.prompts.llava import ChatPrompt
+from lit_mm.prompts.prompt import PictureRun, TextRun
+from lit_mm.prompts.qwen_vl import QwenPlain
+from lit_mm.prompts.text_to_text import TextToText
 from tests.evaluation.benchmarks.files import FIVE, MAKERS, WORDS, coco_vqa, docvqa, mmbench, vizwiz, write
+from tests.tiny import decoder
 
 WRONG = "nothing of the kind"
 # benchmark -> figure when the first three questions are answered right and the others wrong
@@ -122,6 +127,40 @@ def test_questions_carry_what_prompts_need(tmp_path: Path) -> None:
     assert prompts("mme", "ours")[0] == "Is it red? Please answer yes or no."
     assert prompts("mmbench", "ours")[0].startswith("Which colour?\nA. red\nB. blue\nAnswer with")
     assert '"words 3"' in prompts("hateful_memes", "ours")[3]
+
+
+PROMPTS = {
+    "plain": QwenPlain(image_start="", image_end=""),
+    "chat": ChatPrompt("chatml_direct"),
+    "text to text": TextToText(),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_templates_of_families_take_every_prompt(name: str, tmp_path: Path) -> None:
+    MAKERS[name](tmp_path)
+    tokenizer = decoder().processor.tokenizer
+    benchmark = load_benchmark(name)
+    question = benchmark.reader_of(benchmark.split()).questions(tmp_path, limit=1)[0]
+    for procedure in benchmark.procedures:
+        if procedure.answering == "retrieval":
+            continue
+        document = as_document(question, procedure.prompt, name)
+        for prompt in PROMPTS.values():
+            runs = prompt.runs(document, tokenizer)
+            text = tokenizer.decode([id for run in runs if isinstance(run, TextRun) for id in run.ids])
+            assert sum(isinstance(run, PictureRun) for run in runs) == 1
+            assert prompt_text(question, procedure.prompt).split()[-1] in text
+
+
+def test_subsets_have_their_means_beside_the_figure(tmp_path: Path) -> None:
+    MAKERS["seed"](tmp_path)
+    benchmark = load_benchmark("seed")
+    questions = benchmark.reader_of("image").questions(tmp_path)
+    procedure = benchmark.procedure_of("any")
+    right = {q.id: q.references[0] if q.subset == "1" else "Z" for q in questions}
+    details = measure(benchmark, procedure, rows_of(questions, right, procedure)).details
+    assert (details["1"], details["2"]) == (1.0, 0.0)
 
 
 def test_a_document_shows_the_image_before_the_text(tmp_path: Path) -> None:
