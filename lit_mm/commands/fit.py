@@ -15,6 +15,7 @@ import lightning as L
 from lit_mm.callbacks.checkpointing import Checkpointing
 from lit_mm.callbacks.early_end import EarlyEnd
 from lit_mm.callbacks.examination import Examination, accuracy_at, read_accuracy
+from lit_mm.callbacks.figures import StageFigures, score_by
 from lit_mm.callbacks.finite_loss import FiniteLoss
 from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.callbacks.interruption import Interruption
@@ -33,6 +34,7 @@ from lit_mm.callbacks.tracking import (
 )
 from lit_mm.callbacks.watchdog import Watchdog
 from lit_mm.checkpoints import reading
+from lit_mm.commands.examined import measures_of
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.documents.document import Document
 from lit_mm.evaluation.examiners import examine
@@ -49,7 +51,7 @@ from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
-from lit_mm.stages.stage import branches, lasting_ends
+from lit_mm.stages.stage import best_figure, branches, lasting_ends
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -110,6 +112,9 @@ def train(
         observers.append(
             Examination(cli.config.examine_every, cli.config.examine_documents, folder.path / "accuracy.csv")
         )
+    best = best_figure(stages)
+    if measures := measures_of(stages, lambda count: cli.datamodule.heldout(count or cli.config.examine_documents)):
+        observers.append(StageFigures(cli.config.examine_every, measures, folder.path / "figures.csv", best))
     if logger is not None:
         observers.append(Tracking())
     observers.append(EarlyEnd(folder.path))
@@ -117,7 +122,7 @@ def train(
         folder.checkpoints,
         cli.config.checkpoint_every,
         cli.config.keep_checkpoints,
-        partial(accuracy_at, folder.path / "accuracy.csv"),
+        score_by(folder.path / "figures.csv", best) if best else partial(accuracy_at, folder.path / "accuracy.csv"),
         lasting_ends(stages),
     )
     interruption = Interruption(checkpointing, cli.time_limit)

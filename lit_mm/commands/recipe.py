@@ -68,6 +68,7 @@ ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem
 STAGE_PARTS = {"schedule": Schedule, "inputs.tiling": Tiling, "inputs.layout": Layout, "inputs.prompt": Prompt}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # precisions of a device and of DDP
 RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # keys of the launch
+REHEARSED_QUESTIONS = 2  # of every benchmark and source that a stage examines
 
 
 KEYS: dict[str, Any] = {
@@ -446,9 +447,10 @@ def time_limit(limit: str | timedelta | Mapping[str, int] | None) -> float | Non
 
 
 def rehearsed(stage: Stage, steps: int) -> Stage:
-    """Return a stage of a few optimizer steps, in which every part learns."""
+    """Return a stage of a few optimizer steps, in which every part learns and few questions are asked."""
     train = {part: replace(each, from_step=0) for part, each in stage.train.items()}
-    return replace(stage, max_steps=steps, schedule=Constant(warmup=0), train=train, inputs_from={})
+    examine = None if stage.examine is None else replace(stage.examine, questions=REHEARSED_QUESTIONS)
+    return replace(stage, max_steps=steps, schedule=Constant(warmup=0), train=train, inputs_from={}, examine=examine)
 
 
 def check_launch(trainer: L.Trainer) -> None:

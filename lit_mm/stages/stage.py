@@ -13,6 +13,7 @@ from torch import nn
 from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.adapter import Adapter, adapter_part
+from lit_mm.stages.examine import Examine
 from lit_mm.stages.schedule import ByEpoch, Cosine, Schedule
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # name of a stage, which is part of file names and of addresses of keys
@@ -96,6 +97,7 @@ class Stage:
         inputs: changes of the model's inputs, by which training documents become samples; None changes nothing.
         inputs_from: optimizer step of the stage -> further changes of the inputs from that step on. Optimizer, schedule
             and the order of samples go on.
+        examine: figures to measure at the times of the examinations; None measures the accuracy alone.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Stage:
     objectives: dict[str, float] = field(default_factory=dict)
     inputs: Inputs | None = None
     inputs_from: dict[int, Inputs] = field(default_factory=dict)
+    examine: Examine | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name == REPLACE:
@@ -314,3 +317,17 @@ def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -
     for name, parameters in parts.items():
         for parameter in parameters.values():
             parameter.requires_grad_(name in stage.train_parts)
+
+
+def best_figure(stages: Sequence[Stage]) -> str:
+    """Return the figure by which the best checkpoint of a recipe stays; "" for the accuracy.
+
+    Raises:
+        UserError: two stages name different figures.
+    """
+    figures = {stage.examine.best for stage in stages if stage.examine is not None and stage.examine.best}
+    if len(figures) > 1:
+        raise UserError(
+            f"stages.*.examine.best: checkpoints of a run are compared by one figure, got {sorted(figures)}"
+        )
+    return next(iter(figures), "")
