@@ -20,6 +20,13 @@ from lit_mm.errors import UserError
 from lit_mm.weights.stream import Stored
 
 Rename = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
+TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+    )
+}
 BITS = {  # bytes of an element -> integer of that size, and the float that holds all of its values exactly
     1: (torch.int8, torch.float32),
     2: (torch.int16, torch.float32),
@@ -39,7 +46,7 @@ class Traced(Tensor):
     @classmethod
     def of(cls, name: str, stored: Stored) -> Traced:
         """Build the trace of one tensor of a checkpoint."""
-        tensor = torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta").as_subclass(cls)
+        tensor = torch.empty(stored.shape, dtype=TYPES[stored.dtype], device="meta").as_subclass(cls)
         tensor.sources = frozenset({name})
         return tensor
 
@@ -123,7 +130,7 @@ class Plan:
                 f"{', '.join(group.targets[:3])}: these weights cannot be turned back into {group.sources[0]!r}: the "
                 f"published tensors have {sizes[0]} elements of {sorted(kinds)}, the model has {sizes[1]}"
             )
-        dtype = getattr(torch, kinds.pop())
+        dtype = TYPES[kinds.pop()]
         cast = {name: values[name].to(dtype).contiguous() for name in group.targets}
         if group.renames:
             return {group.sources[0]: cast[group.targets[0]]}
@@ -142,7 +149,7 @@ class Plan:
 
     def _empty(self) -> dict[str, Tensor]:
         return {
-            name: torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
+            name: torch.empty(stored.shape, dtype=TYPES[stored.dtype], device="meta")
             for name, stored in self.sources.items()
         }
 

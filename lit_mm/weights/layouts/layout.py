@@ -101,11 +101,6 @@ def layout_of(described: Described, name: str | None = None) -> Layout:
     )
 
 
-def has(described: Described, beginnings: Collection[str]) -> bool:
-    """Return True if for each beginning there is a tensor whose name starts with it."""
-    return all(any(name.startswith(beginning) for name in described.stored) for beginning in beginnings)
-
-
 def require(described: Described, config: Config, values: Mapping[str, Collection[Any]]) -> None:
     """Refuse a checkpoint whose config has a value that no part of the family has.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lit_mm.errors import UserError
-from lit_mm.weights.layouts.layout import Config, Described, Layout, State, has, require
+from lit_mm.weights.layouts.layout import Config, Described, Layout, State, require
 from lit_mm.weights.layouts.sizes import clip_part, component, llama_part, tokenizer
 from lit_mm.weights.llava import hf_llava_to_model, llava_to_model
 from lit_mm.weights.llava_next import hf_llava_next_to_model, llava_next_to_model
@@ -21,7 +21,7 @@ SEPARATE = {"vision": ("clip", "mm_vision_tower"), "language": ("llama", "_name_
 
 
 def is_authors(described: Described) -> bool:
-    """True for a checkpoint of the authors, a projector file or a LoRA of theirs, and for no family that extends it."""
+    """Return True for a checkpoint, a projector file or a LoRA of the authors, and for no family that extends theirs."""
     kind = described.config.get("model_type", "llava")
     names = described.config.get("architectures") or []
     resampler = any(".mm_projector.attn" in name for name in described.stored)
@@ -29,21 +29,25 @@ def is_authors(described: Described) -> bool:
 
 
 def is_llava(described: Described) -> bool:
+    """Return True for a linear projector."""
     return is_authors(described) and LINEAR in described.stored
 
 
 def is_llava_1_5(described: Described) -> bool:
+    """Return True for an MLP projector without a newline vector."""
     anyres = str(described.config.get("image_aspect_ratio", "pad")).startswith("anyres")
     return is_authors(described) and MLP in described.stored and NEWLINE not in described.stored and not anyres
 
 
 def is_llava_next(described: Described) -> bool:
+    """Return True for an MLP projector with a newline vector."""
     return is_authors(described) and MLP in described.stored and NEWLINE in described.stored
 
 
 def is_hf(described: Described, kind: str) -> bool:
-    towers = any(has(described, (beginning,)) for beginning in ("vision_tower.", "model.vision_tower."))
-    return described.config.get("model_type") == kind and towers
+    """Return True for a checkpoint of transformers; its projector has another name than that of the authors."""
+    projector = any("multi_modal_projector." in name for name in described.stored)
+    return described.config.get("model_type") == kind and projector
 
 
 def authors_parts(described: Described) -> tuple[Config, Config, str]:
