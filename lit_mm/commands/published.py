@@ -50,6 +50,7 @@ class Published:
         plan: groups of tensors of the files and of the model. Names of parts that came from another place start with
             "<part>:".
         files: tensors of the checkpoint, and of each part that came from another place.
+        adapter: adapter_config.json of a LoRA; {} for other checkpoints.
     """
 
     place: Path
@@ -59,6 +60,7 @@ class Published:
     config: str
     plan: Plan
     files: Mapping[str, TensorFiles]
+    adapter: Config
 
     def read(self, name: str) -> Tensor:
         """Read one tensor of the files by its name in the plan."""
@@ -93,7 +95,7 @@ class Published:
         rename = rename_of(layout, recipe["model"], module, list(parts), adapter)
         opened_plan = plan(sources, rename)
         check_complete(layout, main, module, opened_plan.targets)
-        return cls(path, layout, recipe, module, config, opened_plan, files)
+        return cls(path, layout, recipe, module, config, opened_plan, files, adapter)
 
 
 def plain_name(name: str) -> str:
@@ -226,6 +228,7 @@ def as_record(published: Published) -> dict[str, Any]:
     return {
         "layout": published.layout.name,
         "place": str(published.place),
+        "adapter": published.adapter,
         "parts": [part for part in published.files if part],
         "tensors": {name: [stored.dtype, list(stored.shape)] for name, stored in published.plan.sources.items()},
         "unused": list(published.plan.unused),

@@ -18,6 +18,8 @@ from lit_mm.commands.trained import open_model
 from lit_mm.documents.document import Document, Turn
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
+from lit_mm.weights.convert import read_checkpoint
+from lit_mm.weights.files import TensorFiles
 from tests import hub
 from tests.rows import states
 from tests.tiny import Noise
@@ -116,6 +118,45 @@ def test_a_new_user_imports_asks_evaluates_and_fine_tunes_without_editing_yaml(c
     before, after = (open_model(run, accelerator="cpu").state_dict() for run in ("run", "tuned"))
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"connector", "language"}
+    assert command("export", "tuned", "--to", "out", "--format", "authors")[0] == 0
+    published, exported = (json.loads(Path(file).read_text()) for file in ("run/published.json", "out/config.json"))
+    files = TensorFiles([Path("out/model.safetensors")])
+    listed = {n: [s.dtype, list(s.shape)] for n, s in files.stored.items()}
+    assert listed == {n: entry for n, entry in published["tensors"].items() if ":" not in n}
+    assert exported == hub.authors_config(mm_projector_type="mlp2x_gelu", image_aspect_ratio="pad")
+    code, _, error = command("import", "out", "--with", f"vision={hub.clip(tmp_path / 'clip2')}", "--to", "again")
+    assert code == 0, error
+    again = open_model("again", accelerator="cpu").state_dict()
+    assert all(torch.equal(again[name], after[name].to(torch.float16).float()) for name in after)
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_a_fine_tuned_checkpoint_of_transformers_is_exported_for_transformers(command, tmp_path, old) -> None:
+    folder, data = hub.hf_next(tmp_path / "hub", old=old), conversation(tmp_path)
+    assert command("import", folder, "--to", "run")[0] == 0
+    words = ("--data.path", data, "--data.global_batch", "2", "--trainer.accelerator", "cpu", "--track", "false")
+    code, _, error = command("fit", "--config", "run/recipe.yaml", "--init_from", "run", "--run_dir", "tuned", *words)
+    assert code == 0, error
+    code, output, error = command("export", "tuned", "--to", "out", "--format", "hf")
+    assert code == 0 and "every tensor is the run's" in output, error
+    ours, expected = logits(open_model("tuned", accelerator="cpu"), tmp_path / "out", (61, 20))
+    before, _ = logits(open_model("run", accelerator="cpu"), folder, (61, 20))
+    torch.testing.assert_close(ours, expected, rtol=0, atol=ATOL)
+    assert (ours - before).abs().max() > 100 * ATOL
+
+
+def test_an_untouched_import_is_exported_to_the_bytes_that_were_published(command, tmp_path) -> None:
+    folder = hub.llava_next(tmp_path / "hub")
+    assert command("import", folder, "--to", "run")[0] == 0
+    code, _, error = command("export", "run", "--to", "out", "--format", "authors")
+    assert code == 0, error
+    published, exported = read_checkpoint(folder), read_checkpoint("out")
+    assert published.keys() == exported.keys()
+    for name, tensor in published.items():
+        assert tensor.dtype == exported[name].dtype
+        assert torch.equal(tensor.view(torch.int16), exported[name].view(torch.int16)), name
+    code, _, error = command("export", "run", "--to", "out2", "--format", "hf")
+    assert code == 2 and "--format authors" in error and not Path("out2").exists()
 
 
 def test_missing_parts_are_named_with_what_belongs_there(command, tmp_path) -> None:

@@ -21,7 +21,7 @@ SEPARATE = {"vision": ("clip", "mm_vision_tower"), "language": ("llama", "_name_
 
 
 def is_authors(described: Described) -> bool:
-    """Return True for a checkpoint, a projector file or a LoRA of the authors, and for no family that extends theirs."""
+    """Return True for a checkpoint, projector or LoRA of the authors, and for no family that extends theirs."""
     kind = described.config.get("model_type", "llava")
     names = described.config.get("architectures") or []
     resampler = any(".mm_projector.attn" in name for name in described.stored)
