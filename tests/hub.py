@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -182,4 +183,177 @@ def _hf(folder: Path, model: nn.Module, old: bool, processor: dict[str, Any]) ->
     state = {older(name) if old else name: tensor for name, tensor in model.state_dict().items()}
     write(folder, state, {**model.config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
+
+
+def llava(folder: Path) -> Path:
+    """The authors' LLaVA with a linear projector and the vision encoder."""
+    linear = {"model.mm_projector.weight": noise(32, 64), "model.mm_projector.bias": noise(32)}
+    config = authors_config(mm_projector_type="linear")
+    return write(folder, half(llama() | linear | tower()), config, shards=2, suffix="bin")
+
+
+def vila(folder: Path) -> Path:
+    """VILA-1.0, whose names are LLaVA-1.5's."""
+    config = authors_config(mm_projector_type="mlp2x_gelu", model_type="llava_llama")
+    return write(folder, half(llama() | projector() | tower()), config, shards=2)
+
+
+def llava_uhd(folder: Path) -> Path:
+    """LLaVA-UHD v1 with 4 queries, bf16."""
+    pool = {"query": noise(4, 32), "pos_embed": noise(4, 32), "proj": noise(32, 32), **norm("ln_q"), **norm("ln_kv")}
+    pool |= norm("ln_post") | attention("attn", 32) | {"kv_proj.weight": noise(32, 64)}
+    state = llama() | tower() | {f"model.mm_projector.{name}": tensor for name, tensor in pool.items()}
+    state = {name: tensor.bfloat16() for name, tensor in state.items()}
+    return write(folder, state, authors_config(mm_projector_type="adapt_spatial_resampler"), shards=2, suffix="bin")
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape) * 0.08
+
+
+def half(state: State) -> State:
+    return {name: tensor.half() for name, tensor in state.items()}
+
+
+def linear(name: str, rows: int, columns: int) -> State:
+    return {f"{name}.weight": noise(rows, columns), f"{name}.bias": noise(rows)}
+
+
+def norm(name: str, width: int = 32) -> State:
+    return {f"{name}.weight": 1 + noise(width), f"{name}.bias": noise(width)}
+
+
+def attention(name: str, width: int) -> State:
+    """torch.nn.MultiheadAttention."""
+    packed = {f"{name}.in_proj_weight": noise(3 * width, width), f"{name}.in_proj_bias": noise(3 * width)}
+    return packed | linear(f"{name}.out_proj", width, width)
+
+
+def special(folder: Path, *tokens: str) -> None:
+    """Add special tokens to the tokenizer of a folder."""
+    file = str(folder / "tokenizer.json")
+    extended = tokenizers.Tokenizer.from_file(file)
+    extended.add_special_tokens(list(tokens))
+    extended.save(file)
+
+
+LARGER = TEXT | {"vocab_size": 528, "num_hidden_layers": 2}  # with room for special tokens
+
+
+def xcomposer2(folder: Path, *, hd: bool = False) -> Path:
+    """XComposer2 or 4KHD: InternLM2 with partial LoRA of rank 3, fp32."""
+    width, rank, ffn = 32, 3, 48
+    state = {"model.tok_embeddings.weight": noise(528, width), "output.weight": noise(528, width)}
+    state["model.norm.weight"] = 1 + noise(width)
+    shapes = {"attention.wqkv": (64, width), "attention.wo": (width, width)}
+    shapes |= {"feed_forward.w1": (ffn, width), "feed_forward.w3": (ffn, width), "feed_forward.w2": (width, ffn)}
+    for layer in ("model.layers.0", "model.layers.1"):
+        state |= {f"{layer}.{name}.weight": 1 + noise(width) for name in ("attention_norm", "ffn_norm")}
+        for name, (rows, columns) in shapes.items():
+            state[f"{layer}.{name}.weight"] = noise(rows, columns)
+            state[f"{layer}.{name}.Plora_A.weight"] = noise(rank, columns)
+            state[f"{layer}.{name}.Plora_B.weight"] = noise(rows, rank)
+    inputs = 4 * 64 if hd else 64
+    state |= linear("vision_proj.0", width, inputs) | linear("vision_proj.2", width, width)
+    state |= {f"vit.vision_tower.{name.partition('vision_tower.vision_tower.')[2]}": t for name, t in tower().items()}
+    if hd:
+        state |= {"plora_glb_GN": noise(1, 1, inputs), "plora_sub_GN": noise(1, 1, 1, inputs)}
+    config = {"model_type": "internlmxcomposer2", "architectures": ["InternLMXComposer2ForCausalLM"], **LARGER}
+    write(folder, {name: tensor.float() for name, tensor in state.items()}, config, shards=2, suffix="bin")
+    special(folder, "[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]")
+    return folder
+
+
+def qwen_vl(folder: Path, *, windows: int = 0) -> Path:
+    """Qwen-VL, or Monkey with adapters for some windows, bf16."""
+    width, wide, ffn = 32, 64, 96
+    state = {"transformer.wte.weight": noise(528, width), "lm_head.weight": noise(528, width)}
+    state["transformer.ln_f.weight"] = 1 + noise(width)
+    for layer in range(2):
+        at = f"transformer.h.{layer}"
+        state |= {f"{at}.ln_1.weight": 1 + noise(width), f"{at}.ln_2.weight": 1 + noise(width)}
+        state |= linear(f"{at}.attn.c_attn", 3 * width, width) | {f"{at}.attn.c_proj.weight": noise(width, width)}
+        state |= {f"{at}.mlp.{name}.weight": noise(48, width) for name in ("w1", "w2")}
+        state[f"{at}.mlp.c_proj.weight"] = noise(width, 48)
+    visual = {"positional_embedding": noise(4, wide), "proj": noise(width, width)}
+    visual |= {"conv1.weight": noise(wide, 3, 14, 14), **norm("ln_pre", wide), **norm("ln_post", width)}
+    pool = {"query": noise(4, width), "pos_embed": noise(4, width), "kv_proj.weight": noise(width, wide)}
+    pool |= attention("attn", width) | norm("ln_q") | norm("ln_kv")
+    visual |= {f"attn_pool.{name}": tensor for name, tensor in pool.items()}
+    for block in range(2):
+        at = f"transformer.resblocks.{block}"
+        visual |= norm(f"{at}.ln_1", wide) | norm(f"{at}.ln_2", wide) | linear(f"{at}.attn.in_proj", 3 * wide, wide)
+        visual |= linear(f"{at}.attn.out_proj", wide, wide)
+        visual |= linear(f"{at}.mlp.c_fc", ffn, wide) | linear(f"{at}.mlp.c_proj", wide, ffn)
+        for window in range(windows):
+            for name, rank, rows in (("attn.in_proj", 2, 3 * wide), ("attn.out_proj", 2, wide), ("mlp", 3, wide)):
+                lora = f"{at}.{name}_lora.{window}"
+                visual |= {f"{lora}.lora_a.weight": noise(rank, wide), f"{lora}.lora_b.weight": noise(rows, rank)}
+                visual[f"{lora}.lora_scale"] = noise(1)
+    state |= {f"transformer.visual.{name}": tensor for name, tensor in visual.items()}
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "layer_norm_epsilon": 1e-6}
+    tower_sizes = {"heads": 2, "image_size": 56, "layers": 2, "width": wide, "patch_size": 14}
+    config = {"model_type": "qwen", "architectures": ["QWenLMHeadModel"], "visual": tower_sizes, **sizes}
+    write(folder, {name: tensor.bfloat16() for name, tensor in state.items()}, config, shards=2)
+    special(folder, "<img>", "</img>")
+    return folder
+
+
+def monkey(folder: Path) -> Path:
+    return qwen_vl(folder, windows=4)
+
+
+def xcomposer2_4khd(folder: Path) -> Path:
+    return xcomposer2(folder, hd=True)
+
+
+def xcomposer(folder: Path) -> Path:
+    """XComposer 1.0: EVA, Q-Former, InternLM with LoRA of rank 3, fp16."""
+    wide, width, rank, qwidth = 88, 32, 3, 64
+    eva = {"cls_token": noise(1, 1, wide), "pos_embed": noise(1, 5, wide)}
+    eva |= {"patch_embed.proj.weight": noise(wide, 3, 14, 14), "patch_embed.proj.bias": noise(wide)}
+    ffn = int(wide * 4.3637)
+    for block in range(2):
+        at = f"blocks.{block}"
+        eva |= {**norm(f"{at}.norm1", wide), **norm(f"{at}.norm2", wide)}
+        eva |= {f"{at}.attn.q_bias": noise(wide), f"{at}.attn.v_bias": noise(wide)}
+        eva |= {f"{at}.attn.qkv.weight": noise(3 * wide, wide), **linear(f"{at}.attn.proj", wide, wide)}
+        eva |= linear(f"{at}.mlp.fc1", ffn, wide) | linear(f"{at}.mlp.fc2", wide, ffn)
+    bert = norm("embeddings.LayerNorm", qwidth) | {"embeddings.position_ids": torch.arange(8)[None]}
+    for layer in range(2):
+        at = f"encoder.layer.{layer}"
+        for name, inputs in (("attention", qwidth), ("crossattention", wide))[: 2 - layer % 2]:
+            bert |= linear(f"{at}.{name}.self.query", qwidth, qwidth) | norm(f"{at}.{name}.output.LayerNorm", qwidth)
+            bert |= linear(f"{at}.{name}.self.key", qwidth, inputs) | linear(f"{at}.{name}.self.value", qwidth, inputs)
+            bert |= linear(f"{at}.{name}.output.dense", qwidth, qwidth)
+        bert |= linear(f"{at}.intermediate_query.dense", 96, qwidth) | linear(f"{at}.output_query.dense", qwidth, 96)
+        bert |= norm(f"{at}.output_query.LayerNorm", qwidth)
+    text = {"model.embed_tokens.weight": noise(528, width), "lm_head.weight": noise(528, width)}
+    text["model.norm.weight"] = 1 + noise(width)
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        text |= {f"{at}.{name}.weight": 1 + noise(width) for name in ("input_layernorm", "post_attention_layernorm")}
+        for name in "qkvo":
+            text |= linear(f"{at}.self_attn.{name}_proj", width, width)
+        shapes = {"gate_proj": (48, width), "up_proj": (48, width), "down_proj": (width, 48)}
+        text |= {f"{at}.mlp.{name}.weight": noise(*shape) for name, shape in shapes.items()}
+        shapes = {f"mlp.{name}": shapes[name] for name in ("up_proj", "down_proj")}
+        for name, (rows, columns) in (
+            shapes | dict.fromkeys(("self_attn.q_proj", "self_attn.v_proj"), (32, 32))
+        ).items():
+            text |= {
+                f"{at}.{name}.lora_A.weight": noise(rank, columns),
+                f"{at}.{name}.lora_B.weight": noise(rows, rank),
+            }
+        text[f"{at}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    state = {f"visual_encoder.{name}": t for name, t in eva.items()} | norm("ln_vision", wide)
+    state |= {f"Qformer.bert.{name}": t for name, t in bert.items()} | {"query_tokens": noise(1, 8, qwidth)}
+    state |= {f"internlm_model.{name}": t for name, t in text.items()} | linear("internlm_proj", width, qwidth)
+    state |= {"flag_image_start": noise(1, 1, width), "flag_image_end": noise(1, 1, width)}
+    state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    sizes = LARGER | {"num_key_value_heads": 4}
+    config = {"model_type": "InternLMXComposer", "architectures": ["InternLMXComposerForCausalLM"], **sizes}
+    write(folder, state, config, shards=3, suffix="bin")
+    special(folder, "<TOKENS_UNUSED_0>", "<TOKENS_UNUSED_1>")
     return folder

@@ -14,7 +14,7 @@ from lit_mm.weights.layouts.layout import Config, Described
 CLIP_HEAD = 64  # width of an attention head in every published CLIP
 DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig}
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken")
 
 
 def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
