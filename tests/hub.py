@@ -24,7 +24,7 @@ from transformers import (
 
 from lit_mm.assets import NANO_TOKENIZER
 
-SIDE, IMAGE_ID, VOCABULARY = 28, 511, 512
+SIDE, IMAGE_ID, VOCABULARY = 28, 509, 512  # the nano tokenizer has 509 tokens
 VISION = {
     "image_size": SIDE,
     "patch_size": 14,
@@ -45,6 +45,13 @@ TEXT = {
     "tie_word_embeddings": False,
 }
 PINS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
+PIXELS = {
+    "size": {"shortest_edge": SIDE},
+    "crop_size": {"height": SIDE, "width": SIDE},
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+}
 State = dict[str, Tensor]
 OLD = (("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
 
@@ -163,13 +170,16 @@ def hf_llava(folder: Path, *, old: bool = True, pad: bool = False) -> Path:
     """LLaVA-1.5 of transformers, in the names from before version 5 or of today."""
     config = LlavaConfig(**hf_config())
     model = randomised(LlavaForConditionalGeneration(config))
-    return _hf(folder, model, old, {"do_pad": pad, "do_center_crop": not pad, "crop_size": SIDE})
+    kind = "LlavaImageProcessor" if pad else "CLIPImageProcessor"
+    processor = {"image_processor_type": kind, "do_pad": pad, "do_center_crop": True} | PIXELS
+    return _hf(folder, model, old, processor)
 
 
 def hf_next(folder: Path, *, old: bool = True) -> Path:
     """LLaVA-NeXT of transformers."""
+    processor = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": PINS} | PIXELS
     config = LlavaNextConfig(image_grid_pinpoints=PINS, **hf_config())
-    return _hf(folder, randomised(LlavaNextForConditionalGeneration(config)), old, {})
+    return _hf(folder, randomised(LlavaNextForConditionalGeneration(config)), old, processor)
 
 
 def _hf(folder: Path, model: nn.Module, old: bool, processor: dict[str, Any]) -> Path:
@@ -183,6 +193,7 @@ def _hf(folder: Path, model: nn.Module, old: bool, processor: dict[str, Any]) ->
     state = {older(name) if old else name: tensor for name, tensor in model.state_dict().items()}
     write(folder, state, {**model.config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    special(folder, "<image>")
     return folder
 
 

@@ -7,9 +7,13 @@ import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mm.commands.published import Published
 
 EPILOG = """examples:
   python -m lit_mm import llava-hf/llava-1.5-7b-hf --to runs/llava
@@ -35,6 +39,13 @@ def import_(arguments: Sequence[str]) -> None:
         help="folder, file or published name of a part that the checkpoint lacks: vision or language",
     )
     parser.add_argument("--layout", help="name of the layout, where the files do not tell (see --list)")
+    parser.add_argument(
+        "--proof",
+        choices=("some", "full"),
+        default="some",
+        help="decoder layers of the proof: first two and last, or all",
+    )
+    parser.add_argument("--proof_memory", type=float, metavar="GB", help="memory of the proof (default: what is free)")
     parser.add_argument("--list", action="store_true", help="list the layouts that can be imported")
     choices = parser.parse_args(arguments)
     if choices.list:
@@ -45,7 +56,15 @@ def import_(arguments: Sequence[str]) -> None:
     run = Path(choices.to)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--to {str(run)!r} is there already and not empty. Give a new folder")
-    import_to(choices.place, parts_of(choices), run, choices.layout)
+    path, published = import_to(choices.place, parts_of(choices), run, choices.layout)
+    from lit_mm.checkpoints.reading import read
+    from lit_mm.commands.proof import prove, summary
+
+    figures = prove(published, read(path), choices.proof_memory, choices.proof == "full")
+    (run / "proof.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(summary(figures))
+    print(f'ask it:    python -m lit_mm generate {run} --image page.png --question "What is this?"')
+    print(f"fine-tune: python -m lit_mm fit --config {run}/recipe.yaml --init_from {run} --data.path my_data.json")
 
 
 def listing() -> str:
@@ -77,8 +96,8 @@ def parts_of(choices: argparse.Namespace) -> dict[str, str]:
     return parts
 
 
-def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None = None) -> None:
-    """Import a checkpoint to a new run folder, and print what was done.
+def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None = None) -> tuple[Path, Published]:
+    """Import a checkpoint to a new run folder. Return the new checkpoint's path and its source.
 
     Args:
         place: folder, file or published name.
@@ -128,8 +147,7 @@ def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None =
     print(
         f"{path}: {len(tensors)} tensors; {len(unused)} of the files have no place in the model and are kept beside it"
     )
-    print(f'ask it:    python -m lit_mm generate {run} --image page.png --question "What is this?"')
-    print(f"fine-tune: python -m lit_mm fit --config {run}/recipe.yaml --init_from {run} --data.path my_data.json")
+    return path, published
 
 
 def copy_small(source: Path, target: Path) -> None:

@@ -18,6 +18,7 @@ from lit_mm.commands.trained import open_model
 from lit_mm.documents.document import Document, Turn
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
+from lit_mm.weights.clip import HF_PARTS
 from lit_mm.weights.convert import read_checkpoint
 from lit_mm.weights.files import TensorFiles
 from tests import hub
@@ -90,6 +91,41 @@ def test_a_converted_checkpoint_pads_if_its_preprocessor_pads(command, tmp_path)
         assert command("import", folder, "--to", f"run_{tiling}")[0] == 0
         recipe = yaml.safe_load(Path(f"run_{tiling}/recipe.yaml").read_text())
         assert recipe["model"]["init_args"]["inputs"]["tiling"]["class_path"] == f"lit_mm.tiling.{tiling}"
+
+
+@pytest.mark.parametrize(
+    ("write", "words", "layers"),
+    [
+        (hub.hf_llava, (), [0, 1, 3]),
+        (lambda folder: hub.hf_llava(folder, pad=True), (), [0, 1, 3]),
+        (hub.hf_next, (), [0, 1, 3]),
+        (hub.hf_next, ("--proof", "full"), [0, 1, 2, 3]),
+    ],
+)
+def test_the_proof_beside_transformers_is_kept(command, tmp_path, write, words, layers) -> None:
+    code, output, error = command("import", write(tmp_path / "hub"), "--to", "run", *words)
+    assert code == 0, error
+    figures = json.loads(Path("run/proof.json").read_text())
+    assert figures["decoder_layers"] == layers and figures["decoder_layers_of_the_checkpoint"] == 4
+    assert len(figures["images"]) == 3
+    assert all(image["logits"] < 1e-4 and image["pixels"] < 1 / 255 for image in figures["images"])
+    assert "proof: " in output and "logits differ by" in output
+
+
+def test_a_proof_that_fails_says_so(command, tmp_path, monkeypatch) -> None:
+    folder = hub.hf_next(tmp_path / "hub")
+    monkeypatch.setattr(
+        "lit_mm.weights.clip.HF_PARTS", {**HF_PARTS, "mlp.fc1": "fc1", "layer_norm1": "norm2", "layer_norm2": "norm1"}
+    )
+    code, _, error = command("import", folder, "--to", "run")
+    assert code == 2 and "logits differ by" in error
+
+
+def test_a_proof_without_memory_says_that_nothing_was_compared(command, tmp_path) -> None:
+    code, output, error = command("import", hub.hf_next(tmp_path / "hub"), "--to", "run", "--proof_memory", "0")
+    assert code == 0 and "against none: the comparison needs" in output, error
+    code, output, error = command("import", hub.llava_next(tmp_path / "authors"), "--to", "run2")
+    assert code == 0 and "against none: every tensor is placed once" in output, error
 
 
 def test_the_rule_is_that_of_the_files(command, tmp_path) -> None:

@@ -58,6 +58,7 @@ class Layout:
         stage: the `train` section of the fine-tuning stage.
         separate: part -> (key map of `lit_mm.weights.source.MAPS`, key of config.json with the published name) for
             parts that a checkpoint may leave out.
+        in_transformers: True if transformers opens a checkpoint of this layout.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Layout:
     rename: Callable[[State, Config], State]
     stage: Config
     separate: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    in_transformers: bool = False
 
 
 def all_layouts() -> list[Layout]:

@@ -219,6 +219,7 @@ LAYOUTS = (
         hf_llava,
         without_sizes(hf_llava_to_model),
         STAGE,
+        in_transformers=True,
     ),
     Layout(
         "llava_next/authors",
@@ -236,5 +237,6 @@ LAYOUTS = (
         hf_next,
         without_sizes(hf_llava_next_to_model),
         STAGE_NEXT,
+        in_transformers=True,
     ),
 )
