@@ -101,7 +101,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
                 f"file, found {sorted(path.name for path in folder.iterdir())[:SHOWN]}"
             )
         return read_checkpoint(whole[0])
-    file_of_tensor = _weight_map(index)
+    file_of_tensor = weight_map(index)
     missing = sorted(name for name in set(file_of_tensor.values()) if not (folder / name).is_file())
     if missing:
         raise UserError(f"checkpoint folder {str(folder)!r}: {index.name} names shards that are not there: {missing}")
@@ -116,7 +116,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
     """Read an index of shards: name of a tensor -> name of its file.
 
     Raises:

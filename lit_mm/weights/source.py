@@ -84,7 +84,7 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
             f"weights {reference!r} of part {part!r}: expected <map>:<place> with a map out of "
             f"{['nano', *MAPS]}, such as clip:openai/clip-vit-large-patch14-336"
         )
-    _fill(module, MAPS[kind](read_checkpoint(_local(place)), module))
+    _fill(module, MAPS[kind](read_checkpoint(local_place(place)), module))
 
 
 def _fill(module: nn.Module, state: State) -> None:
@@ -93,14 +93,14 @@ def _fill(module: nn.Module, state: State) -> None:
     load_strict(module, {wrapped.get(name, name): value for name, value in state.items()}, allow_missing=ADDED)
 
 
-def _local(place: str) -> Path:
+def local_place(place: str) -> Path:
     """Return a local path unchanged; download a published name and return its folder."""
     if Path(place).exists() or place.count("/") != 1 or place.startswith((".", "/", "~")):
         return Path(place)
     from huggingface_hub import snapshot_download  # imported late: only downloads need it
 
     try:
-        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json"]))
+        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json", "*.model"]))
     except OSError as error:  # the hub's errors: no such name, no access, no network
         raise UserError(
             f"the weights {place!r} cannot be downloaded ({str(error).strip().partition(chr(10))[0].rstrip('.')}). "
