@@ -26,11 +26,24 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   describe   the plan of a recipe:       python -m lit_mm describe --config experiments/xcomposer2.yaml
   tiles      what happens to an image:   python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
+  recipes    list, copy the recipes:     python -m lit_mm recipes xcomposer2 --to mine.yaml
 
 Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
 A run resumes when its `fit` command is given again with the same --run_dir."""
 
-COMMANDS = ("fit", "evaluate", "generate", "compose", "describe", "tiles", "checkpoint", "data", "import", "export")
+COMMANDS = (
+    "fit",
+    "evaluate",
+    "generate",
+    "compose",
+    "describe",
+    "tiles",
+    "checkpoint",
+    "data",
+    "import",
+    "export",
+    "recipes",
+)
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
     "validate": "`fit` examines the model on held-out documents while it trains (`examine_every`); `evaluate` does it "
@@ -169,6 +182,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.checkpoint import checkpoint
 
         return checkpoint
+    if name == "recipes":
+        from lit_mm.commands.recipes import recipes
+
+        return recipes
     if not helping:
         from lit_mm.environment import check_torch_pair
 

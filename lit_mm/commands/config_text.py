@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from lit_mm.checkpoints.before import TOP_LEVEL, translate_path
+from lit_mm.commands.recipe_files import recipe_file, recipe_names
 from lit_mm.errors import UserError
 
 COMMAND_LINE = ""  # place of an entry outside of files
@@ -106,12 +107,13 @@ def allowed() -> tuple[str, ...]:
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 def read_config(path: str) -> Entry:
-    """Read a config file.
+    """Read a config file. The name of a recipe of the package stands for its file.
 
     Raises:
         UserError: the file does not exist, is not YAML, is not a mapping, or gives a key twice.
     """
-    file = Path(path)
+    file = recipe_file(path)
+    path = path if file == Path(path) else str(file)
     if file.is_dir():
         raise UserError(f"the config {path!r} is a folder; --config needs a YAML file")
     if not file.is_file():
@@ -216,9 +218,12 @@ def _checked(entry: Entry, path: tuple[str, ...]) -> Entry:
 
 
 def _near_file(file: Path) -> str:
-    siblings = [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-    close = difflib.get_close_matches(file.name, siblings, n=1)
-    return f". Did you mean {str(file.parent / close[0])!r}?" if close else ". Correct --config"
+    siblings = {path.name: str(path) for path in file.parent.glob("*.y*ml")} if file.parent.is_dir() else {}
+    candidates = siblings | {name: name for name in recipe_names()}
+    close = difflib.get_close_matches(file.name, candidates, n=1) or difflib.get_close_matches(
+        str(file), candidates, n=1
+    )
+    return f". Did you mean {candidates[close[0]]!r}?" if close else ". Correct --config"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ FIT_HELP = """usage: python -m lit_mm fit --config FILE [--KEY VALUE ...]
 Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result.
 The same command with the --run_dir of an interrupted run resumes it.
 
-  --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides
+  --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides. The name of
+                       a recipe that comes with the package will do: --config xcomposer2 (`recipes` lists them)
   --stages a,b         run these stages of the recipe only
 {options}
   --allow PACKAGE      let the recipe name classes of another package; the environment variable
