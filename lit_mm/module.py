@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.origins import Origins
 from lit_mm.checkpoints.writing import optimizer_groups
-from lit_mm.combination.declared import require_parts
+from lit_mm.combination.declared import require_parts, require_second
 from lit_mm.combination.legal import IN_A_FAMILY, Part
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.documents.document import Document
@@ -106,6 +106,7 @@ class MultimodalModule(L.LightningModule):
         network = self.network
         if isinstance(network, MultimodalModel) and network.vision is not None:
             require_parts(network.vision, network.connector, processor, self.free, key)
+            require_second(network.second_vision, processor, key)
 
     @cached_property
     def processor(self) -> Processor:
