@@ -99,7 +99,7 @@ LEARNED = {"none": [], "newline": ["newline"], "both": ["newline", "separator"]}
 INJECTIONS = {
     "plain": None,
     "partial lora": spec("lit_mm.language.partial_lora.PartialLoRA", rank=2, dropout=0.0),
-    "lora": spec("lit_mm.language.lora.LoRA", rank=2, dropout=0.0),
+    "lora": spec("lit_mm.layers.adapters.LoRA", rank=2, dropout=0.0),
 }
 PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora"}
 
