@@ -313,6 +313,7 @@ def add_stage_keys(config: Config) -> Config:
         stage.setdefault("starts_from", None)
         for train in (stage.get("train") or {}).values():
             train.setdefault("decay_vectors", False)
+            train.setdefault("adapter", None)
     return config
 
 
