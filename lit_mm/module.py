@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from lit_mm.objectives.next_token import NextToken
 from lit_mm.objectives.objective import Objective
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
+from lit_mm.stages.adapter import Adapter, After, adapter_part
 from lit_mm.stages.average import keep_average
 from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.optimizer import make_optimizer
@@ -83,6 +85,7 @@ class MultimodalModule(L.LightningModule):
         self.micro_losses: dict[str, Tensor] = {}  # objective -> share of the step's loss in the last micro-batch
         self.free = free
         self.stage_names: frozenset[str] = frozenset()  # names of stages in the constructor's arguments
+        self.adapters: dict[str, Adapter] = {}  # part -> adapter that it has now
         self.strict_loading = False  # Trainers load no weights: `run_stages` has loaded and checked them
         self._make_processor = processor
         self.stage: Stage | None = None
@@ -142,6 +145,10 @@ class MultimodalModule(L.LightningModule):
         """Return part -> child of the network; see `lit_mm.stages.parts.Parts.modules`."""
         return self._parts.modules()
 
+    def base_parts(self) -> list[str]:
+        """Return the sorted parts without adapters, which come and go with the stages."""
+        return sorted(self.parts().keys() - {adapter_part(part) for part in self.adapters})
+
     def part_of(self, parameter: str) -> str:
         """Return the part of a parameter, by the parameter's name in the network; see `lit_mm.stages.parts.Parts`."""
         return self._parts.part_of(parameter)
@@ -187,6 +194,54 @@ class MultimodalModule(L.LightningModule):
         self.origins.load(parts)
 
     # --- stages --------------------------------------------------------------------------------------------------
+    def set_adapters(self, adapters: Mapping[str, Adapter], seed: int = 0) -> None:
+        """Give the parts these adapters and no others; adapters that they have already stay.
+
+        Args:
+            adapters: part -> adapter. A new adapter changes no output. An adapter that is missing here is dropped.
+            seed: seed of new adapters, the same on every rank.
+        Raises:
+            UserError: a part is no child of the network, or has no such linears.
+        """
+        self.end_adapters({part: "drop" for part, adapter in self.adapters.items() if adapters.get(part) is None})
+        modules = self.modules_by_part()
+        for part, adapter in adapters.items():
+            if part in self.adapters:
+                self.adapters[part] = adapter  # `after` may differ
+                continue
+            from lit_mm.layers.adapters import add_adapters  # seconds, which only recipes with adapters need
+
+            if part not in modules:
+                raise UserError(f"train.{part}.adapter: an adapter goes on one of {sorted(modules)}, got {part!r}")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stable_hash(seed, part))
+                add_adapters(
+                    modules[part],
+                    adapter_part(part),
+                    kind=adapter.type,
+                    rank=adapter.rank,
+                    alpha=adapter.alpha,
+                    dropout=adapter.dropout,
+                    targets=adapter.targets,
+                )
+            self.adapters[part] = adapter
+
+    def end_adapters(self, fates: Mapping[str, After]) -> None:
+        """Merge or drop adapters; those that are kept stay as they are.
+
+        Args:
+            fates: part -> fate of its adapter.
+        """
+        for part, fate in fates.items():
+            if fate == "keep":
+                continue
+            from lit_mm.layers.adapters import remove_adapters
+
+            remove_adapters(self.modules_by_part()[part], adapter_part(part), merge=fate == "merge")
+            if fate == "merge":
+                self.origins.forget(part)
+            del self.adapters[part]
+
     def begin(self, stage: Stage, *, total_steps: int, number: int = 1, first_step: int = 0, seed: int = 0) -> None:
         """Make `stage` the current stage and freeze all parts that it does not train. Call it before `Trainer.fit`.
 
@@ -202,7 +257,7 @@ class MultimodalModule(L.LightningModule):
         apply_stage(self.parts(), stage)
         self._learning = learning_parts(stage, 0)
         self.train()
-        self.origins.freeze(stage.train)  # before the strategy, which may shard and round the weights
+        self.origins.freeze(stage.train_parts)  # before the strategy, which may shard and round the weights
 
     @property
     def current_stage(self) -> Stage:
@@ -362,6 +417,7 @@ class MultimodalModule(L.LightningModule):
             "stage_step": self.trainer.global_step,
             "step": self.step,
             "ends": self.ends,
+            "adapters": {part: asdict(adapter) for part, adapter in self.adapters.items()},
             "strategy": type(self.trainer.strategy).__name__,
             "data": self.data_digests,
             "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
@@ -391,10 +447,12 @@ class MultimodalModule(L.LightningModule):
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
-        """Return part -> highest current learning rate of its groups."""
+        """Return part -> highest current learning rate of its groups; an adapter's is listed under its part."""
+        bases = {adapter_part(part): part for part in self.adapters}
         rates: dict[str, float] = {}
         for group in self.optimizers().param_groups:
-            rates[group["part"]] = max(rates.get(group["part"], 0.0), group["lr"])
+            part = bases.get(group["part"], group["part"])
+            rates[part] = max(rates.get(part, 0.0), group["lr"])
         return rates
 
 

@@ -106,6 +106,11 @@ class Origins:
         self.by_part, self.unloaded = dict(by_part), frozenset(digests)
         self.digests = {part: dict(of_part) for part, of_part in digests.items()}
 
+    def forget(self, part: str) -> None:
+        """Record that a part has other weights than its origin, such as those of a merged adapter."""
+        self.by_part.pop(part, None)
+        self.digests.pop(part, None)
+
     def freeze(self, trained: Collection[str]) -> None:
         """Remove the parts that a stage trains, and compute the digests of the others before a strategy shards them."""
         self.by_part = {part: origin for part, origin in self.by_part.items() if part not in trained}

@@ -22,6 +22,7 @@ from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.manifest import Damaged, digest_file
 from lit_mm.checkpoints.origins import Origins
 from lit_mm.errors import UserError
+from lit_mm.stages.adapter import Adapter
 
 
 class Restorable(Protocol):
@@ -38,6 +39,8 @@ class Restorable(Protocol):
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
+
+    def set_adapters(self, adapters: Mapping[str, Adapter]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,11 @@ def way_out(damaged: Path) -> str:
     return f"The newest whole one is {str(whole.path)!r}; to go on from it: rm -r {' '.join(others)}"
 
 
+def adapters_in(manifest: Mapping[str, Any]) -> dict[str, Adapter]:
+    """Return part -> adapter of a checkpoint, from its manifest."""
+    return {part: Adapter(**fields) for part, fields in manifest.get("adapters", {}).items()}
+
+
 def load_weights(
     module: Restorable,
     checkpoint: Checkpoint,
@@ -182,7 +190,8 @@ def load_weights(
 ) -> None:
     """Put a checkpoint's weights into a model of the same family and shape.
 
-    Parts that the checkpoint does not store are loaded from their origin first and must have the recorded digests.
+    The model gets the adapters of the checkpoint. Parts that the checkpoint does not store are loaded from their origin
+    first and must have the recorded digests.
 
     Args:
         module: model to load the weights into.
@@ -206,6 +215,7 @@ def load_weights(
             f"{str(path)!r} is a checkpoint of {origin}, the model is {family}. "
             f"Use a config of {origin}, or another checkpoint"
         )
+    module.set_adapters(adapters_in(manifest))
     tensors = dict(kept_tensors(module))
     frozen = {name: part for part, entry in manifest["frozen"].items() for name in entry["digests"]}
     shapes = {name: tuple(entry["shape"]) for name, entry in manifest["weights"].items()}

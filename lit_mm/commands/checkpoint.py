@@ -168,6 +168,7 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
 
     from lit_mm.checkpoints.before import translate_config
     from lit_mm.checkpoints.digests import digest
+    from lit_mm.checkpoints.reading import adapters_in
     from lit_mm.commands.recipe import RecipeCLI, quiet
 
     quiet()
@@ -175,6 +176,7 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
     with torch.device("meta"):
         config = translate_config(yaml.safe_load((opened.path / "config.yaml").read_text()))
         module: MultimodalModule = RecipeCLI(config, "checkpoint consolidate", label, with_data=False).model
+        module.set_adapters(adapters_in(opened.content))
     digests = {name: d for entry in opened.content["frozen"].values() for name, d in entry["digests"].items()}
     origins = {name: entry["origin"] for entry in opened.content["frozen"].values() for name in entry["digests"]}
     kinds = {name: parameter.dtype for name, parameter in module.named_parameters()}

@@ -129,10 +129,13 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
 
 def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[str, Any]:
     """Return the trainable parts of a stage, its length and its memory."""
+    from lit_mm.stages.stage import adapters_of
+
     model, data = cli.model, cli.data_of(stage)
+    model.set_adapters(adapters_of(cli.stages)[stage.name])
     model.begin(stage, total_steps=stage.max_steps or 0)  # `fit` freezes the same parts
     parts = model.parts()
-    trainable = {part: sum(p.numel() for p in parts[part].values() if p.requires_grad) for part in stage.train}
+    trainable = {part: sum(p.numel() for p in parts[part].values() if p.requires_grad) for part in stage.train_parts}
     total = sum(trainable.values())
     unread = sorted(parts.keys() - model.parts_read(stage))
     with model.reading_only(stage):
@@ -144,7 +147,7 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "trainable_total": total,
         "frozen_total": sum(p.numel() for tensors in parts.values() for p in tensors.values()) - total,
         "unread": unread,
-        "from_step": {part: train.from_step for part, train in stage.train.items() if train.from_step},
+        "from_step": {part: train.from_step for part, train in stage.train_parts.items() if train.from_step},
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
         "rows_per_step": data.global_batch,

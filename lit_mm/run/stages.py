@@ -13,7 +13,8 @@ from lit_mm.module import MultimodalModule, family_of
 from lit_mm.run.agreement import agree
 from lit_mm.run.data import check_data, digests
 from lit_mm.run.folder import RunFolder
-from lit_mm.stages.stage import Stage, branches
+from lit_mm.stages.stage import Stage, adapters_of, branches
+from lit_mm.stream.order import stable_hash
 
 
 def run_stages(
@@ -40,6 +41,7 @@ def run_stages(
         other_data: True allows a stage to resume on data that differ from those of its checkpoint.
     """
     module.check_recipe(stages)
+    adapters = adapters_of(stages)
     origin_of = branches(stages)
     ends: dict[str, Path] = {}  # stage -> the checkpoint of its end
     saved = resume_point(folder, stages, trainer_of(max_steps=1))
@@ -62,6 +64,9 @@ def run_stages(
             load_end(module, stage, ends[stage.origin])
         if not finished:
             module.origins.load_missing(module.parts_read(stage))
+        if not finished and not resumed:
+            module.end_adapters({part: adapter.after for part, adapter in module.adapters.items()})
+            module.set_adapters(adapters[stage.name], seed=stable_hash(seed, stage.name, "adapters"))
         module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
         if not finished:
             if trainer.global_rank == 0:

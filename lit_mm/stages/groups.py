@@ -63,7 +63,7 @@ def parameter_groups(
         UserError: a part has `layer_decay` but no layers.
     """
     groups: dict[tuple[str, int, bool, bool], dict[str, Any]] = {}
-    for part, train in stage.train.items():
+    for part, train in stage.train_parts.items():
         if train.layer_decay < 1 and part not in layered:
             raise UserError(f"stage {stage.name!r}: part {part!r} has no layers to decay over; remove `layer_decay`")
         top = layered[part].num_layers if train.layer_decay < 1 else 0

@@ -12,6 +12,7 @@ from torch import nn
 
 from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
+from lit_mm.stages.adapter import Adapter, adapter_part
 from lit_mm.stages.schedule import ByEpoch, Cosine, Schedule
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # name of a stage, which is part of file names and of addresses of keys
@@ -35,6 +36,7 @@ class Train:
         decay_vectors: True decays vectors (biases, norm weights) too, as some authors do.
         average: decay of an exponential moving average of the weights, which is saved beside them, such as 0.9999. It
             starts at the values before the first step and ends with the stage. None: no average.
+        adapter: adapter that learns in place of the part, with these settings; None: the part itself learns.
     """
 
     lr: float
@@ -44,8 +46,11 @@ class Train:
     optimizer: Literal["adamw", "muon"] = "adamw"
     decay_vectors: bool = False
     average: float | None = None
+    adapter: Adapter | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.adapter, Mapping):  # a config that is checked before it is built
+            self.adapter = Adapter(**self.adapter)
         if self.average is not None and not 0 < self.average < 1:
             raise UserError(f"the decay of an average of weights is between 0 and 1, got average={self.average}")
         numbers = 0 < self.lr < math.inf and 0 < self.layer_decay <= 1 and 0 <= self.weight_decay < math.inf
@@ -113,6 +118,8 @@ class Stage:
                 f"stages.{self.name}: the name of a stage has 1 to 64 letters, digits, `_` and `-`, and is not "
                 f"{REPLACE!r}, got {self.name!r}"
             )
+        if isinstance(self.starts_from, Mapping):  # a config that is checked before it is built
+            self.starts_from = Start(**self.starts_from)
         self.check_inputs()
         if not self.train:
             raise UserError(f"stages.{self.name}: the stage trains nothing. Name at least one part under `train`")
@@ -139,6 +146,11 @@ class Stage:
     def from_averages(self) -> bool:
         """True if the stage starts from the averages of an earlier stage."""
         return isinstance(self.starts_from, Start) and self.starts_from.averaged
+
+    @property
+    def train_parts(self) -> dict[str, Train]:
+        """Part that learns -> settings: `train`, where an adapter takes the place of its part."""
+        return {part if each.adapter is None else adapter_part(part): each for part, each in self.train.items()}
 
     def check_inputs(self) -> None:
         """Refuse changes of the inputs at steps that the stage does not have.
@@ -173,7 +185,7 @@ def check_recipe(
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise UserError(f"stage names must differ, got {names}")
-    origins(stages)
+    adapters_of(stages)
     for stage in stages:
         check_stage(stage, parts, objectives)
 
@@ -246,6 +258,37 @@ def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
     return before
 
 
+def adapters_of(stages: Sequence[Stage]) -> dict[str, dict[str, Adapter]]:
+    """Return stage -> part -> adapter that the part has during the stage.
+
+    Args:
+        stages: stages of the recipe, in order.
+    Raises:
+        UserError: a stage continues an adapter with other settings, or no stage follows one that merges or drops.
+    """
+    before = origins(stages)
+    present: dict[str, dict[str, Adapter]] = {}
+    for stage in stages:
+        origin = before[stage.name]
+        adapters = {} if origin is None else {p: a for p, a in present[origin].items() if a.after == "keep"}
+        for part, train in stage.train.items():
+            if train.adapter is None:
+                continue
+            if part in adapters and not adapters[part].fits(train.adapter):
+                raise UserError(
+                    f"stages.{stage.name}.train.{part}.adapter differs from the adapter that {origin!r} leaves on the "
+                    f"part, {adapters[part]}. Give it the same settings, or let {origin!r} merge or drop its adapter"
+                )
+            if train.adapter.after != "keep" and stage.name not in before.values():
+                raise UserError(
+                    f"stages.{stage.name}.train.{part}.adapter.after: no stage follows, so nothing would "
+                    f"{train.adapter.after} the adapter. Leave `after` out"
+                )
+            adapters[part] = train.adapter
+        present[stage.name] = adapters
+    return present
+
+
 def branches(stages: Sequence[Stage]) -> dict[str, str]:
     """Return stage -> the stage whose end it starts from, for stages that do not continue the stage right before."""
     names = [stage.name for stage in stages]
@@ -272,4 +315,4 @@ def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -
     check_stage(stage, parts, stage.objectives)
     for name, parameters in parts.items():
         for parameter in parameters.values():
-            parameter.requires_grad_(name in stage.train)
+            parameter.requires_grad_(name in stage.train_parts)

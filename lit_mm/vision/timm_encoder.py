@@ -142,6 +142,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
         for part in model.modules():
             if "k_bias" in dict(part.named_buffers(recurse=False)):
                 part.register_buffer("k_bias", part.k_bias, persistent=True)
+                part.qkv_bias_separate = True  # the linear is called, so that an adapter on it acts
         self.pruned = frozenset(published - set(model.state_dict()))
         self.depths = _as_layers(model)
         self.num_layers = max(self.depths.values())
@@ -229,7 +230,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
                 rest = [F.interpolate(x.float(), size, mode="bilinear").to(x.dtype) for x in maps[1:]]
                 maps = [torch.cat([maps[0], *rest], dim=1)]
             return maps[0].flatten(2).transpose(1, 2)  # [V, D, rows, columns] -> [V, N, D]
-        (features,) = model.forward_intermediates(
+        outputs: Any = model.forward_intermediates(
             pixels,
             indices=[self.index],
             return_prefix_tokens=True,
@@ -238,8 +239,8 @@ class TimmEncoder(nn.Module, VisionEncoder):
             intermediates_only=True,
         )
         if not self.prefix_tokens:
-            return features
-        patches, prefix = features
+            return outputs[0]
+        patches, prefix = outputs[0]
         return torch.cat([prefix[:, :1], patches], dim=1) if self.returns_class_token else patches
 
     def _run_padded(self, groups: Sequence[Tensor]) -> Tensor:

@@ -12,18 +12,26 @@ from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
-from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
 
-# Parameters that a family adds to a published part; no file holds them
-ADDED = (".lora_a.", ".lora_b.", ".adapters.", ".expert.", ".cross_attention.", ".cross_norm.")
+# Parameters that a family or a stage adds to a published part; no file holds them
+ADDED = (
+    ".lora_a.",
+    ".lora_b.",
+    ".adapters.",
+    ".lora_A.",
+    ".lora_B.",
+    ".lora_magnitude_vector.",
+    ".expert.",
+    ".cross_attention.",
+    ".cross_norm.",
+)
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
     "openai-clip": lambda state, part: openai_clip_to_vit(state),
-    "eva": lambda state, part: eva_to_vit(state),
     "internlm2": lambda state, part: internlm2_to_llama(
         state, heads=part.heads, kv_heads=part.kv_heads, partial_lora=False
     ),
@@ -79,7 +87,7 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
 
 def _fill(module: nn.Module, state: State) -> None:
     """Load a state in plain names; the weight of a linear that is wrapped goes to the linear inside the wrapper."""
-    wrapped = {name.replace(".base.", "."): name for name in module.state_dict()}
+    wrapped = {name.replace(".base.", ".").replace(".base_layer.", "."): name for name in module.state_dict()}
     load_strict(module, {wrapped.get(name, name): value for name, value in state.items()}, allow_missing=ADDED)
 
 

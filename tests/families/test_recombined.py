@@ -59,7 +59,13 @@ VISION = {
     "of another size": spec(VIT, image_size=2 * SIDE, **SIZE),
     "any size": spec(VIT, image_size=SIDE, any_size=True, **SIZE),
     "class token": spec(VIT, image_size=SIDE, drop_cls=False, **SIZE),
-    "eva": spec("lit_mm.vision.eva.EvaViT", image_size=SIDE, **SIZE),
+    "eva": spec(
+        "lit_mm.vision.timm_encoder.TimmEncoder",
+        name="eva_giant_patch14_clip_224",
+        image_size=SIDE,
+        drop_cls=False,
+        overrides={"embed_dim": 16, "depth": 2, "num_heads": 2},
+    ),
     "window adapters": spec(VIT, image_size=SIDE, **SIZE),
 }
 VISION_INJECTIONS = {
@@ -98,7 +104,7 @@ LEARNED = {"none": [], "newline": ["newline"], "both": ["newline", "separator"]}
 INJECTIONS = {
     "plain": None,
     "partial lora": spec("lit_mm.language.partial_lora.PartialLoRA", rank=2, dropout=0.0),
-    "lora": spec("lit_mm.language.lora.LoRA", rank=2, dropout=0.0),
+    "lora": spec("lit_mm.layers.adapters.LoRA", rank=2, dropout=0.0),
     "visual expert": spec("lit_mm.language.visual_expert.VisualExpert"),
 }
 PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora", "visual expert": "visual_expert"}
@@ -325,7 +331,7 @@ def test_window_adapters_go_with_windows_alone() -> None:
         build(config).processor_of(stage(Inputs(Windows(window=SIDE))))
     config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
     config["init_args"]["vision"] = VISION["eva"]
-    with pytest.raises(UserError, match="go into the blocks of a ViT, got EvaViT"):
+    with pytest.raises(UserError, match="go into the blocks of a ViT, got TimmEncoder"):
         build(config)
 
 
