@@ -225,6 +225,7 @@ class MultimodalModule(L.LightningModule):
                     targets=adapter.targets,
                 )
             self.adapters[part] = adapter
+            self.origins.digests.pop(part, None)  # the names of its tensors have changed
 
     def end_adapters(self, fates: Mapping[str, After]) -> None:
         """Merge or drop adapters; those that are kept stay as they are.
@@ -238,6 +239,7 @@ class MultimodalModule(L.LightningModule):
             from lit_mm.layers.adapters import remove_adapters
 
             remove_adapters(self.modules_by_part()[part], adapter_part(part), merge=fate == "merge")
+            self.origins.digests.pop(part, None)
             if fate == "merge":
                 self.origins.forget(part)
             del self.adapters[part]
