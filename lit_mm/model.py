@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.protocol import Connector
+from lit_mm.distributed.lockstep import as_call
 from lit_mm.errors import UserError
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.protocol import LanguageModel, Learnt, Memory, State
@@ -51,6 +52,8 @@ class MultimodalModel(nn.Module):
             complete(vision, VisionEncoder, "vision encoder")
         if connector is not None:
             complete(connector, Connector, "connector")
+        if second_vision is not None:
+            complete(second_vision, VisionEncoder, "second vision encoder")
         self.vision, self.connector, self.language = vision, connector, language
         self.second_vision, self.second_connector = second_vision, second_connector
         self.fusion = fusion
@@ -82,7 +85,7 @@ class MultimodalModel(nn.Module):
                 f"the processor counted {views.tokens} visual tokens, vision encoder and connector made {count} from "
                 f"{len(views)} views. Is the processor of another family in use?"
             )
-        return torch.cat([*tokens, connector.learned().to(tokens[0])])
+        return torch.cat([*tokens, as_call(connector, connector.learned).to(tokens[0])])
 
     def embed(self, batch: Batch) -> Tensor:
         """Return [1, T, E]: text embeddings, with vectors of the bank at visual positions.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.origins import Origins
 from lit_mm.checkpoints.writing import optimizer_groups
-from lit_mm.combination.declared import require_parts
+from lit_mm.combination.declared import require_parts, require_second
 from lit_mm.combination.legal import IN_A_FAMILY, Part
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.documents.document import Document
@@ -110,6 +110,7 @@ class MultimodalModule(L.LightningModule):
         network = self.network
         if isinstance(network, MultimodalModel) and network.vision is not None:
             require_parts(network.vision, network.connector, processor, self.free, key)
+            require_second(network.second_vision, processor, key)
 
     @cached_property
     def processor(self) -> Processor:
@@ -225,6 +226,7 @@ class MultimodalModule(L.LightningModule):
                     targets=adapter.targets,
                 )
             self.adapters[part] = adapter
+            self.origins.digests.pop(part, None)  # the names of its tensors have changed
 
     def end_adapters(self, fates: Mapping[str, After]) -> None:
         """Merge or drop adapters; those that are kept stay as they are.
@@ -238,6 +240,7 @@ class MultimodalModule(L.LightningModule):
             from lit_mm.layers.adapters import remove_adapters
 
             remove_adapters(self.modules_by_part()[part], adapter_part(part), merge=fate == "merge")
+            self.origins.digests.pop(part, None)
             if fate == "merge":
                 self.origins.forget(part)
             del self.adapters[part]

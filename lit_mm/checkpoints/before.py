@@ -55,7 +55,7 @@ FUNCTIONS = {
     "slices_then_overview": "lit_mm.samples.SlicesThenOverview",
     "base_then_unpadded_rows": "lit_mm.samples.BaseThenUnpaddedRows",
     "apply_partial_lora": "lit_mm.language.partial_lora.PartialLoRA",
-    "apply_lora": "lit_mm.language.lora.LoRA",
+    "apply_lora": "lit_mm.layers.adapters.LoRA",
     "apply_window_adapters": "lit_mm.vision.window_adapters.WindowAdapters",
 }
 SIDES = {"Llava": 224, "QwenVL": 448}  # default `image_size`; 336 elsewhere
@@ -314,6 +314,7 @@ def add_stage_keys(config: Config) -> Config:
         stage.setdefault("starts_from", None)
         for train in (stage.get("train") or {}).values():
             train.setdefault("decay_vectors", False)
+            train.setdefault("adapter", None)
     return config
 
 

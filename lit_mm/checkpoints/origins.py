@@ -109,7 +109,6 @@ class Origins:
     def forget(self, part: str) -> None:
         """Record that a part has other weights than its origin, such as those of a merged adapter."""
         self.by_part.pop(part, None)
-        self.digests.pop(part, None)
 
     def freeze(self, trained: Collection[str]) -> None:
         """Remove the parts that a stage trains, and compute the digests of the others before a strategy shards them."""

@@ -40,6 +40,40 @@ def require_parts(
         require_combination(vision, connector, tiling, processor.layout, key, free)
 
 
+def require_second(second_vision: VisionEncoder | None, processor: Processor, key: str) -> None:
+    """Refuse views of a second vision encoder that the model does not have, cannot take, or does not get.
+
+    Args:
+        second_vision: second vision encoder of the model; None for a model with one.
+        processor: processor of the model in use or of a stage.
+        key: key of the recipe that names the inputs, for the error.
+    Raises:
+        UserError: the views of a tiling do not fit the second vision encoder.
+    """
+    for tiling in (processor.tiling, *processor.by_source.values()):
+        sizes = {view.size for size in PROBES for view in tiling(*size).second} if tiling is not None else set()
+        if second_vision is None:
+            if sizes:
+                raise UserError(
+                    f"{key}: the tiling {tiling} makes views for a second vision encoder, the model has one. Choose a "
+                    "tiling such as {class_path: lit_mm.tiling.Stretch, init_args: {size: 224}}"
+                )
+            continue
+        if len(sizes) != 1:
+            raise UserError(
+                f"{key}: the model has a second vision encoder, the tiling {tiling} makes views of {len(sizes)} sizes "
+                "for it. Choose a tiling such as {class_path: lit_mm.tiling.TwoSizes, init_args: {size: 224, second: "
+                "1120}}"
+            )
+        side = second_vision.image_size
+        (size,) = sizes
+        if side is not None and not second_vision.any_size and size != (side, side):
+            raise UserError(
+                f"{key}: the tiling {tiling} makes views of {size[1]} x {size[0]} pixels for the second vision "
+                f"encoder, which takes {side} x {side} alone. Set `second` to {side}"
+            )
+
+
 def require_combination(
     vision: VisionEncoder,
     connector: Connector,

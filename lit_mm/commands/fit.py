@@ -51,7 +51,12 @@ from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
+<<<<<<< HEAD
 from lit_mm.stages.stage import best_figure, branches, lasting_ends
+=======
+from lit_mm.stages.adapter import fates
+from lit_mm.stages.stage import adapters_of, branches, lasting_ends
+>>>>>>> cog
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -90,7 +95,7 @@ def train(
         folder.keep_config(config)
     if start := agree(launch, "init_from", partial(starting_point, folder, init_from)):
         reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
-        module.end_adapters(dict.fromkeys(module.adapters, "merge"))  # a new recipe starts its own
+        module.end_adapters(fates(module.adapters, adapters_of(stages)[stages[0].name]))
     module.save_frozen = cli.config.save_frozen
 
     tracked = cli.config.track and launch.is_global_zero

@@ -20,7 +20,11 @@ from lit_mm.prompts.cogvlm import CogVLMPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
 from lit_mm.samples.layout import SharedPosition
 from lit_mm.tiling.two_sizes import TwoSizes
+<<<<<<< HEAD
 from lit_mm.vision.protocol import Patched
+=======
+from lit_mm.vision.protocol import VisionEncoder
+>>>>>>> cog
 
 
 class CogAgent(MultimodalModule):
@@ -58,11 +62,17 @@ class CogAgent(MultimodalModule):
         cross_heads: int = 32,
         inputs: Inputs | None = None,
     ) -> None:
+<<<<<<< HEAD
         rows, columns = cast(Patched, vision).patch_grid((image_size, image_size))
         build = connector or partial(GLUProjector, positions=rows * columns)
         projector = WithFlags(build(vision.width, language.width), language.width)
         rows, columns = cast(Patched, second_vision).patch_grid((second_size, second_size))
         table = PositionTable(rows * columns, second_vision.width)
+=======
+        build = connector or partial(GLUProjector, positions=patches_of(vision, image_size))
+        projector = WithFlags(build(vision.width, language.width), language.width)
+        table = PositionTable(patches_of(second_vision, second_size), second_vision.width)
+>>>>>>> cog
         apply_visual_expert(language)
         apply_cross_attention(language, second_vision.width, cross_width, cross_heads)
         default = Inputs(
@@ -75,3 +85,9 @@ class CogAgent(MultimodalModule):
         super().__init__(
             **compose(vision, projector, language, tokenizer, inputs, default, second_vision, table),
         )
+
+
+def patches_of(vision: VisionEncoder, size: int) -> int:
+    """Count the patches of a view of `size` x `size` pixels."""
+    rows, columns = vision.token_grid((size, size))
+    return rows * columns

@@ -11,6 +11,7 @@ from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.errors import UserError
 from lit_mm.families.composition import compose
+from lit_mm.language.cross_attention import CrossAttentionSettings
 from lit_mm.language.protocol import LanguageModel
 from lit_mm.layers.injection import Injection
 from lit_mm.module import MultimodalModule
@@ -39,9 +40,12 @@ class Recombined(MultimodalModule):
         vision_injection: change of the vision encoder, such as `lit_mm.vision.window_adapters.WindowAdapters`; None: no
             change.
         next_token: objective "next_token", with its label smoothing; None: without smoothing.
+        second_vision: vision encoder of the tiling's second views, which decoder layers read by `cross_attention`.
+            None: there is one encoder.
+        cross_attention: cross-attention of every decoder layer to the features of `second_vision`. None: there is none.
     Raises:
-        UserError: there is no tiling, or the parts do not go together; the message has the nearest legal choice, see
-            `lit_mm.combination.legal`.
+        UserError: there is no tiling, only one of second encoder and cross-attention is set, or the parts do not go
+            together; the message has the nearest legal choice, see `lit_mm.combination.legal`.
     """
 
     def __init__(
@@ -55,11 +59,18 @@ class Recombined(MultimodalModule):
         injection: Injection | None = None,
         vision_injection: Injection | None = None,
         next_token: NextToken | None = None,
+        second_vision: nn.Module | None = None,
+        cross_attention: CrossAttentionSettings | None = None,
     ) -> None:
         if inputs.tiling is None:
             raise UserError(
                 "model.init_args.inputs: Recombined needs a `tiling`, such as {class_path: lit_mm.tiling.Pad, "
                 "init_args: {size: 336}}"
+            )
+        if (second_vision is None) != (cross_attention is None):
+            raise UserError(
+                "model.init_args: Recombined needs `second_vision` and `cross_attention` together, got only "
+                f"`{'second_vision' if cross_attention is None else 'cross_attention'}`. Set both, or none"
             )
         projector = connector(vision.width, language.width)
         if learned:
@@ -68,9 +79,11 @@ class Recombined(MultimodalModule):
             injection(language)
         if vision_injection is not None:
             vision_injection(vision)
+        if second_vision is not None and cross_attention is not None:
+            cross_attention(language, second_vision.width)
         default = Inputs(layout=InOrder(), prompt=ChatPrompt(), max_length=4096, fill=MEAN_COLOUR)
         super().__init__(
-            **compose(vision, projector, language, tokenizer, inputs, default),
+            **compose(vision, projector, language, tokenizer, inputs, default, second_vision),
             free=EVERYTHING,
             objectives={"next_token": next_token or NextToken()},
         )

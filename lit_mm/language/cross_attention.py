@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -125,6 +126,22 @@ class CrossLayer(GradientCheckpointingLayer):
         if memory is not None or memory_state is not None:
             x = x + self.cross_attention(self.cross_norm(x), memory, memory_segments, memory_state)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+@dataclass(frozen=True)
+class CrossAttentionSettings:
+    """Cross-attention as an entry of a recipe. See `apply_cross_attention`.
+
+    Args:
+        cross_width: width of queries, keys and values.
+        heads: number of heads.
+    """
+
+    cross_width: int = 1024
+    heads: int = 32
+
+    def __call__(self, model: Llama, memory_width: int) -> Llama:
+        return apply_cross_attention(model, memory_width, self.cross_width, self.heads)
 
 
 def apply_cross_attention(language: Llama, memory_width: int, cross_width: int = 1024, heads: int = 32) -> Llama:

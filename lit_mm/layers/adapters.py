@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from peft.tuners.lora import Linear, LoraConfig
@@ -10,6 +11,7 @@ from torch import nn
 
 from lit_mm.errors import UserError
 from lit_mm.layers.activations import outer_layers
+from lit_mm.layers.injection import Injection
 from lit_mm.layers.protocols import parts_within
 
 Kind = Literal["lora", "rslora", "dora"]
@@ -86,6 +88,27 @@ def remove_adapters(module: nn.Module, part: str, *, merge: bool) -> None:
                 if merge:
                     layer.merge()
                 setattr(owner, name, layer.get_base_layer())
+
+
+@dataclass(frozen=True)
+class LoRA(Injection):
+    """LoRA that a model has in all stages, as an entry of a recipe; its part is `lora`. See `add_adapters`.
+
+    Args:
+        rank: rank of the branches.
+        alpha: scale of the branches times `rank`; None means `rank`, a scale of 1.
+        dropout: probability of dropout on the branches' input in training.
+        linears: names in the paths of linears.
+    """
+
+    rank: int = 256
+    alpha: float | None = None
+    dropout: float = 0.05
+    linears: tuple[str, ...] = ("q_proj", "v_proj", "up_proj", "down_proj")
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        add_adapters(model, "lora", rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=list(self.linears))
+        return model
 
 
 def plain_linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,6 +43,23 @@ class Adapter:
     def fits(self, other: Adapter) -> bool:
         """True if two adapters differ in `after` alone."""
         return replace(self, after=other.after) == other
+
+
+def fates(present: Mapping[str, Adapter], first: Mapping[str, Adapter]) -> dict[str, After]:
+    """Return part -> fate of an adapter of the checkpoint that another recipe starts from.
+
+    An adapter that its own stage would keep goes on if the recipe's first stage has the same settings for it, and is
+    merged otherwise.
+
+    Args:
+        present: part -> adapter of the checkpoint.
+        first: part -> adapter of the recipe's first stage.
+    """
+    goes_on = {part for part, adapter in present.items() if part in first and adapter.fits(first[part])}
+    return {
+        part: "merge" if adapter.after == "keep" and part not in goes_on else adapter.after
+        for part, adapter in present.items()
+    }
 
 
 def adapter_part(part: str) -> str:

@@ -121,6 +121,8 @@ class Stage:
                 f"stages.{self.name}: the name of a stage has 1 to 64 letters, digits, `_` and `-`, and is not "
                 f"{REPLACE!r}, got {self.name!r}"
             )
+        if isinstance(self.starts_from, Mapping):  # a config that is checked before it is built
+            self.starts_from = Start(**self.starts_from)
         self.check_inputs()
         if not self.train:
             raise UserError(f"stages.{self.name}: the stage trains nothing. Name at least one part under `train`")

@@ -63,7 +63,7 @@ def internlm_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         owner, _, kind = name.rpartition(".")
         if match := BRANCH.fullmatch(name):
-            renamed[f"{match[1]}.lora_{match[2].lower()}.weight"] = tensor
+            renamed[f"{match[1]}.lora_{match[2]}.default.weight"] = tensor
         else:
-            renamed[f"{owner}.base.{kind}" if owner in wrapped else name] = tensor
+            renamed[f"{owner}.base_layer.{kind}" if owner in wrapped else name] = tensor
     return llama_to_llama(renamed)

@@ -15,11 +15,13 @@ from lit_mm.inference.generate import answer
 from lit_mm.language.llama import Llama
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import Stage, Train, apply_stage
 from lit_mm.stream.maker import unlearnt
-from lit_mm.tiling import TwoSizes
+from lit_mm.tiling import Stretch, Tiling, TwoSizes
 from lit_mm.vision.vit import ViT
 from tests.families.test_cogvlm import SIZES, adapter
+from tests.families.test_cogvlm import build as build_cogvlm
 from tests.rows import flat, loss_sum, states
 from tests.tiny import document, run_recipe
 
@@ -162,8 +164,20 @@ def test_beams_and_greedy_decoding_answer_questions_about_images() -> None:
         assert len(answer(module, [document(number) for number in range(3)], decoding=decoding)) == 3
 
 
-def test_a_second_view_of_another_size_is_refused() -> None:
-    module = build()
-    sample = replace(module.processor, tiling=TwoSizes(28, 56)).sample(document(1))
-    with pytest.raises(UserError, match="built for views of 42 x 42 pixels, got 56 x 56"):
-        states(module.network, collate([sample], module.processor))
+@pytest.mark.parametrize(
+    ("tiling", "message"),
+    [
+        (TwoSizes(28, 56), "56 x 56 pixels for the second vision encoder, which takes 42 x 42 alone"),
+        (Stretch(28), "has a second vision encoder, the tiling .* makes views of 0 sizes"),
+    ],
+    ids=["size", "none"],
+)
+def test_stages_whose_views_do_not_fit_the_second_encoder_are_refused(tiling: Tiling, message: str) -> None:
+    stage = Stage("s", {"flags": Train(1e-3)}, max_steps=1, inputs=Inputs(tiling=tiling))
+    with pytest.raises(UserError, match=f"stages.s.inputs: .*{message}"):
+        build().processors_of(stage)
+
+
+def test_a_model_with_one_encoder_refuses_views_for_a_second() -> None:
+    with pytest.raises(UserError, match="makes views for a second vision encoder, the model has one"):
+        build_cogvlm(inputs=Inputs(tiling=TwoSizes(28, 42)))

@@ -26,13 +26,18 @@ from lit_mm.connectors.learned import WithLearned
 from lit_mm.errors import UserError
 from lit_mm.families.recombined import Recombined
 from lit_mm.inference.generate import answer
+from lit_mm.language.cross_attention import CrossAttentionSettings
+from lit_mm.language.llama import Llama
+from lit_mm.language.visual_expert import VisualExpert
 from lit_mm.module import MultimodalModule, family_of
+from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.samples.collate import collate
 from lit_mm.samples.inputs import Inputs
-from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder, Layout
+from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder, Layout, SharedPosition
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
-from lit_mm.tiling import CentreCrop, Windows
+from lit_mm.tiling import CentreCrop, TwoSizes, Windows
+from lit_mm.vision.vit import ViT
 from tests.rows import states
 from tests.tiny import MODEL, document, run_recipe
 
@@ -99,9 +104,10 @@ LEARNED = {"none": [], "newline": ["newline"], "both": ["newline", "separator"]}
 INJECTIONS = {
     "plain": None,
     "partial lora": spec("lit_mm.language.partial_lora.PartialLoRA", rank=2, dropout=0.0),
-    "lora": spec("lit_mm.language.lora.LoRA", rank=2, dropout=0.0),
+    "lora": spec("lit_mm.layers.adapters.LoRA", rank=2, dropout=0.0),
+    "visual expert": spec("lit_mm.language.visual_expert.VisualExpert"),
 }
-PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora"}
+PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora", "visual expert": "visual_expert"}
 
 
 TABLES = (VISION, CONNECTORS, TILINGS, LAYOUTS, LEARNED, INJECTIONS)
@@ -366,3 +372,28 @@ def test_an_encoder_of_timm_normalises_pixels_by_its_own_constants() -> None:
     batch = collate([module.processor.sample(document(1))], module.processor)
     with torch.no_grad():
         assert states(module.eval().network, batch).isfinite().all()
+
+
+def two_encoders(**changes: Any) -> Recombined:
+    vision, second = (ViT(image_size=side, patch=14, width=16, layers=1, heads=2) for side in (28, 42))
+    decoder = Llama(width=WIDTH, layers=2, heads=4, kv_heads=2, ffn_width=24, vocab_size=512)
+    arguments = {"second_vision": second, "cross_attention": CrossAttentionSettings(8, 2)} | changes
+    inputs = Inputs(tiling=TwoSizes(28, 42), layout=SharedPosition(), prompt=ChatPrompt())
+    return Recombined(vision, decoder, "nano", inputs, learned=["start", "end"], injection=VisualExpert(), **arguments)
+
+
+def test_a_second_encoder_and_cross_attention_can_be_combined_with_a_visual_expert(tmp_path: Path) -> None:
+    module = two_encoders()
+    assert {"second_vision", "cross_attention", "visual_expert", "start", "end"} <= module.parts().keys()
+    stage = Stage("all", {part: Train(lr=1e-2) for part in module.parts()}, max_steps=2)
+    run_recipe(module, [stage], tmp_path, count=6, global_batch=2, row_tokens=512, window=6)
+    again = two_encoders()
+    reading.load_weights(again, reading.read(manifest.find(str(tmp_path))), family_of(again))
+    assert torch.equal(logits(module), logits(again))
+    assert len(answer(again, [document(1, pictures=2)], max_new_tokens=3)) == 1
+
+
+@pytest.mark.parametrize("missing", ["second_vision", "cross_attention"])
+def test_a_second_encoder_without_cross_attention_is_refused(missing: str) -> None:
+    with pytest.raises(UserError, match="needs `second_vision` and `cross_attention` together"):
+        two_encoders(**{missing: None})

@@ -132,7 +132,7 @@ def published_name(ours: str) -> str:
     if part == "vision":
         return rest.replace("model.", "visual_encoder.", 1)
     if part == "language":
-        for ours_piece, theirs in (("lm.", ""), (".base.", "."), ("lora_a", "lora_A"), ("lora_b", "lora_B")):
+        for ours_piece, theirs in (("lm.", ""), (".base_layer.", "."), (".default.", ".")):
             rest = rest.replace(ours_piece, theirs, 1)
         return f"internlm_model.{rest}"
     if rest in ("start", "end"):
@@ -224,5 +224,5 @@ def test_a_language_model_that_has_branches_already_is_refused() -> None:
     decoder = language()
     vision = eva()
     XComposer(vision, decoder, "nano", 28, sampler, rank=2)
-    with pytest.raises(UserError, match="it is a LoRALinear"):
+    with pytest.raises(UserError, match="no linear without an adapter is called"):
         XComposer(vision, decoder, "nano", 28, sampler, rank=2)

@@ -142,3 +142,11 @@ def test_an_adapter_on_the_meta_device_takes_no_memory() -> None:
         model = Llama(width=32, layers=1, heads=4, kv_heads=2, ffn_width=48, vocab_size=512)
     add_adapters(model, PART, kind="dora", rank=4)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_a_linear_with_lora_is_the_formula_of_the_release() -> None:
+    model = adapted(spread=0.3, rank=2, alpha=10, targets=["q_proj"])
+    layer = model.decoder_layers[0].self_attn.q_proj
+    x = torch.randn(2, 3, 32)
+    branch = x @ layer.lora_A["default"].weight.T @ layer.lora_B["default"].weight.T
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 5 * branch, rtol=0, atol=1e-5)

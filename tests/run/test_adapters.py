@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_mm.callbacks.freeze_audit import FreezeAudit
@@ -17,7 +18,7 @@ from lit_mm.module import family_of
 from lit_mm.stages import Constant
 from lit_mm.stages.adapter import Adapter, After
 from lit_mm.stages.stage import Stage, Train, adapters_of
-from tests.tiny import run_recipe, xcomposer2
+from tests.tiny import language, run_recipe, xcomposer2
 
 STEPS = 2
 CONNECTOR = {"connector": Train(lr=1e-2)}
@@ -32,8 +33,9 @@ def recipe(after: After = "merge", type: str = "lora") -> list[Stage]:
     return [Stage("align", CONNECTOR, **kwargs), Stage("tune", tuned, **kwargs), Stage("rest", rest, **kwargs)]
 
 
-def run(folder: Path, stages: list[Stage], **options: object) -> XComposer2:
+def run(folder: Path, stages: list[Stage], weights: str | None = None, **options: object) -> XComposer2:
     module = xcomposer2()
+    module.network.language.weights = weights
     run_recipe(module, stages, folder, callbacks=[FreezeAudit()], every=1, keep=10, **options)
     return module
 
@@ -57,6 +59,25 @@ def test_a_run_that_is_cut_off_anywhere_ends_as_the_unbroken_one(tmp_path: Path,
         assert resumed.keys() == whole.keys()
         assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items()), saved[cut - 1].name
     assert any("lora_A" in name for name in whole) == (after == "keep")
+
+
+@pytest.mark.parametrize("after", ["keep", "merge"])
+def test_a_published_base_is_stored_by_its_digest_until_an_adapter_is_merged_into_it(
+    tmp_path: Path, after: After
+) -> None:
+    published = {name.removeprefix("lm."): tensor for name, tensor in language(seed=5).state_dict().items()}
+    save_file(published, tmp_path / "llama.safetensors")
+    weights = f"llama:{tmp_path / 'llama.safetensors'}"
+    whole = state(run(tmp_path / "whole", recipe(after, "dora"), weights))
+    saved = sorted((tmp_path / "whole" / "checkpoints").iterdir())
+    frozen = ["language" in reading.read(path).manifest["frozen"] for path in saved]
+    assert frozen == [True] * 4 + [after == "keep"] * 2
+    for cut in (STEPS, 2 * STEPS - 1, 2 * STEPS, 3 * STEPS - 1):
+        folder = tmp_path / f"cut {cut}"
+        for path in saved[:cut]:
+            shutil.copytree(path, folder / "checkpoints" / path.name)
+        resumed = state(run(folder, recipe(after, "dora"), weights))
+        assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items()), saved[cut - 1].name
 
 
 def test_the_adapter_is_a_part_of_its_own_and_its_base_stays_frozen(tmp_path: Path) -> None:
