@@ -41,6 +41,7 @@ from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
+from lit_mm.stages.adapter import Adapter
 from lit_mm.stages.stage import Stage, Start, Train
 from tests import tiny_blip
 from tests.faulty import FaultyMixture
@@ -71,9 +72,11 @@ class Launch:
         accelerator: accelerator of the Trainer.
         recipe: "two" or "three" stages; "inputs", in which the inputs of a stage change; "branches", in which two
             stages start from the end of one; "unread", in which the first stage does not read the language model and
-            the second does; "thaw", in which the vision encoder thaws after two steps; "muon"; "average", in which
+            the second does; "adapters", in which the second of three stages trains an adapter on the language model,
+            which is merged then; "thaw", in which the vision encoder thaws after two steps; "muon"; "average", in which
             the second stage starts from the averages of the first; "pairs", BLIP's three stages; or "captions", the
             captioner of BLIP alone.
+        adapter: type of the adapter of the recipe "adapters".
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
@@ -101,6 +104,7 @@ class Launch:
     accelerator: str = "cpu"
     precision: str = "32-true"
     recipe: str = "two"
+    adapter: str = "lora"
     lr: float = 1e-2
     base: str = ""
     meddle: str = ""
@@ -308,6 +312,17 @@ def recipe_of(launch: Launch) -> list[Stage]:
         return [
             Stage(name, {part: everything[part] for part in parts}, max_steps=launch.steps, schedule=Cosine(0.3))
             for name, parts in learning.items()
+        ]
+    if launch.recipe == "adapters":
+        adapter = Adapter(type=launch.adapter, rank=2, after="merge")
+        trains = [
+            {"connector": everything["connector"]},
+            {"connector": everything["connector"], "language": replace(everything["language"], adapter=adapter)},
+            {"connector": everything["connector"], "partial_lora": everything["partial_lora"]},
+        ]
+        return [
+            Stage(name, train, max_steps=launch.steps, schedule=Cosine(0.3))
+            for name, train in zip(("align", "tune", "rest"), trains, strict=True)
         ]
     return stages(steps=launch.steps)
 

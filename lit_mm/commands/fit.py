@@ -51,12 +51,8 @@ from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
-<<<<<<< HEAD
-from lit_mm.stages.stage import best_figure, branches, lasting_ends
-=======
 from lit_mm.stages.adapter import fates
-from lit_mm.stages.stage import adapters_of, branches, lasting_ends
->>>>>>> cog
+from lit_mm.stages.stage import adapters_of, best_figure, branches, lasting_ends
 
 
 def fit(arguments: Sequence[str]) -> None:

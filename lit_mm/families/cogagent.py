@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 from torch import nn
 
@@ -20,11 +19,7 @@ from lit_mm.prompts.cogvlm import CogVLMPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
 from lit_mm.samples.layout import SharedPosition
 from lit_mm.tiling.two_sizes import TwoSizes
-<<<<<<< HEAD
-from lit_mm.vision.protocol import Patched
-=======
 from lit_mm.vision.protocol import VisionEncoder
->>>>>>> cog
 
 
 class CogAgent(MultimodalModule):
@@ -62,17 +57,9 @@ class CogAgent(MultimodalModule):
         cross_heads: int = 32,
         inputs: Inputs | None = None,
     ) -> None:
-<<<<<<< HEAD
-        rows, columns = cast(Patched, vision).patch_grid((image_size, image_size))
-        build = connector or partial(GLUProjector, positions=rows * columns)
-        projector = WithFlags(build(vision.width, language.width), language.width)
-        rows, columns = cast(Patched, second_vision).patch_grid((second_size, second_size))
-        table = PositionTable(rows * columns, second_vision.width)
-=======
         build = connector or partial(GLUProjector, positions=patches_of(vision, image_size))
         projector = WithFlags(build(vision.width, language.width), language.width)
         table = PositionTable(patches_of(second_vision, second_size), second_vision.width)
->>>>>>> cog
         apply_visual_expert(language)
         apply_cross_attention(language, second_vision.width, cross_width, cross_heads)
         default = Inputs(

@@ -20,20 +20,8 @@ from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_tim
 
 # Parameters that a family or a stage adds to a published part; no file holds them
 ADDED = (
-<<<<<<< HEAD
     *(".lora_a.", ".lora_b.", ".adapters.", ".lora_A.", ".lora_B.", ".lora_magnitude_vector."),
     *(".expert.", ".cross_attention.", ".cross_norm."),
-=======
-    ".lora_a.",
-    ".lora_b.",
-    ".adapters.",
-    ".lora_A.",
-    ".lora_B.",
-    ".lora_magnitude_vector.",
-    ".expert.",
-    ".cross_attention.",
-    ".cross_norm.",
->>>>>>> cog
 )
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
