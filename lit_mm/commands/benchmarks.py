@@ -164,8 +164,8 @@ def open_task(text: str, data: Path, limit: int | None) -> Task:
         raise UserError(f"{name}:{split} is answered for a server, which needs all answers. Leave out --documents")
     if submission is not None and submission.all_of and not (data / submission.all_of).is_file():
         raise UserError(
-            f"there is no {str(data / submission.all_of)!r}, which lists the questions that the server of {name}:{split} "
-            "expects answers to"
+            f"there is no {str(data / submission.all_of)!r}, which lists the questions that the server of "
+            f"{name}:{split} expects answers to"
         )
     reader = benchmark.reader_of(split)
     return Task(benchmark, split, reader.questions(data, limit), reader.digest(data))
