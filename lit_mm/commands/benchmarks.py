@@ -85,7 +85,8 @@ def list_benchmarks(names: Sequence[str] = ()) -> str:
             size = f", {details.size} questions" if details.size else ""
             server = f", answers at {details.submission.url}" if details.submission else ""
             lines.append(f"  {name}:{split}{size}{server}")
-            lines += [f"    DIR/{path}" for path in benchmark.reader_of(split).layout()]
+            complete = [details.submission.all_of] if details.submission and details.submission.all_of else []
+            lines += [f"    DIR/{path}" for path in [*benchmark.reader_of(split).layout(), *complete]]
         for procedure in benchmark.procedures:
             families = ", ".join(procedure.families) or "all others"
             way = "" if procedure.answering == "generation" else f", by {procedure.answering}"
@@ -158,8 +159,14 @@ def open_task(text: str, data: Path, limit: int | None) -> Task:
     name, _, split = text.strip().partition(":")
     benchmark = load_benchmark(name)
     split = benchmark.split(split)
-    if limit is not None and benchmark.splits[split].submission is not None:
+    submission = benchmark.splits[split].submission
+    if limit is not None and submission is not None:
         raise UserError(f"{name}:{split} is answered for a server, which needs all answers. Leave out --documents")
+    if submission is not None and submission.all_of and not (data / submission.all_of).is_file():
+        raise UserError(
+            f"there is no {str(data / submission.all_of)!r}, which lists the questions that the server of "
+            f"{name}:{split} expects answers to"
+        )
     reader = benchmark.reader_of(split)
     return Task(benchmark, split, reader.questions(data, limit), reader.digest(data))
 

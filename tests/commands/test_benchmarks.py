@@ -141,6 +141,7 @@ def test_answers_that_are_not_public_are_written_for_the_server(command) -> None
         (("--benchmarks", "textvqas", "--data", "files"), "Did you mean 'textvqa'"),
         (("--benchmarks", "textvqa:test", "--data", "files"), "has no split 'test'"),
         (("--benchmarks", "docvqa", "--data", "files"), "The layout under"),
+        (("--benchmarks", "vqav2:test_dev", "--data", "files"), "the questions that the server of vqav2:test_dev"),
         (("--benchmarks", "flickr30k_retrieval", "--data", "none"), "dataset_flickr30k.json"),
         (("--benchmarks", "textvqa", "--data", "files", "--procedure", "x"), "has no procedure 'x'"),
         (("--benchmarks", "vizwiz:test", "--data", "files", "--documents", "2"), "Leave out --documents"),
@@ -157,6 +158,7 @@ def test_the_list_says_where_files_must_lie(command) -> None:
     code, output, _ = command("evaluate", "--list")
     assert code == 0
     assert "vqav2:test_dev, 107394 questions, answers at https://eval.ai" in output
+    assert "DIR/vqav2/v2_OpenEnded_mscoco_test2015_questions.json" in output
     assert "DIR/coco/val2014/COCO_val2014_{image_id:012d}.jpg" in output
     assert "procedure llava (Llava15, LlavaNext, LlavaUHD): textvqa_accuracy" in output
     assert command("evaluate", "--list", "--benchmarks", "mme")[1].count("mme:all") == 1
