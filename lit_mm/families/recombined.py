@@ -18,6 +18,7 @@ from lit_mm.objectives.next_token import NextToken
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
 from lit_mm.samples.layout import InOrder
+from lit_mm.vision.dual import DualEncoder
 
 
 class Recombined(MultimodalModule):
@@ -39,6 +40,9 @@ class Recombined(MultimodalModule):
         vision_injection: change of the vision encoder, such as `lit_mm.vision.window_adapters.WindowAdapters`; None: no
             change.
         next_token: objective "next_token", with its label smoothing; None: without smoothing.
+        mining: class or function that builds the connector of a vision encoder with features at two resolutions, such
+            as `lit_mm.connectors.patch_info_mining.PatchInfoMining`, from (vision width, second width, language width);
+            it takes the place of `connector`. None: the vision encoder has one map of features.
     Raises:
         UserError: there is no tiling, or the parts do not go together; the message has the nearest legal choice, see
             `lit_mm.combination.legal`.
@@ -55,13 +59,22 @@ class Recombined(MultimodalModule):
         injection: Injection | None = None,
         vision_injection: Injection | None = None,
         next_token: NextToken | None = None,
+        mining: Callable[[int, int, int], nn.Module] | None = None,
     ) -> None:
         if inputs.tiling is None:
             raise UserError(
                 "model.init_args.inputs: Recombined needs a `tiling`, such as {class_path: lit_mm.tiling.Pad, "
                 "init_args: {size: 336}}"
             )
-        projector = connector(vision.width, language.width)
+        if isinstance(vision, DualEncoder) and mining is not None:
+            projector = mining(vision.width, vision.second_width, language.width)
+        elif mining is not None:
+            raise UserError(
+                f"model.init_args.mining: {type(vision).__name__} has no features at two resolutions. Leave `mining` "
+                "out, or set `vision: lit_mm.vision.dual.DualEncoder`"
+            )
+        else:
+            projector = connector(vision.width, language.width)
         if learned:
             projector = WithLearned(projector, learned, language.width)
         if injection is not None:

@@ -3,8 +3,8 @@
 Mini-Gemini answers a question that ends with ` <GEN>` with text that has a prompt between `<h>` and `</h>`. The markers
 are plain text, no special tokens, and nothing else joins the two models.
 
-Source: arXiv:2403.18814, section 3.3; mgm/serve/cli.py of github.com/dvlab-research/MGM. The web demo of the release takes
-the first prompt of an answer; its command line takes the last, and so does this module.
+Source: arXiv:2403.18814, section 3.3; mgm/serve/cli.py of github.com/dvlab-research/MGM. The web demo of the release
+takes the first prompt of an answer; its command line takes the last, and so does this module.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ NEGATIVE = (
     "out of frame, lowres, text, error, cropped, worst quality, low quality, jpeg artifacts, ugly, duplicate, morbid, "
     "mutilated, out of frame, extra fingers, mutated hands, poorly drawn hands, poorly drawn face, mutation, deformed, "
     "blurry, dehydrated, bad anatomy, bad proportions, extra limbs, cloned face, disfigured, gross proportions, "
-    "malformed limbs, missing arms, missing legs, extra arms, extra legs, fused fingers, too many fingers, long neck, username, "
-    "watermark, signature"
+    "malformed limbs, missing arms, missing legs, extra arms, extra legs, fused fingers, too many fingers, long neck, "
+    "username, watermark, signature"
 )
 
 
