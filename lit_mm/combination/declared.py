@@ -123,7 +123,7 @@ def require_maps(vision: VisionEncoder, connector: Connector, key: str) -> None:
     if vision.two_maps and not bare.reads_two_maps:
         raise UserError(
             f"{key}: the vision encoder returns features at two resolutions, which {type(bare).__name__} does not "
-            "read. The nearest that goes: `connector: lit_mm.connectors.patch_info_mining.PatchInfoMining`"
+            "read. The nearest that goes: `mining: lit_mm.connectors.patch_info_mining.PatchInfoMining` (of Recombined)"
         )
     if bare.reads_two_maps and not vision.two_maps:
         raise UserError(

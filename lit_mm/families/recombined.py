@@ -19,6 +19,7 @@ from lit_mm.objectives.next_token import NextToken
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
 from lit_mm.samples.layout import InOrder
+from lit_mm.vision.dual import DualEncoder
 
 
 class Recombined(MultimodalModule):
@@ -43,6 +44,9 @@ class Recombined(MultimodalModule):
         second_vision: vision encoder of the tiling's second views, which decoder layers read by `cross_attention`.
             None: there is one encoder.
         cross_attention: cross-attention of every decoder layer to the features of `second_vision`. None: there is none.
+        mining: class or function that builds the connector of a vision encoder with features at two resolutions, such
+            as `lit_mm.connectors.patch_info_mining.PatchInfoMining`, from (vision width, second width, language width);
+            it takes the place of `connector`. None: the vision encoder has one map of features.
     Raises:
         UserError: there is no tiling, only one of second encoder and cross-attention is set, or the parts do not go
             together; the message has the nearest legal choice, see `lit_mm.combination.legal`.
@@ -61,6 +65,7 @@ class Recombined(MultimodalModule):
         next_token: NextToken | None = None,
         second_vision: nn.Module | None = None,
         cross_attention: CrossAttentionSettings | None = None,
+        mining: Callable[[int, int, int], nn.Module] | None = None,
     ) -> None:
         if inputs.tiling is None:
             raise UserError(
@@ -72,7 +77,15 @@ class Recombined(MultimodalModule):
                 "model.init_args: Recombined needs `second_vision` and `cross_attention` together, got only "
                 f"`{'second_vision' if cross_attention is None else 'cross_attention'}`. Set both, or none"
             )
-        projector = connector(vision.width, language.width)
+        if isinstance(vision, DualEncoder) and mining is not None:
+            projector = mining(vision.width, vision.second_width, language.width)
+        elif mining is not None:
+            raise UserError(
+                f"model.init_args.mining: {type(vision).__name__} has no features at two resolutions. Leave `mining` "
+                "out, or set `vision: lit_mm.vision.dual.DualEncoder`"
+            )
+        else:
+            projector = connector(vision.width, language.width)
         if learned:
             projector = WithLearned(projector, learned, language.width)
         if injection is not None:

@@ -65,7 +65,7 @@ def load_pipeline(reference: str = SDXL, device: torch.device | str = "cpu") -> 
     """
     if not has_diffusers():
         raise UserError("images are made by diffusers, which is not installed: pip install 'lit_mm[images]'")
-    from diffusers import DiffusionPipeline  # pyrefly: ignore[missing-import]
+    from diffusers import DiffusionPipeline  # pyrefly: ignore[missing-import]  # an extra
 
     half = torch.device(device).type == "cuda"
     options = {"variant": "fp16"} if half and reference == SDXL else {}

@@ -397,3 +397,38 @@ def test_a_second_encoder_and_cross_attention_can_be_combined_with_a_visual_expe
 def test_a_second_encoder_without_cross_attention_is_refused(missing: str) -> None:
     with pytest.raises(UserError, match="needs `second_vision` and `cross_attention` together"):
         two_encoders(**{missing: None})
+
+
+def dual() -> dict[str, Any]:
+    """The config of a model whose coarse encoder mines a fine one."""
+    config = Combination("last block", "mlp", "pad", "in order", "none", "plain").config()
+    fine = spec(VIT, image_size=2 * SIDE, **SIZE | {"patch": 7})
+    config["init_args"]["vision"] = spec("lit_mm.vision.dual.DualEncoder", low=VISION["last block"], high=fine)
+    config["init_args"]["mining"] = spec("lit_mm.connectors.patch_info_mining.PatchInfoMining")
+    config["init_args"]["inputs"] = config["init_args"]["inputs"] | {"tiling": spec("lit_mm.tiling.Pad", size=2 * SIDE)}
+    return config
+
+
+def test_mining_can_be_chosen_and_is_trained_saved_loaded_and_asked(tmp_path: Path) -> None:
+    module = build(dual())
+    parts = module.parts()
+    assert set(parts) == {"vision", "second_vision", "connector", "language"}
+    stage = Stage("all", {part: Train(lr=1e-2) for part in parts}, max_steps=2, schedule=Cosine(0.0))
+    run_recipe(module, [stage], tmp_path, count=6, global_batch=2, row_tokens=512, window=6)
+    again = build(dual())
+    path = manifest.find(str(tmp_path))
+    reading.load_weights(again, reading.read(path), family_of(again))
+    assert torch.equal(logits(module), logits(again))
+    documents = [document(number, pictures=number) for number in range(3)]
+    assert answer(module, documents, max_new_tokens=3) == answer(again, documents, max_new_tokens=3)
+
+
+def test_mining_needs_two_encoders_and_two_encoders_need_mining() -> None:
+    alone = dual()
+    alone["init_args"]["vision"] = VISION["last block"]
+    with pytest.raises(UserError, match="ViT has no features at two resolutions"):
+        build(alone)
+    without = dual()
+    del without["init_args"]["mining"]
+    with pytest.raises(UserError, match="two resolutions, which MLPProjector does not read"):
+        build(without)
