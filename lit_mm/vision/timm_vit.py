@@ -31,6 +31,8 @@ class TimmViT(nn.Module, VisionEncoder):
         eps: epsilon of the layer norms. BLIP: 1e-6; Hugging Face's BLIP configuration defaults to 1e-5.
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
+        any_view: True accepts square and oblong views of any size. The position table stays that of `image_size`, and
+            every forward resizes it bicubically, so it learns at whichever size a stage trains on.
         activation_checkpointing: "full" recomputes each block in the backward pass; "none" keeps its activations.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
     Raises:
@@ -51,6 +53,7 @@ class TimmViT(nn.Module, VisionEncoder):
         drop_path: float = 0.0,
         eps: float = 1e-6,
         position_size: int | None = None,
+        any_view: bool = False,
         activation_checkpointing: Literal["none", "full"] = "none",
         weights: str | None = None,
     ) -> None:
@@ -58,7 +61,7 @@ class TimmViT(nn.Module, VisionEncoder):
         if width % heads:
             raise UserError(f"TimmViT: `heads` must divide `width`, got {width=}, {heads=}")
         self.image_size, self.width, self.heads, self.num_layers = image_size, width, heads, layers
-        self.position_size, self.weights = position_size, weights
+        self.position_size, self.any_view, self.weights = position_size, any_view, weights
         self.patch_grid = PatchGrid(patch, "TimmViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
@@ -74,6 +77,7 @@ class TimmViT(nn.Module, VisionEncoder):
             mlp_ratio=mlp_ratio,
             drop_path_rate=drop_path,
             norm_layer=partial(nn.LayerNorm, eps=eps),
+            dynamic_img_size=any_view,
         )
         self.vit.set_grad_checkpointing(activation_checkpointing == "full")
 
@@ -105,11 +109,12 @@ class TimmViT(nn.Module, VisionEncoder):
         """[V, 3, H, W] normalised pixels -> [V, P, D] features, class token first, patches row-major.
 
         Raises:
-            UserError: a view has another size than `image_size`.
+            UserError: a view has another size than `image_size`, and `any_view` is False.
         """
-        if tuple(pixels.shape[-2:]) != (self.image_size, self.image_size):
+        if not self.any_view and tuple(pixels.shape[-2:]) != (self.image_size, self.image_size):
             raise UserError(
                 f"TimmViT: built for views of {self.image_size} x {self.image_size} pixels, got {pixels.shape[-2]} x "
-                f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes."
+                f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes, "
+                "or set `any_view: true`"
             )
         return self.vit(pixels)
