@@ -28,8 +28,8 @@ class Blip(MultimodalModule):
 
     The parts "encoder" and "decoder" are the self-attentions of the text transformer in its modes; the head that
     predicts text belongs to the decoder. Momentum copies and queue are buffers. Objectives: "itc", "itm" and "lm",
-    and "itc_finetune", "itc" with a longer rise of alpha. Pre-training weighs the first three, a captioner "lm" alone, a
-    retrieval model "itc_finetune" and "itm". Unlike the release, which counts all texts of an image as right and may
+    and "itc_finetune", "itc" with a longer rise of alpha. Pre-training weighs the first three, a captioner "lm" alone,
+    a retrieval model "itc_finetune" and "itm". Unlike the release, which counts all texts of an image as right and may
     draw negatives from all ranks, the retrieval model compares as in pre-training.
 
     Args:

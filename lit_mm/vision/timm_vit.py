@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -14,6 +15,16 @@ from lit_mm.vision.position import resize_position_table
 from lit_mm.vision.protocol import VisionEncoder
 
 # V views, N patches, D width, P = N + 1 positions (class token first)
+
+
+class ResizingTransformer(VisionTransformer):
+    """timm's VisionTransformer with positions that are resized as in BLIP; timm's own resizing has another kernel."""
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """[V, rows, columns, D] patch embeddings -> [V, P, D] with class token and positions."""
+        table = resize_position_table(self.pos_embed[0], tuple(x.shape[1:3]))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1)
+        return self.pos_drop(x + table)
 
 
 class TimmViT(nn.Module, VisionEncoder):
@@ -66,7 +77,7 @@ class TimmViT(nn.Module, VisionEncoder):
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
             self.token_grid((position_size, position_size))  # it must divide, too
-        self.vit = VisionTransformer(
+        self.vit = (ResizingTransformer if any_view else VisionTransformer)(
             img_size=image_size,
             patch_size=patch,
             num_classes=0,
