@@ -1,4 +1,4 @@
-"""BLIP's nano recipe, made tiny, runs through all stages on the real command line; then it finds and writes captions."""
+"""The tiny nano recipe of BLIP runs through all stages on the real command line; then it finds and writes captions."""
 
 from __future__ import annotations
 
