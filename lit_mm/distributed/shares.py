@@ -72,7 +72,8 @@ def shard(parameter: Sharded) -> tuple[int, int]:
 @contextmanager
 def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Gather parameters that ZeRO-3 has cut, to read them in a `with` block; every rank must enter it."""
-    sharded = [parameter for parameter in parameters if isinstance(parameter, Sharded)]
+    # those that a running module has gathered stay with it
+    sharded = [parameter for parameter in parameters if isinstance(parameter, Sharded) and not parameter.numel()]
     if not sharded:
         yield
         return

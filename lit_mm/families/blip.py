@@ -20,13 +20,17 @@ from lit_mm.samples.processor import Processor
 from lit_mm.tiling.plan import Stretch
 from lit_mm.vision.protocol import Patched
 
+FIRST_OF_SIX = 1 / 6  # share of the fine-tuning for retrieval, one of six epochs, in which the labels become soft
+
 
 class Blip(MultimodalModule):
     """BLIP. Parts: vision, text (embeddings, cross-attention, feed-forward), encoder, decoder, contrast, matching.
 
     The parts "encoder" and "decoder" are the self-attentions of the text transformer in its modes; the head that
-    predicts text belongs to the decoder. Momentum copies and queue are buffers. Objectives: "itc", "itm" and "lm".
-    Pre-training weighs all three, a captioner "lm" alone, a retrieval model "itc" and "itm".
+    predicts text belongs to the decoder. Momentum copies and queue are buffers. Objectives: "itc", "itm" and "lm",
+    and "itc_finetune", "itc" with a longer rise of alpha. Pre-training weighs the first three, a captioner "lm" alone,
+    a retrieval model "itc_finetune" and "itm". Unlike the release, which counts all texts of an image as right and may
+    draw negatives from all ranks, the retrieval model compares as in pre-training.
 
     Args:
         vision: vision encoder with a class token, see `lit_mm.vision.protocol.Patched`. Published: `TimmViT`, B or L.
@@ -39,7 +43,7 @@ class Blip(MultimodalModule):
         temperature: initial temperature of the contrast.
         momentum: share of the momentum copies that stays in a step.
         queue_size: number of earlier pairs to compare with.
-        objectives: name -> objective, in place of the default ones; None: itc, itm and lm as in pre-training.
+        objectives: name -> objective, in place of the default ones; None: those above.
         candidates: number of candidates per query that the matching head reorders in an examination. Published:
             256 for COCO, 128 for Flickr30K.
         inputs: changes of tiling, layout, prompt and lengths for the model in use and all stages; a stage may change
@@ -83,6 +87,12 @@ class Blip(MultimodalModule):
                 queue_size=queue_size,
             ),
             processor=lambda: Processor.of(load_tokenizer(tokenizer), combined, vision.patch_grid),
-            objectives=objectives or {"itc": MomentumContrast(), "itm": Matching(), "lm": Captioning()},
+            objectives=objectives
+            or {
+                "itc": MomentumContrast(),
+                "itm": Matching(),
+                "lm": Captioning(),
+                "itc_finetune": MomentumContrast(ramp=FIRST_OF_SIX),
+            },
         )
         self.examiner = TwoStepRetrieval(candidates)

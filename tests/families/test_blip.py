@@ -41,7 +41,7 @@ def test_parts_are_those_that_stages_train_and_every_one_gets_a_gradient() -> No
 
 
 def test_objective_gives_gradients_to_the_parts_that_it_declares_alone() -> None:
-    for name in ("itc", "itm", "lm"):
+    for name in ("itc", "itc_finetune", "itm", "lm"):
         module = blip()
         objective = module.objectives[name]
         objective(module.network, batch_of(module)).backward()
