@@ -145,7 +145,7 @@ class Plan:
                 list(inputs.values()),
                 [cast[name].view(whole).to(wide) for name in group.targets],
             )
-        return {name: bits.to(whole).view(dtype) for name, bits in zip(inputs, gradients, strict=True)}
+        return {name: bits.to(whole).contiguous().view(dtype) for name, bits in zip(inputs, gradients, strict=True)}
 
     def _empty(self) -> dict[str, Tensor]:
         return {
