@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_mm.commands.import_ import copy_small
+from lit_mm.commands.import_ import copy_configs
 from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
 
@@ -102,7 +102,7 @@ def export_to(run: str, target: Path, file_format: str, stage: str | None = None
 
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    copy_small(source / "published", part)
+    copy_configs(source / "published", part)
     files = write_shards(part, {name: stored[name] for name in names}, elements)
     check_files(part, files, plan, checkpoint)
     if target.is_dir():

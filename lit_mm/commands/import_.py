@@ -20,8 +20,10 @@ EPILOG = """examples:
   python -m lit_mm import liuhaotian/llava-v1.5-7b --with vision=openai/clip-vit-large-patch14-336 --to runs/llava
   python -m lit_mm generate runs/llava --image page.png --question "What is this?"
   python -m lit_mm fit --config runs/llava/recipe.yaml --init_from runs/llava --data.path my_data.json"""
-SMALL = 64 << 20  # bytes of the largest file that is copied along, which no file of a tokenizer exceeds
-COPIED = (".json", ".model", ".txt", ".tiktoken", ".jinja")  # endings of configs and tokenizers
+CONFIGS = (
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("chat_template.json", "chat_template.jinja", "adapter_config.json"),
+)  # files beside those of the tokenizer that are copied along
 
 
 def import_(arguments: Sequence[str]) -> None:
@@ -107,24 +109,37 @@ def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None =
     Raises:
         UserError: see `Published.open` and `write_checkpoint`.
     """
-    import yaml
-
-    from lit_mm.checkpoints.importing import write_checkpoint
-    from lit_mm.commands.published import Published, as_record, build
-    from lit_mm.module import family_of
-    from lit_mm.weights.provenance import elements_of
-    from lit_mm.weights.stream import write
+    from lit_mm.commands.published import Published
 
     published = Published.open(place, parts, layout)
     print(f"{place}: {published.layout.name}, {len(published.plan.sources)} tensors")
     for path in (path for files in published.files.values() for path in files.legacy):
-        print(
-            f"{path} has the format of torch before 1.6: reading it takes {path.stat().st_size / 1e9:.1f} GB of memory"
-        )
-    tokenizer = Path(published.recipe["model"]["init_args"]["tokenizer"])
+        size = path.stat().st_size / 1e9
+        print(f"{path} has the format of torch before 1.6: reading it takes {size:.1f} GB of memory")
     run.mkdir(parents=True, exist_ok=True)
-    copy_small(tokenizer, run / "tokenizer")
-    copy_small(published.place if published.place.is_dir() else published.place.parent, run / "published")
+    complete = False
+    try:
+        path = write_run(published, run)
+        complete = True
+    finally:
+        if not complete:  # the folder was new or empty
+            shutil.rmtree(run)
+    return path, published
+
+
+def write_run(published: Published, run: Path) -> Path:
+    """Write the run of an opened checkpoint to an empty folder. Return the path of the run's checkpoint."""
+    import yaml
+
+    from lit_mm.checkpoints.importing import write_checkpoint
+    from lit_mm.commands.published import as_record, build
+    from lit_mm.module import family_of
+    from lit_mm.weights.provenance import elements_of
+    from lit_mm.weights.stream import write
+
+    tokenizer = Path(published.recipe["model"]["init_args"]["tokenizer"])
+    copy_configs(tokenizer, run / "tokenizer")
+    copy_configs(published.place if published.place.is_dir() else published.place.parent, run / "published")
     published.recipe["model"]["init_args"]["tokenizer"] = str((run / "tokenizer").absolute())
     module, config = build(published.recipe)
     group_of = {name: group for group in published.plan.groups for name in group.targets}
@@ -140,20 +155,19 @@ def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None =
     tensors = {name: published.plan.targets[name] for name in module.state_dict() if name in published.plan.targets}
     path = write_checkpoint(run / "checkpoints", config, family_of(module), by_part, tensors, elements)
     (run / "config.yaml").write_text(config)
-    (run / "recipe.yaml").write_text(f"# {place}\n" + yaml.safe_dump(published.recipe, sort_keys=False))
+    (run / "recipe.yaml").write_text(f"# {published.place}\n" + yaml.safe_dump(published.recipe, sort_keys=False))
     unused = {name: published.plan.sources[name] for name in published.plan.unused}
     write(run / "published.safetensors", unused, lambda name: elements_of(published.read(name)), {"format": "pt"})
     (run / "published.json").write_text(json.dumps(as_record(published), indent=1) + "\n")
-    print(
-        f"{path}: {len(tensors)} tensors; {len(unused)} of the files have no place in the model and are kept beside it"
-    )
-    return path, published
+    print(f"{path}: {len(tensors)} tensors. {len(unused)} tensors that the model does not read are kept beside it")
+    return path
 
 
-def copy_small(source: Path, target: Path) -> None:
+def copy_configs(source: Path, target: Path) -> None:
     """Copy the configs and the tokenizer of a folder."""
+    from lit_mm.prompts.files import FILES
+
     target.mkdir(parents=True)
-    for path in sorted(source.iterdir()):
-        weights = path.name.endswith(".index.json")
-        if path.is_file() and path.suffix in COPIED and not weights and path.stat().st_size <= SMALL:
-            shutil.copyfile(path, target / path.name)
+    for name in (*FILES, *CONFIGS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

@@ -145,7 +145,7 @@ class Plan:
                 list(inputs.values()),
                 [cast[name].view(whole).to(wide) for name in group.targets],
             )
-        return {name: bits.to(whole).view(dtype) for name, bits in zip(inputs, gradients, strict=True)}
+        return {name: bits.to(whole).contiguous().view(dtype) for name, bits in zip(inputs, gradients, strict=True)}
 
     def _empty(self) -> dict[str, Tensor]:
         return {
@@ -160,29 +160,31 @@ def plan(sources: Mapping[str, Stored], rename: Rename) -> Plan:
     Args:
         sources: dtype and shape of every tensor of the checkpoint, by name.
         rename: key map, a function from a state to a state.
+    Raises:
+        UserError: the key map makes a tensor that no tensor of the checkpoint is needed for.
     """
     traced = {name: Traced.of(name, stored) for name, stored in sources.items()}
     mapped = rename(dict(traced))
+    origins = {name: tensor.sources for name, tensor in mapped.items() if isinstance(tensor, Traced) and tensor.sources}
+    if constants := sorted(mapped.keys() - origins.keys()):
+        raise UserError(f"the key map makes {constants[0]!r} from no tensor of the checkpoint")
     members: dict[str, set[str]] = {}  # source -> the sources of its group, one set shared by all of them
-    for tensor in mapped.values():
-        joined = set(tensor.sources).union(*(members.get(name, set()) for name in tensor.sources))
+    for names in origins.values():
+        joined = set(names).union(*(members.get(name, set()) for name in names))
         members |= dict.fromkeys(joined, joined)
     by_group: dict[int, list[str]] = {}
-    for target, tensor in mapped.items():
-        by_group.setdefault(id(members[next(iter(tensor.sources))]), []).append(target)
+    for target, names in origins.items():
+        by_group.setdefault(id(members[next(iter(names))]), []).append(target)
     groups = []
-    for targets in by_group.values():
-        first = mapped[targets[0]]
-        names = members[next(iter(first.sources))]
-        renames = len(targets) == len(names) == 1 and first is traced[next(iter(names))]
-        groups.append(Group(tuple(name for name in sources if name in names), tuple(targets), renames))
+    for of_group in by_group.values():
+        names = members[next(iter(origins[of_group[0]]))]
+        renames = len(of_group) == len(names) == 1 and mapped[of_group[0]] is traced[next(iter(names))]
+        groups.append(Group(tuple(name for name in sources if name in names), tuple(of_group), renames))
+    targets = {name: Stored(str(t.dtype).removeprefix("torch."), tuple(t.shape)) for name, t in mapped.items()}
     return Plan(
         rename,
         sources,
-        {
-            name: Stored(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-            for name, tensor in mapped.items()
-        },
+        targets,
         tuple(groups),
         tuple(name for name in sources if name not in members),
     )

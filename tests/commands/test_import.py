@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Callable
@@ -260,3 +261,16 @@ def test_what_cannot_be_imported_is_refused(command, tmp_path) -> None:
 def test_the_list_names_every_layout(command) -> None:
     code, output, _ = command("import", "--list")
     assert code == 0 and "llava_next/hf" in output and "llava-hf/llava-v1.6-vicuna-7b-hf" in output
+
+
+def test_an_import_that_cannot_write_leaves_nothing(command, tmp_path, monkeypatch) -> None:
+    folder = hub.hf_next(tmp_path / "hub")
+    monkeypatch.setattr("lit_mm.checkpoints.importing.os.rename", full)
+    code, _, error = command("import", folder, "--to", "run")
+    assert code == 2 and "cannot be written (No space left on device)" in error
+    assert not Path("run").exists()
+
+
+def full(*places: object) -> None:
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, "No space left on device")

@@ -13,9 +13,9 @@ import torch
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
-    AutoTokenizer,
     LlavaNextProcessor,
     LlavaProcessor,
+    PreTrainedTokenizerFast,
 )
 
 from lit_mm.cli import main
@@ -60,13 +60,15 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["lit_mm"])
         main(["import", str(folder), "--to", str(place / "run"), "--proof_memory", "0"])
-    processor = kind(
-        image_processor=AutoImageProcessor.from_pretrained(folder),
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )
+        # This check of classes imports every optional tokenizer of transformers, installed or not
+        patch.setattr(kind, "check_argument_for_proper_class", lambda self, name, argument: type(argument))
+        processor = kind(
+            image_processor=AutoImageProcessor.from_pretrained(folder),
+            tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
+            patch_size=14,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
     theirs = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     return open_model(str(place / "run"), accelerator="cpu"), theirs, processor
 
