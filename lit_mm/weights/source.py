@@ -12,6 +12,7 @@ from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
+from lit_mm.weights.decoders import decoder_to_pretrained
 from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
@@ -30,6 +31,9 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "qwen-vl-vision": lambda state, part: qwen_vl_parts(state, heads=part.heads)["vision"],
     "qwen-vl-connector": lambda state, part: qwen_vl_parts(state)["connector"],
     "qwen-vl-language": lambda state, part: qwen_vl_parts(state)["language"],
+    "transformers": lambda state, part: decoder_to_pretrained(
+        state, model_type=part.model_type, heads=part.heads, kv_heads=part.kv_heads
+    ),
 }
 
 
