@@ -87,14 +87,15 @@ class Pretrained(nn.Module):
         self.model_type = str(numbers.get("model_type"))
         settings = settings_of(numbers, check_keys=not isinstance(config, str))
         self.max_length = limit_length(settings)
+        values = settings.to_dict()
         self.width: int = settings.hidden_size
         self.vocab_size: int = settings.vocab_size
         self.num_layers: int = settings.num_hidden_layers
         self.heads: int = settings.num_attention_heads
-        self.kv_heads: int = getattr(settings, "num_key_value_heads", None) or self.heads
-        self.head_width: int = getattr(settings, "head_dim", None) or self.width // self.heads
+        self.kv_heads: int = values.get("num_key_value_heads") or self.heads
+        self.head_width: int = values.get("head_dim") or self.width // self.heads
         self.tie_embeddings: bool = settings.tie_word_embeddings
-        self.softcap: float | None = getattr(settings, "final_logit_softcapping", None)
+        self.softcap: float | None = values.get("final_logit_softcapping")
         self.weights = weights
         self.attention: Backend = attention
         self.routed = False  # a function that routes linears sets it
@@ -111,7 +112,7 @@ class Pretrained(nn.Module):
     @property
     def decoder(self) -> nn.Module:
         """transformers' module of the decoder layers, which takes embeddings."""
-        return getattr(self.lm.model, "decoder", self.lm.model)
+        return dict(self.lm.model.named_children()).get("decoder", self.lm.model)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -122,10 +123,11 @@ class Pretrained(nn.Module):
         """Recompute rotary frequencies and scales, which no checkpoint holds, after a build on the meta device."""
         device = self.lm.get_input_embeddings().weight.device
         for module in self.lm.modules():
-            if hasattr(module, "rope_type"):
+            names = [name for name, _ in module.named_buffers(recurse=False)]
+            if any("inv_freq" in name for name in names):
                 with torch.device(device):
                     module._buffers.update(type(module)(config=module.config)._buffers)
-            elif hasattr(module, "scalar_embed_scale"):
+            elif "embed_scale" in names:
                 module.embed_scale = torch.tensor(module.scalar_embed_scale, device=device)
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -228,7 +230,7 @@ def settings_of(numbers: dict[str, Any], *, check_keys: bool) -> PretrainedConfi
         settings = AutoConfig.for_model(numbers["model_type"], **values, attn_implementation=NAME)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"Pretrained: transformers refuses the config of this {kind}: {error}") from error
-    if getattr(settings, "use_bidirectional_attention", False):
+    if settings.to_dict().get("use_bidirectional_attention"):
         raise UserError(f"Pretrained: {kind} with `use_bidirectional_attention` is an encoder and is not read")
     return settings
 
@@ -239,9 +241,9 @@ def limit_length(settings: PretrainedConfig) -> int | None:
     Raises:
         UserError: the rotary frequencies depend on the longest sample of a row.
     """
-    ropes = getattr(settings, "rope_parameters", None)
-    if not ropes:
+    if not settings.to_dict().get("rope_parameters"):
         return settings.max_position_embeddings  # a table of learned positions
+    ropes = settings.rope_parameters
     limit = None
     for rope in ropes.values() if all(isinstance(value, dict) for value in ropes.values()) else [ropes]:
         kind = rope.get("rope_type", "default")

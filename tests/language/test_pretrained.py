@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
+from lit_mm.language.partial_lora import apply_partial_lora
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.weights.source import load_part
 from tests.rows import flat, logits
@@ -160,10 +161,25 @@ def test_internlm2_and_qwen_are_read_by_their_config(tmp_path: Path) -> None:
         "bias": False,
     }
     qwen = numbers | {"model_type": "qwen", "seq_length": 64, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 1e4}
-    for config, biases, ffn_width in ((internlm2, 0, 48), (qwen, 3, 24)):
+    for config, biases, ffn_width, limit in ((internlm2, 0, 48, 64), (qwen, 3, 24, None)):
         (tmp_path / "config.json").write_text(json.dumps(config))
         language = Pretrained(str(tmp_path))
         layer = language.decoder_layers[0]
         assert sum(name.endswith("bias") for name, _ in layer.named_parameters()) == biases
         assert layer.mlp.up_proj.out_features == ffn_width
-    assert language.max_length is None and language.lm.config.rope_parameters["rope_theta"] == 1e4
+        assert language.max_length == limit
+    assert language.lm.config.rope_parameters["rope_theta"] == 1e4
+
+
+@torch.inference_mode()
+def test_partial_lora_wraps_plain_linears_and_changes_visual_positions_alone() -> None:
+    language, samples = tiny("qwen3"), draw(5, 4)
+    plain = logits(language, samples)
+    apply_partial_lora(language, rank=2, dropout=0.0)
+    for name, parameter in language.named_parameters():
+        if "lora_b" in name:
+            parameter.copy_(torch.randn_like(parameter))
+    assert torch.equal(logits(language, samples, visual=[]), plain)
+    assert not torch.allclose(logits(language, samples, visual=[6, 7])[6:], plain[6:])
+    with pytest.raises(UserError, match=r"no plain linears .*o_proj"):
+        apply_partial_lora(tiny("opt"), rank=2)
