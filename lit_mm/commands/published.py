@@ -27,7 +27,7 @@ from lit_mm.weights.stream import Stored
 
 PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 WRAPPER = "base_model.model."  # in front of every name that peft writes
-DATA = {"class_path": "datamodules.Conversations", "init_args": {"path": "my_data.json", "format": "llava"}}
+DATA = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "my_data.json", "format": "llava"}}
 
 
 def described(place: Path, parts: Mapping[str, Described] | None = None) -> tuple[Described, TensorFiles]:

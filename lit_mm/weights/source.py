@@ -13,6 +13,7 @@ from lit_mm.errors import UserError
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
+from lit_mm.weights.decoders import decoder_to_pretrained
 from lit_mm.weights.fuyu import fuyu_parts
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
@@ -45,6 +46,9 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "blip-text": lambda state, part: blip_part(state, "text"),
     "deit": lambda state, part: deit_to_vit(state),
     "bert-med": lambda state, part: bert_to_med(state, part),
+    "transformers": lambda state, part: decoder_to_pretrained(
+        state, model_type=part.model_type, heads=part.heads, kv_heads=part.kv_heads
+    ),
 }
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.figures import TYPES, StageFigures, score_by
-from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.step_table import read_rows
+from lit_mm.callbacks.figures import TYPES, StageFigures, score_by
+from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
+from lit_mm.callbacks.step_table import read_rows
 from lit_mm.errors import UserError
 
 
