@@ -45,4 +45,4 @@ def test_it_trains_resumes_and_answers(kind: str, tmp_path: Path) -> None:
     assert all(torch.equal(value, states[name]) for name, value in resumed.state_dict().items())
     documents = [document(number, pictures=1) for number in range(2)]
     together = answer(resumed, documents, decoding=Decoding(3))
-    assert together == [answer(resumed, [one], decoding=Decoding(3))[0] for one in documents]
+    assert together == [answer(resumed, [single], decoding=Decoding(3))[0] for single in documents]
