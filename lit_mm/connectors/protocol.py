@@ -23,12 +23,14 @@ class Connector(Protocol):
         order: order of its visual tokens: that of the patches, row by row or column by column. Not read for a connector
             that makes the same number of tokens of every grid: these have no place in the image.
         reads_class_token: True if it accepts a class token before the patches.
+        reads_text: True if it also takes the `lit_mm.samples.batch.Texts` of the samples that show the views.
     """
 
     any_grid: bool = False
     grids: Literal["any", "square", "one"] | None = None
     order: Literal["rows", "columns"] = "rows"
     reads_class_token: bool = False
+    reads_text: bool = False
 
     @abstractmethod
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:

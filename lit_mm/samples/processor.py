@@ -19,6 +19,7 @@ from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import InOrder, Layout
 from lit_mm.samples.length import Length
 from lit_mm.samples.pixels import Normalise, crop_views, normalised
+from lit_mm.samples.reading import Reading
 from lit_mm.tiling.grids import GridRule
 from lit_mm.tiling.plan import Size, TilePlan, Tiling
 
@@ -77,6 +78,7 @@ class Processor:
         max_length: length of the longest sample, tokens; a longer sample is refused.
         by_source: name of a source -> tiling of the pictures of its documents, if it differs from `tiling`.
         writes_target: True for an encoder-decoder, whose last answer is a separate row.
+        reading: rule for the second text of every sample; None: samples have no second text.
     """
 
     tokenizer: Tokenizer
@@ -89,6 +91,7 @@ class Processor:
     max_length: int = 4096
     by_source: Mapping[str, Tiling] = field(default_factory=dict)
     writes_target: bool = False
+    reading: Reading | None = None
 
     @classmethod
     def of(
@@ -98,7 +101,8 @@ class Processor:
 
         Args:
             tokenizer: tokenizer of the language model.
-            inputs: settings with all fields set, except `fill`, `max_length` and `by_source`, which have defaults.
+            inputs: settings with all fields set, except `fill`, `max_length`, `by_source` and `reading`, which have
+                defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
         """
@@ -109,7 +113,7 @@ class Processor:
         """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
-        names = ("tiling", "layout", "prompt", "max_length", "by_source")
+        names = ("tiling", "layout", "prompt", "max_length", "by_source", "reading")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
         if inputs.fill is not None:
             changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
+from lit_mm.weights.blip2 import bert_to_connector, blip2_part
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.eva import eva_to_vit
@@ -34,6 +35,9 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "blip-vision": lambda state, part: blip_part(state, "vision"),
     "blip-text": lambda state, part: blip_part(state, "text"),
     "deit": lambda state, part: deit_to_vit(state),
+    "blip2-vision": lambda state, part: blip2_part(state, "vision", part),
+    "blip2-connector": lambda state, part: blip2_part(state, "connector", part),
+    "bert-connector": lambda state, part: bert_to_connector(state, part),
     "bert-med": lambda state, part: bert_to_med(state, part),
 }
 
