@@ -27,9 +27,9 @@ from pathlib import Path
 
 import torch
 
-from datamodules.nano import NanoSource
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.commands.trained import open_trained
+from lit_mm.datamodules.nano import NanoSource
 from lit_mm.evaluation.examiners import examine
 from lit_mm.nano.skills import SKILLS
 

@@ -144,7 +144,7 @@ def cut(recipe: Path, layers: int, folder: Path, meter: dict[str, Any], row_toke
     config["stages"] = [{key: value for key, value in stage.items() if key not in ("data", "epochs")}]
     config["stages"][0]["max_steps"] = meter["init_args"]["steps"] + 1  # the process ends before the last checkpoint
     config["data"] = {
-        "class_path": "datamodules.conversations.Conversations",
+        "class_path": "lit_mm.datamodules.conversations.Conversations",
         "init_args": {
             "path": str(folder / "data.jsonl"),
             "format": "llava",

@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py [--samples 50000] [--workers 2]
 
-"ours" is `datamodules.Conversations` on a .jsonl file with small JPEGs: workers read entries by byte offset, lay them
+"ours" is `lit_mm.datamodules.Conversations` on a .jsonl file with small JPEGs: workers read entries by offset, lay them
 out, decode and collate. "theirs" is a map-style dataset that keeps all parsed entries in a list, as most training code
 does, with Pillow and the CLIP image processor of transformers in the same DataLoader. The memory of the workers is read
 twenty times, as RSS (with shared pages, which count in every worker) and as USS (without). The first fifth of the
@@ -27,7 +27,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPImageProcessor
 
-from datamodules.conversations import Conversations
+from lit_mm.datamodules.conversations import Conversations
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.samples.processor import Processor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.checkpoints.manifest import checkpoint_name, published
 from lit_mm.checkpoints.reading import read
 from lit_mm.checkpoints.writing import remove

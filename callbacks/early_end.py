@@ -9,8 +9,8 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from callbacks.examination import Examination
-from callbacks.steps import Step, StepObserver, callbacks_of
+from lit_mm.callbacks.examination import Examination
+from lit_mm.callbacks.steps import Step, StepObserver, callbacks_of
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 
@@ -54,7 +54,7 @@ class EarlyEnd(StepObserver):
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         examinations = [callback for callback in callbacks_of(trainer) if isinstance(callback, Examination)]
-        names = ["loss", "tokens", "seconds", *(f"lr_{part}" for part in sorted(module.parts()))]
+        names = ["loss", "tokens", "seconds", *(f"lr_{part}" for part in module.base_parts())]
         names += [f"loss/{name}" for name in module.objectives] if len(module.objectives) > 1 else []
         names += [f"{ACCURACY}{name}" for examination in examinations for name in ("overall", *examination.skills)]
         for callback in monitors(callbacks_of(trainer)):

@@ -9,11 +9,11 @@ from typing import Protocol, runtime_checkable
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from callbacks.step_table import Row, StepTable, read_rows
-from callbacks.steps import Step, StepObserver, data_module
+from lit_mm.callbacks.step_table import Row, StepTable, read_rows
+from lit_mm.callbacks.steps import Step, StepObserver, data_module
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
-from lit_mm.evaluation.examiners import examine
+from lit_mm.evaluation.examiners import NamedFigures, examine
 from lit_mm.evaluation.score import Score
 from lit_mm.module import MultimodalModule
 
@@ -58,6 +58,8 @@ class Examination(StepObserver):
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         self._documents = self._held_out(trainer)
         self.skills = list(dict.fromkeys(document.skill for document in self._documents))
+        if isinstance(module.examiner, NamedFigures):
+            self.skills = list(module.examiner.skills)
         if trainer.is_global_zero:
             self.table = StepTable(self.path, ["step", "stage", "overall", *self.skills], {"step": int, "stage": str})
             self.examined = {row["step"] for row in self.table.restart(module.step)}

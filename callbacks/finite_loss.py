@@ -6,7 +6,7 @@ import math
 
 import lightning as L
 
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch

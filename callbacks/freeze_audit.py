@@ -41,7 +41,7 @@ class FreezeAudit(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         parts, stage = pl_module.parts(), pl_module.current_stage
-        late = [part for part, train in stage.train.items() if train.from_step >= pl_module.total_steps]
+        late = [part for part, train in stage.train_parts.items() if train.from_step >= pl_module.total_steps]
         if late:
             raise UserError(
                 f"stage {stage.name!r}: parts {late} would thaw at or after the stage's end, {pl_module.total_steps} "
@@ -52,16 +52,16 @@ class FreezeAudit(L.Callback):
         if isinstance(trainer.strategy, ZeRO):  # DeepSpeed drops parameters without gradients in silence
             lists.append(trainer.strategy.original_groups)
         for groups in lists:
-            check_groups(groups, parts, set(stage.train), stage.name)
-        trainer.print(describe_parts(parts, set(stage.train), stage.name, pl_module.parts_read(stage)))
+            check_groups(groups, parts, set(stage.train_parts), stage.name)
+        trainer.print(describe_parts(parts, set(stage.train_parts), stage.name, pl_module.parts_read(stage)))
         parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
         if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
-            self._check_frozen(parts, set(stage.train), "the checkpoint that was loaded")
+            self._check_frozen(parts, set(stage.train_parts), "the checkpoint that was loaded")
             return
         self.stage, self.started_at, self.digests = stage.name, trainer.global_step, digest_parts(parts)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        parts, trained = pl_module.parts(), set(pl_module.current_stage.train)
+        parts, trained = pl_module.parts(), set(pl_module.current_stage.train_parts)
         parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
         self._check_frozen(parts, trained, "training")
         if trainer.global_step > self.started_at:

@@ -13,8 +13,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from callbacks.checkpointing import Checkpointing
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
 from lit_mm.run.interruption import HEARD, Interrupted, say
 

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from callbacks.step_table import Row, StepTable, read_rows
-from callbacks.steps import Step, StepObserver, data_module
+from lit_mm.callbacks.step_table import Row, StepTable, read_rows
+from lit_mm.callbacks.steps import Step, StepObserver, data_module
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import TOKENS, Batch

@@ -7,7 +7,7 @@ import platform
 
 import lightning as L
 
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import lightning as L
 
-from callbacks.step_table import Row, StepTable, read_rows
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.step_table import Row, StepTable, read_rows
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
 
 COLUMNS = ("step", "stage", "loss", "tokens", "samples", "seconds")
@@ -38,7 +38,7 @@ class MetricsCSV(StepObserver):
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         if not trainer.is_global_zero:
             return
-        rates = [f"lr_{part}" for part in sorted(module.parts())]
+        rates = [f"lr_{part}" for part in module.base_parts()]
         self.objectives = list(module.objectives) if len(module.objectives) > 1 else []
         losses = [f"loss/{name}" for name in self.objectives]
         self.table = StepTable(self.path, [*COLUMNS, *losses, *rates], new=("samples",))

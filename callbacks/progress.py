@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.module import MultimodalModule
 from lit_mm.stages.stage import Stage, branches
 

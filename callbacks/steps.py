@@ -84,7 +84,7 @@ class StepObserver(L.Callback):
     # --- measurement, by the first observer alone -----------------------------------------------------------------
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self._first = observers(trainer)[0] is self
-        self._parts = sorted(pl_module.parts())
+        self._parts = pl_module.base_parts()
         self._finished = trainer.global_step
         self._since: float | None = None
         self._begin_step()

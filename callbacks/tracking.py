@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
-from callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.errors import UserError
 from lit_mm.evaluation.score import Prediction
 from lit_mm.module import MultimodalModule

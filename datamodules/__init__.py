@@ -1,12 +1,12 @@
 """The data modules: one per kind of corpus, and those of the nano world."""
 
-from datamodules.conversations import Conversations
-from datamodules.corpora import Corpora
-from datamodules.mixture import Mixture
-from datamodules.nano import NanoDocuments
-from datamodules.nano_interleaved import NanoInterleaved
-from datamodules.nano_prints import NanoPrints
-from datamodules.nano_text_pairs import NanoTextPairs
+from lit_mm.datamodules.conversations import Conversations
+from lit_mm.datamodules.corpora import Corpora
+from lit_mm.datamodules.mixture import Mixture
+from lit_mm.datamodules.nano import NanoDocuments
+from lit_mm.datamodules.nano_interleaved import NanoInterleaved
+from lit_mm.datamodules.nano_prints import NanoPrints
+from lit_mm.datamodules.nano_text_pairs import NanoTextPairs
 
 __all__ = [
     "Conversations",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from datamodules.held_out import HeldOut
+from lit_mm.datamodules.held_out import HeldOut
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import Source, open_source, undeclared
 from lit_mm.errors import UserError

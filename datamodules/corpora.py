@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from datamodules.held_out import HeldOut
-from datamodules.mixture import Member, Mixture
+from lit_mm.datamodules.held_out import HeldOut
+from lit_mm.datamodules.mixture import Member, Mixture
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
@@ -26,7 +26,7 @@ class Corpus:
         path: path of its file or shards.
         images: folder that relative picture names start from; None for the data file's own.
         max_images: number of pictures of a page of format mmc4 that are used, the first ones; None for all.
-        weight, repeat: how often it is drawn, see `datamodules.mixture.Member`.
+        weight, repeat: how often it is drawn, see `lit_mm.datamodules.mixture.Member`.
         limit_pixels, limit_group, text, caption, image_first, file, gaps, literal_placeholders: arguments of the
             format's class, see `lit_mm.documents.sources`; None for its default. A format refuses those of others.
     """
@@ -60,7 +60,7 @@ class Corpora(StreamDataModule):
 
     Args:
         corpora: the data sets of the stage.
-        weights: how often each is drawn, see `datamodules.mixture.Mixture`.
+        weights: how often each is drawn, see `lit_mm.datamodules.mixture.Mixture`.
         heldout: documents that are never trained on, asked at the end; none when left out.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
             max_bad, max_unsupervised: see `StreamDataModule`.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from datamodules.held_out import HeldOut
+from lit_mm.datamodules.held_out import HeldOut
 from lit_mm.documents.document import Document
 from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError

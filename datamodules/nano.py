@@ -79,6 +79,8 @@ class NanoDocuments(StreamDataModule):
         heldout_documents: number of held-out documents, balanced over all skills, with one question each. They have no
             pictures if `kind` is "text".
         world_seed: seed of the generated documents, independent of the seed of the run.
+        heldout_kind: kind of held-out documents that have pictures: questions, or pages with their transcripts, such as
+            for retrieval.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
     """
 
@@ -98,6 +100,7 @@ class NanoDocuments(StreamDataModule):
         window: int = 1024,
         num_workers: int = 1,
         worker_start: WorkerStart | None = None,
+        heldout_kind: Literal["captions", "questions"] = "questions",
     ) -> None:
         super().__init__(
             global_batch,
@@ -118,6 +121,7 @@ class NanoDocuments(StreamDataModule):
         self.kind, self.documents, self.split = kind, documents, split
         self.skills, self.questions = tuple(skills or SKILLS), questions
         self.heldout_documents, self.world_seed = heldout_documents, world_seed
+        self.heldout_kind = heldout_kind
 
     def source(self) -> Source:
         def source_of_kind(kind: str) -> NanoSource:
@@ -139,7 +143,8 @@ class NanoDocuments(StreamDataModule):
             count = self.heldout_documents
         if self.kind == "text":  # texts with even numbers ask questions
             return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]
-        source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
+        skills = SKILLS if self.heldout_kind == "questions" else self.skills
+        source = NanoSource(self.heldout_kind, count, split="heldout", seed=self.world_seed, skills=skills, questions=1)
         return [source[i] for i in range(count)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Literal
 
-from datamodules.nano import NanoSource
+from lit_mm.datamodules.nano import NanoSource
 from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document

@@ -20,15 +20,30 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
   compose    an illustrated article:     python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
+  import     a published checkpoint:     python -m lit_mm import llava-hf/llava-1.5-7b-hf --to runs/llava
+  export     a trained one, published:   python -m lit_mm export runs/tuned --to exported --format hf
   checkpoint inspect, consolidate:       python -m lit_mm checkpoint inspect runs/latest
   describe   the plan of a recipe:       python -m lit_mm describe --config experiments/xcomposer2.yaml
   tiles      what happens to an image:   python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
+  recipes    list, copy the recipes:     python -m lit_mm recipes xcomposer2 --to mine.yaml
 
 Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
 A run resumes when its `fit` command is given again with the same --run_dir."""
 
-COMMANDS = ("fit", "evaluate", "generate", "compose", "describe", "tiles", "checkpoint", "data")
+COMMANDS = (
+    "fit",
+    "evaluate",
+    "generate",
+    "compose",
+    "describe",
+    "tiles",
+    "checkpoint",
+    "data",
+    "import",
+    "export",
+    "recipes",
+)
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
     "validate": "`fit` examines the model on held-out documents while it trains (`examine_every`); `evaluate` does it "
@@ -167,6 +182,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.checkpoint import checkpoint
 
         return checkpoint
+    if name == "recipes":
+        from lit_mm.commands.recipes import recipes
+
+        return recipes
     if not helping:
         from lit_mm.environment import check_torch_pair
 
@@ -175,6 +194,14 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.rehearsal import fit_or_rehearse
 
         return fit_or_rehearse
+    if name == "import":
+        from lit_mm.commands.import_ import import_
+
+        return import_
+    if name == "export":
+        from lit_mm.commands.export import export
+
+        return export
     if name == "evaluate":
         from lit_mm.commands.evaluate import evaluate
 

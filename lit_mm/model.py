@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lit_mm.connectors.protocol import Connector
+from lit_mm.distributed.lockstep import as_call
 from lit_mm.errors import UserError
 from lit_mm.fusion.scatter import scatter_visual
-from lit_mm.language.protocol import LanguageModel, Learnt, State
+from lit_mm.language.protocol import LanguageModel, Learnt, Memory, State
 from lit_mm.layers.protocols import complete
 from lit_mm.samples.batch import Batch, Texts, Views
 from lit_mm.vision.protocol import VisionEncoder
@@ -28,6 +29,10 @@ class MultimodalModel(nn.Module):
         vision: vision encoder; None for a language model alone.
         connector: connector; None for a language model alone.
         fusion: function that puts vectors of the bank into the text embeddings.
+        second_vision: vision encoder of `Batch.second_views`, whose features the language model reads by
+            cross-attention; None if there is none.
+        second_connector: module [V, N, D] -> [V, N', D'] behind the second vision encoder; None leaves its features
+            unchanged.
     Raises:
         UserError: the vision encoder or the connector lacks an attribute or method of its protocol.
     """
@@ -39,13 +44,18 @@ class MultimodalModel(nn.Module):
         connector: Connector | None = None,
         *,
         fusion: Fusion = scatter_visual,
+        second_vision: nn.Module | None = None,
+        second_connector: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if vision is not None:
             complete(vision, VisionEncoder, "vision encoder")
         if connector is not None:
             complete(connector, Connector, "connector")
+        if second_vision is not None:
+            complete(second_vision, VisionEncoder, "second vision encoder")
         self.vision, self.connector, self.language = vision, connector, language
+        self.second_vision, self.second_connector = second_vision, second_connector
         self.fusion = fusion
         # parts that take any shape get all views in one call, since under ZeRO-3 all ranks must make the same calls
         self.together = vision is not None and vision.any_size and connector is not None and connector.any_grid
@@ -85,7 +95,7 @@ class MultimodalModel(nn.Module):
                 f"the processor counted {views.tokens} visual tokens, vision encoder and connector made {count} from "
                 f"{len(views)} views. Is the processor of another family in use?"
             )
-        return torch.cat([*tokens, connector.learned().to(tokens[0])])
+        return torch.cat([*tokens, as_call(connector, connector.learned).to(tokens[0])])
 
     def embed(self, batch: Batch) -> Tensor:
         """Return [1, T, E]: text embeddings, with vectors of the bank at visual positions.
@@ -102,10 +112,35 @@ class MultimodalModel(nn.Module):
             raise UserError(f"samples {list(batch.sample_ids)}: {error}") from error
         return self.fusion(text, bank, batch.bank, batch.visual)
 
+    def memory(self, batch: Batch) -> Memory | None:
+        """Return the features of the second vision encoder; None for a model without one.
+
+        Raises:
+            UserError: the second views have several shapes.
+        """
+        views = batch.second_views
+        if self.second_vision is None or views is None:
+            return None
+        if len(views.groups) > 1:
+            shapes = [tuple(group.shape[-2:]) for group in views.groups]
+            raise UserError(
+                f"samples {list(batch.sample_ids)}: the second vision encoder takes views of one shape, got {shapes}. "
+                "Choose a tiling whose `second` has one size"
+            )
+        features = self.second_vision(views.normalised()[0])  # [V, N, D]
+        if self.second_connector is not None:
+            features = self.second_connector(features)
+        return Memory(features.flatten(0, 1)[None], tuple(count * features.shape[1] for count in views.counts))
+
     def forward(self, batch: Batch) -> Learnt:
         """Return the hidden states at the supervised places and the token ids that they predict."""
-        return self.language.learn(self.embed(batch), batch)
+        return self.language.learn(self.embed(batch), batch, *self._memories(batch))
+
+    def _memories(self, batch: Batch) -> list[Memory]:
+        """Return the memory as further arguments of a language model that reads one; [] without a second encoder."""
+        memory = self.memory(batch)
+        return [] if memory is None else [memory]
 
     def begin(self, batch: Batch) -> tuple[Tensor, State]:
         """Read prompts; return the hidden states [N, E] that predict each first new token, and the decoding state."""
-        return self.language.begin(self.embed(batch), batch)
+        return self.language.begin(self.embed(batch), batch, *self._memories(batch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -16,17 +17,20 @@ from torch import Tensor, nn
 from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.origins import Origins
 from lit_mm.checkpoints.writing import optimizer_groups
-from lit_mm.combination.declared import require_parts
+from lit_mm.combination.declared import require_parts, require_second
 from lit_mm.combination.legal import IN_A_FAMILY, Part
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.documents.document import Document
 from lit_mm.documents.examination import Examination
 from lit_mm.errors import UserError
+from lit_mm.layers.protocols import bounds_of
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.next_token import NextToken
-from lit_mm.objectives.objective import Objective
+from lit_mm.objectives.objective import Comparing, Objective, Timed
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
+from lit_mm.stages.adapter import Adapter, After, adapter_part
+from lit_mm.stages.average import keep_average
 from lit_mm.stages.groups import layered, parameter_groups
 from lit_mm.stages.optimizer import make_optimizer
 from lit_mm.stages.parts import Parts
@@ -82,6 +86,7 @@ class MultimodalModule(L.LightningModule):
         self.micro_losses: dict[str, Tensor] = {}  # objective -> share of the step's loss in the last micro-batch
         self.free = free
         self.stage_names: frozenset[str] = frozenset()  # names of stages in the constructor's arguments
+        self.adapters: dict[str, Adapter] = {}  # part -> adapter that it has now
         self.strict_loading = False  # Trainers load no weights: `run_stages` has loaded and checked them
         self._make_processor = processor
         self.stage: Stage | None = None
@@ -105,6 +110,7 @@ class MultimodalModule(L.LightningModule):
         network = self.network
         if isinstance(network, MultimodalModel) and network.vision is not None:
             require_parts(network.vision, network.connector, processor, self.free, key)
+            require_second(network.second_vision, processor, key)
 
     @cached_property
     def processor(self) -> Processor:
@@ -139,6 +145,10 @@ class MultimodalModule(L.LightningModule):
     def modules_by_part(self) -> dict[str, nn.Module]:
         """Return part -> child of the network; see `lit_mm.stages.parts.Parts.modules`."""
         return self._parts.modules()
+
+    def base_parts(self) -> list[str]:
+        """Return the sorted parts without adapters, which come and go with the stages."""
+        return sorted(self.parts().keys() - {adapter_part(part) for part in self.adapters})
 
     def part_of(self, parameter: str) -> str:
         """Return the part of a parameter, by the parameter's name in the network; see `lit_mm.stages.parts.Parts`."""
@@ -185,6 +195,56 @@ class MultimodalModule(L.LightningModule):
         self.origins.load(parts)
 
     # --- stages --------------------------------------------------------------------------------------------------
+    def set_adapters(self, adapters: Mapping[str, Adapter], seed: int = 0) -> None:
+        """Give the parts these adapters and no others; adapters that they have already stay.
+
+        Args:
+            adapters: part -> adapter. A new adapter changes no output. An adapter that is missing here is dropped.
+            seed: seed of new adapters, the same on every rank.
+        Raises:
+            UserError: a part is no child of the network, or has no such linears.
+        """
+        self.end_adapters({part: "drop" for part, adapter in self.adapters.items() if adapters.get(part) is None})
+        modules = self.modules_by_part()
+        for part, adapter in adapters.items():
+            if part in self.adapters:
+                self.adapters[part] = adapter  # `after` may differ
+                continue
+            from lit_mm.layers.adapters import add_adapters  # seconds, which only recipes with adapters need
+
+            if part not in modules:
+                raise UserError(f"train.{part}.adapter: an adapter goes on one of {sorted(modules)}, got {part!r}")
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(stable_hash(seed, part))
+                add_adapters(
+                    modules[part],
+                    adapter_part(part),
+                    kind=adapter.type,
+                    rank=adapter.rank,
+                    alpha=adapter.alpha,
+                    dropout=adapter.dropout,
+                    targets=adapter.targets,
+                )
+            self.adapters[part] = adapter
+            self.origins.digests.pop(part, None)  # the names of its tensors have changed
+
+    def end_adapters(self, fates: Mapping[str, After]) -> None:
+        """Merge or drop adapters; those that are kept stay as they are.
+
+        Args:
+            fates: part -> fate of its adapter.
+        """
+        for part, fate in fates.items():
+            if fate == "keep":
+                continue
+            from lit_mm.layers.adapters import remove_adapters
+
+            remove_adapters(self.modules_by_part()[part], adapter_part(part), merge=fate == "merge")
+            self.origins.digests.pop(part, None)
+            if fate == "merge":
+                self.origins.forget(part)
+            del self.adapters[part]
+
     def begin(self, stage: Stage, *, total_steps: int, number: int = 1, first_step: int = 0, seed: int = 0) -> None:
         """Make `stage` the current stage and freeze all parts that it does not train. Call it before `Trainer.fit`.
 
@@ -200,7 +260,7 @@ class MultimodalModule(L.LightningModule):
         apply_stage(self.parts(), stage)
         self._learning = learning_parts(stage, 0)
         self.train()
-        self.origins.freeze(stage.train)  # before the strategy, which may shard and round the weights
+        self.origins.freeze(stage.train_parts)  # before the strategy, which may shard and round the weights
 
     @property
     def current_stage(self) -> Stage:
@@ -220,8 +280,11 @@ class MultimodalModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         stage, total = self.current_stage, self.total_steps
-        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()))
+        bounds = bounds_of(self.network)
+        groups = parameter_groups(self.parts(), stage, layered(self.modules_by_part()), bounds)
         optimizer = make_optimizer(groups, stage.betas)
+        if self._trainer is None or not isinstance(self.trainer.strategy, ZeRO):  # ZeRO's engine replaces the weights
+            keep_average(optimizer)
         factors = [
             lambda step, part=group["part"]: stage.schedule.factor(step, total) * (part in learning_parts(stage, step))
             for group in optimizer.param_groups
@@ -270,12 +333,30 @@ class MultimodalModule(L.LightningModule):
             self.check_calls(batch)
         self.seed_step(batch_idx)
         weights = self.weights_of_objectives(self.stage)
+        self.begin_step([self.objectives[name] for name in weights])
         with self.trainer.precision_plugin.forward_context():  # again: DeepSpeed's engine has switched autocast off
             losses = {name: self._loss(self.objectives[name], batch) for name in weights}
         loss = sum(weights[name] * losses[name] for name in weights)
         self.micro_losses = {name: value.detach() for name, value in losses.items()}
         self.micro_loss = loss.detach()
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def begin_step(self, objectives: Sequence[Objective]) -> None:
+        """Give objectives that change over a stage the step, and check that those that compare samples can.
+
+        Raises:
+            UserError: an objective compares the samples of a micro-batch, and a step has several micro-batches.
+        """
+        accumulation = self.trainer.accumulate_grad_batches
+        for objective in objectives:
+            if isinstance(objective, Comparing) and objective.compares and accumulation > 1:
+                raise UserError(
+                    f"stages.{self.current_stage.name}: {type(objective).__name__} compares the samples of one "
+                    f"forward, so micro-batches cannot be added up; a step has {accumulation} micro-batches per rank. "
+                    "Raise `micro_batch`, or lower `global_batch` to the micro-batches of all ranks"
+                )
+            if isinstance(objective, Timed):
+                objective.step, objective.total_steps = self.trainer.global_step, self.total_steps
 
     def _loss(self, objective: Objective, batch: Batch) -> Tensor:
         """Return the share of this micro-batch in the step's mean over the objective's unit."""
@@ -358,6 +439,7 @@ class MultimodalModule(L.LightningModule):
             "stage_step": self.trainer.global_step,
             "step": self.step,
             "ends": self.ends,
+            "adapters": {part: asdict(adapter) for part, adapter in self.adapters.items()},
             "strategy": type(self.trainer.strategy).__name__,
             "data": self.data_digests,
             "parts": {part: [names[id(p)] for p in parameters.values()] for part, parameters in self.parts().items()},
@@ -387,10 +469,12 @@ class MultimodalModule(L.LightningModule):
 
     @property
     def learning_rates(self) -> Mapping[str, float]:
-        """Return part -> highest current learning rate of its groups."""
+        """Return part -> highest current learning rate of its groups; an adapter's is listed under its part."""
+        bases = {adapter_part(part): part for part in self.adapters}
         rates: dict[str, float] = {}
         for group in self.optimizers().param_groups:
-            rates[group["part"]] = max(rates.get(group["part"], 0.0), group["lr"])
+            part = bases.get(group["part"], group["part"])
+            rates[part] = max(rates.get(part, 0.0), group["lr"])
         return rates
 
 

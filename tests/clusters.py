@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import yaml
 
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from tests.tiny import MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +38,7 @@ def recipe(folder: Path, steps: int, **changes: Any) -> str:
             {"name": "finetune", "train": {"language": {"lr": 1e-3}}, "max_steps": steps},
         ],
         "data": {
-            "class_path": "datamodules.nano.NanoDocuments",
+            "class_path": "lit_mm.datamodules.nano.NanoDocuments",
             "init_args": {"documents": 16, "global_batch": 4, "micro_batch": 2, "heldout_documents": 0},
         },
         "trainer": {"accelerator": "cpu", "precision": "32-true"},

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from datamodules.mixture import Member, Mixture
+from lit_mm.datamodules.mixture import Member, Mixture
 from lit_mm.documents.sources import LlavaConversations
 from tests.tiny import WORDS, Noise
 

@@ -27,7 +27,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from callbacks.freeze_audit import FreezeAudit
+from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.checkpoints import writing
 from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
@@ -41,7 +41,9 @@ from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
-from lit_mm.stages.stage import Stage, Train
+from lit_mm.stages.adapter import Adapter
+from lit_mm.stages.stage import Stage, Start, Train
+from tests import tiny_blip
 from tests.faulty import FaultyMixture
 from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
@@ -70,7 +72,11 @@ class Launch:
         accelerator: accelerator of the Trainer.
         recipe: "two" or "three" stages; "inputs", in which the inputs of a stage change; "branches", in which two
             stages start from the end of one; "unread", in which the first stage does not read the language model and
-            the second does; "thaw", in which the vision encoder thaws after two steps; or "muon".
+            the second does; "adapters", in which the second of three stages trains an adapter on the language model,
+            which is merged then; "thaw", in which the vision encoder thaws after two steps; "muon"; "average", in which
+            the second stage starts from the averages of the first; "pairs", BLIP's three stages; or "captions", the
+            captioner of BLIP alone.
+        adapter: type of the adapter of the recipe "adapters".
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
@@ -98,6 +104,7 @@ class Launch:
     accelerator: str = "cpu"
     precision: str = "32-true"
     recipe: str = "two"
+    adapter: str = "lora"
     lr: float = 1e-2
     base: str = ""
     meddle: str = ""
@@ -284,14 +291,38 @@ def recipe_of(launch: Launch) -> list[Stage]:
     if launch.recipe == "inputs":
         swapped = XComposer2Prompt(PROMPT.turn_end, PROMPT.turn_start)
         return [Stage("phases", everything, max_steps=launch.steps, inputs_from={2: Inputs(prompt=swapped)})]
+    if launch.recipe == "pairs":
+        return tiny_blip.stages(steps=launch.steps)
+    if launch.recipe == "captions":
+        (captioner,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == "caption")
+        return [captioner]
     if launch.recipe == "branches":
         trunk, branch = stages(steps=launch.steps)
         return [trunk, replace(branch, name="wide"), replace(branch, name="deep", starts_from="pretrain")]
+    if launch.recipe == "average":
+        decays = {"connector": 0.5, "partial_lora": 0.9, "vision": 0.7}
+        averaged = {part: replace(everything[part], average=decay) for part, decay in decays.items()}
+        averaged["vision"].from_step = 2
+        return [
+            Stage("pretrain", averaged, max_steps=launch.steps),
+            Stage("finetune", everything, max_steps=launch.steps, starts_from=Start("pretrain", averaged=True)),
+        ]
     if launch.recipe == "three":
         learning = {"align": PARTS[1:3], "pretrain": PARTS[:3], "finetune": PARTS}
         return [
             Stage(name, {part: everything[part] for part in parts}, max_steps=launch.steps, schedule=Cosine(0.3))
             for name, parts in learning.items()
+        ]
+    if launch.recipe == "adapters":
+        adapter = Adapter(type=launch.adapter, rank=2, after="merge")
+        trains = [
+            {"connector": everything["connector"]},
+            {"connector": everything["connector"], "language": replace(everything["language"], adapter=adapter)},
+            {"connector": everything["connector"], "partial_lora": everything["partial_lora"]},
+        ]
+        return [
+            Stage(name, train, max_steps=launch.steps, schedule=Cosine(0.3))
+            for name, train in zip(("align", "tune", "rest"), trains, strict=True)
         ]
     return stages(steps=launch.steps)
 
@@ -314,6 +345,10 @@ def run(launch: Launch, rank: int) -> None:
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
+    if launch.recipe in ("pairs", "captions"):
+        module = tiny_blip.blip(dropout=launch.dropout)
+        options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
+        callbacks.append(tiny_blip.Buffers(Path(launch.folder)))
     if launch.recipe == "unread":
         module.objectives["sight"] = Sight()
     if launch.base:

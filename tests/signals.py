@@ -22,10 +22,10 @@ from typing import Any
 import lightning as L
 import torch
 
-from callbacks.checkpointing import Checkpointing
-from callbacks.interruption import Interruption
-from callbacks.metrics_csv import MetricsCSV
-from callbacks.watchdog import Watchdog
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.interruption import Interruption
+from lit_mm.callbacks.metrics_csv import MetricsCSV
+from lit_mm.callbacks.watchdog import Watchdog
 from lit_mm.module import MultimodalModule
 from lit_mm.run.folder import RunFolder
 from lit_mm.run.stages import run_stages

@@ -31,7 +31,7 @@ STAGES = [
     {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2},
     {"name": "finetune", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2, "data": {"kind": "captions"}},
 ]
-NANO = {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}}
+NANO = {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}}
 RECIPE: Config = {"model": MODEL, "stages": STAGES, "data": NANO, "trainer": {"accelerator": "cpu"}, "track": False}
 
 
@@ -103,7 +103,7 @@ VISION = "model.init_args.vision.init_args"
         (
             "data.init_args.golbal_batch",
             "data.init_args.golbal_batch",
-            "datamodules.nano.NanoDocuments",
+            "lit_mm.datamodules.nano.NanoDocuments",
             "global_batch",
         ),
         ("trainer.acelerator", "trainer.acelerator", "`trainer`", "accelerator"),
@@ -114,7 +114,7 @@ VISION = "model.init_args.vision.init_args"
             "lit_mm.stages.stage.Train",
             "weight_decay",
         ),
-        ("stages.1.data.knid", "stages.finetune.data.knid", "datamodules.nano.NanoDocuments", "kind"),
+        ("stages.1.data.knid", "stages.finetune.data.knid", "lit_mm.datamodules.nano.NanoDocuments", "kind"),
     ],
 )
 def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
@@ -173,9 +173,9 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mist
         ),
         (
             "data.class_path",
-            "datamodules.nanno.NanoDocuments",
+            "lit_mm.datamodules.nanno.NanoDocuments",
             "data.class_path",
-            "there is no 'datamodules.nanno'. Did you mean 'nano'?",
+            "there is no 'lit_mm.datamodules.nanno'. Did you mean 'nano'?",
         ),
     ],
 )
@@ -196,7 +196,11 @@ def test_a_precision_that_lightning_does_not_have_is_answered_with_those_it_has(
     ("dotted", "missing", "needs"),
     [
         ("stages.1.train.connector", {}, "stages.finetune.train.connector: lit_mm.stages.stage.Train needs `lr`"),
-        ("data.init_args", {"init_arg": 1}, "data.init_args.init_arg: datamodules.nano.NanoDocuments has no key"),
+        (
+            "data.init_args",
+            {"init_arg": 1},
+            "data.init_args.init_arg: lit_mm.datamodules.nano.NanoDocuments has no key",
+        ),
     ],
 )
 def test_a_key_that_must_be_there_is_asked_for(mistake: Mistake, dotted: str, missing: Config, needs: str) -> None:
@@ -352,7 +356,7 @@ def test_with_two_configs_the_file_that_holds_the_mistake_is_named(mistake: Mist
         (
             ("--data.init_args.global_bach", "4"),
             "data.init_args.global_bach (on the command line): "
-            "datamodules.nano.NanoDocuments has no key 'global_bach'. Did you mean 'global_batch'?",
+            "lit_mm.datamodules.nano.NanoDocuments has no key 'global_bach'. Did you mean 'global_batch'?",
         ),
         (
             ("--data.init_args.global_batch", "x"),
@@ -458,7 +462,7 @@ def conversations(*images: bytes | None) -> Config:
         entries.append({"id": f"sample-{number}", "image": name, "conversations": turns})
     Path("data.json").write_text(json.dumps(entries))
     data = {
-        "class_path": "datamodules.conversations.Conversations",
+        "class_path": "lit_mm.datamodules.conversations.Conversations",
         "init_args": {"path": "data.json", "format": "xcomposer", "global_batch": 2, "num_workers": 1},
     }
     return {**RECIPE, "data": data, "stages": STAGES[:1]}

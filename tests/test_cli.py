@@ -25,7 +25,7 @@ TINY = {
         {"name": "pretrain", "train": {"connector": {"lr": "2e-3"}}, "max_steps": 2},
         {"name": "finetune", "train": {"connector": {"lr": 1e-3}}, "max_steps": 3, "data": {"kind": "captions"}},
     ],
-    "data": {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
+    "data": {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
     "trainer": {"accelerator": "cpu"},
 }
 HELP = """
@@ -85,7 +85,7 @@ def test_help_of_fit_names_every_top_level_option(capsys: pytest.CaptureFixture[
 
 
 def test_help_about_a_class_lists_its_arguments(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--data.init_args.row_tokens" in printed(capsys, "fit", "--data.help", "datamodules.NanoDocuments")
+    assert "--data.init_args.row_tokens" in printed(capsys, "fit", "--data.help", "lit_mm.datamodules.NanoDocuments")
     assert "--model.init_args.rank" in printed(capsys, "fit", "--model.help", "lit_mm.families.XComposer2")
     assert "--stages.NAME.schedule" in printed(capsys, "fit", "--stages.help")
     assert "--trainer.max_time" in printed(capsys, "fit", "--trainer.help")

@@ -38,12 +38,16 @@ MOST_MODULES = 8  # directly in lit_mm/, its __init__ included
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file, of the library, the data modules and the callbacks."""
-    files = [file for top in ("lit_mm", "datamodules", "callbacks") for file in (ROOT / top).rglob("*.py")]
-    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    folders = {"lit_mm": "lit_mm", "lit_mm.datamodules": "datamodules", "lit_mm.callbacks": "callbacks"}
+    return {
+        ".".join((package, *file.relative_to(ROOT / folder).with_suffix("").parts)).removesuffix(".__init__"): file
+        for package, folder in folders.items()
+        for file in (ROOT / folder).rglob("*.py")
+    }
 
 
 def room_of(module: str) -> str:
-    """Room of a module: lit_mm.samples.batch -> samples; datamodules.nano -> datamodules."""
+    """Room of a module: lit_mm.samples.batch -> samples; lit_mm.datamodules.nano -> datamodules."""
     first, *rest = module.split(".")
     return rest[0] if first == "lit_mm" and rest else first
 

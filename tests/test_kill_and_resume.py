@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading
 from tests.faulty import write
 from tests.kills import KILL, Launch, arguments_of, free_port, launch_all, outlives
@@ -59,7 +59,7 @@ def write_recipe(folder: Path, data: Path) -> str:
             {"name": "finetune", "train": frozen | {"language": {"lr": 1e-2}}, "max_steps": 6},
         ],
         "data": {
-            "class_path": "datamodules.mixture.Mixture",
+            "class_path": "lit_mm.datamodules.mixture.Mixture",
             "init_args": {
                 "sources": sources,
                 "weights": "sqrt",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.reading import Checkpoint
 from tests.kills import Launch

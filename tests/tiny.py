@@ -16,10 +16,10 @@ from lightning.pytorch.strategies import Strategy
 from PIL import Image
 from rich.console import Console
 
-from callbacks.checkpointing import Checkpointing
-from callbacks.ledger import DataLedger
-from callbacks.metrics_csv import MetricsCSV
-from callbacks.steps import StepObserver
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.ledger import DataLedger
+from lit_mm.callbacks.metrics_csv import MetricsCSV
+from lit_mm.callbacks.steps import StepObserver
 from lit_mm.checkpoints.writing import FolderCheckpointIO
 from lit_mm.documents.document import Document, Turn
 from lit_mm.families.decoder import Decoder

@@ -3,12 +3,14 @@
 Each engine trains the same steps on two processes or one, and writes gradients and loss of every step, the content of
 each rank's batches, and how often each rank called its vision encoder. Then both ranks answer different questions. In a
 second stage steps have twice the rows: two processes accumulate two micro-batches, one process does not accumulate.
+`MODEL@ENGINE` trains another model than XComposer2, see `MODELS`.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +24,19 @@ from lightning.pytorch.strategies import Strategy
 
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.inference.generate import answer
+from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.datamodule import Source
+from tests.families import test_cogagent, test_cogvlm
 from tests.forked import run_ranks
 from tests.tiny import PARTS, Documents, document, trainer, xcomposer2
 
+MODELS: dict[str, Callable[[], MultimodalModule]] = {
+    "": lambda: xcomposer2(trained=True),
+    "cogvlm": test_cogvlm.build,
+    "cogagent": test_cogagent.build,
+}
 EVERYTHING = Stage("all", {part: Train(lr=1e-12) for part in PARTS}, max_steps=6, clip=0.0)  # AdamW enlarges rounding
 PICTURES = (0, 5, 1, 0, 0, 5, 1, 1, 0, 0, 5, 0)  # of the documents, of which each step takes two
 ACCUMULATING = replace(EVERYTHING, name="accumulating", max_steps=3)
@@ -76,7 +85,7 @@ class Seen(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last rank stops after one token and the others go on; with a sharded model they go on together."""
-        if pl_module.stage is ACCUMULATING:
+        if pl_module.stage.name == ACCUMULATING.name:
             return
         answers_at_once = trainer.global_rank == trainer.world_size - 1 > 0
         stop_ids = frozenset(range(512)) if answers_at_once else frozenset[int]()
@@ -91,10 +100,14 @@ def strategy_of(engine: str) -> str | Strategy:
     return ZeRO(int(engine[-1]), keep_whole=100, bucket=1 << 20)
 
 
-def run(engine: str, folder: Path, rank: int) -> None:
+def run(label: str, folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
+    model, _, engine = label.rpartition("@")
     ranks = 1 if engine == "alone" else 2
-    module = xcomposer2(trained=True)
+    torch.manual_seed(0)
+    module = MODELS[model]()
+    parts = {part: Train(lr=1e-12) for part in module.parts()}
+    everything, accumulating_stage = (replace(stage, train=parts) for stage in (EVERYTHING, ACCUMULATING))
     attributes = {name: set(vars(part)) for name, part in module.network.named_modules()}
 
     def train(stage: Stage, global_batch: int) -> Seen:
@@ -109,16 +122,16 @@ def run(engine: str, folder: Path, rank: int) -> None:
         ).fit(module, data)
         return seen
 
-    seen, accumulating = train(EVERYTHING, global_batch=2), train(ACCUMULATING, global_batch=4)
+    seen, accumulating = train(everything, global_batch=2), train(accumulating_stage, global_batch=4)
     left = {a for name, part in module.network.named_modules() for a in vars(part).keys() - attributes[name]}
     kept = {"steps": seen.steps, "answers": seen.answers, "accumulating": accumulating.steps, "left": sorted(left)}
-    torch.save(kept, folder / f"{engine}-{rank}.pt")
+    torch.save(kept, folder / f"{label}-{rank}.pt")
 
 
 def main(folder: str, *engines: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     for engine in engines:
-        run_ranks(partial(run, engine, Path(folder)), 1 if engine == "alone" else 2)
+        run_ranks(partial(run, engine, Path(folder)), 1 if engine.endswith("alone") else 2)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ MODULES = {
     "datamodules.stream": "lit_mm.stream.datamodule",
 }
 FAMILY = re.compile(r"lit_mm\.families\.[a-z]\w*\.([A-Z]\w*)")
+TOP_LEVEL = re.compile(r"(?:callbacks|datamodules)(?:\.\w+)*\.[A-Z]\w*")  # a class in a package that was not in lit_mm
 
 MEAN_COLOUR = [122, 116, 104]  # CLIP's mean, the padding of LLaVA-1.5
 BLACK = [0, 0, 0]
@@ -54,7 +55,7 @@ FUNCTIONS = {
     "slices_then_overview": "lit_mm.samples.SlicesThenOverview",
     "base_then_unpadded_rows": "lit_mm.samples.BaseThenUnpaddedRows",
     "apply_partial_lora": "lit_mm.language.partial_lora.PartialLoRA",
-    "apply_lora": "lit_mm.language.lora.LoRA",
+    "apply_lora": "lit_mm.layers.adapters.LoRA",
     "apply_window_adapters": "lit_mm.vision.window_adapters.WindowAdapters",
 }
 SIDES = {"Llava": 224, "QwenVL": 448}  # default `image_size`; 336 elsewhere
@@ -103,7 +104,7 @@ def translate_path(path: str) -> str:
     for before, after in MODULES.items():
         if path.startswith(f"{before}.") and not path.startswith(f"{after}."):
             return after + path.removeprefix(before)
-    return path
+    return f"lit_mm.{path}" if TOP_LEVEL.fullmatch(path) else path
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -313,6 +314,7 @@ def add_stage_keys(config: Config) -> Config:
         stage.setdefault("starts_from", None)
         for train in (stage.get("train") or {}).values():
             train.setdefault("decay_vectors", False)
+            train.setdefault("adapter", None)
     return config
 
 

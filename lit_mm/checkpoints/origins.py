@@ -9,6 +9,7 @@ from torch import nn
 
 from lit_mm.checkpoints.digests import digest
 from lit_mm.errors import UserError
+from lit_mm.layers.protocols import parts_within
 from lit_mm.stages.parts import Parts
 from lit_mm.weights.source import Published, is_added, load_part
 
@@ -39,9 +40,8 @@ class Origins:
                 None means all parts.
         """
         published: dict[int, str] = {}  # id of a parameter -> origin
-        for module in self._parts.modules().values():
-            if isinstance(module, Published) and module.weights is not None:
-                published |= {id(p): module.weights for name, p in module.named_parameters() if not is_added(name)}
+        for module in self._published().values():
+            published |= {id(p): module.weights for name, p in module.named_parameters() if not is_added(name)}
         parameters = self._parts.parameters()
         self.by_part = {
             part: published[id(next(iter(of_part.values())))]
@@ -106,6 +106,10 @@ class Origins:
         self.by_part, self.unloaded = dict(by_part), frozenset(digests)
         self.digests = {part: dict(of_part) for part, of_part in digests.items()}
 
+    def forget(self, part: str) -> None:
+        """Record that a part has other weights than its origin, such as those of a merged adapter."""
+        self.by_part.pop(part, None)
+
     def freeze(self, trained: Collection[str]) -> None:
         """Remove the parts that a stage trains, and compute the digests of the others before a strategy shards them."""
         self.by_part = {part: origin for part, origin in self.by_part.items() if part not in trained}
@@ -126,6 +130,24 @@ class Origins:
     def _load_children(self, parts: Collection[str]) -> None:
         """Load the published weights of every child of the network that holds one of these parts."""
         together = self._parts.together_with(parts)
-        for part, module in self._parts.modules().items():
-            if isinstance(module, Published) and module.weights and part in together:
+        for part, module in self._published().items():
+            if part in together:
                 load_part(module, module.weights, part)
+
+    def _published(self) -> dict[str, Published]:
+        """Part -> module with published weights: a child of the network, or a module directly inside a child."""
+        modules: dict[str, Published] = {}
+        for part, child in self._parts.modules().items():
+            if is_published(child):
+                modules[part] = child
+                continue
+            within = parts_within(child)
+            for name, module in child.named_children():
+                if is_published(module):
+                    modules[within.get(name, part)] = module
+        return modules
+
+
+def is_published(module: nn.Module) -> bool:
+    """True if a module names a checkpoint to load."""
+    return isinstance(module, Published) and bool(module.weights)

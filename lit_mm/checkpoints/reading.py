@@ -22,6 +22,7 @@ from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.manifest import Damaged, digest_file
 from lit_mm.checkpoints.origins import Origins
 from lit_mm.errors import UserError
+from lit_mm.stages.adapter import Adapter
 
 
 class Restorable(Protocol):
@@ -38,6 +39,8 @@ class Restorable(Protocol):
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
+
+    def set_adapters(self, adapters: Mapping[str, Adapter]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ class Checkpoint:
         """Read a moment of a parameter: whole and in its shape, or `count` elements from `start`, flat."""
         entry = self.manifest["moments"][f"{key}/{name}"]
         return self._tensor(entry) if count is None else self._run(entry, start, count)
+
+    def average(self, name: str) -> Tensor | None:
+        """Read the moving average of a parameter; None if it has none."""
+        return self.moment("average", name) if "average" in self.moments_of(name) else None
 
     def _tensor(self, entry: Mapping[str, Any]) -> Tensor:
         return self._run(entry, 0, math.prod(entry["shape"])).view(entry["shape"])
@@ -168,26 +175,47 @@ def way_out(damaged: Path) -> str:
     return f"The newest whole one is {str(whole.path)!r}; to go on from it: rm -r {' '.join(others)}"
 
 
-def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts: Collection[str] | None = None) -> None:
+def adapters_in(manifest: Mapping[str, Any]) -> dict[str, Adapter]:
+    """Return part -> adapter of a checkpoint, from its manifest."""
+    return {part: Adapter(**fields) for part, fields in manifest.get("adapters", {}).items()}
+
+
+def load_weights(
+    module: Restorable,
+    checkpoint: Checkpoint,
+    family: str,
+    parts: Collection[str] | None = None,
+    *,
+    averaged: bool = False,
+) -> None:
     """Put a checkpoint's weights into a model of the same family and shape.
 
-    Parts that the checkpoint does not store are loaded from their origin first and must have the recorded digests.
+    The model gets the adapters of the checkpoint. Parts that the checkpoint does not store are loaded from their origin
+    first and must have the recorded digests.
 
     Args:
         module: model to load the weights into.
         checkpoint: checkpoint to read.
         family: public import path of the model's class.
         parts: parts that are needed now; other parts that the checkpoint does not store are not loaded. None means all.
+        averaged: True loads the moving averages of the weights that have one.
     Raises:
-        UserError: the family, the name or shape of a tensor, or the weights of a frozen part differ.
+        UserError: the family, the name or shape of a tensor, or the weights of a frozen part differ, or the checkpoint
+            has no averages.
     """
     path, manifest = checkpoint.path, checkpoint.manifest
+    if averaged and not any(checkpoint.average(name) is not None for name in manifest["weights"]):
+        raise UserError(
+            f"{str(path)!r} has no averages of weights, because its stage averages no part. Leave `averaged` out, or "
+            "take the end of a stage with `average` in its `train`"
+        )
     origin = translate_family(manifest["family"])
     if origin != family:
         raise UserError(
             f"{str(path)!r} is a checkpoint of {origin}, the model is {family}. "
             f"Use a config of {origin}, or another checkpoint"
         )
+    module.set_adapters(adapters_in(manifest))
     tensors = dict(kept_tensors(module))
     frozen = {name: part for part, entry in manifest["frozen"].items() for name in entry["digests"]}
     shapes = {name: tuple(entry["shape"]) for name, entry in manifest["weights"].items()}
@@ -210,7 +238,8 @@ def load_weights(module: Restorable, checkpoint: Checkpoint, family: str, parts:
         module.origins.check(repr(str(path)), part, entry["origin"], entry["digests"])
     with torch.no_grad():
         for name in shapes:
-            tensors[name].copy_(checkpoint.weight(name))
+            average = checkpoint.average(name) if averaged else None
+            tensors[name].copy_(checkpoint.weight(name) if average is None else average)
     origins = {part: entry["origin"] for part, entry in manifest["frozen"].items()}
     digests = {part: entry["digests"] for part, entry in manifest["frozen"].items() if part not in needed}
     module.origins.resume(origins, digests)

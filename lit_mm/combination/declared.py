@@ -40,6 +40,40 @@ def require_parts(
         require_combination(vision, connector, tiling, processor.layout, key, free)
 
 
+def require_second(second_vision: VisionEncoder | None, processor: Processor, key: str) -> None:
+    """Refuse views of a second vision encoder that the model does not have, cannot take, or does not get.
+
+    Args:
+        second_vision: second vision encoder of the model; None for a model with one.
+        processor: processor of the model in use or of a stage.
+        key: key of the recipe that names the inputs, for the error.
+    Raises:
+        UserError: the views of a tiling do not fit the second vision encoder.
+    """
+    for tiling in (processor.tiling, *processor.by_source.values()):
+        sizes = {view.size for size in PROBES for view in tiling(*size).second} if tiling is not None else set()
+        if second_vision is None:
+            if sizes:
+                raise UserError(
+                    f"{key}: the tiling {tiling} makes views for a second vision encoder, the model has one. Choose a "
+                    "tiling such as {class_path: lit_mm.tiling.Stretch, init_args: {size: 224}}"
+                )
+            continue
+        if len(sizes) != 1:
+            raise UserError(
+                f"{key}: the model has a second vision encoder, the tiling {tiling} makes views of {len(sizes)} sizes "
+                "for it. Choose a tiling such as {class_path: lit_mm.tiling.TwoSizes, init_args: {size: 224, second: "
+                "1120}}"
+            )
+        side = second_vision.image_size
+        (size,) = sizes
+        if side is not None and not second_vision.any_size and size != (side, side):
+            raise UserError(
+                f"{key}: the tiling {tiling} makes views of {size[1]} x {size[0]} pixels for the second vision "
+                f"encoder, which takes {side} x {side} alone. Set `second` to {side}"
+            )
+
+
 def require_combination(
     vision: VisionEncoder,
     connector: Connector,
@@ -61,6 +95,7 @@ def require_combination(
         UserError: the parts do not go together, or a part refuses a view of the tiling. The message has the reason and
             the nearest legal choice.
     """
+    require_maps(vision, connector, key)
     measured = properties(vision, connector, tiling, layout)
     reason = objection(measured)
     if reason is not None:
@@ -74,11 +109,39 @@ def require_combination(
         raise UserError(f"{key}: {error}") from error
 
 
+def require_maps(vision: VisionEncoder, connector: Connector, key: str) -> None:
+    """Refuse a connector that reads another number of feature maps than the vision encoder returns.
+
+    Args:
+        vision: vision encoder of the model.
+        connector: connector of the model.
+        key: key of the recipe, for the error.
+    Raises:
+        UserError: one of the two has features at two resolutions, the other has not.
+    """
+    bare = unwrapped(connector)
+    if vision.two_maps and not bare.reads_two_maps:
+        raise UserError(
+            f"{key}: the vision encoder returns features at two resolutions, which {type(bare).__name__} does not "
+            "read. The nearest that goes: `mining: lit_mm.connectors.patch_info_mining.PatchInfoMining` (of Recombined)"
+        )
+    if bare.reads_two_maps and not vision.two_maps:
+        raise UserError(
+            f"{key}: {type(bare).__name__} reads features at two resolutions, which {type(vision).__name__} does not "
+            "return. The nearest that goes: `vision: lit_mm.vision.dual.DualEncoder`"
+        )
+
+
+def unwrapped(connector: Connector) -> Connector:
+    """Return the connector inside of all wrappers that add learned vectors."""
+    while isinstance(connector, Beside):
+        connector = connector.projector
+    return connector
+
+
 def properties(vision: VisionEncoder, connector: Connector, tiling: Tiling, layout: Layout) -> Properties:
     """Measure the parts. A connector that learned vectors wrap is measured without the wrapper."""
-    bare = connector
-    while isinstance(bare, Beside):
-        bare = bare.projector
+    bare = unwrapped(connector)
     plans = [tiling(*size) for size in PROBES]
     views = {tuple(view.size) for plan in plans for view in plan.views}
     same = plans[0].thumbnail is not None and all(plan.views == plans[0].views for plan in plans)

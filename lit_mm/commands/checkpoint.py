@@ -16,7 +16,7 @@ from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
 from lit_mm.weights.stream import Stored
 
-if TYPE_CHECKING:  # seconds of import, needed only where frozen parts are fetched
+if TYPE_CHECKING:  # an import of seconds, which only frozen parts need
     from torch import Tensor
 
     from lit_mm.module import MultimodalModule
@@ -32,7 +32,7 @@ DAMAGED = 2  # exit code of `inspect` for a damaged checkpoint
 
 
 def checkpoint(arguments: Sequence[str]) -> None:
-    """List the contents of a checkpoint, or write its weights to one safetensors file. It may be of any strategy."""
+    """List the contents of a checkpoint of any strategy, or write its weights to one safetensors file."""
     parser = Arguments(prog=PROG, description=checkpoint.__doc__, epilog=EPILOG)
     actions = parser.add_subparsers(dest="action", required=True, metavar="inspect | consolidate")
 
@@ -152,10 +152,10 @@ def join(choices: argparse.Namespace) -> None:
 
 
 def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements]:
-    """(dtype and shape by name, function from name to bytes) of the tensors that a checkpoint stores by digest only.
+    """Open the tensors that a checkpoint stores by digest only: name -> (dtype, shape), and a function name -> bytes.
 
-    The model is built without memory and maps the published files: tensors stay on the disk until they are read. Each
-    tensor is compared with its digest when it is read.
+    The model is built without memory and maps the published files, so tensors stay on the disk until they are read.
+    Each tensor is compared with its digest when it is read.
 
     Raises:
         UserError: an origin cannot be loaded, or differs from the one that the run was trained on.
@@ -168,6 +168,7 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
 
     from lit_mm.checkpoints.before import translate_config
     from lit_mm.checkpoints.digests import digest
+    from lit_mm.checkpoints.reading import adapters_in
     from lit_mm.commands.recipe import RecipeCLI, quiet
 
     quiet()
@@ -175,6 +176,7 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
     with torch.device("meta"):
         config = translate_config(yaml.safe_load((opened.path / "config.yaml").read_text()))
         module: MultimodalModule = RecipeCLI(config, "checkpoint consolidate", label, with_data=False).model
+        module.set_adapters(adapters_in(opened.content))
     digests = {name: d for entry in opened.content["frozen"].values() for name, d in entry["digests"].items()}
     origins = {name: entry["origin"] for entry in opened.content["frozen"].values() for name in entry["digests"]}
     kinds = {name: parameter.dtype for name, parameter in module.named_parameters()}
@@ -211,7 +213,7 @@ def load_frozen(module: MultimodalModule, names: set[str]) -> None:
 
 
 def _stand_in(module: MultimodalModule, names: set[str]) -> None:
-    """Give the tensors `names` of a model on the meta device a value that takes no memory and is never read."""
+    """Replace the tensors `names` of a model on the meta device by values without memory, which nothing reads."""
     import torch
 
     for prefix, part in module.named_modules():

@@ -1,6 +1,6 @@
-"""`--KEY.help [CLASS]` of `fit`: the classes that a recipe may name, and their arguments in words.
+"""`--KEY.help [CLASS]` of `fit` lists the classes that a recipe may name, and describes their arguments.
 
-A page is made from a class's signature and docstring, so every argument has its type, default and description.
+A page comes from a class's signature and docstring, so every argument has its type, default and description.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lit_mm.commands.trainer_keys import ARGUMENTS
 from lit_mm.errors import UserError
 
 WIDTH = 80  # columns of a terminal
-OURS = ("lit_mm.", "datamodules.", "callbacks.")  # whose docstrings are shown whole
+OURS = "lit_mm."  # package of the classes whose docstrings are printed whole
 HELP = re.compile(r"--(?P<key>(model|data|stages|trainer)(\.[\w*-]+)*)\.help")
 SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Source|Example)s?:.*")
 ENTRY = re.compile(r"    (?P<names>\w+(?:, \w+)*): *(?P<text>.*)")
@@ -43,7 +43,7 @@ FURTHER = {
 
 
 def help_request(arguments: Sequence[str]) -> tuple[str, str | None] | None:
-    """(dotted key, class path or None) of an option `--KEY.help [CLASS]`; None if there is no such option."""
+    """Return (dotted key, class path or None) of an option `--KEY.help [CLASS]`; None without such an option."""
     for number, argument in enumerate(arguments):
         option, _, value = argument.partition("=")
         if (match := HELP.fullmatch(option)) is not None:
@@ -53,14 +53,13 @@ def help_request(arguments: Sequence[str]) -> tuple[str, str | None] | None:
 
 
 def help_page(key: str, class_path: str | None) -> str:
-    """The page about a key of a recipe.
+    """Return the page about a key of a recipe.
 
     Args:
         key: dotted key, such as model, stages.schedule or trainer.
-        class_path: the class whose arguments are listed; None for the class that the key always has, or for a list of
-            classes.
+        class_path: class whose arguments are listed; None for the only class of the key, or for a list of its classes.
     Raises:
-        UserError: there is no such key or class.
+        UserError: the key or class does not exist.
     """
     if class_path is None and key in ("model", "data"):
         return class_list(key)
@@ -85,10 +84,10 @@ def help_page(key: str, class_path: str | None) -> str:
 
 
 def kinds_of(key: str) -> list[Any]:
-    """The types that the value of a dotted key may have; items and values in the place of lists and mappings.
+    """Return the types that a dotted key may have. A list or mapping is represented by the types of its values.
 
     Raises:
-        UserError: there is no such key.
+        UserError: the key does not exist.
     """
     from lit_mm.commands.recipe import KEYS
     from lit_mm.commands.signatures import nearest, signature_of
@@ -100,7 +99,7 @@ def kinds_of(key: str) -> list[Any]:
         arguments = {n: a for kind in kinds if inspect.isclass(kind) for n, a in signature_of(kind).arguments.items()}
         if name in arguments:
             kinds, may_be_name = _members(arguments[name].annotation)
-        elif may_be_name:  # the name of a stage, or of a part
+        elif may_be_name:  # name of a stage or of a part
             may_be_name = False
         elif first != "stages":  # it depends on the class
             return []
@@ -110,7 +109,7 @@ def kinds_of(key: str) -> list[Any]:
 
 
 def _members(annotation: Any) -> tuple[list[Any], bool]:
-    """The types of a value, and whether it is a list or mapping of them."""
+    """Return the types of a value, and True if the value is a list or mapping of these types."""
     from lit_mm.commands.signatures import alternatives
 
     kinds: list[Any] = []
@@ -125,17 +124,17 @@ def _members(annotation: Any) -> tuple[list[Any], bool]:
 
 
 def _loaded(class_path: str, kinds: Sequence[Any], key: str) -> Any:
-    from lit_mm.commands.config_text import COMMAND_LINE, Entry
+    from lit_mm.commands.config_text import parsed
     from lit_mm.commands.signatures import class_of
 
-    loaded = class_of(Entry(class_path, COMMAND_LINE), kinds, (key, "help"))
+    loaded = class_of(parsed(class_path), kinds, (key, "help"))
     if loaded is None:
         raise UserError(f"--{key}.help: there is no class {class_path!r}. Give its import path, such as package.Class")
     return loaded
 
 
 def _address(key: str) -> str:
-    """A dotted key with NAME for the name of a stage and PART for that of a part."""
+    """Return a dotted key with NAME in place of a stage's name and PART in place of a part's name."""
     names = key.split(".")
     if names[0] == "stages" and (len(names) == 1 or names[1] in ("train", "schedule", "inputs", "inputs_from")):
         names.insert(1, "NAME")
@@ -146,14 +145,14 @@ def _address(key: str) -> str:
 
 # --- lists of classes ------------------------------------------------------------------------------------------------
 def class_list(key: str) -> str:
-    """The families (key "model") or data modules (key "data") with the first sentence of each docstring."""
+    """List the families (key "model") or data modules (key "data") with the first sentence of each docstring."""
     from lightning import LightningDataModule
 
     from lit_mm.module import MultimodalModule
 
     base, package = {
         "model": (MultimodalModule, "lit_mm.families"),
-        "data": (LightningDataModule, "datamodules"),
+        "data": (LightningDataModule, "lit_mm.datamodules"),
     }[key]
     root = importlib.import_module(package)
     classes: dict[type, str] = {}  # class -> shortest import path
@@ -168,7 +167,7 @@ def class_list(key: str) -> str:
 
 
 def concrete_subclasses(kind: type) -> Iterator[type]:
-    """The classes of this package that a key of an abstract class of this package may name."""
+    """Return the concrete classes of this package below one of its abstract classes."""
     if not kind.__module__.startswith("lit_mm."):
         return
     package = importlib.import_module(kind.__module__.rpartition(".")[0])
@@ -190,19 +189,19 @@ def _listed(key: str, classes: Mapping[type, str]) -> str:
 
 
 def first_sentence(value: Any) -> str:
-    """The first sentence of a docstring."""
+    """Return the first sentence of a docstring."""
     paragraph = " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
     return _first(paragraph)
 
 
 def _first(text: str) -> str:
-    """The first sentence of a text, without the markup of Sphinx."""
+    """Return the first sentence of a text, without Sphinx's markup."""
     sentence = re.split(r"(?<=[^.\d])\. | \.\. |::", text)[0].rstrip(".:") + "."
     return re.sub(r":\w+:`~?([^`]*)`", r"`\1`", sentence).replace("``", "`")
 
 
 def path_of(value: Any) -> str:
-    """The shortest import path of a class or function: lit_mm.stages.Cosine."""
+    """Return the shortest import path of a class or function, such as lit_mm.stages.Cosine."""
     packages = value.__module__.split(".")
     for depth in range(1, len(packages)):
         package = ".".join(packages[:depth])
@@ -213,10 +212,10 @@ def path_of(value: Any) -> str:
 
 # --- a class ---------------------------------------------------------------------------------------------------------
 def class_page(loaded: Any, address: str, path: str) -> str:
-    """A class's description and arguments.
+    """Return the page of a class: its description and its arguments.
 
     Args:
-        address: dotted key that the arguments stand below.
+        address: dotted key above the arguments.
     """
     from lit_mm.commands.signatures import signature_of
 
@@ -230,7 +229,7 @@ def class_page(loaded: Any, address: str, path: str) -> str:
 
 
 def trainer_page() -> str:
-    """What every argument of the Trainer does in a recipe."""
+    """Return the page about the arguments of the Trainer."""
     title = "The Trainer of Lightning. docs/trainer.md has this table, and that of Lightning's callbacks."
     lines = [*textwrap.wrap(title, WIDTH), ""]
     for key in ARGUMENTS:
@@ -273,13 +272,13 @@ class Docstring:
                 for name in names:
                     arguments[name].append(line.strip())
         texts = {name: " ".join(text).strip() for name, text in arguments.items()}
-        if not value.__module__.startswith(OURS):  # in Lightning's markup, at a length that no terminal has
+        if not value.__module__.startswith(OURS):  # Lightning's markup has lines that are longer than a terminal's
             return cls(first_sentence(value), {name: _first(text) for name, text in texts.items()})
         return cls(" ".join(" ".join(summary).split()), texts)
 
 
 def descriptions(loaded: Any) -> dict[str, str]:
-    """Argument -> description; a base's description where a class only refers to it ("see `StreamDataModule`")."""
+    """Return argument -> description. A class may refer to the description of its base ("see `StreamDataModule`")."""
     kinds = inspect.getmro(loaded) if inspect.isclass(loaded) else [loaded]
     texts: dict[str, str] = {}
     for kind in kinds:
@@ -290,7 +289,7 @@ def descriptions(loaded: Any) -> dict[str, str]:
 
 
 def type_in_words(kind: Any) -> str:
-    """A type as a user would say it: `a whole number or null`, `one of adamw, muon`."""
+    """Return a type in a user's words: `a whole number or null`, `one of adamw, muon`."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(type_in_words(member) for member in arguments))

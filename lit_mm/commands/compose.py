@@ -1,4 +1,4 @@
-"""`compose`: let a model write an article and put images of a folder into it."""
+"""`compose` lets a model write an article and puts images of a folder into it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def compose(arguments: Sequence[str]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {choices.out!r} is there and not an empty folder. Choose another, or clear it")
 
-    from lit_mm.commands.trained import open_model  # torch: seconds, which --help and a misspelt option need not wait
+    from lit_mm.commands.trained import open_model  # seconds of import, which --help does not wait for
     from lit_mm.composition.compose import compose as run
     from lit_mm.composition.publish import publish
     from lit_mm.composition.writer import Writer
@@ -92,10 +92,10 @@ def compose(arguments: Sequence[str]) -> None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and its subfolders, by their endings, sorted; hidden ones are left out.
+    """List the image files of a folder and its subfolders by their endings, sorted and without hidden files.
 
     Raises:
-        UserError: there is no such folder, or no image in it.
+        UserError: the folder does not exist or has no image.
     """
     if not folder.is_dir():
         raise UserError(f"--images {str(folder)!r} is no folder")
@@ -112,7 +112,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def open_pictures(files: Sequence[Path]) -> list[FilePicture]:
-    """The images that can be decoded; a line on standard error names each of the others.
+    """Open the images that can be decoded. A line on standard error names each of the others.
 
     Raises:
         UserError: no image can be decoded.
@@ -123,7 +123,7 @@ def open_pictures(files: Sequence[Path]) -> list[FilePicture]:
     pictures = []
     for path in files:
         try:
-            decode(path)  # whole: a file cut short has a good header
+            decode(path)  # decoded whole, because a file that is cut short has a good header
             pictures.append(FilePicture.open(path))
         except PictureError as error:
             print(f"lit_mm: left out: {error}", file=sys.stderr)
@@ -133,10 +133,10 @@ def open_pictures(files: Sequence[Path]) -> list[FilePicture]:
 
 
 def template_of(module: MultimodalModule, name: str | None) -> Template:
-    """The composition template of that name, or of the model's chat template.
+    """Return the composition template of this name, or the one that belongs to the model's chat template.
 
     Raises:
-        UserError: no such template, or the model's chat template has none.
+        UserError: the template does not exist, or the model's chat template has none.
     """
     from lit_mm.composition.template import TEMPLATES
     from lit_mm.prompts.xcomposer import XComposerPrompt
@@ -158,10 +158,10 @@ def template_of(module: MultimodalModule, name: str | None) -> Template:
 
 
 def make_search(reference: str) -> Any:
-    """A `lit_mm.composition.retrieve.Search` from a class path, or from a YAML file with `class_path` and `init_args`.
+    """Build a `lit_mm.composition.retrieve.Search` from a class path, or a YAML file with `class_path` and `init_args`.
 
     Raises:
-        UserError: no such file or class, arguments that it does not take, or a class without the method `over`.
+        UserError: the file or class does not exist, the class refuses the arguments, or it has no method `over`.
     """
     from lit_mm.composition.retrieve import Search
 

@@ -1,4 +1,4 @@
-"""Configs as their author wrote them: a tree of entries, each of which knows its file and line."""
+"""Configs as trees of entries. Each entry knows its file and line."""
 
 from __future__ import annotations
 
@@ -6,20 +6,24 @@ import ast
 import difflib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lit_mm.checkpoints.before import TOP_LEVEL, translate_path
+from lit_mm.commands.recipe_files import recipe_file, recipe_names
 from lit_mm.errors import UserError
 
-COMMAND_LINE = ""  # the place of an entry that no file contains
-MOST_ENTRIES = 100_000  # of a config
-PLAIN = re.compile(r"[\w.+~:-]+")  # scalars that are written without quotes
+COMMAND_LINE = ""  # place of an entry outside of files
+MOST_ENTRIES = 100_000  # nodes of a config, aliases expanded
+PLAIN = re.compile(r"[\w.+~:-]+")  # scalars without quotes
+ALLOW = "LIT_MM_ALLOW"  # environment variable: names of packages with commas between them
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")  # of YAML's core
 
 
@@ -28,10 +32,10 @@ class Entry:
     """A value of a config.
 
     Attributes:
-        value: entries by key, a list of entries, the text of a scalar, or None for null.
+        value: key -> entry, a list of entries, the text of a scalar, or None for null.
         place: file and line, such as "recipe.yaml, line 3"; empty for the command line.
-        is_text: True if a scalar is a text although it may look like a number: '3'.
-        appends: True if a list is appended to the one before it instead of replacing it.
+        is_text: True if a scalar is a text that may look like a number, such as '3'.
+        appends: True if a list is appended to the earlier list instead of replacing it.
     """
 
     value: dict[str, Entry] | list[Entry] | str | None
@@ -41,32 +45,32 @@ class Entry:
 
     @property
     def keys(self) -> dict[str, Entry]:
-        """The entries of a mapping; no entry for any other value."""
+        """The entries of a mapping by key; an empty mapping for any other value."""
         return self.value if isinstance(self.value, dict) else {}
 
     @property
     def items(self) -> list[tuple[str, Entry]]:
-        """(name, entry) of a mapping or a list. A stage has its name; any other item of a list has its number."""
+        """Return (name, entry) of a mapping or a list. The name of a list's item is the stage's name, or a number."""
         if isinstance(self.value, list):
             return [(item_name(item, number), item) for number, item in enumerate(self.value)]
         return list(self.keys.items())
 
 
 def item_name(item: Entry, number: int) -> str:
-    """What messages call an item of a list: the value of its key `name`, else its number."""
+    """Return the name of a list's item in messages: the value of its key `name`, or else its number."""
     name = item.keys.get("name")
     return name.value if name is not None and isinstance(name.value, str) else str(number)
 
 
 def spoken(entry_or_place: Entry | str, path: Sequence[str]) -> str:
-    """An entry as messages write it: file, line and dotted key, or the key of the command line."""
+    """Write an entry for messages as file, line and dotted key, or as the key on the command line."""
     place = entry_or_place.place if isinstance(entry_or_place, Entry) else entry_or_place
     dotted = ".".join(path)
     return f"{place}: {dotted}" if place != COMMAND_LINE else f"{dotted} (on the command line)"
 
 
 def flow(entry: Entry) -> str:
-    """An entry as one line of YAML."""
+    """Write an entry as one line of YAML."""
     if isinstance(entry.value, dict):
         return "{" + ", ".join(f"{_key(key)}: {flow(inner)}" for key, inner in entry.keys.items()) + "}"
     if isinstance(entry.value, list):
@@ -77,12 +81,12 @@ def flow(entry: Entry) -> str:
 
 
 def _key(text: str) -> str:
-    """A key without quotes if it is a text, such as lr, or a whole number; `yes` and `~` would be read as others."""
+    """Write a key. A text such as lr, or a whole number, has no quotes; `yes` or `~` needs them to stay a text."""
     return _scalar(text) if _tag(text) in ("str", "int") else json.dumps(text)
 
 
 def _tag(text: str) -> str:
-    """The type that YAML gives to a scalar without quotes."""
+    """Return the type that YAML gives to a scalar without quotes."""
     return yaml.SafeLoader("").resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
 
 
@@ -91,19 +95,25 @@ def _scalar(text: str) -> str:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """`. Did you mean 'width'?`, or nothing if no candidate is similar."""
+    """Return `. Did you mean 'width'?`, or "" if no candidate is similar."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
     return f". Did you mean {close[0]!r}?" if close else ""
 
 
+def allowed() -> tuple[str, ...]:
+    """Return the packages of which a config may name classes because the user says so, by --allow or `ALLOW`."""
+    return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 def read_config(path: str) -> Entry:
-    """Read a config file.
+    """Read a config file. The name of a recipe of the package stands for its file.
 
     Raises:
         UserError: the file does not exist, is not YAML, is not a mapping, or gives a key twice.
     """
-    file = Path(path)
+    file = recipe_file(path)
+    path = path if file == Path(path) else str(file)
     if file.is_dir():
         raise UserError(f"the config {path!r} is a folder; --config needs a YAML file")
     if not file.is_file():
@@ -126,7 +136,7 @@ def read_config(path: str) -> Entry:
 
 
 def expanded_size(node: yaml.Node, sizes: dict[int, float] | None = None) -> float:
-    """Number of nodes below and with a node, each alias counted as what it stands for; infinite if one holds itself."""
+    """Count a node and all nodes below it, with aliases expanded. A node that contains itself counts as infinite."""
     sizes = {} if sizes is None else sizes
     if isinstance(node, yaml.ScalarNode):
         return 1
@@ -138,22 +148,22 @@ def expanded_size(node: yaml.Node, sizes: dict[int, float] | None = None) -> flo
 
 
 def config_of(config: Mapping[str, Any], label: str) -> Entry:
-    """A config that is in no file, such as the one inside a checkpoint.
+    """Read a config from outside of files, such as the one inside a checkpoint.
 
     Args:
-        label: the place that messages name.
+        label: place that messages name.
     """
     return _entry(yaml.compose(yaml.safe_dump(dict(config)), Loader=yaml.SafeLoader), label, 0, numbered=False)
 
 
 def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tuple[str, ...] = ()) -> Entry:
-    """A YAML node as an entry.
+    """Build the entry of a YAML node.
 
     Args:
-        label: the file's name.
-        line: where the key of this node stands, counted from 0.
-        numbered: whether the lines mean anything to the user.
-        path: keys above this node.
+        label: name of the file.
+        line: line of the node's key, from 0.
+        numbered: True if the user knows the lines.
+        path: keys above the node.
     """
     place = f"{label}, line {line + 1}" if numbered else label
     if node.tag.removeprefix("tag:yaml.org,2002:") not in TAGS:
@@ -166,7 +176,7 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
         return Entry(entries, place)
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Entry] = {}
-        inherited: dict[str, Entry] = {}  # through `<<`: the keys of other mappings, which this one overrides
+        inherited: dict[str, Entry] = {}  # `<<` merges the keys of other mappings, which this one overrides
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise UserError(f"{spoken(place, path)}: a key is a text or a number, got a {key.id}")
@@ -188,15 +198,17 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
     plain = node.style is None and node.tag.endswith(f":{_tag(node.value)}")
     if plain and ":" in node.value and node.tag.endswith((":int", ":float")):
         plain = False  # YAML 1.1 reads the time 12:00:00 as a number to the base 60
-    return _without_variables(Entry(node.value, place, is_text=not plain), path)
+    return _checked(Entry(node.value, place, is_text=not plain), path)
 
 
-def _without_variables(entry: Entry, path: tuple[str, ...]) -> Entry:
-    """The entry of a scalar.
+def _checked(entry: Entry, path: tuple[str, ...]) -> Entry:
+    """Return the entry of a scalar. A class path of the previous version becomes today's.
 
     Raises:
-        UserError: its text has a variable, which nothing expands.
+        UserError: the text has a variable, which nothing expands.
     """
+    if TOP_LEVEL.fullmatch(entry.value) and entry.value.partition(".")[0] not in allowed():
+        return replace(entry, value=translate_path(entry.value))
     if "${" in entry.value:
         raise UserError(
             f"{spoken(entry, path)}: a recipe expands no variables, got {entry.value!r}. Write the value itself, or "
@@ -206,19 +218,22 @@ def _without_variables(entry: Entry, path: tuple[str, ...]) -> Entry:
 
 
 def _near_file(file: Path) -> str:
-    siblings = [path.name for path in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
-    close = difflib.get_close_matches(file.name, siblings, n=1)
-    return f". Did you mean {str(file.parent / close[0])!r}?" if close else ". Correct --config"
+    siblings = {path.name: str(path) for path in file.parent.glob("*.y*ml")} if file.parent.is_dir() else {}
+    candidates = siblings | {name: name for name in recipe_names()}
+    close = difflib.get_close_matches(file.name, candidates, n=1) or difflib.get_close_matches(
+        str(file), candidates, n=1
+    )
+    return f". Did you mean {candidates[close[0]]!r}?" if close else ". Correct --config"
 
 
 # --- the command line ------------------------------------------------------------------------------------------------
 def config_files(arguments: Sequence[str]) -> list[str]:
-    """The files that `--config` names, in order."""
+    """Return the files that `--config` names, in order."""
     return [value for key, value in _options(arguments) if key in ("--config", "-c") and value]
 
 
 def overrides(arguments: Sequence[str]) -> Iterator[Entry]:
-    """The dotted options of a command line, each as a config of one key: `--data.init_args.path x`."""
+    """Return each dotted option of a command line, such as `--data.init_args.path x`, as a config of one key."""
     for option, text in _options(arguments):
         *outer, last = option.removeprefix("--").split(".")
         if not option.startswith("--") or not text or option == "--config":
@@ -233,7 +248,7 @@ def overrides(arguments: Sequence[str]) -> Iterator[Entry]:
 
 
 def agent_form(word: str) -> str:
-    """An option whose value is Python text, as the agent of a W&B sweep writes it, with the value in YAML.
+    """Rewrite an option of a W&B sweep's agent, whose value is Python text, with the value in YAML.
 
     `--a={'b': None}` becomes `--a={b: null}`, and `--a=None` becomes `--a=null`.
     """
@@ -244,7 +259,7 @@ def agent_form(word: str) -> str:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(option, value) of a command line; an option without a value has the empty text."""
+    """Return (option, value) of a command line. The value is "" if there is none."""
     for word, following in pairwise([*arguments, ""]):
         option, equals, value = word.partition("=")
         if option.startswith("-"):
@@ -252,12 +267,12 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def parsed(text: str, path: tuple[str, ...] = ()) -> Entry:
-    """The value of an option: a scalar, or a list or mapping in YAML or in Python's notation.
+    """Parse the value of an option: a scalar, or a list or mapping in YAML or in Python's notation.
 
     Args:
-        path: its keys, for messages.
+        path: keys of the option, for messages.
     Raises:
-        UserError: a key is in a mapping twice, or a variable is not expanded.
+        UserError: a mapping has a key twice, or the text has a variable.
     """
     if text == "None":
         return Entry(None, COMMAND_LINE)
@@ -265,7 +280,7 @@ def parsed(text: str, path: tuple[str, ...] = ()) -> Entry:
     if value is not None:
         text = yaml.safe_dump(value, sort_keys=False)
     elif not text.startswith(("[", "{")):
-        return _without_variables(Entry(text, COMMAND_LINE), path)
+        return _checked(Entry(text, COMMAND_LINE), path)
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # the parser reports it
@@ -274,7 +289,7 @@ def parsed(text: str, path: tuple[str, ...] = ()) -> Entry:
 
 
 def _python(text: str) -> dict | list | None:
-    """The value of a text in Python's notation; None for any other text."""
+    """Parse a text in Python's notation; None for any other text."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):

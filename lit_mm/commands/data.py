@@ -1,4 +1,4 @@
-"""`data`: check a data set, show a sample with its label mask, index its pictures."""
+"""`data` checks a data set, shows a sample with its label mask, and indexes pictures."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def data(arguments: Sequence[str]) -> None:
 
 
 def split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(options of `data` itself, keys of the recipe with their values) in the order of the command line."""
+    """Split a command line into the options of `data` and the recipe's keys with their values, both in order."""
     keys = {
         "model",
         "data",

@@ -1,4 +1,4 @@
-"""`data check`: what is wrong with a data set, and what every stage of a recipe would refuse, before `fit` begins."""
+"""`data check` lists the errors of a data set, and the samples that a stage of a recipe would refuse, before `fit`."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Report:
         self.errors = 0
         self.findings: list[tuple[str, SampleError, tuple[str, ...]]] = []  # source, error, stages that refuse it
         self.summaries: list[Summary] = []
-        self.apart: list[Counter[tuple[str, ...]]] = []  # by source: answers apart from their prompt, by stages
-        self.cut: list[Counter[tuple[str, ...]]] = []  # by source: samples that lose their end, by stages
+        self.apart: list[Counter[tuple[str, ...]]] = []  # source -> stages -> number of answers apart from their prompt
+        self.cut: list[Counter[tuple[str, ...]]] = []  # source -> stages -> number of samples that lose their end
         self.decoded = 0
 
     def add(self, source: str, error: SampleError, stages: tuple[str, ...] = ()) -> None:
@@ -128,8 +128,8 @@ def check_entries(name: str, documents: Documents, report: Report, places: set[s
     """Check the entries and image headers of a source.
 
     Args:
-        places: places of the broken samples of earlier sources, which are not listed again (held-out rows of the same
-            file); those of this source are added.
+        places: places of broken samples, to which those of this source are added. A place is not listed again, such as
+            a held-out row of the same file.
     """
     from lit_mm.documents.sources.check import check_source
 
@@ -151,15 +151,15 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
     """Check the entries of every source, then its samples under all layouts.
 
     Args:
-        share: share of the samples whose pixels are decoded.
-        workers: number of worker processes; None for as many as there are processors, and none for few samples.
+        share: share of the samples whose pixels are decoded, 0 to 1.
+        workers: number of worker processes; None for the number of processors, or 0 if there are few samples.
     """
     from lit_mm.stream.check import FEW, runner, tasks_of, worker_count
 
     if workers is None:
         workers = worker_count() if max(len(job.documents) for job in jobs) > FEW else 0
     with runner(jobs, workers) as run:
-        places: set[str] = set()  # of samples with errors that are listed already
+        places: set[str] = set()  # places of samples whose errors are listed already
         for number, job in enumerate(jobs):
             check_entries(job.name, job.documents, report, places)
             if not job.layouts and not share:
@@ -180,7 +180,7 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
 
 
 def fit_command(declaration: Mapping[str, Any]) -> str:
-    """The command that trains the nano model on a source.
+    """Return the command that trains the nano model on a source.
 
     Args:
         declaration: keys of `--source`.
@@ -197,19 +197,19 @@ def fit_command(declaration: Mapping[str, Any]) -> str:
 
 
 def by_stage(counts: Mapping[tuple[str, ...], int]) -> dict[str, int]:
-    """Counts by names of stages, for machines."""
+    """Return stages -> count as a JSON object."""
     return {", ".join(stages): count for stages, count in counts.items()}
 
 
 def stage_names(stages: Sequence[str]) -> str:
-    """Names of stages in a sentence."""
+    """Join names of stages for a sentence."""
     if stages == (FINISHED,):
         return FINISHED
     return f"stage {stages[0]}" if len(stages) == 1 else f"stages {', '.join(stages)}"
 
 
 def summary_table(summaries: Sequence[Summary]) -> str:
-    """A table of the samples, pictures and errors of every source."""
+    """Build a table of the samples, pictures and errors of every source."""
     from rich import box
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""`data index`: store the sizes of pictures and the lengths of samples."""
+"""`data index` stores the sizes of pictures and the lengths of samples."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def index_lengths(choices: argparse.Namespace) -> None:
     counted = set()
     for stage in stages_of(cli, choices.stage):
         module = cli.data_of(stage)
-        if not isinstance(module, StreamDataModule):  # it plans no samples
+        if not isinstance(module, StreamDataModule):  # this data module plans no samples
             continue
         processors = {0: cli.model.processor} if stage is None else cli.model.processors_of(stage)
         for step, processor in processors.items():
@@ -71,7 +71,7 @@ def index_lengths(choices: argparse.Namespace) -> None:
 
 
 def layout_name(stage: Stage | None, step: int) -> str:
-    """A phrase for messages that names the layout under which lengths were counted."""
+    """Return a phrase for messages that names the layout of counted lengths."""
     if stage is None:
         return ""
     return f" as stage {stage.name!r} lays them out" + (f" from step {step} on" if step else "")

@@ -1,4 +1,4 @@
-"""The data section after a change of its class: bare class names, and keys that only the class before has."""
+"""The data section after a change of its class: bare class names, and keys of the earlier class."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import lightning as L
 
-import datamodules  # its classes are known by their bare names
+from lit_mm import datamodules  # its classes are known by their bare names
 from lit_mm.commands.config_text import Entry, spoken
 from lit_mm.commands.signatures import class_of, name_of, signature_of
 from lit_mm.errors import UserError
@@ -15,10 +15,10 @@ OWN_DATA = "experiments/own_data.yaml"  # the recipe for a file of conversations
 
 
 def with_class_path(override: Entry) -> Entry:
-    """An option `--data CLASS` as a mapping with `class_path`, so that arguments which the class has are kept.
+    """Turn an option `--data CLASS` into a mapping with `class_path`. Arguments that the class has then stay.
 
     Args:
-        override: one option of the command line; any other is returned as it is.
+        override: one option of the command line. Options other than `--data CLASS` are returned unchanged.
     """
     data = override.keys.get("data")
     if data is None or not isinstance(data.value, str):
@@ -29,10 +29,10 @@ def with_class_path(override: Entry) -> Entry:
 
 
 def refuse_keys_of_other_classes(config: Entry) -> None:
-    """Refuse the keys of a data section that its class does not have and another data module has.
+    """Refuse keys of a data section that belong to another data module than its class.
 
     Raises:
-        UserError: all such keys of `data` and of the stages' `data`, with their lines.
+        UserError: there are such keys. The message lists those of `data` and of the stages' `data` with their lines.
     """
     data = config.keys.get("data")
     class_path = None if data is None else data.keys.get("class_path")
@@ -61,7 +61,7 @@ def refuse_keys_of_other_classes(config: Entry) -> None:
 
 
 def _data_keys(config: Entry) -> Iterator[tuple[tuple[str, ...], Entry]]:
-    """The keys of `data` and of every stage's `data`, with their paths."""
+    """Return the keys of `data` and of every stage's `data`, with their paths."""
     arguments = config.keys["data"].keys.get("init_args")
     if arguments is not None:
         yield from ((("data", "init_args", key), entry) for key, entry in arguments.keys.items())

@@ -1,4 +1,4 @@
-"""`data show`: one sample as the model sees it, with its label mask and its views."""
+"""`data show` prints one sample as the model reads it, with its label mask and its views."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ def show(choices: argparse.Namespace) -> None:
 
 
 def marked(sample: Sample, processor: Processor, *, coloured: bool) -> Text:
-    """The sample's text, with its supervised tokens marked and a short note in place of each picture.
+    """Return the sample's text with marks at its supervised tokens and a short note in place of each picture.
 
     Args:
-        coloured: whether supervised text is marked by its colour; otherwise it stands between {+ and +}.
+        coloured: True marks supervised text by a colour, False by {+ and +}.
     """
     from rich.text import Text
 
     from lit_mm.samples.batch import IGNORE
 
     learnt = sample.labels != IGNORE
-    learnt[:1] = False  # nothing predicts a first position
+    learnt[:1] = False  # no position predicts the first token
     text = Text()
     pictures = {start: number for number, (start, stop) in enumerate(sample.spans) if stop > start}
     at = 0
@@ -87,7 +87,7 @@ def marked(sample: Sample, processor: Processor, *, coloured: bool) -> Text:
 
 
 def as_image(view: np.ndarray, processor: Processor) -> Image.Image:
-    """[3, H, W] normalised view -> an image with its original colours."""
+    """Turn a normalised view [3, H, W] into an image with its original colours."""
     import numpy as np
     from PIL import Image
 
@@ -97,7 +97,7 @@ def as_image(view: np.ndarray, processor: Processor) -> Image.Image:
 
 
 def side_by_side(views: Sequence[Image.Image]) -> Image.Image:
-    """One sheet with all views in order, in about as many rows as columns, on grey."""
+    """Draw all views in order on a grey sheet with about as many rows as columns."""
     from PIL import Image
 
     columns = max(1, round(len(views) ** 0.5 + 0.49))
@@ -110,7 +110,7 @@ def side_by_side(views: Sequence[Image.Image]) -> Image.Image:
 
 
 def processor_and_documents(choices: argparse.Namespace) -> tuple[Processor, Any]:
-    """The processor of the stage that `--stage` names, else of the first one, and the documents by number."""
+    """Return the documents, and the processor of the stage that `--stage` names or of the first stage."""
     cli = parsed(choices.recipe, build=True)
     stages = {stage.name: stage for stage in cli.stages}
     if choices.stage is not None and choices.stage not in stages:

@@ -1,4 +1,4 @@
-"""The documents that the `data` commands work on: those of a recipe, or of one source."""
+"""The documents of the `data` commands, which come from a recipe or from one source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need 
     from lit_mm.stream.check import Job, Layout
 
 HELD_OUT = "held-out"  # name of the held-out documents among the sources
-FINISHED = "the finished model"  # takes the place of a stage's name for the layout of held-out questions
+FINISHED = "the finished model"  # stands for a stage's name in the layout of held-out questions
 
 
 @runtime_checkable
@@ -29,13 +29,13 @@ class HoldsOut(Protocol):
 
 @runtime_checkable
 class Several(Protocol):
-    """Documents of several sources."""
+    """A collection of several sources."""
 
     sources: Sequence[Any]
 
 
 def sources_of(choices: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    """(name, source) of the one source of `--source`, or of all training sources of the recipe."""
+    """Return (name, source) of the source of `--source`, or of all training sources of the recipe."""
     if choices.source is not None:
         source = declared(choices.source)
         yield source.name, source
@@ -45,12 +45,12 @@ def sources_of(choices: argparse.Namespace) -> Iterator[tuple[str, Any]]:
 
 
 def jobs_of(cli: RecipeCLI, stage_name: str | None) -> list[Job]:
-    """Every source of a recipe once, with the layouts of all stages that train on it; then the held-out documents.
+    """Return each source of a recipe with the layouts of all stages that train on it, and then the held-out documents.
 
     Stages that lay out a source in the same way share a layout.
 
     Args:
-        stage_name: name of the only stage to look at; None for all.
+        stage_name: name of the only stage; None for all stages.
     """
     from lit_mm.stream.check import Job
     from lit_mm.stream.datamodule import StreamDataModule
@@ -79,7 +79,7 @@ def jobs_of(cli: RecipeCLI, stage_name: str | None) -> list[Job]:
 
 
 def question_layouts(module: L.LightningDataModule, processor: Processor | None) -> tuple[Layout, ...]:
-    """The layout of held-out documents, which are asked of the finished model."""
+    """Return the layout of held-out questions to the finished model."""
     from lit_mm.stream.check import Layout
     from lit_mm.stream.datamodule import StreamDataModule
 
@@ -89,7 +89,7 @@ def question_layouts(module: L.LightningDataModule, processor: Processor | None)
 
 
 def source_key(name: str, source: Any, stage: Stage | None, number: int) -> object:
-    """A key that is equal for equal sources: of files their content, of others the stage's data section."""
+    """Return a key that is equal for equal sources: the content of files, or else the stage's data section."""
     from lit_mm.documents.sources import Source
 
     if isinstance(source, Source):
@@ -98,10 +98,10 @@ def source_key(name: str, source: Any, stage: Stage | None, number: int) -> obje
 
 
 def add_layout(layouts: dict[object, Layout], maker: Any, source: str, phase: str) -> None:
-    """Add the layout of a source in a phase of a stage; an equal one gets the name of the phase.
+    """Add the layout of a source in a phase of a stage. If an equal layout exists, the phase's name is added to it.
 
     Args:
-        layouts: the layouts of the source by what decides them.
+        layouts: layouts of the source by the values that decide them.
         maker: the `SampleMaker` of the phase.
         source: name of the source.
     """
@@ -114,14 +114,14 @@ def add_layout(layouts: dict[object, Layout], maker: Any, source: str, phase: st
 
 
 def phase_name(stage: Stage | None, step: int) -> str:
-    """The name of a stage, with the step at which its inputs change; "training" without a stage."""
+    """Return the name of a stage and the step at which its inputs change; "training" without a stage."""
     if stage is None:
         return "training"
     return stage.name + (f" from step {step} on" if step else "")
 
 
 def flat(source: Any) -> Iterator[tuple[str, Any]]:
-    """(name, source) of each source of a mixture, or of a single source; a part of a file stands for the whole."""
+    """Return (name, source) of one source or of each source of a mixture. A part of a file gives the whole file."""
     from lit_mm.stream.datamodule import name_of
     from lit_mm.stream.mixture import Joined
     from lit_mm.stream.split import Split
@@ -137,17 +137,17 @@ def flat(source: Any) -> Iterator[tuple[str, Any]]:
 
 
 def declared(text: str) -> Any:
-    """The source that `--source` declares."""
+    """Open the source that `--source` declares."""
     from lit_mm.documents.sources import open_source
 
     return open_source(declaration_of(text))
 
 
 def declaration_of(text: str) -> dict[str, Any]:
-    """The keys of `--source`.
+    """Parse the keys of `--source`.
 
     Raises:
-        UserError: the text is no YAML mapping.
+        UserError: the text is not a YAML mapping.
     """
     import yaml
 
@@ -161,7 +161,7 @@ def declaration_of(text: str) -> dict[str, Any]:
 
 
 def data_modules(recipe: Sequence[str], stage: str | None) -> list[L.LightningDataModule]:
-    """The recipe's data modules, one for each stage with different data. The model is not built.
+    """Return the recipe's data modules, one for each stage with different data. The model is not built.
 
     Args:
         recipe: `--config` and overrides, as `fit` takes them.
@@ -178,12 +178,12 @@ def data_modules(recipe: Sequence[str], stage: str | None) -> list[L.LightningDa
 
 
 def stages_of(cli: RecipeCLI, stage_name: str | None) -> list[Stage | None]:
-    """The stages of a recipe; [None] for a recipe without.
+    """Return the stages of a recipe; [None] for a recipe without stages.
 
     Args:
-        stage_name: name of the only stage; None for all.
+        stage_name: name of the only stage; None for all stages.
     Raises:
-        UserError: no such stage.
+        UserError: the stage does not exist.
     """
     stages: list[Stage | None] = [stage for stage in cli.stages if stage_name in (None, stage.name)]
     if stage_name is not None and not stages:
@@ -192,19 +192,19 @@ def stages_of(cli: RecipeCLI, stage_name: str | None) -> list[Stage | None]:
 
 
 def parsed(recipe: Sequence[str], *, build: bool) -> RecipeCLI:
-    """The recipe, parsed as `fit` does.
+    """Parse a recipe in the same way as `fit`.
 
     Args:
         recipe: `--config` and overrides, as `fit` takes them.
-        build: whether the model is built, without memory for its weights; otherwise its arguments are only checked.
+        build: True builds the model without memory for its weights, False only checks its arguments.
     """
     from lit_mm.environment import check_torch_pair
 
-    check_torch_pair()  # before lightning fails over it
+    check_torch_pair()  # Lightning would fail without an explanation
     import torch
 
     from lit_mm.commands.recipe import RecipeCLI, quiet
 
     quiet()
-    with torch.device("meta"):  # the processor needs the parts' sizes, not their weights: any model fits
+    with torch.device("meta"):  # the processor needs the sizes of the parts and not their weights
         return RecipeCLI(recipe, "data", build=build)

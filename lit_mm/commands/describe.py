@@ -1,4 +1,4 @@
-"""`describe`: the plan of a recipe, before any weight is loaded."""
+"""`describe` prints the plan of a recipe, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def describe(arguments: Sequence[str]) -> None:
 
 
 def open_recipe(parser: Arguments, configs: Sequence[str], overrides: Sequence[str]) -> RecipeCLI:
-    """The recipe and its model on the meta device: sizes without memory.
+    """Parse a recipe and build its model on the meta device, which has sizes and no memory.
 
     Args:
-        parser: of the command, whose options a misspelt one may have meant.
-        overrides: what that parser left over.
+        parser: parser of the command, whose options are candidates for a misspelt one.
+        overrides: words that this parser left over.
     """
-    import torch  # seconds, which --help and a misspelt option need not wait
+    import torch  # seconds of import, which --help and a misspelt option need not wait for
 
     from lit_mm.commands.recipe import RecipeCLI, quiet
 
@@ -86,14 +86,14 @@ def open_recipe(parser: Arguments, configs: Sequence[str], overrides: Sequence[s
 
 
 def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, ranks: int | None = None) -> dict[str, Any]:
-    """The facts of a recipe, ready for JSON.
+    """Return the facts of a recipe, ready for JSON.
 
     Args:
         sizes: (width, height) of images to lay out, pixels.
-        ranks: processes, in place of those that the recipe asks for.
+        ranks: number of processes; None for the recipe's.
     Raises:
-        UserError: the recipe's stages do not fit its model, it cannot be trained under its strategy on so many ranks,
-            or it is asked about images and reads none.
+        UserError: the stages do not fit the model, the strategy cannot train it on so many ranks, or there are `sizes`
+            and the model reads no images.
     """
     from lit_mm.module import family_of
     from lit_mm.stages.stage import branches
@@ -128,11 +128,14 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
 
 
 def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[str, Any]:
-    """The trainable parts of a stage, its length and its memory."""
+    """Return the trainable parts of a stage, its length and its memory."""
+    from lit_mm.stages.stage import adapters_of
+
     model, data = cli.model, cli.data_of(stage)
-    model.begin(stage, total_steps=stage.max_steps or 0)  # as `fit` does: what it freezes is frozen here
+    model.set_adapters(adapters_of(cli.stages)[stage.name])
+    model.begin(stage, total_steps=stage.max_steps or 0)  # `fit` freezes the same parts
     parts = model.parts()
-    trainable = {part: sum(p.numel() for p in parts[part].values() if p.requires_grad) for part in stage.train}
+    trainable = {part: sum(p.numel() for p in parts[part].values() if p.requires_grad) for part in stage.train_parts}
     total = sum(trainable.values())
     unread = sorted(parts.keys() - model.parts_read(stage))
     with model.reading_only(stage):
@@ -144,18 +147,18 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "trainable_total": total,
         "frozen_total": sum(p.numel() for tensors in parts.values() for p in tensors.values()) - total,
         "unread": unread,
-        "from_step": {part: train.from_step for part, train in stage.train.items() if train.from_step},
+        "from_step": {part: train.from_step for part, train in stage.train_parts.items() if train.from_step},
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
         "rows_per_step": data.global_batch,
-        "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row holds several
+        "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row has several
         "memory": memory,
         "activations": activations,
     }
 
 
 def activation_plan(network: Any) -> dict[str, dict[str, Any]]:
-    """What the layers of each part keep for the backward pass in the stage that has begun, ready for JSON."""
+    """Return the bytes that the layers of each part keep for the backward pass of the current stage, for JSON."""
     from lit_mm.distributed.activations import activations_of
     from lit_mm.model import MultimodalModel
 
@@ -165,11 +168,11 @@ def activation_plan(network: Any) -> dict[str, dict[str, Any]]:
 
 
 def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str, Any] | None:
-    """What the fullest rank will hold in the stage that has begun; None where its precision has no plan.
+    """Return the memory of the fullest rank in the current stage; None if there is no plan for its precision.
 
     Args:
-        data: the stage's data module, which splits its batch.
-        ranks: processes, in place of those that the recipe asks for.
+        data: data module of the stage, which splits its batch.
+        ranks: number of processes; None for the recipe's.
     """
     from lit_mm.distributed.memory import plan_memory, weights_of
     from lit_mm.distributed.names import spread_of
@@ -204,12 +207,12 @@ def _bytes(holding: Holding) -> dict[str, int]:
 
 
 def ranks_of(trainer: Mapping[str, Any]) -> tuple[int, str]:
-    """The processes that a recipe's `trainer` asks for, and where that is from: recipe or assumed.
+    """Return the number of processes in a recipe's `trainer`, and its origin, "recipe" or "assumed".
 
-    "auto" and -1 devices are as many as a machine has; they count as one a node.
+    "auto" and -1 mean all devices of a machine and count as one per node.
 
     Raises:
-        UserError: `devices` is no number of devices.
+        UserError: `devices` is not a number of devices.
     """
     devices = trainer["devices"]
     if str(devices) in ("auto", "-1"):
@@ -225,22 +228,22 @@ def ranks_of(trainer: Mapping[str, Any]) -> tuple[int, str]:
 
 
 def laid_out_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """`images` and, where sources have tilings of their own, `images_by_source`."""
+    """Return `images`, and `images_by_source` if sources have other tilings."""
     by_source = {source: images(processor, sizes, source) for source in processor.by_source}
     return {"images": images(processor, sizes)} | ({"images_by_source": by_source} if by_source else {})
 
 
 def differing(images: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
-    """The entries of `laid_out_images` that differ from `others`; {} for sources that have lost their tilings."""
+    """Return the entries of `laid_out_images` that differ from `others`; {} for sources without a tiling any more."""
     return {key: images.get(key, {}) for key in others | images if images.get(key) != others.get(key)}
 
 
 def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str = "") -> list[dict[str, Any]]:
-    """Views, grid and visual tokens of images, or why the tiling refuses them; ready for JSON.
+    """Return views, grid and visual tokens of images, or the reason of a refusal, ready for JSON.
 
     Args:
         sizes: (width, height) of each image, pixels.
-        source: name of the source of the documents, which may have a tiling of its own.
+        source: name of the documents' source, which may have another tiling.
     """
     laid_out = []
     for width, height in sizes:
@@ -292,7 +295,7 @@ def tables(plan: dict[str, Any]) -> str:
 
 
 def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """(owner, images) of the finished model, then of the stages that differ, each before its sources."""
+    """Return (owner, images) of the finished model and of the stages that differ, each followed by its sources."""
     views = [("the finished model", plan)]
     for stage in plan["stages"]:
         views.append((f"stage {stage['name']}", stage))
@@ -305,7 +308,7 @@ def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]
 
 
 def activation_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
-    """What parts keep for the backward pass, for people; nothing where no part says it."""
+    """Describe the memory that parts keep for the backward pass; no line for parts without such a figure."""
     parts = {part: planned for stage in reversed(stages) for part, planned in stage["activations"].items()}
     if not parts:
         return []
@@ -325,7 +328,7 @@ def _kept_by(part: str, stage: dict[str, Any]) -> str:
 
 
 def memory_table(stages: Sequence[dict[str, Any]]) -> str:
-    """What a rank will hold in each stage, for people. Rows that are zero in all stages are left out."""
+    """Format the memory of a rank in each stage. Rows that are zero in all stages are left out."""
     planned = [stage["memory"] for stage in stages]
     if None in planned:
         return "memory: not known beforehand in this precision"
@@ -372,7 +375,7 @@ def _batch(stage: dict[str, Any]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as columns: the first to the left, the others to the right; a rule under the first row."""
+    """Align rows of cells in columns, the first column left and the others right, with a rule under the first row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "   ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()

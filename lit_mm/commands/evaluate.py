@@ -1,4 +1,4 @@
-"""`evaluate`: accuracy per skill and the blind baseline from a checkpoint."""
+"""`evaluate` prints accuracy per skill and the blind baseline of a checkpoint, or its figures on benchmarks."""
 
 from __future__ import annotations
 
@@ -24,20 +24,42 @@ PATHS = ("path", "images")  # keys of a declaration
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Ask a trained model the held-out questions, with the pictures and with shuffled ones."""
+    """Ask a trained model the held-out questions, with the pictures and with shuffled ones, or those of benchmarks."""
     parser = Arguments(prog="python -m lit_mm evaluate", description=evaluate.__doc__)
     parser.add_argument(
-        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
+        "checkpoint",
+        nargs="*",
+        help="run folder or .ckpt (default: runs/latest); several are compared, with --benchmarks",
     )
+    parser.add_argument(
+        "--benchmarks",
+        metavar="NAMES",
+        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all)",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list the benchmarks, what each needs and where its files must lie"
+    )
+    parser.add_argument(
+        "--procedure",
+        default="",
+        metavar="NAME",
+        help="ask and score benchmarks by this procedure (default: the published one of the model's family, else ours)",
+    )
+    parser.add_argument("--blind", action="store_true", help="measure benchmarks also with shuffled pictures")
     parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
+    parser.add_argument(
+        "--averaged", action="store_true", help="load the moving averages of the weights that have one (default: no)"
+    )
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument(
         "--data",
         metavar="SOURCE",
         help='ask about these documents: "{format: llava, path: asked.json, images: DIR}", or a YAML file with such a '
-        "declaration (default: the held-out documents of the recipe)",
+        "declaration (default: the held-out documents of the recipe); with --benchmarks: the folder of all benchmarks",
     )
-    parser.add_argument("--documents", type=int, help="held-out documents (default: as many as the recipe says)")
+    parser.add_argument(
+        "--documents", type=int, help="documents or questions (default: as many as the recipe says, whole benchmarks)"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
     parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
     parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
@@ -45,19 +67,35 @@ def evaluate(arguments: Sequence[str]) -> None:
     for name, count in (("documents", choices.documents), ("batch_size", choices.batch_size)):
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
+    choices.checkpoint = choices.checkpoint or ["runs/latest"]
+    if choices.list:
+        from lit_mm.commands.benchmarks import list_benchmarks
 
-    from datamodules.held_out import HeldOut  # torch: seconds, which --help need not wait for
+        print(list_benchmarks(choices.benchmarks.split(",") if choices.benchmarks else ()))
+        return
+    if choices.benchmarks is not None:
+        from lit_mm.commands.benchmarks import evaluate_benchmarks
+
+        evaluate_benchmarks(choices)
+        return
+    if len(choices.checkpoint) > 1 or choices.procedure or choices.blind:
+        raise UserError("several checkpoints, --procedure and --blind need --benchmarks; --list shows the benchmarks")
+    (place,) = choices.checkpoint
+
     from lit_mm.commands.trained import launch_folder, open_model, open_trained
+    from lit_mm.datamodules.held_out import HeldOut  # torch: seconds, which --help need not wait for
     from lit_mm.evaluation.examiners import examine
     from lit_mm.report.tables import accuracy_table
 
     source = None if choices.data is None else declared(choices.data)
-    with launch_folder(choices.checkpoint, choices.config, choices.stage) as path:
+    with launch_folder(place, choices.config, choices.stage) as path:
         if source is not None:
-            module = open_model(path, choices.config, accelerator=choices.accelerator)
+            module = open_model(path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged)
             documents = HeldOut(source, "fail").documents(choices.documents)
         else:
-            module, data, _ = open_trained(path, choices.config, accelerator=choices.accelerator)
+            module, data, _ = open_trained(
+                path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged
+            )
             documents = held_out(data, choices.documents)
         sighted = examine(module, documents, batch_size=choices.batch_size).figures
         blind = examine(module, documents, blind=True, batch_size=choices.batch_size).figures
@@ -77,12 +115,12 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def held_out(data: LightningDataModule, count: int | None) -> list[Document]:
-    """The held-out documents of a run's recipe.
+    """Return the held-out documents of a run's recipe.
 
     Args:
-        count: number of documents; None: as many as the recipe says.
+        count: number of documents; None for the recipe's number.
     Raises:
-        UserError: they cannot be read, or the recipe names none.
+        UserError: the documents cannot be read, or the recipe names none.
     """
     try:
         documents = data.heldout(count)
@@ -94,10 +132,10 @@ def held_out(data: LightningDataModule, count: int | None) -> list[Document]:
 
 
 def declared(text: str) -> Source:
-    """The source that `--data` declares. Its relative paths start from the folder where the user is.
+    """Open the source that `--data` declares. Its relative paths start from the current folder.
 
     Raises:
-        UserError: it is no declaration, or its data cannot be read.
+        UserError: the text is not a declaration, or its data cannot be read.
     """
     from lit_mm.documents.sources import open_source
     from lit_mm.documents.sources.paths import expand_home, is_url

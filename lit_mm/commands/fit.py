@@ -1,4 +1,4 @@
-"""`fit`: run a recipe's stages in order; the same command run again resumes."""
+"""`fit` runs a recipe's stages in order. The same command resumes an interrupted run."""
 
 from __future__ import annotations
 
@@ -12,19 +12,29 @@ from pathlib import Path
 
 import lightning as L
 
-from callbacks.checkpointing import Checkpointing
-from callbacks.early_end import EarlyEnd
-from callbacks.examination import Examination, accuracy_at, read_accuracy
-from callbacks.finite_loss import FiniteLoss
-from callbacks.freeze_audit import FreezeAudit
-from callbacks.interruption import Interruption
-from callbacks.ledger import DataLedger
-from callbacks.memory_trim import MemoryTrim
-from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.progress import StageProgress
-from callbacks.tracking import RunLogger, Tracking, check_mode, finish, log_examples, sync_command, tracking_logger
-from callbacks.watchdog import Watchdog
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.early_end import EarlyEnd
+from lit_mm.callbacks.examination import Examination, accuracy_at, read_accuracy
+from lit_mm.callbacks.figures import StageFigures, score_by
+from lit_mm.callbacks.finite_loss import FiniteLoss
+from lit_mm.callbacks.freeze_audit import FreezeAudit
+from lit_mm.callbacks.interruption import Interruption
+from lit_mm.callbacks.ledger import DataLedger
+from lit_mm.callbacks.memory_trim import MemoryTrim
+from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
+from lit_mm.callbacks.progress import StageProgress
+from lit_mm.callbacks.tracking import (
+    RunLogger,
+    Tracking,
+    check_mode,
+    finish,
+    log_examples,
+    sync_command,
+    tracking_logger,
+)
+from lit_mm.callbacks.watchdog import Watchdog
 from lit_mm.checkpoints import reading
+from lit_mm.commands.examined import measures_of
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
 from lit_mm.documents.document import Document
 from lit_mm.evaluation.examiners import examine
@@ -41,7 +51,8 @@ from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
-from lit_mm.stages.stage import branches, lasting_ends
+from lit_mm.stages.adapter import fates
+from lit_mm.stages.stage import adapters_of, best_figure, branches, lasting_ends
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -80,6 +91,7 @@ def train(
         folder.keep_config(config)
     if start := agree(launch, "init_from", partial(starting_point, folder, init_from)):
         reading.load_weights(module, reading.read(Path(start)), family_of(module), module.parts_read(stages[0]))
+        module.end_adapters(fates(module.adapters, adapters_of(stages)[stages[0].name]))
     module.save_frozen = cli.config.save_frozen
 
     tracked = cli.config.track and launch.is_global_zero
@@ -101,6 +113,9 @@ def train(
         observers.append(
             Examination(cli.config.examine_every, cli.config.examine_documents, folder.path / "accuracy.csv")
         )
+    best = best_figure(stages)
+    if measures := measures_of(stages, lambda count: cli.datamodule.heldout(count or cli.config.examine_documents)):
+        observers.append(StageFigures(cli.config.examine_every, measures, folder.path / "figures.csv", best))
     if logger is not None:
         observers.append(Tracking())
     observers.append(EarlyEnd(folder.path))
@@ -108,11 +123,11 @@ def train(
         folder.checkpoints,
         cli.config.checkpoint_every,
         cli.config.keep_checkpoints,
-        partial(accuracy_at, folder.path / "accuracy.csv"),
+        score_by(folder.path / "figures.csv", best) if best else partial(accuracy_at, folder.path / "accuracy.csv"),
         lasting_ends(stages),
     )
     interruption = Interruption(checkpointing, cli.time_limit)
-    observers += [checkpointing, interruption]  # last, see there
+    observers += [checkpointing, interruption]  # the last callback, see its docstring
     with interruption, resumable(arguments, folder):
         data = run_stages(
             module,
@@ -134,7 +149,7 @@ def train(
 
 @contextmanager
 def resumable(arguments: Sequence[str], folder: RunFolder) -> Iterator[None]:
-    """Let Ctrl+C inside end in a `KeyboardInterrupt` that says how to resume; requeue where SLURM's time is up."""
+    """Add to a `KeyboardInterrupt` inside a `with` block how to resume, and requeue the job when SLURM's time is up."""
     has_folder = any(argument.partition("=")[0] == "--run_dir" for argument in arguments)
     again = shlex.join([*arguments, *([] if has_folder else ["--run_dir", str(folder.path)])])
     try:
@@ -159,12 +174,12 @@ def conclude(
     logger: RunLogger | None,
     origin_of: Mapping[str, str],
 ) -> None:
-    """Examine the trained model with and without sight; draw, tabulate, and keep the figures.
+    """Examine the trained model with and without sight, and write figures, tables and pictures.
 
-    The documents are shared out over the ranks; rank 0 writes.
+    The documents are shared out over the ranks, and rank 0 writes.
 
     Args:
-        origin_of: branch -> the stage whose end it starts from.
+        origin_of: branch -> stage at whose end it starts.
     """
     examination = examine(module, documents)
     predictions, sighted = examination.predictions, examination.figures
@@ -192,10 +207,10 @@ def conclude(
 def next_steps(
     folder: RunFolder, documents: Sequence[Document], logger: RunLogger | None, ends: Collection[str] = ()
 ) -> str:
-    """Write the last lines of a run: where everything is, and what to type next. Store a held-out page to ask about.
+    """Print the places of the results and the next commands, and store a held-out page for a question.
 
     Args:
-        ends: stages besides the last whose ends are kept.
+        ends: earlier stages whose ends are kept.
     """
     lines = [
         f"the end of {stage!r} is kept, too: python -m lit_mm evaluate {folder.path} --stage {stage}"
@@ -206,7 +221,7 @@ def next_steps(
     if example is not None:
         page = folder.path / "page.png"
         example.pictures[0].read().save(page)
-        question = example.question.strip()  # one that begins with - would be taken for an option
+        question = example.question.strip()  # a question that begins with - would be an option
         words = [f"--question={question}"] if question.startswith("-") else ["--question", question]
         command = ["python", "-m", "lit_mm", "generate", str(folder.path), "--image", str(page), *words]
         ask = f"; ask it: {shlex.join(command)}"

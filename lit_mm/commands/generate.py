@@ -1,4 +1,4 @@
-"""`generate`: ask a checkpoint about image files."""
+"""`generate` asks a checkpoint about image files."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def generate(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="where a long answer is cut (default: 64)")
     parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
+    parser.add_argument(
+        "--draw",
+        metavar="FILE",
+        help="ask for an image (Mini-Gemini's <GEN>) and save it here; without diffusers its prompt is saved as text",
+    )
+    parser.add_argument("--pipeline", metavar="NAME", help="folder or name of diffusers' pipeline (default: SDXL base)")
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
@@ -32,9 +38,34 @@ def generate(arguments: Sequence[str]) -> None:
     from lit_mm.documents.document import Document, Turn
     from lit_mm.documents.files import FilePicture
     from lit_mm.inference.generate import answer
+    from lit_mm.inference.images import REQUEST
 
     pictures = [replace(FilePicture.open(path), path=Path(path).absolute()) for path in choices.image]
-    document = Document("asked", (Turn("user", (*pictures, choices.question)),))
+    question = choices.question + (REQUEST if choices.draw else "")
+    document = Document("asked", (Turn("user", (*pictures, question)),))
     with launch_folder(choices.checkpoint, choices.config, choices.stage) as path:
         module = open_model(path, choices.config, accelerator=choices.accelerator)
-        print(answer(module, [document], max_new_tokens=choices.max_new_tokens)[0])
+        text = answer(module, [document], max_new_tokens=choices.max_new_tokens)[0]
+        print(text)
+        if choices.draw:
+            print(save_drawing(text, Path(choices.draw), choices.pipeline, str(module.device)))
+
+
+def save_drawing(text: str, file: Path, pipeline: str | None, device: str) -> str:
+    """Save the image that an answer describes, or its prompt without diffusers; return a line that says so.
+
+    Raises:
+        UserError: the answer has no prompt of an image, or the pipeline cannot be read.
+    """
+    from lit_mm.inference.images import SDXL, has_diffusers, image_prompt, load_pipeline, save_image
+
+    prompt = image_prompt(text)
+    if not prompt:
+        raise UserError(
+            "--draw: the answer has no prompt between <h> and </h>. Ask for an image, raise --max_new_tokens, or use a "
+            "model that was trained on such answers"
+        )
+    if not has_diffusers() and pipeline is None:
+        path = save_image(prompt, file, None)
+        return f"the prompt is in {path}; for an image: pip install 'lit_mm[images]'"
+    return f"the image is in {save_image(prompt, file, load_pipeline(pipeline or SDXL, device))}"

@@ -1,7 +1,7 @@
-"""The parser's complaint about a value in one to three lines: the key as in the YAML, its line, what is accepted.
+"""The parser's complaints about values in one to three lines, with the key, its line, and the values that it takes.
 
-Keys and classes are compared with signatures before the parser runs (see `signatures`). The types of values are the
-parser's. It nests its complaints, with the whole config printed at each level; the deepest one is the cause.
+Keys and classes are compared with signatures before the parser runs (see `signatures`). The parser checks the types of
+values. It nests its complaints and prints the whole config at each level; the deepest complaint is the cause.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SPOKEN = {
 
 
 def cause_of(error: BaseException) -> UserError | None:
-    """The `UserError` that a parser's error wraps, if a part's constructor raised one."""
+    """Return the `UserError` of a part's constructor inside a parser's error; None without one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
@@ -43,13 +43,13 @@ def cause_of(error: BaseException) -> UserError | None:
 
 
 def explain(message: str, config: Entry, options: Iterable[str], base: str = "") -> str:
-    """A parser's error in one to three lines.
+    """Explain a parser's error in one to three lines.
 
     Args:
         message: text of the parser's error.
         config: the merged config that was parsed.
         options: the parser's options, such as `--trainer.max_time`.
-        base: dotted key that stands for the parser's first one: a stage's `data` is parsed as part of `data`.
+        base: dotted key in place of the parser's first key, because a stage's `data` is parsed as part of `data`.
     """
     problem = Problem.of(message)
     if problem.complaint.startswith("unrecognized arguments:"):
@@ -83,7 +83,7 @@ class Problem:
 
     Attributes:
         names: keys from the top; `init_args` and the items of lists are left out.
-        complaint: what the parser says about the value there.
+        complaint: the parser's words about the value.
     """
 
     names: tuple[str, ...]
@@ -114,11 +114,11 @@ class Problem:
 
 
 def locate(config: Entry, names: Sequence[str], value: str | None) -> str:
-    """The dotted key with its file and line.
+    """Return the dotted key of a value with its file and line.
 
     Args:
         names: keys from the top, without `init_args` and the items of lists.
-        value: text of the scalar there; None if it is not known.
+        value: text of the scalar; None if it is unknown.
     """
     if not names:
         return "the command line"
@@ -129,7 +129,7 @@ def locate(config: Entry, names: Sequence[str], value: str | None) -> str:
 
 
 def _same(value: str, text: str) -> bool:
-    """Whether a parsed value may come from a text: 100.0 from 1e2."""
+    """Return True if a parsed value may come from a text, such as 100.0 from 1e2."""
     try:
         return value == text or float(value) == float(text)
     except ValueError:
@@ -139,7 +139,7 @@ def _same(value: str, text: str) -> bool:
 def _entries(
     entry: Entry, names: tuple[str, ...], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], Entry]]:
-    """Entries of that name, depth first: a name is looked up in a mapping, its `init_args`, then in all its items."""
+    """Find entries by name, depth first: in a mapping, in its `init_args`, and then in all its items."""
     if not names:
         yield path, entry
         return
@@ -150,7 +150,7 @@ def _entries(
 
 
 def _choices(kind: str) -> list[Any]:
-    """The values of a `typing.Literal[...]`."""
+    """Return the values of a `typing.Literal[...]`."""
     listed = re.match(r"typing\.Literal\[(.*)\]", kind)
     return yaml.safe_load(f"[{listed[1]}]") if listed else []
 

@@ -1,4 +1,4 @@
-"""The options of `fit`, and the parser of the other commands. Imports no torch, so that --help comes at once."""
+"""The options of `fit`, and the parser of the other commands. No torch is imported, so that --help comes at once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_mm.errors import UserError
 
 
 class Arguments(argparse.ArgumentParser):
-    """An argument parser whose errors are `UserError`s. No abbreviations: a new option would break them."""
+    """An argument parser that raises `UserError`s. It takes no abbreviations, because a new option would break them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -35,7 +35,7 @@ class Arguments(argparse.ArgumentParser):
 
 
 SAME_WORD, BEGUN_WORD, SAME_LETTERS = 0.75, 0.9, 0.8  # ratios of equal letters, 0 to 1
-HALF = 0.5  # of the words of what was typed
+HALF = 0.5  # share of the typed words
 
 
 def nearest_option(typed: str, options: Iterable[str]) -> str | None:
@@ -66,7 +66,7 @@ def nearest_option(typed: str, options: Iterable[str]) -> str | None:
     return max(near, key=near.__getitem__, default=None)
 
 
-ELSEWHERE = {  # options of other programs -> what does the job here
+ELSEWHERE = {  # option of another program -> option or key of the same effect
     "--ckpt_path": "a run resumes when its command is given again with its --run_dir; --init_from starts a new run "
     "from the weights of a checkpoint",
     "--resume": "a run resumes when its command is given again with its --run_dir",
@@ -83,7 +83,7 @@ ELSEWHERE = {  # options of other programs -> what does the job here
 
 
 def unrecognized(words: list[str], options: list[str]) -> str:
-    """The message about an option that no parser knows."""
+    """Return the message about an option that no parser knows."""
     word = words[0]
     if (cure := ELSEWHERE.get(word.partition("=")[0].replace("-", "_").replace("__", "--", 1))) is not None:
         return f"there is no option {word.partition('=')[0]}: {cure}"
@@ -93,7 +93,7 @@ def unrecognized(words: list[str], options: list[str]) -> str:
     option = word.partition("=")[0]
     head, dot, rest = option.partition(".")
     close = nearest_option(option, options)
-    if close is None and dot:  # options do not list what is inside a model or data
+    if close is None and dot:  # keys inside a model or data are not options
         near_head = nearest_option(head, sorted({name.partition(".")[0] for name in options}))
         close = f"{near_head}.{rest}" if near_head else None
     return f"there is no option {option}" + (f". Did you mean {close}?" if close else " (see --help)")
@@ -135,7 +135,7 @@ RECIPE_OPTIONS = (
 
 
 def fit_help() -> str:
-    """What `fit --help` prints."""
+    """Return the text of `fit --help`."""
     lines = []
     for option in RECIPE_OPTIONS:
         default = "" if option.default in (None, []) else f" (default: {str(option.default).lower()})"
@@ -149,7 +149,8 @@ FIT_HELP = """usage: python -m lit_mm fit --config FILE [--KEY VALUE ...]
 Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result.
 The same command with the --run_dir of an interrupted run resumes it.
 
-  --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides
+  --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides. The name of
+                       a recipe that comes with the package will do: --config xcomposer2 (`recipes` lists them)
   --stages a,b         run these stages of the recipe only
 {options}
   --allow PACKAGE      let the recipe name classes of another package; the environment variable

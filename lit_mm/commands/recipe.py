@@ -1,4 +1,4 @@
-"""Parse a recipe: LightningCLI's config with `stages:`, a run folder and a trainer per stage."""
+"""The parser of recipes: LightningCLI's config with `stages:`, a run folder and a trainer per stage."""
 
 from __future__ import annotations
 
@@ -63,11 +63,12 @@ from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
 from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.tiling.plan import Tiling
 
-# How errors about a key begin that know no file
+# Beginnings of errors about a key without its file
 ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem>.*)", re.DOTALL)
 STAGE_PARTS = {"schedule": Schedule, "inputs.tiling": Tiling, "inputs.layout": Layout, "inputs.prompt": Prompt}
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # in which a device or DDP trains
-RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # of the launch, not of the experiment
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # precisions of a device and of DDP
+RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # keys of the launch
+REHEARSED_QUESTIONS = 2  # of every benchmark and source that a stage examines
 
 
 KEYS: dict[str, Any] = {
@@ -80,7 +81,7 @@ KEYS: dict[str, Any] = {
 
 
 def check_config(config: Entry) -> None:
-    """Compare the keys and classes of a recipe with the signatures that they are for.
+    """Compare the keys and classes of a recipe with signatures.
 
     Raises:
         UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
@@ -115,10 +116,10 @@ def check_config(config: Entry) -> None:
 
 
 def check_trainer(trainer: Entry) -> None:
-    """Refuse arguments of the Trainer, and callbacks, whose job something else does.
+    """Refuse arguments of the Trainer, and callbacks, that a key of the recipe replaces.
 
     Raises:
-        UserError: with the key that does the job.
+        UserError: there is such an argument; the message names the key.
     """
     arguments = signature_of(Trainer).arguments
     for key in TRAINER_ARGUMENTS:
@@ -137,10 +138,10 @@ def check_trainer(trainer: Entry) -> None:
 
 
 def check_packages(entry: Entry, path: tuple[str, ...]) -> None:
-    """Refuse a `class_path` outside the packages that may be imported, wherever it stands.
+    """Refuse every `class_path` outside the packages that may be imported.
 
     Raises:
-        UserError: with the key and how to allow the package.
+        UserError: there is one; the message has its key and the way to allow the package.
     """
     for name, inner in entry.items:
         if name == "class_path" and isinstance(inner.value, str) and IMPORT_PATH.fullmatch(inner.value):
@@ -152,7 +153,7 @@ def check_packages(entry: Entry, path: tuple[str, ...]) -> None:
 
 
 def is_known(override: Entry) -> bool:
-    """Whether an option of the command line is a key of a recipe; the parser reports the others."""
+    """Return True if an option is a key of a recipe. The parser reports other options."""
     (key, entry), *_ = override.keys.items()
     return key in KEYS or (key == "trainer" and entry.keys.keys() <= signature_of(Trainer).arguments.keys())
 
@@ -161,17 +162,17 @@ class RecipeCLI(LightningCLI):
     """LightningCLI that makes the model once, and data and trainer once per stage.
 
     Args:
-        arguments: of the command line, or a config that was parsed before, as a checkpoint keeps it.
-        command: for messages and help.
-        label: what messages call a config that is not in a file.
-        build: make the model too; otherwise only its arguments are checked.
-        options: of the command itself, that a misspelt one may have meant.
-        with_data: False for a command that needs no data: none is opened.
+        arguments: words of the command line, or a parsed config such as a checkpoint's.
+        command: name of the command, for messages and help.
+        label: name in messages of a config that is not in a file.
+        build: True makes the model, False only checks its arguments.
+        options: options of the command, which are candidates for a misspelt one.
+        with_data: False opens no data, for a command that needs none.
 
     `--allow PACKAGE` on the command line lets the config name classes of another package.
 
     Raises:
-        UserError: a mistake in the config or on the command line.
+        UserError: the config or the command line has a mistake.
     """
 
     def __init__(
@@ -228,7 +229,7 @@ class RecipeCLI(LightningCLI):
             raise self.as_user_error(error) from error
 
     def placed(self, error: UserError) -> UserError:
-        """An error about a key of a stage or of the Trainer, with the file and line of that key."""
+        """Return an error about a key of a stage or of the Trainer with the file and line of the key."""
         match = ADDRESS.fullmatch(str(error))
         if match is None:
             return error
@@ -240,21 +241,21 @@ class RecipeCLI(LightningCLI):
 
     @contextmanager
     def placing(self) -> Iterator[None]:
-        """Errors about keys of stages get the file and line of their key."""
+        """Add file and line to errors about keys of stages inside a `with` block."""
         try:
             yield
         except UserError as error:
             raise self.placed(error) from error
 
     def as_user_error(self, error: Exception, base: str = "") -> Exception:
-        """A parser's error as the `UserError` that it is; the error itself where a constructor failed otherwise.
+        """Return the `UserError` of a parser's error; the unchanged error if a constructor failed in another way.
 
         Args:
             base: see `explain`.
         """
         cause = cause_of(error)
         if cause is not None:
-            # a new one: raising `cause` would make a circle
+            # a new error, because raising `cause` would make a circle
             return self.placed(UserError(f"{base}: {cause}" if base else str(cause)))
         if not isinstance(error, ArgumentError):
             return error
@@ -265,17 +266,17 @@ class RecipeCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
         for option in RECIPE_OPTIONS:
-            bare = {"nargs": "?", "const": True} if option.type is bool else {}  # `--take_over` alone means true
+            bare = {"nargs": "?", "const": True} if option.type is bool else {}  # `--take_over` alone is true
             parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **bare)
 
     def instantiate_classes(self) -> None:
-        """Make everything but the Trainer, which is made per stage."""
+        """Make model and data. A Trainer is made per stage."""
         self.time_limit = time_limit(self.config.trainer.max_time)
         for stage in self.config.stages or []:
             for part, train in stage.train.items():
                 try:
                     Train(**train.as_dict())
-                except UserError as error:  # it knows neither its stage nor its part
+                except UserError as error:  # the error knows neither its stage nor its part
                     raise UserError(f"stages.{stage.name}.train.{part}: {error}") from error
             for key, kind in STAGE_PARTS.items():
                 check_part(stage, key, kind)
@@ -295,10 +296,10 @@ class RecipeCLI(LightningCLI):
 
     @property
     def rehearsal(self) -> int:
-        """Optimizer steps of each stage in a rehearsal, `trainer.fast_dev_run`; 0 for a run in earnest.
+        """Optimizer steps of each stage in a rehearsal, `trainer.fast_dev_run`; 0 for a real run.
 
         Raises:
-            UserError: a number below 0.
+            UserError: the number is below 0.
         """
         steps = int(self.config.trainer.fast_dev_run)
         if steps < 0:
@@ -307,10 +308,10 @@ class RecipeCLI(LightningCLI):
 
     @property
     def stages(self) -> list[Stage]:
-        """The stages to run: all of the recipe, or those that --stages picks; short ones in a rehearsal.
+        """Return the stages to run: all stages of the recipe, or those of --stages. A rehearsal shortens them.
 
         Raises:
-            UserError: --stages names a stage that the recipe does not have, or leaves out what a branch starts from.
+            UserError: --stages names an unknown stage, or leaves out the origin of a branch.
         """
         stages = list(self.config_init.stages or [])
         unknown = sorted(set(self.config.only) - {stage.name for stage in stages})
@@ -318,28 +319,28 @@ class RecipeCLI(LightningCLI):
             raise UserError(f"--stages names {unknown}; the recipe has {[stage.name for stage in stages]}")
         selected = [stage for stage in stages if not self.config.only or stage.name in self.config.only]
         if selected and self.config.only and self.config.init_from:
-            selected[0] = replace(selected[0], starts_from=None)  # it starts from what `init_from` names
+            selected[0] = replace(selected[0], starts_from=None)  # the stage starts from `init_from`
         names = {stage.name for stage in selected}
         for stage in selected:
-            if stage.starts_from in {stage.name for stage in stages} - names:
+            if stage.origin in {stage.name for stage in stages} - names:
                 raise UserError(
-                    f"--stages leaves out {stage.starts_from!r}, and {stage.name!r} starts from its end. Name it as "
+                    f"--stages leaves out {stage.origin!r}, and {stage.name!r} starts from its end. Name it as "
                     f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
                 )
         return [rehearsed(stage, self.rehearsal) for stage in selected] if self.rehearsal else selected
 
     def resolved(self) -> str:
-        """The config with every default filled in, without what belongs to the launch."""
+        """The config with all defaults and without the keys of the launch."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return yaml.safe_dump({key: value for key, value in config.items() if key not in RUN_KEYS}, sort_keys=False)
 
     def check_stages(self) -> None:
-        """Refuse before the first step what would stop a later stage: its parts, its data's arguments and files, and
-        samples that the index of lengths has as untrainable.
+        """Refuse before the first step what would stop a later stage: wrong parts, wrong arguments or missing files of
+        its data, and samples that the index of lengths lists as untrainable.
 
         Raises:
-            UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses;
-                torchrun started other ranks.
+            UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses
+                its arguments; or torchrun started another number of ranks.
         """
         with self.placing():
             self.model.check_recipe(self.stages)
@@ -349,7 +350,7 @@ class RecipeCLI(LightningCLI):
         for stage in self.stages:
             try:
                 self.model.processors_of(stage)
-            except UserError as error:  # it does not know its stage
+            except UserError as error:  # the error does not know its stage
                 raise self.placed(UserError(f"stages.{stage.name}.inputs: {error}")) from error
         check_launch(self.trainer_of([], []))
         for stage in self.stages:
@@ -362,7 +363,7 @@ class RecipeCLI(LightningCLI):
                         data.refuse_indexed_faults(processor, stage.name)
 
     def data_of(self, stage: Stage | None) -> L.LightningDataModule:
-        """The recipe's data module with what `stage`, if any, changes."""
+        """Make the recipe's data module with the changes of a stage."""
         changes = stage.data if stage is not None else {}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningDataModule, "data")
@@ -374,7 +375,7 @@ class RecipeCLI(LightningCLI):
             raise self.as_user_error(error, f"stages.{stage.name}.data" if changes else "") from error
 
     def trainer_of(self, callbacks: list[L.Callback], loggers: list[Any], **changes: Any) -> L.Trainer:
-        """A Trainer with a fresh strategy and optimizer.
+        """Make a Trainer with a new strategy.
 
         Raises:
             UserError: the Trainer refuses its arguments, such as an accelerator that this machine lacks.
@@ -388,7 +389,7 @@ class RecipeCLI(LightningCLI):
         config["plugins"] = [*(config.get("plugins") or []), FolderCheckpointIO()]
         config["use_distributed_sampler"] = False
         config["strategy"] = fresh(config["strategy"])
-        config |= {"max_time": None, "fast_dev_run": False}  # both concern the whole run: see `fit`
+        config |= {"max_time": None, "fast_dev_run": False}  # both belong to the whole run, see `fit`
         try:
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
@@ -406,7 +407,7 @@ def check_part(stage: Namespace, key: str, kind: type) -> None:
     """Make a part of a stage once, so that an error of its constructor names the stage.
 
     Args:
-        stage: the stage as it was parsed.
+        stage: parsed stage.
         key: key below the stage, such as schedule or inputs.tiling.
         kind: type of the part.
     Raises:
@@ -426,10 +427,10 @@ def check_part(stage: Namespace, key: str, kind: type) -> None:
 
 
 def time_limit(limit: str | timedelta | Mapping[str, int] | None) -> float | None:
-    """`trainer.max_time` in seconds; None for no limit.
+    """Return `trainer.max_time` in seconds; None for no limit.
 
     Raises:
-        UserError: it is no duration.
+        UserError: the value is not a duration.
     """
     if limit is None:
         return None
@@ -446,13 +447,14 @@ def time_limit(limit: str | timedelta | Mapping[str, int] | None) -> float | Non
 
 
 def rehearsed(stage: Stage, steps: int) -> Stage:
-    """A stage of a few optimizer steps, in which every part learns and no key is out of reach."""
+    """Return a stage of a few optimizer steps, in which every part learns and few questions are asked."""
     train = {part: replace(each, from_step=0) for part, each in stage.train.items()}
-    return replace(stage, max_steps=steps, schedule=Constant(warmup=0), train=train, inputs_from={})
+    examine = None if stage.examine is None else replace(stage.examine, questions=REHEARSED_QUESTIONS)
+    return replace(stage, max_steps=steps, schedule=Constant(warmup=0), train=train, inputs_from={}, examine=examine)
 
 
 def check_launch(trainer: L.Trainer) -> None:
-    """Refuse other ranks than torchrun started: they would wait for those that are missing, or each train alone.
+    """Refuse a number of ranks that differs from torchrun's: ranks would wait for missing ones, or each train alone.
 
     Raises:
         UserError: the numbers differ.
@@ -469,7 +471,7 @@ def check_launch(trainer: L.Trainer) -> None:
 
 
 def _allowed(arguments: Sequence[str]) -> list[str]:
-    """The arguments without `--allow PACKAGE`, which the processes that this one starts inherit.
+    """Remove `--allow PACKAGE` from the arguments and set it for this process and the processes that it starts.
 
     Raises:
         UserError: the option has no value.
@@ -489,14 +491,14 @@ def _allowed(arguments: Sequence[str]) -> list[str]:
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:
-    """`--stages pretrain,finetune` picks stages of the recipe; a list or mapping changes them."""
+    """Return the names in `--stages pretrain,finetune`, which selects stages. A list or mapping changes stages."""
     words: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         key, equals, value = argument.partition("=")
         if key == "--stages":
             value = value if equals else next(rest, "")
-            if value in ("None", "null"):  # of a sweep: all stages
+            if value in ("None", "null"):  # a sweep's empty value means all stages
                 continue
             if not value.lstrip().startswith(("[", "{")):
                 words.append(f"--only=[{value}]")
@@ -507,13 +509,13 @@ def _stage_choice(arguments: Sequence[str]) -> list[str]:
 
 
 def quiet() -> None:
-    """Keep the terminal for what the user asked for."""
+    """Silence warnings and logs of libraries."""
     warnings.filterwarnings("ignore", module="lightning|torch|jsonargparse")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def experiment_name(arguments: Sequence[str]) -> str:
-    """The config file's name without its ending."""
+    """Return the config file's name without its ending."""
     files = config_files(arguments)
     return Path(files[0]).stem if files else "unnamed"

@@ -1,4 +1,4 @@
-"""`fit` with `trainer.fast_dev_run`: every stage in short, a save and a load, in a folder that is then removed."""
+"""`fit` with `trainer.fast_dev_run`: every stage shortened, a save and a load, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lit_mm.commands.fit import fit
 from lit_mm.commands.signatures import merged
 from lit_mm.commands.trained import open_trained
 
-DOCUMENTS = 2  # held-out documents of an examination
+DOCUMENTS = 2  # number of held-out documents
 
 
 def fit_or_rehearse(arguments: Sequence[str]) -> None:
-    """Run a recipe, or rehearse it where `trainer.fast_dev_run` says so.
+    """Run a recipe, or rehearse it if `trainer.fast_dev_run` is set.
 
     Raises:
-        UserError: whatever a run in earnest would refuse.
+        UserError: a real run would raise the same error.
     """
     if not is_rehearsal(arguments):
         fit(arguments)
@@ -36,7 +36,7 @@ def fit_or_rehearse(arguments: Sequence[str]) -> None:
 
 
 def is_rehearsal(arguments: Sequence[str]) -> bool:
-    """Whether the configs and options of a command line set `trainer.fast_dev_run`."""
+    """Return True if the configs and options of a command line set `trainer.fast_dev_run`."""
     entries = Entry({}, COMMAND_LINE)
     for entry in (*map(read_config, config_files(arguments)), *overrides(arguments)):
         if "trainer" in entry.keys:
@@ -47,7 +47,7 @@ def is_rehearsal(arguments: Sequence[str]) -> bool:
 
 @contextmanager
 def latest_run() -> Iterator[None]:
-    """Leaves `runs/latest` as it is, and no folder `runs` that was not there."""
+    """Restore `runs/latest` at the end of a `with` block, and remove a folder `runs` that did not exist before."""
     runs, link = Path("runs"), Path("runs/latest")
     existed, target = runs.is_dir(), os.readlink(link) if link.is_symlink() else None
     try:

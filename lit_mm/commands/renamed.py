@@ -1,4 +1,4 @@
-"""Recipes in the form of the version before this one are refused, with the lines to write instead.
+"""Refusal of recipes in the form of the previous version, with the lines to write instead.
 
 This module is deleted together with `lit_mm.checkpoints.before`.
 """
@@ -21,16 +21,15 @@ def refuse_old_keys(files: Sequence[str], text: str) -> None:
     """Compare a recipe with its translation.
 
     Args:
-        files: the config files, for messages.
-        text: YAML of all of them merged.
+        files: config files, for messages.
+        text: YAML of the merged files.
     Raises:
         UserError: arguments of the model (`by_stage`, `aspect`, `limits`, {function: ...}) or keys of a stage
-            (`schedule: cosine`, `warmup`, `floor`) are in the form of the version before; with the lines that replace
-            them.
+            (`schedule: cosine`, `warmup`, `floor`) have the old form. The message has the new lines.
     """
     recipe: dict[str, Any] = yaml.safe_load(text)
     if not isinstance(recipe.get("stages") or [], list):
-        return  # the parser says what is wrong
+        return  # the parser reports the mistake
     translated = translate_schedules(translate_inputs(deepcopy(recipe)))
     if translated == recipe:
         return
@@ -53,7 +52,7 @@ def refuse_old_keys(files: Sequence[str], text: str) -> None:
 
 
 class Plain(yaml.SafeDumper):
-    """Writes YAML without anchors."""
+    """A writer of YAML without anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

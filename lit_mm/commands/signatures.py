@@ -1,4 +1,4 @@
-"""Compare the keys of a config with the signatures of the classes that it names.
+"""The comparison of a config's keys with the signatures of the classes that it names.
 
 The parser would find the same mistakes, but it reports them as a page of nested complaints. Here each key is looked up
 in the signature of its class, so that a message names the key, its file and line, and the nearest key that exists.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import os
 import pkgutil
 import re
 import sys
@@ -22,15 +21,14 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Protocol, Union, get_args, get_origin
 
-from lit_mm.commands.config_text import COMMAND_LINE, Entry, flow, nearest, spoken
+from lit_mm.commands.config_text import ALLOW, COMMAND_LINE, Entry, allowed, flow, nearest, spoken
 from lit_mm.errors import UserError
 
 SUBCLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-# What a recipe or a checkpoint may import. Others are allowed by the user alone: --allow PACKAGE, or ALLOW
-PARTS = ("lit_mm", "datamodules", "callbacks")  # whose functions a recipe may call
-PACKAGES = (*PARTS, "torch", "torchmetrics", "lightning", "transformers", "timm", "peft")
-ALLOW = "LIT_MM_ALLOW"  # environment variable: names of packages with commas between them
+# Packages that a recipe or a checkpoint may import. Only the user allows others, by --allow PACKAGE or by ALLOW
+OURS = "lit_mm"  # the package whose functions a recipe may call
+PACKAGES = (OURS, "torch", "torchmetrics", "lightning", "transformers", "timm", "peft")
 SIMPLE = (int, float, complex, bool, str, bytes, list, dict, tuple, set, frozenset, Enum, PurePath)
 
 
@@ -40,7 +38,7 @@ class Argument:
     """An argument of a class or function.
 
     Attributes:
-        annotation: its type; Any if it has none.
+        annotation: type of the argument; Any if it has none.
         default: `inspect.Parameter.empty` if the argument is required.
     """
 
@@ -64,8 +62,8 @@ class Signature:
     """The arguments that a config may set.
 
     Attributes:
-        arguments: by name, in order.
-        open: whether there are further ones that no signature lists (`**kwargs` that are not passed to a base).
+        arguments: name -> argument, in order.
+        open: True if there are further arguments that no signature lists (`**kwargs` that do not go to a base).
     """
 
     arguments: dict[str, Argument]
@@ -73,7 +71,7 @@ class Signature:
 
 
 def signature_of(loaded: Any) -> Signature:
-    """The signature of a class or function; where a class has `**kwargs`, the arguments of its bases follow."""
+    """Return the signature of a class or function. If a class has `**kwargs`, the arguments of its bases follow."""
     arguments: dict[str, Argument] = {}
     is_class = inspect.isclass(loaded)
     kinds = [kind for kind in inspect.getmro(loaded) if kind is not object] if is_class else [loaded]
@@ -93,17 +91,12 @@ def signature_of(loaded: Any) -> Signature:
 
 
 def _hints(loaded: Any) -> dict[str, Any]:
-    """Types of the arguments by name; none if they name classes that are only imported for type checkers."""
+    """Return name -> type of the arguments; {} if a type names a class that is only imported for type checkers."""
     constructor = loaded.__init__ if inspect.isclass(loaded) and not is_dataclass(loaded) else loaded
     try:
         return typing.get_type_hints(constructor)
     except (NameError, AttributeError, TypeError):
         return {}
-
-
-def allowed() -> tuple[str, ...]:
-    """The packages that the user allows beside `PACKAGES`."""
-    return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
 
 
 def check_package(path: str) -> None:
@@ -130,15 +123,15 @@ def _exists(package: str) -> bool:
 
 
 def resolve(path: str) -> Any:
-    """The class or function of an import path.
+    """Import the class or function of an import path.
 
     Raises:
-        UserError: a module or name of the path does not exist, may not be imported, or fails when it is imported.
+        UserError: a module or name of the path does not exist, may not be imported, or raises an error when imported.
     """
     check_package(path)
     try:
         return pkgutil.resolve_name(path)
-    except Exception as error:  # whatever a module raises when it is imported
+    except Exception as error:  # a module may raise any error when it is imported
         names = path.split(".")
         parent = None
         for count in range(1, len(names) + 1):
@@ -155,7 +148,7 @@ def resolve(path: str) -> Any:
 
 
 def _import_error(module: str) -> Exception | None:
-    """What a module raises when it is imported; None if nothing."""
+    """Import a module, and return the error that it raises; None without an error."""
     try:
         importlib.import_module(module)
     except Exception as error:
@@ -173,20 +166,20 @@ def _submodules(module: types.ModuleType) -> Iterator[pkgutil.ModuleInfo]:
 
 
 def _members(parent: Any) -> list[str]:
-    """Classes and functions of a module, and its submodules."""
+    """Return the names of a module's classes, functions and submodules."""
     if not inspect.ismodule(parent):
         return []
     return [name for name, value in vars(parent).items() if callable(value)] + [i.name for i in _submodules(parent)]
 
 
 def _subclass_of_name(name: str, kinds: Sequence[type]) -> Any:
-    """The only imported subclass of that name, which the parser accepts without its module; None if there is none."""
+    """Return the only imported subclass of a name, which the parser accepts without its module; None without one."""
     matches = {found for kind in kinds for found in _subclasses(kind) if found.__name__ == name}
     return matches.pop() if len(matches) == 1 else None
 
 
 def _subclasses(kind: type) -> Iterator[type]:
-    """A class and all imported classes below it."""
+    """Return a class and all imported classes below it."""
     yield kind
     for subclass in kind.__subclasses__():
         yield from _subclasses(subclass)
@@ -194,7 +187,7 @@ def _subclasses(kind: type) -> Iterator[type]:
 
 # --- types -----------------------------------------------------------------------------------------------------------
 def alternatives(annotation: Any) -> list[Any]:
-    """The members of a union, each without what `Annotated` adds; null is left out."""
+    """Return the members of a union without null and without the additions of `Annotated`."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return alternatives(get_args(annotation)[0])
@@ -204,7 +197,7 @@ def alternatives(annotation: Any) -> list[Any]:
 
 
 def is_part(kind: Any) -> bool:
-    """Whether a config gives values of this type by `class_path` and `init_args`."""
+    """Return True if a config gives values of a type by `class_path` and `init_args`."""
     if get_origin(kind) is type or kind is type:
         return False
     return _is_callable(kind) or (inspect.isclass(kind) and not is_dataclass(kind) and not issubclass(kind, SIMPLE))
@@ -215,7 +208,7 @@ def _is_callable(kind: Any) -> bool:
 
 
 def _returned(kind: Any) -> Any:
-    """What the class of a config must be a subclass of: a class itself, or what a `Callable` returns."""
+    """Return the base of a config's class: the type itself, or the return type of a `Callable`."""
     if not _is_callable(kind):
         return kind
     return get_args(kind)[-1] if get_args(kind) else Any
@@ -223,11 +216,11 @@ def _returned(kind: Any) -> Any:
 
 # --- the comparison --------------------------------------------------------------------------------------------------
 def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: Any = None) -> None:
-    """Compare an entry and all below it with a type.
+    """Compare an entry and all entries below it with a type.
 
     Args:
-        path: its keys from the top of the config, for messages.
-        default: of the argument; a class there stands for a `class_path` that is left out.
+        path: keys of the entry from the top of the config, for messages.
+        default: default of the argument. A class there stands for a missing `class_path`.
     Raises:
         UserError: a key or class does not exist, is of the wrong kind, or a required key is missing.
     """
@@ -243,7 +236,7 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
         if by_class and (not mappings or (parts and "class_path" in by_class)):
             check_class(entry, [*parts, *dataclasses], path, default)
         elif len(dataclasses) == 1 and not parts and not mappings:
-            complete = not is_dataclass(default)  # a default fills what is left out
+            complete = not is_dataclass(default)  # a default fills missing keys
             check_keys(entry, signature_of(dataclasses[0]), name_of(dataclasses[0]), path, complete=complete)
         elif len(mappings) == 1 and get_args(mappings[0]) and not dataclasses:
             for name, inner in entry.items:
@@ -256,7 +249,7 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
         for number, (name, inner) in enumerate(entry.items):
             if members and not (fixed and number >= len(members)):
                 check_entry(inner, members[number if fixed else 0], (*path, name))
-    elif entry.value is None and dataclasses == [annotation]:  # `connector:` with nothing behind it
+    elif entry.value is None and dataclasses == [annotation]:  # `connector:` without a value
         _check_required((), signature_of(annotation), name_of(annotation), entry, path)
     elif isinstance(entry.value, str) and parts and str not in kinds and _is_name(entry.value, parts):
         loaded = class_of(entry, parts, path)
@@ -272,13 +265,13 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
 
 
 def _is_name(text: str, kinds: Sequence[Any]) -> bool:
-    """Whether a text is an import path, or the name of an imported class of these types."""
+    """Return True if a text is an import path, or the name of an imported class of these types."""
     bases = [kind for kind in map(_returned, kinds) if inspect.isclass(kind) and kind is not Any]
     return IMPORT_PATH.fullmatch(text) is not None or _subclass_of_name(text, bases) is not None
 
 
 def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], default: Any = None) -> None:
-    """Compare a class of a config, given by `class_path` and `init_args`, with its signature."""
+    """Compare the `class_path` and `init_args` of a config with the signature of the class."""
     inner = dict(entry.keys)
     arguments = inner.get("init_args", Entry({}, entry.place))
     # The command line may leave `init_args` out: --model.rank 8
@@ -312,7 +305,7 @@ def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], defau
 
 
 def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
-    """The class of a `class_path`; None where only the parser can find it."""
+    """Return the class of a `class_path`; None if only the parser can find it."""
     text = entry.value
     classes = [_returned(kind) for kind in kinds]
     bases = [kind for kind in classes if inspect.isclass(kind) and kind is not Any]
@@ -326,7 +319,7 @@ def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
         raise UserError(f"{spoken(entry, path)}: {error}") from error
     place = spoken(entry, path)
     expected = " or ".join(name_of(kind) for kind in bases)
-    trusted = loaded.__module__.partition(".")[0] in (*PARTS, *allowed()) if callable(loaded) else False
+    trusted = loaded.__module__.partition(".")[0] in (OURS, *allowed()) if callable(loaded) else False
     if inspect.isclass(loaded):
         is_open = not bases or len(bases) < len(classes) or any(Protocol in kind.__bases__ for kind in bases)
         if (not is_open and not issubclass(loaded, tuple(bases))) or (is_open and not trusted):
@@ -337,7 +330,7 @@ def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
     result = _hints(loaded).get("return")
     if not trusted or (bases and not (inspect.isclass(result) and issubclass(result, tuple(bases)))):
         raise UserError(
-            f"{place}: expected a function of {', '.join([*PARTS, *allowed()])}"
+            f"{place}: expected a function of {', '.join([OURS, *allowed()])}"
             f"{f' that returns {expected}' if expected else ''}, got {text}"
         )
     return loaded
@@ -347,8 +340,8 @@ def check_keys(entry: Entry, signature: Signature, owner: str, path: tuple[str, 
     """Compare the keys of a mapping with arguments, and each value with its argument's type.
 
     Args:
-        owner: what messages call the class.
-        complete: whether required arguments must be there.
+        owner: name of the class in messages.
+        complete: True if required arguments may not be missing.
     """
     for key, inner in entry.keys.items():
         argument = signature.arguments.get(key)
@@ -372,23 +365,23 @@ def _check_required(
 
 
 def unknown_key(entry: Entry, key: str, names: Sequence[str], owner: str, path: Sequence[str]) -> str:
-    """The message about a key that does not exist, with the nearest that does, or all of them."""
+    """Return the message about an unknown key, with the nearest known key or all of them."""
     guess = nearest(key, names)
     listed = f"\n  It has {', '.join(names)}" if names and not guess else ""
     return f"{spoken(entry, (*path, key))}: {owner} has no key {key!r}{guess or '.'}{listed}"
 
 
 def name_of(loaded: Any) -> str:
-    """The import path of a class or function."""
+    """Return the import path of a class or function."""
     return f"{loaded.__module__}.{loaded.__qualname__}"
 
 
 # --- several configs -------------------------------------------------------------------------------------------------
 def merged(base: Entry, override: Entry) -> Entry:
-    """Two configs as one: mappings are merged key by key, any other value of `override` replaces that of `base`.
+    """Merge two configs. Mappings are merged key by key; any other value of `override` replaces the value of `base`.
 
-    Where the class changes, the arguments that the new class also has stay, as the parser does it. A list that appends
-    follows the items of `base`.
+    If the class changes, the arguments that the new class also has stay, as in the parser. A list that appends follows
+    the items of `base`.
     """
     if override.appends and isinstance(base.value, list):
         return Entry([*base.value, *override.value], base.place)
@@ -404,7 +397,7 @@ def merged(base: Entry, override: Entry) -> Entry:
 
 
 def _common_arguments(arguments: Entry | None, class_path: str, place: str) -> Entry:
-    """The arguments of the class before that the class of `class_path` has too."""
+    """Return the arguments of the earlier class that the class of `class_path` also has."""
     try:
         loaded = resolve(class_path) if IMPORT_PATH.fullmatch(class_path) else None
         names = signature_of(loaded).arguments if callable(loaded) else {}

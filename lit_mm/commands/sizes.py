@@ -1,4 +1,4 @@
-"""Image sizes as they are typed: WIDTHxHEIGHT. Imports no torch."""
+"""Image sizes on the command line, WIDTHxHEIGHT. No torch is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def read_sizes(text: str, option: str = "--images") -> list[tuple[int, int]]:
     """ "336x336,1008x672", or "@FILE" of a JSON list of [width, height] -> [(width, height)], pixels.
 
     Raises:
-        UserError: a size is written otherwise, or the file holds something else.
+        UserError: a size or the file does not have this form.
     """
     if not text.startswith("@"):
         return [_read_size(size, option) for size in text.split(",")]

@@ -7,7 +7,7 @@ Stages are a list in the recipe, because their order counts. Every later config 
     --stages "{pretrain: {max_steps: 2}}"   the same as a mapping, or as a list of mappings with `name`
     --stages.replace "[{name: only, ...}]"  another list of stages, in place of the one before
 
-The parser knows lists only by their place, so the merged list is what it reads.
+The parser addresses items of a list only by their numbers, so it reads the merged list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lit_mm.stages.stage import ALL_STAGES, REPLACE, Stage
 
 
 def merged_recipe(base: Entry, override: Entry) -> Entry:
-    """Two configs as one, stages by name.
+    """Merge two configs, with stages by name.
 
     Raises:
         UserError: `override` changes a stage that `base` does not have.
@@ -36,13 +36,13 @@ def merged_recipe(base: Entry, override: Entry) -> Entry:
 
 
 def merged_stages(base: Entry | None, override: Entry) -> Entry:
-    """A list of stages with changes by name.
+    """Merge changes by name into a list of stages.
 
     Args:
-        base: the list of stages before; None if there is none.
+        base: earlier list of stages; None if there is none.
         override: a list of stages with names, or a mapping of names to changes. Null removes all stages.
     Raises:
-        UserError: a name that `base` does not have, or a key without the name of its stage.
+        UserError: `override` has a name that `base` does not have, or a key without the name of its stage.
     """
     if REPLACE in override.keys:
         if len(override.keys) > 1 or not isinstance(override.keys[REPLACE].value, list):
@@ -99,7 +99,7 @@ def _unknown_stage(name: str, change: Entry, names: list[str]) -> str:
 
 
 def _complete(stage: Entry) -> Entry:
-    """A stage whose parts have `class_path` and `init_args`, as the command line may leave both out."""
+    """Add `class_path` and `init_args` to the parts of a stage, because the command line may leave both out."""
     keys = {}
     for key, entry in stage.keys.items():
         default = _default_class(key)
@@ -110,7 +110,7 @@ def _complete(stage: Entry) -> Entry:
 
 
 def _default_class(key: str) -> str | None:
-    """The class of a stage's default part, such as the schedule's; None for any other key."""
+    """Return the class of a stage's default part, such as the schedule; None for any other key."""
     argument = signature_of(Stage).arguments.get(key)
     if argument is None or not is_part(argument.annotation):
         return None
@@ -119,7 +119,7 @@ def _default_class(key: str) -> str | None:
 
 
 def _nested(entry: Entry) -> Entry:
-    """An entry in which arguments beside a `class_path` stand in its `init_args`."""
+    """Move arguments beside a `class_path` into its `init_args`."""
     if not isinstance(entry.value, dict):
         return entry
     keys = {key: _nested(inner) for key, inner in entry.keys.items()}
@@ -132,11 +132,11 @@ def _nested(entry: Entry) -> Entry:
 
 
 def parser_words(arguments: Sequence[str], entries: Entry) -> list[str]:
-    """A command line for the parser: configs as texts without their stages, and the merged stages.
+    """Build a command line for the parser from configs as texts without stages, and the merged stages.
 
     Args:
-        arguments: the words of the user.
-        entries: the merged config.
+        arguments: words of the user.
+        entries: merged config.
     """
     words = list(_without_stages(arguments))
     stages = entries.keys.get("stages")

@@ -1,4 +1,4 @@
-"""Store a trained backbone with the package: `python -m lit_mm.commands.store RUN_FOLDER PART NAME`.
+"""`python -m lit_mm.commands.store RUN_FOLDER PART NAME` stores a trained backbone with the package.
 
 Afterwards `weights: nano:NAME` loads it.
 """
@@ -23,15 +23,15 @@ from lit_mm.checkpoints import manifest, reading
 from lit_mm.errors import UserError
 from lit_mm.weights.convert import load_strict, read_checkpoint
 
-LIMIT = 8_000_000  # bytes of all stored backbones together: they travel with every clone of the repository
-LAST = 50  # optimizer steps that the stored final loss is the mean of
+LIMIT = 8_000_000  # bytes of all stored backbones together, which are part of every clone
+LAST = 50  # number of last optimizer steps whose mean loss is stored
 
 
 def plain_state(module: nn.Module, part: str) -> dict[str, Tensor]:
-    """A part's weights in bf16 under plain names, a tied weight once.
+    """Return a part's weights in bf16 under plain names, with tied weights once.
 
     Raises:
-        UserError: the part carries what a family added to it, which is not a backbone.
+        UserError: a family has added parameters to the part, which are not part of a backbone.
     """
     state: dict[str, Tensor] = {}
     identities: set[int] = set()
@@ -46,14 +46,14 @@ def plain_state(module: nn.Module, part: str) -> dict[str, Tensor]:
 
 
 def check_finished(saved: manifest.Saved, config: Mapping[str, Any], ends: Collection[str] = ()) -> None:
-    """Refuse a run that stands before the end of its last stage.
+    """Refuse a run that has not reached the end of its last stage.
 
     Args:
-        saved: the newest checkpoint.
-        config: the run's config.
-        ends: the stages that a callback has ended before their planned steps.
+        saved: newest checkpoint.
+        config: config of the run.
+        ends: stages that a callback has ended before their planned steps.
     Raises:
-        UserError: with where it stands and where it should.
+        UserError: the run is not finished; the message has its stage and step, and the planned ones.
     """
     only = config.get("only") or []
     stages = [stage for stage in config["stages"] if not only or stage["name"] in only]
@@ -67,7 +67,7 @@ def check_finished(saved: manifest.Saved, config: Mapping[str, Any], ends: Colle
 
 
 def describe(folder: Path, saved: manifest.Saved, config: str, recipe: str) -> dict[str, str]:
-    """Describe what made the weights, for the metadata of the file; unknown values are left out."""
+    """Describe the origin of the weights, for the metadata of the file. Unknown values are left out."""
     metadata = {
         "command": f"python -m lit_mm fit --config {recipe}",
         "seed": str(yaml.safe_load(config)["seed_everything"]),
@@ -135,16 +135,16 @@ def store(run: str | Path, part: str, name: str, recipe: str | None = None, fold
 
     Args:
         run: the run folder.
-        part: of the run's model.
-        name: what `weights: nano:NAME` will call it.
-        recipe: the config file that the run was started with; experiments/backbones/NAME.yaml when left out.
-        folder: where backbones are stored.
+        part: part of the run's model.
+        name: NAME in `weights: nano:NAME`.
+        recipe: config file of the run; None for experiments/backbones/NAME.yaml.
+        folder: folder of the stored backbones.
     Returns:
-        The file.
+        The stored file.
     Raises:
-        UserError: no finished run there, no such part, a recipe that is not there, or a folder that would be too large.
+        UserError: the run is not finished, the part or the recipe does not exist, or the folder would be too large.
     """
-    from lit_mm.commands.trained import open_model  # the command alone builds models from configs
+    from lit_mm.commands.trained import open_model  # the only command that builds a model
 
     run = Path(run)
     saved = manifest.newest(run / "checkpoints")

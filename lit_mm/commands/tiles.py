@@ -1,4 +1,4 @@
-"""`tiles`: what a recipe's tiling does to an image."""
+"""`tiles` prints the views that a recipe's tiling cuts an image into."""
 
 from __future__ import annotations
 
@@ -81,10 +81,10 @@ def tiles(arguments: Sequence[str]) -> None:
 
 
 def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
-    """The processor of the finished model, or of a stage.
+    """Return the processor of the finished model, or of a stage.
 
     Raises:
-        UserError: no such stage, or the model takes no images.
+        UserError: the stage does not exist, or the model reads no images.
     """
     processor, stages = cli.model.processor, {item.name: item for item in cli.stages}
     if processor is None or processor.token_grid is None:
@@ -105,7 +105,7 @@ def cut_or_refusal(processor: Processor, width: int, height: int) -> dict[str, A
 
 
 def cut(processor: Processor, width: int, height: int) -> dict[str, Any]:
-    """The views that an image is cut into, ready for JSON; see the command's help.
+    """Return the views of an image, ready for JSON; see the command's help.
 
     Raises:
         UserError: the tiling refuses the size.
@@ -134,10 +134,10 @@ def cut(processor: Processor, width: int, height: int) -> dict[str, Any]:
 
 
 def summary(layout: dict[str, Any], *, brief: bool = False) -> str:
-    """A layout of `cut` as text.
+    """Format a result of `cut` as text.
 
     Args:
-        brief: whether views of one kind and size share a line, without their places in the image.
+        brief: True puts views of one kind and size on one line, without their places in the image.
     """
     if "refused" in layout:
         return f"{layout['width']} x {layout['height']} pixels: refused. {layout['refused']}"

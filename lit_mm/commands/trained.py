@@ -1,4 +1,4 @@
-"""Open a trained model: from a checkpoint, or from the run folder that holds it."""
+"""Trained models, opened from a checkpoint or from a run folder."""
 
 from __future__ import annotations
 
@@ -19,38 +19,48 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.stream.datamodule import StreamDataModule
 
-OF_TRAINING = ("callbacks", "logger", "profiler", "default_root_dir")  # keys of the Trainer that answers do not need
+OF_TRAINING = ("callbacks", "logger", "profiler", "default_root_dir")  # keys of the Trainer that only training needs
 
 
 def open_trained(
-    place: str, config: str | None = None, stage: str | None = None, accelerator: str | None = None
+    place: str,
+    config: str | None = None,
+    stage: str | None = None,
+    accelerator: str | None = None,
+    *,
+    averaged: bool = False,
 ) -> tuple[MultimodalModule, L.LightningDataModule, Path]:
-    """The model with its weights and precision, the data module of its recipe, and the checkpoint's path.
+    """Open a model with its weights and precision, the data module of its recipe, and the path of the checkpoint.
 
     Args:
-        place: a run folder (its newest checkpoint) or a checkpoint.
-        config: build the model from this config file instead of the one kept in the checkpoint.
-        stage: name of the stage whose newest checkpoint is opened; None: the newest of the run.
-        accelerator: as the Trainer's; None: the one that the config names.
+        place: run folder, whose newest checkpoint is opened, or checkpoint.
+        config: config file that the model is built from; None for the config in the checkpoint.
+        stage: name of the stage whose newest checkpoint is opened; None for the newest one of the run.
+        accelerator: accelerator of the Trainer; None for the config's.
+        averaged: True loads the moving averages of the weights that have one.
     """
-    cli, path = _opened(place, config, stage, accelerator, with_data=True)
+    cli, path = _opened(place, config, stage, accelerator, with_data=True, averaged=averaged)
     return cli.model, cli.datamodule, path
 
 
 def open_model(
-    place: str, config: str | None = None, stage: str | None = None, accelerator: str | None = None
+    place: str,
+    config: str | None = None,
+    stage: str | None = None,
+    accelerator: str | None = None,
+    *,
+    averaged: bool = False,
 ) -> MultimodalModule:
-    """The model with its weights and precision. Its data may be gone; see `open_trained` for the arguments."""
-    return _opened(place, config, stage, accelerator, with_data=False)[0].model
+    """Open a model with its weights and precision, without its data. For the arguments see `open_trained`."""
+    return _opened(place, config, stage, accelerator, with_data=False, averaged=averaged)[0].model
 
 
 @contextmanager
 def launch_folder(place: str, config: str | None = None, stage: str | None = None) -> Iterator[str]:
-    """Work in the folder where a run was launched, as relative paths of its config start there. Gives the checkpoint's
-    absolute path.
+    """Change inside a `with` block to the folder where a run was launched, and provide the checkpoint's absolute path.
 
-    With a config of the user's own, and for a checkpoint that came from another machine, the folder stays the user's.
-    For the arguments see `open_trained`.
+    Relative paths of the run's config start in that folder. The folder stays the current one if the user gives a
+    config, or if the checkpoint comes from another machine. For the arguments see `open_trained`.
     """
     checkpoint = _read(manifest.find(place, stage))
     folder = checkpoint.manifest.get("folder", "")
@@ -60,7 +70,7 @@ def launch_folder(place: str, config: str | None = None, stage: str | None = Non
 
 
 def _read(path: Path) -> reading.Checkpoint:
-    """Open a checkpoint; where it is damaged, the error names one that is whole."""
+    """Open a checkpoint. If it is damaged, the error names one that is not."""
     try:
         return reading.read(path)
     except manifest.Damaged as error:
@@ -68,9 +78,15 @@ def _read(path: Path) -> reading.Checkpoint:
 
 
 def _opened(
-    place: str, config: str | None, stage: str | None, accelerator: str | None, *, with_data: bool
+    place: str,
+    config: str | None,
+    stage: str | None,
+    accelerator: str | None,
+    *,
+    with_data: bool,
+    averaged: bool = False,
 ) -> tuple[RecipeCLI, Path]:
-    """The recipe of a checkpoint with the trained model, and the checkpoint's path."""
+    """Return the recipe of a checkpoint with the trained model, and the checkpoint's path."""
     quiet()
     path = manifest.find(place, stage)
     checkpoint = _read(path)
@@ -82,8 +98,8 @@ def _opened(
         recipe = without_training_data(recipe) if with_data else recipe
         cli = RecipeCLI(recipe, "evaluate", f"the config in {str(path)!r}", with_data=with_data)
     module = cli.model
-    reading.load_weights(module, checkpoint, family_of(module))
-    # Its precision is the model's; one process is enough, however many have trained
+    reading.load_weights(module, checkpoint, family_of(module), averaged=averaged)
+    # The Trainer gives the model its precision; one process is enough for any number of training ranks
     try:
         module._trainer = cli.trainer_of([], [], strategy="auto", devices=1, num_nodes=1)
     except UserError as error:
@@ -93,17 +109,17 @@ def _opened(
 
 
 def for_answers(recipe: dict[str, Any], accelerator: str | None = None) -> dict[str, Any]:
-    """A run's config without what only its training needs: callbacks, logger and profiler.
+    """Return a run's config without the callbacks, logger and profiler, which only training needs.
 
     Args:
-        accelerator: replaces the config's own.
+        accelerator: accelerator in place of the config's; None keeps the latter.
     """
     trainer = {key: value for key, value in (recipe.get("trainer") or {}).items() if key not in OF_TRAINING}
     return recipe | {"trainer": trainer | ({"accelerator": accelerator} if accelerator else {})}
 
 
 def without_training_data(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A run's config without the arguments of its data module that open training data: they may be gone."""
+    """Return a run's config without the arguments of its data module that open training data, which may be missing."""
     data = recipe.get("data")
     if not data:
         return recipe

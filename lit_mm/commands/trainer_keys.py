@@ -1,6 +1,6 @@
-"""What each argument of Lightning's Trainer, and each of its callbacks, does in a recipe. Imports no torch.
+"""The effects of the arguments of Lightning's Trainer, and of its callbacks, in a recipe. No torch is imported.
 
-The table of `docs/trainer.md` is written from here.
+The table of `docs/trainer.md` comes from this module.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ class TrainerKey:
     """An argument of the Trainer, or one of Lightning's callbacks.
 
     Attributes:
-        name: its name in Lightning.
-        use: honoured, as Lightning documents it; means, with the meaning of `text`; refused, `text` has the key that
-            does the job.
-        text: what it does here, as sentences.
+        name: name in Lightning.
+        use: "honoured" for the effect that Lightning documents, "means" for the effect in `text`, "refused" if `text`
+            has the key to use instead.
+        text: the effect, as sentences.
     """
 
     name: str
@@ -137,7 +137,7 @@ CALLBACKS = (
 
 
 def document() -> str:
-    """The page `docs/trainer.md`."""
+    """Return the page `docs/trainer.md`."""
     rows = {
         title: "\n".join(f"| `{key.name}` | {key.use} | {key.text} |" for key in keys)
         for title, keys in (("arguments", ARGUMENTS), ("callbacks", CALLBACKS))

@@ -23,6 +23,7 @@ class Connector(Protocol):
         order: order of its visual tokens: that of the patches, row by row or column by column. Not read for a connector
             that makes the same number of tokens of every grid: these have no place in the image.
         reads_class_token: True if it accepts a class token before the patches.
+        reads_two_maps: True if it reads `lit_mm.layers.two_maps.TwoMaps` in place of patch features.
         reads_text: True if it also takes the `lit_mm.samples.batch.Texts` of the samples that show the views.
     """
 
@@ -30,6 +31,7 @@ class Connector(Protocol):
     grids: Literal["any", "square", "one"] | None = None
     order: Literal["rows", "columns"] = "rows"
     reads_class_token: bool = False
+    reads_two_maps: bool = False
     reads_text: bool = False
 
     @abstractmethod

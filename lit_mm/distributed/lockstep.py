@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -23,3 +26,22 @@ def all_done(done: Tensor, network: nn.Module) -> bool:
     left = (~done).sum()
     dist.all_reduce(left)
     return not left.item()
+
+
+def as_call(module: nn.Module, method: Callable[[], Tensor]) -> Tensor:
+    """Run a method of a module without arguments as a call of the module.
+
+    ZeRO-3 gathers the parameters of a module around its call. In training it also gathers those that are read outside
+    of their module's call, but not in evaluation.
+
+    Args:
+        module: module whose parameters the method reads.
+        method: bound method of the module.
+    """
+    if torch.is_grad_enabled():
+        return method()
+    module.forward = method
+    try:
+        return module()
+    finally:
+        del module.forward

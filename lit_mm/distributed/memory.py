@@ -31,7 +31,7 @@ class Weight:
         owner: path of the module that the parameter is an attribute of. ZeRO-3 gathers the parameters of one module
             together.
         group: number of the optimizer group; None if the parameter is frozen.
-        moments: number of optimizer tensors of the parameter's size: 2 with AdamW, 1 with Muon.
+        moments: number of optimizer tensors of the parameter's size: 2 with AdamW, 1 with Muon, 1 more with an average.
     """
 
     numel: int
@@ -274,7 +274,8 @@ def weights_of(module: Staged) -> list[Weight]:
     groups: dict[int, tuple[int, int]] = {}
     for number, group in enumerate(parameter_groups(module.parts(), module.stage, layered(module.modules_by_part()))):
         for parameter in group["params"]:
-            groups[id(parameter)] = (number, 1 if group["muon"] else 2)
+            moments = (1 if group["muon"] else 2) + (group["average"] is not None)
+            groups[id(parameter)] = (number, moments)
     owners = {id(parameter): name.rpartition(".")[0] for name, parameter in module.named_parameters()}
     frozen = [Weight(p.numel(), owners[id(p)]) for p in module.parameters() if id(p) not in groups]
     sizes = {id(parameter): parameter.numel() for parameter in module.parameters()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -65,6 +67,20 @@ def shard(parameter: Sharded) -> tuple[int, int]:
     size = parameter.ds_tensor.ds_numel
     start = min(size * dist.get_rank(), parameter.ds_numel)
     return start, min(size, parameter.ds_numel - start)
+
+
+@contextmanager
+def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Gather parameters that ZeRO-3 has cut, to read them in a `with` block; every rank must enter it."""
+    # those that a running module has gathered stay with it
+    sharded = [parameter for parameter in parameters if isinstance(parameter, Sharded) and not parameter.numel()]
+    if not sharded:
+        yield
+        return
+    import deepspeed  # imported late: only sharded parameters need it
+
+    with deepspeed.zero.GatheredParameters(sharded):
+        yield
 
 
 def share_of(parameter: nn.Parameter) -> Tensor | None:

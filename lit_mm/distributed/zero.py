@@ -34,11 +34,12 @@ from lit_mm.distributed.cpu import deepspeed_on_cpu
 from lit_mm.distributed.shares import Share, shard, whole_shape
 from lit_mm.errors import UserError
 from lit_mm.layers.activations import compiles_layers
+from lit_mm.stages.average import AVERAGE, keep_average
 from lit_mm.stages.optimizer import Cut, MuonWithAdamW
 from lit_mm.stages.thaw import late_parts, learning_parts
 
 ZERO_STAGE = 2  # default of `ZeRO.stage`
-MOMENTS = ("exp_avg", "exp_avg_sq", "momentum")  # two of AdamW, one of Muon
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum", AVERAGE)  # two of AdamW, one of Muon, one of an average
 
 
 class ZeROPrecision(DeepSpeedPrecision):
@@ -172,6 +173,8 @@ class ZeRO(DeepSpeedStrategy):
             muon = self.engine_optimizer.optimizer.muon
             muon.cuts, muon.add_up = self._cuts(), self._sum
         self._wait_until_thawed()
+        if self.optimizers:
+            keep_average(self.engine_optimizer.optimizer)
 
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> Any:
         self.original_groups = [list(group["params"]) for group in optimizer.param_groups]

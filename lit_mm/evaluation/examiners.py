@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -14,6 +15,17 @@ from lit_mm.evaluation.exact_match import exact_match
 from lit_mm.evaluation.score import score
 from lit_mm.inference.generate import answer
 from lit_mm.module import MultimodalModule
+
+
+@runtime_checkable
+class NamedFigures(Protocol):
+    """An examiner whose figures are not those of the documents' skills.
+
+    Attributes:
+        skills: names of the figures, in order.
+    """
+
+    skills: tuple[str, ...]
 
 
 class Answers:

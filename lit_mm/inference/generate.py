@@ -56,7 +56,7 @@ def answer(
         with module.inference():
             ids = decode(module.network, batch, stop_ids=stop, decoding=decoding)
         for i, row in zip(numbers, ids, strict=True):
-            answers[i] = processor.tokenizer.decode([token for token in row if token not in stop]).strip()
+            answers[i] = processor.answer_text([token for token in row if token not in stop], documents[i])
     if ranks > 1:
         by_rank: list[dict[int, str]] = [{} for _ in range(ranks)]
         dist.all_gather_object(by_rank, answers)

@@ -10,9 +10,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lit_mm.errors import UserError
-from lit_mm.language.protocol import Learnt
+from lit_mm.language.protocol import Learnt, Memory
 from lit_mm.language.routed import Routing
-from lit_mm.language.state import DecoderState
+from lit_mm.language.state import DecoderState, MemoryState
 from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
@@ -80,6 +80,7 @@ class Llama(nn.Module):
         self.weights = weights
         self.attention: Backend = attention
         self.routed = False  # a function that routes linears (`apply_partial_lora`) sets it
+        self.reads_memory = False  # `apply_cross_attention` sets it
         self.lm = LlamaForCausalLM(
             LlamaConfig(
                 hidden_size=width,
@@ -129,15 +130,15 @@ class Llama(nn.Module):
         """Project hidden states [..., E] to [..., vocabulary], the widest layer; pass only positions that you need."""
         return self.lm.lm_head(hidden)
 
-    def learn(self, embeds: Tensor, batch: Batch) -> Learnt:
+    def learn(self, embeds: Tensor, batch: Batch, memory: Memory | None = None) -> Learnt:
         """Run embeddings [1, T, E] of a flat row; return hidden states [S, E] at supervised places and predicted ids.
 
-        Routed linears read `batch.routed`, or `batch.visual` if that is None.
+        Routed linears read `batch.routed`, or `batch.visual` if that is None. Cross-attention reads `memory`.
         """
-        hidden = self._read(embeds, batch).last_hidden_state[0]  # [T, E]
+        hidden = self._read(embeds, batch, memory=memory).last_hidden_state[0]  # [T, E]
         return Learnt(hidden.index_select(0, batch.supervised), batch.labels)
 
-    def begin(self, embeds: Tensor, batch: Batch) -> tuple[Tensor, DecoderState]:
+    def begin(self, embeds: Tensor, batch: Batch, memory: Memory | None = None) -> tuple[Tensor, DecoderState]:
         """Read the prompts of a flat row; return hidden states [N, E] at each sample's last position, and the state.
 
         Raises:
@@ -147,9 +148,14 @@ class Llama(nn.Module):
         if (self.activation_checkpointing != "none" or self.compiled) and self.training:
             raise UserError("Llama: cached decoding with checkpointed or compiled layers needs `.eval()` first")
         cache = DynamicCache()
-        hidden = self._read(embeds, batch, cache).last_hidden_state[0]
+        memory_state = None if memory is None else MemoryState(DynamicCache(), list(memory.lengths))
+        hidden = self._read(embeds, batch, cache, memory, memory_state).last_hidden_state[0]
         ends = torch.tensor(batch.lengths, device=hidden.device).cumsum(0) - 1
-        return hidden[ends], DecoderState.of_row(cache, batch.lengths, batch.positions)
+        state = DecoderState.of_row(cache, batch.lengths, batch.positions)
+        if memory_state is not None:
+            memory_state.lay_out(hidden.device)
+            state.memory = memory_state
+        return hidden[ends], state
 
     def step(self, tokens: Tensor, state: DecoderState) -> Tensor:
         """Read one more token [N] of every sample; return hidden states [N, E]. Routed linears act as plain linears."""
@@ -160,11 +166,24 @@ class Llama(nn.Module):
             position_ids=positions,
             past_key_values=state.cache,
             use_cache=True,
+            **({} if state.memory is None else {"memory_state": state.memory}),
         ).last_hidden_state[:, 0]
 
-    def _read(self, embeds: Tensor, batch: Batch, cache: DynamicCache | None = None) -> BaseModelOutputWithPast:
+    def _read(
+        self,
+        embeds: Tensor,
+        batch: Batch,
+        cache: DynamicCache | None = None,
+        memory: Memory | None = None,
+        memory_state: MemoryState | None = None,
+    ) -> BaseModelOutputWithPast:
         """Run the decoder layers over a flat row."""
         places = batch.visual if batch.routed is None else batch.routed
+        cross = {}
+        if memory is not None:
+            device, backend = embeds.device, self.attention
+            segments = Segments(batch.lengths, memory.lengths, causal=False, backend=backend, device=device)
+            cross = {"memory": memory.vectors, "memory_segments": segments, "memory_state": memory_state}
         return self.lm.model(
             inputs_embeds=embeds,
             segments=Segments(batch.lengths, backend=self.attention, device=embeds.device),
@@ -172,4 +191,5 @@ class Llama(nn.Module):
             past_key_values=cache,
             use_cache=cache is not None,
             routing=Routing.of(places, embeds.shape[1]) if self.routed and batch.views is not None else None,
+            **cross,
         )

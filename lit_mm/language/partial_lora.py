@@ -14,10 +14,20 @@ from torch import Tensor, nn
 
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
+from lit_mm.language.pretrained import Pretrained
 from lit_mm.language.routed import Route, receive_routing
 from lit_mm.layers.dropout import dropout
 from lit_mm.layers.injection import Injection
 
+WRAPPED = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 PARTS = {"lora_a": "partial_lora", "lora_b": "partial_lora"}  # attribute -> part
 
 
@@ -116,7 +126,9 @@ def forget_low_rank(attention: nn.Module, args: tuple, output: object) -> None:
     attention.route.low_rank = None
 
 
-def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, dropout: float = 0.05) -> Llama:
+def apply_partial_lora(
+    language: Llama | Pretrained, rank: int, alpha: float | None = None, dropout: float = 0.05
+) -> Llama | Pretrained:
     """Wrap the linears of every decoder layer in place; return the same model.
 
     The release wraps five linears: wqkv, wo, w1, w3, w2. Its packed wqkv has one A, so here q, k and v share one A
@@ -127,16 +139,23 @@ def apply_partial_lora(language: Llama, rank: int, alpha: float | None = None, d
         language: decoder to change.
         rank, alpha, dropout: see `PartialLoRALinear`. Published: 256, 256, 0.05.
     Raises:
-        UserError: the model is no decoder, the rank is not positive, or the model already has partial LoRA.
+        UserError: the model is no decoder, its layers lack a linear, the rank is not positive, or the model already has
+            partial LoRA.
     Source: arXiv:2401.16420, section 3.2; modeling_internlm2.py of the release.
     """
-    if not isinstance(language, Llama):
+    if not isinstance(language, Llama | Pretrained):
         raise UserError(f"partial LoRA wraps the layers of a decoder, got {type(language).__name__}; leave it out")
     if rank < 1:
         raise UserError(f"partial LoRA needs a `rank` of at least 1, got {rank}; for none, leave partial LoRA out")
     if language.routed:
         raise UserError("the linears of this language model are routed already; apply partial LoRA once")
     for layer in language.decoder_layers:
+        linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+        if missing := [name for name in WRAPPED if name not in linears]:
+            raise UserError(
+                f"partial LoRA wraps {list(WRAPPED)} of a decoder layer; the layers of this language model have no "
+                f"plain linears {missing}. Leave partial LoRA out, or take a decoder of Llama's kind"
+            )
         attention, route = layer.self_attn, Route()
         attention.route = route
         attention.lora_a = new_down(attention.q_proj, rank)
@@ -170,5 +189,5 @@ class PartialLoRA(Injection):
     alpha: float | None = None
     dropout: float = 0.05
 
-    def __call__(self, model: Llama) -> Llama:
+    def __call__(self, model: Llama | Pretrained) -> Llama | Pretrained:
         return apply_partial_lora(model, self.rank, self.alpha, self.dropout)

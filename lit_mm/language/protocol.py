@@ -21,6 +21,18 @@ class Learnt(NamedTuple):
     ids: Tensor
 
 
+class Memory(NamedTuple):
+    """Features of a second vision encoder, which cross-attention reads.
+
+    Attributes:
+        vectors: [1, S, D] features of all samples, one sample after the other; those of an unused blank view come last.
+        lengths: number of vectors of each sample, 0 for a sample without pictures; their sum is at most S.
+    """
+
+    vectors: Tensor
+    lengths: tuple[int, ...]
+
+
 class State(Protocol):
     """The memory of a language model during decoding, with one entry per sample. `LanguageModel.step` extends it."""
 

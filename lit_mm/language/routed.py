@@ -21,16 +21,32 @@ class Routing(NamedTuple):
     Attributes:
         places: [K] numbers of the visual positions, ascending.
         mask: [T, 1] True at visual positions.
+        order: [T] numbers of the text positions, then of the visual ones, both ascending.
+        inverse: [T] place of each position in `order`.
     """
 
     places: Tensor
     mask: Tensor
+    order: Tensor
+    inverse: Tensor
 
     @classmethod
     def of(cls, places: Tensor, length: int) -> Routing:
         """Build the routing of a row of `length` positions, without waiting for the device."""
-        mask = torch.zeros(length, 1, dtype=torch.bool, device=places.device)
-        return cls(places, mask.index_fill_(0, places, True))
+        mask = torch.zeros(length, 1, dtype=torch.bool, device=places.device).index_fill_(0, places, True)
+        order = mask[:, 0].to(torch.uint8).argsort(stable=True)
+        inverse = torch.empty_like(order).index_copy_(0, order, torch.arange(length, device=order.device))
+        return cls(places, mask, order, inverse)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Split a row [1, T, D] into its text [1, T - K, D] and its visual positions [1, K, D]."""
+        visual = len(self.places)
+        text, image = x.index_select(1, self.order).split([x.shape[1] - visual, visual], dim=1)
+        return text, image
+
+    def join(self, text: Tensor, visual: Tensor) -> Tensor:
+        """Join text [1, T - K, D] and visual positions [1, K, D] to the row [1, T, D]."""
+        return torch.cat([text, visual], dim=1).index_select(1, self.inverse)
 
 
 class Route:

@@ -12,6 +12,51 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 
 @dataclass
+class MemoryState:
+    """Keys and values of the memory of N samples during decoding, see `lit_mm.language.cross_attention`.
+
+    A sample without memory has keys and values of zero, so that what it reads is zero.
+
+    Attributes:
+        cache: keys and values per layer, each [N, H, S, D], padded with zeros on the left to the largest memory.
+        lengths: number of memory vectors of each sample, kept on the host.
+        visible: [N, S] False at the padding of a sample with memory; None if nothing is hidden.
+    """
+
+    cache: DynamicCache
+    lengths: list[int]
+    visible: Tensor | None = None
+
+    def lay_out(self, device: torch.device) -> None:
+        """Lay out the keys and values of a row, [1, H, S', D], sample by sample; S' may exceed the sum of lengths."""
+        longest = max(1, *self.lengths)
+        for layer in self.cache.layers:
+            layer.keys, layer.values = (
+                torch.stack(
+                    [
+                        F.pad(piece, (0, 0, longest - piece.shape[1], 0))
+                        for piece in states[0, :, : sum(self.lengths)].split(self.lengths, dim=1)
+                    ]
+                )
+                for states in (layer.keys, layer.values)
+            )
+        self.visible = self._visible(device)
+
+    def reorder(self, samples: Tensor) -> None:
+        """Keep these samples [N'] in this order; columns that are padding of all of them go."""
+        longest = max(1, *self.lengths)
+        self.lengths = [self.lengths[number] for number in samples.tolist()]
+        padding = longest - max(1, *self.lengths)
+        for layer in self.cache.layers:
+            layer.keys, layer.values = (states[:, :, padding:][samples] for states in (layer.keys, layer.values))
+        self.visible = self._visible(samples.device)
+
+    def _visible(self, device: torch.device) -> Tensor | None:
+        longest = max(1, *self.lengths)
+        return visible_keys([length or longest for length in self.lengths], device)
+
+
+@dataclass
 class DecoderState:
     """The decoding state of a decoder: keys and values of N samples.
 
@@ -20,12 +65,14 @@ class DecoderState:
         lengths: number of keys of each sample, kept on the host.
         positions: [N] position ids of the tokens that come next.
         visible: [N, T] True at keys of a sample, False at padding; None if all samples are equally long.
+        memory: keys and values of a memory; None for a decoder without cross-attention.
     """
 
     cache: DynamicCache
     lengths: list[int]
     positions: Tensor
     visible: Tensor | None
+    memory: MemoryState | None = None
 
     @classmethod
     def of_row(cls, cache: DynamicCache, lengths: Sequence[int], positions: Tensor) -> DecoderState:
@@ -59,6 +106,8 @@ class DecoderState:
         self.lengths = keep_samples(self.cache, self.lengths, samples)
         self.positions = self.positions[samples]
         self.visible = visible_keys(self.lengths, samples.device)
+        if self.memory is not None:
+            self.memory.reorder(samples)
 
 
 @dataclass

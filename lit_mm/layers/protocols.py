@@ -27,6 +27,27 @@ def parts_within(module: nn.Module) -> Mapping[str, str]:
     return module.parts_within if isinstance(module, Divided) else {}
 
 
+@runtime_checkable
+class Bounded(Protocol):
+    """A module with parameters whose values must stay in a range. The optimizer clamps them after every step.
+
+    Attributes:
+        bounds: name of a parameter of the module -> (lowest, highest) value.
+    """
+
+    bounds: Mapping[str, tuple[float, float]]
+
+
+def bounds_of(network: nn.Module) -> dict[int, tuple[float, float]]:
+    """Return id of a parameter -> its bounds, for the bounded parameters of all modules of a network."""
+    return {
+        id(module.get_parameter(name)): limits
+        for module in network.modules()
+        if isinstance(module, Bounded)
+        for name, limits in module.bounds.items()
+    }
+
+
 def complete(part: nn.Module, protocol: type, role: str) -> None:
     """Give a part, in place, a protocol's defaults for the attributes that it lacks.
 

@@ -83,7 +83,8 @@ class Templates:
 class TypedProcessor(Processor):
     """A processor whose views are token ids [slots, rows, columns] instead of pixels."""
 
-    def crops(self, sample: Sample) -> list[Tensor]:
+    def crops(self, sample: Sample, draw: int | None = None) -> list[Tensor]:
+        """Type the pages of a sample; `draw` changes nothing, because typed pages have no augmentation."""
         return [
             torch.from_numpy(type_page(page, self.tokenizer, *self.token_grid(view.size), SLOTS, window_of(view)))
             for page, plan in zip(sample.document.pictures, sample.plans, strict=True)
@@ -114,8 +115,8 @@ class DrawnProcessor(TypedProcessor):
     def lay_out(self, document: Document) -> Sample:
         return self._way(document).lay_out(document)
 
-    def crops(self, sample: Sample) -> list[Tensor]:
-        return self._way(sample.document).crops(sample)
+    def crops(self, sample: Sample, draw: int | None = None) -> list[Tensor]:
+        return self._way(sample.document).crops(sample, draw)
 
     def _way(self, document: Document) -> TypedProcessor:
         return self.ways[stable_hash(document.id, "way") % len(self.ways)]

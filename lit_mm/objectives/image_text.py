@@ -28,8 +28,10 @@ class Contrast(nn.Module):
         vision_width: D.
         text_width: W.
         width: C.
-        temperature: initial temperature, by which similarities are divided. It is learnt.
+        temperature: initial temperature, by which similarities are divided. It is learnt, between 0.001 and 0.5.
     """
+
+    bounds: Mapping[str, tuple[float, float]] = {"temperature": (0.001, 0.5)}
 
     def __init__(self, vision_width: int, text_width: int, width: int = 256, temperature: float = 0.07) -> None:
         super().__init__()

@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from lit_mm.distributed.shares import whole
+
 
 class Momentum(nn.Module):
     """Copies of modules whose weights follow the originals as exponential averages.
@@ -43,8 +45,9 @@ class Momentum(nn.Module):
         weight = 1 - self.rate * (self.updates > 0).float()[0]  # 1: the first update copies
         for name, module in modules.items():
             averages = dict(self.get_submodule(name).named_buffers())
-            for parameter_name, parameter in module.named_parameters():
-                if parameter_name in averages:
+            parameters = {key: value for key, value in module.named_parameters() if key in averages}
+            with whole(parameters.values()):
+                for parameter_name, parameter in parameters.items():
                     average = averages[parameter_name]
                     average.lerp_(parameter.to(average), weight.to(average))
         self.updates += 1

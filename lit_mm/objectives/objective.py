@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,3 +21,27 @@ class Objective(Protocol):
     def __call__(self, model: Any, batch: Any) -> Tensor:
         """Return the sum over the units of the batch, a scalar in fp32. It must not depend on how a step is split."""
         ...
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """An objective that compares the samples of a forward, so its loss depends on how a step is split.
+
+    Attributes:
+        compares: True.
+    """
+
+    compares: bool
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """An objective that changes over a stage. `MultimodalModule` sets its attributes before every forward.
+
+    Attributes:
+        step: optimizer step of the stage, from 0.
+        total_steps: optimizer steps of the stage.
+    """
+
+    step: int
+    total_steps: int

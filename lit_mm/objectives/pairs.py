@@ -18,7 +18,8 @@ EPSILON = 1e-4  # what BLIP adds to the weight of every negative
 
 def in_batch_logits(anchors: Tensor, candidates: Tensor, queue: Tensor, temperature: Tensor, valid: Tensor) -> Tensor:
     """[N, N + K] similarities of anchors with the candidates of the batch, then of the queue; lost pairs get -inf."""
-    logits = anchors @ torch.cat([candidates, queue]).T / temperature
+    with torch.autocast(anchors.device.type, enabled=False):  # differences of similarities are small
+        logits = anchors @ torch.cat([candidates, queue]).T / temperature
     lost = torch.cat([~valid, valid.new_zeros(len(queue))])
     return logits.masked_fill(lost, -torch.inf)
 
@@ -96,7 +97,7 @@ class Matching:
     """
 
     unit = PAIRS
-    parts = frozenset({"vision", "text", "encoder", "matching"})
+    parts = frozenset({"vision", "text", "encoder", "contrast", "matching"})
     compares = True
 
     def __call__(self, model: ImageTextModel, batch: Batch) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor
 from lit_mm.connectors.qformer_paired import PairedQFormer
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
-from lit_mm.objectives.gather import gathered, gathered_with_gradient, row_counts, total
+from lit_mm.objectives.gather import gathered_with_gradient, row_counts
+from lit_mm.objectives.queue import gathered_rows
 from lit_mm.samples.batch import PAIRS, Batch, Texts
 
 READ = frozenset({"vision", "connector", "text_branch"})
@@ -68,12 +69,12 @@ def encode_pairs(connector: PairedQFormer, features: Tensor, texts: Texts, valid
         texts,
         image,
         text,
-        gathered(image, counts),
-        gathered(text, counts),
+        gathered_rows(image.detach()),
+        gathered_rows(text.detach()),
         counts,
         sum(counts[:rank]),
         valid,
-        gathered(valid, counts),
+        gathered_rows(valid),
     )
 
 
@@ -144,7 +145,7 @@ def same_image(pairs: Pairs, images: Tensor | None = None) -> Tensor:
     if images is None:
         own = pairs.first + torch.arange(len(pairs.image), device=pairs.image.device)
         return own[:, None] == torch.arange(len(pairs.all_image), device=own.device)
-    return images[:, None] == gathered(images, pairs.counts)
+    return images[:, None] == gathered_rows(images)
 
 
 def contrast_loss(pairs: Pairs, temperature: Tensor, label_smoothing: float, images: Tensor | None = None) -> Tensor:
@@ -180,9 +181,9 @@ def matching_logits(connector: PairedQFormer, pairs: Pairs, texts: Tensor, image
         images: [n] number among all ranks of the negative image of each text.
     """
     own = pairs.texts
-    longest = max(row_counts(own.ids.T))
+    longest = max(row_counts(own.ids.T))  # texts of ranks have different lengths
     ids, mask = (F.pad(of, (0, longest - of.shape[1])) for of in (own.ids, own.mask))
-    all_ids, all_mask = gathered(ids, pairs.counts), gathered(mask, pairs.counts)
+    all_ids, all_mask = gathered_rows(ids), gathered_rows(mask)
     all_features = gathered_with_gradient(pairs.features, pairs.counts)
     joined = Texts(torch.cat([ids, ids, all_ids[texts]]), torch.cat([mask, mask, all_mask[texts]]))
     return connector.match(torch.cat([pairs.features, all_features[images], pairs.features]), joined)
@@ -287,7 +288,7 @@ class QueryCaptioning:
         logits = connector.qformer.logits(hidden).float()
         targets = pairs.texts.ids[:, 1:][learnt]
         loss = F.cross_entropy(logits, targets, label_smoothing=self.label_smoothing, reduction="sum")
-        tokens = total(learnt.sum()).clamp(min=1)
+        tokens = gathered_rows(learnt.sum()[None]).sum().clamp(min=1)
         return loss / tokens * batch.units[PAIRS]
 
 

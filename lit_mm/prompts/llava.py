@@ -64,7 +64,7 @@ class ChatPrompt:
                     f"{where}: user and assistant speak by turns, starting with the user; turn {number} is the "
                     f"{expected}'s, got {turn.role!r}" + ("" if turn.role != "page" else ". Pages are `Interleaved`'s")
                 )
-            if (end := template.end.strip()) in turn.text:
+            if (end := template.stop_token) in turn.text:
                 raise UserError(
                     f"{where}, turn {number}: its text contains the marker {end!r}, which only the template may write; "
                     "clean the data"
@@ -112,9 +112,9 @@ class ChatPrompt:
         Raises:
             UserError: see `parts`, or the tokenizer lacks the template's end marker.
         """
-        end = self.template.end.strip()
+        end = self.template.stop_token
         tokenizer.id_of(end)
         return to_runs(self.parts(document), tokenizer, end)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        return frozenset({tokenizer.id_of(self.template.end.strip()), tokenizer.eos_id})
+        return frozenset({tokenizer.id_of(self.template.stop_token), tokenizer.eos_id})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lit_mm.documents.document import Document
 from lit_mm.prompts.tokenizer import Tokenizer
@@ -61,6 +61,15 @@ class Prompt(Protocol):
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         """Return the ids of the tokens that end the assistant's turn in generation."""
+        ...
+
+
+@runtime_checkable
+class ReadsAnswers(Protocol):
+    """A prompt whose answers hold more than text, such as coordinates that a tokenizer cannot write out by itself."""
+
+    def answer_text(self, ids: Sequence[int], document: Document, tokenizer: Tokenizer) -> str:
+        """Convert generated token ids, without stop tokens, to the text of an answer to `document`."""
         ...
 
 

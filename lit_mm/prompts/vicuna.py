@@ -28,6 +28,7 @@ class Template:
         user, assistant: texts before a question and before an answer.
         end: text after an answer; generation stops at its last token.
         again: text before every round except the first.
+        stop: special token at the end of `end`; "" if `end` is one token, apart from spaces.
     """
 
     opening: str
@@ -36,6 +37,12 @@ class Template:
     assistant: str
     end: str
     again: str = ""
+    stop: str = ""
+
+    @property
+    def stop_token(self) -> str:
+        """The token at which generation stops."""
+        return self.stop or self.end.strip()
 
 
 def chatml(system: str) -> Template:
@@ -47,6 +54,8 @@ def chatml(system: str) -> Template:
         end="<|im_end|>",
     )
 
+
+LLAMA_3 = "<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 # Source: github.com/haotian-liu/LLaVA c121f04, llava/conversation.py, whose names are used here
 TEMPLATES: dict[str, Template] = {
@@ -64,4 +73,22 @@ TEMPLATES: dict[str, Template] = {
     ),
     "chatml_direct": chatml("Answer the questions."),
     "mpt": chatml(CHATML_SYSTEM),
+    # Source: github.com/dvlab-research/MGM 60d021f, mgm/conversation.py. There the assistant of llama_3 has the role
+    # "system", and BOS is part of the text; here BOS comes from the tokenizer
+    "gemma": Template(
+        "{system}",
+        "",
+        "<start_of_turn>user\n",
+        "<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>\n<eos>",
+        stop="<eos>",
+    ),
+    "llama_3": Template(
+        LLAMA_3.format(role="system") + "{system}<|eot_id|>",
+        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+        "provides, and assist the user with a variety of tasks using natural language.",
+        LLAMA_3.format(role="user"),
+        "<|eot_id|>" + LLAMA_3.format(role="system"),
+        "<|eot_id|>",
+    ),
 }

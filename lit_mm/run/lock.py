@@ -23,7 +23,7 @@ from lit_mm.run.interruption import say
 FILE = "run.lock"
 BEAT = 10.0  # seconds between heartbeats
 MISSED = 3  # heartbeats after which a job counts as gone
-SETTLING = 1.0  # seconds to wait without locks; of two jobs that start together the later write wins
+SETTLING = 1.0  # seconds to wait without locks; the later of two jobs that start together wins
 TAKEN_OVER = 2  # exit code of a job whose folder another job has taken over
 CONFLICTS = {errno.EACCES, errno.EAGAIN}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}

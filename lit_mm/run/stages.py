@@ -13,7 +13,8 @@ from lit_mm.module import MultimodalModule, family_of
 from lit_mm.run.agreement import agree
 from lit_mm.run.data import check_data, digests
 from lit_mm.run.folder import RunFolder
-from lit_mm.stages.stage import Stage, branches
+from lit_mm.stages.stage import Stage, adapters_of, branches
+from lit_mm.stream.order import stable_hash
 
 
 def run_stages(
@@ -40,6 +41,7 @@ def run_stages(
         other_data: True allows a stage to resume on data that differ from those of its checkpoint.
     """
     module.check_recipe(stages)
+    adapters = adapters_of(stages)
     origin_of = branches(stages)
     ends: dict[str, Path] = {}  # stage -> the checkpoint of its end
     saved = resume_point(folder, stages, trainer_of(max_steps=1))
@@ -58,10 +60,13 @@ def run_stages(
         finished = saved is not None and (number, final_step(module, stage, steps)) <= (saved.number, saved.step)
         if resumed:
             reading.load_weights(module, reading.read(saved.path), family_of(module), module.parts_read(stage))
-        elif not finished and stage.name in origin_of:
-            load_end(module, stage, ends[origin_of[stage.name]])
+        elif not finished and (stage.name in origin_of or stage.from_averages):
+            load_end(module, stage, ends[stage.origin])
         if not finished:
             module.origins.load_missing(module.parts_read(stage))
+        if not finished and not resumed:
+            module.end_adapters({part: adapter.after for part, adapter in module.adapters.items()})
+            module.set_adapters(adapters[stage.name], seed=stable_hash(seed, stage.name, "adapters"))
         module.begin(stage, number=number, total_steps=steps, first_step=first_step, seed=seed)
         if not finished:
             if trainer.global_rank == 0:
@@ -85,18 +90,18 @@ def final_step(module: MultimodalModule, stage: Stage, steps: int) -> int:
 
 
 def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
-    """Load the weights that a branch starts from, the end of an earlier stage.
+    """Load the weights that a stage starts from, the end of an earlier stage or the averages there.
 
     Args:
         module: model to load the weights into.
-        stage: first stage of the branch.
+        stage: stage that starts.
         path: checkpoint of the earlier stage's end.
     Raises:
         UserError: the checkpoint is missing or damaged.
     """
     if not path.is_dir():
         raise UserError(
-            f"stage {stage.name!r} starts from the end of {stage.starts_from!r}, and its checkpoint {str(path)!r} is "
+            f"stage {stage.name!r} starts from the end of {stage.origin!r}, and its checkpoint {str(path)!r} is "
             "not there. Put it back, or run the recipe anew with another --run_dir"
         )
     try:
@@ -104,10 +109,11 @@ def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
         checkpoint.verify()
     except manifest.Damaged as error:
         raise UserError(
-            f"stage {stage.name!r} starts from the end of {stage.starts_from!r}, and {error}. Put a whole copy "
+            f"stage {stage.name!r} starts from the end of {stage.origin!r}, and {error}. Put a whole copy "
             "there, or run the recipe anew with another --run_dir"
         ) from error
-    reading.load_weights(module, checkpoint, family_of(module), module.parts_read(stage))
+    parts = module.parts_read(stage)
+    reading.load_weights(module, checkpoint, family_of(module), parts, averaged=stage.from_averages)
 
 
 def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> manifest.Saved | None:

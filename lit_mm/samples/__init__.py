@@ -6,7 +6,18 @@ from lit_mm.samples.layout import (
     GlobalThenTiles,
     InOrder,
     Layout,
+    RowsThenNewlines,
+    SharedPosition,
     SlicesThenOverview,
 )
 
-__all__ = ["BaseThenUnpaddedRows", "BetweenFlags", "GlobalThenTiles", "InOrder", "Layout", "SlicesThenOverview"]
+__all__ = [
+    "BaseThenUnpaddedRows",
+    "BetweenFlags",
+    "GlobalThenTiles",
+    "InOrder",
+    "Layout",
+    "RowsThenNewlines",
+    "SharedPosition",
+    "SlicesThenOverview",
+]

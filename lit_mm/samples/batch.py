@@ -31,6 +31,7 @@ class Views:
             blank view.
         tokens: number of visual tokens of all views, counted by the processor and checked by the model.
         scaling: [2, 3, 1, 1] gain and shift that normalise uint8 pixels; None: no view is uint8.
+        counts: number of views of each sample in the order of the batch, on the host; 0 for the blank view.
     """
 
     groups: tuple[Tensor, ...]
@@ -38,6 +39,7 @@ class Views:
     tiles: Tensor
     tokens: int
     scaling: Tensor | None = None
+    counts: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return sum(len(group) for group in self.groups)
@@ -122,6 +124,7 @@ class Batch:
         valid: [N] False at lost samples, for objectives that compare samples; None without a `Reading`.
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their
             tokens are counted in `units`.
+        second_views: views of the second vision encoder, which make no visual tokens; None if there is one encoder.
     """
 
     ids: Tensor
@@ -139,6 +142,7 @@ class Batch:
     sources: Tensor | None = None
     num_by_source: tuple[int, ...] = ()
     lost: tuple[Fault, ...] = ()
+    second_views: Views | None = None
     texts: Texts | None = None
     valid: Tensor | None = None
 

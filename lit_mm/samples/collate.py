@@ -30,12 +30,21 @@ def collate(
         samples: samples of the micro-batch, in order.
         processor: processor that made the samples.
         units: unit -> number of units in the whole optimizer step; None means no units.
-        views: views of every sample, in reading order; None means that `processor` reads them.
+        views: views of every sample, see `Processor.crops`; None means that `processor` reads them.
         sources: number of the data source of every sample; None if there is only one source.
     Raises:
         UserError: see `split_answer`, for an encoder-decoder.
     """
-    grouped, first_of_view = group_views(samples, processor, views)
+    grouped, first_of_view, second = None, [], None
+    if processor.token_grid is not None:
+        pixels = views if views is not None else [processor.views(sample) for sample in samples]
+        firsts = [len(sample.tokens_per_view) for sample in samples]
+        grouped, first_of_view = group_views(
+            samples, processor, [of_sample[:count] for of_sample, count in zip(pixels, firsts, strict=True)]
+        )
+        second = group_second_views(
+            processor, [of_sample[count:] for of_sample, count in zip(pixels, firsts, strict=True)]
+        )
     pad = np.array([processor.tokenizer.pad_id], dtype=np.int64)
     ids, positions, visual, bank, routed = [], [], [], [], []
     places, labels, source_ids, answers = [], [], [], []
@@ -80,6 +89,7 @@ def collate(
         routed=_tensor(routed) if routed else None,
         units=dict(units or {}),
         sources=None if sources is None else _tensor(source_ids),
+        second_views=second,
         texts=None if processor.reading is None else pad_texts([processor.reading(of.document) for of in samples]),
         valid=None if processor.reading is None else torch.tensor([not of.lost for of in samples] or [False]),
     )
@@ -114,21 +124,18 @@ def split_answer(sample: Sample) -> int:
 
 
 def group_views(
-    samples: Sequence[Sample], processor: Processor, read: Sequence[Sequence[Tensor]] | None = None
-) -> tuple[Views | None, list[int]]:
+    samples: Sequence[Sample], processor: Processor, read: Sequence[Sequence[Tensor]]
+) -> tuple[Views, list[int]]:
     """Group views by shape, and find the place in the bank of the first visual token of every view, in reading order.
 
     If the samples have no view, the result holds a blank view of the size that the tiling gives to a small square
-    image. A language model alone has no views, and the result is None.
+    image.
 
     Args:
         samples: samples of the micro-batch, in order.
         processor: processor that made the samples.
-        read: views of every sample; None means that `processor` reads them.
+        read: views of every sample.
     """
-    if processor.token_grid is None:
-        return None, []
-    read = read if read is not None else [processor.views(sample) for sample in samples]
     pixels = [view for views in read for view in views]
     counts = [count for sample in samples for count in sample.tokens_per_view]
     tiles = [tile for sample in samples for plan in sample.plans for tile in plan.tile_numbers]
@@ -137,23 +144,67 @@ def group_views(
         height, width = processor.tiling(64, 64).views[0].size
         rows, columns = processor.token_grid((height, width))
         pixels, counts, tiles, owners = [torch.zeros(3, height, width)], [rows * columns], [-1], [-1]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, view in enumerate(pixels):
-        groups.setdefault(tuple(view.shape), []).append(number)
-    order = [number for members in groups.values() for number in members]
+    groups = by_shape(pixels)
+    order = [number for members in groups for number in members]
     first, total = [0] * len(pixels), 0
     for number in order:
         first[number] = total
         total += counts[number]
-    scaling = processor.normalise.scaling() if any(view.dtype == torch.uint8 for view in pixels) else None
+    scaling = scaling_of(pixels, processor)
     grouped = Views(
-        groups=tuple(stack_views([pixels[number] for number in members], scaling) for members in groups.values()),
+        groups=tuple(stack_views([pixels[number] for number in members], scaling) for members in groups),
         owners=torch.tensor([owners[number] for number in order]),
         tiles=torch.tensor([tiles[number] for number in order]),
         tokens=total,
         scaling=scaling,
+        counts=counts_of(read),
     )
     return grouped, first
+
+
+def group_second_views(processor: Processor, read: Sequence[Sequence[Tensor]]) -> Views | None:
+    """Group the views of the second vision encoder by shape; None if the tiling makes none.
+
+    If the samples have no view, the result holds a blank view, as in `group_views`.
+
+    Args:
+        processor: processor that made the samples.
+        read: views of the second encoder of every sample.
+    """
+    pixels = [view for views in read for view in views]
+    owners = [number for number, views in enumerate(read) for _ in views]
+    if not pixels:
+        planned = processor.tiling(64, 64).second
+        if not planned:
+            return None
+        pixels, owners = [torch.zeros(3, *planned[0].size)], [-1]
+    groups, scaling = by_shape(pixels), scaling_of(pixels, processor)
+    return Views(
+        groups=tuple(stack_views([pixels[number] for number in members], scaling) for members in groups),
+        owners=torch.tensor([owners[number] for members in groups for number in members]),
+        tiles=torch.full((len(pixels),), -1),
+        tokens=0,
+        scaling=scaling,
+        counts=counts_of(read),
+    )
+
+
+def by_shape(pixels: Sequence[Tensor]) -> list[list[int]]:
+    """Return the numbers of the views of each shape; shapes are in the order of their first view."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, view in enumerate(pixels):
+        groups.setdefault(tuple(view.shape), []).append(number)
+    return list(groups.values())
+
+
+def scaling_of(pixels: Sequence[Tensor], processor: Processor) -> Tensor | None:
+    """Return the scaling of `Views`; None if no view is uint8."""
+    return processor.normalise.scaling() if any(view.dtype == torch.uint8 for view in pixels) else None
+
+
+def counts_of(read: Sequence[Sequence[Tensor]]) -> tuple[int, ...]:
+    """Return the number of views of every sample; a row without samples holds one padding token, which has none."""
+    return tuple(map(len, read)) or (0,)
 
 
 def stack_views(pixels: Sequence[Tensor], scaling: Tensor | None) -> Tensor:

@@ -118,6 +118,20 @@ def base_then_unpadded_rows(plan: TilePlan, token_grid: TokenGrid, *, rule: Rule
     return [base, with_newlines(cells[top : top + rows, left : left + columns])]
 
 
+def rows_then_newlines(plan: TilePlan, token_grid: TokenGrid, *, newline: str) -> list[Run]:
+    """Place the visual tokens of all views row by row, with the token of a newline after each row, the last included.
+
+    Example with one view of 2 x 3 tokens: 0 1 2, newline, 3 4 5, newline.
+
+    Args:
+        plan: plan of any tiling.
+        token_grid: rule for the grid of visual tokens of a view.
+        newline: text of one token.
+    Source: Fuyu-8B, transformers' FuyuProcessor.
+    """
+    return [run for view in tokens_of(plan, token_grid) for row in view for run in (row, newline)]
+
+
 @dataclass(frozen=True)
 class InOrder(Layout):
     """Places all visual tokens of all views in order, and nothing else. See `in_order`."""
@@ -162,3 +176,50 @@ class BaseThenUnpaddedRows(Layout):
 
     def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
         return base_then_unpadded_rows(plan, token_grid, rule=self.rule)
+
+
+@dataclass(frozen=True)
+class SharedPosition(Layout):
+    """Places all visual tokens of an image between two flags; these tokens share one position id.
+
+    Routed linears treat the start flag and the visual tokens as visual, the end flag as text. Example: a text token, an
+    image of three visual tokens between its flags and a text token have the positions 0, 1, 2 2 2, 3, 4, and the places
+    1 to 4 are routed. Neighbouring images keep separate positions, because their flags stand between them.
+
+    Source: CogVLM (arXiv:2311.03079), `image_rope_mask` and `vision_expert_mask` of the release's utils/language.py.
+    """
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return between_flags(plan, token_grid)
+
+    def positions(self, index: np.ndarray) -> np.ndarray:
+        """Return [L] position ids: a visual token behind a visual token has the same position, any other the next."""
+        visual = index >= 0
+        shared = visual[1:] & visual[:-1]
+        return np.concatenate([np.zeros(min(1, len(index)), dtype=np.int64), np.cumsum(~shared)])
+
+    def routed(self, index: np.ndarray) -> np.ndarray:
+        """Return [R] places of start flags and visual tokens, ascending."""
+        return np.flatnonzero((index >= 0) | (index == FLAG_START))
+
+
+@dataclass(frozen=True)
+class RowsThenNewlines(Layout):
+    """Places the visual tokens row by row, with a text token after each row. See `rows_then_newlines`.
+
+    Args:
+        newline: text of one token, whose ordinary text embedding ends a row.
+    """
+
+    newline: str = "|NEWLINE|"
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return rows_then_newlines(plan, token_grid, newline=self.newline)
+
+
+@dataclass(frozen=True)
+class NoTokens(Layout):
+    """Places nothing in the text, for a language model that reads images by cross-attention."""
+
+    def __call__(self, plan: TilePlan, token_grid: TokenGrid) -> list[Run]:
+        return []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from random import Random
 
 import numpy as np
 import torch
@@ -12,8 +14,9 @@ from torch import Tensor
 from lit_mm.documents.decode import PictureError, reductions
 from lit_mm.documents.document import Decodable, Document, Picture
 from lit_mm.errors import UserError
-from lit_mm.prompts.prompt import PictureRun, Prompt, answers_apart
+from lit_mm.prompts.prompt import PictureRun, Prompt, ReadsAnswers, answers_apart
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
+from lit_mm.samples.augmentation import Augmentation
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import InOrder, Layout
@@ -78,6 +81,7 @@ class Processor:
         max_length: length of the longest sample, tokens; a longer sample is refused.
         by_source: name of a source -> tiling of the pictures of its documents, if it differs from `tiling`.
         writes_target: True for an encoder-decoder, whose last answer is a separate row.
+        augmentation: random changes of pictures in training; None: pictures stay as they are.
         reading: rule for the second text of every sample; None: samples have no second text.
     """
 
@@ -91,29 +95,39 @@ class Processor:
     max_length: int = 4096
     by_source: Mapping[str, Tiling] = field(default_factory=dict)
     writes_target: bool = False
+    augmentation: Augmentation | None = None
     reading: Reading | None = None
 
     @classmethod
     def of(
-        cls, tokenizer: Tokenizer, inputs: Inputs, token_grid: GridRule, *, writes_target: bool = False
+        cls,
+        tokenizer: Tokenizer,
+        inputs: Inputs,
+        token_grid: GridRule,
+        *,
+        writes_target: bool = False,
+        normalise: Normalise | None = None,
     ) -> Processor:
         """Build the processor of a model that reads images.
 
         Args:
             tokenizer: tokenizer of the language model.
-            inputs: settings with all fields set, except `fill`, `max_length`, `by_source` and `reading`, which have
-                defaults.
+            inputs: settings with all fields set, except `fill`, `max_length`, `by_source`, `augmentation` and
+                `reading`, which have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
+            normalise: constants and colours of the vision encoder; None: CLIP's constants.
         """
         processor = cls(tokenizer, inputs.prompt, token_grid=token_grid, writes_target=writes_target)
+        if normalise is not None:
+            processor = replace(processor, normalise=normalise)
         return processor.with_inputs(inputs)
 
     def with_inputs(self, inputs: Inputs | None) -> Processor:
         """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
-        names = ("tiling", "layout", "prompt", "max_length", "by_source", "reading")
+        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation", "reading")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
         if inputs.fill is not None:
             changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))
@@ -196,20 +210,44 @@ class Processor:
         )
 
     def views(self, sample: Sample) -> list[Tensor]:
-        """Decode and cut the sample's pictures: one [3, H, W] float tensor per view, normalised."""
+        """Decode and cut the sample's pictures: one [3, H, W] float tensor per view, normalised; see `crops`."""
         scaling = self.normalise.scaling()
         return [normalised(pixels, scaling) for pixels in self.crops(sample)]
 
-    def crops(self, sample: Sample) -> list[Tensor]:
-        """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`."""
-        return [
-            view
-            # a truncated sample has fewer pictures than its document
-            for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True)
-            for view in crop_views(
-                read(picture, sample.document.id, self.normalise.least(plan.views)), plan.views, self.normalise
-            )
-        ]
+    def crops(self, sample: Sample, draw: int | None = None) -> list[Tensor]:
+        """Decode and cut the sample's pictures: one [3, H, W] uint8 tensor per view; see `crop_views`.
+
+        The views of the first vision encoder come first, picture by picture, then those of the second.
+
+        Args:
+            sample: sample to read.
+            draw: seed of the augmentation; None changes nothing.
+        """
+        change = self.augmentation if draw is not None else None
+        draws = Random(draw)
+        first: list[Tensor] = []
+        second: list[Tensor] = []
+        # a truncated sample has fewer pictures than its document
+        for picture, plan in zip(sample.document.pictures[: len(sample.plans)], sample.plans, strict=True):
+            views = (*plan.views, *plan.second)
+            least = self.normalise.least(views)
+            if change is not None and least is not None:
+                least = math.ceil(least[0] * change.enlargement), math.ceil(least[1] * change.enlargement)
+            image = read(picture, sample.document.id, least)
+            if change is not None:
+                image = change.crop(image, draws)
+            crops = crop_views(image, views, self.normalise)
+            if change is not None:
+                crops = [change.change(crop, draws) if crop.dtype == torch.uint8 else crop for crop in crops]
+            first += crops[: len(plan.views)]
+            second += crops[len(plan.views) :]
+        return first + second
+
+    def answer_text(self, ids: Sequence[int], document: Document) -> str:
+        """Convert generated token ids, without stop tokens, to the text of an answer to a document."""
+        if isinstance(self.prompt, ReadsAnswers):
+            return self.prompt.answer_text(ids, document, self.tokenizer)
+        return self.tokenizer.decode(ids).strip()
 
     def _plan(self, picture: Picture, document: Document) -> TilePlan:
         try:

@@ -47,23 +47,28 @@ def multiplies(name: str) -> bool:
 
 
 def parameter_groups(
-    parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage, layered: Mapping[str, Layered]
+    parts: Mapping[str, Mapping[str, nn.Parameter]],
+    stage: Stage,
+    layered: Mapping[str, Layered],
+    bounds: Mapping[int, tuple[float, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Build the optimizer groups of a stage.
 
-    Parameters share a group if part, weight decay, kind of update and, under `layer_decay`, layer are equal.
+    Parameters share a group if part, weight decay, kind of update, bounds and, under `layer_decay`, layer are equal.
 
     Args:
         parts: part name -> parameter name -> parameter.
         stage: the stage, whose `train` holds the options of each part.
         layered: parts that know the layer of a parameter; `layer_decay` needs them.
+        bounds: id of a parameter -> (lowest, highest) value; None: no parameter has bounds.
     Returns:
-        Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language"), `part` and `muon`.
+        Groups with `params`, `lr`, `weight_decay`, `name` ("vision.3", "language"), `part`, `muon` and `average`,
+        and `bounds` if parameters have them.
     Raises:
         UserError: a part has `layer_decay` but no layers.
     """
-    groups: dict[tuple[str, int, bool, bool], dict[str, Any]] = {}
-    for part, train in stage.train.items():
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for part, train in stage.train_parts.items():
         if train.layer_decay < 1 and part not in layered:
             raise UserError(f"stage {stage.name!r}: part {part!r} has no layers to decay over; remove `layer_decay`")
         top = layered[part].num_layers if train.layer_decay < 1 else 0
@@ -71,8 +76,9 @@ def parameter_groups(
             layer = layered[part].layer_of(name) if train.layer_decay < 1 else 0
             decay = parameter.ndim > 1 or train.decay_vectors
             muon = train.optimizer == "muon" and parameter.ndim == 2 and multiplies(name)
+            limits = (bounds or {}).get(id(parameter))
             group = groups.setdefault(
-                (part, layer, decay, muon),
+                (part, layer, decay, muon, limits),
                 {
                     "params": [],
                     "lr": train.lr * train.layer_decay ** (top - layer),
@@ -80,7 +86,9 @@ def parameter_groups(
                     "name": f"{part}.{layer}" if train.layer_decay < 1 else part,
                     "part": part,
                     "muon": muon,
-                },
+                    "average": train.average,
+                }
+                | ({"bounds": list(limits)} if limits else {}),
             )
             group["params"].append(parameter)
     return list(groups.values())

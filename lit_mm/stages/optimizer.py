@@ -141,5 +141,22 @@ def make_optimizer(groups: list[dict[str, Any]], betas: tuple[float, float]) -> 
         betas: coefficients of AdamW.
     """
     if any(group["muon"] for group in groups):
-        return MuonWithAdamW(groups, betas)
-    return AdamW(groups, betas=betas, fused=True)
+        optimizer: Optimizer = MuonWithAdamW(groups, betas)
+    else:
+        optimizer = AdamW(groups, betas=betas, fused=True)
+    if any("bounds" in group for group in groups):
+        optimizer.register_step_post_hook(clamp_bounded)
+    return optimizer
+
+
+@torch.no_grad()
+def clamp_bounded(optimizer: Optimizer, *_: object) -> None:
+    """Clamp the tensors of groups with `bounds`, in place.
+
+    They are the tensors that the optimizer updates. ZeRO keeps its own copies of the weights, so a clamp of the weights
+    themselves would be lost at the next step.
+    """
+    for group in optimizer.param_groups:
+        if "bounds" in group:
+            for tensor in group["params"]:
+                tensor.clamp_(*group["bounds"])

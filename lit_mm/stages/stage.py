@@ -12,6 +12,8 @@ from torch import nn
 
 from lit_mm.errors import UserError
 from lit_mm.samples.inputs import Inputs
+from lit_mm.stages.adapter import Adapter, adapter_part
+from lit_mm.stages.examine import Examine
 from lit_mm.stages.schedule import ByEpoch, Cosine, Schedule
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")  # name of a stage, which is part of file names and of addresses of keys
@@ -33,6 +35,9 @@ class Train:
             (vectors, embeddings, heads, learnt queries) by AdamW. Muon learns in fewer steps from random weights; the
             published recipes all use AdamW.
         decay_vectors: True decays vectors (biases, norm weights) too, as some authors do.
+        adapter: adapter that learns in place of the part, with these settings; None: the part itself learns.
+        average: decay of an exponential moving average of the weights, which is saved beside them, such as 0.9999. It
+            starts at the values before the first step and ends with the stage. None: no average.
     """
 
     lr: float
@@ -41,13 +46,32 @@ class Train:
     from_step: int = 0
     optimizer: Literal["adamw", "muon"] = "adamw"
     decay_vectors: bool = False
+    adapter: Adapter | None = None
+    average: float | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.adapter, Mapping):  # a config that is checked before it is built
+            self.adapter = Adapter(**self.adapter)
+        if self.average is not None and not 0 < self.average < 1:
+            raise UserError(f"the decay of an average of weights is between 0 and 1, got average={self.average}")
         numbers = 0 < self.lr < math.inf and 0 < self.layer_decay <= 1 and 0 <= self.weight_decay < math.inf
         if not numbers or self.from_step < 0:
             raise UserError(
                 f"a part learns with lr > 0, 0 < layer_decay <= 1, weight_decay >= 0 and from_step >= 0, got {self}"
             )
+
+
+@dataclass
+class Start:
+    """The weights that a stage starts from.
+
+    Args:
+        stage: name of an earlier stage, whose end holds the weights.
+        averaged: True takes the averages of the parts that have one, see `Train.average`.
+    """
+
+    stage: str
+    averaged: bool = False
 
 
 @dataclass
@@ -64,14 +88,16 @@ class Stage:
         betas: decay rates of AdamW's moments.
         clip: limit of the gradient norm over all trainable parameters; 0 switches it off.
         data: arguments of the data module that this stage changes.
-        starts_from: name of an earlier stage whose end this stage starts from; None means the stage right before.
-            Several stages may start from the end of the same stage. The run keeps that end and the end of every branch.
+        starts_from: name of an earlier stage whose end this stage starts from, or a `Start`, which may choose the
+            averages there; None means the stage right before. Several stages may start from the end of the same stage.
+            The run keeps that end and the end of every branch.
         noisy: names of frozen parts that keep their dropout. Other frozen parts run in evaluation mode.
         objectives: name of an objective of the model -> weight in the loss. Empty means the model's first objective
             with weight 1.
         inputs: changes of the model's inputs, by which training documents become samples; None changes nothing.
         inputs_from: optimizer step of the stage -> further changes of the inputs from that step on. Optimizer, schedule
             and the order of samples go on.
+        examine: figures to measure at the times of the examinations; None measures the accuracy alone.
     """
 
     name: str
@@ -82,11 +108,12 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0
     data: dict[str, Any] = field(default_factory=dict)
-    starts_from: str | None = None
+    starts_from: str | Start | None = None
     noisy: list[str] = field(default_factory=list)
     objectives: dict[str, float] = field(default_factory=dict)
     inputs: Inputs | None = None
     inputs_from: dict[int, Inputs] = field(default_factory=dict)
+    examine: Examine | None = None
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name) or self.name == REPLACE:
@@ -94,6 +121,8 @@ class Stage:
                 f"stages.{self.name}: the name of a stage has 1 to 64 letters, digits, `_` and `-`, and is not "
                 f"{REPLACE!r}, got {self.name!r}"
             )
+        if isinstance(self.starts_from, Mapping):  # a config that is checked before it is built
+            self.starts_from = Start(**self.starts_from)
         self.check_inputs()
         if not self.train:
             raise UserError(f"stages.{self.name}: the stage trains nothing. Name at least one part under `train`")
@@ -110,6 +139,21 @@ class Stage:
             )
         if wrong := {name: weight for name, weight in self.objectives.items() if not 0 < weight < math.inf}:
             raise UserError(f"stages.{self.name}.objectives: weights of objectives are positive numbers, got {wrong}")
+
+    @property
+    def train_parts(self) -> dict[str, Train]:
+        """Part that learns -> settings: `train`, where an adapter takes the place of its part."""
+        return {part if each.adapter is None else adapter_part(part): each for part, each in self.train.items()}
+
+    @property
+    def origin(self) -> str | None:
+        """Name of the stage in `starts_from`."""
+        return self.starts_from.stage if isinstance(self.starts_from, Start) else self.starts_from
+
+    @property
+    def from_averages(self) -> bool:
+        """True if the stage starts from the averages of an earlier stage."""
+        return isinstance(self.starts_from, Start) and self.starts_from.averaged
 
     def check_inputs(self) -> None:
         """Refuse changes of the inputs at steps that the stage does not have.
@@ -144,7 +188,7 @@ def check_recipe(
     names = [stage.name for stage in stages]
     if len(set(names)) < len(names):
         raise UserError(f"stage names must differ, got {names}")
-    origins(stages)
+    adapters_of(stages)
     for stage in stages:
         check_stage(stage, parts, objectives)
 
@@ -195,19 +239,57 @@ def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
     """Return stage -> the stage whose end it starts from; None for the first stage.
 
     Raises:
-        UserError: `starts_from` names a stage that is not before it in the recipe.
+        UserError: `starts_from` names a stage that is not before it in the recipe, or averages of one that has none.
     """
     before: dict[str, str | None] = {}
     previous = None
     for stage in stages:
-        if stage.starts_from is not None and stage.starts_from not in before:
+        if stage.origin is not None and stage.origin not in before:
             raise UserError(
                 f"stages.{stage.name}.starts_from: a stage starts from the end of one that is before it in the recipe, "
-                f"{list(before) or 'and it is the first'}; got {stage.starts_from!r}"
+                f"{list(before) or 'and it is the first'}; got {stage.origin!r}"
             )
-        before[stage.name] = stage.starts_from or previous
+        if stage.from_averages and not any(
+            train.average for earlier in stages if earlier.name == stage.origin for train in earlier.train.values()
+        ):
+            raise UserError(
+                f"stages.{stage.name}.starts_from: the stage {stage.origin!r} averages no part. Set `average` in "
+                "its `train`, or take `averaged: false`"
+            )
+        before[stage.name] = stage.origin or previous
         previous = stage.name
     return before
+
+
+def adapters_of(stages: Sequence[Stage]) -> dict[str, dict[str, Adapter]]:
+    """Return stage -> part -> adapter that the part has during the stage.
+
+    Args:
+        stages: stages of the recipe, in order.
+    Raises:
+        UserError: a stage continues an adapter with other settings, or no stage follows one that merges or drops.
+    """
+    before = origins(stages)
+    present: dict[str, dict[str, Adapter]] = {}
+    for stage in stages:
+        origin = before[stage.name]
+        adapters = {} if origin is None else {p: a for p, a in present[origin].items() if a.after == "keep"}
+        for part, train in stage.train.items():
+            if train.adapter is None:
+                continue
+            if part in adapters and not adapters[part].fits(train.adapter):
+                raise UserError(
+                    f"stages.{stage.name}.train.{part}.adapter differs from the adapter that {origin!r} leaves on the "
+                    f"part, {adapters[part]}. Give it the same settings, or let {origin!r} merge or drop its adapter"
+                )
+            if train.adapter.after != "keep" and stage.name not in before.values():
+                raise UserError(
+                    f"stages.{stage.name}.train.{part}.adapter.after: no stage follows, so nothing would "
+                    f"{train.adapter.after} the adapter. Leave `after` out"
+                )
+            adapters[part] = train.adapter
+        present[stage.name] = adapters
+    return present
 
 
 def branches(stages: Sequence[Stage]) -> dict[str, str]:
@@ -236,4 +318,18 @@ def apply_stage(parts: Mapping[str, Mapping[str, nn.Parameter]], stage: Stage) -
     check_stage(stage, parts, stage.objectives)
     for name, parameters in parts.items():
         for parameter in parameters.values():
-            parameter.requires_grad_(name in stage.train)
+            parameter.requires_grad_(name in stage.train_parts)
+
+
+def best_figure(stages: Sequence[Stage]) -> str:
+    """Return the figure by which the best checkpoint of a recipe stays; "" for the accuracy.
+
+    Raises:
+        UserError: two stages name different figures.
+    """
+    figures = {stage.examine.best for stage in stages if stage.examine is not None and stage.examine.best}
+    if len(figures) > 1:
+        raise UserError(
+            f"stages.*.examine.best: checkpoints of a run are compared by one figure, got {sorted(figures)}"
+        )
+    return next(iter(figures), "")

@@ -1,4 +1,4 @@
-"""Check of samples under the layouts of every stage: what `fit` would refuse, found in worker processes before it."""
+"""Check of samples under the layouts of every stage. Worker processes find the samples that `fit` would refuse."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lit_mm.stream.maker import SampleMaker, with_place
 from lit_mm.stream.mixture import place_of
 from lit_mm.stream.workers import end_with_parent
 
-CHUNK = 256  # samples that a worker checks at a time
+CHUNK = 256  # samples per task
 FEW = 4 * CHUNK  # samples up to which a check starts no worker processes
 
 
@@ -48,7 +48,7 @@ class Job:
         name: name of the source.
         documents: documents by number.
         layouts: layouts that differ; none where only pixels are decoded.
-        asks: True for held-out documents, which are laid out without their last answer, as generation does.
+        asks: True for held-out documents. They are laid out without their last answer, as in generation.
     """
 
     name: str
@@ -57,16 +57,16 @@ class Job:
     asks: bool = False
 
     def document(self, number: int) -> Document:
-        """A document as training or generation sees it.
+        """Return a document as training or generation reads it.
 
         Raises:
-            UserError: its source refuses it.
+            UserError: the source refuses the document.
         """
         document = self.documents[number]
         return document if self.asks else replace(document, source=self.name)
 
     def sample(self, document: Document, layout: Layout) -> tuple[Sample, bool]:
-        """Lay out a document. Returns the sample, and whether it was cut.
+        """Lay out a document. Return the sample, and True if its end was cut off.
 
         Raises:
             UserError: the template, the tiling or a limit of the stage refuses the document.
@@ -77,7 +77,7 @@ class Job:
 
 
 class Refusal(NamedTuple):
-    """An error of one sample, and the names of the stages that refuse it; () where its source or its pixels do."""
+    """An error of one sample with the names of the stages that refuse it; () if the source or the pixels are broken."""
 
     error: SampleError
     stages: tuple[str, ...]
@@ -93,7 +93,7 @@ class Task(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a task ends with.
+    """The result of a task.
 
     Attributes:
         stop: number behind the last sample of the task.
@@ -111,13 +111,13 @@ class Result(NamedTuple):
 
 
 def tasks_of(job: int, samples: int, share: float) -> Iterator[Task]:
-    """The tasks of a job with so many samples."""
+    """Split the samples of a job into tasks."""
     for start, stop in pairwise([*range(0, samples, CHUNK), samples]):
         yield Task(job, start, stop, share)
 
 
 def is_decoded(number: int, share: float) -> bool:
-    """Whether a sample is one of the share whose pixels are decoded; those are spread evenly over the source."""
+    """Return True if a sample's pixels are decoded. The share of such samples is spread evenly over the source."""
     return int((number + 1) * share) > int(number * share)
 
 
@@ -137,8 +137,8 @@ def check_sample(job: Job, number: int, result: Result, decodes: bool) -> tuple[
     """Lay out a sample under all layouts of its job.
 
     Args:
-        result: `apart` and `cut` of it are counted up.
-        decodes: also decode the pixels, at the size at which the first layout reads them.
+        result: result of the task, whose `apart` and `cut` are increased.
+        decodes: if True, the pixels are decoded as well, at the size that the first layout reads.
     Returns:
         The refusals, and the number of decoded pictures.
     """
@@ -180,13 +180,13 @@ def check_sample(job: Job, number: int, result: Result, decodes: bool) -> tuple[
 
 
 def worker_count() -> int:
-    """Number of processors that this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 @contextmanager
 def runner(jobs: Sequence[Job], workers: int) -> Iterator[Callable[[Iterable[Task]], Iterator[Result]]]:
-    """Gives a function that runs tasks and yields their results in order.
+    """Provide, inside a `with` block, a function that runs tasks and yields their results in order.
 
     Args:
         workers: number of worker processes; 0 runs the tasks in this process.
@@ -205,11 +205,11 @@ def runner(jobs: Sequence[Job], workers: int) -> Iterator[Callable[[Iterable[Tas
             ) from error
 
 
-_jobs: Sequence[Job] = ()  # of a worker process
+_jobs: Sequence[Job] = ()  # jobs of this worker process
 
 
 def _begin(jobs: Sequence[Job]) -> None:
-    """Start of a worker process."""
+    """Initialise a worker process."""
     global _jobs
     _jobs = jobs
     end_with_parent(0)

@@ -129,7 +129,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         for step in sorted(stage.inputs_from):
             processors.append(processors[-1].with_inputs(stage.inputs_from[step]))
         makers = [self.maker(variant) for variant in processors]
-        rows = [Rows(maker, self.on_bad_sample) for maker in makers]
+        rows = [Rows(maker, self.on_bad_sample, stable_hash(seed, stage.name)) for maker in makers]
         self.rows = PhasedRows(rows) if len(rows) > 1 else rows[0]
         self.screens = [
             Screen(

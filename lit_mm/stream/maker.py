@@ -127,5 +127,7 @@ def _too_long(sample: Sample, maker: SampleMaker) -> str:
 
 def unlearnt(sample: Sample) -> tuple[Sample, list[Tensor]]:
     """Mark a sample as lost: it keeps its positions, has no label, and gets blank views. Returns (sample, views)."""
-    blank = [torch.zeros(3, *view.size) for plan in sample.plans for view in plan.views]
+    first = [view for plan in sample.plans for view in plan.views]
+    second = [view for plan in sample.plans for view in plan.second]
+    blank = [torch.zeros(3, *view.size) for view in (*first, *second)]
     return replace(sample, lost=True), blank

@@ -34,6 +34,7 @@ class MicroBatch:
         lengths: planned lengths of the samples, row by row; () if they are unknown and not checked.
         phase: number of changes of the inputs before this step.
         step_samples: samples in the whole optimizer step, over all ranks.
+        step: optimizer step of the stage, from 0.
     """
 
     rows: tuple[Row, ...]
@@ -41,6 +42,7 @@ class MicroBatch:
     lengths: tuple[tuple[Length, ...], ...] = ()
     phase: int = 0
     step_samples: int = 0
+    step: int = 0
 
 
 class Window(NamedTuple):
@@ -350,6 +352,7 @@ class RowStream:
                     tuple(tuple(lengths[place]) for place in places),
                     self.plan.phase_of(start),
                     sum(map(len, rows)),
+                    step,
                 )
 
     def samples(self, step: int) -> StepSamples:

@@ -17,7 +17,7 @@ from lit_mm.samples.fault import Fault
 from lit_mm.samples.length import Length
 from lit_mm.samples.processor import Sample
 from lit_mm.stream.maker import SampleMaker, unlearnt
-from lit_mm.stream.order import MicroBatch
+from lit_mm.stream.order import MicroBatch, stable_hash
 from lit_mm.stream.screen import BadSample
 
 
@@ -32,10 +32,11 @@ class Rows(Dataset):
     Args:
         maker: builder of samples.
         on_bad_sample: policy for samples that cannot be read; "fail" raises the error.
+        seed: seed of run and stage, for augmentations.
     """
 
-    def __init__(self, maker: SampleMaker, on_bad_sample: BadSample = "fail") -> None:
-        self.maker, self.on_bad_sample = maker, on_bad_sample
+    def __init__(self, maker: SampleMaker, on_bad_sample: BadSample = "fail", seed: int = 0) -> None:
+        self.maker, self.on_bad_sample, self.seed = maker, on_bad_sample, seed
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         documents = self.maker.documents
@@ -43,7 +44,8 @@ class Rows(Dataset):
         planned = dict(zip(chain(*micro.rows), chain(*micro.lengths), strict=False))
         numbers, samples, views = [], [], []
         for number in chain(*micro.rows):
-            if (entry := self._make(number, planned.get(number), faults)) is not None:
+            draw = stable_hash(self.seed, micro.step, number)
+            if (entry := self._make(number, planned.get(number), faults, draw)) is not None:
                 numbers.append(number)
                 samples.append(entry[0])
                 views.append(entry[1])
@@ -63,7 +65,9 @@ class Rows(Dataset):
             lost=tuple(faults),
         )
 
-    def _make(self, number: int, planned: Length | None, faults: list[Fault]) -> tuple[Sample, list[Tensor]] | None:
+    def _make(
+        self, number: int, planned: Length | None, faults: list[Fault], draw: int
+    ) -> tuple[Sample, list[Tensor]] | None:
         """Build a sample and its views. A bad sample appends to `faults`; if it has no positions, the result is None.
 
         Raises:
@@ -75,7 +79,7 @@ class Rows(Dataset):
         try:
             document = self.maker.documents[number]
             sample, _ = self.maker.make(document)
-            views = [] if self.maker.processor.token_grid is None else self.maker.processor.crops(sample)
+            views = [] if self.maker.processor.token_grid is None else self.maker.processor.crops(sample, draw)
         except UserError as error:
             fault = self.maker.with_place(error, number, document)
             if self.on_bad_sample == "fail":

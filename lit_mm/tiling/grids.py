@@ -94,6 +94,29 @@ class MergedGrid(GridRule):
 
 
 @dataclass(frozen=True)
+class RegionGrid(GridRule):
+    """Gives the patches of all regions of a view, one region below the other.
+
+    Attributes:
+        size: side of the only views that are accepted, pixels.
+        side: number of patches per side of a region.
+        regions: number of regions.
+    """
+
+    size: int
+    side: int
+    regions: int
+
+    def __call__(self, size: Size) -> Grid:
+        if tuple(size) != (self.size, self.size):
+            raise UserError(
+                f"the vision encoder reads views of {self.size} x {self.size} pixels, got {size[0]} x {size[1]}. Set "
+                "the size of the tiling"
+            )
+        return self.regions * self.side, self.side
+
+
+@dataclass(frozen=True)
 class HalvedColumns(GridRule):
     """Gives one visual token for each 2 x 2 patches, column by column; an odd side is rounded up."""
 

@@ -50,12 +50,14 @@ class TilePlan:
         grid: (rows, columns) of tiles; (1, 1) for a family that does not tile, (0, 0) if there is only the thumbnail.
         views: views in the order in which they enter the vision encoder; tiles are row-major.
         thumbnail: place of the view that is the whole image shrunk, not counted in `grid`; None if there is none.
+        second: views of the second vision encoder, which make no visual tokens; () if the model has one encoder.
     """
 
     image: Size
     grid: tuple[int, int]
     views: tuple[View, ...]
     thumbnail: Literal["first", "last"] | None = None
+    second: tuple[View, ...] = ()
 
     @property
     def tiles(self) -> range:

@@ -24,6 +24,8 @@ class VisionEncoder(Protocol):
         reads_tiles: True if it also takes `tiles` [V], see `lit_mm.samples.batch.Views`.
         windows: number of windows that it has adapters for (Monkey's); 0 if it has none.
         returns_class_token: True if its class token precedes the patches in its output.
+        mean, std: constants per channel that normalise pixels in [0, 1]; None: those of the family, CLIP's by default.
+        two_maps: True if its output is `lit_mm.layers.two_maps.TwoMaps`, features at two resolutions.
     """
 
     width: int
@@ -32,6 +34,9 @@ class VisionEncoder(Protocol):
     reads_tiles: bool = False
     windows: int = 0
     returns_class_token: bool = False
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    two_maps: bool = False
 
     @abstractmethod
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:

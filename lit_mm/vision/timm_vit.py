@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -14,6 +15,16 @@ from lit_mm.vision.position import resize_position_table
 from lit_mm.vision.protocol import VisionEncoder
 
 # V views, N patches, D width, P = N + 1 positions (class token first)
+
+
+class ResizingTransformer(VisionTransformer):
+    """timm's VisionTransformer with positions that are resized as in BLIP; timm's own resizing has another kernel."""
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        """[V, rows, columns, D] patch embeddings -> [V, P, D] with class token and positions."""
+        table = resize_position_table(self.pos_embed[0], tuple(x.shape[1:3]))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1)
+        return self.pos_drop(x + table)
 
 
 class TimmViT(nn.Module, VisionEncoder):
@@ -31,6 +42,8 @@ class TimmViT(nn.Module, VisionEncoder):
         eps: epsilon of the layer norms. BLIP: 1e-6; Hugging Face's BLIP configuration defaults to 1e-5.
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
+        any_view: True accepts square and oblong views of any size. The position table stays that of `image_size`, and
+            every forward resizes it bicubically, so it learns at whichever size a stage trains on.
         activation_checkpointing: "full" recomputes each block in the backward pass; "none" keeps its activations.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
     Raises:
@@ -51,6 +64,7 @@ class TimmViT(nn.Module, VisionEncoder):
         drop_path: float = 0.0,
         eps: float = 1e-6,
         position_size: int | None = None,
+        any_view: bool = False,
         activation_checkpointing: Literal["none", "full"] = "none",
         weights: str | None = None,
     ) -> None:
@@ -58,12 +72,12 @@ class TimmViT(nn.Module, VisionEncoder):
         if width % heads:
             raise UserError(f"TimmViT: `heads` must divide `width`, got {width=}, {heads=}")
         self.image_size, self.width, self.heads, self.num_layers = image_size, width, heads, layers
-        self.position_size, self.weights = position_size, weights
+        self.position_size, self.any_view, self.weights = position_size, any_view, weights
         self.patch_grid = PatchGrid(patch, "TimmViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
             self.token_grid((position_size, position_size))  # it must divide, too
-        self.vit = VisionTransformer(
+        self.vit = (ResizingTransformer if any_view else VisionTransformer)(
             img_size=image_size,
             patch_size=patch,
             num_classes=0,
@@ -74,6 +88,7 @@ class TimmViT(nn.Module, VisionEncoder):
             mlp_ratio=mlp_ratio,
             drop_path_rate=drop_path,
             norm_layer=partial(nn.LayerNorm, eps=eps),
+            dynamic_img_size=any_view,
         )
         self.vit.set_grad_checkpointing(activation_checkpointing == "full")
 
@@ -105,11 +120,12 @@ class TimmViT(nn.Module, VisionEncoder):
         """[V, 3, H, W] normalised pixels -> [V, P, D] features, class token first, patches row-major.
 
         Raises:
-            UserError: a view has another size than `image_size`.
+            UserError: a view has another size than `image_size`, and `any_view` is False.
         """
-        if tuple(pixels.shape[-2:]) != (self.image_size, self.image_size):
+        if not self.any_view and tuple(pixels.shape[-2:]) != (self.image_size, self.image_size):
             raise UserError(
                 f"TimmViT: built for views of {self.image_size} x {self.image_size} pixels, got {pixels.shape[-2]} x "
-                f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes."
+                f"{pixels.shape[-1]}. Set `image_size` of the vision encoder to the size that the tiling makes, "
+                "or set `any_view: true`"
             )
         return self.vit(pixels)

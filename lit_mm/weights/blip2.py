@@ -12,13 +12,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lit_mm.weights.eva import BIASES, TABLES, eva_to_vit
-from lit_mm.weights.eva import PARTS as EVA_PARTS
-from lit_mm.weights.eva import PATCHES as EVA_PATCHES
 from lit_mm.weights.internlm2 import llama_to_llama
 from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qformer import PARTS as QFORMER_PARTS
 from lit_mm.weights.qformer import QUERIES, TOP, lavis_to_qformer
+from lit_mm.weights.timm import eva_clip_to_timm, hf_blip2_to_timm, timm_to_eva_clip, timm_to_hf_blip2
 
 VISION, QFORMER = "visual_encoder.", "Qformer."
 LANGUAGES = {"opt_model.": "opt_proj", "t5_model.": "t5_proj", "llm_model.": "llm_proj", "llama_model.": "llama_proj"}
@@ -41,7 +39,7 @@ def lavis_to_blip2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Source: blip2_pretrained*.pth and instruct_blip_*.pth of github.com/salesforce/LAVIS; their `model` entry.
     """
     mapped: dict[str, Tensor] = {}
-    mapped |= add_prefix(eva_to_vit(below(state, VISION)), "vision")
+    mapped |= add_prefix(eva_clip_to_timm(below(state, VISION)), "vision")
     qformer = below(state, QFORMER) | {name: tensor for name, tensor in state.items() if name == QUERIES}
     mapped |= add_prefix(lavis_to_qformer(qformer), "connector.qformer")
     for prefix in LANGUAGES:
@@ -70,24 +68,12 @@ def blip2_to_lavis(state: Mapping[str, Tensor], projection: str = "opt_proj") ->
         state: state of the network.
         projection: name of the projection: "opt_proj", "t5_proj", "llm_proj" or "llama_proj".
     """
-    eva_parts = {ours: theirs for theirs, ours in EVA_PARTS.items()} | {v: k for k, v in BIASES.items()}
-    eva_top = {v: k for k, v in {**EVA_PATCHES, **TABLES}.items()}
     pieces = {ours: theirs for theirs, ours in QFORMER_PARTS.items()}
     heads = {ours: theirs for theirs, ours in HEADS.items()} | {"projection": projection}
     top = {ours: theirs for theirs, ours in TOP.items()}
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name.startswith("vision."):
-            inner = name.removeprefix("vision.")
-            if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", inner):
-                piece, _, kind = match[2].rpartition(".")
-                theirs = eva_parts[match[2]] if match[2] in eva_parts else f"{eva_parts[piece]}.{kind}"
-                renamed[f"{VISION}blocks.{match[1]}.{theirs}"] = tensor
-            else:
-                table = inner in TABLES.values()
-                shape = (1, 1, -1) if inner == TABLES["cls_token"] else (1, *tensor.shape)
-                renamed[VISION + eva_top[inner]] = tensor.reshape(shape) if table else tensor
-        elif name == "connector.qformer.queries":
+    renamed = add_prefix(timm_to_eva_clip(below(state, "vision.")), VISION.removesuffix("."))
+    for name, tensor in without(state, "vision.").items():
+        if name == "connector.qformer.queries":
             renamed[QUERIES] = tensor[None]
         elif name.startswith("connector.qformer."):
             inner = name.removeprefix("connector.qformer.")
@@ -115,23 +101,8 @@ def _piece(piece: str, pieces: Mapping[str, str]) -> str:
 
 # --- Hugging Face ------------------------------------------------------------------------------------------------
 HF_VISION = "vision_model."
-HF_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
-HF_BLOCKS = {
-    "layer_norm1": "norm1",
-    "layer_norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "self_attn.projection": "attn.proj",
-    "self_attn.qkv": "attn.qkv",
-}
-HF_TABLES = {
-    "embeddings.class_embedding": "cls_token",
-    "embeddings.position_embedding": "pos_embed",
-    "embeddings.patch_embedding.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embedding.bias": "patch_embed.proj.bias",
-}
 HF_HEADS = {
-    "vision_model.post_layernorm": "ln_vision",
+    f"{HF_VISION}post_layernorm": "ln_vision",
     "vision_projection": "vision_proj",
     "text_projection": "text_proj",
     "itm_head": "itm_head",
@@ -148,11 +119,9 @@ HF_NORMS = {f"qformer.layernorm.{kind}": f"Qformer.bert.embeddings.LayerNorm.{ki
 
 
 def hf_to_blip2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a checkpoint of transformers' BLIP-2 or InstructBLIP classes to the network.
-
-    The part of `qkv.bias` for the keys is dropped, because softmax cancels it.
-    """
+    """Rename a checkpoint of transformers' BLIP-2 or InstructBLIP classes to the network."""
     lavis: dict[str, Tensor] = {}
+    vision: dict[str, Tensor] = {}
     language: dict[str, Tensor] = {}
     for name, tensor in state.items():
         module, _, kind = name.rpartition(".")
@@ -168,38 +137,25 @@ def hf_to_blip2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             inner = name.removeprefix("qformer.").replace("attention.attention.", "attention.self.")
             lavis[f"Qformer.bert.{inner}"] = tensor
         elif name.startswith(HF_VISION):
-            lavis |= _hf_vision(name.removeprefix(HF_VISION), tensor)
+            vision[name.removeprefix(HF_VISION)] = tensor
         else:
             lavis[name] = tensor
-    return lavis_to_blip2(lavis) | add_prefix(_language(language), "language")
-
-
-def _hf_vision(name: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Rename an entry of the vision encoder to LAVIS."""
-    match = HF_BLOCK.fullmatch(name)
-    if match and match[2] in HF_BLOCKS:
-        block = f"{VISION}blocks.{match[1]}.attn"
-        if match[2] == "self_attn.qkv" and match[3] == "bias":
-            query, _, value = tensor.chunk(3)
-            return {f"{block}.q_bias": query, f"{block}.v_bias": value}
-        return {f"{VISION}blocks.{match[1]}.{HF_BLOCKS[match[2]]}.{match[3]}": tensor}
-    return {VISION + HF_TABLES.get(name, name): tensor}
+    parts = add_prefix(hf_blip2_to_timm(vision), "vision") | add_prefix(_language(language), "language")
+    return lavis_to_blip2(lavis) | parts
 
 
 def blip2_to_hf(state: Mapping[str, Tensor], *, instruct: bool = False) -> dict[str, Tensor]:
-    """Rename the network to the names of transformers. The biases of the keys are zeros.
+    """Rename the network to the names of transformers.
 
     Args:
         state: state of the network.
         instruct: True for InstructBLIP, whose text embeddings are inside the Q-Former.
     """
     heads = {theirs: ours for ours, theirs in HF_HEADS.items()}
-    blocks = {theirs: ours for ours, theirs in HF_BLOCKS.items()}
-    tables = {theirs: ours for ours, theirs in HF_TABLES.items()}
     embeddings = {theirs: ("qformer." if instruct else "") + ours for ours, theirs in HF_EMBEDDINGS.items()}
     norm = "qformer.embeddings.layernorm" if instruct else "qformer.layernorm"
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in blip2_to_lavis(without(state, "language.")).items():
+    renamed = add_prefix(timm_to_hf_blip2(below(state, "vision.")), HF_VISION.removesuffix("."))
+    for name, tensor in blip2_to_lavis(without(state, "vision.", "language.")).items():
         module, _, kind = name.rpartition(".")
         if module in heads:
             renamed[f"{heads[module]}.{kind}"] = tensor
@@ -210,16 +166,6 @@ def blip2_to_hf(state: Mapping[str, Tensor], *, instruct: bool = False) -> dict[
         elif name.startswith("Qformer.bert.encoder."):
             inner = name.removeprefix("Qformer.bert.").replace("attention.self.", "attention.attention.")
             renamed[f"qformer.{inner}"] = tensor
-        elif match := re.fullmatch(rf"{re.escape(VISION)}blocks\.(\d+)\.(.+)", name):
-            start, piece = f"{HF_VISION}encoder.layers.{match[1]}", match[2]
-            if piece == "attn.q_bias":
-                value = state[f"vision.blocks.{match[1]}.v_bias"]
-                renamed[f"{start}.self_attn.qkv.bias"] = torch.cat([tensor, torch.zeros_like(tensor), value])
-            elif piece != "attn.v_bias":
-                piece, _, kind = piece.rpartition(".")
-                renamed[f"{start}.{blocks[piece]}.{kind}"] = tensor
-        elif name.startswith(VISION):
-            renamed[HF_VISION + tables[name.removeprefix(VISION)]] = tensor
         else:
             renamed[name] = tensor
     language = {name.removeprefix("language.lm."): of for name, of in state.items() if name.startswith("language.")}

@@ -39,6 +39,19 @@ class RestoresBuffers(Protocol):
         ...
 
 
+@runtime_checkable
+class AfterLoad(Protocol):
+    """A module whose fresh parameters start from loaded ones, such as experts that start as copies of their base."""
+
+    def after_load(self, loaded: Collection[str]) -> None:
+        """Set parameters that a checkpoint did not fill.
+
+        Args:
+            loaded: names of the tensors inside this module that a checkpoint has filled.
+        """
+        ...
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint to the CPU, by name.
 
@@ -88,7 +101,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
                 f"file, found {sorted(path.name for path in folder.iterdir())[:SHOWN]}"
             )
         return read_checkpoint(whole[0])
-    file_of_tensor = _weight_map(index)
+    file_of_tensor = weight_map(index)
     missing = sorted(name for name in set(file_of_tensor.values()) if not (folder / name).is_file())
     if missing:
         raise UserError(f"checkpoint folder {str(folder)!r}: {index.name} names shards that are not there: {missing}")
@@ -103,7 +116,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     return state
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def weight_map(index: Path) -> dict[str, str]:
     """Read an index of shards: name of a tensor -> name of its file.
 
     Raises:
@@ -132,9 +145,9 @@ def load_strict(
     """Load tensors into a module under the names of the module. If any name or shape differs, nothing is loaded.
 
     Modules that are `AdaptsState` change their entries before loading (the ViT resizes its position table). Modules
-    that are `RestoresBuffers` recompute the buffers that no checkpoint holds. Parameters on the meta device are
-    replaced by the loaded tensors; all others keep their dtype and are copied into. A parameter that is tied to another
-    one may be absent.
+    that are `RestoresBuffers` recompute the buffers that no checkpoint holds. Modules that are `AfterLoad` then set
+    parameters that no checkpoint filled. Parameters on the meta device are replaced by the loaded tensors; all others
+    keep their dtype and are copied into. A parameter that is tied to another one may be absent.
 
     Args:
         module: the module to fill.
@@ -190,6 +203,10 @@ def load_strict(
     for part in module.modules():
         if isinstance(part, RestoresBuffers):
             part.restore_buffers()
+    for prefix, part in module.named_modules():
+        if isinstance(part, AfterLoad):
+            inside = f"{prefix}." if prefix else ""
+            part.after_load([name.removeprefix(inside) for name in state if name.startswith(inside)])
 
 
 def shorten(names: list[str]) -> str:

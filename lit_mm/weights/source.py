@@ -14,16 +14,21 @@ from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.blip2 import bert_to_connector, blip2_part
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
-from lit_mm.weights.eva import eva_to_vit
+from lit_mm.weights.decoders import decoder_to_pretrained
+from lit_mm.weights.fuyu import fuyu_parts
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
+from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
 
-ADDED = (".lora_a.", ".lora_b.", ".adapters.")  # parameters that a family adds to a published part; no file holds them
+# Parameters that a family or a stage adds to a published part; no file holds them
+ADDED = (
+    *(".lora_a.", ".lora_b.", ".adapters.", ".lora_A.", ".lora_B.", ".lora_magnitude_vector."),
+    *(".expert.", ".cross_attention.", ".cross_norm."),
+)
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
     "openai-clip": lambda state, part: openai_clip_to_vit(state),
-    "eva": lambda state, part: eva_to_vit(state),
     "internlm2": lambda state, part: internlm2_to_llama(
         state, heads=part.heads, kv_heads=part.kv_heads, partial_lora=False
     ),
@@ -32,6 +37,12 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "qwen-vl-vision": lambda state, part: qwen_vl_parts(state, heads=part.heads)["vision"],
     "qwen-vl-connector": lambda state, part: qwen_vl_parts(state)["connector"],
     "qwen-vl-language": lambda state, part: qwen_vl_parts(state)["language"],
+    "timm": lambda state, part: timm_to_timm(state),
+    "eva-clip": lambda state, part: eva_clip_to_timm(state),
+    "open-clip": lambda state, part: open_clip_to_timm(state),
+    "gemma": lambda state, part: llama_to_llama(state),
+    "fuyu-vision": lambda state, part: fuyu_parts(state)["vision"],
+    "fuyu-language": lambda state, part: fuyu_parts(state)["language"],
     "blip-vision": lambda state, part: blip_part(state, "vision"),
     "blip-text": lambda state, part: blip_part(state, "text"),
     "deit": lambda state, part: deit_to_vit(state),
@@ -39,6 +50,9 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "blip2-connector": lambda state, part: blip2_part(state, "connector", part),
     "bert-connector": lambda state, part: bert_to_connector(state, part),
     "bert-med": lambda state, part: bert_to_med(state, part),
+    "transformers": lambda state, part: decoder_to_pretrained(
+        state, model_type=part.model_type, heads=part.heads, kv_heads=part.kv_heads
+    ),
 }
 
 
@@ -78,23 +92,23 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
             f"weights {reference!r} of part {part!r}: expected <map>:<place> with a map out of "
             f"{['nano', *MAPS]}, such as clip:openai/clip-vit-large-patch14-336"
         )
-    _fill(module, MAPS[kind](read_checkpoint(_local(place)), module))
+    _fill(module, MAPS[kind](read_checkpoint(local_place(place)), module))
 
 
 def _fill(module: nn.Module, state: State) -> None:
     """Load a state in plain names; the weight of a linear that is wrapped goes to the linear inside the wrapper."""
-    wrapped = {name.replace(".base.", "."): name for name in module.state_dict()}
+    wrapped = {name.replace(".base.", ".").replace(".base_layer.", "."): name for name in module.state_dict()}
     load_strict(module, {wrapped.get(name, name): value for name, value in state.items()}, allow_missing=ADDED)
 
 
-def _local(place: str) -> Path:
+def local_place(place: str) -> Path:
     """Return a local path unchanged; download a published name and return its folder."""
     if Path(place).exists() or place.count("/") != 1 or place.startswith((".", "/", "~")):
         return Path(place)
     from huggingface_hub import snapshot_download  # imported late: only downloads need it
 
     try:
-        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json"]))
+        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json", "*.model"]))
     except OSError as error:  # the hub's errors: no such name, no access, no network
         raise UserError(
             f"the weights {place!r} cannot be downloaded ({str(error).strip().partition(chr(10))[0].rstrip('.')}). "

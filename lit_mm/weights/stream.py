@@ -44,8 +44,12 @@ class Stored:
     shape: tuple[int, ...]
 
     @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def bytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype][1]
+        return self.elements * DTYPES[self.dtype][1]
 
 
 def places(path: Path) -> dict[str, tuple[int, int]]:

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lit_mm.weights.eva import eva_to_vit
 from lit_mm.weights.internlm2 import llama_to_llama
 from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qformer import QUERIES, lavis_to_qformer
+from lit_mm.weights.timm import eva_clip_to_timm
 
 VISION, NORM, QFORMER, PROJECTION, LANGUAGE = (
     "visual_encoder.",
@@ -44,7 +44,7 @@ def xcomposer_to_model(
     flags = {FLAGS[name]: tensor.flatten() for name, tensor in state.items() if name in FLAGS}  # [1, 1, E] -> [E]
     return (
         {name: tensor for name, tensor in rest.items() if name not in (QUERIES, *FLAGS)}
-        | add_prefix(eva_to_vit(below(state, VISION)), vision)
+        | add_prefix(eva_clip_to_timm(below(state, VISION)), vision)
         | add_prefix(below(state, NORM), f"{connector}.projector.norm")
         | add_prefix(lavis_to_qformer(qformer), f"{connector}.projector.qformer")
         | add_prefix(below(state, PROJECTION), f"{connector}.projector.projection")
@@ -63,7 +63,7 @@ def internlm_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in state.items():
         owner, _, kind = name.rpartition(".")
         if match := BRANCH.fullmatch(name):
-            renamed[f"{match[1]}.lora_{match[2].lower()}.weight"] = tensor
+            renamed[f"{match[1]}.lora_{match[2]}.default.weight"] = tensor
         else:
-            renamed[f"{owner}.base.{kind}" if owner in wrapped else name] = tensor
+            renamed[f"{owner}.base_layer.{kind}" if owner in wrapped else name] = tensor
     return llama_to_llama(renamed)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from callbacks.checkpointing import Checkpointing
-from callbacks.examination import accuracy_at
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.examination import accuracy_at
 from lit_mm.checkpoints.manifest import checkpoint_name, published
 from lit_mm.checkpoints.writing import publish
 from lit_mm.errors import UserError

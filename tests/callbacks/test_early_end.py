@@ -16,7 +16,7 @@ import torch
 import yaml
 
 import lit_mm.commands.recipe
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.cli import main
 from tests.commands.test_stage_keys import RECIPE

@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning.pytorch.loggers import Logger
 
-from callbacks import examination
-from callbacks.examination import Examination, read_accuracy
-from callbacks.metrics_csv import MetricsCSV, read_metrics
+from lit_mm.callbacks import examination
+from lit_mm.callbacks.examination import Examination, read_accuracy
+from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.evaluation import examiners

@@ -7,8 +7,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 
-from callbacks.finite_loss import FiniteLoss
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.finite_loss import FiniteLoss
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest
 from lit_mm.errors import UserError
 from tests.tiny import run_recipe, stages, xcomposer2

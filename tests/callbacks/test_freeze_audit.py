@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from callbacks.freeze_audit import FreezeAudit, check_groups
+from lit_mm.callbacks.freeze_audit import FreezeAudit, check_groups
 from lit_mm.checkpoints.digests import digest
 from lit_mm.errors import UserError
 from lit_mm.stages.stage import Stage, Train

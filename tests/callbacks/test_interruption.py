@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.checkpointing import Checkpointing
-from callbacks.interruption import Interruption
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.interruption import Interruption
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.run.interruption import CTRL_C, HEARD, REQUEUE, Interrupted, requeue, slurm_job
 from tests.signals import Job, run_all
 
@@ -130,8 +130,8 @@ def test_a_second_ctrl_c_ends_at_once_but_not_one_that_a_terminal_and_a_launcher
 
 CLOSED = """
 import os, sys, time
-from callbacks.checkpointing import Checkpointing
-from callbacks.interruption import Interruption
+from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.interruption import Interruption
 with Interruption(Checkpointing(sys.argv[1])) as interruption:
     interruption.training = True
     print("ready", flush=True)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.ledger import read_lines, take_back
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.ledger import read_lines, take_back
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.errors import UserError
 from lit_mm.stages.stage import Stage, Train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from callbacks.memory_trim import MemoryTrim
+from lit_mm.callbacks.memory_trim import MemoryTrim
 
 
 def test_it_trims_every_n_steps(recipe: Any):

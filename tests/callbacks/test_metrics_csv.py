@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.steps import Step, StepObserver, digest_of_id, digest_of_limbs, limbs_of
+from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
+from lit_mm.callbacks.steps import Step, StepObserver, digest_of_id, digest_of_limbs, limbs_of
 
 
 def losses(path: Path) -> list[str]:
@@ -122,7 +122,7 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         should_stop=True,  # a callback has said so behind the first micro-batch
     )
     module = SimpleNamespace(
-        parts=lambda: {"vision": {}},
+        base_parts=lambda: ["vision"],
         step=0,
         current_stage=SimpleNamespace(name="s"),
         learning_rates={"vision": 0.5},

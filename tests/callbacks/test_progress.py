@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from callbacks.progress import StageProgress, clock, stage_label
+from lit_mm.callbacks.progress import StageProgress, clock, stage_label
 from lit_mm.stages.stage import Stage, Train
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from callbacks.step_table import TYPES, StepTable, read_rows
+from lit_mm.callbacks.step_table import TYPES, StepTable, read_rows
 from lit_mm.errors import UserError
 
 

@@ -14,9 +14,9 @@ import pytest
 import wandb
 from PIL import Image
 
-from callbacks import tracking
-from callbacks.metrics_csv import MetricsCSV, read_metrics
-from callbacks.tracking import (
+from lit_mm.callbacks import tracking
+from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
+from lit_mm.callbacks.tracking import (
     Tracking,
     check_mode,
     finish,

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from callbacks.watchdog import Watchdog, postpone_torch
+from lit_mm.callbacks.watchdog import Watchdog, postpone_torch
 from lit_mm.errors import UserError
 from lit_mm.run.interruption import STALLED
 from tests.signals import Job, run_all

@@ -280,6 +280,9 @@ class Linear(nn.Linear):
     def origins(self):
         return Origins(Parts(nn.Module()))
 
+    def set_adapters(self, adapters):
+        assert not adapters
+
 
 def test_weights_go_into_a_model_of_the_same_family_and_shape(tmp_path):
     model = Linear(3, 2)
@@ -306,6 +309,9 @@ class OnABase(nn.Module):
         self.network = nn.ModuleDict({"body": nn.Linear(3, 2, bias=False), "head": nn.Linear(2, 1, bias=False)})
         self.network["body"].weights = "llama:somewhere"
         self.origins = Origins(Parts(self.network))
+
+    def set_adapters(self, adapters):
+        assert not adapters
 
 
 def test_a_frozen_part_is_loaded_from_its_origin_and_must_be_the_same(tmp_path, monkeypatch):

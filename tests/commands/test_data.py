@@ -65,7 +65,7 @@ def recipe(heldout: str | None = None, **stages: dict[str, Any]) -> str:
             for name, changes in (stages or {"only": {}}).items()
         ],
         "data": {
-            "class_path": "datamodules.Conversations",
+            "class_path": "lit_mm.datamodules.Conversations",
             "init_args": {"path": "chat.jsonl", "format": "llava", "heldout_path": heldout, "global_batch": 2},
         },
         "trainer": {"accelerator": "cpu"},
@@ -158,7 +158,7 @@ def test_the_sources_of_a_mixture_are_checked_by_name(capsys):
         {"class_path": "lit_mm.documents.sources.PictureFolder", "init_args": {"path": ".", "name": "pages"}},
     ]
     described["data"] = {
-        "class_path": "datamodules.mixture.Mixture",
+        "class_path": "lit_mm.datamodules.mixture.Mixture",
         "init_args": {"sources": [{"source": member} for member in members], "global_batch": 2},
     }
     Path(path).write_text(yaml.safe_dump(described))
@@ -217,7 +217,7 @@ def test_the_lengths_of_a_recipe_are_indexed_by_stage_and_layout(capsys, monkeyp
 def test_generated_documents_need_none(capsys):
     path = recipe()
     described = yaml.safe_load(Path(path).read_text())
-    described["data"] = {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8}}
+    described["data"] = {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": {"documents": 8}}
     Path(path).write_text(yaml.safe_dump(described))
     code, out, _ = leaves(capsys, "index", "--config", path)
     assert (code, out) == (0, "NanoSource: 8 samples are generated, there is nothing to index\n")

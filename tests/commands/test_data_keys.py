@@ -13,7 +13,7 @@ from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.errors import UserError
 from tests.tiny import MODEL
 
-GENERATED = {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}}
+GENERATED = {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}}
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_a_data_module_may_be_named_without_its_package_and_keeps_the_arguments_
     ("words", "data"),
     [
         (("--data", "Conversations", "--data.path", "x.json"), GENERATED),
-        ((), {"class_path": "datamodules.Conversations", "init_args": {"path": "x.json", "documents": 8}}),
+        ((), {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "x.json", "documents": 8}}),
     ],
     ids=["on the command line", "in the file"],
 )
@@ -58,6 +58,6 @@ def test_keys_of_the_class_before_are_named_together_with_their_lines(words, dat
 
 
 def test_a_misspelt_key_is_still_answered_with_the_nearest():
-    data = {"class_path": "datamodules.Conversations", "init_args": {"path": "x.json", "fromat": "llava"}}
+    data = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "x.json", "fromat": "llava"}}
     with pytest.raises(UserError, match="Did you mean 'format'"):
         parse(data=data)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import datamodules
 import lit_mm.families
+from lit_mm import datamodules
 from lit_mm.cli import COMMANDS, ELSEWHERE, main
 from lit_mm.commands.class_help import path_of
 from lit_mm.commands.signatures import resolve, signature_of
@@ -64,7 +64,10 @@ def test_a_help_fits_the_terminal_and_explains_each_option(
     ("key", "classes"),
     [
         ("model", ("lit_mm.families.XComposer2", "lit_mm.families.Llava", "lit_mm.families.Decoder")),
-        ("data", ("datamodules.Conversations", "datamodules.NanoDocuments", "datamodules.Corpora")),
+        (
+            "data",
+            ("lit_mm.datamodules.Conversations", "lit_mm.datamodules.NanoDocuments", "lit_mm.datamodules.Corpora"),
+        ),
     ],
 )
 def test_help_without_a_class_lists_the_classes_with_a_sentence_each(
@@ -94,7 +97,7 @@ def test_a_page_describes_every_key_in_whole_sentences(capsys: pytest.CaptureFix
     ("key", "path", "address"),
     [
         ("model", "lit_mm.families.XComposer2", "model.init_args"),
-        ("data", "datamodules.NanoPrints", "data.init_args"),
+        ("data", "lit_mm.datamodules.NanoPrints", "data.init_args"),
         ("stages", "", "stages.NAME"),
         ("stages.train", "", "stages.NAME.train.PART"),
     ],

@@ -29,7 +29,7 @@ RECIPE = {
         {"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2},
         {"name": "finetune", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2, "data": {"kind": "captions"}},
     ],
-    "data": {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
+    "data": {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
     "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
 }
 
@@ -256,7 +256,10 @@ def test_an_error_inside_a_stage_names_file_line_and_stage(recipe: str, text: st
         ("stages: [{max_steps: 2}]", "stages.0: the recipe has no stage '0'. It has pretrain, finetune"),
         ("stages: {pretrain: {train: null}}", "stages.pretrain.train: lit_mm.stages.stage.Stage needs a value here"),
         ("stages: {pretrain: {max_steps: 1e2}}", "line 1: stages.pretrain.max_steps: expected a whole number"),
-        ("data: {init_args: {documents: null}}", "datamodules.nano.NanoDocuments needs a value here, got null. Leave"),
+        (
+            "data: {init_args: {documents: null}}",
+            "lit_mm.datamodules.nano.NanoDocuments needs a value here, got null. Leave",
+        ),
         ("data: {class_path: datamodules}", "data.class_path: there is no class datamodules. Give its import path"),
         ("model: {class_path: lit_mm.families}", "model.class_path: expected a class below lit_mm.module.Multimodal"),
         ("model: {class_path: null}", "model.class_path: there is no class null. Give its import path"),

@@ -34,7 +34,7 @@ RECIPE = {
         "init_args": {"language": {"class_path": "lit_mm.language.t5.T5", "init_args": SIZES}, "tokenizer": "nano"},
     },
     "stages": [{"name": "read", "train": {"language": {"lr": 1e-3}}, "max_steps": STEPS}],
-    "data": {"class_path": "datamodules.nano_text_pairs.NanoTextPairs"},
+    "data": {"class_path": "lit_mm.datamodules.nano_text_pairs.NanoTextPairs"},
     "trainer": {"accelerator": "cpu"},
 }
 

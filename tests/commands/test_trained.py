@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from callbacks.ledger import read_lines
+from lit_mm.callbacks.ledger import read_lines
 from lit_mm.checkpoints.manifest import find, read
 from lit_mm.cli import main
 from lit_mm.commands.trained import for_answers
@@ -41,7 +41,7 @@ def conversations(file: Path, count: int) -> None:
 def recipe() -> dict[str, Any]:
     config = deepcopy(TINY) | {"track": False, "examine_documents": 2, "checkpoint_every": 1}
     config["data"] = {
-        "class_path": "datamodules.conversations.Conversations",
+        "class_path": "lit_mm.datamodules.conversations.Conversations",
         "init_args": {
             "path": "data/train.json",
             "heldout_path": "heldout/asked.json",
@@ -163,7 +163,7 @@ def test_a_mixture_of_files_that_are_gone_is_evaluated(place: Path, command, tmp
     config = recipe()
     source = {"class_path": "lit_mm.documents.sources.LlavaConversations", "init_args": {"path": "more/train.json"}}
     config["data"] = {
-        "class_path": "datamodules.mixture.Mixture",
+        "class_path": "lit_mm.datamodules.mixture.Mixture",
         "init_args": {
             "sources": [{"source": source}],
             "heldout_source": {"format": "llava", "path": "heldout/asked.json"},

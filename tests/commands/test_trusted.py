@@ -18,7 +18,7 @@ from tests.tiny import MODEL
 RECIPE: dict[str, Any] = {
     "model": MODEL,
     "stages": [{"name": "pretrain", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2}],
-    "data": {"class_path": "datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
+    "data": {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": {"documents": 8, "global_batch": 2}},
     "trainer": {"accelerator": "cpu"},
 }
 HOOKS = {"class_path": "lightning.pytorch.callbacks.LambdaCallback"}
@@ -125,7 +125,7 @@ def test_a_callable_of_this_framework_is_taken() -> None:
 
 
 OWN = """
-from datamodules import NanoDocuments
+from lit_mm.datamodules import NanoDocuments
 
 class Own(NanoDocuments):
     pass

@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from datamodules.conversations import Conversations
+from lit_mm.datamodules.conversations import Conversations
 from lit_mm.documents.sources import XComposerConversations
 from lit_mm.errors import UserError
 

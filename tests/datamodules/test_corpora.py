@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from datamodules.corpora import Corpora, Corpus
+from lit_mm.datamodules.corpora import Corpora, Corpus
 from lit_mm.errors import UserError
 
 

@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 from jsonargparse import ArgumentParser
 
-from datamodules.mixture import Member, Mixture
+from lit_mm.datamodules.mixture import Member, Mixture
 from lit_mm.errors import UserError
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.stages.stage import Stage, Train
@@ -91,7 +91,7 @@ def test_a_recipe_declares_sources_by_format_or_by_class(tmp_path: Path, monkeyp
     }
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(L.LightningDataModule, "data")
-    given = {"data": {"class_path": "datamodules.mixture.Mixture", "init_args": options}}
+    given = {"data": {"class_path": "lit_mm.datamodules.mixture.Mixture", "init_args": options}}
     mixture = parser.instantiate_classes(parser.parse_object(json.loads(json.dumps(given)))).data
     assert mixture.joined.names == ["chat", "text alone"]
     assert mixture.joined.sizes == [8, 4]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from datamodules.nano import NanoDocuments, NanoSource
+from lit_mm.datamodules.nano import NanoDocuments, NanoSource
 from lit_mm.errors import UserError
 from lit_mm.nano.world import SKILLS
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from datamodules.nano_interleaved import NanoInterleaved, web_page
+from lit_mm.datamodules.nano_interleaved import NanoInterleaved, web_page
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.nano.skills import SKILLS

@@ -1,6 +1,6 @@
 """Prints as a data module, without tokenizer and processor."""
 
-from datamodules.nano_prints import NanoPrints
+from lit_mm.datamodules.nano_prints import NanoPrints
 from lit_mm.stages.stage import Stage, Train
 
 STAGE = Stage("see", {"vision": Train(lr=1.0)}, max_steps=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from datamodules.nano_text_pairs import NanoPairs, NanoTextPairs
+from lit_mm.datamodules.nano_text_pairs import NanoPairs, NanoTextPairs
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
 from lit_mm.nano.world import SKILLS

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest
 from lit_mm.distributed.cpu import deepspeed_on_cpu
 from lit_mm.distributed.names import NAMES, check_strategy

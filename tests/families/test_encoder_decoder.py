@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from datamodules.nano_text_pairs import NanoTextPairs
+from lit_mm.datamodules.nano_text_pairs import NanoTextPairs
 from lit_mm.documents.document import Document, Turn
 from lit_mm.evaluation.examiners import examine
 from lit_mm.families import EncoderDecoder

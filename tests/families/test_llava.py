@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.nano import NanoDocuments
 from lit_mm.connectors.downsample import DownsampleMLP
+from lit_mm.datamodules.nano import NanoDocuments
 from lit_mm.errors import UserError
 from lit_mm.families import Llava, Llava15, LlavaNext, Vila
 from lit_mm.module import MultimodalModule

@@ -26,13 +26,18 @@ from lit_mm.connectors.learned import WithLearned
 from lit_mm.errors import UserError
 from lit_mm.families.recombined import Recombined
 from lit_mm.inference.generate import answer
+from lit_mm.language.cross_attention import CrossAttentionSettings
+from lit_mm.language.llama import Llama
+from lit_mm.language.visual_expert import VisualExpert
 from lit_mm.module import MultimodalModule, family_of
+from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.samples.collate import collate
 from lit_mm.samples.inputs import Inputs
-from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder, Layout
+from lit_mm.samples.layout import BaseThenUnpaddedRows, InOrder, Layout, SharedPosition
 from lit_mm.stages import Cosine
 from lit_mm.stages.stage import Stage, Train
-from lit_mm.tiling import CentreCrop, Windows
+from lit_mm.tiling import CentreCrop, TwoSizes, Windows
+from lit_mm.vision.vit import ViT
 from tests.rows import states
 from tests.tiny import MODEL, document, run_recipe
 
@@ -54,7 +59,13 @@ VISION = {
     "of another size": spec(VIT, image_size=2 * SIDE, **SIZE),
     "any size": spec(VIT, image_size=SIDE, any_size=True, **SIZE),
     "class token": spec(VIT, image_size=SIDE, drop_cls=False, **SIZE),
-    "eva": spec("lit_mm.vision.eva.EvaViT", image_size=SIDE, **SIZE),
+    "eva": spec(
+        "lit_mm.vision.timm_encoder.TimmEncoder",
+        name="eva_giant_patch14_clip_224",
+        image_size=SIDE,
+        drop_cls=False,
+        overrides={"embed_dim": 16, "depth": 2, "num_heads": 2},
+    ),
     "window adapters": spec(VIT, image_size=SIDE, **SIZE),
 }
 VISION_INJECTIONS = {
@@ -93,9 +104,10 @@ LEARNED = {"none": [], "newline": ["newline"], "both": ["newline", "separator"]}
 INJECTIONS = {
     "plain": None,
     "partial lora": spec("lit_mm.language.partial_lora.PartialLoRA", rank=2, dropout=0.0),
-    "lora": spec("lit_mm.language.lora.LoRA", rank=2, dropout=0.0),
+    "lora": spec("lit_mm.layers.adapters.LoRA", rank=2, dropout=0.0),
+    "visual expert": spec("lit_mm.language.visual_expert.VisualExpert"),
 }
-PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora"}
+PART = {"plain": None, "partial lora": "partial_lora", "lora": "lora", "visual expert": "visual_expert"}
 
 
 TABLES = (VISION, CONNECTORS, TILINGS, LAYOUTS, LEARNED, INJECTIONS)
@@ -319,7 +331,7 @@ def test_window_adapters_go_with_windows_alone() -> None:
         build(config).processor_of(stage(Inputs(Windows(window=SIDE))))
     config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
     config["init_args"]["vision"] = VISION["eva"]
-    with pytest.raises(UserError, match="go into the blocks of a ViT, got EvaViT"):
+    with pytest.raises(UserError, match="go into the blocks of a ViT, got TimmEncoder"):
         build(config)
 
 
@@ -346,3 +358,77 @@ def test_what_an_injection_adds_is_a_part_named_after_it() -> None:
     assert not any(".lora_" in name for name in parts["language"])
     plain = build(config | {"init_args": config["init_args"] | {"injection": None}}).parts()["language"]
     assert sum(p.numel() for p in plain.values()) == sum(p.numel() for p in parts["language"].values())
+
+
+def test_an_encoder_of_timm_normalises_pixels_by_its_own_constants() -> None:
+    config = Combination("last block", "mlp", "anyres", "unpadded rows", "newline", "plain").config()
+    sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+    name = "vit_so400m_patch14_siglip_378.v2_webli"
+    config["init_args"]["vision"] = spec(
+        "lit_mm.vision.timm_encoder.TimmEncoder", name=name, image_size=SIDE, overrides=sizes
+    )
+    module = build(config)
+    assert module.processor.normalise.mean == module.processor.normalise.std == (0.5, 0.5, 0.5)
+    batch = collate([module.processor.sample(document(1))], module.processor)
+    with torch.no_grad():
+        assert states(module.eval().network, batch).isfinite().all()
+
+
+def two_encoders(**changes: Any) -> Recombined:
+    vision, second = (ViT(image_size=side, patch=14, width=16, layers=1, heads=2) for side in (28, 42))
+    decoder = Llama(width=WIDTH, layers=2, heads=4, kv_heads=2, ffn_width=24, vocab_size=512)
+    arguments = {"second_vision": second, "cross_attention": CrossAttentionSettings(8, 2)} | changes
+    inputs = Inputs(tiling=TwoSizes(28, 42), layout=SharedPosition(), prompt=ChatPrompt())
+    return Recombined(vision, decoder, "nano", inputs, learned=["start", "end"], injection=VisualExpert(), **arguments)
+
+
+def test_a_second_encoder_and_cross_attention_can_be_combined_with_a_visual_expert(tmp_path: Path) -> None:
+    module = two_encoders()
+    assert {"second_vision", "cross_attention", "visual_expert", "start", "end"} <= module.parts().keys()
+    stage = Stage("all", {part: Train(lr=1e-2) for part in module.parts()}, max_steps=2)
+    run_recipe(module, [stage], tmp_path, count=6, global_batch=2, row_tokens=512, window=6)
+    again = two_encoders()
+    reading.load_weights(again, reading.read(manifest.find(str(tmp_path))), family_of(again))
+    assert torch.equal(logits(module), logits(again))
+    assert len(answer(again, [document(1, pictures=2)], max_new_tokens=3)) == 1
+
+
+@pytest.mark.parametrize("missing", ["second_vision", "cross_attention"])
+def test_a_second_encoder_without_cross_attention_is_refused(missing: str) -> None:
+    with pytest.raises(UserError, match="needs `second_vision` and `cross_attention` together"):
+        two_encoders(**{missing: None})
+
+
+def dual() -> dict[str, Any]:
+    """The config of a model whose coarse encoder mines a fine one."""
+    config = Combination("last block", "mlp", "pad", "in order", "none", "plain").config()
+    fine = spec(VIT, image_size=2 * SIDE, **SIZE | {"patch": 7})
+    config["init_args"]["vision"] = spec("lit_mm.vision.dual.DualEncoder", low=VISION["last block"], high=fine)
+    config["init_args"]["mining"] = spec("lit_mm.connectors.patch_info_mining.PatchInfoMining")
+    config["init_args"]["inputs"] = config["init_args"]["inputs"] | {"tiling": spec("lit_mm.tiling.Pad", size=2 * SIDE)}
+    return config
+
+
+def test_mining_can_be_chosen_and_is_trained_saved_loaded_and_asked(tmp_path: Path) -> None:
+    module = build(dual())
+    parts = module.parts()
+    assert set(parts) == {"vision", "second_vision", "connector", "language"}
+    stage = Stage("all", {part: Train(lr=1e-2) for part in parts}, max_steps=2, schedule=Cosine(0.0))
+    run_recipe(module, [stage], tmp_path, count=6, global_batch=2, row_tokens=512, window=6)
+    again = build(dual())
+    path = manifest.find(str(tmp_path))
+    reading.load_weights(again, reading.read(path), family_of(again))
+    assert torch.equal(logits(module), logits(again))
+    documents = [document(number, pictures=number) for number in range(3)]
+    assert answer(module, documents, max_new_tokens=3) == answer(again, documents, max_new_tokens=3)
+
+
+def test_mining_needs_two_encoders_and_two_encoders_need_mining() -> None:
+    alone = dual()
+    alone["init_args"]["vision"] = VISION["last block"]
+    with pytest.raises(UserError, match="ViT has no features at two resolutions"):
+        build(alone)
+    without = dual()
+    del without["init_args"]["mining"]
+    with pytest.raises(UserError, match="two resolutions, which MLPProjector does not read"):
+        build(without)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.mixture import Member, Mixture
+from lit_mm.datamodules.mixture import Member, Mixture
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.families import Recombined

@@ -220,3 +220,15 @@ def test_fp32_takes_the_flash_kernel_and_bf16_on_a_cpu_products(dtype: torch.dty
     with torch.profiler.profile() as profile:
         segment_attention(q, k, v, Segments(LENGTHS))
     assert any(kernel in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_on_a_cpu_shared_keys_give_the_bits_of_keys_that_are_copies(causal: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 64, 32, requires_grad=True) for heads in (6, 2, 2))
+
+    def of_copies(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, *(x.repeat_interleave(3, dim=1) for x in (k, v)), causal=causal)
+
+    shared = with_gradients(lambda *inputs: attention(*inputs, causal=causal), (q, k, v))
+    assert all(torch.equal(*pair) for pair in zip(shared, with_gradients(of_copies, (q, k, v)), strict=True))

@@ -15,7 +15,7 @@ from lit_mm.language.llama import Llama
 from lit_mm.language.partial_lora import apply_partial_lora
 from lit_mm.layers import activations
 from lit_mm.samples.batch import Batch
-from lit_mm.vision.eva import EvaViT
+from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import WindowAdapters
 from tests.rows import flat
@@ -66,9 +66,10 @@ def with_windows(**options: Any) -> ViT:
     return WindowAdapters(2, {"qkv": 2, "mlp": 2}, dropout=0.0)(vit(**options))
 
 
-def eva(**options: Any) -> EvaViT:
+def eva(**options: Any) -> TimmEncoder:
     torch.manual_seed(0)
-    return EvaViT(image_size=28, patch=14, width=32, layers=3, heads=2, mlp_ratio=2.0, **options)
+    sizes = {"embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2.0}
+    return TimmEncoder("eva_giant_patch14_clip_224", image_size=28, overrides=sizes, **options)
 
 
 def llama(**options: Any) -> Llama:
@@ -106,7 +107,7 @@ CASES = {
     "ViT with window adapters": (with_windows, lambda model, both: model(*both), list(zip(PIXELS, TILES, strict=True))),
     "Llama": (llama, learn, BATCHES),
     "Llama with partial LoRA": (partial_lora, learn, BATCHES),
-    "EvaViT": (eva, lambda model, pixels: model(pixels), SQUARE),
+    "TimmEncoder": (eva, lambda model, pixels: model(pixels), SQUARE),
 }
 
 

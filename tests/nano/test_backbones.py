@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datamodules.nano import NanoDocuments
+from lit_mm.datamodules.nano import NanoDocuments
 from lit_mm.nano.prints import Prints
 from lit_mm.nano.world import SKILLS
 from lit_mm.stream.order import MicroBatch

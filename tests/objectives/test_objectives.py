@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentParser
 from torch.nn.functional import cross_entropy
 
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.errors import UserError
 from lit_mm.families import Decoder
 from lit_mm.objectives.next_token import NextToken, by_source

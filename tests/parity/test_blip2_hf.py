@@ -13,7 +13,7 @@ from lit_mm.connectors.qformer_paired import PairedQFormer
 from lit_mm.language.llama import Llama
 from lit_mm.language.t5 import T5
 from lit_mm.samples.batch import IGNORE, Batch, Target, Texts
-from lit_mm.vision.eva import EvaViT
+from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.weights.blip2 import blip2_to_hf, hf_to_blip2
 from lit_mm.weights.convert import load_strict
 
@@ -60,14 +60,17 @@ def build(golden: Any, name: str) -> nn.ModuleDict:
     weights = hf_to_blip2(golden.tensors(name, "w."))
     reads = any(".words." in key for key in weights)
     parts: dict[str, nn.Module] = {
-        "vision": EvaViT(
+        "vision": TimmEncoder(
+            "eva_giant_patch14_clip_224",
             vision["image_size"],
-            vision["patch_size"],
-            vision["hidden_size"],
-            vision["num_hidden_layers"],
-            vision["num_attention_heads"],
-            mlp_ratio=(vision["intermediate_size"] + 0.5) / vision["hidden_size"],
-            eps=vision["layer_norm_eps"],
+            drop_cls=False,
+            overrides={
+                "patch_size": vision["patch_size"],
+                "embed_dim": vision["hidden_size"],
+                "depth": vision["num_hidden_layers"],
+                "num_heads": vision["num_attention_heads"],
+                "mlp_ratio": (vision["intermediate_size"] + 0.5) / vision["hidden_size"],
+            },
         ),
         "connector": PairedQFormer(
             vision["hidden_size"],

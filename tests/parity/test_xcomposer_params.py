@@ -38,7 +38,7 @@ def test_the_parts_have_the_published_counts(golden: Any, cli: RecipeCLI) -> Non
         "lora": language["lora"],
     }
     assert sum(count.values()) == counts["xcomposer1"]["total"]
-    assert len(cli.model.network.vision.blocks) == vision["depth"]
+    assert len(cli.model.network.vision.model.blocks) == vision["depth"]
 
 
 def test_the_connectors_pieces_have_the_published_counts(golden: Any, cli: RecipeCLI) -> None:
@@ -60,10 +60,10 @@ def test_lora_and_biases_sit_on_the_published_linears(golden: Any, cli: RecipeCL
     parts = cli.model.parts()
     layer = "lm.model.layers.0."
     below = {name.removeprefix(layer) for part in ("lora", "language") for name in parts[part] if layer in name}
-    assert {name.removesuffix(".lora_a.weight") for name in below if ".lora_a." in name} == set(
+    assert {name.removesuffix(".lora_A.default.weight") for name in below if ".lora_A." in name} == set(
         published["lora_linears"]
     )
-    biases = {name.replace(".base.", ".") for name in below if name.endswith(".bias")}
+    biases = {name.replace(".base_layer.", ".") for name in below if name.endswith(".bias")}
     assert biases == set(published["biases_per_layer"])
 
 

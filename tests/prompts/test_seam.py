@@ -45,9 +45,10 @@ ANSWERS = (
     *("\nfoo", "\n\nfoo", "\r\nCRLF", "\ttab", "  two", " one", "", " ", "\n"),
     *("def f(x):\n    return x  # twice", "```python\nx = 1\n```"),
 )
+PORTABLE = [name for name in TEMPLATES if name not in ("gemma", "llama_3")]  # no vocabulary here has their markers
 MARKED = {"turn_start": "<|im_start|>", "turn_end": "<|im_end|>"}
 PROMPTS: dict[str, Prompt] = {
-    **{name: ChatPrompt(name) for name in TEMPLATES},
+    **{name: ChatPrompt(name) for name in PORTABLE},
     "XComposer2Prompt": XComposer2Prompt(**MARKED),
     "XComposerPrompt": XComposerPrompt("<|im_start|>", "<|im_end|>"),
     "QwenChat": QwenChat(),
@@ -116,7 +117,7 @@ def test_all_that_follows_the_prompt_of_generation_is_learnt(name: str, template
 
 
 @pytest.mark.parametrize("name", [*NAMES, "sentencepiece, new"])
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", PORTABLE)
 def test_questions_are_not_learnt_and_answers_read_back(name: str, template: str, picture: Any) -> None:
     prompt, tokenizer = PROMPTS[template], tokenizer_for(name, template)
     end = TEMPLATES[template].end.strip()
@@ -155,7 +156,7 @@ def test_the_space_before_a_number_is_learnt() -> None:
 
 
 @pytest.mark.parametrize("name", ["sentencepiece", "tekken"])
-@pytest.mark.parametrize("template", [name for name in TEMPLATES if TEMPLATES[name].assistant.endswith(" ")])
+@pytest.mark.parametrize("template", [name for name in PORTABLE if TEMPLATES[name].assistant.endswith(" ")])
 def test_the_released_rule_gives_the_same_labels_in_first_rounds(name: str, template: str) -> None:
     tokenizer, prompt = vocabulary(name), PROMPTS[template]
     for answer in ANSWERS:
@@ -169,7 +170,7 @@ def test_the_released_rule_gives_the_same_labels_in_first_rounds(name: str, temp
         assert learn == [n >= masked for n in range(len(ids))], answer
 
 
-@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("template", PORTABLE)
 def test_ids_and_labels_of_the_nano_world_are_those_of_one_text(template: str) -> None:
     """The reference encodes the text at once; a token is supervised if it has a character of an answer or its end."""
     backend, tokenizer = tokenizers.Tokenizer.from_file(str(NANO_TOKENIZER)), load_tokenizer("nano")

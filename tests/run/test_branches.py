@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from callbacks.freeze_audit import FreezeAudit
+from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.errors import UserError
 from lit_mm.stages.stage import Stage, branches, check_recipe, lasting_ends, origins

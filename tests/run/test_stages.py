@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor
 
-from callbacks.metrics_csv import read_metrics
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading, writing
 from lit_mm.errors import UserError
 from lit_mm.run.folder import RunFolder

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from callbacks.freeze_audit import FreezeAudit
+from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.digests import digest
 from lit_mm.errors import UserError

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from lit_mm.samples.layout import (
+    FLAG_END,
+    FLAG_START,
+    SharedPosition,
     base_then_unpadded_rows,
     between_flags,
     global_then_tiles,
@@ -13,6 +16,7 @@ from lit_mm.samples.layout import (
     tile_map,
     with_newlines,
 )
+from lit_mm.samples.processor import TEXT
 from lit_mm.tiling.plan import Size, TilePlan, View, tiles_of
 
 SIDE = 28
@@ -80,3 +84,16 @@ def test_padding_of_the_grid_is_left_out_of_the_rows():
 def test_a_plan_of_one_view_is_its_tokens_and_one_newline():
     whole = TilePlan((9, 9), (0, 0), (View.whole((SIDE, SIDE)),), "first")
     assert flat(base_then_unpadded_rows(whole, by_patch)) == [0, 1, 2, 3, -1]
+
+
+def test_patches_of_an_image_share_a_position_and_its_end_flag_is_text() -> None:
+    layout, end = SharedPosition(), FLAG_END
+    for index, positions, routed in (
+        ([TEXT, FLAG_START, 0, 1, 2, end, TEXT], [0, 1, 2, 2, 2, 3, 4], [1, 2, 3, 4]),
+        ([TEXT, FLAG_START, 0, 1, end, FLAG_START, 2, 3, end], [0, 1, 2, 2, 3, 4, 5, 5, 6], [1, 2, 3, 5, 6, 7]),
+        ([TEXT, TEXT], [0, 1], []),
+        ([], [], []),
+    ):
+        numbers = np.array(index, dtype=np.int64)
+        assert layout.positions(numbers).tolist() == positions
+        assert layout.routed(numbers).tolist() == routed

@@ -51,7 +51,7 @@ def is_overlay(path: Path) -> bool:
 def test_the_recipe_parses_and_its_stages_fit_its_model_and_its_data(path: Path) -> None:
     cli = parse(EXPERIMENTS / "xcomposer2.yaml", path) if is_overlay(path) else parse(path)
     assert cli.stages
-    check_recipe(cli.stages, cli.model.parts())
+    check_recipe(cli.stages, cli.model.parts(), cli.model.objectives)
     assert all(parameter.dim() for parameter in cli.model.parameters())  # sharding takes no scalars
     for stage in cli.stages:
         assert type(cli.data_of(stage)) is type(cli.datamodule)

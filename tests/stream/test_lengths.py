@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules.mixture import Member, Mixture
+from lit_mm.datamodules.mixture import Member, Mixture
 from lit_mm.documents.sources import LlavaConversations
 from lit_mm.errors import UserError
 from lit_mm.prompts.plain import Plain

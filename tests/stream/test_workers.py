@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.conversations import Conversations
-from datamodules.mixture import Member, Mixture
-from datamodules.nano import NanoDocuments
+from lit_mm.datamodules.conversations import Conversations
+from lit_mm.datamodules.mixture import Member, Mixture
+from lit_mm.datamodules.nano import NanoDocuments
 from lit_mm.families import Llava15, LlavaNext, LlavaUHD, Monkey, QwenVL, XComposer, XComposer2HD
 from lit_mm.prompts.source import PublishedTokenizer, load_tokenizer
 from lit_mm.samples.inputs import Inputs

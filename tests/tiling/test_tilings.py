@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from lit_mm.errors import UserError
-from lit_mm.tiling import AnyRes, CentreCrop, Hd, Pad, Stretch, Tiling, Uhd, UhdArxiv, Whole, Windows
+from lit_mm.tiling import AnyRes, Canvas, CentreCrop, Hd, Pad, Stretch, Tiling, TwoSizes, Uhd, UhdArxiv, Whole, Windows
 from lit_mm.tiling.anyres import plan_anyres
+from lit_mm.tiling.canvas import plan_canvas
 from lit_mm.tiling.hd import plan_hd
-from lit_mm.tiling.plan import plan_square
+from lit_mm.tiling.plan import View, plan_square
 from lit_mm.tiling.square import plan_centre_crop, plan_pad
 from lit_mm.tiling.uhd import plan_uhd, plan_uhd_arxiv
 from lit_mm.tiling.windows import plan_whole, plan_windows
@@ -24,6 +26,7 @@ TILINGS = [
     (AnyRes(28, ((1, 2),), "hf"), partial(plan_anyres, tile=28, grids=((1, 2),), rule="hf")),
     (Hd(), plan_hd),
     (Hd(9, 28), partial(plan_hd, max_tiles=9, tile=28)),
+    (TwoSizes(28, 56), lambda *size: replace(plan_square(*size, size=28), second=(View.whole((56, 56)),))),
     (Uhd(), plan_uhd),
     (Uhd(3, 28, 7), partial(plan_uhd, max_slices=3, size=28, patch=7)),
     (UhdArxiv(), plan_uhd_arxiv),
@@ -31,6 +34,7 @@ TILINGS = [
     (Windows(), plan_windows),
     (Windows((56, 84), 28, 14), partial(plan_windows, size=(56, 84), window=28, stride=14)),
     (Whole((56, 84), 28), partial(plan_whole, size=(56, 84), window=28)),
+    (Canvas(90, 120, 30), partial(plan_canvas, canvas=(90, 120), patch=30)),
 ]
 
 

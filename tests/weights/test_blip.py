@@ -67,3 +67,12 @@ def test_later_tokens_change_the_encoder_and_not_the_decoder() -> None:
     for mode, same in ((ENCODER, False), (DECODER, True)):
         first, second = (text(x, visible, mode, features)[0, 0] for x in (ids, other))
         assert torch.equal(first, second) is same, mode
+
+
+@torch.inference_mode()
+def test_position_table_is_resized_in_every_forward_with_any_view() -> None:
+    small = TimmViT(32, 16, 12, 1, 2, any_view=True).eval()
+    large = TimmViT(64, 16, 12, 1, 2, position_size=32).eval()
+    load_strict(large, small.state_dict())
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(small(pixels), large(pixels), rtol=0, atol=1e-5)

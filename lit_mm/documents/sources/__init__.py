@@ -1,4 +1,4 @@
-"""Sources: data sets on disk or at a URL, one document by number; the format is declared, never guessed.
+"""Sources, which read data sets on disk or at a URL and return documents by number. A recipe declares the format.
 
 In a recipe a source is a class (`class_path: lit_mm.documents.sources.LlavaConversations`) or a declaration
 (`{format: llava, path: chat.json, images: pictures}`), see `open_source`.

@@ -14,10 +14,10 @@ from lit_mm.errors import UserError
 
 
 class ArrowRows(Part):
-    """A .arrow file, mapped into memory: one row an entry, read without the others.
+    """Reads the rows of a .arrow file as entries. The file is mapped into memory, so that rows are read one by one.
 
     Raises:
-        UserError: it is at a URL, or cannot be read.
+        UserError: the file is at a URL, or cannot be read.
     """
 
     def _open_index(self) -> dict[str, np.ndarray]:

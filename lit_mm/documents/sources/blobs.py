@@ -1,4 +1,4 @@
-"""Where the bytes of a picture lie: a file of its own, a span of a larger file, or memory."""
+"""Places of the bytes of a picture: a file, a span of a larger file, or memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lit_mm.documents.sources.storage import open_file, read_file, read_range
 
 
 class Blob(Protocol):
-    """Where the bytes of one picture lie. It can be pickled."""
+    """The place of the bytes of one picture. It can be pickled."""
 
     @property
     def place(self) -> str:
-        """For people: the file, and what of it."""
+        """The file and the place inside it, for messages."""
         ...
 
     @property
     def path(self) -> str:
-        """The file that holds it."""
+        """The file that holds the bytes."""
         ...
 
     def open(self) -> BinaryIO: ...
@@ -29,7 +29,7 @@ class Blob(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileBlob:
-    """A file of its own."""
+    """A whole file."""
 
     path: str
 
@@ -49,7 +49,7 @@ class SpanBlob:
     """Bytes [start, start + size) of a larger file, such as a member of a tar.
 
     Attributes:
-        member: what it is called there.
+        member: name of the span in the larger file.
         version: see `read_range`.
     """
 
@@ -71,7 +71,7 @@ class SpanBlob:
 
 
 class _SpanFile(io.RawIOBase):
-    """A span as a file, read as far as it is asked for: a header is a few kilobytes of a picture."""
+    """Reads a span like a file, and only the bytes that are asked for: a picture's header has a few kilobytes."""
 
     def __init__(self, span: SpanBlob) -> None:
         self.span, self.at = span, 0
@@ -99,11 +99,11 @@ class _SpanFile(io.RawIOBase):
 
 @dataclass(frozen=True, slots=True)
 class BytesBlob:
-    """Bytes that are in memory already.
+    """Bytes in memory.
 
     Attributes:
         data: the bytes.
-        path, member: where they came from.
+        path, member: file and member that the bytes were read from.
     """
 
     data: bytes

@@ -23,12 +23,12 @@ def cache_folder() -> Path:
 
 
 def key_of(*parts: object) -> str:
-    """The name of an index: a hash of what it depends on."""
+    """Return the name of an index, which is a hash of everything that it depends on."""
     return hashlib.blake2b(repr((FORMAT, *parts)).encode(), digest_size=16).hexdigest()
 
 
 def load(key: str) -> dict[str, np.ndarray] | None:
-    """The arrays of an index as read-only memory maps, which processes share; None where there is none.
+    """Open the arrays of an index as read-only memory maps, which processes share. Return None if there is no index.
 
     Raises:
         UserError: a file of the index is damaged.
@@ -48,7 +48,7 @@ def load(key: str) -> dict[str, np.ndarray] | None:
 
 
 def store(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Publish an index all at once, and open it. Of several processes that make it at a time one wins; all are equal.
+    """Publish an index in one atomic step, and open it. If several processes publish equal indexes, the first stays.
 
     Raises:
         UserError: the cache folder cannot be written.
@@ -71,19 +71,19 @@ def store(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def forget(key: str) -> None:
-    """Remove an index, and what of it was unfinished."""
+    """Remove an index, and the chunks of an unfinished one."""
     for folder in (_folder(key), _partial(key)):
         if folder.is_dir():
             shutil.rmtree(folder)
 
 
 def resume(key: str, chunks: int, make: Callable[[int], np.ndarray]) -> list[np.ndarray]:
-    """Make an index chunk by chunk, each kept as soon as it is made: interrupted, it goes on where it was.
+    """Make an index chunk by chunk. Each chunk is stored at once, so an interrupted call continues at the next chunk.
 
     Args:
-        key: of the index. What is kept lies beside it until `finish`.
-        chunks: how many.
-        make: chunk number -> its array. Not called for a chunk that is there.
+        key: name of the index. Its chunks are stored beside it until `finish`.
+        chunks: number of chunks.
+        make: function from the number of a chunk to its array. It is not called for stored chunks.
     """
     folder = _partial(key)
     pieces = []
@@ -103,7 +103,7 @@ def resume(key: str, chunks: int, make: Callable[[int], np.ndarray]) -> list[np.
 
 
 def finish(key: str, arrays: Arrays) -> dict[str, np.ndarray]:
-    """Publish what `resume` made, and remove the chunks."""
+    """Publish arrays that `resume` has made, and remove their chunks."""
     published = store(key, arrays)
     shutil.rmtree(_partial(key), ignore_errors=True)
     return published

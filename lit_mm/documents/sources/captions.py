@@ -1,4 +1,4 @@
-"""Caption pairs in WebDataset tar shards, read in place: no extraction, no stream that has to be replayed."""
+"""Caption pairs in WebDataset tar shards. Members are read in place by their offsets."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # ending
 class CaptionShards(Source):
     """Shards of `key.jpg` with `key.txt` or `key.json`. A document is one page: the picture, then its caption.
 
-    Shards of three files a key (img2dataset writes a .txt and a .json) are read by the one that `text` names. A byte
-    order mark, carriage returns and the line ends behind a .txt are no part of the caption.
+    If a key has both a .txt and a .json (img2dataset writes both), `text` names the one that is read. A byte order
+    mark, carriage returns and the line ends behind a .txt are not part of the caption.
 
     Args:
-        path: of the shards, `captions-{00000..00127}.tar`.
-        text: the ending of the file that holds the caption.
-        caption: the key of the caption in a json.
+        path: path of the shards, such as `captions-{00000..00127}.tar`.
+        text: ending of the file that holds the caption.
+        caption: key of the caption in a json.
         name, limit_pixels: see `Source`.
     """
 
@@ -77,7 +77,7 @@ class CaptionShards(Source):
         return (Turn("page", (*pictures, caption)),)
 
     def _advice(self, sample: Sample) -> str:
-        """Why members of the sample may be missing; "" where nothing shows it."""
+        """Return a possible reason for missing members of the sample; "" if there is no sign of one."""
         part = next(part for part in self.parts if part.path == sample.path)
         return part.advice(sample.entry)
 

@@ -1,4 +1,4 @@
-"""What a field of an entry holds in place of a picture: a name, bytes, base64, or an object with one of them."""
+"""Cells, the values that stand for pictures in an entry: a name, bytes, base64, or an object with one of them."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from lit_mm.documents.sources.embedded import decode_embedded, is_embedded
 from lit_mm.documents.sources.paths import is_url, join
 from lit_mm.documents.sources.sample import Sample
 
-# Keys of an object that stands for a picture, the first that is filled counts. `bytes` and `path` are those of Hugging
-# Face's image columns, `image_base64` and `image_name` those of MMC4.
+# Keys of an object that stands for a picture; the first filled one counts. Hugging Face's image columns have `bytes`
+# and `path`, MMC4 has `image_base64` and `image_name`.
 KEYS = ("bytes", "image_base64", "path", "image_name", "file_name", "image", "url", "image_url")
 
 
 def cells_in(value: Any) -> Iterator[Any]:
-    """The cells of a field: a list of them, one, or none."""
+    """Return the cells of a field, which holds a list of cells, one cell, or nothing."""
     if value is None or value == "":
         return iter(())
     return iter(value) if isinstance(value, list | tuple) else iter((value,))
 
 
 def is_gap(cell: Any) -> bool:
-    """Whether nothing is in a cell that should hold a picture."""
+    """Return True if a cell that should hold a picture is empty."""
     return cell is None or cell == "" or (isinstance(cell, Mapping) and not any(cell.get(key) for key in KEYS))
 
 
 def blob_of(cell: Any, sample: Sample, folder: str, label: str) -> Blob:
-    """Where the bytes of a picture lie.
+    """Return the place of the bytes that a cell names or holds.
 
     Args:
         cell: a path or a URL, bytes, a data URI, base64, or an object with one of them.
         folder: folder or URL that relative names start from.
         label: name of the cell in errors.
     Raises:
-        SampleError: it is none of these, a name that no file can have, or damaged base64.
+        SampleError: the cell is none of these, is a name that no file can have, or holds damaged base64.
     """
     if isinstance(cell, Mapping):
         filled = next((cell[key] for key in KEYS if cell.get(key)), None)
@@ -58,9 +58,9 @@ def blob_of(cell: Any, sample: Sample, folder: str, label: str) -> Blob:
 
 
 def _path(name: str, sample: Sample, folder: str) -> str:
-    """The path of a picture's name.
+    """Return the path that a picture's name stands for.
 
-    A backslash separates folders where the file exists so, as in lists that were written on Windows.
+    Lists that were written on Windows separate folders by a backslash. It is read as a slash if that file exists.
 
     Raises:
         SampleError: no file can have that name.

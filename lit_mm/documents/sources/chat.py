@@ -31,10 +31,10 @@ MASKS = ("mask", "masked", "loss_mask")
 
 
 def role_of(turn: Any, number: int, sample: Sample, key: str) -> str:
-    """user, assistant or system.
+    """Return the role of a turn's speaker: "user", "assistant" or "system".
 
     Args:
-        key: the key of the speaker, `from` or `role`.
+        key: key that names the speaker, `from` or `role`.
     Raises:
         SampleError: an unknown speaker, a tool, or an answer that is not to be learnt.
     """
@@ -73,12 +73,12 @@ def _check_weight(turn: Mapping[str, Any], number: int, sample: Sample) -> None:
 
 
 def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple[str, str]]:
-    """(role, text) of turns of `{"from": ..., "value": ...}` or `{"role": ..., "content": ...}`.
+    """Return (role, text) of turns of the form `{"from": ..., "value": ...}` or `{"role": ..., "content": ...}`.
 
     Args:
         first: number of the first turn, in errors.
     Raises:
-        SampleError: a turn lacks a key, or as `role_of`.
+        SampleError: a turn lacks a key, or see `role_of`.
     """
     spoken = []
     for number, turn in enumerate(turns, first):
@@ -104,12 +104,12 @@ def check_answers(turns: list[tuple[str, str]], sample: Sample) -> None:
 
 
 def system_of(sample: Sample, *, has_turn: bool) -> str:
-    """The system's text that an entry has beside its turns, under `system`; "" for none.
+    """Return the text under the key `system` of an entry; "" if there is none.
 
     Args:
-        has_turn: the conversation begins with a turn of the system.
+        has_turn: True if the conversation begins with a system turn.
     Raises:
-        SampleError: it is no text, there is a system turn too, or the entry has `tools`.
+        SampleError: the value is not a text, there is a system turn as well, or the entry has `tools`.
     """
     if sample.entry.get("tools") not in (None, "", "[]", []):
         raise sample.error("it has `tools`, which are not read here", "unread_key", "Leave the sample out")
@@ -124,6 +124,10 @@ def system_of(sample: Sample, *, has_turn: bool) -> str:
 
 
 def with_system(turns: list[tuple[str, str]], sample: Sample) -> list[tuple[str, str]]:
-    """The turns, after the system's text of the entry. Raises as `system_of`."""
+    """Return the turns with the text under `system` as the first one.
+
+    Raises:
+        SampleError: see `system_of`.
+    """
     system = system_of(sample, has_turn=bool(turns) and turns[0][0] == "system")
     return [("system", system), *turns] if system else turns

@@ -1,4 +1,4 @@
-"""Go through whole sources without decoding pixels, and say what is wrong: file and line, reason, remedy."""
+"""Check whole sources without decoding pixels. Each error has its file and line, a reason and a remedy."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lit_mm.documents.document import Document
 from lit_mm.documents.printable import printable
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.documents.sources.placeholders import LITERAL
-from lit_mm.documents.sources.source import GAP, Source
+from lit_mm.documents.sources.source import GAP, UNNAMED, Source
 from lit_mm.errors import UserError
 
 
 class Documents(Protocol):
-    """Whatever gives documents by number."""
+    """A collection that returns documents by number."""
 
     def __len__(self) -> int: ...
 
@@ -24,17 +24,18 @@ class Documents(Protocol):
 
 
 DUPLICATE = "duplicate_id"
-# What is unusual in samples and trained on all the same
+# Name of a note -> its text. Samples with notes are trained on.
 NOTES: Mapping[str, str] = {
     DUPLICATE: "samples have an id that an earlier one has",
     LITERAL: "samples have a placeholder that is read as text (HTML, code)",
     GAP: "pages lack a picture, whose place is left out",
+    UNNAMED: "samples have no `id`; their file and line take its place",
 }
 
 
 @dataclass
 class Summary:
-    """What was seen of one source.
+    """Counts of the samples of one source.
 
     Attributes:
         name: name of the source.
@@ -42,8 +43,8 @@ class Summary:
         illustrated: number of samples with a picture.
         broken: number of samples with at least one error.
         kinds: number of errors by kind, see `lit_mm.documents.sources.KINDS`.
-        notes: number of samples by what is unusual in them and no error, see `NOTES`.
-        first_notes: place of the first sample of every note.
+        notes: number of samples by note, see `NOTES`.
+        first_notes: place of the first sample with each note.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Summary:
         return {**vars(self), "kinds": dict(sorted(self.kinds.items())), "notes": dict(sorted(self.notes.items()))}
 
     def lines(self) -> list[str]:
-        """The notes in words; a source without any picture is one."""
+        """Return the notes as sentences. A source without any picture gets a note as well."""
         lines = [
             f"{count} of {self.samples} {NOTES[note]}, the first at {self.first_notes[note]}"
             for note, count in sorted(self.notes.items())
@@ -75,20 +76,20 @@ def check_source(
     tell: Callable[[SampleError], None],
     progress: Callable[[int], None] = lambda samples: None,
 ) -> Summary:
-    """Look at every sample of a source.
+    """Check every sample of a source.
 
-    Entries are parsed, headers read, placeholders, answers and regions compared with the pictures. Ids that are not
-    unique are counted in a note: published mixtures have them. Of a source that only gives documents (a generated one)
-    whatever it refuses is an error.
+    The check parses entries, reads headers, and compares placeholders, answers and regions with the pictures. Repeated
+    ids are a note, because published mixtures have them. A source that only returns documents, such as a generated one,
+    is checked by the errors that it raises.
 
     Args:
         name: name of the source.
-        source: a `Source`, or anything that gives documents by number.
-        tell: called with every error, in order.
-        progress: called with the number of samples that are finished.
+        source: a `Source`, or a collection that returns documents by number.
+        tell: function that is called with every error, in order.
+        progress: function that is called with the number of finished samples.
     """
     summary = Summary(name, samples=len(source))
-    ids: dict[int, int] = {}  # hash of an id -> the first sample that has it: a set of a million ids fits in memory
+    ids: dict[int, int] = {}  # hash of an id -> first sample with that id; a million hashes fit in memory
     for number in range(len(source)):
         notes: Counter[str] = Counter()
         identity, pictures, errors = (
@@ -112,7 +113,7 @@ def check_source(
 
 
 def _identity(source: Documents, number: int) -> str | None:
-    """The id of a sample that could be parsed."""
+    """Return the id of a sample that can be parsed; None if it has no id."""
     return source.identity(source.sample(number)) if isinstance(source, Source) else source[number].id
 
 
@@ -121,7 +122,7 @@ def _place(source: Documents, number: int) -> str:
 
 
 def _look(source: Documents, number: int) -> tuple[str | None, int, list[SampleError]]:
-    """As `Source.check`, of documents alone."""
+    """Return the same as `Source.check` for a collection that only returns documents."""
     try:
         document = source[number]
     except SampleError as error:
@@ -132,7 +133,7 @@ def _look(source: Documents, number: int) -> tuple[str | None, int, list[SampleE
 
 
 def as_record(name: str, error: SampleError) -> Mapping[str, str]:
-    """An error for machines."""
+    """Return an error as a JSON object."""
     return {
         "source": name,
         "where": error.where,

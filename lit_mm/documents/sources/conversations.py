@@ -1,4 +1,4 @@
-"""Conversations about images: the formats of LLaVA, Qwen-VL and XComposer. One JSON list, or one object a line."""
+"""Conversations about images in the formats of LLaVA, Qwen-VL and XComposer: a JSON list, or one object per line."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ IMG = re.compile(r"<img>(.*?)</img>", re.DOTALL)
 
 
 class Conversations(Source):
-    """Entries of `{"id": ..., "image": ..., "conversations": [{"from": ..., "value": text}]}`.
+    """Reads entries of `{"id": ..., "image": ..., "conversations": [{"from": ..., "value": text}]}`.
 
     `image` or `images` names one picture or several: paths, URLs, base64, or objects with bytes. Turns may have the
     keys `role` and `content`, and the entry a `system` text.
 
     Args:
         path, images, name, limit_pixels: see `Source`.
-        literal_placeholders: placeholders in rows without pictures are text, such as HTML or code.
+        literal_placeholders: if True, placeholders in rows without pictures are text, such as HTML or code.
         limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
     """
 
@@ -78,7 +78,7 @@ class Conversations(Source):
         return [self.blob(cell, sample) for cell in cells]
 
     def cells(self, sample: Sample) -> list[Any]:
-        """Names of the sample's pictures, or what stands in their place.
+        """Return the cells of the sample's pictures.
 
         Raises:
             SampleError: `image` and `images` differ.
@@ -89,7 +89,7 @@ class Conversations(Source):
         return filled[0] if filled else []
 
     def is_literal(self, sample: Sample) -> bool:
-        """Whether placeholders of the sample are text."""
+        """Return True if placeholders of the sample are text."""
         return self.literal_placeholders and not self.cells(sample)
 
     def _note_placeholders(self, turns: Sequence[tuple[str, str]], sample: Sample) -> None:
@@ -97,11 +97,11 @@ class Conversations(Source):
             sample.notes.add(LITERAL)
 
     def turns_of(self, sample: Sample) -> list[tuple[str, str]]:
-        """(role, text) of every turn, parsed once. Raises as `spoken`."""
+        """Return (role, text) of every turn. The turns of a sample are parsed once; for the errors see `spoken`."""
         return sample.once("turns", lambda: self.spoken(sample))
 
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
-        """(role, text) of every turn.
+        """Parse (role, text) of every turn.
 
         Raises:
             SampleError: a turn lacks a key or has an unknown speaker.
@@ -118,7 +118,7 @@ class Conversations(Source):
     def arrange(
         self, sample: Sample, spoken: list[tuple[str, str]], pictures: Sequence[SourcePicture | None]
     ) -> tuple[Turn, ...]:
-        """The turns with the pictures in their places.
+        """Return the turns with the pictures in their places.
 
         Raises:
             SampleError: placeholders and pictures do not fit.
@@ -128,9 +128,9 @@ class Conversations(Source):
         """Compare placeholders with pictures.
 
         Args:
-            free: number of pictures that may go without a placeholder if there is none.
+            free: largest number of pictures that need no placeholder if the text has none.
         Raises:
-            SampleError: they differ in number.
+            SampleError: the numbers differ.
         """
         places = sum(value.count(self.placeholder) for _, value in turns)
         if places != pictures and (places or pictures > free):
@@ -145,7 +145,7 @@ class Conversations(Source):
             )
 
     def place(self, turns: Sequence[tuple[str, str]], pictures: Sequence[SourcePicture]) -> tuple[Turn, ...]:
-        """Turns whose placeholders became pictures, in order; all other text stays."""
+        """Replace placeholders by pictures, in order. All other text stays."""
         rest = iter(pictures)
         return tuple(Turn(role, _split(text, self.placeholder, rest)) for role, text in turns)
 
@@ -159,15 +159,15 @@ def _split(text: str, placeholder: str, pictures: Iterator[SourcePicture]) -> tu
 
 
 class LlavaConversations(Conversations):
-    """LLaVA's format and ShareGPT's: `from` is human or gpt, `<image>` stands for a picture, `image` names them.
+    """Reads LLaVA's and ShareGPT's format: `from` is human or gpt, `<image>` stands for a picture that `image` names.
 
-    Text stays as it is, white space included. A leading turn of the assistant is left out, as the released code does:
-    nothing asks for it.
+    Text stays as it is, white space included. A leading turn of the assistant is left out, as in the released code,
+    because no question precedes it.
 
     Args:
         path, images, name, limit_pixels: see `Source`.
-        image_first: where a turn has one picture, put it in front, a newline after it, and strip the text, as the
-            released code does for its own models.
+        image_first: if True, the only picture of a turn moves to the front with a newline after it, and the text is
+            stripped, as the released code does for its own models.
         literal_placeholders, limit_group: see `Conversations`.
     Source: `preprocess_multimodal` and the templates in llava/train/train.py.
     """
@@ -211,11 +211,11 @@ class LlavaConversations(Conversations):
 
 
 class QwenVLConversations(Conversations):
-    """Qwen-VL's format: `from` is user or assistant, pictures are written into the text as `<img>path</img>`.
+    """Reads Qwen-VL's format: `from` is user or assistant, and the text names pictures as `<img>path</img>`.
 
-    What stands around them (`Picture 1: `) and the marks of regions stay in the text: `<ref>phrase</ref>` and
-    `<box>(x1,y1),(x2,y2)</box>` or `<quad>` with four points, whole numbers from 0 to 999 across the picture.
-    The tags `<img>` and `</img>` go; the family's prompt writes what it needs.
+    Other text stays: `Picture 1: ` and the marks of regions, which are `<ref>phrase</ref>` and
+    `<box>(x1,y1),(x2,y2)</box>`, or `<quad>` with four points, in whole numbers from 0 to 999 across the picture.
+    The tags `<img>` and `</img>` are removed, because the family's prompt writes its own.
 
     Source: arXiv:2308.12966, section 3.3; PICTURESME (fine-tuning) of the release.
     """
@@ -276,7 +276,7 @@ class QwenVLConversations(Conversations):
     @staticmethod
     def _check_tags(sample: Sample, turns: Sequence[tuple[str, str]]) -> None:
         """Raises:
-        SampleError: <box>, <quad> or <ref> is opened twice, closed without being open, or left open.
+        SampleError: <box>, <quad> or <ref> is opened twice, closed before it is opened, or never closed.
         """
         for number, (_, text) in enumerate(turns):
             opened = ""
@@ -318,9 +318,9 @@ class QwenVLConversations(Conversations):
 
 
 class XComposerConversations(Conversations):
-    """XComposer's format: `from` is user or assistant, `<ImageHere>` stands for a picture, `image` names them.
+    """Reads XComposer's format: `from` is user or assistant, `<ImageHere>` stands for a picture that `image` names.
 
-    A single picture may go without placeholder; see `conversation_to_document`, which also strips every turn's text.
+    A single picture needs no placeholder. `conversation_to_document` strips the text of every turn.
     """
 
     format_name = "xcomposer"

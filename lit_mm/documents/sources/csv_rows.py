@@ -1,4 +1,4 @@
-"""Comma-separated tables with a header line: one record an entry."""
+"""Comma-separated tables with a header line. Each record is an entry."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from lit_mm.errors import UserError
 
 
 class CsvRows(Part):
-    """A .csv: the names of the columns, then a record a line, or more lines where a quoted text holds line ends.
+    """Reads a .csv: names of columns, then records. A record has several lines if a quoted text holds line ends.
 
-    The index has `spans` [N + 1, 3]: start and size in bytes, and the line that it begins in; the first is the header.
+    The index has `spans` [N + 1, 3]: start and size in bytes and the first line of each record; record 0 is the header.
 
     Raises:
-        UserError: it has no header, or is not UTF-8 there.
+        UserError: the file has no header, or its header is not UTF-8.
     """
 
     def __init__(self, path: str, expected: str, unpacked: str | None = None) -> None:
@@ -31,7 +31,7 @@ class CsvRows(Part):
             raise UserError(f"{path!r} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
 
     def scan(self) -> dict[str, np.ndarray]:
-        """A line end inside quotes, behind an odd number of them, ends no record."""
+        """Find the records. A line end behind an odd number of quotes is inside a quoted text and ends no record."""
         with mapped(self.file) as buffer:
             stops, line_ends, num_quotes = [], [], 0
             for start in range(0, len(buffer), SCAN):
@@ -57,10 +57,10 @@ class CsvRows(Part):
         return f"{self.name}:{int(self.index['spans'][number + 1, 2])}"
 
     def entry(self, number: int) -> dict[str, str]:
-        """The record's texts by column; an empty cell is left out.
+        """Return column -> text of a record, without empty cells.
 
         Raises:
-            SampleError: it is not UTF-8, or has another number of cells than the header.
+            SampleError: the record is not UTF-8, or has another number of cells than the header.
         """
         try:
             cells = self._record(number + 1)

@@ -29,7 +29,7 @@ FORMATS: Mapping[str, type[Source]] = {
 }
 
 
-# What formats are called elsewhere -> the format
+# Other name of a format -> format
 SYNONYMS: Mapping[str, str] = {
     "sharegpt": "llava",
     "qwen": "qwen_vl",
@@ -47,10 +47,10 @@ SYNONYMS: Mapping[str, str] = {
 
 
 def open_source(declaration: Mapping[str, Any]) -> Source:
-    """Open the source that a declaration describes: `format`, and the arguments of that format's class.
+    """Open the source of a declaration, which has the key `format` and the arguments of that format's class.
 
     Raises:
-        UserError: no such format, a key that it does not have, one missing or of another type, or as `Source`.
+        UserError: the format does not exist, a key is unknown, missing or of another type, or see `Source`.
     """
     if declaration.get("format") is None:
         raise undeclared(str(declaration.get("path", "")), FORMATS)
@@ -79,11 +79,11 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
 
 
 def undeclared(path: str, formats: Iterable[str]) -> UserError:
-    """The error of a source without a format: it names the formats, and what the file looks like.
+    """Return the error of a declaration without a format. It names the formats, and the one that the file looks like.
 
     Args:
-        path: of the source; "" for none.
-        formats: names to choose from.
+        path: path of the source; "" for none.
+        formats: names of the formats.
     """
     guess = guess_format(path) if path else None
     place = (f" for {path!r}" if path else "") + (f", which looks like {guess}" if guess is not None else "")
@@ -91,7 +91,7 @@ def undeclared(path: str, formats: Iterable[str]) -> UserError:
 
 
 def type_of(annotation: str) -> tuple[type, ...]:
-    """The types that an annotation of a source's argument allows: "str | None" -> (str, NoneType)."""
+    """Return the types that an annotation of a source's argument allows: "str | None" -> (str, NoneType)."""
     types = {"str": str, "int": int, "bool": bool, "None": type(None)}
     return tuple({types.get(name.strip(), str) for name in annotation.split("|")})  # a Literal is text
 

@@ -1,8 +1,8 @@
-"""Digests of a source's data files: whether a run that resumes reads the data that it began with.
+"""Digests of a source's data files, by which a resumed run knows that its data are the same as before.
 
-Annotation files are read whole and shards in sampled blocks. Of a remote file the size and the server's ETag count, or
-both its ends where the server gives no ETag. Pictures that lie beside an annotation file are not part of a digest.
-Neither is a file's place or its time of change, so data that were moved, copied or touched are the same.
+A digest covers a whole annotation file, or sampled blocks of a shard. For a remote file it covers the size and the
+server's ETag, or both ends of the file if there is no ETag. It does not cover pictures beside an annotation file, nor
+the place of a file or its time of change, so data may be moved, copied or touched.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from lit_mm.documents.sources.storage import is_url, open_file
 
 Kind = Literal["whole", "sampled", "remote"]
 SHARDS = (".tar", ".parquet", ".arrow")
-SAMPLED, BLOCK = 64, 1 << 16  # blocks of a shard that are read, and bytes of each
+SAMPLED, BLOCK = 64, 1 << 16  # number of sampled blocks of a shard, and bytes of each
 CHUNK = 1 << 22  # bytes read at once
-TAIL = 1 << 16  # bytes at the end of an annotation file in which its last row ends
+TAIL = 1 << 16  # bytes at the end of an annotation file that are searched for the end of its last row
 
 
 class DataFile(Protocol):
@@ -37,26 +37,26 @@ class Files(Protocol):
 
 
 def digest_of(source: Files) -> dict[str, Any]:
-    """The digest of a source: its number of `samples`, and its `files` in order, see `digest_of_file`."""
+    """Return the digest of a source: its number of `samples`, and its `files` in order, see `digest_of_file`."""
     return {"samples": len(source), "files": [digest_of_file(part.path) for part in source.parts]}
 
 
 def kind_of(path: str) -> Kind:
-    """How a file is read for its digest."""
+    """Return how a file is read for its digest."""
     if is_url(path):
         return "remote"
     return "sampled" if path.lower().endswith(SHARDS) else "whole"
 
 
 def digest_of_file(path: str, kind: Kind | None = None) -> dict[str, Any]:
-    """What a checkpoint keeps of a data file.
+    """Return the facts of a data file that a checkpoint stores.
 
     Args:
         path: local path or URL.
-        kind: how it is read; None for `kind_of`.
+        kind: how the file is read; None: as `kind_of` says.
     Returns:
         `name`, `kind`, `bytes` and `digest`. An annotation file also has `rows`: the number of bytes up to the end of
-        its last row, and their digest, which stays when rows are appended.
+        its last row, and their digest. These bytes stay the same when rows are appended.
     """
     kind = kind or kind_of(path)
     if kind == "remote":
@@ -79,10 +79,10 @@ def digest_of_file(path: str, kind: Kind | None = None) -> dict[str, Any]:
 
 
 def changes(earlier: Mapping[str, Any], source: Files) -> list[str]:
-    """What is different from an earlier digest of a source, in words; nothing if it is the same.
+    """Describe the differences from an earlier digest of a source; the result is empty if there are none.
 
     Args:
-        earlier: what `digest_of` gave.
+        earlier: earlier result of `digest_of`.
     """
     entries, paths = earlier["files"], [part.path for part in source.parts]
     differences = []
@@ -126,7 +126,7 @@ def _name(path: str) -> str:
 
 
 def _end_of_rows(file: Any, size: int, closing: bytes) -> int:
-    """Bytes before the white space, and the bracket, that close an annotation file."""
+    """Count the bytes of an annotation file before the white space and the bracket at its end."""
     start = max(0, size - TAIL)
     file.seek(start)
     tail = file.read(TAIL).rstrip()
@@ -142,7 +142,7 @@ def _feed(hashed: Any, file: Any, size: int) -> None:
 
 
 def _begins_with(path: str, size: int, digest: str) -> bool:
-    """Whether the first `size` bytes of a file have that digest."""
+    """Return True if the first `size` bytes of a file have this digest."""
     hashed = hashlib.blake2b(digest_size=16)
     with open_file(path) as file:
         _feed(hashed, file, size)

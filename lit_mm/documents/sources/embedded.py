@@ -10,22 +10,22 @@ from urllib.parse import unquote_to_bytes
 DATA_URI = re.compile(r"data:(?P<kind>[\w.+-]+/[\w.+-]+)?(?P<options>(?:;[^;,]*)*),", re.IGNORECASE)
 # How base64 of an image begins: JPEG, PNG, GIF, WEBP, BMP, TIFF and AVIF
 BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0AK", "AAAA")
-SHORTEST = 64  # characters of base64; the smallest pictures have some more
+SHORTEST = 64  # least number of base64 characters of a picture; the smallest pictures have some more
 BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
 
 
 def is_embedded(text: str) -> bool:
-    """Whether a picture field holds the picture itself: a data URI, or base64 that begins as an image does."""
+    """Return True if a text is a data URI, or base64 that begins like an image."""
     if DATA_URI.match(text):
         return True
     return len(text) >= SHORTEST and text.startswith(BEGINNINGS) and BASE64.fullmatch(text) is not None
 
 
 def decode_embedded(text: str) -> bytes:
-    """The bytes of an embedded picture.
+    """Decode the bytes of an embedded picture.
 
     Raises:
-        ValueError: it is not of an image, or its base64 is damaged.
+        ValueError: the data URI is not of an image, or the base64 is damaged.
     """
     uri = DATA_URI.match(text)
     if uri is None:

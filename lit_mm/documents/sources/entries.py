@@ -1,4 +1,4 @@
-"""The entries of a data file, whatever it is called: JSON, one value a line, or a table; packed or not."""
+"""Entries of a data file: a JSON list, one JSON value per line, or a table, compressed or not."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00")  # beginnings of UTF-16 and UTF-32
 
 
 def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_group: int = LIMIT_GROUP) -> Part:
-    """The file's entries. Its beginning decides where it is not what its ending says.
+    """Open the entries of a file. If content and ending of the file disagree, the content decides.
 
-    A .jsonl that holds one list is read as one, a .json with one object a line as lines. A packed file is unpacked into
-    the cache folder once, see `lit_mm.documents.sources.packed`.
+    A .jsonl that holds one list is read as a list, and a .json with one object per line is read as lines. A compressed
+    file is decompressed into the cache folder once, see `lit_mm.documents.sources.packed`.
 
     Args:
-        columns: columns of a table that are read, all of them required; none for all that it has.
-        limit_group: of a parquet, see `ParquetRows`.
+        columns: required columns of a table, the only ones that are read; an empty list reads all columns.
+        limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
     Raises:
-        UserError: another kind of file, text that is not UTF-8, or as `Part`.
+        UserError: the file is of another kind, or its text is not UTF-8; see also `Part`.
     """
     ending = _ending(path)
     if ending not in (*JSON_ENDINGS, *TABLE_ENDINGS):
@@ -57,6 +57,6 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
 
 
 def _ending(path: str) -> str:
-    """The ending of a file's name in lower case, that of a packed file left out."""
+    """Return the ending of a file's name in lower case, without the ending of the compression."""
     stem, ending = os.path.splitext(name_of(path).partition("?")[0].lower())
     return os.path.splitext(stem)[1] if ending in ENDINGS else ending

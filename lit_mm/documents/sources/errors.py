@@ -1,4 +1,4 @@
-"""What can be wrong with one sample of a data set: a closed list of kinds, and the error that carries one of them."""
+"""The error of one sample of a data set, and the closed list of its kinds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ Kind = Literal[
     "malformed_json",
     "malformed_text",
     "bad_entry",
-    "missing_id",
     "duplicate_id",
     "duplicate_member",
     "missing_file",
@@ -32,18 +31,18 @@ LONGEST_ID = 200  # characters of an id in a message
 
 
 class SampleError(UserError):
-    """One sample is broken; the rest of the data set may be sound.
+    """The error of one broken sample. Other samples of the data set may be sound.
 
     Control characters in its texts are escaped, and base64 is cut, see `lit_mm.documents.printable`.
 
     Attributes:
-        where: file and line (or row, or member) of the sample, "captions.jsonl:17".
+        where: file and line (or row, or member) of the sample, such as "captions.jsonl:17".
         sample_id: the sample's own id, or `where` if it has none.
         kind: one of `KINDS`.
-        reason: what is wrong, in words.
-        remedy: what to do about it.
+        reason: description of the fault.
+        remedy: advice to the user.
     Args:
-        message: what is wrong. Alone, it is the message of an error that a loader's worker hands over.
+        message: description of the fault; as the only argument, the full message of an error in a loader's worker.
     Raises:
         AssertionError: `kind` is not in `KINDS`.
     """

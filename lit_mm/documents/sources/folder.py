@@ -1,4 +1,4 @@
-"""A plain folder: pictures, and a jsonl that says what they show."""
+"""Folders of pictures with one file of questions, answers or captions."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ CAPTIONS = ("caption", "text")  # keys of captions, the second Hugging Face's
 
 
 class PictureFolder(Source):
-    """A folder with a file of `{"image": name, "question": text, "answer": text}` or `{"image": ..., "caption": text}`.
+    """Reads a folder's list of `{"image": ..., "question": text, "answer": text}` or `{"image": ..., "caption": text}`.
 
-    `image` or `images` names one picture or several, from the folder on; it may be left out. Hugging Face's image
-    folders are read too: there `file_name` names the picture, and `text` is its caption. Pictures stand in front of the
-    question. A question becomes a conversation of two turns, a caption a page. An `id` is used where there is one.
+    `image` or `images` holds paths relative to the folder and may be left out. In Hugging Face's image folders
+    `file_name` names the picture, and `text` is its caption. Pictures stand in front of the question. A question
+    becomes a conversation of two turns, and a caption becomes a page. The key `id` is optional.
 
     Args:
-        path: the folder, local or a URL.
-        file: the file inside it that names the pictures; None for metadata.jsonl, .csv or .parquet, the first that is
-            there.
+        path: path or URL of the folder.
+        file: name of the file in the folder that lists the pictures; None for the first of metadata.jsonl, .csv and
+            .parquet that exists.
         name, limit_pixels: see `Source`.
         limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
     """

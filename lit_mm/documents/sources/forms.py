@@ -1,4 +1,4 @@
-"""What an entry looks like: the format that has its keys."""
+"""Recognition of the format of an entry by its keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMS = {
 
 
 def format_of(entry: Any) -> str | None:
-    """The format that an entry looks like; None where nothing shows it."""
+    """Return the format that an entry looks like; None if its keys fit no format."""
     if not isinstance(entry, Mapping):
         return None
     if isinstance(turns := entry.get("conversations"), list):

@@ -1,4 +1,4 @@
-"""What format a data file looks like: a help for who has not declared one, never a decision."""
+"""A guess at the format of a data file. It only serves the error about a missing format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lit_mm.errors import UserError
 
 
 def guess_format(pattern: str) -> str | None:
-    """The format that the first file of a pattern looks like, by its first entry; None where nothing shows it."""
+    """Guess a format from the first entry of the first file of a pattern; None if the entry fits no format."""
     try:
         path = expand(pattern)[0]
         if not is_url(path) and os.path.isdir(path):

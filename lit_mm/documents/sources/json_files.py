@@ -1,4 +1,4 @@
-"""JSON files: one list of entries, or one entry a line."""
+"""JSON files, which hold one list of entries, or one entry per line."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from lit_mm.documents.sources.storage import mapped, open_file, read_range
 from lit_mm.errors import UserError
 
 BOM = b"\xef\xbb\xbf"
-ENTRIES = ("conversations", "messages", "texts", "text_list", "images")  # keys of one entry, and not of all
+ENTRIES = ("conversations", "messages", "texts", "text_list", "images")  # keys of a file that holds a single entry
 HEAD = 1 << 20  # bytes that show whether a file holds a list
 SCAN = 1 << 24  # bytes searched for line ends at a time
-# Tokens of a JSON list, as far as the ends of its elements depend on them
+# Tokens of a JSON list that decide where its elements end
 TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|[^\s,:"{}\[\]]++|"', re.DOTALL)
 
 
 class JsonPart(Part):
-    """One JSON value an entry. The index has `spans` [N, 3]: start and size in bytes, and the line it begins in."""
+    """Reads JSON values as entries. The index has `spans` [N, 3]: start and size in bytes, and the first line."""
 
     def __len__(self) -> int:
         return len(self.index["spans"])
 
     def where(self, number: int) -> str:
-        """File and line; of several entries in a line also which of the file's it is, from 1."""
+        """Return file and line, and for one of several entries in a line the entry's number in the file, from 1."""
         lines = self.index["spans"][:, 2]
         line = int(lines[number])
         shared = any(0 <= other < len(lines) and lines[other] == line for other in (number - 1, number + 1))
@@ -73,7 +73,7 @@ class JsonPart(Part):
 
 
 class DuplicateKey(ValueError):
-    """An object has a key twice; a reader would take the last one without a word."""
+    """The error of an object that has a key twice. Python's reader would silently take the last value."""
 
     def __init__(self, key: str) -> None:
         super().__init__(key)
@@ -81,10 +81,10 @@ class DuplicateKey(ValueError):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object.
+    """Build a JSON object from its pairs.
 
     Raises:
-        DuplicateKey: it has a key twice.
+        DuplicateKey: a key appears twice.
     """
     table = dict(pairs)
     if len(table) < len(pairs):
@@ -93,7 +93,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def line_ends(buffer: Any) -> np.ndarray:
-    """[K] where the line feeds of a buffer stand."""
+    """Find the places [K] of the line feeds in a buffer."""
     places = [
         np.flatnonzero(np.frombuffer(buffer[start : start + SCAN], dtype=np.uint8) == ord("\n")) + start
         for start in range(0, len(buffer), SCAN)
@@ -102,7 +102,7 @@ def line_ends(buffer: Any) -> np.ndarray:
 
 
 class JsonLines(JsonPart):
-    """A .jsonl: one JSON value a line; blank lines count as lines, not as entries."""
+    """Reads a .jsonl with one JSON value per line. Blank lines count as lines but not as entries."""
 
     def scan(self) -> dict[str, np.ndarray]:
         with mapped(self.file) as buffer:
@@ -119,10 +119,10 @@ class JsonLines(JsonPart):
 
 
 class JsonList(JsonPart):
-    """A .json: one list of entries, in one line or in many."""
+    """Reads a .json that holds one list of entries, in one line or several."""
 
     def scan(self) -> dict[str, np.ndarray]:
-        """Find the elements by their brackets alone; whether each is JSON shows when it is read.
+        """Find the elements by their brackets alone. Each element is parsed when it is read.
 
         Raises:
             UserError: the file is not JSON, or not a list.
@@ -152,7 +152,7 @@ class JsonList(JsonPart):
 
     def _refuse(self, buffer: Any) -> None:
         """Raises:
-        UserError: it says what the file is, as it is no list.
+        UserError: always; the message says what the file holds instead of a list.
         """
         try:
             value = json.loads(bytes(buffer).decode("utf-8-sig"))
@@ -172,10 +172,10 @@ class JsonList(JsonPart):
 
 
 def holds_list(path: str, *, is_json: bool) -> bool:
-    """Whether a file holds one list, rather than one entry a line. Its beginning decides where its ending is wrong.
+    """Return True if a file holds one list, False if it holds one entry per line. The content decides.
 
     Args:
-        is_json: the file is called .json, not .jsonl.
+        is_json: True if the file's ending is .json, False if it is .jsonl.
     """
     with open_file(path) as file:
         head = file.read(HEAD).removeprefix(BOM).lstrip()

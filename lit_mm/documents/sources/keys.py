@@ -1,4 +1,4 @@
-"""Keys of an entry that name pictures: those that are read, and those that were meant to be."""
+"""Keys of an entry that name pictures, and misspelt or foreign keys that should have done so."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.embedded import is_embedded
 from lit_mm.documents.sources.sample import Sample
 
-MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio"}  # key -> what is not read
+MEDIA = {"video": "video", "videos": "video", "audio": "audio", "audios": "audio"}  # unread key -> kind of media
 PICTURES = ("image", "images")  # keys of an entry that formats of conversations read
 TURN = ("from", "value", "role", "content")  # keys of a turn
 # Names under which pictures are stored elsewhere, in lower case and without separators
 ALIAS = re.compile(r"(?:image|img|picture|pic|photo|screenshot)s?(?:path|file|name|url|base64|data|bytes|list)?s?")
-# What follows "image" in a key that describes a picture
+# Endings behind "image" in keys that describe a picture and do not name one
 DESCRIPTIONS = frozenset(
     ("id", "ids", "size", "sizes", "width", "height", "count", "source", "type", "caption", "hash")
 )
@@ -27,11 +27,11 @@ def check_keys(sample: Sample, read: Sequence[str], *, has_pictures: bool, remed
     """Refuse keys that name pictures or videos and are not read.
 
     Args:
-        read: keys that the format reads pictures from, the usual one first.
-        has_pictures: the sample has pictures by what is read; other keys then describe them.
-        remedy: what to do about a picture under another key; "" to use the first of `read`.
+        read: keys from which the format reads pictures, the usual one first.
+        has_pictures: True if the sample has pictures under these keys; other keys then only describe them.
+        remedy: advice about a picture under another key; "": use the first of `read`.
     Raises:
-        SampleError: a video, or a sample without pictures whose pictures stand under another key.
+        SampleError: the sample names a video, or has no picture under `read` but one under another key.
     """
     if not isinstance(sample.entry, Mapping):
         return
@@ -53,10 +53,10 @@ def check_keys(sample: Sample, read: Sequence[str], *, has_pictures: bool, remed
 
 
 def check_turn_keys(sample: Sample, turn: Mapping[str, Any], number: int) -> None:
-    """Refuse keys of a turn that name pictures or videos: those of an entry alone are read.
+    """Refuse keys of a turn that name pictures or videos, because only such keys of an entry are read.
 
     Raises:
-        SampleError: the turn has such a key.
+        SampleError: the turn has a key of this kind.
     """
     for key, value in turn.items():
         if key in TURN or _is_empty(value):
@@ -74,7 +74,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _is_meant(key: str, value: Any, read: Sequence[str]) -> bool:
-    """Whether a key was meant to name pictures: by its name, a slip of the pen in it, or a name of an image in it."""
+    """Return True if a key seems to name pictures, by its name, a misspelt name, or an image's name as its value."""
     plain = re.sub(r"[\s_-]", "", key).lower()
     if ALIAS.fullmatch(plain) or plain in read:
         return True

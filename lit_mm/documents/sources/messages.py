@@ -14,21 +14,21 @@ from lit_mm.documents.sources.keys import PICTURES
 from lit_mm.documents.sources.picture import SourcePicture
 from lit_mm.documents.sources.sample import Sample
 
-TEXTS = ("text", "input_text", "output_text")  # kinds of parts
+TEXTS = ("text", "input_text", "output_text")  # values of a part's key `type`
 IMAGES = ("image", "image_url", "input_image")
 PICTURE_KEYS = ("image", "image_url", "url", "path", "data", "base64")  # of a part that is a picture
 
 
 class MessageConversations(Conversations):
-    """Messages of `{"role": ..., "content": ...}`, as chat clients, TRL and the tools of Qwen2-VL have them.
+    """Reads messages of `{"role": ..., "content": ...}`, the form of chat clients, TRL and the tools of Qwen2-VL.
 
-    `content` is a text, or a list of parts: `{"type": "text", "text": ...}` and pictures, `{"type": "image", "image":
-    ...}` or `{"type": "image_url", "image_url": {"url": ...}}`. A picture stands where its part does. Parts without a
-    name, and `<image>` in texts, stand for those that the entry names in `images`, in order. Without either, a single
-    picture of `images` stands in front of the first question.
+    `content` is a text, or a list of parts. A part is `{"type": "text", "text": ...}` or a picture, which is `{"type":
+    "image", "image": ...}` or `{"type": "image_url", "image_url": {"url": ...}}`. A picture stays at the place of its
+    part. A picture's part without a name, and `<image>` in a text, stand for the next picture in `images` of the entry.
+    If there is neither, the only picture of `images` stands in front of the first question.
 
-    An entry has `messages`; or `prompt` and `completion`, two lists of messages; or `texts`, rounds of `{"user": ...,
-    "assistant": ...}` about all of its `images`, which stand in front.
+    An entry has one of three forms: `messages`; `prompt` and `completion`, which are two lists of messages; or `texts`,
+    rounds of `{"user": ..., "assistant": ...}` about all `images`, which stand in front.
 
     Args:
         path, images, name, limit_pixels, literal_placeholders, limit_group: see `Conversations`.
@@ -83,11 +83,11 @@ class MessageConversations(Conversations):
         return self.place(spoken, pictures)
 
     def parts_of(self, sample: Sample) -> list[tuple[str, list[Any]]]:
-        """(role, parts) of every turn, parsed once, see `_turns`."""
+        """Return (role, parts) of every turn. A sample is parsed once, see `_turns`."""
         return sample.once("parts", lambda: self._turns(sample))
 
     def _turns(self, sample: Sample) -> list[tuple[str, list[Any]]]:
-        """(role, parts) of every turn; a part is a text, or `{"cell": ...}` for a picture, None for one of `images`."""
+        """Parse (role, parts) of every turn. A part is a text or `{"cell": ...}`; None is the next cell of `images`."""
         entry = sample.entry if isinstance(sample.entry, Mapping) else {}
         has_messages = entry.get("messages") is not None
         if not has_messages and isinstance(entry.get("texts"), list):
@@ -104,9 +104,10 @@ class MessageConversations(Conversations):
 
 
 class QueryResponseConversations(Conversations):
-    """`{"query": ..., "response": ..., "history": [[query, response], ...], "system": ..., "images": [...]}`.
+    """Reads `{"query": ..., "response": ..., "history": [[query, response], ...], "system": ..., "images": [...]}`.
 
-    `<image>` stands for a picture of `images`; pictures without any placeholder stand in front of the first query.
+    `<image>` stands for a picture of `images`. If no text has a placeholder, the pictures stand in front of the first
+    query.
 
     Args:
         path, images, name, limit_pixels, literal_placeholders, limit_group: see `Conversations`.
@@ -138,7 +139,7 @@ class QueryResponseConversations(Conversations):
 
 
 def _in_front(spoken: list[tuple[str, str]], pictures: Sequence[SourcePicture]) -> tuple[Turn, ...]:
-    """The turns with all pictures in front of the first question."""
+    """Return the turns with all pictures in front of the first question."""
     first = next(number for number, (role, _) in enumerate(spoken) if role == "user")
     return tuple(
         Turn(role, (*pictures, text) if number == first else (text,)) for number, (role, text) in enumerate(spoken)
@@ -167,10 +168,10 @@ def _messages(messages: list[Any], sample: Sample) -> list[tuple[str, list[Any]]
 
 
 def _part(part: Any, number: int, sample: Sample) -> Any:
-    """A part of a message: its text, or the cell of its picture.
+    """Return the text of a message's part, or the cell of its picture.
 
     Raises:
-        SampleError: it is neither.
+        SampleError: the part is neither a text nor a picture.
     """
     if isinstance(part, str):
         return part

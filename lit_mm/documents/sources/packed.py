@@ -1,4 +1,4 @@
-"""Data files that are packed: unpacked into the cache folder once, because a packed file has no random access."""
+"""Compressed data files, which are decompressed into the cache folder once because they have no random access."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZi
 
 
 def unpack(path: str) -> str | None:
-    """The content of a packed file, as a file of the cache folder; None for a file that is not packed.
+    """Decompress a file into the cache folder and return the new file; None for a file that is not compressed.
 
     Args:
-        path: a file packed by gzip, bzip2 or xz, or a zip archive of one file, whatever it is called.
+        path: file compressed by gzip, bzip2 or xz, or a zip archive of one file, under any name.
     Raises:
-        UserError: it is damaged, packed in another way, or the cache folder cannot be written.
+        UserError: the file is damaged or compressed in another way, or the cache folder cannot be written.
     """
     with open_file(path) as file:
         beginning = file.read(6)
@@ -59,7 +59,7 @@ def unpack(path: str) -> str | None:
 
 @contextmanager
 def _content(packed: BinaryIO, beginning: bytes, path: str) -> Iterator[IO[bytes]]:
-    """The unpacked content as a stream."""
+    """Open the decompressed content as a stream."""
     opener = next((opener for mark, opener in OPENERS.items() if beginning.startswith(mark)), None)
     if opener is not None:
         with opener(packed) as content:

@@ -1,7 +1,7 @@
-"""Interleaved pages: OBELICS and MMC4, in parquet or as one JSON object a line.
+"""Interleaved pages of OBELICS and MMC4, in parquet or as one JSON object per line.
 
-Of pages whose pictures were downloaded by their addresses some lack a picture. With `gaps: drop` they are pages with
-fewer pictures; otherwise they are bad samples.
+Some pages lack a picture whose download has failed. With `gaps: drop` they are pages with fewer pictures; otherwise
+they are bad samples.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Gaps = Literal["refuse", "drop"]
 
 
 class _Pages(Source):
-    """Pages: what both formats share.
+    """The common base of both formats.
 
     Raises:
         UserError: `gaps` is neither refuse nor drop.
@@ -52,18 +52,18 @@ class _Pages(Source):
 
 
 class ObelicsPages(_Pages):
-    """OBELICS: the lists `texts` and `images` of one length, in each place a text or an image, None in the other list.
+    """Reads OBELICS: lists `texts` and `images` of the same length. Each place has a text or an image, and one None.
 
-    An image is a path, a URL, bytes, or `{"bytes": ..., "path": ...}`. Texts stay as they are; two that follow each
-    other are joined by a blank line, as they are paragraphs.
+    An image is a path, a URL, bytes, or `{"bytes": ..., "path": ...}`. Texts stay as they are. Neighbouring texts are
+    paragraphs and are joined by a blank line.
 
-    A parquet is read by row group: pages with their pictures inside need small groups, a hundred rows or so.
+    A parquet is read by row group. If it holds the pictures, it should have small groups of about a hundred rows.
 
     Args:
         path, images, name, limit_pixels: see `Source`.
         limit_group: of a parquet, the most bytes of a row group, see `ParquetRows`.
-        gaps: what a page is whose picture is missing (its file, or both text and image of a place): "refuse" makes it a
-            bad sample, "drop" leaves the picture out.
+        gaps: policy for a page with a missing picture (its file is missing, or a place has neither text nor image):
+            "refuse" makes the page a bad sample, "drop" leaves the picture out.
     Source: arXiv:2306.16527, section 3 and the released data set's card.
     """
 
@@ -101,7 +101,7 @@ class ObelicsPages(_Pages):
         return (Turn("page", tuple(parts)),)
 
     def _places(self, sample: Sample) -> list[tuple[str | None, Any]]:
-        """(text, image) of every place, one of them None; both are None in a gap."""
+        """Return (text, image) of every place. One of them is None, and both are None in a gap."""
         described = "a page has two lists, `texts` and `images`"
         texts, images = sample.field("texts", list, described), sample.field("images", list, described)
         if len(texts) != len(images):
@@ -129,18 +129,18 @@ class ObelicsPages(_Pages):
 
 
 class Mmc4Pages(_Pages):
-    """MMC4: `text_list`, and `image_info` whose `matched_text_index` says before which sentence an image stands.
+    """Reads MMC4: `text_list`, and `image_info`, whose `matched_text_index` is the sentence that follows the image.
 
-    An image is named by `image_name` (or `path`), or it is stored in `bytes` or `image_base64`. Sentences are joined by
-    single spaces; an image stands directly before its sentence. Images of one sentence keep their order.
+    `image_name` or `path` names an image, or `bytes` or `image_base64` holds it. Sentences are joined by single spaces,
+    and an image stands directly before its sentence. Images of one sentence keep their order.
 
     Args:
         path, images, name, limit_pixels: see `Source`.
-        max_images: only the first so many of a page are used, in the order of `image_info`; all when left out.
+        max_images: largest number of images of a page, the first ones in `image_info`; None for no limit.
         limit_group: of a parquet, the most bytes of a row group, see `ParquetRows`.
-        gaps: what a page is whose image file is missing, see `ObelicsPages`.
-    Source: arXiv:2304.06939; the placing is that of VILA, llava/data/dataset.py (`max_images` 6 there; ties are broken
-        at random there, because numpy's argsort is not stable).
+        gaps: policy for a page whose image file is missing, see `ObelicsPages`.
+    Source: arXiv:2304.06939; the places of images follow VILA, llava/data/dataset.py, which has `max_images` 6 and
+        breaks ties at random, because numpy's argsort is not stable.
     """
 
     columns = ("text_list", "image_info")
@@ -180,7 +180,7 @@ class Mmc4Pages(_Pages):
         return (Turn("page", tuple(part for part in parts if part != "")),)
 
     def _in_order(self, sample: Sample) -> list[tuple[int, Mapping[str, Any]]]:
-        """(place in `image_info`, image) in reading order."""
+        """Return (place in `image_info`, image) in reading order."""
         count = len(self._sentences(sample))
         infos = sample.field("image_info", list, "a page has a list `image_info`")[: self.max_images]
         for at, info in enumerate(infos):

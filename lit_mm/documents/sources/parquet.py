@@ -1,4 +1,4 @@
-"""Parquet files: one row an entry."""
+"""Parquet files. Each row is an entry."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from lit_mm.documents.sources.paths import is_url
 from lit_mm.documents.sources.storage import open_file
 from lit_mm.errors import UserError
 
-LIMIT_GROUP = 1 << 28  # bytes of a parquet's row group
+LIMIT_GROUP = 1 << 28  # largest number of bytes of a row group
 
 
 class ParquetRows(Part):
-    """A .parquet: one row an entry, read by row group. The index has `ends` [G]: rows up to each group's end.
+    """Reads rows of a .parquet as entries. The index has `ends` [G]: number of rows up to the end of each row group.
 
-    Parquet has no access to a single row: for one, its row group is decoded (two are kept). A page at random out of a
-    group of 300 MB takes 1.4 s and 900 MB of memory, out of one of 20 MB 0.04 s (measured). Reading a group as a stream
-    would not help, as writers put a thousand rows into one data page. So large groups are refused.
+    Parquet has no access to a single row, so the row's group is decoded, and the last two groups stay in memory. A
+    random page from a group of 300 MB takes 1.4 s and 900 MB of memory, from a group of 20 MB 0.04 s (measured).
+    Reading a group as a stream would not help, because writers put a thousand rows into one data page. So large groups
+    are refused.
 
     Args:
-        columns: the columns that are read, all of them required; none for all that the file has.
-        limit_group: largest number of bytes that these columns may take in a row group.
+        columns: required columns, the only ones that are read; an empty list reads all columns.
+        limit_group: largest number of bytes of these columns in a row group.
     Raises:
-        UserError: it is not parquet, lacks a column, or has a larger row group.
+        UserError: the file is not parquet, lacks a column, or has a larger row group.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class ParquetRows(Part):
         return {column: table.column(column)[row].as_py() for column in self.columns}
 
     def _place(self, number: int) -> tuple[int, int]:
-        """Row group, and row inside it."""
+        """Return the row group of a row, and the row's number inside it."""
         ends = self.index["ends"]
         group = int(np.searchsorted(ends, number, side="right"))
         return group, number - (int(ends[group - 1]) if group else 0)

@@ -1,4 +1,4 @@
-"""One file of a source: entries by number, located through an index of byte offsets. Nothing parsed is kept."""
+"""Files of a source. An index of byte offsets locates entries by number, and no parsed entry stays in memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lit_mm.errors import UserError
 
 
 def digest_of(path: str) -> str:
-    """The hash of a data file, see `lit_mm.documents.sources.storage.Stamp`.
+    """Return the hash of a data file, see `lit_mm.documents.sources.storage.Stamp`.
 
     Raises:
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     version = stamp(path)
     if version is None:
@@ -30,10 +30,10 @@ class Part(ABC):
 
     Args:
         path: local path or URL.
-        expected: what an entry is, for messages ("conversation").
-        unpacked: local file that holds the content of a compressed `path`; None for `path` itself.
+        expected: word for an entry in messages, such as "conversation".
+        unpacked: local file with the decompressed content of `path`; None if `path` is not compressed.
     Raises:
-        UserError: there is no such file, or it holds nothing.
+        UserError: the file does not exist or is empty.
     """
 
     def __init__(self, path: str, expected: str, unpacked: str | None = None) -> None:
@@ -50,19 +50,19 @@ class Part(ABC):
 
     @abstractmethod
     def scan(self) -> dict[str, np.ndarray]:
-        """Find the entries: the arrays of the index."""
+        """Find the entries and return the arrays of the index."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def where(self, number: int) -> str:
-        """File and place of an entry."""
+        """Return file and place of an entry."""
 
     @abstractmethod
     def entry(self, number: int) -> Any:
         """Read and parse an entry.
 
         Raises:
-            SampleError: it cannot be parsed.
+            SampleError: the entry cannot be parsed.
         """

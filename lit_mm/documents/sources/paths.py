@@ -1,4 +1,4 @@
-"""Paths of data files: local or URLs, joined, and patterns that name several files."""
+"""Paths of data files, local or at a URL, and patterns that name several files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_url(path: str) -> bool:
 
 
 def join(folder: str, name: str) -> str:
-    """`name` inside `folder`; an absolute path or a URL stays what it is, and `file://` is a local path."""
+    """Join a folder and a name. An absolute path or a URL is unchanged, and `file://` becomes a local path."""
     name = _local(name)
     if is_url(name) or os.path.isabs(name):
         return name
@@ -38,32 +38,32 @@ def name_of(path: str) -> str:
 
 
 def expand(pattern: str) -> list[str]:
-    """The paths of a pattern, in order.
+    """Return the paths of a pattern, in order.
 
-    `a-{00..02}.tar` is three paths, `{x,y}.json` two, `train-*.parquet` all files of such a name, sorted. `~` is the
-    home folder. A folder with .arrow files stands for them.
+    `a-{00..02}.tar` gives three paths, `{x,y}.json` two, `train-*.parquet` all matching files, sorted. `~` is the home
+    folder. A folder with .arrow files stands for these files.
 
     Raises:
-        UserError: a range runs backwards, braces hold neither a range nor a list, or no file has such a name.
+        UserError: a range runs backwards, braces hold neither a range nor a list, or no file matches.
     """
     return [path for braceless in _without_braces(expand_home(pattern)) for path in _matching(braceless)]
 
 
 def expand_home(path: str) -> str:
-    """The path with the home folder in place of `~`, without `file://`; another URL is unchanged."""
+    """Replace `~` by the home folder and remove `file://`. Other URLs are unchanged."""
     path = _local(path)
     return path if is_url(path) else os.path.expanduser(path)
 
 
 def _local(path: str) -> str:
-    """The local path of a `file://` URL; other paths are unchanged."""
+    """Return the local path of a `file://` URL. Other paths are unchanged."""
     if not path.startswith("file://"):
         return path
     return unquote(path.removeprefix("file://").removeprefix("localhost"))
 
 
 def _matching(pattern: str) -> list[str]:
-    """The files that a pattern with `*`, `?` or `[` names; a pattern without them, or a file of that very name."""
+    """Return the files that match a pattern with `*`, `?` or `[`. Other texts, and existing files, are paths."""
     if not is_url(pattern) and os.path.isdir(pattern) and (tables := sorted(glob(f"{escape(pattern)}/*.arrow"))):
         return tables  # a folder that the `datasets` package saved
     if not WILD.search(pattern) or pattern.startswith(("http://", "https://")):
@@ -83,7 +83,7 @@ def _matching(pattern: str) -> list[str]:
 
 
 def _without_braces(pattern: str) -> list[str]:
-    """The paths of a brace pattern, in order."""
+    """Return the paths of a pattern with braces, in order."""
     choices: list[list[str]] = []
     for inside in BRACES.findall(pattern):
         span = RANGE.fullmatch(inside)
@@ -101,5 +101,5 @@ def _without_braces(pattern: str) -> list[str]:
 
 
 def local_path(path: str) -> Path:
-    """A path as the file system knows it; of a URL what follows its scheme."""
+    """Return a path as the file system knows it; for a URL, the text behind its scheme."""
     return Path(SCHEME.sub("", path))

@@ -1,4 +1,4 @@
-"""A picture of a sample: where its bytes lie, and its size."""
+"""Pictures of samples: the place of their bytes, and their sizes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ LIMIT_PIXELS = 1024**3 // 4 // 3  # of one picture; more is refused, see `lit_mm
 
 @dataclass(frozen=True, slots=True)
 class SourcePicture:
-    """A picture of a sample, wherever its bytes lie.
+    """A picture of a sample.
 
     Attributes:
-        blob: where its bytes lie.
+        blob: place of the bytes.
         height, width: size of the upright picture, pixels.
-        where, sample_id: place and id of its sample, for errors.
+        where, sample_id: place and id of the sample, for errors.
         limit_pixels: largest number of pixels that is decoded.
     """
 
@@ -44,14 +44,14 @@ class SourcePicture:
 
     @property
     def path(self) -> Path:
-        """The file that holds it; of a URL what follows the scheme."""
+        """The file that holds the picture; for a URL, the text behind its scheme."""
         return local_path(self.blob.path)
 
     def pixels(self, at_least: tuple[int, int] | None = None) -> Tensor:
-        """Decode. [3, H, W] uint8 RGB, smaller where `at_least` allows (see `lit_mm.documents.decode.decode`).
+        """Decode to [3, H, W] uint8 RGB, at a smaller size if `at_least` allows it (see `lit_mm.documents.decode`).
 
         Raises:
-            SampleError: the file is gone or damaged, or too large to be decoded.
+            SampleError: the file is missing, damaged, or too large.
         """
         from lit_mm.documents.decode import TooManyPixels, decode
 
@@ -71,7 +71,7 @@ class SourcePicture:
             raise self._broken(str(error), "unreadable_image") from error
 
     def read(self) -> Image.Image:
-        """Decode. RGB; raises as `pixels`."""
+        """Decode to an RGB image. For the errors see `pixels`."""
         return Image.fromarray(self.pixels().permute(1, 2, 0).contiguous().numpy())
 
     def _broken(self, reason: str, kind: Kind) -> SampleError:
@@ -79,10 +79,10 @@ class SourcePicture:
 
 
 def read_size(blob: Blob, sample: Sample, limit_pixels: int) -> tuple[int, int]:
-    """(height, width) of an upright picture, pixels. Only its header is read.
+    """Read (height, width) of an upright picture from its header, pixels.
 
     Raises:
-        SampleError: the file is missing, is no image, or takes more memory than `limit_pixels` allows.
+        SampleError: the file is missing or no image, or the picture takes more memory than `limit_pixels` allows.
     """
     from lit_mm.documents.decode import TooManyPixels, read_header
 
@@ -108,7 +108,7 @@ def _is_missing(error: Exception) -> bool:
 
 
 def _near_name(path: str) -> str:
-    """The remedy for a local file whose name differs from the path's in upper and lower case alone; "" for none."""
+    """Return the advice for a path that differs from an existing file only in upper and lower case; "" without one."""
     if is_url(path):
         return ""
     folder, name = os.path.split(path)
@@ -122,5 +122,5 @@ def _near_name(path: str) -> str:
 
 @lru_cache(maxsize=8)
 def _names_in(folder: str, changed_at: int) -> dict[str, str]:
-    """The names in a folder by their lower case: a folder with many files is listed once, not for every missing one."""
+    """Return lower case name -> name of the files in a folder. The cache avoids one listing per missing file."""
     return {name.lower(): name for name in os.listdir(folder)}

@@ -1,4 +1,4 @@
-"""Placeholders of pictures in texts, those of other formats in particular: a file that is read in the wrong format."""
+"""Placeholders of pictures in texts. Those of another format show that a file is read in the wrong format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lit_mm.documents.sources.sample import Sample
 
 LITERAL = "literal_placeholder"  # note of a sample whose text has a placeholder that stands for no picture
 
-# Placeholder -> what writes it
+# Placeholder -> format or tool that writes it
 PICTURES = {
     r"<image>": "the format llava",
     r"<ImageHere>": "the format xcomposer",
@@ -26,17 +26,18 @@ ALL = re.compile("|".join((*PICTURES, *OTHERS)), re.IGNORECASE)
 def check_placeholders(
     sample: Sample, turns: Sequence[tuple[str, str]], *, placeholder: str, format_name: str, has_media: bool
 ) -> None:
-    """Refuse placeholders of other formats; where they are text (HTML, code), the sample gets a note.
+    """Refuse placeholders of other formats. If they are text, such as HTML or code, the sample gets a note instead.
 
-    In an answer they are text. In what the user or the system says they are refused if the sample has media, or if they
-    stand at the start or the end of a line; `<img>FILE</img>` is refused anywhere. Elsewhere they are text.
+    In an answer they are text. In turns of the user or the system they are refused if the sample has media, or if they
+    stand at the start or the end of a line. `<img>FILE</img>` is refused anywhere in such a turn. Otherwise they are
+    text.
 
     Args:
         turns: (role, text) of every turn.
-        placeholder: the format's own; "" for none.
-        has_media: the sample names pictures or videos.
+        placeholder: placeholder of the declared format; "" for none.
+        has_media: True if the sample names pictures or videos.
     Raises:
-        SampleError: a placeholder of another format.
+        SampleError: a turn has a placeholder of another format.
     """
     for number, (role, text) in enumerate(turns):
         if "<" not in text:
@@ -74,6 +75,6 @@ def _or_text(placeholder: str, has_media: bool) -> str:
 
 
 def _at_edge(text: str, start: int, stop: int) -> bool:
-    """Whether text[start:stop] begins or ends a line, white space apart."""
+    """Return True if text[start:stop] begins or ends a line, apart from white space."""
     before, after = text[:start].rpartition("\n")[2], text[stop:].partition("\n")[0]
     return not before.strip() or not after.strip()

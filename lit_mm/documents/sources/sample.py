@@ -1,4 +1,4 @@
-"""One parsed entry of a data file."""
+"""Parsed entries of a data file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Sample:
     """A parsed entry.
 
     Attributes:
-        entry: the value that its file holds.
+        entry: value in the file.
         where: file and place.
-        path: the data file.
-        identity: its id; `where` if it has none.
-        notes: names of what is unusual and trained on all the same, see `lit_mm.documents.sources.check.NOTES`.
+        path: path of the data file.
+        identity: id of the entry; `where` if it has none.
+        notes: names of the sample's notes, see `lit_mm.documents.sources.check.NOTES`.
     """
 
     __slots__ = ("_results", "entry", "identity", "notes", "path", "where")
@@ -31,10 +31,10 @@ class Sample:
         self._results: dict[str, Any] = {}
 
     def once(self, name: str, compute: Callable[[], Result]) -> Result:
-        """The result of `compute`, which is called once for this entry.
+        """Return the result of `compute`, which is called once per entry and name.
 
         Args:
-            name: name of the result among those of the entry.
+            name: name of the result.
         """
         if name not in self._results:
             self._results[name] = compute()
@@ -44,11 +44,11 @@ class Sample:
         return SampleError(reason, where=self.where, sample_id=self.identity, kind=kind, remedy=remedy)
 
     def field(self, key: str, kind: type, described: str) -> Any:
-        """A value of the entry.
+        """Return the value of a key.
 
         Raises:
-            SampleError: the entry is not an object, or the value is missing or of another type. It names the format
-                that the entry looks like.
+            SampleError: the entry is not an object, or the value is missing or of another type. The message names the
+                format that the entry looks like.
         """
         value = self.entry.get(key) if isinstance(self.entry, Mapping) else None
         if not isinstance(value, kind):

@@ -1,4 +1,4 @@
-"""What all sources share: from entries to documents, with picture sizes from an index or from the files' headers."""
+"""The base of all sources: from entries to documents, with picture sizes from an index or from the files' headers."""
 
 from __future__ import annotations
 
@@ -23,26 +23,27 @@ from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture, read_s
 from lit_mm.documents.sources.sample import Sample
 from lit_mm.errors import UserError
 
-CHUNK = 2048  # samples of the picture index that are kept at a time
+CHUNK = 2048  # samples per chunk of the picture index
+UNNAMED = "missing_id"  # note of a sample without the `id` of its format
 GAP = "missing_picture"  # note of a sample that has fewer pictures than its entry names
 UNKNOWN = (0, 0)  # in the picture index: the header could not be read
 
 
 class Source(ABC):
-    """Documents by number, with their pictures' sizes and without their pixels.
+    """Returns documents by number, with the sizes of their pictures and without pixels.
 
     Args:
-        path: data file, local or a URL. `shard-{00000..00127}.tar` names several in order, `train-*.parquet` all files
-            of such a name.
-        images: folder or URL that relative picture names start from; None for the data file's own.
+        path: data file, local or at a URL. `shard-{00000..00127}.tar` names several files in order, `train-*.parquet`
+            all matching files.
+        images: folder or URL that relative picture names start from; None for the folder of the data file.
         name: name of the data set in errors, ledgers and tables; None for the file's name without its ending.
-        limit_pixels: largest number of pixels of a picture; a larger one makes a bad sample.
+        limit_pixels: largest number of pixels of a picture; a larger picture makes a bad sample.
     Raises:
-        UserError: a data file is missing, holds nothing, or is not of this format.
+        UserError: a data file is missing, empty, or not of this format.
     """
 
-    expected = "entry"  # what messages call a sample
-    has_ids = False  # the format gives every entry an `id`
+    expected = "entry"  # word for a sample in messages
+    has_ids = False  # entries of the format have an `id`
     text_format = ""  # see `Document.text_format`
     skips_gaps = False  # a picture whose file is missing is left out of its sample
 
@@ -59,14 +60,14 @@ class Source(ABC):
         self.stops = list(accumulate(len(part) for part in self.parts))
         self._index = cache.load(self._key)
 
-    # --- what a format says ------------------------------------------------------------------------------------------
+    # --- methods of a format -----------------------------------------------------------------------------------------
     @abstractmethod
     def open_part(self, path: str) -> Part:
-        """One data file."""
+        """Open one data file."""
 
     @abstractmethod
     def blobs(self, sample: Sample) -> list[Blob]:
-        """The sample's pictures, in reading order.
+        """Return the places of the sample's pictures, in reading order.
 
         Raises:
             SampleError: the entry is not of this format.
@@ -74,16 +75,16 @@ class Source(ABC):
 
     @abstractmethod
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
-        """The sample's text with its pictures in their places.
+        """Return the turns of the sample with the pictures in their places.
 
         Args:
-            pictures: one for every blob; None for a gap, which only a source with `skips_gaps` has.
+            pictures: picture of every blob; None for a gap, which only a source with `skips_gaps` has.
         Raises:
             SampleError: the entry is not of this format, or text and pictures do not fit.
         """
 
     def identity(self, sample: Sample) -> str | None:
-        """The sample's own id, None where it has none."""
+        """Return the id of the sample; None if it has none."""
         value = sample.entry.get("id") if isinstance(sample.entry, Mapping) else None
         return None if value is None else str(value)
 
@@ -92,21 +93,21 @@ class Source(ABC):
         return self.stops[-1]
 
     def __getitem__(self, number: int) -> Document:
-        """Document `number`. Parses its entry; decodes nothing, and reads no header that the picture index knows.
+        """Return a document. Its entry is parsed, and headers are read unless the picture index has their sizes.
 
         Raises:
             SampleError: the sample is broken.
-            IndexError: there is no such number.
+            IndexError: the number is out of range.
         """
         sample = self.sample(number)
         return self.document(sample, self.known_sizes(number))
 
     def sample(self, number: int) -> Sample:
-        """The parsed entry.
+        """Parse the entry of a sample.
 
         Raises:
-            SampleError: it cannot be parsed.
-            IndexError: there is no such number.
+            SampleError: the entry cannot be parsed.
+            IndexError: the number is out of range.
         """
         part, inside = self._part_of(number)
         sample = Sample(part.entry(inside), part.where(inside), part.path)
@@ -115,22 +116,22 @@ class Source(ABC):
         return sample
 
     def where(self, number: int) -> str:
-        """File and place of a sample."""
+        """Return file and place of a sample."""
         part, inside = self._part_of(number)
         return part.where(inside)
 
     def _part_of(self, number: int) -> tuple[Part, int]:
-        """The data file of a sample, and its number there."""
+        """Return the data file of a sample, and the sample's number there."""
         if not 0 <= number < len(self):
             raise IndexError(f"{self.name} has {len(self)} samples, there is no number {number}")
         at = bisect_right(self.stops, number)
         return self.parts[at], number - (self.stops[at - 1] if at else 0)
 
     def document(self, sample: Sample, sizes: Sequence[tuple[int, int]] | None = None) -> Document:
-        """Put a sample together.
+        """Build the document of a sample.
 
         Args:
-            sizes: (height, width) of its pictures; None to read them from the files' headers.
+            sizes: (height, width) of the pictures; None reads them from the files' headers.
         Raises:
             SampleError: the sample is broken.
         """
@@ -145,18 +146,18 @@ class Source(ABC):
         return Document(sample.identity, turns, source=self.name, text_format=self.text_format)
 
     def blob(self, cell: Any, sample: Sample, label: str = "image") -> Blob:
-        """The picture that a cell of an entry names or holds.
+        """Return the place of the picture that a cell of an entry names or holds.
 
         Args:
             cell: a path or a URL, bytes, a data URI, base64, or an object with one of them.
             label: name of the cell in errors.
         Raises:
-            SampleError: it is none of these.
+            SampleError: the cell is none of these.
         """
         return blob_of(cell, sample, self.images if self.images is not None else folder_of(sample.path), label)
 
     def _picture(self, blob: Blob, size: tuple[int, int], sample: Sample) -> SourcePicture | None:
-        """The picture of a blob; None for a gap."""
+        """Return the picture of a blob; None for a gap."""
         if size == UNKNOWN:
             try:
                 size = read_size(blob, sample, self.limit_pixels)
@@ -173,13 +174,13 @@ class Source(ABC):
         return cache.key_of("pictures", type(self).__name__, *self.options(), *self._files())
 
     def _files(self) -> tuple[list[str], list[str]]:
-        """What the data files hold, by their stamps, and where their pictures lie."""
+        """Return digests of the data files, and the folder of the pictures."""
         folders = [self._absolute(self.images if self.images is not None else folder_of(p.path)) for p in self.parts]
         return [part.digest for part in self.parts], sorted(set(folders))
 
     @property
     def content(self) -> tuple[Any, ...]:
-        """What decides its documents: format, arguments, and what its files hold."""
+        """Everything that decides the documents: format, arguments, and digests of the files."""
         plain = {k: v for k, v in vars(self).items() if v is None or isinstance(v, str | int | float | bool)}
         return type(self).__name__, sorted(plain.items()), *self._files()
 
@@ -188,7 +189,7 @@ class Source(ABC):
         return folder if is_url(folder) else str(Path(folder).absolute())
 
     def options(self) -> tuple[Any, ...]:
-        """What else decides which pictures a sample has."""
+        """Return further arguments that decide which pictures a sample has."""
         return ()
 
     @property
@@ -196,21 +197,21 @@ class Source(ABC):
         return self._index is not None
 
     def known_sizes(self, number: int) -> list[tuple[int, int]] | None:
-        """(height, width) of a sample's pictures as the index has them; None without an index."""
+        """Return (height, width) of a sample's pictures from the index; None without an index."""
         if self._index is None:
             return None
         first, stop = (int(n) for n in self._index["firsts"][number : number + 2])
         return [(int(height), int(width)) for height, width in self._index["sizes"][first:stop]]
 
     def build_index(self, progress: Callable[[int], None] = lambda samples: None) -> tuple[int, int]:
-        """Read every picture's header once and store the sizes. An interrupted call resumes where it ended.
+        """Read every picture's header once and store the sizes. After an interruption the same call continues.
 
-        A broken sample or picture is stored as unknown: it is read again, and reported, when it is needed.
+        A broken sample or picture is stored as unknown; training reads it again and reports it.
 
         Args:
-            progress: called with the number of samples that are finished, those of an earlier attempt included.
+            progress: function that is called with the number of finished samples, earlier attempts included.
         Returns:
-            How many pictures there are, and how many of them are unknown.
+            The number of pictures, and the number of unknown ones.
         Raises:
             UserError: the cache folder cannot be written.
         """
@@ -222,7 +223,7 @@ class Source(ABC):
 
     def _make_index(self, progress: Callable[[int], None]) -> dict[str, np.ndarray]:
         def make(chunk: int) -> np.ndarray:
-            """[1 + count + 2 * pictures]: number of samples, their counts of pictures, then heights and widths."""
+            """Return [1 + count + 2 * pictures]: number of samples, pictures of each, then heights and widths."""
             start = chunk * CHUNK
             numbers = range(start, min(start + CHUNK, len(self)))
             counts, sizes = [], []
@@ -261,12 +262,12 @@ class Source(ABC):
 
     # --- checking ----------------------------------------------------------------------------------------------------
     def check(self, number: int, notes: Counter[str] | None = None) -> tuple[str | None, int, list[SampleError]]:
-        """Everything that can be said about a sample without decoding pixels: the files' headers are read afresh.
+        """Check a sample without decoding pixels. The headers of its pictures are read from the files.
 
         Args:
-            notes: counter of what is unusual and no error, see `lit_mm.documents.sources.check.NOTES`.
+            notes: counter by note, see `lit_mm.documents.sources.check.NOTES`.
         Returns:
-            The sample's own id (None without one), its number of pictures, and what is wrong.
+            The id of the sample (None without one), its number of pictures, and its errors.
         """
         try:
             sample = self.sample(number)
@@ -275,7 +276,7 @@ class Source(ABC):
         identity = self.identity(sample)
         errors = []
         if identity is None and self.has_ids:
-            errors.append(sample.error("it has no `id`", "missing_id", "Give every entry its own"))
+            sample.notes.add(UNNAMED)
         try:
             blobs = sample.once("blobs", lambda: self.blobs(sample))
         except SampleError as error:
@@ -287,7 +288,7 @@ class Source(ABC):
                 sizes.append(UNKNOWN if picture is None else (picture.height, picture.width))
             except SampleError as error:
                 errors.append(error)
-                sizes.append((1, 1))  # its error is in the list: only the text is looked at below
+                sizes.append((1, 1))  # its error is in the list already; below only the text is checked
         try:
             self.document(sample, sizes)
         except SampleError as error:

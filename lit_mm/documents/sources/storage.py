@@ -1,4 +1,4 @@
-"""Bytes of files, local or at a URL that fsspec knows (memory://, s3://, gs://, https://), whole or a range of them."""
+"""Reading of files, whole or in ranges, local or at a URL that fsspec knows (memory://, s3://, gs://, https://)."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from typing import Any, BinaryIO
 from lit_mm.documents.sources.paths import is_url
 from lit_mm.errors import UserError
 
-SAMPLED, BLOCK = 64, 4096  # blocks of a file that its stamp reads, and bytes of each
+SAMPLED, BLOCK = 64, 4096  # number of sampled blocks of a file, and bytes of each
 COPY = 1 << 22  # bytes moved at once
-GONE = (404, 410)  # answers of a web server that has no such file
+GONE = (404, 410)  # status codes of a missing file
 
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a file was when it was looked at.
+    """The state of a file at one time.
 
     Attributes:
-        size: bytes.
-        digest: hash of size, time of change and sampled bytes; another file, or the same after a change, has another.
+        size: number of bytes.
+        digest: hash of size, time of change and sampled bytes. It differs for another file, and after a change.
     """
 
     size: int
@@ -35,9 +35,9 @@ class Stamp:
 
 
 def stamp(path: str) -> Stamp | None:
-    """The file's stamp; None where there is no such file.
+    """Return the stamp of a file; None if the file does not exist.
 
-    Local files are sampled in `SAMPLED` places (small ones read whole), remote ones at both ends.
+    Local files are sampled in `SAMPLED` places, small ones are read whole, and remote ones are read at both ends.
     """
     if is_url(path):
         system, inside = _system(path)
@@ -65,10 +65,10 @@ def stamp(path: str) -> Stamp | None:
 
 
 def open_file(path: str) -> BinaryIO:
-    """The file, opened to read bytes.
+    """Open a file to read bytes.
 
     Raises:
-        OSError: there is no such file, it cannot be read, or it is a pipe or a device, which could block for ever.
+        OSError: the file does not exist or cannot be read, or it is a pipe or a device, which could block for ever.
         UserError: the URL's file system is not installed.
     """
     if is_url(path):
@@ -82,17 +82,17 @@ def open_file(path: str) -> BinaryIO:
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a file. Raises as `open_file`."""
+    """Read a whole file. For the errors see `open_file`."""
     with open_file(path) as file, remote(path):
         return file.read()
 
 
 @contextmanager
 def remote(path: str) -> Iterator[None]:
-    """The refusal of a web server, or one that cannot be reached, becomes an OSError; other errors are unchanged.
+    """Turn errors of web servers and of the connection into OSErrors inside a `with` block. Other errors are unchanged.
 
     Raises:
-        FileNotFoundError: the server says that it has no such file.
+        FileNotFoundError: the server answers that the file does not exist.
     """
     if not path.startswith(("http://", "https://")):
         yield
@@ -111,12 +111,12 @@ def remote(path: str) -> Iterator[None]:
 
 
 def read_range(path: str, start: int, size: int, version: str = "") -> bytes:
-    """Bytes [start, start + size), fewer where the file ends before.
+    """Read the bytes [start, start + size) of a file, or fewer if the file ends before.
 
-    Local descriptors stay open; they are read with pread, so that forked workers may share them.
+    Local descriptors stay open and are read with pread, so that forked workers may share them.
 
     Args:
-        version: of the file, such as its stamp's digest; a new version is opened anew.
+        version: version of the file, such as its stamp's digest; a new version is opened again.
     """
     if is_url(path):
         system, inside = _system(path)
@@ -130,7 +130,7 @@ def read_range(path: str, start: int, size: int, version: str = "") -> bytes:
 
 
 class _Descriptor:
-    """An open local file that is closed when nobody uses it any more."""
+    """An open local file, which is closed with its last reference."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY)
@@ -140,14 +140,14 @@ class _Descriptor:
             os.close(self.number)
 
 
-@lru_cache(maxsize=128)  # of the 1024 descriptors that a process usually may have
+@lru_cache(maxsize=128)  # a process usually may have 1024
 def _descriptor(path: str, version: str) -> _Descriptor:
     return _Descriptor(path)
 
 
 @contextmanager
 def mapped(path: str) -> Iterator[mmap.mmap | bytes]:
-    """The whole file as a buffer that takes no memory of its own; a remote file is copied to a temporary one."""
+    """Map a whole file as a buffer without copying it. A remote file is copied to a temporary file first."""
     if is_url(path):
         with open_file(path) as remote, tempfile.TemporaryFile() as local:
             while block := remote.read(COPY):
@@ -160,17 +160,17 @@ def mapped(path: str) -> Iterator[mmap.mmap | bytes]:
 
 
 def _map(file: Any) -> mmap.mmap | bytes:
-    """Unmapped with the last reference to it: a regular expression at work on it forbids to close it."""
+    """Map an open file. The last reference unmaps it, because a running regular expression forbids to close it."""
     if os.fstat(file.fileno()).st_size == 0:  # an empty file cannot be mapped
         return b""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _system(path: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path inside it.
+    """Return the file system of a URL, and the path inside it.
 
     Raises:
-        UserError: fsspec does not know its scheme, or lacks the package for it.
+        UserError: fsspec does not know the scheme, or lacks the package for it.
     """
     from fsspec.core import url_to_fs
 

@@ -18,10 +18,10 @@ from lit_mm.errors import UserError
 
 
 class TarPart(Part):
-    """A .tar in WebDataset's form: neighbouring files of one key (the name up to its first dot) are an entry.
+    """Reads a .tar in WebDataset's form. An entry has the neighbouring files of one key, the name up to its first dot.
 
-    The index has `members` [M, 2] (start and size in bytes), `firsts` [N + 1] (the first member of each entry, and M),
-    `names` (all members' names, end to end) and `ends` [M]. An entry is ending -> span.
+    The index has `members` [M, 2] (start and size in bytes), `firsts` [N + 1] (first member of each entry, and M),
+    `names` (names of all members, joined) and `ends` [M] (end of each name). An entry is a mapping ending -> span.
 
     Source: the WebDataset format: members of a key are adjacent, directories belong to the key.
     """
@@ -34,7 +34,7 @@ class TarPart(Part):
         try:
             with open_file(self.path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # it would keep them all
+                    tar.members = []  # tarfile would store all members
                     if not member.isfile() or name_of(member.name).startswith("."):
                         continue
                     key = split_member(member.name)[0]
@@ -65,7 +65,7 @@ class TarPart(Part):
         return f"{self.name}:{self.key(number)}"
 
     def entry(self, number: int) -> dict[str, SpanBlob]:
-        """The members of an entry by their endings.
+        """Return ending -> member of an entry.
 
         Raises:
             SampleError: two members have one name.
@@ -88,7 +88,7 @@ class TarPart(Part):
         return blobs
 
     def advice(self, entry: Mapping[str, SpanBlob]) -> str:
-        """Why members that belong together may not be in one entry; "" where nothing shows it."""
+        """Return a possible reason why members of one key are not in one entry; "" if there is no sign of one."""
         dotted = next((blob.member for ending, blob in entry.items() if "." in ending), None)
         if dotted is not None:
             key, ending = split_member(dotted)
@@ -100,7 +100,7 @@ class TarPart(Part):
 
     @cached_property
     def _entries_of_keys(self) -> Counter[str]:
-        """Number of entries of every key; more than one where its members are not neighbours."""
+        """Return key -> number of entries. It is more than one if the members of a key are not neighbours."""
         return Counter(self.key(number) for number in range(len(self)))
 
     def _name(self, place: int) -> str:
@@ -110,7 +110,7 @@ class TarPart(Part):
 
 
 def split_member(name: str) -> tuple[str, str]:
-    """Key and ending (lower case) of a member: "a/0017.seg.PNG" -> ("a/0017", "seg.png")."""
+    """Split a member's name into key and ending in lower case: "a/0017.seg.PNG" -> ("a/0017", "seg.png")."""
     folder, slash, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return folder + slash + stem, ending.lower()

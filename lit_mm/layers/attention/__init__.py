@@ -1,4 +1,4 @@
-"""Attention: one function per layout of its operands, computed by whichever backend fits.
+"""Attention: one function per layout of its operands. Each call runs on a backend that can compute it.
 
 - `attention`: a batch of equally long rows, [B, H, L, D]. See `products.py`.
 - `attention_by_length`: a batch of rows padded at their ends, whose lengths the host knows. See `lengths.py`.

@@ -1,4 +1,4 @@
-"""Backends of attention over a flat row: what each can do, and which one computes a call."""
+"""The choice of the backend that computes attention over a flat row."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ logged_obstacles: set[str] = set()  # reasons that this process has logged
 
 @dataclass(frozen=True)
 class Demand:
-    """What one call of attention needs from a backend.
+    """The properties of a call that decide which backends can compute it.
 
     Attributes:
         device: device of the operands.
         dtype: dtype of the products, autocast considered.
         head_width: channels of one head.
-        bias: a bias is added to the scores.
-        dropout: attention weights are dropped.
-        softcap: scores are bounded.
+        bias: True if a bias is added to the scores.
+        dropout: True if attention weights are dropped.
+        softcap: True if scores are bounded.
     """
 
     device: torch.device
@@ -39,9 +39,9 @@ class Demand:
 
 
 def varlen_obstacle(demand: Demand) -> str | None:
-    """Why `torch.nn.attention.varlen` cannot compute a call; None if it can. Windows and grouped heads are no obstacle.
+    """Return the reason why `torch.nn.attention.varlen` cannot compute a call; None if it can.
 
-    Meta tensors pass, so that shapes can be checked without a GPU.
+    It can compute windows and grouped heads. Meta tensors pass, so that shapes can be checked without a GPU.
     """
     obstacles: tuple[tuple[bool, Callable[[], str]], ...] = (
         (not HAS_VARLEN, lambda: f"torch {torch.__version__} has no torch.nn.attention.varlen"),
@@ -62,10 +62,10 @@ def varlen_obstacle(demand: Demand) -> str | None:
 
 
 def choose(backend: Backend, demand: Demand) -> Literal["varlen", "segments"]:
-    """The backend that computes a call.
+    """Choose the backend of a call.
 
-    `auto` takes varlen on a CUDA device where it can, else the loop over segments, and logs the reason once. The loop
-    can do everything.
+    `auto` takes varlen on a CUDA device if varlen can compute the call. Otherwise it takes the loop over segments,
+    which can compute every call, and logs the reason once.
 
     Raises:
         UserError: `varlen` is forced where it cannot compute the call.
@@ -93,5 +93,5 @@ def log_fallback(obstacle: str) -> None:
 
 @torch.compiler.assume_constant_result
 def compute_capability(index: int | None) -> tuple[int, int]:
-    """(major, minor) of a CUDA device; None: the current one."""
+    """Return (major, minor) of a CUDA device; the index None is the current device."""
     return torch.cuda.get_device_capability(index)

@@ -1,6 +1,7 @@
-"""Attention over a flat row inside of a compiled graph.
+"""Attention over a flat row inside a compiled graph.
 
-The loop over segments is one operation there, whose operands are tensors: a graph then serves every number of segments.
+The loop over segments is one operation of the graph. All its operands are tensors, so one graph serves every number of
+segments.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lit_mm.layers.attention.varlen import varlen_attention
 def compiled_attention(
     q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float | None = None, window: int | None = None
 ) -> Tensor:
-    """The same as `segment_attention` without bias, dropout and soft cap, for one row of queries and keys.
+    """Compute `segment_attention` without bias, dropout and soft cap, for one row of queries and keys.
 
     Args:
         q: [1, H, T, D].
@@ -34,7 +35,7 @@ def compiled_attention(
     dtype = compute_dtype(q)
     if choose(segments.backend, Demand(q.device, dtype, q.shape[-1])) == "varlen":
         return varlen_attention(q, k, v, segments, scale, window)
-    q, k, v = (x.to(dtype) for x in (q, k, v))  # here, since no autocast is on inside of the operation
+    q, k, v = (x.to(dtype) for x in (q, k, v))  # here, because autocast is off inside the operation
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return attend_segments(q, k, v, segments.host_starts, segments.causal, scale, window)
 
@@ -43,7 +44,7 @@ def compiled_attention(
 def attend_segments(
     q: Tensor, k: Tensor, v: Tensor, starts: Tensor, causal: bool, scale: float, window: int | None
 ) -> Tensor:
-    """The loop over segments as an operation; `starts` is that of `Segments.host_starts`. [1, T, H, D]."""
+    """Run the loop over segments as one operation. `starts` is `Segments.host_starts`. Returns [1, T, H, D]."""
     return segment_attention(q, k, v, segments_of(starts, causal), scale, window=window).contiguous()
 
 
@@ -51,8 +52,8 @@ def attend_segments(
 def attend_segments_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, causal: bool, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v for that of the result, [1, T, H, D]. The attention is computed again."""
-    off = torch._C._SetExcludeDispatchKeyGuard  # autograd is off inside of an operation: it is on again in here
+    """Compute the gradients of q, k and v from the gradient [1, T, H, D]. The attention is computed again."""
+    off = torch._C._SetExcludeDispatchKeyGuard  # autograd is off inside an operation and must be on here
     keys = torch._C.DispatchKey
     with off(keys.AutogradFunctionality, False), off(keys.ADInplaceOrView, False), torch.enable_grad():
         operands = [x.detach().requires_grad_() for x in (q, k, v)]
@@ -62,7 +63,7 @@ def attend_segments_backward(
 
 
 def segments_of(starts: Tensor, causal: bool) -> Segments:
-    """The segments that begin at `starts` [N + 1], for the loop."""
+    """Build the segments that begin at `starts` [N + 1], for the loop."""
     return Segments(starts.diff().tolist(), causal=causal, backend="segments")
 
 

@@ -102,4 +102,4 @@ def bias_of_segment(distance_bias: Tensor, length: int, num_keys: int, *, causal
     line = distance_bias[:, zero - length + 1 : zero + num_keys]  # distances 1 - l to s - 1
     if causal:
         line = F.pad(line[:, :length], (0, num_keys - 1), value=float("-inf"))
-    return line.unfold(1, num_keys, 1).flip(1)[None]  # row i of the windows is that of query l - 1 - i
+    return line.unfold(1, num_keys, 1).flip(1)[None]  # row i of the windows belongs to query l - 1 - i

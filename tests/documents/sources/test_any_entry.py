@@ -66,7 +66,7 @@ def test_any_entry_is_a_document_or_a_sample_error(folder: Path, format: str, ro
         str(error).encode("utf-8")
         assert str(error).startswith("metadata.jsonl:") and len(str(error)) < 1000
     summary.lines()
-    places = {error.where for error in errors if error.kind != "missing_id"}
+    places = {error.where for error in errors}
     for number in range(len(source)):
         try:
             document = source[number]

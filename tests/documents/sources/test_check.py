@@ -42,7 +42,6 @@ def test_every_fault_is_found_where_it_was_planted(write):
     places, summary = found(LlavaConversations(write(entries)))
     assert places == [
         ("data.jsonl:2", "malformed_json"),
-        ("data.jsonl:3", "missing_id"),
         ("data.jsonl:5", "missing_file"),
         ("data.jsonl:6", "unreadable_image"),
         ("data.jsonl:7", "placeholder_mismatch"),
@@ -52,8 +51,9 @@ def test_every_fault_is_found_where_it_was_planted(write):
         ("data.jsonl:10", "unreadable_image"),
         ("data.jsonl:10", "placeholder_mismatch"),
     ]
-    assert (summary.samples, summary.broken, summary.pictures) == (11, 8, 11)
-    assert (summary.notes, summary.first_notes) == ({"duplicate_id": 1}, {"duplicate_id": "data.jsonl:4"})
+    assert (summary.samples, summary.broken, summary.pictures) == (11, 7, 11)
+    assert summary.notes == {"duplicate_id": 1, "missing_id": 1}
+    assert summary.first_notes == {"duplicate_id": "data.jsonl:4", "missing_id": "data.jsonl:3"}
 
 
 def test_regions_and_shards_are_checked_too(write, folder):

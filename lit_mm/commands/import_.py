@@ -1,0 +1,173 @@
+"""`import`: turn a published checkpoint into a run that can be asked, evaluated and fine-tuned."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_mm.commands.options import Arguments
+from lit_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_mm.commands.published import Published
+
+EPILOG = """examples:
+  python -m lit_mm import llava-hf/llava-1.5-7b-hf --to runs/llava
+  python -m lit_mm import liuhaotian/llava-v1.5-7b --with vision=openai/clip-vit-large-patch14-336 --to runs/llava
+  python -m lit_mm generate runs/llava --image page.png --question "What is this?"
+  python -m lit_mm fit --config runs/llava/recipe.yaml --init_from runs/llava --data.path my_data.json"""
+CONFIGS = (
+    *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
+    *("chat_template.json", "chat_template.jinja", "adapter_config.json"),
+)  # files beside those of the tokenizer that are copied along
+
+
+def import_(arguments: Sequence[str]) -> None:
+    """Turn a published checkpoint into a run with its recipe. One group of tensors is in memory at a time; files of
+    torch before version 1.6 need the memory of a whole file."""
+    parser = Arguments(prog="python -m lit_mm import", description=import_.__doc__, epilog=EPILOG)
+    parser.add_argument("place", nargs="?", help="folder, file, or published name of the checkpoint")
+    parser.add_argument("--to", metavar="RUN", help="new run folder")
+    parser.add_argument(
+        "--with",
+        dest="parts",
+        action="append",
+        default=[],
+        metavar="PART=PLACE",
+        help="folder, file or published name of a part that the checkpoint lacks: vision or language",
+    )
+    parser.add_argument("--layout", help="name of the layout, where the files do not tell (see --list)")
+    parser.add_argument(
+        "--proof",
+        choices=("some", "full"),
+        default="some",
+        help="decoder layers of the proof: first two and last, or all",
+    )
+    parser.add_argument("--proof_memory", type=float, metavar="GB", help="memory of the proof (default: what is free)")
+    parser.add_argument("--list", action="store_true", help="list the layouts that can be imported")
+    choices = parser.parse_args(arguments)
+    if choices.list:
+        print(listing())
+        return
+    if choices.place is None or choices.to is None:
+        raise UserError("import needs a checkpoint and --to RUN (--help shows examples)")
+    run = Path(choices.to)
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise UserError(f"--to {str(run)!r} is there already and not empty. Give a new folder")
+    path, published = import_to(choices.place, parts_of(choices), run, choices.layout)
+    from lit_mm.checkpoints.reading import read
+    from lit_mm.commands.proof import prove, summary
+
+    figures = prove(published, read(path), choices.proof_memory, choices.proof == "full")
+    (run / "proof.json").write_text(json.dumps(figures, indent=1) + "\n")
+    print(summary(figures))
+    print(f'ask it:    python -m lit_mm generate {run} --image page.png --question "What is this?"')
+    print(f"fine-tune: python -m lit_mm fit --config {run}/recipe.yaml --init_from {run} --data.path my_data.json")
+
+
+def listing() -> str:
+    """Describe the known layouts, one line each."""
+    from lit_mm.weights.layouts.layout import all_layouts
+
+    rows = [("layout", "example", "parts from elsewhere")]
+    rows += [(known.name, known.example, ", ".join(known.separate) or "-") for known in all_layouts()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def parts_of(choices: argparse.Namespace) -> dict[str, str]:
+    """Parse `--with PART=PLACE`.
+
+    Raises:
+        UserError: a value has another form, or names a part twice.
+    """
+    parts: dict[str, str] = {}
+    for text in choices.parts:
+        part, equals, place = text.partition("=")
+        if not (part and equals and place) or part in parts:
+            raise UserError(
+                f"--with is PART=PLACE, each part once, such as vision=openai/clip-vit-large-patch14-336, got {text!r}"
+            )
+        parts[part] = place
+    return parts
+
+
+def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None = None) -> tuple[Path, Published]:
+    """Import a checkpoint to a new run folder. Return the new checkpoint's path and its source.
+
+    Args:
+        place: folder, file or published name.
+        parts: part -> place of a part that the checkpoint lacks.
+        run: new folder; it gets checkpoints/, config.yaml, recipe.yaml, tokenizer/, published.json and published/.
+        layout: name of the layout; None recognises it.
+    Raises:
+        UserError: see `Published.open` and `write_checkpoint`.
+    """
+    from lit_mm.commands.published import Published
+
+    published = Published.open(place, parts, layout)
+    print(f"{place}: {published.layout.name}, {len(published.plan.sources)} tensors")
+    for path in (path for files in published.files.values() for path in files.legacy):
+        size = path.stat().st_size / 1e9
+        print(f"{path} has the format of torch before 1.6: reading it takes {size:.1f} GB of memory")
+    run.mkdir(parents=True, exist_ok=True)
+    complete = False
+    try:
+        path = write_run(published, run)
+        complete = True
+    finally:
+        if not complete:  # the folder was new or empty
+            shutil.rmtree(run)
+    return path, published
+
+
+def write_run(published: Published, run: Path) -> Path:
+    """Write the run of an opened checkpoint to an empty folder. Return the path of the run's checkpoint."""
+    import yaml
+
+    from lit_mm.checkpoints.importing import write_checkpoint
+    from lit_mm.commands.published import as_record, build
+    from lit_mm.module import family_of
+    from lit_mm.weights.provenance import elements_of
+    from lit_mm.weights.stream import write
+
+    tokenizer = Path(published.recipe["model"]["init_args"]["tokenizer"])
+    copy_configs(tokenizer, run / "tokenizer")
+    copy_configs(published.place if published.place.is_dir() else published.place.parent, run / "published")
+    published.recipe["model"]["init_args"]["tokenizer"] = str((run / "tokenizer").absolute())
+    module, config = build(published.recipe)
+    group_of = {name: group for group in published.plan.groups for name in group.targets}
+    waiting: dict[str, object] = {}
+
+    def elements(name: str) -> Iterable[memoryview]:
+        if name not in waiting:
+            waiting.update(published.plan.compute(group_of[name], published.read))
+        return elements_of(waiting.pop(name))
+
+    names = {id(tensor): name for name, tensor in module.named_parameters()}
+    by_part = {part: [names[id(p)] for p in tensors.values()] for part, tensors in module.parts().items()}
+    tensors = {name: published.plan.targets[name] for name in module.state_dict() if name in published.plan.targets}
+    path = write_checkpoint(run / "checkpoints", config, family_of(module), by_part, tensors, elements)
+    (run / "config.yaml").write_text(config)
+    (run / "recipe.yaml").write_text(f"# {published.place}\n" + yaml.safe_dump(published.recipe, sort_keys=False))
+    unused = {name: published.plan.sources[name] for name in published.plan.unused}
+    write(run / "published.safetensors", unused, lambda name: elements_of(published.read(name)), {"format": "pt"})
+    (run / "published.json").write_text(json.dumps(as_record(published), indent=1) + "\n")
+    print(f"{path}: {len(tensors)} tensors. {len(unused)} tensors that the model does not read are kept beside it")
+    return path
+
+
+def copy_configs(source: Path, target: Path) -> None:
+    """Copy the configs and the tokenizer of a folder."""
+    from lit_mm.prompts.files import FILES
+
+    target.mkdir(parents=True)
+    for name in (*FILES, *CONFIGS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)

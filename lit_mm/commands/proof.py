@@ -1,0 +1,189 @@
+"""The proof of an import: what was placed, and the logits and pixels beside those of transformers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from lit_mm.checkpoints.reading import Checkpoint
+from lit_mm.commands.published import Published, build
+from lit_mm.documents.document import Document, Turn
+from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule
+from lit_mm.samples.collate import collate
+from lit_mm.weights.convert import load_strict
+from lit_mm.weights.files import read_json
+
+OURS = re.compile(r"(network\.language\..*?\blayers\.)(\d+)(\..+)")
+THEIRS = re.compile(r"(.*language_model\.(?:model\.)?layers\.)(\d+)(\..+)")
+FIRST, LAST = 2, 1  # decoder layers of the proof in proportion
+TOLERANCE = 1e-4  # of logits; fp32 on a CPU
+PIXEL = 1 / 255  # of pixel values, before normalisation
+SIZES = ((337, 500), (480, 200), (336, 336))  # (height, width) of the images, pixels
+QUESTION = "What is in the picture?"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture of smooth random colours.
+
+    Attributes:
+        height, width: pixels.
+    """
+
+    height: int
+    width: int
+
+    def read(self) -> Image.Image:
+        """Draw the picture."""
+        colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        return Image.fromarray(colours).resize((self.width, self.height), Image.Resampling.BICUBIC)
+
+
+def prove(published: Published, checkpoint: Checkpoint, memory: float | None, whole: bool) -> dict[str, Any]:
+    """Compare an imported checkpoint with its source.
+
+    Against transformers, if it has the family, the embeddings, the head, the encoder, the connector and the first two
+    and the last decoder layers run in fp32 on three images.
+
+    Args:
+        published: source of the checkpoint.
+        checkpoint: checkpoint that was written.
+        memory: gigabytes that the comparison may take; None for those that are free now.
+        whole: True takes all decoder layers.
+    Returns:
+        Figures of the proof, for `proof.json`.
+    Raises:
+        UserError: logits differ by more than 1e-4, or pixels by more than 1 of 255.
+    """
+    plan = published.plan
+    figures: dict[str, Any] = {
+        "layout": published.layout.name,
+        "tensors_of_the_model": len(plan.targets),
+        "tensors_of_the_files": len(plan.sources),
+        "unread": list(plan.unused),
+    }
+    if not published.layout.in_transformers:
+        return figures | {"against": "none: every tensor is placed once, with the shape that config.json says"}
+    total = published.recipe["model"]["init_args"]["language"]["init_args"]["layers"]
+    layers = list(range(total)) if whole else sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})
+    names = [name for name in plan.targets if (match := OURS.fullmatch(name)) is None or int(match[2]) in layers]
+    needed = 2 * 4 * sum(plan.targets[name].elements for name in names) / 1e9  # two models in fp32
+    limit = psutil.virtual_memory().available / 1e9 if memory is None else memory
+    if needed > limit:
+        text = f"none: the comparison needs {needed:.1f} GB of memory, and {limit:.1f} GB may be used (--proof_memory)"
+        return figures | {"against": text}
+    ours = our_model(published, checkpoint, layers, names)
+    theirs = model_of_transformers(published, layers)
+    compared = [compare(ours, theirs, published.place, size) for size in SIZES]
+    figures |= {
+        "against": f"transformers' {type(theirs).__name__}",
+        "decoder_layers": layers,
+        "decoder_layers_of_the_checkpoint": total,
+        "images": compared,
+    }
+    for image in compared:
+        if image["logits"] > TOLERANCE or (image["pixels"] or 0) > PIXEL:
+            raise UserError(
+                f"the proof of {str(published.place)!r} failed on an image of {image['size']} pixels: logits differ by "
+                f"{image['logits']:.1e} (at most {TOLERANCE}), pixels by {image['pixels']} of 1 (at most {PIXEL:.4f})"
+            )
+    return figures
+
+
+def summary(figures: dict[str, Any]) -> str:
+    """Say in one line what a proof has shown."""
+    line = f"proof: {figures['tensors_of_the_model']} tensors placed once; against {figures['against']}"
+    if "images" in figures:
+        logits = max(image["logits"] for image in figures["images"])
+        pixels = [image["pixels"] for image in figures["images"] if image["pixels"] is not None]
+        line += f", decoder layers {figures['decoder_layers']} of {figures['decoder_layers_of_the_checkpoint']}: "
+        line += f"logits differ by {logits:.1e} at most"
+        line += f", pixels by {255 * max(pixels):.2f} of 255" if pixels else "; no preprocessor to compare pixels with"
+    return line
+
+
+def renumbered(pattern: re.Pattern[str], layers: list[int], name: str) -> str | None:
+    """Rename a tensor of a decoder layer to its number among `layers`; None for a layer that is not among them."""
+    match = pattern.fullmatch(name)
+    if match is None:
+        return name
+    number = int(match[2])
+    return f"{match[1]}{layers.index(number)}{match[3]}" if number in layers else None
+
+
+def our_model(published: Published, checkpoint: Checkpoint, layers: list[int], names: list[str]) -> MultimodalModule:
+    """Build our model with some decoder layers, filled from the checkpoint that was written."""
+    recipe = yaml.safe_load(yaml.safe_dump(published.recipe))
+    recipe["model"]["init_args"]["language"]["init_args"]["layers"] = len(layers)
+    module, _ = build(recipe)
+    state = {renumbered(OURS, layers, name): checkpoint.weight(name).float() for name in names}
+    load_strict(module, state)
+    return module.eval()
+
+
+def model_of_transformers(published: Published, layers: list[int]) -> nn.Module:
+    """Build transformers' model with some decoder layers, filled from the published files."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(published.place)
+    config.text_config.num_hidden_layers = len(layers)
+    files = published.files[""]
+    names = {name: renumbered(THEIRS, layers, name) for name in files}
+    state = {new: files[name].float() for name, new in names.items() if new is not None}
+    family = AutoModelForImageTextToText._model_mapping[type(config)]
+    return family.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def compare(ours: MultimodalModule, theirs: nn.Module, folder: Path, size: tuple[int, int]) -> dict[str, Any]:
+    """Compare logits and pixels of both models for one image of (height, width) pixels."""
+    picture = Drawing(*size)
+    document = Document("proof", (Turn("user", (picture, QUESTION)), Turn("assistant", ("yes",))))
+    batch = collate([ours.processor.sample(document)], ours.processor)
+    image_token = theirs.config.image_token_id
+    ids = batch.ids.index_fill(1, batch.visual, image_token)
+    views = torch.cat(list(batch.views.groups))
+    sized = "image_grid_pinpoints" in theirs.config.to_dict()  # its pixels are [images, views, 3, H, W]
+    extra = {"image_sizes": torch.tensor([size])} if sized else {}
+    pixels = views[None] if sized else views
+    expected = theirs(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), **extra).logits[0]
+    every = replace(batch, supervised=torch.arange(batch.ids.shape[1]), labels=batch.ids[0])
+    logits = ours.network.language.logits(ours.network(every).hidden)
+    return {
+        "size": list(size),
+        "visual_tokens": len(batch.visual),
+        "logits": float((logits - expected).abs().max()),
+        "pixels": pixel_difference(views, picture, folder),
+    }
+
+
+def pixel_difference(views: Tensor, picture: Drawing, folder: Path) -> float | None:
+    """Compute the largest difference between our pixels and those of the published preprocessor, of pixels from 0 to 1.
+
+    Args:
+        views: [V, 3, H, W] normalised pixels.
+        picture: the image that they were made of.
+        folder: folder of the checkpoint.
+    Returns:
+        The difference; infinite if the preprocessor makes other views; None if the folder names no preprocessor.
+    """
+    from transformers import AutoImageProcessor
+
+    if "image_processor_type" not in read_json(folder, "preprocessor_config.json"):
+        return None
+    processor = AutoImageProcessor.from_pretrained(folder)
+    pixels = processor(images=picture.read(), return_tensors="pt")["pixel_values"].flatten(0, -4)
+    if pixels.shape != views.shape:
+        return float("inf")
+    deviation = torch.tensor(processor.image_std)[:, None, None]
+    return float(((pixels - views) * deviation).abs().max())

@@ -1,0 +1,119 @@
+"""The description of a published layout, and the choice of the one that a checkpoint has."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_mm.errors import UserError
+from lit_mm.weights import layouts
+from lit_mm.weights.files import read_json
+from lit_mm.weights.stream import Stored
+
+Config = dict[str, Any]
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the files of a checkpoint say, without its tensors.
+
+    Attributes:
+        folder: folder of the checkpoint.
+        config: config.json; {} if there is none.
+        stored: dtype and shape of every tensor, by name.
+        parts: part -> description of the checkpoint that `--with` names for it.
+    """
+
+    folder: Path
+    config: Config
+    stored: Mapping[str, Stored]
+    parts: Mapping[str, Described] = field(default_factory=dict)
+
+    def json(self, name: str) -> Config:
+        """Read a JSON file of the folder; {} if it is not there."""
+        return read_json(self.folder, name)
+
+    def shape(self, *endings: str) -> tuple[int, ...] | None:
+        """Return the shape of the first tensor whose name ends in one of `endings`; None if there is none."""
+        return next((stored.shape for name, stored in self.stored.items() if name.endswith(endings)), None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One layout in which checkpoints of a family are published.
+
+    Attributes:
+        name: name of the family and of the layout, such as "llava_1_5/hf".
+        example: a published name that has this layout.
+        recognises: function that returns True for a checkpoint of this layout.
+        model: function that builds the `model` section of the recipe.
+        rename: key map, a function from a state and the `model` section to the state of the model.
+        stage: the `train` section of the fine-tuning stage.
+        separate: part -> (key map of `lit_mm.weights.source.MAPS`, key of config.json with the published name) for
+            parts that a checkpoint may leave out.
+        in_transformers: True if transformers opens a checkpoint of this layout.
+    """
+
+    name: str
+    example: str
+    recognises: Callable[[Described], bool]
+    model: Callable[[Described], Config]
+    rename: Callable[[State, Config], State]
+    stage: Config
+    separate: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    in_transformers: bool = False
+
+
+def all_layouts() -> list[Layout]:
+    """List the layouts of all families."""
+    names = [name for _, name, _ in pkgutil.iter_modules(layouts.__path__)]
+    modules = [importlib.import_module(f"{layouts.__name__}.{name}") for name in sorted(names)]
+    return [layout for module in modules for layout in vars(module).get("LAYOUTS", ())]
+
+
+def layout_of(described: Described, name: str | None = None) -> Layout:
+    """Find the layout of a checkpoint.
+
+    Args:
+        described: files of the checkpoint.
+        name: name of the layout, for files that say too little; None recognises it.
+    Raises:
+        UserError: no layout fits, several do, or there is none of this name.
+    """
+    known = {layout.name: layout for layout in all_layouts()}
+    if name is not None:
+        if name not in known:
+            raise UserError(f"--layout: there is no layout {name!r}; there are {', '.join(known)}")
+        return known[name]
+    fitting = [layout for layout in known.values() if layout.recognises(described)]
+    if len(fitting) == 1:
+        return fitting[0]
+    kind = described.config.get("model_type"), described.config.get("architectures")
+    raise UserError(
+        f"{str(described.folder)!r}: {len(fitting)} known layouts fit its config.json (model_type {kind[0]!r}, "
+        f"architectures {kind[1]!r}) and its {len(described.stored)} tensors such as "
+        f"{sorted(described.stored)[:3]}. Name one with --layout, such as those of python -m lit_mm import --list"
+    )
+
+
+def require(described: Described, config: Config, values: Mapping[str, Collection[Any]]) -> None:
+    """Refuse a checkpoint whose config has a value that no part of the family has.
+
+    Args:
+        values: key of the config -> values that it may have; a key that is absent is accepted.
+    Raises:
+        UserError: a value is another one.
+    """
+    for key, accepted in values.items():
+        if key in config and config[key] not in accepted:
+            raise UserError(
+                f"{str(described.folder / 'config.json')!r}: {key} is {config[key]!r}, and only "
+                f"{', '.join(map(repr, accepted))} can be imported"
+            )

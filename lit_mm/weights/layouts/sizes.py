@@ -1,0 +1,121 @@
+"""Sizes of language models and vision encoders as published configs give them, as arguments of our parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig
+
+from lit_mm.errors import UserError
+from lit_mm.weights.layouts.layout import Config, Described
+
+CLIP_HEAD = 64  # width of an attention head in every published CLIP
+DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig}
+LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken")
+
+
+def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
+    """Build the `language` section from a config of transformers; absent keys have the defaults of their class.
+
+    Args:
+        config: `config.json` of a language model, or the `text_config` of a multimodal one.
+        kind: "llama" or "mistral".
+    Raises:
+        UserError: the config has scaled rotary positions or another kind of language model.
+    """
+    if kind not in DECODERS:
+        raise UserError(f"a language model of model_type {kind!r} cannot be imported, only {', '.join(DECODERS)}")
+    known = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
+    full = DECODERS[kind](**known).to_dict()
+    rope = full.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(f"rotary positions of type {rope['rope_type']!r} cannot be imported; `Llama` has plain ones")
+    sizes = {
+        "width": full["hidden_size"],
+        "layers": full["num_hidden_layers"],
+        "heads": full["num_attention_heads"],
+        "kv_heads": full["num_key_value_heads"],
+        "ffn_width": full["intermediate_size"],
+        "vocab_size": full["vocab_size"],
+        "head_width": full.get("head_dim"),
+        "rope_theta": float(rope.get("rope_theta") or full.get("rope_theta") or 10000.0),
+        "norm_eps": full["rms_norm_eps"],
+        "max_positions": full["max_position_embeddings"],
+        "attention_bias": bool(full.get("attention_bias")),
+        "tie_embeddings": bool(full.get("tie_word_embeddings")),
+    }
+    return {"class_path": "lit_mm.language.llama.Llama", "init_args": sizes}
+
+
+def clip_part(described: Described, select_layer: int, drop_cls: bool = True) -> Config:
+    """Build the `vision` section of a CLIP encoder.
+
+    Sizes come from `vision_config`, from the config beside the encoder that `--with vision=` names, or from the shapes
+    of the encoder in the checkpoint. The shapes do not show the number of heads; there, each head has 64 channels, as
+    in every published CLIP.
+
+    Raises:
+        UserError: nothing gives the sizes.
+    """
+    source = described.parts.get("vision", described)
+    config = source.config.get("vision_config")
+    if config is None and source.config.get("model_type") == "clip_vision_model":
+        config = source.config
+    if config is not None:
+        full = CLIPVisionConfig(**{key: value for key, value in config.items() if key != "model_type"}).to_dict()
+    else:
+        patches = source.shape("embeddings.patch_embedding.weight")
+        table = source.shape("embeddings.position_embedding.weight")
+        ffn = source.shape("encoder.layers.0.mlp.fc1.weight")
+        if patches is None or table is None or ffn is None:
+            name = described.config.get("mm_vision_tower", "openai/clip-vit-large-patch14-336")
+            raise UserError(
+                f"{str(described.folder)!r} has no vision encoder; {name} belongs there. Add --with vision={name}, or "
+                "a folder or file of it"
+            )
+        full = {
+            "image_size": round((table[0] - 1) ** 0.5) * patches[2],
+            "patch_size": patches[2],
+            "hidden_size": patches[0],
+            "num_hidden_layers": 1 + max(int(match[1]) for name in source.stored if (match := LAYER.search(name))),
+            "num_attention_heads": patches[0] // CLIP_HEAD,
+            "intermediate_size": ffn[0],
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        }
+    sizes = {
+        "image_size": full["image_size"],
+        "patch": full["patch_size"],
+        "width": full["hidden_size"],
+        "layers": full["num_hidden_layers"],
+        "heads": full["num_attention_heads"],
+        "ffn_width": full["intermediate_size"],
+        "activation": full["hidden_act"],
+        "eps": full["layer_norm_eps"],
+        "select_layer": select_layer,
+        "drop_cls": drop_cls,
+    }
+    return {"class_path": "lit_mm.vision.vit.ViT", "init_args": sizes}
+
+
+def component(class_path: str, **arguments: Any) -> Config:
+    """Build the section of a tiling, layout, prompt or part."""
+    return {"class_path": class_path} | ({"init_args": arguments} if arguments else {})
+
+
+def tokenizer(described: Described) -> str:
+    """Return the folder of the tokenizer: the checkpoint's, or that of the language model that `--with` names.
+
+    Raises:
+        UserError: neither has the files of a tokenizer.
+    """
+    for source in (described, *(described.parts[part] for part in ("language",) if part in described.parts)):
+        if any((source.folder / name).is_file() for name in TOKENIZERS):
+            return str(source.folder.absolute())
+    raise UserError(
+        f"{str(described.folder)!r} has no tokenizer ({' or '.join(TOKENIZERS)}). Put the files of its language model "
+        "there, or name the language model's folder with --with language=PLACE if the checkpoint lacks that, too"
+    )

@@ -1,0 +1,44 @@
+"""The layout of VILA. The files of VILA-1.0 look like LLaVA-1.5's, so that the user names it."""
+
+from __future__ import annotations
+
+from lit_mm.weights.layouts.layout import Config, Described, Layout
+from lit_mm.weights.layouts.llava import SEPARATE, STAGE, authors_parts, without_sizes
+from lit_mm.weights.layouts.sizes import component, tokenizer
+from lit_mm.weights.vila import vila_to_model
+
+DOWNSAMPLE = "model.mm_projector.layers.1.weight"
+
+
+def model(described: Described) -> Config:
+    """Build the `model` section, with the projector of version 1.0 or 1.5."""
+    vision, language, template = authors_parts(described)
+    side = vision["init_args"]["image_size"]
+    connector = "downsample.DownsampleMLP" if DOWNSAMPLE in described.stored else "mlp.MLPProjector"
+    return {
+        "class_path": "lit_mm.families.Vila",
+        "init_args": {
+            "vision": vision,
+            "language": language,
+            "tokenizer": tokenizer(described),
+            "image_size": side,
+            "connector": f"lit_mm.connectors.{connector}",
+            "inputs": {
+                "prompt": component("lit_mm.prompts.llava.ChatPrompt", template=template),
+                "max_length": min(language["init_args"]["max_positions"], 4096),
+            },
+        },
+    }
+
+
+LAYOUTS = (
+    Layout(
+        "vila/authors",
+        "Efficient-Large-Model/VILA-7b (with --layout vila/authors)",
+        lambda described: DOWNSAMPLE in described.stored,
+        model,
+        without_sizes(vila_to_model),
+        STAGE,
+        SEPARATE,
+    ),
+)

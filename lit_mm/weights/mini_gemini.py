@@ -1,0 +1,60 @@
+"""These key maps rename Mini-Gemini checkpoints of the authors: LLaVA's maps, the mining linears, the fine encoder.
+
+Unknown keys pass through; `load_strict` reports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lit_mm.weights.llava import PROJECTOR, llava_to_model
+from lit_mm.weights.names import below
+
+MINING = {"vlm_uni_query_projector.": "query.", "vlm_uni_aux_projector.": "key.", "vlm_uni_val_projector.": "value."}
+PREFIXES = ("model.", "")  # of a whole checkpoint, and of mm_projector.bin in some versions
+FINE = {"model.vision_tower_aux.vision_stem.": "model.stem.", "model.vision_tower_aux.vision_stages.": "model.stages."}
+
+
+def mini_gemini_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+    """Rename a checkpoint of the authors to the model; `mm_projector.bin` of a first stage holds the connector alone.
+
+    Checkpoints without the encoders, which stay frozen, give an incomplete state; load CLIP and ConvNeXt as well.
+
+    Args:
+        network: name prefix of the network in the target model.
+    Source: github.com/dvlab-research/MGM 769820c, mgm_arch.py and openclip_encoder.py.
+    """
+    names = {
+        f"{prefix}{published}": f"{network}.connector.{ours}"
+        for published, ours in MINING.items()
+        for prefix in PREFIXES
+    }
+    names |= {published: f"{network}.vision.high.{inner}" for published, inner in FINE.items()}
+    mapped: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        prefix = next((prefix for prefix in names if name.startswith(prefix)), None)
+        if prefix is not None:
+            mapped[names[prefix] + name.removeprefix(prefix)] = tensor
+        else:
+            rest[f"model.{name}" if name.startswith("mm_projector.") else name] = tensor
+    return mapped | llava_to_model(
+        rest,
+        vision=f"{network}.vision.low",
+        connector=f"{network}.connector.projector",
+        language=f"{network}.language",
+    )
+
+
+def connector_to_mini_gemini(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+    """Rename the connector of the model to `mm_projector.bin` of the authors; all other tensors are left out."""
+    connector = f"{network}.connector."
+    places = {f"{connector}{ours}": f"model.{published}" for published, ours in MINING.items()}
+    places[f"{connector}projector.mlp."] = PROJECTOR
+    return {
+        published + name: tensor
+        for prefix, published in places.items()
+        for name, tensor in below(state, prefix).items()
+    }

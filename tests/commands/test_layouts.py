@@ -1,0 +1,97 @@
+"""Every published layout is imported, asked, trained for a step, exported and imported again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_mm.commands.trained import open_model
+from lit_mm.weights.convert import read_checkpoint
+from lit_mm.weights.layouts.layout import all_layouts
+from tests import hub
+from tests.commands.test_import import QUESTION, command, conversation  # noqa: F401  # `command` is a fixture
+
+LAYOUTS = {
+    "llava/authors": hub.llava,
+    "llava_1_5/authors": hub.llava_1_5,
+    "llava_1_5/hf": hub.hf_llava,
+    "llava_next/authors": hub.llava_next,
+    "llava_next/hf": hub.hf_next,
+    "llava_uhd/authors": hub.llava_uhd,
+    "vila/authors": hub.vila,
+    "qwen_vl/authors": hub.qwen_vl,
+    "monkey/authors": hub.monkey,
+    "xcomposer/authors": hub.xcomposer,
+    "xcomposer2/authors": hub.xcomposer2,
+    "xcomposer2_4khd/authors": hub.xcomposer2_4khd,
+}
+DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+NAMED = ("vila/authors",)  # layouts whose files look like those of another one
+
+
+def words_of(layout: str, place: Path) -> tuple[str, ...]:
+    """Options of `import` that a layout needs."""
+    words = ("--layout", layout) if layout in NAMED else ()
+    return (*words, "--with", f"vision={hub.clip(place / 'clip')}") if layout == "llava_1_5/authors" else words
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_imported_layout_is_exported_as_it_was_published(command: Callable, tmp_path: Path, layout: str) -> None:  # noqa: F811
+    folder = LAYOUTS[layout](tmp_path / "hub")
+    code, output, error = command("import", folder, "--to", "run", *words_of(layout, tmp_path))
+    assert code == 0 and f"{layout}, " in output and "proof: " in output, error
+    code, _, error = command("export", "run", "--to", "same", "--format", layout.partition("/")[2])
+    assert code == 0, error
+    published, exported = read_checkpoint(folder), read_checkpoint("same")
+    assert published.keys() == exported.keys()
+    assert all(tensor.dtype == exported[name].dtype for name, tensor in published.items())
+    assert all(torch.equal(tensor, exported[name]) for name, tensor in published.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_is_asked_trained_exported_and_imported_again(command: Callable, tmp_path: Path, layout: str) -> None:  # noqa: F811
+    folder, data, words = LAYOUTS[layout](tmp_path / "hub"), conversation(tmp_path), words_of(layout, tmp_path)
+    assert command("import", folder, "--to", "run", *words)[0] == 0
+    code, _, error = command("generate", "run", "--image", "red.png", *QUESTION, "--accelerator", "cpu")
+    assert code == 0, error
+    options = ("--data.path", data, "--data.global_batch", "4", "--trainer.accelerator", "cpu", "--track", "false")
+    code, _, error = command("fit", "--config", "run/recipe.yaml", "--init_from", "run", "--run_dir", "tuned", *options)
+    assert code == 0, error
+    code, _, error = command("export", "tuned", "--to", "out", "--format", layout.partition("/")[2])
+    assert code == 0, error
+    code, _, error = command("import", "out", "--to", "again", *words)
+    assert code == 0, error
+    tuned, again = (open_model(run, accelerator="cpu").state_dict() for run in ("tuned", "again"))
+    tables = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight")
+    (dtype,) = {tensor.dtype for name, tensor in read_checkpoint(folder).items() if name.endswith(tables)}
+    assert all(torch.equal(again[name], tuned[name].to(dtype).to(again[name].dtype)) for name in tuned)
+
+
+def table() -> str:
+    """The table of docs/checkpoints.md. These tests do what it says of every layout."""
+    rows = [
+        (
+            "layout",
+            "example",
+            "parts from elsewhere",
+            "import, proved by",
+            "generate",
+            "fine-tune",
+            "export, proved by",
+        ),
+        ("---",) * 7,
+    ]
+    for layout in all_layouts():
+        proof = "logits and pixels of transformers" if layout.in_transformers else "every tensor placed once"
+        parts = ", ".join(layout.separate) or "-"
+        rows.append((layout.name, layout.example, parts, proof, "yes", "yes", "same bytes, read again"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def test_every_layout_is_in_these_tests_and_in_the_table_of_the_docs() -> None:
+    assert {layout.name for layout in all_layouts()} == LAYOUTS.keys()
+    assert table() in DOCS.read_text(), f"docs/checkpoints.md needs this table:\n{table()}"

@@ -1,0 +1,370 @@
+"""Tiny random checkpoints in published layouts, written as their authors write them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+)
+
+from lit_mm.assets import NANO_TOKENIZER
+
+SIDE, IMAGE_ID, VOCABULARY = 28, 509, 512  # the nano tokenizer has 509 tokens
+VISION = {
+    "image_size": SIDE,
+    "patch_size": 14,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "intermediate_size": 96,
+}
+TEXT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": VOCABULARY,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+}
+PINS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE], [SIDE, 3 * SIDE]]
+PIXELS = {
+    "size": {"shortest_edge": SIDE},
+    "crop_size": {"height": SIDE, "width": SIDE},
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+}
+State = dict[str, Tensor]
+OLD = (("model.language_model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw all parameters anew, so that no two tensors are equal."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=draw) * 0.08 + (parameter.dim() == 1)
+    return model.eval()
+
+
+def write(folder: Path, state: State, config: dict[str, Any], *, shards: int = 1, suffix: str = "safetensors") -> Path:
+    """Write weights, an index if there are several shards, config.json and a tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    names = list(state)
+    weight_map = {}
+    for number in range(shards):
+        file = f"{stem}-{number + 1:05d}-of-{shards:05d}.{suffix}" if shards > 1 else f"{stem}.{suffix}"
+        part = {name: state[name].contiguous().clone() for name in names[number::shards]}
+        save_file(part, folder / file) if suffix == "safetensors" else torch.save(part, folder / file)
+        weight_map |= dict.fromkeys(part, file)
+    if shards > 1:
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer(folder)
+    return folder
+
+
+def tokenizer(folder: Path) -> None:
+    """Write the nano tokenizer as a published one."""
+    shutil.copy(NANO_TOKENIZER, folder / "tokenizer.json")
+    names = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+
+
+def clip(folder: Path, dtype: torch.dtype = torch.float16) -> Path:
+    """Write the vision half of a CLIP as a repository of its own."""
+    model = randomised(CLIPVisionModel(CLIPVisionConfig(**VISION)), 1)
+    state = {f"vision_model.{n.removeprefix('vision_model.')}": t.to(dtype) for n, t in model.state_dict().items()}
+    config = {"model_type": "clip_vision_model", **VISION}
+    return write(folder, state, config)
+
+
+def llama(seed: int = 0, dtype: torch.dtype = torch.float16) -> State:
+    model = randomised(LlamaForCausalLM(LlamaConfig(**TEXT)), seed)
+    return {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+
+
+def vicuna(folder: Path) -> Path:
+    return write(folder, llama(), {"model_type": "llama", **TEXT}, shards=2, suffix="bin")
+
+
+def projector(dtype: torch.dtype = torch.float16) -> State:
+    draw = torch.Generator().manual_seed(5)
+    shapes = {"0.weight": (32, 64), "0.bias": (32,), "2.weight": (32, 32), "2.bias": (32,)}
+    return {f"model.mm_projector.{n}": torch.randn(s, generator=draw).to(dtype) for n, s in shapes.items()}
+
+
+def authors_config(**more: Any) -> dict[str, Any]:
+    return {
+        "model_type": "llava",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_vision_select_layer": -2,
+        "mm_vision_select_feature": "patch",
+        "mm_use_im_start_end": False,
+        **TEXT,
+        **more,
+    }
+
+
+def llava_1_5(folder: Path) -> Path:
+    """The authors' LLaVA-1.5: shards of torch, fp16, without the vision encoder."""
+    state = llama() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)} | projector()
+    config = authors_config(mm_projector_type="mlp2x_gelu", image_aspect_ratio="pad")
+    return write(folder, state, config, shards=2, suffix="bin")
+
+
+def tower() -> State:
+    model = randomised(CLIPVisionModel(CLIPVisionConfig(**VISION)), 1)
+    prefix = "model.vision_tower.vision_tower.vision_model."
+    return {prefix + n.removeprefix("vision_model."): t.bfloat16() for n, t in model.state_dict().items()}
+
+
+def llava_next(folder: Path) -> Path:
+    """The authors' LLaVA-NeXT: safetensors, bf16, with the vision encoder."""
+    state = llama(dtype=torch.bfloat16) | projector(torch.bfloat16) | tower()
+    state |= {"model.image_newline": torch.randn(32, generator=torch.Generator().manual_seed(6)).bfloat16()}
+    config = authors_config(
+        mm_projector_type="mlp2x_gelu",
+        image_aspect_ratio="anyres",
+        image_grid_pinpoints=PINS,
+        mm_patch_merge_type="spatial_unpad",
+    )
+    return write(folder, state, config, shards=3)
+
+
+def hf_config() -> dict[str, Any]:
+    return {
+        "vision_config": CLIPVisionConfig(**VISION),
+        "text_config": LlamaConfig(**TEXT),
+        "image_token_index": IMAGE_ID,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+
+
+def hf_llava(folder: Path, *, old: bool = True, pad: bool = False) -> Path:
+    """LLaVA-1.5 of transformers, in the names from before version 5 or of today."""
+    config = LlavaConfig(**hf_config())
+    model = randomised(LlavaForConditionalGeneration(config))
+    kind = "LlavaImageProcessor" if pad else "CLIPImageProcessor"
+    processor = {"image_processor_type": kind, "do_pad": pad, "do_center_crop": True} | PIXELS
+    return _hf(folder, model, old, processor)
+
+
+def hf_next(folder: Path, *, old: bool = True) -> Path:
+    """LLaVA-NeXT of transformers."""
+    processor = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": PINS} | PIXELS
+    config = LlavaNextConfig(image_grid_pinpoints=PINS, **hf_config())
+    return _hf(folder, randomised(LlavaNextForConditionalGeneration(config)), old, processor)
+
+
+def _hf(folder: Path, model: nn.Module, old: bool, processor: dict[str, Any]) -> Path:
+    def older(name: str) -> str:
+        for new, before in OLD:
+            if name.startswith(new):
+                return before + name.removeprefix(new)
+        name = name.removeprefix("model.")
+        return name.replace("vision_tower.", "vision_tower.vision_model.", 1) if name.startswith("vision_t") else name
+
+    state = {older(name) if old else name: tensor for name, tensor in model.state_dict().items()}
+    write(folder, state, {**model.config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    special(folder, "<image>")
+    return folder
+
+
+def llava(folder: Path) -> Path:
+    """The authors' LLaVA with a linear projector and the vision encoder."""
+    linear = {"model.mm_projector.weight": noise(32, 64), "model.mm_projector.bias": noise(32)}
+    config = authors_config(mm_projector_type="linear")
+    return write(folder, half(llama() | linear | tower()), config, shards=2, suffix="bin")
+
+
+def vila(folder: Path) -> Path:
+    """VILA-1.0, whose names are LLaVA-1.5's."""
+    config = authors_config(mm_projector_type="mlp2x_gelu", model_type="llava_llama")
+    return write(folder, half(llama() | projector() | tower()), config, shards=2)
+
+
+def llava_uhd(folder: Path) -> Path:
+    """LLaVA-UHD v1 with 4 queries, bf16."""
+    pool = {"query": noise(4, 32), "pos_embed": noise(4, 32), "proj": noise(32, 32), **norm("ln_q"), **norm("ln_kv")}
+    pool |= norm("ln_post") | attention("attn", 32) | {"kv_proj.weight": noise(32, 64)}
+    state = llama() | tower() | {f"model.mm_projector.{name}": tensor for name, tensor in pool.items()}
+    state = {name: tensor.bfloat16() for name, tensor in state.items()}
+    return write(folder, state, authors_config(mm_projector_type="adapt_spatial_resampler"), shards=2, suffix="bin")
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape) * 0.08
+
+
+def half(state: State) -> State:
+    return {name: tensor.half() for name, tensor in state.items()}
+
+
+def linear(name: str, rows: int, columns: int) -> State:
+    return {f"{name}.weight": noise(rows, columns), f"{name}.bias": noise(rows)}
+
+
+def norm(name: str, width: int = 32) -> State:
+    return {f"{name}.weight": 1 + noise(width), f"{name}.bias": noise(width)}
+
+
+def attention(name: str, width: int) -> State:
+    """torch.nn.MultiheadAttention."""
+    packed = {f"{name}.in_proj_weight": noise(3 * width, width), f"{name}.in_proj_bias": noise(3 * width)}
+    return packed | linear(f"{name}.out_proj", width, width)
+
+
+def special(folder: Path, *tokens: str) -> None:
+    """Add special tokens to the tokenizer of a folder."""
+    file = str(folder / "tokenizer.json")
+    extended = tokenizers.Tokenizer.from_file(file)
+    extended.add_special_tokens(list(tokens))
+    extended.save(file)
+
+
+LARGER = TEXT | {"vocab_size": 528, "num_hidden_layers": 2}  # with room for special tokens
+
+
+def xcomposer2(folder: Path, *, hd: bool = False) -> Path:
+    """XComposer2 or 4KHD: InternLM2 with partial LoRA of rank 3, fp32."""
+    width, rank, ffn = 32, 3, 48
+    state = {"model.tok_embeddings.weight": noise(528, width), "output.weight": noise(528, width)}
+    state["model.norm.weight"] = 1 + noise(width)
+    shapes = {"attention.wqkv": (64, width), "attention.wo": (width, width)}
+    shapes |= {"feed_forward.w1": (ffn, width), "feed_forward.w3": (ffn, width), "feed_forward.w2": (width, ffn)}
+    for layer in ("model.layers.0", "model.layers.1"):
+        state |= {f"{layer}.{name}.weight": 1 + noise(width) for name in ("attention_norm", "ffn_norm")}
+        for name, (rows, columns) in shapes.items():
+            state[f"{layer}.{name}.weight"] = noise(rows, columns)
+            state[f"{layer}.{name}.Plora_A.weight"] = noise(rank, columns)
+            state[f"{layer}.{name}.Plora_B.weight"] = noise(rows, rank)
+    inputs = 4 * 64 if hd else 64
+    state |= linear("vision_proj.0", width, inputs) | linear("vision_proj.2", width, width)
+    state |= {f"vit.vision_tower.{name.partition('vision_tower.vision_tower.')[2]}": t for name, t in tower().items()}
+    if hd:
+        state |= {"plora_glb_GN": noise(1, 1, inputs), "plora_sub_GN": noise(1, 1, 1, inputs)}
+    config = {"model_type": "internlmxcomposer2", "architectures": ["InternLMXComposer2ForCausalLM"], **LARGER}
+    write(folder, {name: tensor.float() for name, tensor in state.items()}, config, shards=2, suffix="bin")
+    special(folder, "[UNUSED_TOKEN_146]", "[UNUSED_TOKEN_145]")
+    return folder
+
+
+def qwen_vl(folder: Path, *, windows: int = 0) -> Path:
+    """Qwen-VL, or Monkey with adapters for some windows, bf16."""
+    width, wide, ffn = 32, 64, 96
+    state = {"transformer.wte.weight": noise(528, width), "lm_head.weight": noise(528, width)}
+    state["transformer.ln_f.weight"] = 1 + noise(width)
+    for layer in range(2):
+        at = f"transformer.h.{layer}"
+        state |= {f"{at}.ln_1.weight": 1 + noise(width), f"{at}.ln_2.weight": 1 + noise(width)}
+        state |= linear(f"{at}.attn.c_attn", 3 * width, width) | {f"{at}.attn.c_proj.weight": noise(width, width)}
+        state |= {f"{at}.mlp.{name}.weight": noise(48, width) for name in ("w1", "w2")}
+        state[f"{at}.mlp.c_proj.weight"] = noise(width, 48)
+    visual = {"positional_embedding": noise(4, wide), "proj": noise(width, width)}
+    visual |= {"conv1.weight": noise(wide, 3, 14, 14), **norm("ln_pre", wide), **norm("ln_post", width)}
+    pool = {"query": noise(4, width), "pos_embed": noise(4, width), "kv_proj.weight": noise(width, wide)}
+    pool |= attention("attn", width) | norm("ln_q") | norm("ln_kv")
+    visual |= {f"attn_pool.{name}": tensor for name, tensor in pool.items()}
+    for block in range(2):
+        at = f"transformer.resblocks.{block}"
+        visual |= norm(f"{at}.ln_1", wide) | norm(f"{at}.ln_2", wide) | linear(f"{at}.attn.in_proj", 3 * wide, wide)
+        visual |= linear(f"{at}.attn.out_proj", wide, wide)
+        visual |= linear(f"{at}.mlp.c_fc", ffn, wide) | linear(f"{at}.mlp.c_proj", wide, ffn)
+        for window in range(windows):
+            for name, rank, rows in (("attn.in_proj", 2, 3 * wide), ("attn.out_proj", 2, wide), ("mlp", 3, wide)):
+                lora = f"{at}.{name}_lora.{window}"
+                visual |= {f"{lora}.lora_a.weight": noise(rank, wide), f"{lora}.lora_b.weight": noise(rows, rank)}
+                visual[f"{lora}.lora_scale"] = noise(1)
+    state |= {f"transformer.visual.{name}": tensor for name, tensor in visual.items()}
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4, "layer_norm_epsilon": 1e-6}
+    tower_sizes = {"heads": 2, "image_size": 56, "layers": 2, "width": wide, "patch_size": 14}
+    config = {"model_type": "qwen", "architectures": ["QWenLMHeadModel"], "visual": tower_sizes, **sizes}
+    write(folder, {name: tensor.bfloat16() for name, tensor in state.items()}, config, shards=2)
+    special(folder, "<img>", "</img>")
+    return folder
+
+
+def monkey(folder: Path) -> Path:
+    return qwen_vl(folder, windows=4)
+
+
+def xcomposer2_4khd(folder: Path) -> Path:
+    return xcomposer2(folder, hd=True)
+
+
+def xcomposer(folder: Path) -> Path:
+    """XComposer 1.0: EVA, Q-Former, InternLM with LoRA of rank 3, fp16."""
+    wide, width, rank, qwidth = 88, 32, 3, 64
+    eva = {"cls_token": noise(1, 1, wide), "pos_embed": noise(1, 5, wide)}
+    eva |= {"patch_embed.proj.weight": noise(wide, 3, 14, 14), "patch_embed.proj.bias": noise(wide)}
+    ffn = int(wide * 4.3637)
+    for block in range(2):
+        at = f"blocks.{block}"
+        eva |= {**norm(f"{at}.norm1", wide), **norm(f"{at}.norm2", wide)}
+        eva |= {f"{at}.attn.q_bias": noise(wide), f"{at}.attn.v_bias": noise(wide)}
+        eva |= {f"{at}.attn.qkv.weight": noise(3 * wide, wide), **linear(f"{at}.attn.proj", wide, wide)}
+        eva |= linear(f"{at}.mlp.fc1", ffn, wide) | linear(f"{at}.mlp.fc2", wide, ffn)
+    bert = norm("embeddings.LayerNorm", qwidth) | {"embeddings.position_ids": torch.arange(8)[None]}
+    for layer in range(2):
+        at = f"encoder.layer.{layer}"
+        for name, inputs in (("attention", qwidth), ("crossattention", wide))[: 2 - layer % 2]:
+            bert |= linear(f"{at}.{name}.self.query", qwidth, qwidth) | norm(f"{at}.{name}.output.LayerNorm", qwidth)
+            bert |= linear(f"{at}.{name}.self.key", qwidth, inputs) | linear(f"{at}.{name}.self.value", qwidth, inputs)
+            bert |= linear(f"{at}.{name}.output.dense", qwidth, qwidth)
+        bert |= linear(f"{at}.intermediate_query.dense", 96, qwidth) | linear(f"{at}.output_query.dense", qwidth, 96)
+        bert |= norm(f"{at}.output_query.LayerNorm", qwidth)
+    text = {"model.embed_tokens.weight": noise(528, width), "lm_head.weight": noise(528, width)}
+    text["model.norm.weight"] = 1 + noise(width)
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        text |= {f"{at}.{name}.weight": 1 + noise(width) for name in ("input_layernorm", "post_attention_layernorm")}
+        for name in "qkvo":
+            text |= linear(f"{at}.self_attn.{name}_proj", width, width)
+        shapes = {"gate_proj": (48, width), "up_proj": (48, width), "down_proj": (width, 48)}
+        text |= {f"{at}.mlp.{name}.weight": noise(*shape) for name, shape in shapes.items()}
+        shapes = {f"mlp.{name}": shapes[name] for name in ("up_proj", "down_proj")}
+        for name, (rows, columns) in (
+            shapes | dict.fromkeys(("self_attn.q_proj", "self_attn.v_proj"), (32, 32))
+        ).items():
+            text |= {
+                f"{at}.{name}.lora_A.weight": noise(rank, columns),
+                f"{at}.{name}.lora_B.weight": noise(rows, rank),
+            }
+        text[f"{at}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    state = {f"visual_encoder.{name}": t for name, t in eva.items()} | norm("ln_vision", wide)
+    state |= {f"Qformer.bert.{name}": t for name, t in bert.items()} | {"query_tokens": noise(1, 8, qwidth)}
+    state |= {f"internlm_model.{name}": t for name, t in text.items()} | linear("internlm_proj", width, qwidth)
+    state |= {"flag_image_start": noise(1, 1, width), "flag_image_end": noise(1, 1, width)}
+    state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
+    sizes = LARGER | {"num_key_value_heads": 4}
+    config = {"model_type": "InternLMXComposer", "architectures": ["InternLMXComposerForCausalLM"], **sizes}
+    write(folder, state, config, shards=3, suffix="bin")
+    special(folder, "<TOKENS_UNUSED_0>", "<TOKENS_UNUSED_1>")
+    return folder
