@@ -11,8 +11,10 @@ from torch import Tensor
 
 from lit_mm.connectors.qformer_paired import PairedQFormer
 from lit_mm.errors import UserError
+from lit_mm.language.med import Padded
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.gather import gathered_with_gradient, row_counts
+from lit_mm.objectives.image_text import Encoded
 from lit_mm.objectives.queue import gathered_rows
 from lit_mm.samples.batch import PAIRS, Batch, Texts
 
@@ -103,26 +105,62 @@ class SharedPairs:
 
     def encode(self, model: MultimodalModel, batch: Batch) -> Pairs:
         """Encode a batch, see `__call__`."""
-        connector, views = model.connector, batch.views
-        if not isinstance(connector, PairedQFormer) or batch.texts is None:
-            raise UserError(
-                "the objectives of pairs need a PairedQFormer with `contrast_width` and a `reading` of the inputs, got "
-                f"{type(connector).__name__} and {'no texts' if batch.texts is None else 'texts'}"
-            )
-        assert model.vision is not None and batch.valid is not None
-        count = len(batch.texts.ids)
-        blank = views is not None and len(views) == 1 and int(views.owners[0]) < 0
-        if views is None or len(views.groups) != 1 or (len(views) != count and not blank):
-            raise UserError(
-                f"samples {list(batch.sample_ids)}: every pair has one picture of one view, got "
-                f"{batch.num_views} views for {count} samples"
-            )
-        pixels = views.normalised()[0]
-        features = model.vision(pixels if blank else pixels[views.owners.argsort()])
-        return encode_pairs(connector, features.expand(count, -1, -1), batch.texts, batch.valid)
+        return encode_pairs(*parts_of_pairs(model, batch), batch.valid)
 
     def _drop(self, _: object) -> None:
         self.pairs = None
+
+
+def parts_of_pairs(model: MultimodalModel, batch: Batch) -> tuple[PairedQFormer, Tensor, Texts]:
+    """Return the connector, the features [n, N, D] of the vision encoder and the texts [n, L] of a batch.
+
+    Raises:
+        UserError: a sample has no text, or not exactly one view, or the connector cannot compare.
+    """
+    connector, views, texts = model.connector, batch.views, batch.texts
+    if not isinstance(connector, PairedQFormer) or texts is None:
+        raise UserError(
+            "the objectives of pairs need a PairedQFormer with `contrast_width` and a `reading` of the inputs, got "
+            f"{type(connector).__name__} and {'no texts' if texts is None else 'texts'}"
+        )
+    assert model.vision is not None
+    count = len(texts.ids)
+    blank = views is not None and len(views) == 1 and int(views.owners[0]) < 0
+    if views is None or len(views.groups) != 1 or (len(views) != count and not blank):
+        raise UserError(
+            f"samples {list(batch.sample_ids)}: every pair has one picture of one view, got "
+            f"{batch.num_views} views for {count} samples"
+        )
+    pixels = views.normalised()[0]
+    features = model.vision(pixels if blank else pixels[views.owners.argsort()])
+    return connector, features.expand(count, -1, -1), texts
+
+
+@dataclass(frozen=True)
+class QueryComparison:
+    """Compares images with texts by the Q-Former of a model; see `lit_mm.evaluation.retrieval.Comparison`.
+
+    Attributes:
+        network: model whose connector is a `PairedQFormer` with its heads.
+    """
+
+    network: MultimodalModel
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Encode images as [n, Q, C] and texts as [n, C].
+
+        Raises:
+            UserError: see `parts_of_pairs`.
+        """
+        connector, features, texts = parts_of_pairs(self.network, batch)
+        features = connector.norm(features)
+        assert batch.valid is not None
+        image, text = connector.encode_image(features), connector.encode_text(texts)
+        return Encoded(features, Padded(texts.ids, texts.mask), image, text, batch.valid)
+
+    def match(self, texts: Padded, features: Tensor) -> Tensor:
+        """Logits [n, 2] of no match and match, of texts [n, L] with normed features [n, N, D]."""
+        return _heads(self.network).match(features, Texts(*texts)).float()
 
 
 def similarities(pairs: Pairs, temperature: Tensor) -> tuple[Tensor, Tensor]:
