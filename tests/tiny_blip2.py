@@ -36,9 +36,15 @@ def language(kind: str = "decoder") -> LanguageModel:
 
 def blip2(kind: str = "decoder", seed: int = 0, **options: Any) -> Blip2:
     torch.manual_seed(seed)
-    vision = ViT(image_size=28, patch=14, width=16, layers=1, heads=2, drop_cls=False)
-    arguments: dict[str, Any] = {"connector": qformer, "reading": READING, "image_size": 28, "candidates": 2}
-    return Blip2(vision, language(kind), "nano", **(arguments | options))
+    arguments: dict[str, Any] = {
+        "vision": ViT(image_size=28, patch=14, width=16, layers=1, heads=2, drop_cls=False),
+        "language": language(kind),
+        "connector": qformer,
+        "reading": READING,
+        "image_size": 28,
+        "candidates": 2,
+    }
+    return Blip2(tokenizer="nano", **(arguments | options))
 
 
 def stages(steps: int = 2) -> list[Stage]:

@@ -16,6 +16,7 @@ from lit_mm.weights.internlm2 import llama_to_llama
 from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qformer import PARTS as QFORMER_PARTS
 from lit_mm.weights.qformer import QUERIES, TOP, lavis_to_qformer
+from lit_mm.weights.t5 import COPIES
 from lit_mm.weights.timm import eva_clip_to_timm, hf_blip2_to_timm, timm_to_eva_clip, timm_to_hf_blip2
 
 VISION, QFORMER = "visual_encoder.", "Qformer."
@@ -34,7 +35,7 @@ TEMPERATURE = "contrast.temperature"
 def lavis_to_blip2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a checkpoint of LAVIS or MiniGPT-4 to the network.
 
-    Llama (`llm_model`, `llama_model`) and T5 become `language.lm`; OPT keeps its names below `language.`.
+    The language model (`opt_model`, `t5_model`, `llm_model` or `llama_model`) becomes `language.lm`.
 
     Source: blip2_pretrained*.pth and instruct_blip_*.pth of github.com/salesforce/LAVIS; their `model` entry.
     """
@@ -56,9 +57,8 @@ def lavis_to_blip2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _language(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a Llama, T5 or other language model of transformers. T5's tied copies of its embeddings are dropped."""
-    tied = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-    return llama_to_llama({name: tensor for name, tensor in state.items() if name not in tied})
+    """Rename a Llama, OPT or T5 of transformers. T5's copies of its embeddings are dropped."""
+    return llama_to_llama({name: tensor for name, tensor in state.items() if name not in COPIES})
 
 
 def blip2_to_lavis(state: Mapping[str, Tensor], projection: str = "opt_proj") -> dict[str, Tensor]:
@@ -174,18 +174,19 @@ def blip2_to_hf(state: Mapping[str, Tensor], *, instruct: bool = False) -> dict[
 
 # --- parts -------------------------------------------------------------------------------------------------------
 def blip2_part(state: Mapping[str, Tensor], part: str, module: nn.Module) -> dict[str, Tensor]:
-    """Select the weights of one part out of a checkpoint of LAVIS; what only the module has keeps its start values.
+    """Select the weights of one part out of a checkpoint; parameters that only the module has keep their start values.
 
     A checkpoint of the first stage has no projection, one of the second no text branch and no heads, and every
     checkpoint may have parts that the module does not use. So names of the module are taken where the checkpoint has
     them, and queries and cross-attention must be among them.
 
     Args:
-        state: checkpoint.
-        part: "vision" or "connector".
+        state: checkpoint with names of LAVIS or of Hugging Face.
+        part: "vision", "connector" or "language".
         module: the part to fill.
     """
-    tensors = below(lavis_to_blip2(state), f"{part}.")
+    is_hf = any(name.startswith(HF_VISION) for name in state)
+    tensors = below(hf_to_blip2(state) if is_hf else lavis_to_blip2(state), f"{part}.")
     if part != "connector":
         return tensors
     start = dict(module.state_dict())
