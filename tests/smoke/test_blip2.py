@@ -1,4 +1,4 @@
-"""The tiny nano recipe of BLIP-2 runs through all stages on the real command line; then it finds and writes captions."""
+"""The tiny nano recipe of BLIP-2 runs through all stages on the real command line; then it finds and writes."""
 
 from __future__ import annotations
 
