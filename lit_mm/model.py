@@ -13,7 +13,7 @@ from lit_mm.errors import UserError
 from lit_mm.fusion.scatter import scatter_visual
 from lit_mm.language.protocol import LanguageModel, Learnt, Memory, State
 from lit_mm.layers.protocols import complete
-from lit_mm.samples.batch import Batch, Views
+from lit_mm.samples.batch import Batch, Texts, Views
 from lit_mm.vision.protocol import VisionEncoder
 
 Fusion = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -60,11 +60,15 @@ class MultimodalModel(nn.Module):
         # parts that take any shape get all views in one call, since under ZeRO-3 all ranks must make the same calls
         self.together = vision is not None and vision.any_size and connector is not None and connector.any_grid
 
-    def bank(self, views: Views) -> Tensor:
+    def bank(self, views: Views, texts: Texts | None = None) -> Tensor:
         """Return [K, E]: the visual tokens of all views, group after group, then the connector's learned vectors.
 
+        Args:
+            views: views of the batch.
+            texts: second texts of the samples, for a connector that reads them.
         Raises:
-            UserError: encoder and connector make another number of visual tokens than the processor has counted.
+            UserError: encoder and connector make another number of visual tokens than the processor has counted, or a
+                connector that reads texts gets none.
         """
         vision, connector = self.vision, self.connector
         assert vision is not None and connector is not None
@@ -75,6 +79,12 @@ class MultimodalModel(nn.Module):
             padded = connector(features, grids)  # [V, M, E]
             counts = [rows * columns for rows, columns in map(connector.token_grid, grids)]
             tokens = [of_view[:count] for of_view, count in zip(padded, counts, strict=True)]
+        elif connector.reads_text:
+            if texts is None:
+                raise UserError("the connector reads second texts, and the batch has none: set `inputs.reading`")
+            owners = views.owners.split([len(group) for group in groups])
+            pairs = zip(groups, owners, strict=True)
+            tokens = [connector(vision(group), texts.of(numbers)).flatten(0, 1) for group, numbers in pairs]
         elif vision.reads_tiles:
             numbers = tiles.split([len(group) for group in groups])
             tokens = [connector(vision(*pair)).flatten(0, 1) for pair in zip(groups, numbers, strict=True)]
@@ -97,7 +107,7 @@ class MultimodalModel(nn.Module):
         if self.vision is None or batch.views is None:
             return text
         try:
-            bank = self.bank(batch.views)
+            bank = self.bank(batch.views, batch.texts)
         except UserError as error:
             raise UserError(f"samples {list(batch.sample_ids)}: {error}") from error
         return self.fusion(text, bank, batch.bank, batch.visual)

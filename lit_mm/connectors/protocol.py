@@ -24,6 +24,7 @@ class Connector(Protocol):
             that makes the same number of tokens of every grid: these have no place in the image.
         reads_class_token: True if it accepts a class token before the patches.
         reads_two_maps: True if it reads `lit_mm.layers.two_maps.TwoMaps` in place of patch features.
+        reads_text: True if it also takes the `lit_mm.samples.batch.Texts` of the samples that show the views.
     """
 
     any_grid: bool = False
@@ -31,6 +32,7 @@ class Connector(Protocol):
     order: Literal["rows", "columns"] = "rows"
     reads_class_token: bool = False
     reads_two_maps: bool = False
+    reads_text: bool = False
 
     @abstractmethod
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:

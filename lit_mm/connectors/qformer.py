@@ -14,6 +14,7 @@ from lit_mm.layers.dropout import dropout
 
 # V images, N features each, D their width, Q queries, L text positions, P = Q + L (queries first), W width, H heads
 
+TEXT_BRANCH = "text_branch"  # part of the parameters that only a text uses
 Sight = Literal["unimodal", "bidirectional", "multimodal_causal"]
 
 
@@ -108,6 +109,7 @@ class Layer(nn.Module):
         self.cross = None if vision_width is None else Attention(width, vision_width, heads, dropout, eps)
         self.query_ffn = FeedForward(width, ffn_width, dropout, eps)
         self.text_ffn = FeedForward(width, ffn_width, dropout, eps) if with_text else None
+        self.parts_within = {"text_ffn": TEXT_BRANCH} if with_text else {}
 
     def forward(self, x: Tensor, num_queries: int, features: Tensor | None, mask: Tensor | None) -> Tensor:
         """[V, P, W] -> [V, P, W].
@@ -146,7 +148,7 @@ class QFormer(nn.Module):
 
     In every `cross_every`-th layer, from the first on, the queries attend to the image. Queries have no position
     embedding; the positions of the text start at 0. Queries and text share the first norm and the self-attention, but
-    not the feed-forward.
+    not the feed-forward. What only a text uses (embeddings, feed-forwards, head) is the part "text_branch".
 
     Args:
         vision_width: D, width of the image features.
@@ -211,6 +213,8 @@ class QFormer(nn.Module):
             for number in range(layers)
         )
         self.head = TextHead(width, vocab_size, eps) if head else None
+        has_text = vocab_size is not None
+        self.parts_within = dict.fromkeys(("words", "positions", "head"), TEXT_BRANCH) if has_text else {}
         self.apply(_draw)
 
     def forward(self, features: Tensor | None = None, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,11 +19,24 @@ from lit_mm.evaluation.metrics.retrieval import rank, rerank
 from lit_mm.evaluation.score import score
 from lit_mm.language.med import Padded
 from lit_mm.module import MultimodalModule
-from lit_mm.objectives.image_text import ImageTextModel
+from lit_mm.objectives.image_text import Encoded
+from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
 
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
 BY_CONTRAST = ", by contrast"
+
+
+class Comparison(Protocol):
+    """A model that compares images with texts."""
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Encode images and texts apart."""
+        ...
+
+    def match(self, texts: Padded, features: Tensor) -> Tensor:
+        """Logits [N, 2] of no match and match, of texts [N, L] with image features [N, P, D]."""
+        ...
 
 
 class Features(NamedTuple):
@@ -32,7 +45,8 @@ class Features(NamedTuple):
     Attributes:
         features: per document [P, D] image features.
         ids: per document [L] token ids of its text.
-        image, text: [N, C] unit vectors.
+        image: [N, C] unit vectors, or [N, Q, C] of Q queries.
+        text: [N, C] unit vectors.
     """
 
     features: list[Tensor]
@@ -52,6 +66,7 @@ class TwoStepRetrieval:
     Args:
         candidates: number of best candidates per query that the matching head reorders; the score is the cosine plus
             the logit of a match. 0 ranks by contrast alone.
+        comparison: function from the network of a module to the model that compares; None: the network itself.
     Attributes:
         skills: names of the figures.
     Raises:
@@ -59,10 +74,10 @@ class TwoStepRetrieval:
     Source: train_retrieval.py of github.com/salesforce/BLIP, `evaluation`.
     """
 
-    def __init__(self, candidates: int = 128) -> None:
+    def __init__(self, candidates: int = 128, comparison: Callable[[Any], Comparison] | None = None) -> None:
         if candidates < 0:
             raise UserError(f"TwoStepRetrieval: `candidates` is at least 0, got {candidates}")
-        self.candidates = candidates
+        self.candidates, self.comparison = candidates, comparison
         directions = (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
         steps = ("", BY_CONTRAST) if candidates else ("",)
         self.skills = tuple(direction + step for direction in directions for step in steps)
@@ -72,10 +87,10 @@ class TwoStepRetrieval:
     ) -> Examination:
         """See `lit_mm.module.Examiner`."""
         documents = without_sight(documents) if blind else documents
-        network: Any = module.network
+        network: Any = module.network if self.comparison is None else self.comparison(module.network)
         with module.inference():
             encoded = encode(module, network, documents, batch_size)
-            similarity = encoded.image.numpy() @ encoded.text.numpy().T  # [images, texts]
+            similarity = cosines_of(encoded.image, encoded.text)
             predictions: list[Prediction] = []
             for direction, cosines in ((IMAGE_TO_TEXT, similarity), (TEXT_TO_IMAGE, similarity.T)):
                 orders = {direction: rank(cosines)}
@@ -88,13 +103,23 @@ class TwoStepRetrieval:
         return Examination(score(predictions), tuple(predictions))
 
 
-def encode(
-    module: MultimodalModule, network: ImageTextModel, documents: Sequence[Document], batch_size: int
-) -> Features:
+def cosines_of(image: Tensor, text: Tensor) -> NDArray[np.floating]:
+    """Compare images [N, C] or [N, Q, C] with texts [M, C]: [N, M] cosines, the largest over the queries.
+
+    Queries are compared one after the other, so [N, Q, M] numbers are never in memory.
+    """
+    queries = (image[:, None] if image.ndim == 2 else image).numpy()
+    cosines = queries[:, 0] @ text.numpy().T
+    for number in range(1, queries.shape[1]):
+        np.maximum(cosines, queries[:, number] @ text.numpy().T, out=cosines)
+    return cosines
+
+
+def encode(module: MultimodalModule, network: Comparison, documents: Sequence[Document], batch_size: int) -> Features:
     """Encode the image and the text of every document.
 
     Raises:
-        UserError: see `Processor.sample` and `ImageTextModel.images`.
+        UserError: see `Processor.sample`, or a document has not one picture of one view.
     """
     processor = module.processor
     features: list[Tensor] = []
@@ -113,7 +138,7 @@ def encode(
 
 def matches(
     module: MultimodalModule,
-    network: ImageTextModel,
+    network: Comparison,
     encoded: Features,
     candidates: NDArray[np.intp],
     direction: str,

@@ -1,6 +1,7 @@
 """Families: one LightningModule each, which composes parts and adds no tensor maths."""
 
 from lit_mm.families.blip import Blip
+from lit_mm.families.blip2 import Blip2
 from lit_mm.families.cogagent import CogAgent
 from lit_mm.families.cogvlm import CogVLM
 from lit_mm.families.decoder import Decoder
@@ -21,6 +22,7 @@ from lit_mm.families.xcomposer2_4khd import XComposer2HD
 
 __all__ = [
     "Blip",
+    "Blip2",
     "CogAgent",
     "CogVLM",
     "Decoder",

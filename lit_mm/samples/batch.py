@@ -15,7 +15,7 @@ from lit_mm.samples.pixels import normalised
 IGNORE = -100  # label of a position whose prediction carries no loss, in samples
 TOKENS = "tokens"  # unit of a loss that sums over supervised tokens
 PAIRS = "pairs"  # unit of a loss that sums over samples
-Moved = TypeVar("Moved", "Views", "Target", "Batch")
+Moved = TypeVar("Moved", "Views", "Target", "Texts", "Batch")
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,30 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Texts:
+    """Second texts in another vocabulary, one per sample in the order of the batch, padded on the right.
+
+    Attributes:
+        ids: [N, L] token ids, 0 at padding.
+        mask: [N, L] True at text, False at padding.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def of(self, owners: Tensor) -> Texts:
+        """Select the texts of samples by number [V]; the number -1 gets a text of padding alone."""
+        rows = owners.clamp(min=0)
+        return Texts(self.ids[rows], self.mask[rows] & (owners >= 0)[:, None])
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Texts:
+        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Texts:
+        return _mapped(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Samples one after the other in a *flat row* of T positions, without padding.
 
@@ -96,6 +120,8 @@ class Batch:
             by the number of its unit; "tokens" counts supervised tokens, "pairs" samples.
         sources: [S] number of the data source of each supervised place; None if there is only one source.
         num_by_source: number of samples per source in this micro-batch, without lost samples; () without a ledger.
+        texts: second texts of the samples, lost ones included; None without a `Reading`.
+        valid: [N] False at lost samples, for objectives that compare samples; None without a `Reading`.
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their
             tokens are counted in `units`.
         second_views: views of the second vision encoder, which make no visual tokens; None if there is one encoder.
@@ -117,6 +143,8 @@ class Batch:
     num_by_source: tuple[int, ...] = ()
     lost: tuple[Fault, ...] = ()
     second_views: Views | None = None
+    texts: Texts | None = None
+    valid: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -139,13 +167,13 @@ class Batch:
 
 
 def _mapped(data: Moved, change: Any) -> Moved:
-    """Return a copy with `change` applied to every tensor, also inside groups, views and target."""
+    """Return a copy with `change` applied to every tensor, also inside groups, views, target and texts."""
     changes: dict[str, Any] = {}
     for name in (entry.name for entry in fields(data)):
         value = getattr(data, name)
         if isinstance(value, Tensor):
             changes[name] = change(value)
-        elif isinstance(value, Views | Target):
+        elif isinstance(value, Views | Target | Texts):
             changes[name] = _mapped(value, change)
         elif name == "groups":
             changes[name] = tuple(change(group) for group in value)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_mm.errors import UserError
-from lit_mm.samples.batch import IGNORE, Batch, Target, Views
+from lit_mm.samples.batch import IGNORE, Batch, Target, Texts, Views
 from lit_mm.samples.pixels import normalised
 from lit_mm.samples.processor import TEXT, Processor, Sample
 
@@ -90,7 +90,18 @@ def collate(
         units=dict(units or {}),
         sources=None if sources is None else _tensor(source_ids),
         second_views=second,
+        texts=None if processor.reading is None else pad_texts([processor.reading(of.document) for of in samples]),
+        valid=None if processor.reading is None else torch.tensor([not of.lost for of in samples] or [False]),
     )
+
+
+def pad_texts(rows: Sequence[np.ndarray]) -> Texts:
+    """Pad token ids on the right to [N, L]. Without rows the result is one text of padding alone."""
+    lengths = np.array([len(row) for row in rows] or [0])
+    mask = np.arange(max(lengths.max(), 1)) < lengths[:, None]
+    ids = np.zeros(mask.shape, dtype=np.int64)
+    ids[mask] = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
+    return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
 
 
 def split_answer(sample: Sample) -> int:

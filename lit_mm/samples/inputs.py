@@ -8,6 +8,7 @@ from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.samples.augmentation import Augmentation
 from lit_mm.samples.layout import Layout
+from lit_mm.samples.reading import Reading
 from lit_mm.tiling.plan import Tiling
 
 MEAN_COLOUR = (122, 116, 104)  # CLIP's mean, 255 times
@@ -28,6 +29,7 @@ class Inputs:
         by_source: name of a data source -> tiling of its documents; {} removes all entries. Published for 4KHD: 55
             tiles for DocVQA and InfoVQA, 25 elsewhere.
         augmentation: random changes of pictures in training; examinations and answers never change pictures.
+        reading: rule for the second text of every sample, which a Q-Former or a text encoder reads.
     Raises:
         UserError: the length is below 1, or the colour is not three numbers from 0 to 255.
     """
@@ -39,6 +41,7 @@ class Inputs:
     fill: tuple[int, int, int] | None = None
     by_source: dict[str, Tiling] | None = None
     augmentation: Augmentation | None = None
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:

@@ -22,6 +22,7 @@ from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import InOrder, Layout
 from lit_mm.samples.length import Length
 from lit_mm.samples.pixels import Normalise, crop_views, normalised
+from lit_mm.samples.reading import Reading
 from lit_mm.tiling.grids import GridRule
 from lit_mm.tiling.plan import Size, TilePlan, Tiling
 
@@ -81,6 +82,7 @@ class Processor:
         by_source: name of a source -> tiling of the pictures of its documents, if it differs from `tiling`.
         writes_target: True for an encoder-decoder, whose last answer is a separate row.
         augmentation: random changes of pictures in training; None: pictures stay as they are.
+        reading: rule for the second text of every sample; None: samples have no second text.
     """
 
     tokenizer: Tokenizer
@@ -94,6 +96,7 @@ class Processor:
     by_source: Mapping[str, Tiling] = field(default_factory=dict)
     writes_target: bool = False
     augmentation: Augmentation | None = None
+    reading: Reading | None = None
 
     @classmethod
     def of(
@@ -109,8 +112,8 @@ class Processor:
 
         Args:
             tokenizer: tokenizer of the language model.
-            inputs: settings with all fields set, except `fill`, `max_length`, `by_source` and `augmentation`, which
-                have defaults.
+            inputs: settings with all fields set, except `fill`, `max_length`, `by_source`, `augmentation` and
+                `reading`, which have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
             normalise: constants and colours of the vision encoder; None: CLIP's constants.
@@ -124,7 +127,7 @@ class Processor:
         """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
-        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation")
+        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation", "reading")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
         if inputs.fill is not None:
             changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))

@@ -71,12 +71,16 @@ class Parts:
                 yield f"{child}.{name}", parameter
 
     def state_aside(self) -> dict[str, Tensor]:
-        """Weights of the children that are set aside, under their names in the `state_dict` of the network."""
-        return {
-            f"{child}.{name}": tensor
-            for child, module in self._aside.items()
-            for name, tensor in module.state_dict().items()
-        }
+        """Weights of the children that are set aside, under their names in the `state_dict` of the network.
+
+        A tensor with several names, such as tied embeddings, is there once, under its first name.
+        """
+        weights: dict[str, Tensor] = {}
+        for child, module in self._aside.items():
+            first_names = dict([*module.named_parameters(), *module.named_buffers()])
+            state = module.state_dict()
+            weights |= {f"{child}.{name}": tensor for name, tensor in state.items() if name in first_names}
+        return weights
 
     @contextmanager
     def only(self, parts: Collection[str]) -> Iterator[None]:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
+from lit_mm.weights.blip2 import bert_to_connector, blip2_part
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.decoders import decoder_to_pretrained
 from lit_mm.weights.fuyu import fuyu_parts
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
+from lit_mm.weights.t5 import t5_to_t5
 from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
 
 # Parameters that a family or a stage adds to a published part; no file holds them
@@ -45,6 +47,11 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "blip-vision": lambda state, part: blip_part(state, "vision"),
     "blip-text": lambda state, part: blip_part(state, "text"),
     "deit": lambda state, part: deit_to_vit(state),
+    "blip2-vision": lambda state, part: blip2_part(state, "vision", part),
+    "blip2-connector": lambda state, part: blip2_part(state, "connector", part),
+    "blip2-language": lambda state, part: blip2_part(state, "language", part),
+    "bert-connector": lambda state, part: bert_to_connector(state, part),
+    "t5": lambda state, part: t5_to_t5(state),
     "bert-med": lambda state, part: bert_to_med(state, part),
     "transformers": lambda state, part: decoder_to_pretrained(
         state, model_type=part.model_type, heads=part.heads, kv_heads=part.kv_heads

@@ -1,0 +1,39 @@
+"""Second texts: caption or instruction, the side that is cut off, and padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lit_mm.documents.document import Document, Turn
+from lit_mm.errors import UserError
+from lit_mm.prompts.source import load_tokenizer
+from lit_mm.samples.collate import pad_texts
+from lit_mm.samples.reading import Reading
+
+TURNS = (Turn("user", ("what is it",)), Turn("assistant", ("a cat on a mat",)))
+DOCUMENT = Document("d", TURNS)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("caption", "a cat on a mat"), ("instruction", "what is it")])
+def test_a_reading_takes_the_caption_or_the_instruction(text: str, expected: str) -> None:
+    ids = Reading("nano", text, first_id=1, last_id=2, max_length=64)(DOCUMENT)
+    assert ids.tolist() == [1, *load_tokenizer("nano").encode(expected), 2]
+
+
+@pytest.mark.parametrize(("cut", "place"), [("right", slice(0, 2)), ("left", slice(-2, None))])
+def test_a_long_text_loses_tokens_at_one_side_and_keeps_first_and_last(cut: str, place: slice) -> None:
+    ids = Reading("nano", first_id=1, last_id=2, max_length=4, cut=cut)(DOCUMENT)
+    assert ids.tolist() == [1, *load_tokenizer("nano").encode("a cat on a mat")[place], 2]
+
+
+def test_several_instructions_are_refused() -> None:
+    with pytest.raises(UserError, match="'d': the Q-Former reads one instruction, got 2 user turns"):
+        Reading("nano", "instruction")(Document("d", TURNS * 2))
+
+
+def test_texts_are_padded_and_a_blank_view_reads_none() -> None:
+    texts = pad_texts([np.array([5, 6, 7]), np.array([8])])
+    assert texts.ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert texts.of(torch.tensor([1, -1])).mask.tolist() == [[True, False, False], [False] * 3]
