@@ -35,6 +35,8 @@ PUBLISHED = {  # recipe -> golden file, its table, entry and total, and what the
     "xcomposer2": ("xcomposer_qwen_monkey_params", "counts", "xcomposer2_vl_7b_490", "total", XCOMPOSER2),
 }
 
+COUNTED_BY_PART = ("blip", "cog", "fuyu", "mini_gemini")  # parts that no published integer sums; see test_*_params.py
+
 
 def left_out(recipe: Path, components: dict[str, Any]) -> int:
     """Parameters of the published CLIP that come after the features."""
@@ -46,7 +48,11 @@ def left_out(recipe: Path, components: dict[str, Any]) -> int:
     return clip["post_layernorm"] + blocks * clip["last_layer"]
 
 
-@pytest.mark.parametrize("path", sorted(PAPER.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(PAPER.glob("*.yaml")) if not path.stem.startswith(COUNTED_BY_PART)],
+    ids=lambda path: path.stem,
+)
 def test_the_described_totals_are_the_published_ones(
     path: Path, golden: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
