@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
-from lit_mm.errors import UserError
+from lit_mm.errors import LostRankError, UserError
 
 USAGE = """usage: python -m lit_mm COMMAND [--help]
 
@@ -57,7 +57,7 @@ ELSEWHERE = {  # names of other programs' commands -> what does the job here
 }
 LOOKING = ("describe", "tiles")  # they start nothing, and close the files that they write
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-MISTAKE, INTERRUPTED = 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
 
 
 def run() -> None:
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             traceback.print_exc()
         print(f"lit_mm: {message_of(mistake)}", file=sys.stderr)
-        sys.exit(MISTAKE)
+        sys.exit(FAILED if isinstance(mistake, LostRankError) else MISTAKE)
 
 
 @contextmanager

@@ -6,3 +6,7 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class LostRankError(UserError):
+    """Another rank of the job has ended or does not answer. The command line prints one line and exits with code 1."""

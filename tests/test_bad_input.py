@@ -129,7 +129,7 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.0.train.connector.zzz", 1)))
-    keys = "lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors"
+    keys = "lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors, adapter, average"
     assert message.splitlines()[1].strip() == f"It has {keys}"
 
 

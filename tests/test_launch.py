@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from copy import deepcopy
 from pathlib import Path
 
@@ -117,3 +118,35 @@ def test_what_the_first_rank_decides_reaches_the_others_before_they_are_joined(t
 
 def test_one_process_decides_alone() -> None:
     assert agree(trainer(), "run_dir", lambda: "mine") == "mine"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("strategy", ["ddp", "zero2"])
+def test_a_rank_that_survives_another_ends_in_one_line(tmp_path: Path, strategy: str) -> None:
+    recipe(tmp_path)
+    options = ["--trainer.strategy", strategy, "--trainer.devices", "2", "--trainer.accelerator", "cpu"]
+    options += ["--run_dir", "run", "--stages.*.max_steps", "2000", "--checkpoint_every", "1000"]
+    port, ranks = str(free_port()), []
+    for rank in range(2):
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "lost"}
+        environment |= {name: str(rank) for name in ("RANK", "LOCAL_RANK", "GROUP_RANK")}
+        environment |= {name: "2" for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+        words = [sys.executable, "-m", "lit_mm", "fit", "--config", "tiny.yaml", *options]
+        ranks.append(subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
+    try:
+        metrics = tmp_path / "run" / "metrics.csv"
+        deadline = time.monotonic() + 240
+        while not metrics.is_file() or len(read_metrics(metrics)) < 3:
+            assert time.monotonic() < deadline and ranks[1].poll() is None, ranks[1].stderr.read()[-2000:]
+            time.sleep(0.2)
+        ranks[1].kill()
+        _, text = ranks[0].communicate(timeout=120)
+    finally:
+        for process in ranks:
+            process.kill()
+    lines = [line for line in text.splitlines() if line.startswith("lit_mm: ")]
+    assert ranks[0].returncode == 1
+    assert len(lines) == 1 and "rank 0 lost its connection to another rank" in lines[0], text[-3000:]
+    assert "in stage 'align', step " in lines[0]
+    assert "Traceback" not in text

@@ -315,6 +315,7 @@ def add_stage_keys(config: Config) -> Config:
         for train in (stage.get("train") or {}).values():
             train.setdefault("decay_vectors", False)
             train.setdefault("adapter", None)
+            train.setdefault("average", None)
     return config
 
 

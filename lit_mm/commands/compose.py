@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pkgutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lit_mm.commands.config_text import without_allow
 from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
 
@@ -47,7 +47,9 @@ def compose(arguments: Sequence[str]) -> None:
     parser.add_argument("--max_new_tokens", type=int, help="where the article is cut (default: the template's)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    parser.add_argument("--allow", metavar="PACKAGE", help="package of your own that --retriever may name")
     choices = parser.parse_args(arguments)
+    without_allow(arguments)
     if not choices.instruction.strip():
         raise UserError("--instruction is empty. Say what the article shall be about")
     if choices.slots is not None and choices.slots < 0:
@@ -163,6 +165,7 @@ def make_search(reference: str) -> Any:
     Raises:
         UserError: the file or class does not exist, the class refuses the arguments, or it has no method `over`.
     """
+    from lit_mm.commands.signatures import resolve
     from lit_mm.composition.retrieve import Search
 
     path, options = reference, {}
@@ -177,9 +180,9 @@ def make_search(reference: str) -> Any:
             raise UserError(f"--retriever {reference!r} has the keys class_path and init_args, got {odd}")
         path, options = config["class_path"], config.get("init_args") or {}
     try:
-        search_class = pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--retriever: there is no class {path!r} ({error})") from error
+        search_class = resolve(path)
+    except UserError as error:
+        raise UserError(f"--retriever: {error}") from error
     if not (isinstance(search_class, type) and issubclass(search_class, Search)):
         raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, so it finds no images")
     try:

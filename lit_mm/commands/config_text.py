@@ -105,6 +105,26 @@ def allowed() -> tuple[str, ...]:
     return tuple(name.strip() for name in os.environ.get(ALLOW, "").split(",") if name.strip())
 
 
+def without_allow(arguments: Sequence[str]) -> list[str]:
+    """Remove `--allow PACKAGE` from the arguments and set it for this process and the processes that it starts.
+
+    Raises:
+        UserError: the option has no value.
+    """
+    words: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if key != "--allow":
+            words.append(argument)
+            continue
+        value = value if equals else next(rest, "")
+        if not re.fullmatch(r"\w+(,\w+)*", value):
+            raise UserError(f"--allow needs the name of a package, such as --allow my_corpora, got {value!r}")
+        os.environ[ALLOW] = ",".join(dict.fromkeys([*allowed(), *value.split(",")]))
+    return words
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 def read_config(path: str) -> Entry:
     """Read a config file. The name of a recipe of the package stands for its file.

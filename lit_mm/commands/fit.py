@@ -49,6 +49,7 @@ from lit_mm.run.determinism import use_deterministic_algorithms
 from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
+from lit_mm.run.lost_rank import lost_rank_named
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.adapter import fates
@@ -128,7 +129,7 @@ def train(
     )
     interruption = Interruption(checkpointing, cli.time_limit)
     observers += [checkpointing, interruption]  # the last callback, see its docstring
-    with interruption, resumable(arguments, folder):
+    with interruption, resumable(arguments, folder), lost_rank_named(module):
         data = run_stages(
             module,
             stages,

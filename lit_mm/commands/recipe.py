@@ -32,15 +32,14 @@ from lit_mm.commands.config_text import (
     overrides,
     read_config,
     spoken,
+    without_allow,
 )
 from lit_mm.commands.data_keys import refuse_keys_of_other_classes, with_class_path
 from lit_mm.commands.mistakes import cause_of, explain
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
 from lit_mm.commands.signatures import (
-    ALLOW,
     IMPORT_PATH,
-    allowed,
     check_entry,
     check_keys,
     check_package,
@@ -190,7 +189,7 @@ class RecipeCLI(LightningCLI):
                 arguments = {key: value for key, value in arguments.items() if key != "data"}
             self.entries = config_of(arguments, label)
         else:
-            arguments = _stage_choice(_allowed(arguments))
+            arguments = _stage_choice(without_allow(arguments))
             self.entries = Entry({}, COMMAND_LINE)
             for path in config_files(arguments):
                 self.entries = merged_recipe(self.entries, read_config(path))
@@ -468,26 +467,6 @@ def check_launch(trainer: L.Trainer) -> None:
             f"{trainer.num_nodes} x trainer.devices {trainer.num_devices}. Set them to torchrun's --nnodes and "
             f"--nproc-per-node"
         )
-
-
-def _allowed(arguments: Sequence[str]) -> list[str]:
-    """Remove `--allow PACKAGE` from the arguments and set it for this process and the processes that it starts.
-
-    Raises:
-        UserError: the option has no value.
-    """
-    words: list[str] = []
-    rest = iter(arguments)
-    for argument in rest:
-        key, equals, value = argument.partition("=")
-        if key != "--allow":
-            words.append(argument)
-            continue
-        value = value if equals else next(rest, "")
-        if not re.fullmatch(r"\w+(,\w+)*", value):
-            raise UserError(f"--allow needs the name of a package, such as --allow my_corpora, got {value!r}")
-        os.environ[ALLOW] = ",".join(dict.fromkeys([*allowed(), *value.split(",")]))
-    return words
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:

@@ -16,7 +16,7 @@ from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.pixels import Normalise
 from lit_mm.samples.processor import Processor
 from lit_mm.tiling.grids import TokenGrid
-from lit_mm.vision.protocol import Patched
+from lit_mm.vision.protocol import Patched, VisionEncoder
 
 
 def compose(
@@ -42,6 +42,7 @@ def compose(
     Raises:
         UserError: a part lacks what its protocol demands.
     """
+    complete(vision, VisionEncoder, "vision encoder")
     complete(vision, Patched, "vision encoder")
     complete(connector, Gridded, "connector")
     complete(language, LanguageModel, "language model")

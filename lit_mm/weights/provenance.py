@@ -121,30 +121,30 @@ class Plan:
             UserError: the key map does more than moving elements here, such as resizing a table.
         """
         kinds = {self.sources[name].dtype for name in group.sources}
-        sizes = [
-            sum(tensors[name].elements for name in names)
-            for tensors, names in ((self.sources, group.sources), (self.targets, group.targets))
-        ]
-        if len(kinds) > 1 or sizes[0] != sizes[1]:
-            raise UserError(
-                f"{', '.join(group.targets[:3])}: these weights cannot be turned back into {group.sources[0]!r}: the "
-                f"published tensors have {sizes[0]} elements of {sorted(kinds)}, the model has {sizes[1]}"
-            )
-        dtype = TYPES[kinds.pop()]
-        cast = {name: values[name].to(dtype).contiguous() for name in group.targets}
-        if group.renames:
-            return {group.sources[0]: cast[group.targets[0]]}
+        dtype = TYPES[min(kinds)]
         whole, wide = BITS[dtype.itemsize]
+        if group.renames:
+            return {group.sources[0]: values[group.targets[0]].to(dtype).contiguous()}
         with torch.enable_grad():
             inputs = {
                 name: torch.zeros(self.sources[name].shape, dtype=wide, requires_grad=True) for name in group.sources
             }
             mapped = self.rename(self._empty() | inputs)
-            gradients = torch.autograd.grad(
-                [mapped[name] for name in group.targets],
-                list(inputs.values()),
-                [cast[name].view(whole).to(wide) for name in group.targets],
+        moved = [name for name in group.targets if mapped[name].requires_grad]
+        sizes = sum(self.sources[name].elements for name in group.sources), sum(mapped[name].numel() for name in moved)
+        constants = {name: mapped[name] for name in group.targets if name not in moved}
+        changes = [name for name, constant in constants.items() if not torch.equal(values[name].to(wide), constant)]
+        if len(kinds) > 1 or sizes[0] != sizes[1] or changes:
+            raise UserError(
+                f"{', '.join(changes or group.targets[:3])}: these weights cannot be turned back into "
+                f"{group.sources[0]!r}: the published tensors have {sizes[0]} elements of {sorted(kinds)}, the model "
+                f"has {sizes[1]}" + (f", and the published files have no place for {changes[0]!r}" if changes else "")
             )
+        gradients = torch.autograd.grad(
+            [mapped[name] for name in moved],
+            list(inputs.values()),
+            [values[name].to(dtype).contiguous().view(whole).to(wide) for name in moved],
+        )
         return {name: bits.to(whole).contiguous().view(dtype) for name, bits in zip(inputs, gradients, strict=True)}
 
     def _empty(self) -> dict[str, Tensor]:

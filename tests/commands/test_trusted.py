@@ -71,7 +71,7 @@ def changed_recipe(dotted: str, value: Any) -> dict[str, Any]:
         ("model.init_args.vision.class_path", "torch.utils.data.DataLoader", "expected a subclass of torch.nn.modules"),
         ("model.init_args.vision.class_path", "torch.nn", "expected a class below torch.nn.modules.module.Module"),
         ("model.init_args.connector", "os.system", "'os.system' is not imported: the package 'os' is none of lit_mm"),
-        ("model.init_args.connector", "torch.hub.load", "expected a function of lit_mm, datamodules, callbacks, tests"),
+        ("model.init_args.connector", "torch.hub.load", "expected a function of lit_mm, tests"),
         ("model.init_args.connector", {"class_path": "torch.utils.collect_env.run"}, "expected a function of lit_mm"),
         ("model.init_args.connector", "tests.commands.test_trusted.never", "that returns torch.nn.modules.module.Modu"),
         ("model.init_args.connector", RUNS, "expected a subclass of torch.nn.modules.module.Module"),

@@ -67,7 +67,12 @@ def test_views_of_all_shapes_make_one_call_of_each_part_and_the_tokens_that_each
     assert len({group.shape for group in batch.views.groups}) == len(batch.views.groups) > 3
     calls: dict[str, int] = {}
     for name, part in [*network.vision.named_modules(prefix="v"), *network.connector.named_modules(prefix="c")]:
-        part.register_forward_hook(lambda *_, name=name: calls.__setitem__(name, calls.get(name, 0) + 1))
+        part.register_forward_hook(  # a call without operands reads learned vectors
+            lambda _, inputs, options, __, name=name: calls.update(
+                {name: calls.get(name, 0) + bool(inputs or options)}
+            ),
+            with_kwargs=True,
+        )
     with torch.no_grad():
         together = network.embed(batch)[0, batch.visual]
         assert set(calls.values()) == {1}  # also inside the parts

@@ -113,7 +113,7 @@ def test_the_other_templates_have_the_released_text(golden: Any) -> None:
         for role, text in (("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2"))
     )
     offered = TEMPLATES.keys() & expected.keys()
-    assert offered == TEMPLATES.keys() - {"vicuna_v1"}
+    assert offered == TEMPLATES.keys() - {"vicuna_v1", "gemma", "llama_3"}  # the latter two: see test_mini_gemini.py
     for name in offered:
         text, spans = ChatPrompt(name).text(Document("two rounds", turns))
         assert text == expected[name], name

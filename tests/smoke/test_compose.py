@@ -203,7 +203,7 @@ def test_another_familys_template_must_be_chosen(command: Callable, tmp_path: Pa
         (("--candidates", "27"), {}, "--candidates is 1 to 26"),
         (("--max_new_tokens", "0"), {}, "--max_new_tokens is at least 1"),
         (("--slot", "1"), {}, "there is no option --slot. Did you mean --slots?"),
-        (("--retriever", "nothing.Here"), {}, "there is no class 'nothing.Here'"),
+        (("--retriever", "nothing.Here"), {}, "there is no 'nothing'"),
         (("--retriever", "lit_mm.errors.UserError"), {}, "has no method `over(module, pictures)`"),
         (("--retriever", "missing.yaml"), {}, "--retriever 'missing.yaml' cannot be read"),
         (("--retriever", "xcomposer.yaml"), {}, "needs `class_path:`"),
@@ -228,3 +228,15 @@ def test_a_search_in_yaml_names_what_it_does_not_take(command: Callable, tmp_pat
         (tmp_path / "search.yaml").write_text(yaml.safe_dump(held))
         code, _, error = command("--retriever", str(tmp_path / "search.yaml"))
         assert code == 2 and message in error
+
+
+def test_a_retriever_of_a_users_package_needs_to_be_allowed(
+    command: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_search.py").write_text("from lit_mm.composition.retrieve import ByFileName as Own\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code, _, error = command("--retriever", "own_search.Own", out=str(tmp_path / "a"))
+    assert code == 2 and "give --allow own_search" in error
+    monkeypatch.setenv("LIT_MM_ALLOW", "")  # the option sets it; the test restores it
+    code, _, error = command("--retriever", "own_search.Own", "--allow", "own_search", out=str(tmp_path / "b"))
+    assert not code, error

@@ -134,3 +134,17 @@ def test_muon_agrees_with_torchs() -> None:
         second.step()
     for a, b in zip(*matrices, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-3)  # torch's rounds to bf16; three steps move by 6e-3
+
+
+def test_muon_enlarges_rounding_in_directions_that_a_gradient_hardly_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_mm.stages.optimizer.fast_bf16", lambda device: False)
+    generator = torch.Generator().manual_seed(0)
+    left, right, noise = (torch.randn(size, generator=generator) for size in ((64, 4), (4, 64), (64, 64)))
+    gradient = left @ right  # of rank 4
+    changed = gradient * (1 + 1e-7 * noise)
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a - b).norm() / a.norm())
+
+    enlargement = distance(orthogonalise(gradient[None]), orthogonalise(changed[None])) / distance(gradient, changed)
+    assert enlargement > 20

@@ -131,3 +131,12 @@ def test_an_old_torch_file_is_named_and_read(tmp_path: Path) -> None:
     assert files.legacy == [tmp_path / "pytorch_model.bin"]
     assert files.stored["a"] == Stored("float32", (3, 2))
     assert all(torch.equal(files[name], tensor) for name, tensor in state.items())
+
+
+def test_a_constant_of_a_key_map_must_keep_its_value() -> None:
+    planned = plan({"q": Stored("float16", (4,))}, lambda s: {"q": s["q"] * 1, "k": torch.zeros_like(s["q"])})
+    (group,) = planned.groups
+    values = {"q": bits(torch.float16, 4), "k": torch.zeros(4)}
+    assert torch.equal(planned.invert(group, values)["q"].view(torch.int16), values["q"].view(torch.int16))
+    with pytest.raises(UserError, match="the published files have no place for 'k'"):
+        planned.invert(group, values | {"k": torch.ones(4)})

@@ -33,13 +33,19 @@ def model(described: Described) -> Config:
     order = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     language = llama_part(described.config)
     language["init_args"]["attention_bias"] = True
+    blocks = 1 + max(int(match[1]) for name in described.stored if (match := BLOCK.match(name)))
     vision = {
+        "name": "eva_giant_patch14_clip_224",
         "image_size": side,
-        "patch": patch,
-        "width": width,
-        "layers": 1 + max(int(match[1]) for name in described.stored if (match := BLOCK.match(name))),
-        "heads": width // HEAD_EVA,
-        "mlp_ratio": RATIO if int(width * RATIO) == ffn[0] else ffn[0] / width,
+        "select_layer": -2,  # the files hold no block after the features
+        "drop_cls": False,
+        "overrides": {
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": blocks + 1,
+            "num_heads": width // HEAD_EVA,
+            "mlp_ratio": RATIO if int(width * RATIO) == ffn[0] else ffn[0] / width,
+        },
     }
     sampler = {
         "queries": queries,
@@ -53,7 +59,7 @@ def model(described: Described) -> Config:
     return {
         "class_path": "lit_mm.families.XComposer",
         "init_args": {
-            "vision": component("lit_mm.vision.eva.EvaViT", **vision),
+            "vision": component("lit_mm.vision.timm_encoder.TimmEncoder", **vision),
             "language": language,
             "connector": component("lit_mm.connectors.qformer_projector.QFormerProjector", **sampler),
             "tokenizer": tokenizer(described),
