@@ -11,6 +11,8 @@ from lit_mm.families import Blip2
 from lit_mm.language.llama import Llama
 from lit_mm.language.protocol import LanguageModel
 from lit_mm.language.t5 import T5
+from lit_mm.prompts.blip2 import Blip2Caption, PrefixSplit
+from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.reading import Reading
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.vision.vit import ViT
@@ -43,6 +45,7 @@ def blip2(kind: str = "decoder", seed: int = 0, **options: Any) -> Blip2:
         "reading": READING,
         "image_size": 28,
         "candidates": 2,
+        "inputs": Inputs(prompt=Blip2Caption(clean=False) if kind == "decoder" else PrefixSplit(clean=False)),
     }
     return Blip2(tokenizer="nano", **(arguments | options))
 

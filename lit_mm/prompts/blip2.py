@@ -7,11 +7,12 @@ from hashlib import blake2b
 
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
+from lit_mm.prompts.caption import clean_caption
 from lit_mm.prompts.prompt import PictureRun, Run, TextRun
 from lit_mm.prompts.tokenizer import Tokenizer
 
 
-def caption_of(document: Document, template: str) -> str | None:
+def caption_of(document: Document, template: str, clean: bool) -> str | None:
     """Return the caption of a document; None if it has none, so that the model is asked for it.
 
     The text of a user turn is dropped, because a caption has no instruction.
@@ -19,6 +20,7 @@ def caption_of(document: Document, template: str) -> str | None:
     Args:
         document: one caption of at least one picture.
         template: name of the template, for errors.
+        clean: True writes the caption as `lit_mm.prompts.caption.clean_caption` does.
     Raises:
         UserError: the document is not one caption with pictures before it.
     """
@@ -30,7 +32,9 @@ def caption_of(document: Document, template: str) -> str | None:
             f"{len(document.pictures)} pictures and the turns {list(roles)}. Use data of captions"
         )
     last = document.turns[-1]
-    return None if last.role == "user" or (last.role == "page" and not last.text) else last.text.strip()
+    if last.role == "user" or (last.role == "page" and not last.text):
+        return None
+    return clean_caption(last.text) if clean else last.text.strip()
 
 
 def draw(document: Document, count: int) -> int:
@@ -48,15 +52,17 @@ class Blip2Caption:
     Attributes:
         lead: text before the caption; "a photo of" for the captioner, "" in the second stage.
         max_tokens: largest number of text tokens; a longer caption loses its end, the newline included.
+        clean: True writes captions in lower case and without punctuation, see `lit_mm.prompts.caption.clean_caption`.
     Source: lavis/models/blip2_models/blip2_opt.py of github.com/salesforce/LAVIS.
     """
 
     lead: str = ""
     max_tokens: int = 32
+    clean: bool = True
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`. A document without its caption ends with the lead, or with the first token."""
-        caption = caption_of(document, "Blip2Caption")
+        caption = caption_of(document, "Blip2Caption", self.clean)
         before = tokenizer.encode(self.lead) if self.lead else []
         if tokenizer.bos_id is not None:
             before = [tokenizer.bos_id, *before]
@@ -93,15 +99,17 @@ class PrefixSplit:
     Attributes:
         lead: text that the encoder reads in place of a prefix, as the captioner does ("a photo of"); "" splits.
         max_tokens: largest number of tokens of each side; the end is cut off, the eos kept.
+        clean: True writes captions in lower case and without punctuation, see `lit_mm.prompts.caption.clean_caption`.
     Source: arXiv:2301.12597, section 3.3; lavis/models/blip2_models/blip2_t5.py of github.com/salesforce/LAVIS.
     """
 
     lead: str = ""
     max_tokens: int = 32
+    clean: bool = True
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`. A document without its caption ends with the lead and eos."""
-        caption = caption_of(document, "PrefixSplit")
+        caption = caption_of(document, "PrefixSplit", self.clean)
         prefix, suffix = (self.lead, caption or "") if self.lead or caption is None else self.split(document, caption)
         source = [*tokenizer.encode(prefix)[: self.max_tokens - 1], tokenizer.eos_id]
         runs: list[Run] = [PictureRun(number) for number in range(len(document.pictures))]

@@ -14,6 +14,11 @@ PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 BLANKS = re.compile(r"\s{2,}")
 
 
+def clean_caption(caption: str) -> str:
+    """Return a caption in lower case, with single blanks in place of `. ! " ( ) * # : ; ~`, as BLIP and BLIP-2 do."""
+    return BLANKS.sub(" ", PUNCTUATION.sub(" ", caption.lower())).strip()
+
+
 @dataclass(frozen=True)
 class Caption:
     """Writes a first token, a lead and the caption with its end token. The caption and its end are learnt.
@@ -60,9 +65,7 @@ class Caption:
 
     def normalise(self, caption: str) -> str:
         """Return the caption as the model reads it."""
-        if self.clean:
-            caption = BLANKS.sub(" ", PUNCTUATION.sub(" ", caption.lower()))
-        words = caption.strip().split(" ")
+        words = (clean_caption(caption) if self.clean else caption).strip().split(" ")
         return " ".join(words[: self.max_words])
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
+from lit_mm.prompts.caption import clean_caption
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.tokenizer import Tokenizer
 
@@ -29,6 +30,8 @@ class Reading:
         first_id, last_id: ids of the first and the last token; BERT has 101 ([CLS]) and 102 ([SEP]).
         max_length: largest number of tokens, with the first and the last. BLIP-2: 32; InstructBLIP: 128.
         cut: side at which a longer text loses tokens.
+        clean: True writes the text in lower case and without punctuation, see `lit_mm.prompts.caption.clean_caption`.
+            BLIP-2 does so with captions.
     Raises:
         UserError: there is no room for a token between the first and the last.
     """
@@ -39,6 +42,7 @@ class Reading:
     last_id: int = BERT_LAST
     max_length: int = 32
     cut: Literal["right", "left"] = "right"
+    clean: bool = False
 
     def __post_init__(self) -> None:
         if self.max_length < 3:
@@ -50,7 +54,8 @@ class Reading:
         Raises:
             UserError: a document has several instructions, of which only one can be read.
         """
-        ids = _tokenizer(self.tokenizer).encode(self.text_of(document))
+        text = self.text_of(document)
+        ids = _tokenizer(self.tokenizer).encode(clean_caption(text) if self.clean else text)
         room = self.max_length - 2
         ids = ids[:room] if self.cut == "right" else ids[max(0, len(ids) - room) :]
         return np.array([self.first_id, *ids, self.last_id], dtype=np.int64)

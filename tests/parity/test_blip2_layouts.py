@@ -9,7 +9,7 @@ import pytest
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.prompts.blip2 import Blip2Caption, PrefixSplit
-from lit_mm.prompts.prompt import PictureRun, Run
+from lit_mm.prompts.prompt import PictureRun, Prompt, Run
 from lit_mm.samples.batch import IGNORE
 from tests.tiny import Noise
 
@@ -94,6 +94,13 @@ def test_prefixes_end_equally_often_at_every_place_up_to_the_middle() -> None:
     assert set(lengths) == {1, 2, 3}
     assert all(abs(lengths.count(length) - 300) < 60 for length in (1, 2, 3))  # four standard errors are 57
     assert prompt.split(captioned("word"), "word") == ("", "word")
+
+
+@pytest.mark.parametrize("prompt", [Blip2Caption(), PrefixSplit("photo")])
+def test_captions_are_written_in_lower_case_and_without_punctuation(prompt: Prompt) -> None:
+    tokenizer = WordTokenizer({"photo": 9, "red": 10, "cat": 11}, {"bos </s>": 2, "newline": 3})
+    _, labels = flatten(prompt.runs(captioned('"Red" cat.'), tokenizer), [])
+    assert [label for label in labels if label > 3] == [10, 11]
 
 
 @pytest.mark.parametrize("lead", ["", "a photo of"])

@@ -22,6 +22,12 @@ def test_a_reading_takes_the_caption_or_the_instruction(text: str, expected: str
     assert ids.tolist() == [1, *load_tokenizer("nano").encode(expected), 2]
 
 
+def test_a_reading_may_write_captions_in_lower_case_and_without_punctuation() -> None:
+    document = Document("d", (Turn("assistant", ('A "red" Cat: (here).',)),))
+    ids = Reading("nano", first_id=1, last_id=2, max_length=64, clean=True)(document)
+    assert ids.tolist() == [1, *load_tokenizer("nano").encode("a red cat here"), 2]
+
+
 @pytest.mark.parametrize(("cut", "place"), [("right", slice(0, 2)), ("left", slice(-2, None))])
 def test_a_long_text_loses_tokens_at_one_side_and_keeps_first_and_last(cut: str, place: slice) -> None:
     ids = Reading("nano", first_id=1, last_id=2, max_length=4, cut=cut)(DOCUMENT)
