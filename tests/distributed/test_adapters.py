@@ -21,6 +21,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             launch("one process", ranks=1, recipe="adapters"),
             *(launch(name, recipe="adapters", **options) for name, options in SPLITS.items()),
+            launch("DoRA", strategy=CUT, recipe="adapters", adapter="dora"),
+            launch("DoRA, one process", ranks=1, recipe="adapters", adapter="dora"),
             launch("killed", strategy=CUT, recipe="adapters", kill="tune step 3"),
             launch("killed", strategy=CUT, recipe="adapters", kill="rest start"),
             launch("killed", strategy=CUT, recipe="adapters"),
@@ -39,6 +41,14 @@ def test_curves_and_weights_are_those_of_one_process(runs: Path, name: str) -> N
     assert found.keys() == alone.keys() and not any("lora_A" in key for key in found)
     for key, tensor in alone.items():
         assert float((found[key] - tensor).abs().max()) <= 2e-4, key  # a fifth of what one step of Adam may change
+
+
+@pytest.mark.distributed
+def test_weights_of_dora_are_those_of_one_process(runs: Path) -> None:
+    found, alone = weights(runs / "DoRA"), weights(runs / "DoRA, one process")
+    assert found.keys() == alone.keys()
+    for key, tensor in alone.items():
+        assert float((found[key] - tensor).abs().max()) <= 2e-4, key
 
 
 @pytest.mark.distributed
