@@ -25,45 +25,7 @@ PATHS = ("path", "images")  # keys of a declaration
 
 def evaluate(arguments: Sequence[str]) -> None:
     """Ask a trained model the held-out questions, with the pictures and with shuffled ones, or those of benchmarks."""
-    parser = Arguments(prog="python -m lit_mm evaluate", description=evaluate.__doc__)
-    parser.add_argument(
-        "checkpoint",
-        nargs="*",
-        help="run folder or .ckpt (default: runs/latest); several are compared, with --benchmarks",
-    )
-    parser.add_argument(
-        "--benchmarks",
-        metavar="NAMES",
-        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all)",
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="list the benchmarks, what each needs and where its files must lie"
-    )
-    parser.add_argument(
-        "--procedure",
-        default="",
-        metavar="NAME",
-        help="ask and score benchmarks by this procedure (default: the published one of the model's family, else ours)",
-    )
-    parser.add_argument("--blind", action="store_true", help="measure benchmarks also with shuffled pictures")
-    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
-    parser.add_argument(
-        "--averaged", action="store_true", help="load the moving averages of the weights that have one (default: no)"
-    )
-    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
-    parser.add_argument(
-        "--data",
-        metavar="SOURCE",
-        help='ask about these documents: "{format: llava, path: asked.json, images: DIR}", or a YAML file with such a '
-        "declaration (default: the held-out documents of the recipe); with --benchmarks: the folder of all benchmarks",
-    )
-    parser.add_argument(
-        "--documents", type=int, help="documents or questions (default: as many as the recipe says, whole benchmarks)"
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
-    choices = parser.parse_args(arguments)
+    choices = parser_of_evaluate().parse_args(arguments)
     for name, count in (("documents", choices.documents), ("batch_size", choices.batch_size)):
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
@@ -112,6 +74,49 @@ def evaluate(arguments: Sequence[str]) -> None:
         )
     else:
         print(accuracy_table(sighted, blind))
+
+
+def parser_of_evaluate() -> Arguments:
+    """Return the parser of the command."""
+    parser = Arguments(prog="python -m lit_mm evaluate", description=evaluate.__doc__)
+    parser.add_argument(
+        "checkpoint",
+        nargs="*",
+        help="run folder or .ckpt (default: runs/latest); several are compared, with --benchmarks",
+    )
+    parser.add_argument(
+        "--benchmarks",
+        metavar="NAMES",
+        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all)",
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list the benchmarks, what each needs and where its files must lie"
+    )
+    parser.add_argument(
+        "--procedure",
+        default="",
+        metavar="NAME",
+        help="ask and score benchmarks by this procedure (default: the published one of the model's family, else ours)",
+    )
+    parser.add_argument("--blind", action="store_true", help="measure benchmarks also with shuffled pictures")
+    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
+    parser.add_argument(
+        "--averaged", action="store_true", help="load the moving averages of the weights that have one (default: no)"
+    )
+    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    parser.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help='ask about these documents: "{format: llava, path: asked.json, images: DIR}", or a YAML file with such a '
+        "declaration (default: the held-out documents of the recipe); with --benchmarks: the folder of all benchmarks",
+    )
+    parser.add_argument(
+        "--documents", type=int, help="documents or questions (default: as many as the recipe says, whole benchmarks)"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
+    parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
+    return parser
 
 
 def held_out(data: LightningDataModule, count: int | None) -> list[Document]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_mm.weights.names import add_prefix, below
 
-# Prefixes in transformers 5, in older files (those on the hub), and in `LinearPatches` and `Persimmon`
+# Prefixes in transformers 5, in older files (those on the hub), and in `LinearPatches` and `Pretrained`
 VISION = (("model.vision_embed_tokens.", "vision_embed_tokens."), "projection.")
 LANGUAGE = (
     (("model.language_model.", "language_model.model."), "lm.model."),
@@ -21,7 +21,7 @@ RECOMPUTED = "rotary_emb.inv_freq"  # older files hold the rotary frequencies
 
 
 def fuyu_parts(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Sort a checkpoint into `vision` (`LinearPatches`), `language` (`Persimmon`) and `rest` (unknown keys)."""
+    """Sort a checkpoint into `vision` (`LinearPatches`), `language` (`Pretrained`) and `rest` (unknown keys)."""
     parts: dict[str, dict[str, Tensor]] = {"vision": {}, "language": {}, "rest": {}}
     for name, tensor in state.items():
         if name.endswith(RECOMPUTED):

@@ -41,7 +41,6 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "timm": lambda state, part: timm_to_timm(state),
     "eva-clip": lambda state, part: eva_clip_to_timm(state),
     "open-clip": lambda state, part: open_clip_to_timm(state),
-    "gemma": lambda state, part: llama_to_llama(state),
     "fuyu-vision": lambda state, part: fuyu_parts(state)["vision"],
     "fuyu-language": lambda state, part: fuyu_parts(state)["language"],
     "blip-vision": lambda state, part: blip_part(state, "vision"),

@@ -15,7 +15,7 @@ from lit_mm.errors import UserError
 from lit_mm.families import Fuyu
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer, decode
-from lit_mm.language.persimmon import Persimmon
+from lit_mm.language.pretrained import Pretrained
 from lit_mm.prompts.fuyu import FuyuPrompt, to_pixels, to_units
 from lit_mm.prompts.prompt import PictureRun, TextRun
 from lit_mm.prompts.tokenizer import Tokenizer
@@ -43,7 +43,8 @@ def words() -> Tokenizer:
 def module(monkeypatch: pytest.MonkeyPatch) -> Fuyu:
     monkeypatch.setattr("lit_mm.families.composition.load_tokenizer", lambda reference: words())
     torch.manual_seed(0)
-    language = Persimmon(width=32, layers=2, heads=4, ffn_width=48, vocab_size=128)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    language = Pretrained({"model_type": "persimmon", "vocab_size": 128, "rope_theta": 25000.0} | sizes)
     inputs = Inputs(prompt=FuyuPrompt(CANVAS, question="{question}"))
     return Fuyu(LinearPatches(10, 32), language, "words", canvas=CANVAS, inputs=inputs).eval()
 

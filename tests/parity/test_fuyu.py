@@ -17,7 +17,7 @@ import lit_mm.families.fuyu
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.documents.document import Document, Turn
 from lit_mm.families import Fuyu
-from lit_mm.language.persimmon import Persimmon
+from lit_mm.language.pretrained import Pretrained
 from lit_mm.prompts.fuyu import FuyuPrompt, resize_factor
 from lit_mm.prompts.tokenizer import Tokenizer
 from lit_mm.samples.collate import collate
@@ -82,17 +82,9 @@ def module(golden: Any, monkeypatch: pytest.MonkeyPatch) -> Fuyu:
     """The model of the golden file, with its weights."""
     config = golden.json(FILE)["config"]
     vision = LinearPatches(config["patch_size"], config["hidden_size"])
-    rope = config["rope_parameters"]
-    language = Persimmon(
-        config["hidden_size"],
-        config["num_hidden_layers"],
-        config["num_attention_heads"],
-        config["intermediate_size"],
-        config["vocab_size"],
-        rope_theta=rope["rope_theta"],
-        rotary_share=rope["partial_rotary_factor"],
-        norm_eps=config["layer_norm_eps"],
-    )
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    keys += ("rope_parameters", "layer_norm_eps")
+    language = Pretrained({"model_type": "persimmon"} | {key: config[key] for key in keys})
     monkeypatch.setattr("lit_mm.families.composition.load_tokenizer", lambda reference: words(config))
     canvas = golden.tensors(FILE)["preprocess.padded"].shape[-2:]
     prompt = Inputs(prompt=FuyuPrompt(tuple(canvas), question="{question}"))
