@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate, chain
 
 from torch import Tensor, nn
 
@@ -39,29 +40,19 @@ class Parts:
 
     def part_of(self, parameter: str) -> str:
         """Return the part of a parameter, by the name of the parameter in the network."""
-        child, *names = parameter.split(".")
-        within = parts_within(self.network)
-        if child in within:
-            return within[child]
-        module = self.children()[child]
-        for name in names:
-            within = parts_within(module)
-            if name in within:
-                return within[name]
-            module = module._modules.get(name)  # None for the last name, which is the parameter's
-        return child
+        return _part_of(parameter, self._divisions())
 
     def parameters(self) -> dict[str, dict[str, nn.Parameter]]:
         """Part -> name relative to the child -> parameter. Every parameter belongs to exactly one part."""
+        divisions = self._divisions()
         parts: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
-            parts.setdefault(self.part_of(name), {})[name.split(".", 1)[1]] = parameter
+            parts.setdefault(_part_of(name, divisions), {})[name.split(".", 1)[1]] = parameter
         return parts
 
     def together_with(self, parts: Collection[str]) -> frozenset[str]:
         """Return `parts` and all parts that share a child of the network with one of them."""
-        groups = [self._parts_in(child) for child in self.children()]
-        return frozenset().union(*(group for group in groups if not group.isdisjoint(parts)))
+        return frozenset().union(*(group for group in self._groups().values() if not group.isdisjoint(parts)))
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yield (name in the network, parameter) of all parameters; children that are set aside come last."""
@@ -86,7 +77,8 @@ class Parts:
     def only(self, parts: Collection[str]) -> Iterator[None]:
         """Set aside all children that hold none of `parts`, and put them back at the end of the block."""
         read = self.together_with(parts)
-        self._aside = {name: child for name, child in self.children().items() if self._parts_in(name).isdisjoint(read)}
+        groups = self._groups()
+        self._aside = {name: child for name, child in self.children().items() if groups[name].isdisjoint(read)}
         for name in self._aside:
             setattr(self.network, name, None)
         try:
@@ -96,6 +88,26 @@ class Parts:
                 setattr(self.network, name, child)
             self._aside = {}
 
-    def _parts_in(self, child: str) -> set[str]:
-        """Parts that have parameters in a child of the network."""
-        return {self.part_of(f"{child}.{name}") for name, _ in self.children()[child].named_parameters()}
+    def _groups(self) -> dict[str, set[str]]:
+        """Child of the network -> parts that have parameters in it."""
+        divisions = self._divisions()
+        groups: dict[str, set[str]] = {}
+        for name, _ in self.named_parameters():
+            groups.setdefault(name.split(".", 1)[0], set()).add(_part_of(name, divisions))
+        return groups
+
+    def _divisions(self) -> dict[str, str]:
+        """Name in the network -> part, for all attributes that a module assigns to another part."""
+        modules = [self.network.named_modules(remove_duplicate=False)]
+        modules += [child.named_modules(prefix=name, remove_duplicate=False) for name, child in self._aside.items()]
+        return {
+            f"{name}.{attribute}" if name else attribute: part
+            for name, module in chain.from_iterable(modules)
+            for attribute, part in parts_within(module).items()
+        }
+
+
+def _part_of(parameter: str, divisions: Mapping[str, str]) -> str:
+    """Return the part of the outermost division around a parameter, or the child of the network that holds it."""
+    names = accumulate(parameter.split("."), lambda outer, name: f"{outer}.{name}")
+    return next((divisions[name] for name in names if name in divisions), parameter.split(".", 1)[0])
