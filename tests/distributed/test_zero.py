@@ -46,12 +46,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [
             launch("one process", ranks=1, base=base, examine=True),
             *(launch(name, base=base, examine=True, **options) for name, options in SPLITS.items()),
+            launch("killed", strategy=CUT, base=base, kill="pretrain step 3"),
+            launch("killed", strategy=CUT, base=base),
+        ],
+        folder,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more_runs(runs: Path) -> Path:
+    base = str(base_weights(runs))
+    launch_all(
+        [
             launch("on other ranks", strategy=CUT, base=base, kill="align step 3"),
             launch("on other ranks", strategy=CUT, base=base, ranks=1, kill="pretrain step 3"),
             launch("on other ranks", strategy="zero2", base=base, kill="finetune step 3"),
             launch("on other ranks", ranks=1, base=base),
-            launch("killed", strategy=CUT, base=base, kill="pretrain step 3"),
-            launch("killed", strategy=CUT, base=base),
             launch("accumulating", strategy=CUT, base=base, micro_batch=1),
             launch("unread, one process", ranks=1, base=base, recipe="unread"),
             launch("unread", strategy=CUT, base=base, recipe="unread", kill="finetune start"),
@@ -65,9 +76,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             launch("planted", strategy="zero2", recipe="two", meddle="plant", fails="holds parameter"),
             launch("touched", strategy=CUT, recipe="two", meddle="touch", fails="changed the frozen part 'language'"),
         ],
-        folder,
+        runs,
     )
-    return folder
+    return runs
 
 
 @pytest.mark.parametrize("name", SPLITS)
@@ -99,12 +110,14 @@ def test_a_rank_writes_only_what_it_updates(runs: Path) -> None:
     assert all(len(pieces) == 2 for pieces in cut)
 
 
-def test_a_run_goes_on_under_other_strategies_on_other_numbers_of_ranks(runs: Path) -> None:
-    assert losses(runs / "on other ranks") == pytest.approx(losses(runs / "one process"), rel=RTOL)
+@pytest.mark.distributed
+def test_a_run_goes_on_under_other_strategies_on_other_numbers_of_ranks(more_runs: Path) -> None:
+    assert losses(more_runs / "on other ranks") == pytest.approx(losses(more_runs / "one process"), rel=RTOL)
 
 
-def test_micro_batches_add_up_to_the_same_step(runs: Path) -> None:
-    assert losses(runs / "accumulating") == pytest.approx(losses(runs / "one process"), rel=RTOL)
+@pytest.mark.distributed
+def test_micro_batches_add_up_to_the_same_step(more_runs: Path) -> None:
+    assert losses(more_runs / "accumulating") == pytest.approx(losses(more_runs / "one process"), rel=RTOL)
 
 
 def test_on_as_many_ranks_a_killed_run_ends_bit_for_bit_the_same(runs: Path) -> None:
@@ -120,20 +133,25 @@ def test_an_examination_over_ranks_gives_the_answers_of_one_process(runs: Path, 
     assert any(of_stage[0] != of_stage[1] for of_stage in answers.values())  # they answer by what they see
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", ["unread", "unread, random", "branches"])
-def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_process(runs: Path, name: str) -> None:
-    found, expected = weights(runs / name), weights(runs / f"{name}, one process")
+def test_branches_and_parts_that_a_stage_does_not_read_give_the_weights_of_one_process(
+    more_runs: Path, name: str
+) -> None:
+    found, expected = weights(more_runs / name), weights(more_runs / f"{name}, one process")
     assert found.keys() == expected.keys()
     for key, tensor in expected.items():
         assert float((found[key] - tensor).abs().max()) <= 2e-4, key  # a fifth of what one step of Adam may change
 
 
-def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(runs: Path) -> None:
-    assert not (runs / "planted" / "ledger-2-0.txt").exists()
+@pytest.mark.distributed
+def test_a_frozen_parameter_in_the_optimizer_ends_the_run_before_its_first_step(more_runs: Path) -> None:
+    assert not (more_runs / "planted" / "ledger-2-0.txt").exists()
 
 
-def test_a_frozen_parameter_that_changes_ends_the_run_before_the_stage_is_saved(runs: Path) -> None:
-    assert manifest.newest(runs / "touched" / "checkpoints").step < 3
+@pytest.mark.distributed
+def test_a_frozen_parameter_that_changes_ends_the_run_before_the_stage_is_saved(more_runs: Path) -> None:
+    assert manifest.newest(more_runs / "touched" / "checkpoints").step < 3
 
 
 @pytest.mark.distributed
