@@ -24,16 +24,20 @@ from tests.kills import Launch, launch_all
 from tests.tiny import PARTS, run_recipe, xcomposer2
 
 # (ranks, workers) of the launches of one run; all but the last are killed
-RUNS: dict[str, tuple[list[tuple[int, int]], str]] = {
+Splits = dict[str, tuple[list[tuple[int, int]], str]]
+RUNS: Splits = {
     "one rank": ([(1, 0)], ""),
     "one rank, more workers": ([(1, 2), (1, 3)], "pretrain step 3"),
-    "one rank, killed in its second epoch": ([(1, 3), (1, 0)], "finetune step 4"),
     "two ranks": ([(2, 2)], ""),
+    "two ranks, then one": ([(2, 2), (1, 3)], "pretrain step 3"),
+}
+MORE: Splits = {
+    "one rank, killed in its second epoch": ([(1, 3), (1, 0)], "finetune step 4"),
     "two ranks, other workers": ([(2, 2), (2, 0)], "finetune step 3"),
     "two ranks, two workers": ([(2, 0), (2, 2)], "pretrain step 4"),
-    "two ranks, then one": ([(2, 2), (1, 3)], "pretrain step 3"),
     "one rank, then two": ([(1, 2), (2, 2)], "finetune step 2"),
 }
+ALL = [*RUNS, *(pytest.param(name, marks=pytest.mark.distributed) for name in MORE)]
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +53,31 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Pl
 def runs(planted: tuple[Path, Planted], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of packed runs with two stages of five steps, each longer than an epoch; micro-batches have one row."""
     folder = tmp_path_factory.mktemp("runs")
+    launch(RUNS, planted, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def more_runs(runs: Path, planted: tuple[Path, Planted]) -> Path:
+    launch(MORE, planted, runs)
+    return runs
+
+
+@pytest.fixture
+def run(name: str, request: pytest.FixtureRequest) -> Path:
+    """Folder of the run `name`."""
+    return request.getfixturevalue("more_runs" if name in MORE else "runs") / name
+
+
+def launch(runs: Splits, planted: tuple[Path, Planted], folder: Path) -> None:
     launches = []
-    for name, (splits, kill) in RUNS.items():
+    for name, (splits, kill) in runs.items():
         for place, (ranks, workers) in enumerate(splits):
             dies = kill if place < len(splits) - 1 else ""
             launches.append(
                 Launch(name, workers, micro_batch=1, kill=dies, ranks=ranks, faulty=str(planted[0]), dropout=0.1)
             )
     launch_all(launches, folder)
-    return folder
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -97,36 +117,37 @@ def without_loss(folder: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key != "loss"} for row in rows(folder)]
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if name not in ("one rank", "two ranks")])
-def test_a_killed_run_ends_with_the_account_of_an_unbroken_one(runs: Path, name: str) -> None:
-    unbroken, killed = runs / "one rank", runs / name
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("one rank", "two ranks")])
+def test_a_killed_run_ends_with_the_account_of_an_unbroken_one(run: Path, name: str) -> None:
+    unbroken = run.parent / "one rank"
     for file in ("ledger.json", "ledger.jsonl"):
-        assert (killed / file).read_text() == (unbroken / file).read_text()
-    assert without_loss(killed) == without_loss(unbroken)
+        assert (run / file).read_text() == (unbroken / file).read_text()
+    assert without_loss(run) == without_loss(unbroken)
 
 
 @pytest.mark.parametrize(
     ("name", "unbroken"),
     [
         ("one rank, more workers", "one rank"),
-        ("one rank, killed in its second epoch", "one rank"),
-        ("two ranks, other workers", "two ranks"),
-        ("two ranks, two workers", "two ranks"),
+        pytest.param("one rank, killed in its second epoch", "one rank", marks=pytest.mark.distributed),
+        pytest.param("two ranks, other workers", "two ranks", marks=pytest.mark.distributed),
+        pytest.param("two ranks, two workers", "two ranks", marks=pytest.mark.distributed),
     ],
 )
-def test_on_as_many_ranks_it_ends_bit_for_bit_the_same(runs: Path, name: str, unbroken: str) -> None:
-    losses = [[row["loss"] for row in read_metrics(runs / n / "metrics.csv")] for n in (name, unbroken)]
+def test_on_as_many_ranks_it_ends_bit_for_bit_the_same(run: Path, name: str, unbroken: str) -> None:
+    folders = run, run.parent / unbroken
+    losses = [[row["loss"] for row in read_metrics(folder / "metrics.csv")] for folder in folders]
     assert losses[0] == losses[1]
-    assert rows(runs / name) == rows(runs / unbroken)
-    ours, theirs = (reading.read(manifest.find(runs / n)).weights() for n in (name, unbroken))
+    assert rows(run) == rows(run.parent / unbroken)
+    ours, theirs = (reading.read(manifest.find(folder)).weights() for folder in folders)
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_every_split_trains_on_the_same_samples_in_every_step(runs: Path, name: str) -> None:
-    assert trained(runs / name) == trained(runs / "one rank")
-    tokens = [row["tokens"] for row in read_metrics(runs / name / "metrics.csv")]
-    assert tokens == [row["tokens"] for row in read_metrics(runs / "one rank" / "metrics.csv")]
+@pytest.mark.parametrize("name", ALL)
+def test_every_split_trains_on_the_same_samples_in_every_step(run: Path, name: str) -> None:
+    assert trained(run) == trained(run.parent / "one rank")
+    tokens = [row["tokens"] for row in read_metrics(run / "metrics.csv")]
+    assert tokens == [row["tokens"] for row in read_metrics(run.parent / "one rank" / "metrics.csv")]
 
 
 @pytest.mark.parametrize("name", ["one rank", "two ranks"])

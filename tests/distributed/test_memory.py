@@ -43,8 +43,9 @@ def case(
     )
 
 
-CASES = {"zero2": case("zero2", 2), "zero3": case("zero3", 3)}
+CASES = {"zero3": case("zero3", 3)}
 MORE = {
+    "zero2": case("zero2", 2),
     "ddp": case("ddp", 0),
     "zero1": case("zero1", 1),
     "zero1-bf16": case("zero1-bf16", 1, bf16=True),
