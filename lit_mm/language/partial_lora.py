@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.pretrained import Pretrained
-from lit_mm.language.routed import Route, receive_routing
+from lit_mm.language.routed import Route, Routing, receive_routing
 from lit_mm.layers.dropout import dropout
 from lit_mm.layers.injection import Injection
 
@@ -31,22 +31,38 @@ WRAPPED = (
 PARTS = {"lora_a": "partial_lora", "lora_b": "partial_lora"}  # attribute -> part
 
 
-def low_rank_input(x: Tensor, mask: Tensor, p: float, training: bool) -> Tensor:
-    """Compute the input [1, T, in] of a branch: zeros where the mask [T, 1] is False, then dropout of probability p.
+def visual_alone(x: Tensor) -> bool:
+    """Return True where a branch runs at the visual positions alone: on a CPU, where products cost more than copies.
 
-    It uses `where` and not a product, so that a NaN at a text position becomes zero, too.
+    Elsewhere, and in compiled layers, it runs at all positions, so shapes depend on the length of the row alone.
     """
-    return dropout(torch.where(mask, x, 0), p, training)
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def low_rank_input(x: Tensor, routing: Routing, p: float, training: bool) -> Tensor:
+    """Compute the input of a branch, with dropout of probability p.
+
+    Where the branch runs at all positions, text positions are zero. It uses `where` and not a product, so that a NaN
+    at a text position becomes zero, too.
+
+    Args:
+        x: [1, T, in] input of the linear.
+    Returns:
+        [1, K, in] where `visual_alone(x)`, else [1, T, in].
+    """
+    if visual_alone(x):
+        return dropout(x.index_select(1, routing.places), p, training)
+    return dropout(torch.where(routing.mask, x, 0), p, training)
 
 
 class PartialLoRALinear(nn.Module):
     """y = W x + b, plus (alpha / rank) B A dropout(x) at the positions that `route` flags as visual.
 
-    The branch runs at all positions of the row, and its input is zero at text positions. So shapes depend on the length
-    of the row alone, and the host never waits for the device. Text positions keep the bits of the base linear, since
-    zero is added to them, and no value of theirs, not even a NaN, reaches A and B. A batch without visual positions
-    gives A and B zero gradients, not missing ones, as distributed training needs (the release runs the branch on the
-    first token, times 0).
+    On a GPU the branch runs at all positions of the row, and its input is zero at text positions; on a CPU it runs at
+    the visual positions alone (see `visual_alone`). The host never waits for the device. Text positions keep the bits
+    of the base linear, and no value of theirs, not even a NaN, reaches A and B. A batch without visual positions gives
+    A and B zero gradients, not missing ones, as distributed training needs (the release runs the branch on the first
+    token, times 0).
 
     A is kaiming-uniform and B is zero, so a new model computes what its base model does. The release intends the same,
     but its initialiser looks for `lora_A` and `lora_B` and the layers are called `Plora_A` and `Plora_B`, so both are
@@ -91,10 +107,12 @@ class PartialLoRALinear(nn.Module):
             return y
         low = self.route.low_rank
         if self.lora_a is not None:
-            low = self.lora_a(low_rank_input(x, routing.mask, self.dropout, self.training))
-        delta = self.lora_b(low)  # [1, T, out]
+            low = self.lora_a(low_rank_input(x, routing, self.dropout, self.training))
+        delta = self.lora_b(low).to(y.dtype)  # [1, K, out] or [1, T, out]
         # out of place, because under ZeRO-3 the base linear's output is a view that must not be written to
-        return torch.add(y, delta.to(y.dtype), alpha=self.scale)
+        if visual_alone(x):
+            return y.index_add(1, routing.places, delta, alpha=self.scale)
+        return torch.add(y, delta, alpha=self.scale)
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}, scale={self.scale:g}, dropout={self.dropout}"
@@ -117,8 +135,8 @@ def share_low_rank(attention: nn.Module, args: tuple, kwargs: dict) -> None:
     if routing is None:
         return
     x = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    masked = low_rank_input(x, routing.mask, attention.q_proj.dropout, attention.training)
-    attention.route.low_rank = attention.lora_a(masked)
+    of_branch = low_rank_input(x, routing, attention.q_proj.dropout, attention.training)
+    attention.route.low_rank = attention.lora_a(of_branch)
 
 
 def forget_low_rank(attention: nn.Module, args: tuple, output: object) -> None:

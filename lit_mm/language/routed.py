@@ -54,7 +54,7 @@ class Route:
 
     Attributes:
         routing: visual positions of the row; None means that every position is text.
-        low_rank: [1, T, rank] product of a branch shared by several linears (see `partial_lora.py`).
+        low_rank: [1, K or T, rank] product of a branch shared by several linears (see `partial_lora.py`).
     """
 
     def __init__(self) -> None:

@@ -92,6 +92,21 @@ def test_no_nan_of_an_unflagged_position_reaches_the_branch() -> None:
     assert torch.isfinite(linear.lora_a.weight.grad).all() and torch.isfinite(linear.lora_b.weight.grad).all()
 
 
+def test_a_gpu_s_branch_at_all_positions_gives_what_a_cpu_s_at_the_visual_ones_gives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for alone in (True, False):
+        monkeypatch.setattr("lit_mm.language.partial_lora.visual_alone", lambda x, alone=alone: alone)
+        torch.manual_seed(0)
+        language = adapted()
+        states = run(language, VISUAL)
+        states.logsumexp(-1).sum().backward()
+        found.append({"states": states.detach(), **lora_gradients(language)})
+    for name, expected in found[0].items():
+        torch.testing.assert_close(found[1][name], expected, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
 def test_activation_checkpointing_leaves_the_gradients_alone(autocast: bool) -> None:
     """Two forwards precede one backward: recomputed layers must use the routes of their own forward, and the same

@@ -1,0 +1,140 @@
+"""Every nano recipe, one test for all families: train, save, resume, ask with no, one and two images, decode.
+
+The models have the sizes of their recipes; only steps and data are cut. Recipes are found by their place, so a new
+family is tested as soon as its recipe is there.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from lit_mm.callbacks.metrics_csv import read_metrics
+from lit_mm.checkpoints import manifest, reading
+from lit_mm.cli import main
+from lit_mm.commands.trained import open_model
+from lit_mm.documents.document import Document, Turn
+from lit_mm.inference.decoding import Decoding
+from lit_mm.inference.generate import asked, decode
+from lit_mm.module import MultimodalModule
+from lit_mm.samples.collate import collate
+from lit_mm.samples.processor import TEXT, Sample
+from tests.tiny import Noise
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RECIPES = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem != "own_data"]  # it needs data
+COUNTS = {"documents": 40, "heldout_documents": 9, "count": 40}  # keys that say how many documents there are
+REFUSED = {"blip": (0, 2), "blip2": (0, 2)}  # recipe -> numbers of images that its family refuses in a sample
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setattr(sys, "argv", ["lit_mm"])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
+
+
+def cut(value: Any) -> Any:
+    """Cut the numbers of documents in a part of a config."""
+    if isinstance(value, list):
+        return [cut(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: min(entry, COUNTS[key]) if key in COUNTS else cut(entry) for key, entry in value.items()}
+
+
+def short(recipe: str) -> dict[str, Any]:
+    """A recipe with two steps in every stage, and few documents."""
+    config = yaml.safe_load((EXPERIMENTS / f"{recipe}.yaml").read_text())
+    for stage in config["stages"]:
+        stage.pop("epochs", None)
+        stage["max_steps"] = 2
+        if "inputs_from" in stage:
+            stage["inputs_from"] = {1: next(iter(stage["inputs_from"].values()))}
+        for train in stage["train"].values():
+            train["from_step"] = min(train.get("from_step", 0), 1)
+        stage["data"] = cut(stage.get("data", {}))
+    config["data"] = cut(config["data"])
+    return config | {"track": False, "examine_documents": 4, "examine_every": 0, "checkpoint_every": 1}
+
+
+def exit_code(words: list[str]) -> int:
+    try:
+        return main(words) or 0
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    return reading.read(manifest.find(run)).weights()
+
+
+@torch.no_grad()
+def without_cache(module: MultimodalModule, sample: Sample, tokens: int) -> list[int]:
+    """Decode greedily with a whole forward for every token, which is appended to the prompt as text."""
+    new: list[int] = []
+    for _ in range(tokens):
+        hidden, _ = module.network.begin(collate([sample], module.processor.for_questions()))
+        new.append(int(module.network.language.logits(hidden)[0].argmax()))
+        sample = replace(
+            sample,
+            input_ids=np.append(sample.input_ids, new[-1]),
+            labels=np.append(sample.labels, -100),
+            index=np.append(sample.index, TEXT),
+        )
+    return new
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_family_trains_saves_resumes_and_answers(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = short(recipe)
+    Path("short.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    fit = ["fit", "--config", "short.yaml", "--run_dir", "run"]
+    assert main(fit) in (0, None)
+    rows = read_metrics("run/metrics.csv")
+    assert [row["stage"] for row in rows] == [stage["name"] for stage in config["stages"] for _ in range(2)]
+    unbroken = weights("run")
+
+    shutil.rmtree(manifest.find("run"))  # as if the last step had not been finished
+    assert main(fit) in (0, None)
+    assert [row["loss"] for row in read_metrics("run/metrics.csv")] == [row["loss"] for row in rows]
+    resumed = weights("run")
+    assert resumed.keys() == unbroken.keys() and all(resumed[name].equal(unbroken[name]) for name in unbroken)
+
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (90 + 40 * number, 60), colour).save(f"{number}.png")
+    for images in range(3):
+        shown = [word for number in range(images) for word in ("--image", f"{number}.png")]
+        capsys.readouterr()
+        code = exit_code(["generate", "run", *shown, "--question", "what is there?", "--max_new_tokens", "2"])
+        out, err = capsys.readouterr()
+        if images in REFUSED.get(recipe, ()):
+            assert code == 2 and "picture" in err and err.count("\n") == 1
+        else:
+            assert code == 0 and out.endswith("\n"), err
+
+    module = open_model("run").eval()
+    documents = [
+        Document(str(images), (Turn("user", (*(Noise(number, 40, 60) for number in range(images)), "what?")),))
+        for images in range(3)
+        if images not in REFUSED.get(recipe, ())
+    ]
+    samples = [asked(module.processor, document) for document in documents]
+    batch = collate(samples, module.processor.for_questions())
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        cached = decode(module.network.float(), batch, stop_ids=(), decoding=Decoding(4))
+        assert cached == [without_cache(module, sample, 4) for sample in samples]
+        beams = decode(module.network, batch, stop_ids=(), decoding=Decoding(4, beams=2))
+    assert [len(row) for row in beams] == [4] * len(documents)
