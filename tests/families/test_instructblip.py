@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.evaluation.answering import ranked, ranking_of
 from lit_mm.evaluation.benchmarks.benchmark import Candidates
@@ -88,6 +89,17 @@ def test_instruction_tuning_starts_with_the_text_branch_of_the_first_stage(kind:
         "instruct": {"connector", "text_branch", "projection"},
     }
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(recipe)
+
+
+def test_a_batch_without_pictures_gives_every_trained_part_a_gradient() -> None:
+    module = instructblip()
+    apply_stage(module.parts(), stages()[-1])
+    turns = tuple(Turn(turn.role, (turn.text,)) for turn in question(0).turns)
+    batch = collate([module.processor.sample(Document("text", turns))], module.processor)
+    module.objectives["next_token"](module.network, batch).backward()
+    parts = module.parts()
+    gradients = {part: [tensor.grad for tensor in parts[part].values()] for part in stages()[-1].train}
+    assert not any(gradient is None or gradient.any() for of_part in gradients.values() for gradient in of_part)
 
 
 def test_visual_tokens_depend_on_the_instruction_and_never_on_the_response() -> None:
