@@ -389,7 +389,11 @@ def instructblip(folder: Path, text: dict[str, Any] | None = None) -> Path:
         image_token_index=IMAGE_ID,
     )
     model = randomised(InstructBlipForConditionalGeneration(config))
-    state = {name: tensor for name, tensor in model.state_dict().items() if "embed_tokens" not in name or text is None}
+    state = dict(model.state_dict())
+    if text is not None:  # published files hold no copies of the embeddings, and a head of its own
+        state = {name: tensor for name, tensor in state.items() if "embed_tokens" not in name}
+        head = torch.randn(state["language_model.shared.weight"].shape, generator=torch.Generator().manual_seed(7))
+        state["language_model.lm_head.weight"] = head * 0.08
     write(folder, state, {**config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
     size = {"size": {"height": SIDE, "width": SIDE}}
     processor = {"image_processor_type": "BlipImageProcessor"} | PIXELS | size

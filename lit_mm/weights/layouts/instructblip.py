@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tokenizers
+
 from lit_mm.errors import UserError
-from lit_mm.prompts.source import load_tokenizer
 from lit_mm.weights.blip2 import hf_to_blip2
 from lit_mm.weights.layouts.layout import Config, Described, Layout, State, require
 from lit_mm.weights.layouts.sizes import component, llama_part, t5_part, tokenizer
@@ -76,17 +77,19 @@ def reading(described: Described, length: int) -> Config:
     Args:
         length: largest number of tokens of the instruction.
     Raises:
-        UserError: there is no such tokenizer.
+        UserError: there is no such tokenizer, or it lacks a token.
     """
-    folder = (described.folder / FOLDER).absolute()
-    if not folder.is_dir():
+    file = (described.folder / FOLDER / "tokenizer.json").absolute()
+    if not file.is_file():
         raise UserError(
-            f"{str(described.folder)!r} has no folder {FOLDER!r} with the tokenizer of the text that the Q-Former "
+            f"{str(described.folder)!r} has no file {FOLDER}/{file.name}, the tokenizer of the text that the Q-Former "
             "reads. Put the one of the published checkpoint there"
         )
-    vocabulary = load_tokenizer(str(folder))
-    ids = {"first_id": vocabulary.id_of(FIRST), "last_id": vocabulary.id_of(LAST)}
-    return {"tokenizer": str(folder), "text": "instruction", **ids, "max_length": length, "cut": "left"}
+    vocabulary = tokenizers.Tokenizer.from_file(str(file))
+    ids = {"first_id": vocabulary.token_to_id(FIRST), "last_id": vocabulary.token_to_id(LAST)}
+    if None in ids.values():
+        raise UserError(f"{str(file)!r} lacks {FIRST} or {LAST}, which stand around the text that the Q-Former reads")
+    return {"tokenizer": str(file.parent), "text": "instruction", **ids, "max_length": length, "cut": "left"}
 
 
 def rename(state: State, model: Config) -> State:
