@@ -327,3 +327,5 @@ def _layouts(processor: Processor, documents: Iterable[Document]) -> Iterable[by
         yield sample.input_ids.tobytes()
         yield sample.index.tobytes()
         yield repr(sample.plans).encode()
+        if processor.reading is not None:
+            yield processor.reading(sample.document).tobytes()

@@ -206,8 +206,8 @@ def blip2_part(state: Mapping[str, Tensor], part: str, module: nn.Module) -> dic
         return tensors
     if isinstance(module, ReadsText) and module.reads_text and not any(".text_ffn." in name for name in tensors):
         raise UserError(
-            "the Q-Former reads instructions, and the checkpoint has no text branch, which BLIP-2's second stage leaves "
-            "out. Add the checkpoint of the first stage: `weights: blip2-connector:SECOND+FIRST`"
+            "the Q-Former reads instructions, and the checkpoint has no text branch, as after BLIP-2's second stage. "
+            "Add the checkpoint of the first stage: `weights: blip2-connector:SECOND+FIRST`"
         )
     start = dict(module.state_dict())
     fresh = {name: of for name, of in start.items() if _is_optional(name)}

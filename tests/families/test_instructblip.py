@@ -11,8 +11,8 @@ import torch
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
-from lit_mm.evaluation.answering import ranked, ranking_of
-from lit_mm.evaluation.benchmarks.benchmark import Candidates
+from lit_mm.evaluation.answering import digest_of_asking, ranked, ranking_of
+from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.candidates import Ranking, candidate_ids, likelihoods
 from lit_mm.inference.decoding import Decoding
@@ -144,6 +144,15 @@ def test_candidates_are_ranked_by_the_sum_over_their_tokens(kind: str) -> None:
         scores = likelihoods(module.network, batch, ids, length="sum")
     best = ["ABC"[row.index(max(row))] for row in scores]
     assert ranked(module, documents, questions, Candidates(as_letters=False)) == best
+
+
+def test_stored_answers_are_those_of_the_instruction_that_the_q_former_read() -> None:
+    module, procedure = instructblip(), Procedure("p", "equality", "{question}")
+    questions = [Question("q", question(0).pictures[0], "what is the colour of the red circle ?", ())]
+    before = digest_of_asking(module, questions, procedure, weights="w", data="d")
+    shorter = Inputs(reading=replace(module.processor.reading, max_length=4))
+    module.processor = module.processor.with_inputs(shorter)
+    assert before != digest_of_asking(module, questions, procedure, weights="w", data="d")
 
 
 def test_a_q_former_that_would_read_the_answer_is_refused() -> None:
