@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -12,7 +11,7 @@ from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
 from lit_mm.stream.datamodule import Source, StreamDataModule, WorkerStart, name_of
 from lit_mm.stream.maker import TooLong
-from lit_mm.stream.mixture import Joined, draws_per_epoch
+from lit_mm.stream.mixture import Joined, draws_per_epoch, square_root_shares
 from lit_mm.stream.screen import BadSample
 
 NO_SOURCES = "the mixture has no sources: list at least one under `data.init_args.sources`"
@@ -26,7 +25,8 @@ class Member:
         source: the source of documents: a class (`class_path: lit_mm.documents.sources.LlavaConversations`) or a
             declaration (`{format: llava, path: chat.json}`), see `lit_mm.documents.sources`.
         name: name in logs and in the ledger; None takes the name of the source.
-        weight: weight relative to the other sources, for `weights: explicit`.
+        weight: weight relative to the other sources, for `weights: explicit`. For `weights: sqrt` it is a factor of
+            the square root, and 1 if it is None.
         repeat: passes over the source per epoch, for `weights: repeat`. 0.5 takes one half in each epoch, in turn.
             None means 1 if `draws` is None, too.
         draws: samples per epoch, for `weights: repeat`, in place of `repeat`. XComposer's data lists give thousands
@@ -46,8 +46,8 @@ class Mixture(StreamDataModule):
     Args:
         sources: sources with their weights; None where only held-out documents are needed.
         weights: rule for the samples of a source in an epoch. "size" draws every sample once. "sqrt" draws in
-            proportion to the square root of the size (InstructBLIP). "explicit" draws in proportion to `weight`.
-            "repeat" takes `repeat` passes or `draws` samples.
+            proportion to the square root of the number of samples, times `weight` (InstructBLIP). "explicit" draws in
+            proportion to `weight`. "repeat" takes `repeat` passes or `draws` samples.
         heldout_source: documents that are never trained on, for the examination at the end; None for no examination.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start: see `StreamDataModule`.
         too_long, on_bad_sample, max_bad, max_unsupervised: see `StreamDataModule`.
@@ -98,20 +98,22 @@ class Mixture(StreamDataModule):
         sizes = [len(member.source) for member in self.members]
         if 0 in sizes:
             raise UserError(f"the data set is empty: source {names[sizes.index(0)]!r} of the mixture holds no sample")
-        reads = {"explicit": ("weight",), "repeat": ("repeat", "draws")}.get(self.weights, ())
+        reads = {"explicit": ("weight",), "sqrt": ("weight",), "repeat": ("repeat", "draws")}.get(self.weights, ())
         for name, member in zip(names, self.members, strict=True):
             values = {"weight": member.weight, "repeat": member.repeat, "draws": member.draws}
             keys = [key for key, value in values.items() if value is not None]
             if set(keys) - set(reads) or len(keys) > 1 or (self.weights == "explicit" and not keys):
-                expected = {"explicit": "a `weight`", "repeat": "`repeat` or `draws`"}.get(self.weights, "none of them")
+                texts = {"explicit": "a `weight`", "sqrt": "at most a `weight`", "repeat": "`repeat` or `draws`"}
+                expected = texts.get(self.weights, "none of them")
                 raise UserError(f"source {name!r}: with `weights: {self.weights}` it takes {expected}, got {keys}")
         if self.weights == "size":
             draws = sizes
         elif self.weights == "repeat":
             draws = [_draws(name, member, size) for name, member, size in zip(names, self.members, sizes, strict=True)]
         else:
-            ratios = [math.sqrt(n) for n in sizes] if self.weights == "sqrt" else [m.weight for m in self.members]
-            draws = draws_per_epoch(sizes, ratios, names)
+            weights = [1.0 if member.weight is None else member.weight for member in self.members]
+            shares = square_root_shares(sizes, weights) if self.weights == "sqrt" else weights
+            draws = draws_per_epoch(sizes, shares, names)
         return Joined([member.source for member in self.members], names, draws)
 
     def source(self) -> Joined:

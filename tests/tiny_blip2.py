@@ -17,8 +17,8 @@ from lit_mm.samples.reading import Reading
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.vision.vit import ViT
 
-PARTS = ("vision", "connector", "text_branch", "contrast", "matching", "projection", "language")
-FIRST = ("connector", "text_branch", "contrast", "matching")
+PARTS = ("vision", "connector", "text_branch", "text_head", "contrast", "matching", "projection", "language")
+FIRST = ("connector", "text_branch", "text_head", "contrast", "matching")
 READING = Reading("nano", first_id=512, last_id=513, max_length=24)
 PAIRS = {"itc": 1.0, "itm": 1.0, "itg": 1.0}
 

@@ -24,6 +24,7 @@ CONFIGS = (
     *("generation_config.json", "preprocessor_config.json", "processor_config.json"),
     *("chat_template.json", "chat_template.jinja", "adapter_config.json"),
 )  # files beside those of the tokenizer that are copied along
+FOLDERS = ("qformer_tokenizer",)  # tokenizers of second texts
 
 
 def import_(arguments: Sequence[str]) -> None:
@@ -137,10 +138,13 @@ def write_run(published: Published, run: Path) -> Path:
     from lit_mm.weights.provenance import elements_of
     from lit_mm.weights.stream import write
 
-    tokenizer = Path(published.recipe["model"]["init_args"]["tokenizer"])
-    copy_configs(tokenizer, run / "tokenizer")
+    arguments = published.recipe["model"]["init_args"]
+    copy_configs(Path(arguments["tokenizer"]), run / "tokenizer")
     copy_configs(published.place if published.place.is_dir() else published.place.parent, run / "published")
-    published.recipe["model"]["init_args"]["tokenizer"] = str((run / "tokenizer").absolute())
+    arguments["tokenizer"] = str((run / "tokenizer").absolute())
+    if "reading" in arguments:
+        folder = Path(arguments["reading"]["tokenizer"]).name
+        arguments["reading"]["tokenizer"] = str((run / "tokenizer" / folder).absolute())
     module, config = build(published.recipe)
     group_of = {name: group for group in published.plan.groups for name in group.targets}
     waiting: dict[str, object] = {}
@@ -164,10 +168,13 @@ def write_run(published: Published, run: Path) -> Path:
 
 
 def copy_configs(source: Path, target: Path) -> None:
-    """Copy the configs and the tokenizer of a folder."""
+    """Copy the configs and the tokenizer of a folder, and of its folders of further tokenizers."""
     from lit_mm.prompts.files import FILES
 
     target.mkdir(parents=True)
     for name in (*FILES, *CONFIGS):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    for name in FOLDERS:
+        if (source / name).is_dir():
+            copy_configs(source / name, target / name)

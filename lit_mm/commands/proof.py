@@ -75,7 +75,8 @@ def prove(published: Published, checkpoint: Checkpoint, memory: float | None, wh
     if not published.layout.in_transformers:
         return figures | {"against": "none: every tensor is placed once, with the shape that config.json says"}
     total = published.recipe["model"]["init_args"]["language"]["init_args"]["layers"]
-    layers = list(range(total)) if whole else sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})
+    some = sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})
+    layers = some if not whole and any(OURS.fullmatch(name) for name in plan.targets) else list(range(total))
     names = [name for name in plan.targets if (match := OURS.fullmatch(name)) is None or int(match[2]) in layers]
     needed = 2 * 4 * sum(plan.targets[name].elements for name in names) / 1e9  # two models in fp32
     limit = psutil.virtual_memory().available / 1e9 if memory is None else memory
@@ -155,9 +156,14 @@ def compare(ours: MultimodalModule, theirs: nn.Module, folder: Path, size: tuple
     views = torch.cat(list(batch.views.groups))
     sized = "image_grid_pinpoints" in theirs.config.to_dict()  # its pixels are [images, views, 3, H, W]
     extra = {"image_sizes": torch.tensor([size])} if sized else {}
+    if batch.texts is not None:
+        extra |= {"qformer_input_ids": batch.texts.ids, "qformer_attention_mask": batch.texts.mask.long()}
+    learnt = batch.ids if batch.target is None else batch.target.ids
+    if batch.target is not None:
+        extra["labels"] = learnt
     pixels = views[None] if sized else views
     expected = theirs(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), **extra).logits[0]
-    every = replace(batch, supervised=torch.arange(batch.ids.shape[1]), labels=batch.ids[0])
+    every = replace(batch, supervised=torch.arange(learnt.shape[1]), labels=learnt[0])
     logits = ours.network.language.logits(ours.network(every).hidden)
     return {
         "size": list(size),

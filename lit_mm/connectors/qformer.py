@@ -15,6 +15,7 @@ from lit_mm.layers.dropout import dropout
 # V images, N features each, D their width, Q queries, L text positions, P = Q + L (queries first), W width, H heads
 
 TEXT_BRANCH = "text_branch"  # part of the parameters that only a text uses
+TEXT_HEAD = "text_head"  # part of the head that predicts a text
 Sight = Literal["unimodal", "bidirectional", "multimodal_causal"]
 
 
@@ -148,7 +149,8 @@ class QFormer(nn.Module):
 
     In every `cross_every`-th layer, from the first on, the queries attend to the image. Queries have no position
     embedding; the positions of the text start at 0. Queries and text share the first norm and the self-attention, but
-    not the feed-forward. What only a text uses (embeddings, feed-forwards, head) is the part "text_branch".
+    not the feed-forward. What only a text uses (embeddings, feed-forwards) is the part "text_branch"; the head that
+    predicts its tokens is the part "text_head".
 
     Args:
         vision_width: D, width of the image features.
@@ -214,7 +216,9 @@ class QFormer(nn.Module):
         )
         self.head = TextHead(width, vocab_size, eps) if head else None
         has_text = vocab_size is not None
-        self.parts_within = dict.fromkeys(("words", "positions", "head"), TEXT_BRANCH) if has_text else {}
+        self.parts_within = {"words": TEXT_BRANCH, "positions": TEXT_BRANCH} if has_text else {}
+        if head:
+            self.parts_within["head"] = TEXT_HEAD
         self.apply(_draw)
 
     def forward(self, features: Tensor | None = None, ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

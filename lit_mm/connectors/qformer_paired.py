@@ -49,8 +49,8 @@ class PairedQFormer(nn.Module, Connector):
     """Compresses each view to Q visual tokens: layer norm of the features - Q-Former - linear.
 
     It is `QFormerProjector` with more parts: "connector" (norm, queries, self-attention, cross-attention, feed-forwards
-    of the queries), "projection", "text_branch" (see `QFormer`), "contrast" and "matching". So a stage can train the
-    Q-Former without its projection, or the projection alone.
+    of the queries), "projection", "text_branch" and "text_head" (see `QFormer`), "contrast" and "matching". So a
+    stage can train the Q-Former without its projection, or the projection alone.
 
     Args:
         vision_width: D.

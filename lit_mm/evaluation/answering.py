@@ -23,7 +23,7 @@ from lit_mm.documents.document import Document, Picture
 from lit_mm.errors import UserError
 from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure
 from lit_mm.evaluation.benchmarks.question import LETTERS, Question, as_document
-from lit_mm.evaluation.candidates import candidate_ids, likelihoods
+from lit_mm.evaluation.candidates import DeclaresRanking, Ranking, candidate_ids, likelihoods
 from lit_mm.evaluation.examiners import without_sight
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import asked, decode, share
@@ -197,11 +197,11 @@ def ranked(
     module: MultimodalModule, documents: Sequence[Document], questions: Sequence[Question], candidates: Candidates
 ) -> list[str]:
     """Choose the likeliest candidate of each question of one batch."""
-    processor = module.processor
+    processor, ranking = module.processor, ranking_of(module, candidates)
     tables = [verbalisers(question, candidates) for question in questions]
     ids = [
         [
-            candidate_ids(processor, document, candidates.prefix + text, end=candidates.end)
+            candidate_ids(processor, document, candidates.prefix + text, end=ranking.end)
             for texts in table.values()
             for text in texts
         ]
@@ -210,9 +210,18 @@ def ranked(
     samples = [asked(processor, document) for document in documents]
     batch = collate(samples, processor.for_questions()).to(module.device)
     with module.inference():
-        scores = likelihoods(module.network, batch, ids, length=candidates.length)
+        scores = likelihoods(module.network, batch, ids, length=ranking.length)
     labels = [[label for label, texts in table.items() for _ in texts] for table in tables]
     return [names[int(np.argmax(values))] for names, values in zip(labels, scores, strict=True)]
+
+
+def ranking_of(module: MultimodalModule, candidates: Candidates) -> Ranking:
+    """Return the ranking of a procedure; what it does not set is as the family declares."""
+    family = module.ranking if isinstance(module, DeclaresRanking) else Ranking()
+    return Ranking(
+        family.length if candidates.length is None else candidates.length,
+        family.end if candidates.end is None else candidates.end,
+    )
 
 
 def verbalisers(question: Question, candidates: Candidates) -> dict[str, tuple[str, ...]]:
@@ -296,7 +305,9 @@ def digest_of_asking(
         "data": data,
         "answering": procedure.answering,
         "decoding": asdict(procedure.decoder()),
-        "candidates": None if procedure.candidates is None else asdict(procedure.candidates),
+        "candidates": None
+        if (candidates := procedure.candidates) is None
+        else asdict(candidates) | asdict(ranking_of(module, candidates)),
         "precision": str(trainer.precision) if trainer is not None else "32-true",
         "pixels": repr(processor.normalise),
         "batch_size": batch_size,
@@ -316,3 +327,5 @@ def _layouts(processor: Processor, documents: Iterable[Document]) -> Iterable[by
         yield sample.input_ids.tobytes()
         yield sample.index.tobytes()
         yield repr(sample.plans).encode()
+        if processor.reading is not None:
+            yield processor.reading(sample.document).tobytes()

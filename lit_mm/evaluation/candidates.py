@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +18,30 @@ from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
 
 Length = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """How the authors of a family compute the likelihood of a candidate.
+
+    Attributes:
+        length: "mean" divides the log-likelihood by the number of tokens, "sum" does not.
+        end: True counts the token that ends the answer.
+    """
+
+    length: Length = "mean"
+    end: bool = False
+
+
+@runtime_checkable
+class DeclaresRanking(Protocol):
+    """A family that declares its ranking.
+
+    Attributes:
+        ranking: ranking for procedures that set none.
+    """
+
+    ranking: Ranking
 
 
 def candidate_ids(processor: Processor, document: Document, text: str, *, end: bool = False) -> list[int]:
@@ -63,7 +88,7 @@ def likelihoods(
     Returns:
         For each sample, the log-likelihoods of its candidates.
     Source: "mean" is Qwen-VL's eval_mm/evaluate_multiple_choice.py. "sum" is InstructBLIP's T5 model; its Vicuna model
-        divides by the padded length of all candidates, which leaves the order of sums.
+        divides by the padded length of all candidates, which leaves the order of sums. T5 counts eos, Vicuna does not.
     """
     language = network.language
     hidden, state = network.begin(batch)

@@ -7,6 +7,7 @@ from lit_mm.families.cogvlm import CogVLM
 from lit_mm.families.decoder import Decoder
 from lit_mm.families.encoder_decoder import EncoderDecoder
 from lit_mm.families.fuyu import Fuyu
+from lit_mm.families.instructblip import InstructBlip
 from lit_mm.families.llava import Llava
 from lit_mm.families.llava_1_5 import Llava15
 from lit_mm.families.llava_next import LlavaNext
@@ -28,6 +29,7 @@ __all__ = [
     "Decoder",
     "EncoderDecoder",
     "Fuyu",
+    "InstructBlip",
     "Llava",
     "Llava15",
     "LlavaNext",

@@ -12,13 +12,7 @@ from lit_mm.families.composition import compose
 from lit_mm.language.protocol import LanguageModel
 from lit_mm.module import MultimodalModule
 from lit_mm.objectives.next_token import NextToken
-from lit_mm.objectives.query_pairs import (
-    QueryCaptioning,
-    QueryComparison,
-    QueryContrastive,
-    QueryMatchingObjective,
-    SharedPairs,
-)
+from lit_mm.objectives.query_pairs import QueryComparison, pair_objectives
 from lit_mm.prompts.blip2 import Blip2Caption, PrefixSplit
 from lit_mm.samples.inputs import BLACK, Inputs
 from lit_mm.samples.layout import InOrder
@@ -27,7 +21,7 @@ from lit_mm.tiling.plan import Stretch
 
 
 class Blip2(MultimodalModule):
-    """BLIP-2. Parts: vision, connector, text_branch, contrast, matching, projection, language.
+    """BLIP-2. Parts: vision, connector, text_branch, text_head, contrast, matching, projection, language.
 
     The part "connector" is the norm of the features and the Q-Former's queries, attentions and feed-forwards of the
     queries. Objectives: "itc" (contrast), "itm" (matching), "itg" (captioning by the Q-Former) and "next_token". The
@@ -62,7 +56,7 @@ class Blip2(MultimodalModule):
         label_smoothing: float = 0.1,
         inputs: Inputs | None = None,
     ) -> None:
-        qformer, shared = connector(vision.width, language.width), SharedPairs()
+        qformer = connector(vision.width, language.width)
         compares = qformer.contrast is not None
         default = Inputs(
             tiling=Stretch(image_size),
@@ -72,14 +66,9 @@ class Blip2(MultimodalModule):
             fill=BLACK,
             reading=reading,
         )
-        pairs = {
-            "itc": QueryContrastive(shared, label_smoothing),
-            "itm": QueryMatchingObjective(shared),
-            "itg": QueryCaptioning(shared, label_smoothing),
-        }
         super().__init__(
             **compose(vision, qformer, language, tokenizer, inputs, default),
-            objectives={"next_token": NextToken()} | (pairs if compares else {}),
+            objectives={"next_token": NextToken()} | (pair_objectives(label_smoothing) if compares else {}),
         )
         if compares:
             self.examiner = TwoStepRetrieval(candidates, QueryComparison)

@@ -24,8 +24,8 @@ FILES = (*DATA, *BYTE_PAIRS, *CONFIGS)
 ROLES = ("bos", "eos", "unk", "pad")
 # If no file names an end-of-sequence token, the first of these tokens in the vocabulary is used
 USUAL = {
-    "bos_token": ("<s>", "<bos>", "<|begin_of_text|>"),
-    "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>"),
+    "bos_token": ("<s>", "<bos>", "<|begin_of_text|>", "[CLS]"),
+    "eos_token": ("</s>", "<eos>", "<|end_of_text|>", "<|endoftext|>", "[SEP]"),
     "pad_token": ("<pad>", "[PAD]"),
 }
 

@@ -26,7 +26,8 @@ class Reading:
 
     Attributes:
         tokenizer: reference of the tokenizer, see `lit_mm.prompts.source.load_tokenizer`.
-        text: "caption", the text of the last assistant or page turn; or "instruction", the text of the user turn.
+        text: "caption", the text of the last assistant or page turn; "instruction", the text of the user turn; or
+            "none", so that a Q-Former that could read a text reads the image alone.
         first_id, last_id: ids of the first and the last token; BERT has 101 ([CLS]) and 102 ([SEP]).
         max_length: largest number of tokens, with the first and the last. BLIP-2: 32; InstructBLIP: 128.
         cut: side at which a longer text loses tokens.
@@ -37,7 +38,7 @@ class Reading:
     """
 
     tokenizer: str
-    text: Literal["caption", "instruction"] = "caption"
+    text: Literal["caption", "instruction", "none"] = "caption"
     first_id: int = BERT_FIRST
     last_id: int = BERT_LAST
     max_length: int = 32
@@ -49,11 +50,13 @@ class Reading:
             raise UserError(f"Reading: `max_length` is at least 3 tokens, got {self.max_length}")
 
     def __call__(self, document: Document) -> np.ndarray:
-        """Return the [L] token ids of a document's second text.
+        """Return the [L] token ids of a document's second text; [0] if `text` is "none".
 
         Raises:
             UserError: a document has several instructions, of which only one can be read.
         """
+        if self.text == "none":
+            return np.zeros(0, dtype=np.int64)
         text = self.text_of(document)
         ids = _tokenizer(self.tokenizer).encode(clean_caption(text) if self.clean else text)
         room = self.max_length - 2

@@ -68,6 +68,20 @@ class Joined:
         return bisect_right(self.starts, number) - 1
 
 
+def square_root_shares(sizes: Sequence[int], factors: Sequence[float]) -> list[float]:
+    """Compute the share of each source among the draws, in proportion to its factor times the root of its size.
+
+    Example: sizes 900 and 100 with factors 1 have the shares 0.75 and 0.25.
+
+    Args:
+        sizes: number of training samples in each source; samples count, not images.
+        factors: factor of each source, 1 for the plain rule.
+    Source: arXiv:2305.06500, section 2.4. It lowers A-OKVQA and raises OKVQA by factors that are not published.
+    """
+    products = [factor * math.sqrt(size) for size, factor in zip(sizes, factors, strict=True)]
+    return [product / sum(products) for product in products]
+
+
 def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]) -> list[int]:
     """Compute how many samples an epoch draws from each source, in proportion to `weights`.
 
@@ -77,11 +91,12 @@ def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Seque
 
     Args:
         sizes: number of samples in each source.
-        weights: positive weights; only their ratios count. InstructBLIP uses `sqrt(size)`.
+        weights: positive weights; only their ratios count. InstructBLIP has `square_root_shares`.
         names: names of the sources, for error messages.
     Raises:
         UserError: a weight is not positive, or is so small that its source would never be drawn.
-    Source: arXiv:2305.06500, section 2.3 (square-root weights).
+    Source: arXiv:2305.06500, section 2.4. Its loader draws one source for a whole batch, on each rank by itself; here
+        every batch mixes the sources.
     """
     total, weight_sum = sum(sizes), sum(weights)
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from lit_mm.errors import UserError
 from lit_mm.weights.internlm2 import llama_to_llama
 from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qformer import PARTS as QFORMER_PARTS
@@ -173,6 +175,17 @@ def blip2_to_hf(state: Mapping[str, Tensor], *, instruct: bool = False) -> dict[
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
+@runtime_checkable
+class ReadsText(Protocol):
+    """A connector that may read texts.
+
+    Attributes:
+        reads_text: True if it reads the second texts of the samples.
+    """
+
+    reads_text: bool
+
+
 def blip2_part(state: Mapping[str, Tensor], part: str, module: nn.Module) -> dict[str, Tensor]:
     """Select the weights of one part out of a checkpoint; parameters that only the module has keep their start values.
 
@@ -184,11 +197,18 @@ def blip2_part(state: Mapping[str, Tensor], part: str, module: nn.Module) -> dic
         state: checkpoint with names of LAVIS or of Hugging Face.
         part: "vision", "connector" or "language".
         module: the part to fill.
+    Raises:
+        UserError: the module reads instructions and the checkpoint has no text branch.
     """
     is_hf = any(name.startswith(HF_VISION) for name in state)
     tensors = below(hf_to_blip2(state) if is_hf else lavis_to_blip2(state), f"{part}.")
     if part != "connector":
         return tensors
+    if isinstance(module, ReadsText) and module.reads_text and not any(".text_ffn." in name for name in tensors):
+        raise UserError(
+            "the Q-Former reads instructions, and the checkpoint has no text branch, as after BLIP-2's second stage. "
+            "Add the checkpoint of the first stage: `weights: blip2-connector:SECOND+FIRST`"
+        )
     start = dict(module.state_dict())
     fresh = {name: of for name, of in start.items() if _is_optional(name)}
     return fresh | {name: of for name, of in tensors.items() if name in start or not _is_optional(name)}

@@ -15,6 +15,7 @@ from tests import hub
 from tests.commands.test_import import QUESTION, command, conversation  # noqa: F401  # `command` is a fixture
 
 LAYOUTS = {
+    "instructblip/hf": hub.instructblip,
     "llava/authors": hub.llava,
     "llava_1_5/authors": hub.llava_1_5,
     "llava_1_5/hf": hub.hf_llava,

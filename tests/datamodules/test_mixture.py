@@ -43,6 +43,7 @@ def test_a_broken_held_out_document_is_left_out_as_the_policy_says(tmp_path: Pat
     [
         ("size", [{}, {}], [36, 4]),
         ("sqrt", [{}, {}], [30, 10]),
+        ("sqrt", [{"weight": 0.5}, {"weight": 1.5}], [20, 20]),
         ("explicit", [{"weight": 1.0}, {"weight": 3.0}], [10, 30]),
         ("repeat", [{"repeat": 0.5}, {"repeat": 3}], [18, 12]),
         ("repeat", [{}, {"draws": 25}], [36, 25]),
@@ -63,7 +64,7 @@ def test_weights_decide_how_often_a_source_is_drawn(weights: str, options: list[
     [
         ("explicit", {}, r"with `weights: explicit` it takes a `weight`, got \[\]"),
         ("size", {"weight": 2.0}, r"with `weights: size` it takes none of them, got \['weight'\]"),
-        ("sqrt", {"repeat": 2}, r"with `weights: sqrt` it takes none of them, got \['repeat'\]"),
+        ("sqrt", {"repeat": 2}, r"with `weights: sqrt` it takes at most a `weight`, got \['repeat'\]"),
         ("repeat", {"repeat": 2, "draws": 5}, r"takes `repeat` or `draws`, got \['repeat', 'draws'\]"),
         ("repeat", {"repeat": 0.01}, "of 5 samples is never drawn"),
     ],

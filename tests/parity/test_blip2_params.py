@@ -10,7 +10,7 @@ from torch import nn
 from lit_mm.connectors.qformer_paired import PairedQFormer
 from lit_mm.stages.parts import Parts
 
-STAGE1 = {"connector", "text_branch", "contrast", "matching"}
+STAGE1 = {"connector", "text_branch", "text_head", "contrast", "matching"}
 STAGE2 = {"connector", "projection"}
 INSTRUCT = {"connector", "text_branch", "projection"}
 
@@ -29,5 +29,6 @@ def test_each_stage_trains_the_published_number_of_parameters(golden: Any) -> No
     assert sum(pretraining[part] for part in STAGE1) == expected["stage1_trainable_including_ln_vision"]
     for table, parts in (("stage2_trainable", STAGE2), ("instructblip_trainable", INSTRUCT)):
         for name, entry in expected[table].items():
-            numbers = counts(entry["projection"] // 769, reads_text=True)  # a linear from 768 channels, with bias
+            width = entry["projection"] // 769  # a linear from 768 channels, with bias
+            numbers = counts(width, reads_text=True, head=True)
             assert sum(numbers[part] for part in parts) == entry["trainable_incl_ln_vision"], name

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tokenizers import BertWordPieceTokenizer
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
@@ -20,6 +23,21 @@ DOCUMENT = Document("d", TURNS)
 def test_a_reading_takes_the_caption_or_the_instruction(text: str, expected: str) -> None:
     ids = Reading("nano", text, first_id=1, last_id=2, max_length=64)(DOCUMENT)
     assert ids.tolist() == [1, *load_tokenizer("nano").encode(expected), 2]
+
+
+def test_a_reading_of_none_has_no_token_and_is_padding_alone() -> None:
+    ids = Reading("nano", "none")(DOCUMENT)
+    assert ids.dtype == np.int64 and ids.tolist() == []
+    assert pad_texts([ids, ids]).mask.tolist() == [[False], [False]]
+
+
+def test_the_files_of_bert_name_no_end_and_are_read(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "what", "is", "it", "##s", "?"]
+    BertWordPieceTokenizer({word: number for number, word in enumerate(words)}).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "model_max_length": 512}')
+    read = Reading(str(tmp_path), "instruction", first_id=2, last_id=3, max_length=5, cut="left")
+    document = Document("d", (Turn("user", ("What is its?",)),))
+    assert read(document).tolist() == [2, 7, 8, 9, 3]  # the release cuts the start, and keeps [CLS] and [SEP]
 
 
 def test_a_reading_may_write_captions_in_lower_case_and_without_punctuation() -> None:

@@ -34,7 +34,8 @@ def test_every_layout_of_a_checkpoint_is_read(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "x.safetensors")
     torch.save(STATE, tmp_path / "x.bin")
     torch.save({"state_dict": STATE}, tmp_path / "x.pt")
-    assert all(same(read_checkpoint(tmp_path / name)) for name in ("x.safetensors", "x.bin", "x.pt"))
+    torch.save({"model": STATE, "epoch": 9}, tmp_path / "x.pth")
+    assert all(same(read_checkpoint(tmp_path / name)) for name in ("x.safetensors", "x.bin", "x.pt", "x.pth"))
     assert same(read_checkpoint(tmp_path))  # the only .safetensors of a folder
     (tmp_path / "shards").mkdir()
     assert same(read_checkpoint(sharded(tmp_path / "shards")))

@@ -34,15 +34,16 @@ class Candidates:
         texts: candidate -> its verbalisers, of which the likeliest counts; empty: the options of the question.
         as_letters: True ranks the letters of the options, False their texts. It is used if `texts` is empty.
         prefix: text in front of each candidate.
-        length: "mean" divides the log-likelihood by the number of tokens, "sum" does not.
-        end: True counts the token that ends the answer.
+        length: "mean" divides the log-likelihood by the number of tokens, "sum" does not; None: as the family
+            declares, see `lit_mm.evaluation.candidates.Ranking`, or "mean".
+        end: True counts the token that ends the answer; None: as the family declares, or False.
     """
 
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
     as_letters: bool = True
     prefix: str = ""
-    length: Literal["mean", "sum"] = "mean"
-    end: bool = False
+    length: Literal["mean", "sum"] | None = None
+    end: bool | None = None
 
 
 @dataclass(frozen=True)

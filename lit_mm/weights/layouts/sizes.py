@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig
+from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig, T5Config
 
 from lit_mm.errors import UserError
 from lit_mm.weights.layouts.layout import Config, Described
@@ -48,6 +48,40 @@ def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
         "tie_embeddings": bool(full.get("tie_word_embeddings")),
     }
     return {"class_path": "lit_mm.language.llama.Llama", "init_args": sizes}
+
+
+def t5_part(config: Mapping[str, Any]) -> Config:
+    """Build the `language` section of an encoder-decoder from a config of transformers, with the defaults of its class.
+
+    Args:
+        config: `config.json` of a T5 v1.1 or Flan-T5, or the `text_config` of a multimodal model.
+    Raises:
+        UserError: the feed-forwards are not gated GELUs, or hidden states are scaled before the output projection.
+    """
+    full = T5Config(**{key: value for key, value in config.items() if key != "model_type"}).to_dict()
+    if full["feed_forward_proj"] != "gated-gelu":
+        raise UserError(f"a T5 with {full['feed_forward_proj']!r} feed-forwards cannot be imported, only 'gated-gelu'")
+    if full["scale_decoder_outputs"]:
+        raise UserError(
+            "a T5 that scales its hidden states before the output projection cannot be imported: its config has "
+            f"tie_word_embeddings {config.get('tie_word_embeddings')}, and `T5` has the one of Flan-T5, false"
+        )
+    sizes = {
+        "width": full["d_model"],
+        "layers": full["num_layers"],
+        "heads": full["num_heads"],
+        "ffn_width": full["d_ff"],
+        "vocab_size": full["vocab_size"],
+        "decoder_layers": full["num_decoder_layers"],
+        "head_width": full["d_kv"],
+        "dropout": full["dropout_rate"],
+        "activation": config.get("dense_act_fn", "gelu_new"),
+        "buckets": full["relative_attention_num_buckets"],
+        "max_distance": full["relative_attention_max_distance"],
+        "norm_eps": full["layer_norm_epsilon"],
+        "start_id": config.get("decoder_start_token_id", 0),
+    }
+    return {"class_path": "lit_mm.language.t5.T5", "init_args": sizes}
 
 
 def clip_part(described: Described, select_layer: int, drop_cls: bool = True) -> Config:
