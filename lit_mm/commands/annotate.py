@@ -135,7 +135,7 @@ def build(config: Entry, kind: type[Pipeline]) -> tuple[Pipeline, dict[str, Any]
     try:
         namespace = parser.parse_object(yaml.safe_load(flow(config)))
         resolved = yaml.safe_load(parser.dump(namespace))
-        pipeline = kind(**parser.instantiate_classes(namespace).as_dict())
+        pipeline = kind(**parser.instantiate(namespace).as_dict())
     except UserError:
         raise
     except (ArgumentError, ValueError) as error:
@@ -160,13 +160,15 @@ class Checkpoints:
     def open(self, checkpoint: str, stage: str | None) -> TrainedModel:
         """See `lit_mm.annotation.experts.Models.open`."""
         from lit_mm.annotation.experts import TrainedModel
-        from lit_mm.commands.benchmarks import digest_of_weights, on_device_of_rank
+        from lit_mm.commands.benchmarks import digest_of_weights
         from lit_mm.commands.trained import launch_folder, open_model
 
         key = (str(Path(checkpoint).absolute()), stage)
         if key not in self.models:
             with launch_folder(checkpoint, stage=stage) as path:
-                module = on_device_of_rank(open_model(path, accelerator=self.accelerator))
+                module = open_model(path, accelerator=self.accelerator)
+                if module.device.type == "cuda":
+                    module.to(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
                 self.models[key] = TrainedModel(module, digest_of_weights(Path(path), None))
         return self.models[key]
 
