@@ -6,7 +6,7 @@
    other pages. Human captions are true.
 2. A nano BLIP is pre-trained on both, and fine-tuned on the human captions twice: as captioner and as retrieval model.
 3. CapFilt filters the web captions and writes synthetic ones. New models are trained from the original initialisation,
-   equally long, on noisy captions, on filtered captions, on noisy and synthetic ones, and on filtered ones of both kinds.
+   equally long, on noisy captions, on filtered ones, on noisy and synthetic ones, and on filtered ones of both kinds.
 4. Monkey's engine describes the web pages, with the captioner for captions and regions and a template for the merge.
    New models are trained on these descriptions, and on the plain captions of the captioner.
 5. All are compared by recall at 1 on held-out pages, in pairs, with 95 % bootstrap intervals over pages.

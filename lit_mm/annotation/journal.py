@@ -10,12 +10,14 @@ from types import TracebackType
 from typing import Any
 
 from lit_mm.errors import UserError
+from lit_mm.run.lock import CONFLICTS, NO_LOCKS
 
 
 class Journal:
     """A file of finished batches that one process at a time may write.
 
-    Inside a `with` block it holds the batches of earlier launches. A line that was cut by a kill is removed.
+    Inside a `with` block it holds the batches of earlier launches. A line that was cut by a kill is removed. On a file
+    system without locks, two launches at the same time are not noticed.
 
     Args:
         path: path of the file.
@@ -34,11 +36,14 @@ class Journal:
         self._file = self.path.open("a+b")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise UserError(
-                f"another process writes {str(self.path)!r}. Wait for it, or choose another folder with --out"
-            ) from error
+        except OSError as error:
+            if error.errno not in (*CONFLICTS, *NO_LOCKS):
+                raise
+            if error.errno in CONFLICTS:
+                self._file.close()
+                raise UserError(
+                    f"another process writes {str(self.path)!r}. Wait for it, or choose another folder with --out"
+                ) from error
         self._file.seek(0)
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
