@@ -27,6 +27,7 @@ FLOORS = (
     ("evaluation",),
     ("run", "families"),
     ("nano", "composition", "report"),
+    ("annotation",),
     ("datamodules", "callbacks"),
     ("commands",),
     ("cli",),

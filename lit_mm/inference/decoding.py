@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,15 +86,36 @@ class Chooser:
         decoding: settings.
         stop_ids: ids of the tokens that end an answer.
         device: device of the scores.
+        seeds: seed of the draws of each sample, so that they do not depend on the other samples of the batch; None
+            draws for all samples with the seed of `decoding`.
     """
 
-    def __init__(self, decoding: Decoding, stop_ids: Collection[int], device: torch.device) -> None:
+    def __init__(
+        self,
+        decoding: Decoding,
+        stop_ids: Collection[int],
+        device: torch.device,
+        seeds: Sequence[int] | None = None,
+    ) -> None:
         self.processors = decoding.processors(stop_ids, device)
-        self.generator = torch.Generator(device).manual_seed(decoding.seed) if decoding.sample else None
+        self.is_shared = seeds is None
+        seeds = [decoding.seed] if seeds is None else seeds
+        self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds] if decoding.sample else []
 
-    def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
-        """Choose the next token of every row [B, 1] from the new tokens so far [B, T] and scores [B, vocabulary]."""
+    def __call__(self, tokens: Tensor, scores: Tensor, samples: Sequence[int]) -> Tensor:
+        """Choose the next token of every row [B, 1] from the new tokens so far [B, T] and scores [B, vocabulary].
+
+        Args:
+            samples: number of the sample in every row.
+        """
         scores = self.processors(tokens, scores.float())
-        if self.generator is None:
+        if not self.generators:
             return scores.argmax(dim=-1, keepdim=True)
-        return torch.multinomial(scores.softmax(dim=-1), 1, generator=self.generator)
+        chances = scores.softmax(dim=-1)
+        if self.is_shared:
+            return torch.multinomial(chances, 1, generator=self.generators[0])
+        rows = [
+            torch.multinomial(row, 1, generator=self.generators[sample])
+            for sample, row in zip(samples, chances, strict=True)
+        ]
+        return torch.stack(rows)

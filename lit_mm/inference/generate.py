@@ -30,6 +30,7 @@ def answer(
     decoding: Decoding | None = None,
     continued: bool = False,
     spread: bool = False,
+    seeds: Sequence[int] | None = None,
 ) -> list[str]:
     """Return the model's answer to each document, whose own last answer is hidden.
 
@@ -42,6 +43,8 @@ def answer(
         continued: True takes the last answer of a document as the beginning of the model's answer and returns the rest.
         spread: True divides the batches among the ranks of the job, which must all call this and all get every answer.
             Batches and answers do not depend on the number of ranks.
+        seeds: seed of the draws of each answer, if `decoding` samples; None draws by the seed of `decoding`, batch by
+            batch.
     """
     processor = module.processor
     decoding = decoding or Decoding(max_new_tokens)
@@ -54,7 +57,8 @@ def answer(
     for numbers in share(batches, rank, ranks, equal=is_shared(module.network)):
         batch = collate([samples[i] for i in numbers], processor.for_questions()).to(module.device)
         with module.inference():
-            ids = decode(module.network, batch, stop_ids=stop, decoding=decoding)
+            batch_seeds = None if seeds is None else [seeds[i] for i in numbers]
+            ids = decode(module.network, batch, stop_ids=stop, decoding=decoding, seeds=batch_seeds)
         for i, row in zip(numbers, ids, strict=True):
             answers[i] = processor.answer_text([token for token in row if token not in stop], documents[i])
     if ranks > 1:
@@ -100,24 +104,38 @@ def asked(processor: Processor, document: Document, *, continued: bool = False) 
     return replace(sample, input_ids=sample.input_ids[:end], labels=sample.labels[:end], index=sample.index[:end])
 
 
-def decode(network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int], decoding: Decoding) -> list[list[int]]:
+def decode(
+    network: MultimodalModel,
+    batch: Batch,
+    *,
+    stop_ids: Collection[int],
+    decoding: Decoding,
+    seeds: Sequence[int] | None = None,
+) -> list[list[int]]:
     """Decode new token ids of every sample, up to its stop token (included) or `max_new_tokens`.
 
     Prompts are read as one flat row. A sample that has ended leaves the batch, unless ranks share the model; then all
     ranks make the same calls until every sample of every rank has ended.
+
+    Args:
+        network: model that answers.
+        batch: prompts.
+        stop_ids: ids of the tokens that end an answer.
+        decoding: settings of decoding.
+        seeds: seed of the draws of each sample; None draws by the seed of `decoding`.
     """
     if decoding.beams > 1:
         return beam_search(network, batch, stop_ids=stop_ids, decoding=decoding)
     language, shared = network.language, is_shared(network)
     hidden, state = network.begin(batch)
     device = hidden.device
-    choose = Chooser(decoding, stop_ids, device)
+    choose = Chooser(decoding, stop_ids, device, seeds)
     answers: list[list[int]] = [[] for _ in range(len(hidden))]
     samples = list(range(len(hidden)))  # number of the sample in every row
     ended = [False] * len(hidden)
     tokens = torch.zeros(len(hidden), 0, dtype=torch.long, device=device)  # [N, T] new tokens so far
     for length in range(1, decoding.max_new_tokens + 1):
-        token = choose(tokens, language.logits(hidden))[:, 0]  # [N]
+        token = choose(tokens, language.logits(hidden), samples)[:, 0]  # [N]
         tokens = torch.cat([tokens, token[:, None]], dim=1)
         for row, new in enumerate(token.tolist()):
             if not ended[row]:
