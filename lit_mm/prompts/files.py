@@ -17,10 +17,11 @@ from lit_mm.prompts.vocabularies import (
     read_tekken,
 )
 
-CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json", "chat_template.json")
 DATA = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "tekken.json")  # in order of preference
 BYTE_PAIRS = ("vocab.json", "merges.txt")
-FILES = (*DATA, *BYTE_PAIRS, *CONFIGS)
+TEMPLATE = "chat_template.jinja"
+FILES = (*DATA, *BYTE_PAIRS, *CONFIGS, TEMPLATE)
 ROLES = ("bos", "eos", "unk", "pad")
 # If no file names an end-of-sequence token, the first of these tokens in the vocabulary is used
 USUAL = {
@@ -37,7 +38,7 @@ def read_files(path: Path) -> tuple[Vocabulary, dict[str, str | None]]:
         path: folder with `tokenizer.model`, `tokenizer.json`, `qwen.tiktoken`, `tekken.json`, or `vocab.json` and
             `merges.txt`; or one such file under any name. Settings beside the file are read, too.
     Returns:
-        The vocabulary, and `bos_token`, `eos_token` and `pad_token`, each None if the files name no such token.
+        The vocabulary, and `bos_token`, `eos_token`, `pad_token` and `chat_template`, each None if the files have none.
     Raises:
         UserError: there is no such file, it cannot be read, or there is no end-of-sequence token.
     """
@@ -56,7 +57,21 @@ def read_files(path: Path) -> tuple[Vocabulary, dict[str, str | None]]:
             f"tokenizer {str(file)!r} names no end-of-sequence token: write a tokenizer_config.json beside it with "
             '{"eos_token": "..."}'
         )
-    return vocabulary, names
+    return vocabulary, names | {"chat_template": _chat_template(file.parent, settings)}
+
+
+def _chat_template(folder: Path, settings: dict[str, dict[str, Any]]) -> str | None:
+    """Return the chat template beside a tokenizer; of several, the one with the name "default".
+
+    `chat_template.jinja` comes before the keys `chat_template` of chat_template.json and of tokenizer_config.json.
+    """
+    if (folder / TEMPLATE).is_file():
+        return (folder / TEMPLATE).read_text(encoding="utf-8")
+    texts = (settings[name].get("chat_template") for name in ("chat_template.json", "tokenizer_config.json"))
+    template = next((text for text in texts if text), None)
+    if isinstance(template, list):  # entries with `name` and `template`
+        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+    return template
 
 
 def _data_file(path: Path) -> Path:

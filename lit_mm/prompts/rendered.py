@@ -75,7 +75,7 @@ def encode_rounds(text: str, tokenizer: Tokenizer, opening: str, closing: str) -
     return ids, apart
 
 
-def to_runs(parts: Sequence[Part], tokenizer: Tokenizer, end: str = "") -> list[Run]:
+def to_runs(parts: Sequence[Part], tokenizer: Tokenizer, end: str = "", *, bos: bool = True) -> list[Run]:
     """Convert parts to runs: BOS, which is not learnt, then the parts in order. Text between two pictures is one run.
 
     The ids of the prompt that generation starts from are a prefix of the ids of prompt and answer. All later tokens up
@@ -87,8 +87,9 @@ def to_runs(parts: Sequence[Part], tokenizer: Tokenizer, end: str = "") -> list[
         parts: rendered document.
         tokenizer: tokenizer of the language model.
         end: special token that ends a learnt text which is followed by text that is not learnt.
+        bos: False leaves out BOS, for parts that contain it.
     """
-    runs: list[Run] = [] if tokenizer.bos_id is None else [TextRun([tokenizer.bos_id], [False])]
+    runs: list[Run] = [TextRun([tokenizer.bos_id], [False])] if bos and tokenizer.bos_id is not None else []
     for is_text, stretch in groupby(parts, key=lambda part: isinstance(part, Text)):
         if is_text:
             runs += _stretch(list(stretch), tokenizer, end)

@@ -22,11 +22,18 @@ class Tokenizer:
             token pads with `eos` (as InternLM2 does).
         bos_id, eos_id, pad_id: ids of these tokens.
         special_tokens: all special tokens as text.
+        chat_template: jinja text of the chat template in the tokenizer's files; None if they have none.
         size: number of rows of an embedding table, the highest id plus one.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary | tokenizers.Tokenizer, *, bos: str | None, eos: str, pad: str | None = None
+        self,
+        vocabulary: Vocabulary | tokenizers.Tokenizer,
+        *,
+        bos: str | None,
+        eos: str,
+        pad: str | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Wrap a vocabulary; see `from_file` and `from_pretrained`.
 
@@ -42,6 +49,7 @@ class Tokenizer:
         self.pad_id: int = self.id_of(self.pad)
         self.special_tokens: tuple[str, ...] = vocabulary.special
         self.size: int = vocabulary.size
+        self.chat_template = chat_template
 
     @classmethod
     def from_file(cls, path: str | Path, *, bos: str | None, eos: str, pad: str | None = None) -> Tokenizer:
@@ -68,7 +76,13 @@ class Tokenizer:
         vocabulary, special = read_files(path if path.exists() or isinstance(name, Path) else _download(name))
         eos = special["eos_token"]
         assert eos is not None, "read_files gives an end-of-sequence token"
-        return cls(vocabulary, bos=special["bos_token"], eos=eos, pad=special["pad_token"])
+        return cls(
+            vocabulary,
+            bos=special["bos_token"],
+            eos=eos,
+            pad=special["pad_token"],
+            chat_template=special["chat_template"],
+        )
 
     def encode(self, text: str) -> list[int]:
         """Convert a text to token ids; no special token is added."""

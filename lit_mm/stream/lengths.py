@@ -65,7 +65,8 @@ def fingerprint(processor: Processor, source: str = "") -> str:
         Turn("user", (PROBES[1],)),
         Turn("assistant", (PROBES[3],)),
     )
-    for turns in (chat, (Turn("system", (PROBES[0],)), *chat), (Turn("page", (*pictures, PROBES[1])),)):
+    # A chat template may refuse several answers, or a system turn
+    for turns in (chat, chat[:2], (Turn("system", (PROBES[0],)), *chat), (Turn("page", (*pictures, PROBES[1])),)):
         sample = _of(processor.lay_out, Document("probe", turns, source=source))
         laid_out = isinstance(sample, Sample)
         results += [sample.input_ids.tolist(), sample.labels.tolist(), sample.index.tolist()] if laid_out else [sample]
