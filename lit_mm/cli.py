@@ -27,6 +27,7 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   tiles      what happens to an image:   python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
   recipes    list, copy the recipes:     python -m lit_mm recipes xcomposer2 --to mine.yaml
+  sweep      search over a recipe:       python -m lit_mm sweep experiments/sweeps/llava.yaml
 
 Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
 A run resumes when its `fit` command is given again with the same --run_dir."""
@@ -43,6 +44,7 @@ COMMANDS = (
     "import",
     "export",
     "recipes",
+    "sweep",
 )
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
@@ -218,6 +220,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.tiles import tiles
 
         return tiles
+    if name == "sweep":
+        from lit_mm.commands.sweep import sweep
+
+        return sweep
     from lit_mm.commands.generate import generate
 
     return generate
