@@ -27,6 +27,7 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   tiles      what happens to an image:   python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
   recipes    list, copy the recipes:     python -m lit_mm recipes xcomposer2 --to mine.yaml
+  runs       list, compare, delete runs: python -m lit_mm runs list --sort accuracy
   sweep      search over a recipe:       python -m lit_mm sweep experiments/sweeps/llava.yaml
 
 Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
@@ -45,6 +46,7 @@ COMMANDS = (
     "export",
     "recipes",
     "sweep",
+    "runs",
 )
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
@@ -188,6 +190,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.recipes import recipes
 
         return recipes
+    if name == "runs":
+        from lit_mm.commands.runs import runs
+
+        return runs
     if not helping:
         from lit_mm.environment import check_torch_pair
 

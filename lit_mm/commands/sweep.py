@@ -14,6 +14,7 @@ import yaml
 
 from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
+from lit_mm.sweeps.agent import words_of
 from lit_mm.sweeps.parameters import Point, example_points, grid_points, random_point, written_point
 from lit_mm.sweeps.specification import Specification, read_specification
 
@@ -148,20 +149,6 @@ def points_of(specification: Specification, most: int, seed: int) -> list[Point]
     if specification.method == "grid":
         return list(islice(grid_points(parameters), min(most, trials)))
     return [random_point(parameters, seed, number) for number in range(min(most, trials))]
-
-
-def words_of(specification: Specification, point: Point) -> list[str]:
-    """Return the words that `fit` receives for a point, as W&B's agent writes them."""
-    return specification.fit_words(arguments_of(specification, point))
-
-
-def arguments_of(specification: Specification, point: Point) -> list[str]:
-    """Return the words in place of the macro of arguments, by the agent's own function."""
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
-
-    macro = next(word for word in specification.command if word.startswith("${args"))
-    forms = create_sweep_command_args({"args": {address: {"value": value} for address, value in point.items()}})
-    return forms[macro[2:-1]]
 
 
 def open_point(specification: Specification, point: Point) -> RecipeCLI:

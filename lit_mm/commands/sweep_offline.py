@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_mm.commands.results import figure_of, interval_of, read_summary
-from lit_mm.commands.sweep import arguments_of
 from lit_mm.errors import UserError
 from lit_mm.report.files import write_whole
 from lit_mm.report.sweep_chart import draw_sweep
 from lit_mm.run.interruption import CTRL_C, HEARD, REQUEUE, say
 from lit_mm.run.lock import FolderInUse, FolderLock, living_holder
-from lit_mm.sweeps.parameters import Point, written_point
+from lit_mm.sweeps.agent import command_of
+from lit_mm.sweeps.parameters import written_point
 from lit_mm.sweeps.search import Search, Trial
-from lit_mm.sweeps.specification import ARGUMENTS, Specification
+from lit_mm.sweeps.specification import Specification
 
 MOST_FAILURES = 3  # failed trials in a row after which a worker ends
 WAIT = 5.0  # seconds between looks at a process that still writes in the folder of a trial
@@ -137,27 +137,6 @@ def run_trial(search: Search, trial: Trial, folder: Path, signals: Signals) -> b
     search.finish(trial.number, value)
     print(f"trial {trial.number}: {name} {value:.4g} after {time.monotonic() - start:.0f} s", flush=True)
     return True
-
-
-def command_of(specification: Specification, point: Point, place: Path) -> list[str]:
-    """Return the words that run a trial, with W&B's macros replaced as its agent does.
-
-    Args:
-        specification: the sweep.
-        point: address -> value.
-        place: run folder of the trial.
-    """
-    from wandb.sdk.launch.sweeps.utils import create_sweep_command
-
-    arguments = [*arguments_of(specification, point), "--run_dir", str(place)]
-    macros = {
-        "${env}": ["/usr/bin/env"],
-        "${interpreter}": [sys.executable],
-        "${program}": [str(specification.content.get("program", ""))],
-        **{macro: arguments for macro in ARGUMENTS},
-    }
-    words = create_sweep_command(list(specification.command))
-    return [part for word in words for part in macros.get(word, [word])]
 
 
 def environment_of(specification: Specification, number: int) -> dict[str, str]:

@@ -21,9 +21,9 @@ from wandb.wandb_agent import Agent
 from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.results import figure_of, interval_of
-from lit_mm.commands.sweep import words_of
-from lit_mm.commands.sweep_offline import command_of, ranked, trial_folder
+from lit_mm.commands.sweep_offline import ranked, trial_folder
 from lit_mm.report.sweep_chart import draw_sweep
+from lit_mm.sweeps.agent import command_of, words_of
 from lit_mm.sweeps.search import Trial
 from lit_mm.sweeps.specification import Specification, specification_of
 from tests.test_cli import TINY
