@@ -28,6 +28,8 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
   recipes    list, copy the recipes:     python -m lit_mm recipes xcomposer2 --to mine.yaml
   annotate   describe, filter images:    python -m lit_mm annotate --config capfilt --source FOLDER --out FOLDER
+  runs       list, compare, delete runs: python -m lit_mm runs list --sort accuracy
+  sweep      search over a recipe:       python -m lit_mm sweep experiments/sweeps/llava.yaml
 
 Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
 A run resumes when its `fit` command is given again with the same --run_dir."""
@@ -45,6 +47,8 @@ COMMANDS = (
     "export",
     "recipes",
     "annotate",
+    "sweep",
+    "runs",
 )
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
@@ -188,6 +192,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.recipes import recipes
 
         return recipes
+    if name == "runs":
+        from lit_mm.commands.runs import runs
+
+        return runs
     if not helping:
         from lit_mm.environment import check_torch_pair
 
@@ -224,6 +232,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.annotate import annotate
 
         return annotate
+    if name == "sweep":
+        from lit_mm.commands.sweep import sweep
+
+        return sweep
     from lit_mm.commands.generate import generate
 
     return generate

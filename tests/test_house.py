@@ -26,7 +26,7 @@ FLOORS = (
     ("inference",),
     ("evaluation",),
     ("run", "families"),
-    ("nano", "composition", "report"),
+    ("nano", "composition", "report", "sweeps"),
     ("annotation",),
     ("datamodules", "callbacks"),
     ("commands",),

@@ -198,6 +198,7 @@ def conclude(
         seconds_to_first_step=metrics[0]["seconds"],
         peak_memory_mb=round(peak_memory_mb()),
         stages=stage_summaries(metrics, origin_of, module.ends),
+        documents=sighted.count,
     )
     if logger is not None:
         log_examples(logger, of_each_skill(predictions, 3), step=module.first_step + module.total_steps)

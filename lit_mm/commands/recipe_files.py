@@ -7,13 +7,14 @@ from pathlib import Path
 
 RECIPES = Path(__file__).parents[1] / "experiments"  # in a clone a link to the folder at the top
 
+SWEEPS = "sweeps"  # folder of sweep specifications, which are no recipes
+
 
 @cache
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the recipes, such as "xcomposer2" and "paper/llava", sorted with the plain ones first."""
-    names = [
-        file.relative_to(RECIPES.resolve()).with_suffix("").as_posix() for file in RECIPES.resolve().rglob("*.yaml")
-    ]
+    files = [file.relative_to(RECIPES.resolve()) for file in RECIPES.resolve().rglob("*.yaml")]
+    names = [file.with_suffix("").as_posix() for file in files if file.parts[0] != SWEEPS]
     return tuple(sorted(names, key=lambda name: (name.count("/"), name)))
 
 

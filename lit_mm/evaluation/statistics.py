@@ -87,6 +87,27 @@ def bootstrap_figure(
     )
 
 
+def wilson_interval(share: float, count: int, *, level: float = 0.95) -> Interval:
+    """Compute the interval of a share of right answers from the share and the number of answers alone.
+
+    10 right answers of 20 -> 0.299 to 0.701.
+
+    Args:
+        share: share of right answers, 0 to 1.
+        count: number of answers.
+        level: level of confidence.
+    Raises:
+        UserError: there are no answers.
+    Source: Wilson, Journal of the American Statistical Association 22 (1927).
+    """
+    if count < 1:
+        raise UserError(f"the interval of a share needs at least one answer, got {count}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, weight = share + z**2 / (2 * count), 1 + z**2 / count
+    reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return Interval((middle - reach) / weight, (middle + reach) / weight)
+
+
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
     """Compute the exact two-sided p of McNemar's test on right (1) or wrong (0) answers to the same questions.
 

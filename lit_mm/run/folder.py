@@ -97,7 +97,7 @@ class RunFolder:
         if file.exists() and (text := file.read_text()) != config:
             earlier, current = yaml.safe_load(text), translate_config(yaml.safe_load(config))
             translated = with_new_arguments(translate_config(earlier))
-            keys = [key for key in _differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
+            keys = [key for key in differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
             if translate_config(earlier) != earlier:  # the version before wrote it, without the family's default inputs
                 keys = [key for key in keys if not INPUTS.fullmatch(key) or _is_set(key, translated, current)]
             saved = manifest.newest(self.checkpoints)
@@ -171,15 +171,22 @@ def with_new_arguments(config: Any) -> Any:
     return complete
 
 
-def _differences(a: Any, b: Any, key: str = "") -> list[str]:
-    """Return the dotted keys whose values differ."""
+def differences(a: Any, b: Any, key: str = "") -> list[str]:
+    """Return the dotted keys whose values differ between two configs. Null and an empty mapping are equal.
+
+    {"stages": [{"name": "a", "clip": 1}]}, {"stages": [{"name": "a", "clip": 2}]} -> ["stages.a.clip"]
+
+    Args:
+        a, b: configs.
+        key: dotted key of both in the whole config.
+    """
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return [
-            d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)
+            d for k in sorted(a.keys() | b.keys()) for d in differences(a.get(k), b.get(k), f"{key}.{k}" if key else k)
         ]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         items = zip(_names(b), a, b, strict=True)
-        return [d for name, x, y in items for d in _differences(x, y, f"{key}.{name}")]
+        return [d for name, x, y in items for d in differences(x, y, f"{key}.{name}")]
     return [] if a == b or (a in (None, {}) and b in (None, {})) else [key]
 
 

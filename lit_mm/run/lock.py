@@ -29,6 +29,10 @@ CONFLICTS = {errno.EACCES, errno.EAGAIN}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 
 
+class FolderInUse(UserError):
+    """Reports a run folder that another job holds."""
+
+
 @dataclass(frozen=True)
 class Holder:
     """The process that holds the lock of a run folder: the first rank of a job.
@@ -50,6 +54,14 @@ class Holder:
         """Describe this process as a holder."""
         host, process = socket.gethostname(), psutil.Process()
         return cls(host, process.pid, process.create_time(), launches_of(environ, host, os.getppid()))
+
+    @property
+    def is_alive(self) -> bool:
+        """True if the process runs on this machine."""
+        try:
+            return self.host == socket.gethostname() and psutil.Process(self.process).create_time() == self.started
+        except psutil.NoSuchProcess:
+            return False
 
     @classmethod
     def of(cls, text: bytes) -> Holder | None:
@@ -84,6 +96,25 @@ def launches_of(environ: Mapping[str, str], host: str, parent: int) -> dict[str,
     if (job := environ.get("SLURM_JOB_ID")) is not None:
         launches[f"slurm {job}"] = int(environ.get("SLURM_RESTART_COUNT", "0"))
     return launches
+
+
+def living_holder(folder: Path) -> Holder | None:
+    """Return the job that uses a run folder, without touching its lock; None if no job does.
+
+    A process of this machine is looked up. A process of another machine lives if it has renewed the file of the lock
+    within `MISSED` heartbeats, by the clock of this machine.
+
+    Args:
+        folder: run folder.
+    """
+    try:
+        holder, age = Holder.of((folder / FILE).read_bytes()), time.time() - (folder / FILE).stat().st_mtime
+    except OSError:
+        return None
+    if holder is None:
+        return None
+    beats = holder.host != socket.gethostname() and age < MISSED * BEAT
+    return holder if beats or holder.is_alive else None
 
 
 class FolderLock:
@@ -136,7 +167,7 @@ class FolderLock:
         locked = self._lock()
         earlier = self._current()
         if locked is False:
-            raise UserError(self._in_use(earlier))
+            raise FolderInUse(self._in_use(earlier))
         size = os.fstat(self._descriptor).st_size
         local = earlier is not None and locked and earlier.host == self.holder.host
         if size and not local and not (earlier is not None and self.holder.follows(earlier)):
@@ -145,10 +176,10 @@ class FolderLock:
                 say(f"lit_mm: waiting up to {MISSED * BEAT:.0f} s for a sign of {owner}, which had the run folder")
             while (age := self._age()) < MISSED * BEAT:
                 if not locked:
-                    raise UserError(f"{self._in_use(earlier)} (last sign {age:.0f} s ago)")
+                    raise FolderInUse(f"{self._in_use(earlier)} (last sign {age:.0f} s ago)")
                 time.sleep(BEAT / 10)  # the lock may not reach that machine, so look for its heartbeats
                 if self._age() < age:
-                    raise UserError(self._in_use(self._current() or earlier))
+                    raise FolderInUse(self._in_use(self._current() or earlier))
             if not locked and not self.take_over:
                 raise UserError(
                     f"the run folder {str(self.path.parent)!r} was in use by {earlier or 'an unknown process'}, which "
@@ -161,7 +192,7 @@ class FolderLock:
         if not locked:
             time.sleep(SETTLING)
             if (other := self._current()) != self.holder:
-                raise UserError(self._in_use(other))
+                raise FolderInUse(self._in_use(other))
 
     def _lock(self) -> bool | None:
         """Return True with the lock, False if another process holds it, None on a file system without locks.

@@ -23,7 +23,7 @@ from lit_mm.errors import UserError
 from tests.tiny import MODEL
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-RECIPES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "overlays")
+RECIPES = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name not in ("overlays", "sweeps"))
 LLAVA = {
     "class_path": "lit_mm.families.LlavaNext",
     "init_args": {

@@ -28,6 +28,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_recipe_has_a_name_and_a_headline() -> None:
     files = {file.relative_to(ROOT / "experiments") for file in (ROOT / "experiments").rglob("*.yaml")}
+    files = {file for file in files if file.parts[0] != "sweeps"}
     assert {Path(f"{name}.yaml") for name in recipe_names()} == files
     assert all(10 < len(headline(RECIPES / f"{name}.yaml")) < 200 for name in recipe_names())
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lit_mm.language.llama import Llama
-from lit_mm.run.folder import _differences, _is_set, with_new_arguments
+from lit_mm.run.folder import _is_set, differences, with_new_arguments
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ from lit_mm.run.folder import _differences, _is_set, with_new_arguments
 def test_keys_that_differ_are_listed_and_nothing_is_equal_to_an_empty_mapping(
     before: dict[str, Any], after: dict[str, Any], keys: list[str]
 ) -> None:
-    assert _differences(before, after) == keys
+    assert differences(before, after) == keys
 
 
 def test_a_value_is_set_in_a_config_if_it_is_neither_null_nor_empty() -> None:
@@ -40,13 +40,13 @@ def test_arguments_that_a_class_has_got_since_a_config_was_written_count_as_thei
     before = {"model": {"init_args": {"language": {"class_path": path, "init_args": {"width": 8}}}}}
     language = before["model"]["init_args"]["language"]["init_args"]
 
-    def differences(**arguments: Any) -> list[str]:
+    def keys_with(**arguments: Any) -> list[str]:
         complete = with_new_arguments(before)
         complete["model"]["init_args"]["language"]["init_args"] |= language | arguments
-        return _differences(with_new_arguments(before), complete)
+        return differences(with_new_arguments(before), complete)
 
-    assert differences(attention="auto", compile=False) == []
-    assert differences(attention="segments") == ["model.init_args.language.init_args.attention"]
+    assert keys_with(attention="auto", compile=False) == []
+    assert keys_with(attention="segments") == ["model.init_args.language.init_args.attention"]
     assert with_new_arguments({"class_path": "gone.Class", "init_args": {"a": 1}}) == {
         "class_path": "gone.Class",
         "init_args": {"a": 1},

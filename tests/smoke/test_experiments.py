@@ -24,7 +24,7 @@ from lit_mm.stages.stage import check_recipe
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
-CONFIGS = sorted(EXPERIMENTS.rglob("*.yaml"))
+CONFIGS = sorted(path for path in EXPERIMENTS.rglob("*.yaml") if path.parent.name != "sweeps")
 POST_NORM = (
     2 * 1024
 )  # parameters of CLIP's last layer norm, which the release's features never pass and ours leaves out
