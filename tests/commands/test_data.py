@@ -258,6 +258,12 @@ def test_another_source_can_be_shown_through_the_recipe_s_model(capsys):
     assert not Path("sample-0.png").exists()  # it has no views
 
 
+def test_the_second_text_is_shown_as_the_stage_reads_it(capsys):
+    recipe_of_second_texts = str(ROOT / "experiments/instructblip.yaml")
+    code, out, _ = leaves(capsys, "show", "0", "--config", recipe_of_second_texts, "--stage", "instruct")
+    assert code == 0 and "second text, " in out and " tokens: read the page" in out
+
+
 def test_views_stand_in_rows(here):
     views = [Image.new("RGB", size) for size in ((10, 10), (10, 20), (30, 10), (10, 10), (10, 10))]
     assert side_by_side(views).size == (3 * 34 + 4, 2 * 24 + 4)
