@@ -317,6 +317,40 @@ def monkey(folder: Path) -> Path:
     return qwen_vl(folder, windows=4)
 
 
+EVA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+BERT = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 528}
+T5 |= {"num_decoder_layers": 2, "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "decoder_start_token_id": 0}
+T5 |= {"tie_word_embeddings": False}  # as in Flan-T5: hidden states are not scaled before the output projection
+
+
+def instructblip(folder: Path, text: dict[str, Any] | None = None) -> Path:
+    """InstructBLIP of transformers with a Llama, or with the language model of a config, fp32."""
+    config = InstructBlipConfig(
+        vision_config=EVA | {"image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-6},
+        qformer_config=BERT | {"vocab_size": VOCABULARY, "max_position_embeddings": 64},
+        text_config=text or LARGER | {"model_type": "llama"},
+        num_query_tokens=4,
+        image_token_index=IMAGE_ID,
+    )
+    model = randomised(InstructBlipForConditionalGeneration(config))
+    state = dict(model.state_dict())
+    if text is not None:  # published files hold no copies of the embeddings, and a head of its own
+        state = {name: tensor for name, tensor in state.items() if "embed_tokens" not in name}
+        head = torch.randn(state["language_model.shared.weight"].shape, generator=torch.Generator().manual_seed(7))
+        state["language_model.lm_head.weight"] = head * 0.08
+    write(folder, state, {**config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
+    size = {"size": {"height": SIDE, "width": SIDE}}
+    processor = {"image_processor_type": "BlipImageProcessor"} | PIXELS | size
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    special(folder, "<image>")
+    bert = folder / "qformer_tokenizer"
+    bert.mkdir()
+    tokenizer(bert)
+    special(bert, "[CLS]", "[SEP]")
+    return folder
+
+
 def xcomposer2_4khd(folder: Path) -> Path:
     return xcomposer2(folder, hd=True)
 
@@ -369,38 +403,4 @@ def xcomposer(folder: Path) -> Path:
     config = {"model_type": "InternLMXComposer", "architectures": ["InternLMXComposerForCausalLM"], **sizes}
     write(folder, state, config, shards=3, suffix="bin")
     special(folder, "<TOKENS_UNUSED_0>", "<TOKENS_UNUSED_1>")
-    return folder
-
-
-EVA = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-BERT = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-T5 = {"model_type": "t5", "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 528}
-T5 |= {"num_decoder_layers": 2, "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "decoder_start_token_id": 0}
-T5 |= {"tie_word_embeddings": False}  # as in Flan-T5: hidden states are not scaled before the output projection
-
-
-def instructblip(folder: Path, text: dict[str, Any] | None = None) -> Path:
-    """InstructBLIP of transformers with a Llama, or with the language model of a config, fp32."""
-    config = InstructBlipConfig(
-        vision_config=EVA | {"image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-6},
-        qformer_config=BERT | {"vocab_size": VOCABULARY, "max_position_embeddings": 64},
-        text_config=text or LARGER | {"model_type": "llama"},
-        num_query_tokens=4,
-        image_token_index=IMAGE_ID,
-    )
-    model = randomised(InstructBlipForConditionalGeneration(config))
-    state = dict(model.state_dict())
-    if text is not None:  # published files hold no copies of the embeddings, and a head of its own
-        state = {name: tensor for name, tensor in state.items() if "embed_tokens" not in name}
-        head = torch.randn(state["language_model.shared.weight"].shape, generator=torch.Generator().manual_seed(7))
-        state["language_model.lm_head.weight"] = head * 0.08
-    write(folder, state, {**config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
-    size = {"size": {"height": SIDE, "width": SIDE}}
-    processor = {"image_processor_type": "BlipImageProcessor"} | PIXELS | size
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    special(folder, "<image>")
-    bert = folder / "qformer_tokenizer"
-    bert.mkdir()
-    tokenizer(bert)
-    special(bert, "[CLS]", "[SEP]")
     return folder

@@ -46,6 +46,9 @@ def show(choices: argparse.Namespace) -> None:
         markup=False,
     )
     console.print(marked(sample, processor, coloured=console.is_terminal and console.color_system is not None))
+    if processor.reading is not None:
+        second = processor.reading(document)
+        console.print(f"second text, {len(second)} tokens: {processor.reading.decoded(document)}", markup=False)
     if views:
         console.print(f"its {len(views)} views are in {output}", markup=False)
 

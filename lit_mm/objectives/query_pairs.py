@@ -15,7 +15,6 @@ from lit_mm.language.med import Padded
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.gather import gathered_with_gradient, row_counts
 from lit_mm.objectives.image_text import Encoded
-from lit_mm.objectives.objective import Objective
 from lit_mm.objectives.queue import gathered_rows
 from lit_mm.samples.batch import PAIRS, Batch, Texts
 
@@ -235,20 +234,6 @@ def matching_losses(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels.long(), reduction="none").view(3, count).mean(dim=0)
 
 
-def pair_objectives(label_smoothing: float = 0.1) -> dict[str, Objective]:
-    """Build the objectives of the first stage by name, "itc", "itm" and "itg"; they share the features of a step.
-
-    Args:
-        label_smoothing: label smoothing of "itc" and "itg".
-    """
-    shared = SharedPairs()
-    return {
-        "itc": QueryContrastive(shared, label_smoothing),
-        "itm": QueryMatchingObjective(shared),
-        "itg": QueryCaptioning(shared, label_smoothing),
-    }
-
-
 class QueryContrastive:
     """Contrasts images with texts (ITC): the mean over both directions, summed over pairs.
 
@@ -349,3 +334,20 @@ def _heads(model: MultimodalModel) -> PairedQFormer:
     """The connector, as a Q-Former that compares; `SharedPairs` has checked it."""
     assert isinstance(model.connector, PairedQFormer)
     return model.connector
+
+
+PairObjective = QueryContrastive | QueryMatchingObjective | QueryCaptioning
+
+
+def pair_objectives(label_smoothing: float = 0.1) -> dict[str, PairObjective]:
+    """Build the objectives of the first stage by name, "itc", "itm" and "itg"; they share the features of a step.
+
+    Args:
+        label_smoothing: label smoothing of "itc" and "itg".
+    """
+    shared = SharedPairs()
+    return {
+        "itc": QueryContrastive(shared, label_smoothing),
+        "itm": QueryMatchingObjective(shared),
+        "itg": QueryCaptioning(shared, label_smoothing),
+    }

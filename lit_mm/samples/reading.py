@@ -63,6 +63,14 @@ class Reading:
         ids = ids[:room] if self.cut == "right" else ids[max(0, len(ids) - room) :]
         return np.array([self.first_id, *ids, self.last_id], dtype=np.int64)
 
+    def decoded(self, document: Document) -> str:
+        """Return the text of the token ids between the first and the last, after the cut.
+
+        Raises:
+            UserError: see `__call__`.
+        """
+        return _tokenizer(self.tokenizer).decode(self(document)[1:-1].tolist(), skip_special=False)
+
     def text_of(self, document: Document) -> str:
         """Return the caption or the instruction of a document; "" if it has none.
 

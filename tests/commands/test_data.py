@@ -248,6 +248,12 @@ def test_the_learnt_tokens_that_are_counted_are_those_that_are_marked(capsys):
     assert Path("sample-0.png").is_file()
 
 
+def test_the_second_text_is_shown_as_the_stage_reads_it(capsys):
+    recipe_of_second_texts = str(ROOT / "experiments/instructblip.yaml")
+    code, out, _ = leaves(capsys, "show", "0", "--config", recipe_of_second_texts, "--stage", "instruct")
+    assert code == 0 and "second text, " in out and " tokens: read the page" in out
+
+
 def test_another_source_can_be_shown_through_the_recipe_s_model(capsys):
     path = recipe()
     lines(SOUND)

@@ -46,8 +46,10 @@ def batch_of(processor: Processor, count: int = 4) -> Batch:
     return collate(samples, processor, units={TOKENS: sum(s.length.supervised for s in samples), PAIRS: count})
 
 
-def bank_of(module: MultimodalModule, processor: Processor, instruction: str, response: str = "red") -> torch.Tensor:
-    batch = collate([processor.sample(question(0, instruction, response))], processor)
+def bank_of(
+    module: MultimodalModule, processor: Processor, instruction: str, response: str = "red", number: int = 0
+) -> torch.Tensor:
+    batch = collate([processor.sample(question(number, instruction, response))], processor)
     with module.inference():
         return module.network.bank(batch.views, batch.texts)
 
@@ -107,6 +109,16 @@ def test_visual_tokens_depend_on_the_instruction_and_never_on_the_response() -> 
     tokens = bank_of(module, module.processor, "what is red ?")
     assert torch.equal(tokens, bank_of(module, module.processor, "what is red ?", "a large blue circle"))
     assert (tokens - bank_of(module, module.processor, "what colour ?")).abs().max() > 1e-4
+
+
+def test_every_frame_of_a_video_is_read_with_the_instruction() -> None:
+    module = instructblip().eval()
+    turns = (Turn("user", (*(question(number).pictures[0] for number in range(3)), "what is red ?")),)
+    batch = collate([module.processor.sample(Document("video", turns))], module.processor)
+    with module.inference():
+        tokens = module.network.bank(batch.views, batch.texts)
+    frames = [bank_of(module, module.processor, "what is red ?", number=number) for number in range(3)]
+    torch.testing.assert_close(tokens, torch.cat(frames), rtol=0, atol=1e-6)
 
 
 def test_a_reading_of_none_gives_the_visual_tokens_of_a_q_former_without_instructions() -> None:

@@ -50,6 +50,8 @@ def test_a_reading_may_write_captions_in_lower_case_and_without_punctuation() ->
 def test_a_long_text_loses_tokens_at_one_side_and_keeps_first_and_last(cut: str, place: slice) -> None:
     ids = Reading("nano", first_id=1, last_id=2, max_length=4, cut=cut)(DOCUMENT)
     assert ids.tolist() == [1, *load_tokenizer("nano").encode("a cat on a mat")[place], 2]
+    text = Reading("nano", first_id=1, last_id=2, max_length=4, cut=cut).decoded(DOCUMENT)
+    assert "a cat on a mat".startswith(text.strip()) if cut == "right" else "a cat on a mat".endswith(text.strip())
 
 
 def test_several_instructions_are_refused() -> None:
