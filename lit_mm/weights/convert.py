@@ -6,7 +6,7 @@ import json
 import pickle
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -56,8 +56,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint to the CPU, by name.
 
     Args:
-        path: a .safetensors file; a torch file (.bin, .pt, .pth, .ckpt), possibly with the tensors under `state_dict`;
-            or a folder in Hugging Face layout, with one file or with shards and an index.
+        path: a .safetensors file; a torch file (.bin, .pt, .pth, .ckpt), see `within`; or a folder in Hugging Face
+            layout, with one file or with shards and an index.
     Raises:
         UserError: the path does not exist, the kind of file is unknown, the file cannot be read, a shard is missing,
             or the shards lack a tensor that the index lists.
@@ -82,10 +82,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise UserError(
             f"checkpoint {str(path)!r} holds more than tensors; it is not loaded, because it could run code: {error}"
         ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    state = within(state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
         raise UserError(f"checkpoint {str(path)!r} should map names to tensors; it holds {shorten(keys)}")
+    return state
+
+
+def within(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tensors of a torch file by name: those under `state_dict` or `model`, if they are there."""
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), Mapping):
+            return state[key]
     return state
 
 
