@@ -21,8 +21,8 @@ class MiniGPT4(MultimodalModule):
 
     The image is stretched to a square, which becomes 32 visual tokens, the projected queries. Both stages train the
     projection alone: the first on short captions without a template, the second on detailed descriptions after an
-    instruction. All other parts are frozen and run without dropout. The form with LLaMA-2 has no Q-Former: its connector
-    `GroupedProjector` projects groups of four patches, 64 visual tokens, and has no parameters beside the projection.
+    instruction. All other parts are frozen and run without dropout. The form with LLaMA-2 has no Q-Former: its
+    connector, `GroupedProjector`, projects groups of four patches to 64 visual tokens, and has no other parameters.
 
     Args:
         vision: vision encoder, see `lit_mm.vision.protocol.Patched`. Published: EVA ViT-g without the last block, with

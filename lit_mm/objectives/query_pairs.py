@@ -14,7 +14,6 @@ from lit_mm.errors import UserError
 from lit_mm.language.med import Padded
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.gather import gathered_with_gradient, row_counts
-from lit_mm.objectives.image_text import Encoded
 from lit_mm.objectives.queue import gathered_rows
 from lit_mm.samples.batch import PAIRS, Batch, Texts
 
@@ -146,17 +145,21 @@ class QueryComparison:
 
     network: MultimodalModel
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Encode images as [n, Q, C] and texts as [n, C].
+    def encode_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Encode images: normed features [n, N, D] and unit vectors [n, Q, C] of the queries.
 
         Raises:
             UserError: see `parts_of_pairs`.
         """
-        connector, features, texts = parts_of_pairs(self.network, batch)
+        connector, features, _ = parts_of_pairs(self.network, batch)
         features = connector.norm(features)
-        assert batch.valid is not None
-        image, text = connector.encode_image(features), connector.encode_text(texts)
-        return Encoded(features, Padded(texts.ids, texts.mask), image, text, batch.valid)
+        return features, connector.encode_image(features)
+
+    def encode_texts(self, batch: Batch) -> tuple[Padded, Tensor]:
+        """Encode texts: ids and real positions [n, L], and unit vectors [n, C]."""
+        texts = batch.texts
+        assert texts is not None  # a family that compares has a reading
+        return Padded(texts.ids, texts.mask), _heads(self.network).encode_text(texts)
 
     def match(self, texts: Padded, features: Tensor) -> Tensor:
         """Logits [n, 2] of no match and match, of texts [n, L] with normed features [n, N, D]."""
