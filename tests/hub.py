@@ -355,13 +355,13 @@ def xcomposer2_4khd(folder: Path) -> Path:
     return xcomposer2(folder, hd=True)
 
 
-def xcomposer(folder: Path) -> Path:
-    """XComposer 1.0: EVA, Q-Former, InternLM with LoRA of rank 3, fp16."""
-    wide, width, rank, qwidth = 88, 32, 3, 64
+def eva_and_qformer(blocks: int) -> State:
+    """EVA of width 88 and a Q-Former of width 64 with its norm, in the names of LAVIS."""
+    wide, qwidth = 88, 64
     eva = {"cls_token": noise(1, 1, wide), "pos_embed": noise(1, 5, wide)}
     eva |= {"patch_embed.proj.weight": noise(wide, 3, 14, 14), "patch_embed.proj.bias": noise(wide)}
     ffn = int(wide * 4.3637)
-    for block in range(2):
+    for block in range(blocks):
         at = f"blocks.{block}"
         eva |= {**norm(f"{at}.norm1", wide), **norm(f"{at}.norm2", wide)}
         eva |= {f"{at}.attn.q_bias": noise(wide), f"{at}.attn.v_bias": noise(wide)}
@@ -376,6 +376,13 @@ def xcomposer(folder: Path) -> Path:
             bert |= linear(f"{at}.{name}.output.dense", qwidth, qwidth)
         bert |= linear(f"{at}.intermediate_query.dense", 96, qwidth) | linear(f"{at}.output_query.dense", qwidth, 96)
         bert |= norm(f"{at}.output_query.LayerNorm", qwidth)
+    state = {f"visual_encoder.{name}": t for name, t in eva.items()} | norm("ln_vision", wide)
+    return state | {f"Qformer.bert.{name}": t for name, t in bert.items()} | {"query_tokens": noise(1, 8, qwidth)}
+
+
+def xcomposer(folder: Path) -> Path:
+    """XComposer 1.0: EVA, Q-Former, InternLM with LoRA of rank 3, fp16."""
+    width, rank, qwidth = 32, 3, 64
     text = {"model.embed_tokens.weight": noise(528, width), "lm_head.weight": noise(528, width)}
     text["model.norm.weight"] = 1 + noise(width)
     for layer in range(2):
@@ -394,8 +401,7 @@ def xcomposer(folder: Path) -> Path:
                 f"{at}.{name}.lora_B.weight": noise(rows, rank),
             }
         text[f"{at}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
-    state = {f"visual_encoder.{name}": t for name, t in eva.items()} | norm("ln_vision", wide)
-    state |= {f"Qformer.bert.{name}": t for name, t in bert.items()} | {"query_tokens": noise(1, 8, qwidth)}
+    state = eva_and_qformer(2)
     state |= {f"internlm_model.{name}": t for name, t in text.items()} | linear("internlm_proj", width, qwidth)
     state |= {"flag_image_start": noise(1, 1, width), "flag_image_end": noise(1, 1, width)}
     state = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
@@ -404,3 +410,27 @@ def xcomposer(folder: Path) -> Path:
     write(folder, state, config, shards=3, suffix="bin")
     special(folder, "<TOKENS_UNUSED_0>", "<TOKENS_UNUSED_1>")
     return folder
+
+
+def minigpt4(folder: Path) -> Path:
+    """The authors' file of MiniGPT-4: the projection of 64 channels alone, under `model`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": half(linear("llama_proj", 32, 64))}, folder / "pretrained_minigpt4.pth")
+    return folder / "pretrained_minigpt4.pth"
+
+
+def eva_vit_g(folder: Path) -> Path:
+    """Write an EVA encoder of three blocks as LAVIS does."""
+    state = {name.removeprefix("visual_encoder."): of for name, of in eva_and_qformer(3).items() if "visual" in name}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(half(state), folder / "eva_vit_g.pth")
+    return folder / "eva_vit_g.pth"
+
+
+def blip2_t5(folder: Path) -> Path:
+    """Write the trained parts of BLIP-2's second stage, with a projection for another language model."""
+    state = {name: of for name, of in eva_and_qformer(0).items() if "visual" not in name}
+    state |= linear("t5_proj", 32, 64)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": half(state)}, folder / "blip2_pretrained.pth")
+    return folder / "blip2_pretrained.pth"

@@ -69,8 +69,9 @@ def stages(steps: int = 3) -> list[Stage]:
             "retrieval",
             {part: rates[part] for part in compares},
             max_steps=steps,
-            objectives={"itc": 1, "itm": 1},
+            objectives={"itc_finetune": 1, "itm_finetune": 1},
             starts_from="pretrain",
+            inputs=Inputs(image_ids=True),
         ),
     ]
 

@@ -23,10 +23,12 @@ Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
 `frozen_total`, `unread` parts, `from_step` of parts that thaw later, `starts_from` of a branch, `steps` or `epochs`,
-`rows_per_step`, `samples_per_step`, `memory`) and, with --images, `images` (`width`, `height`, `views`, `grid` as
-[columns, rows] of tiles, `visual_tokens`) as the finished model sees them. A stage that sees them in another way has
-its own `images`; `images_by_source` has those of sources with a tiling of their own. A size that the tiling refuses
-has `refused`, the reason, in place of views, grid and tokens.
+`rows_per_step`, `samples_per_step`, `depends_on`, `memory`) and, with --images, `images` (`width`, `height`, `views`,
+`grid` as [columns, rows] of tiles, `visual_tokens`) as the finished model sees them. A stage that sees them in another
+way has its own `images`; `images_by_source` has those of sources with a tiling of their own. A size that the tiling
+refuses has `refused`, the reason, in place of views, grid and tokens.
+
+`depends_on` says, by objective that compares samples, which samples the loss of a pair depends on.
 
 `memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
@@ -140,6 +142,7 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
     unread = sorted(parts.keys() - model.parts_read(stage))
     with model.reading_only(stage):
         memory = memory_plan(cli, data, ranks)
+        comparisons = comparisons_of(cli, stage, data, ranks)
         activations = activation_plan(model.network)
     return {
         "name": stage.name,
@@ -152,9 +155,29 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "epochs": stage.epochs if stage.max_steps is None else None,
         "rows_per_step": data.global_batch,
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row has several
+        "depends_on": comparisons,
         "memory": memory,
         "activations": activations,
     }
+
+
+def comparisons_of(cli: RecipeCLI, stage: Stage, data: Any, ranks: int | None = None) -> dict[str, str]:
+    """Describe, by objective of a stage that compares samples, what the loss of a pair depends on.
+
+    Args:
+        data: data module of the stage, which splits its batch.
+        ranks: number of processes; None for the recipe's.
+    """
+    from lit_mm.objectives.objective import Comparing
+
+    count = ranks_of(cli.config.trainer.as_dict())[0] if ranks is None else ranks
+    pairs = data.micro_batch_on(count)
+    weights = cli.model.weights_of_objectives(stage)
+    comparing = {name: of for name, of in cli.model.objectives.items() if name in weights and isinstance(of, Comparing)}
+    if data.global_batch != pairs * count:
+        text = f"needs all {data.global_batch:,} pairs of a step in one forward, got {pairs:,} x {count:,}"
+        return dict.fromkeys(comparing, text)
+    return {name: objective.depends_on(cli.model.network, pairs, count) for name, objective in comparing.items()}
 
 
 def activation_plan(network: Any) -> dict[str, dict[str, Any]]:
@@ -278,7 +301,8 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), "", memory_table(stages), *activation_lines(stages)]
+    text = [plan["family"], "", aligned(rows), *comparison_lines(stages), "", memory_table(stages)]
+    text += activation_lines(stages)
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         reasons = []
@@ -305,6 +329,12 @@ def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]
             yield who, of["images"]
         for source, listed in of.get("images_by_source", {}).items():
             yield f"{who}, source {source}", listed
+
+
+def comparison_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe what objectives that compare samples depend on; no line if there are none."""
+    lines = [f"{stage['name']}, {name}: {text}" for stage in stages for name, text in stage["depends_on"].items()]
+    return ["", "objectives that depend on the batch and its split", *lines] if lines else []
 
 
 def activation_lines(stages: Sequence[dict[str, Any]]) -> list[str]:

@@ -39,7 +39,7 @@ def import_(arguments: Sequence[str]) -> None:
         action="append",
         default=[],
         metavar="PART=PLACE",
-        help="folder, file or published name of a part that the checkpoint lacks: vision or language",
+        help="folder, file or published name of a part that the checkpoint lacks: vision, language or connector",
     )
     parser.add_argument("--layout", help="name of the layout, where the files do not tell (see --list)")
     parser.add_argument(

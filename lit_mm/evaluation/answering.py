@@ -28,6 +28,7 @@ from lit_mm.evaluation.examiners import without_sight
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import asked, decode, share
 from lit_mm.module import MultimodalModule, family_of
+from lit_mm.prompts.prompt import Stops
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import Processor
 from lit_mm.stream.order import stable_hash
@@ -185,12 +186,12 @@ def seeded(decoding: Decoding, seed: int, id: str) -> Decoding:
 def generated(module: MultimodalModule, documents: Sequence[Document], decoding: Decoding) -> list[str]:
     """Decode the answers of one batch."""
     processor = module.processor
-    stop = processor.prompt.stop_ids(processor.tokenizer)
+    stops = Stops.of(processor.prompt, processor.tokenizer)
     samples = [asked(processor, document) for document in documents]
     batch = collate(samples, processor.for_questions()).to(module.device)
     with module.inference():
-        rows = decode(module.network, batch, stop_ids=stop, decoding=decoding)
-    return [processor.tokenizer.decode([token for token in row if token not in stop]).strip() for row in rows]
+        rows = decode(module.network, batch, stop_ids=stops.ids, stop_sequences=stops.sequences, decoding=decoding)
+    return [processor.tokenizer.decode(row[: stops.first_end(row)[0]]).strip() for row in rows]
 
 
 def ranked(

@@ -14,6 +14,7 @@ from lit_mm.distributed.lockstep import is_shared
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.model import MultimodalModel
+from lit_mm.prompts.prompt import Stops
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
 
@@ -51,20 +52,16 @@ def candidate_ids(processor: Processor, document: Document, text: str, *, end: b
         processor: processor of the model.
         document: question, without an answer.
         text: candidate.
-        end: True includes the token that ends the answer.
+        end: True includes the tokens that end the answer.
     Raises:
         UserError: the candidate has no token.
     """
     prompt = processor.sample(document).input_ids
     whole = processor.sample(Document(document.id, (*document.turns, Turn("assistant", (text,))), document.source))
-    stop = processor.prompt.stop_ids(processor.tokenizer)
     assert np.array_equal(whole.input_ids[: len(prompt)], prompt), "a prompt's ids do not depend on its answer"
-    ids: list[int] = []
-    for token in whole.input_ids[len(prompt) :].tolist():
-        if token in stop:
-            ids += [token] if end else []
-            break
-        ids.append(token)
+    behind = whole.input_ids[len(prompt) :].tolist()
+    start, stop = Stops.of(processor.prompt, processor.tokenizer).first_end(behind)
+    ids = behind[: stop if end else start]
     if not ids:
         raise UserError(f"question {document.id!r}: the candidate {text!r} has no token, so it has no likelihood")
     return ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_mm.documents.document import Document
+from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.documents.examination import Examination, Prediction
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import without_sight
@@ -19,9 +19,9 @@ from lit_mm.evaluation.metrics.retrieval import rank, rerank
 from lit_mm.evaluation.score import score
 from lit_mm.language.med import Padded
 from lit_mm.module import MultimodalModule
-from lit_mm.objectives.image_text import Encoded
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
+from lit_mm.tiling.plan import View
 
 IMAGE_TO_TEXT, TEXT_TO_IMAGE = "image to text", "text to image"
 BY_CONTRAST = ", by contrast"
@@ -30,8 +30,12 @@ BY_CONTRAST = ", by contrast"
 class Comparison(Protocol):
     """A model that compares images with texts."""
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Encode images and texts apart."""
+    def encode_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image features [N, P, D], and unit vectors [N, C], or [N, Q, C] of Q queries."""
+        ...
+
+    def encode_texts(self, batch: Batch) -> tuple[Padded, Tensor]:
+        """Texts [N, L] and their unit vectors [N, C]; pictures are not read."""
         ...
 
     def match(self, texts: Padded, features: Tensor) -> Tensor:
@@ -40,18 +44,18 @@ class Comparison(Protocol):
 
 
 class Features(NamedTuple):
-    """Features of all documents, on the CPU.
+    """Features of I images and of C texts, on the CPU.
 
     Attributes:
-        features: per document [P, D] image features.
-        ids: per document [L] token ids of its text.
-        image: [N, C] unit vectors, or [N, Q, C] of Q queries.
-        text: [N, C] unit vectors.
+        images: per image [P, D] features.
+        image: [I, C'] unit vectors, or [I, Q, C'] of Q queries.
+        ids: per text [L] token ids.
+        text: [C, C'] unit vectors.
     """
 
-    features: list[Tensor]
-    ids: list[Tensor]
+    images: list[Tensor]
     image: Tensor
+    ids: list[Tensor]
     text: Tensor
 
 
@@ -87,20 +91,53 @@ class TwoStepRetrieval:
     ) -> Examination:
         """See `lit_mm.module.Examiner`."""
         documents = without_sight(documents) if blind else documents
-        network: Any = module.network if self.comparison is None else self.comparison(module.network)
+        network = self._network(module)
+        predictions: list[Prediction] = []
         with module.inference():
-            encoded = encode(module, network, documents, batch_size)
-            similarity = cosines_of(encoded.image, encoded.text)
-            predictions: list[Prediction] = []
-            for direction, cosines in ((IMAGE_TO_TEXT, similarity), (TEXT_TO_IMAGE, similarity.T)):
-                orders = {direction: rank(cosines)}
-                if count := min(self.candidates, len(documents)):
-                    orders[direction + BY_CONTRAST] = orders[direction]
-                    logits = matches(module, network, encoded, orders[direction][:, :count], direction, batch_size)
-                    orders[direction] = rerank(cosines, logits, count)
-                for skill, order in orders.items():
-                    predictions += first_hits(documents, order, skill)
+            features = encode(module, network, documents, documents, batch_size)
+            for direction in (IMAGE_TO_TEXT, TEXT_TO_IMAGE):
+                first, both = self.orders(module, network, features, direction, batch_size)
+                for skill, order in {direction: both, direction + BY_CONTRAST: first}.items():
+                    if skill in self.skills:
+                        predictions += first_hits(documents, order, skill)
         return Examination(score(predictions), tuple(predictions))
+
+    def rank(
+        self, module: MultimodalModule, pictures: Sequence[Picture], captions: Sequence[str], batch_size: int = 64
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rank captions for pictures and pictures for captions; see `lit_mm.evaluation.answering.Ranker`."""
+        images = [Document(f"picture {n}", (Turn("page", (picture,)),)) for n, picture in enumerate(pictures)]
+        texts = [Document(f"caption {n}", (Turn("page", (pictures[0], text)),)) for n, text in enumerate(captions)]
+        network = self._network(module)
+        features = encode(module, network, images, texts, batch_size)
+        of_pictures, of_captions = (
+            self.orders(module, network, features, direction, batch_size)[1]
+            for direction in (IMAGE_TO_TEXT, TEXT_TO_IMAGE)
+        )
+        return of_pictures, of_captions
+
+    def _network(self, module: MultimodalModule) -> Comparison:
+        network: Any = module.network
+        return network if self.comparison is None else self.comparison(network)
+
+    def orders(
+        self, module: MultimodalModule, network: Comparison, features: Features, direction: str, batch_size: int
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rank the candidates of every query, the best first, by contrast alone and after both steps.
+
+        Args:
+            module, network: the model.
+            features: features of images and texts.
+            direction: `IMAGE_TO_TEXT` or `TEXT_TO_IMAGE`.
+            batch_size: number of pairs per forward of the matching head.
+        """
+        cosines = cosines_of(features.image, features.text)
+        cosines = cosines if direction == IMAGE_TO_TEXT else cosines.T
+        first = rank(cosines)
+        if not (count := min(self.candidates, cosines.shape[1])):
+            return first, first
+        logits = matches(module, network, features, first[:, :count], direction, batch_size)
+        return first, rerank(cosines, logits, count)
 
 
 def cosines_of(image: Tensor, text: Tensor) -> NDArray[np.floating]:
@@ -115,25 +152,49 @@ def cosines_of(image: Tensor, text: Tensor) -> NDArray[np.floating]:
     return cosines
 
 
-def encode(module: MultimodalModule, network: Comparison, documents: Sequence[Document], batch_size: int) -> Features:
-    """Encode the image and the text of every document.
+def encode(
+    module: MultimodalModule,
+    network: Comparison,
+    images: Sequence[Document],
+    texts: Sequence[Document],
+    batch_size: int,
+) -> Features:
+    """Encode the image of every document of `images` and the text of every document of `texts`.
+
+    Pictures of `texts` are not read.
 
     Raises:
         UserError: see `Processor.sample`, or a document has not one picture of one view.
     """
-    processor = module.processor
     features: list[Tensor] = []
     ids: list[Tensor] = []
-    vectors: list[tuple[Tensor, Tensor]] = []
+    image: list[Tensor] = []
+    text: list[Tensor] = []
+    for batch in batches_of(module, images, batch_size, blank=False):
+        of_images, vectors = network.encode_images(batch)
+        features += of_images.cpu().unbind()
+        image.append(vectors.cpu())
+    for batch in batches_of(module, texts, batch_size, blank=True):
+        table, vectors = network.encode_texts(batch)
+        ids += [row[real].cpu() for row, real in zip(*table, strict=True)]
+        text.append(vectors.cpu())
+    return Features(features, torch.cat(image), ids, torch.cat(text))
+
+
+def batches_of(
+    module: MultimodalModule, documents: Sequence[Document], batch_size: int, *, blank: bool
+) -> Iterator[Batch]:
+    """Yield batches of documents on the device of the model; `blank` puts black views in place of their pictures."""
+    processor = module.processor
     for start in range(0, len(documents), batch_size):
         samples = [processor.sample(document) for document in documents[start : start + batch_size]]
-        batch = collate(samples, processor).to(module.device)
-        encoded = network.encode(batch)
-        features += encoded.features.cpu().unbind()
-        ids += [row[real].cpu() for row, real in zip(*encoded.texts, strict=True)]
-        vectors.append((encoded.image.cpu(), encoded.text.cpu()))
-    image, text = (torch.cat(of_kind) for of_kind in zip(*vectors, strict=True))
-    return Features(features, ids, image, text)
+        views = [[blank_view(view) for plan in sample.plans for view in plan.views] for sample in samples]
+        yield collate(samples, processor, views=views if blank else None).to(module.device)
+
+
+def blank_view(view: View) -> Tensor:
+    """A black view, [3, H, W] uint8."""
+    return torch.zeros(3, *view.size, dtype=torch.uint8)
 
 
 def matches(
@@ -148,14 +209,14 @@ def matches(
 
     Args:
         module, network: the model.
-        encoded: features of all documents.
+        encoded: features of images and texts.
         candidates: [Q, k] numbers of the candidates of every query.
         direction: `IMAGE_TO_TEXT` or `TEXT_TO_IMAGE`.
         batch_size: number of pairs per forward.
     Returns:
-        [Q, N] logits; -inf for pairs that are no candidates.
+        [Q, I] or [Q, C] logits; -inf for pairs that are no candidates.
     """
-    count = len(encoded.ids)
+    count = len(encoded.ids if direction == IMAGE_TO_TEXT else encoded.images)
     logits = np.full((len(candidates), count), -np.inf, dtype=np.float32)
     pairs = [(query, int(candidate)) for query, row in enumerate(candidates) for candidate in row]
     for start in range(0, len(pairs), batch_size):
@@ -165,7 +226,7 @@ def matches(
         table = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
         lengths = torch.tensor([len(row) for row in ids])
         visible = torch.arange(table.shape[1]) < lengths[:, None]
-        features = torch.stack([encoded.features[number] for number in images])
+        features = torch.stack([encoded.images[number] for number in images])
         padded = Padded(table.to(module.device), visible.to(module.device))
         scores = network.match(padded, features.to(module.device))[:, 1].cpu().numpy()
         for (query, candidate), value in zip(chunk, scores, strict=True):

@@ -13,6 +13,7 @@ from lit_mm.families.llava_1_5 import Llava15
 from lit_mm.families.llava_next import LlavaNext
 from lit_mm.families.llava_uhd import LlavaUHD
 from lit_mm.families.mini_gemini import MiniGemini
+from lit_mm.families.minigpt4 import MiniGPT4
 from lit_mm.families.monkey import Monkey
 from lit_mm.families.qwen_vl import QwenVL
 from lit_mm.families.recombined import Recombined
@@ -34,6 +35,7 @@ __all__ = [
     "Llava15",
     "LlavaNext",
     "LlavaUHD",
+    "MiniGPT4",
     "MiniGemini",
     "Monkey",
     "QwenVL",

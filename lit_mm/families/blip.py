@@ -11,7 +11,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.objectives.captioning import Captioning
 from lit_mm.objectives.image_text import ImageTextModel
 from lit_mm.objectives.objective import Objective
-from lit_mm.objectives.pairs import Matching, MomentumContrast
+from lit_mm.objectives.pairs import Matching, MomentumContrast, RetrievalMatching
 from lit_mm.prompts.caption import Caption
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import BLACK, Inputs
@@ -27,10 +27,10 @@ class Blip(MultimodalModule):
     """BLIP. Parts: vision, text (embeddings, cross-attention, feed-forward), encoder, decoder, contrast, matching.
 
     The parts "encoder" and "decoder" are the self-attentions of the text transformer in its modes; the head that
-    predicts text belongs to the decoder. Momentum copies and queue are buffers. Objectives: "itc", "itm" and "lm",
-    and "itc_finetune", "itc" with a longer rise of alpha. Pre-training weighs the first three, a captioner "lm" alone,
-    a retrieval model "itc_finetune" and "itm". Unlike the release, which counts all texts of an image as right and may
-    draw negatives from all ranks, the retrieval model compares as in pre-training.
+    predicts text belongs to the decoder. Momentum copies and queue are buffers. Objectives: "itc", "itm" and "lm";
+    "itc_finetune", "itc" with a longer rise of alpha; "itm_finetune", with negatives from the pairs of all ranks.
+    Pre-training weighs the first three, a captioner "lm" alone, a retrieval model the last two, with `image_ids: true`
+    in its inputs, so that all texts of an image are right.
 
     Args:
         vision: vision encoder with a class token, see `lit_mm.vision.protocol.Patched`. Published: `TimmViT`, B or L.
@@ -93,6 +93,7 @@ class Blip(MultimodalModule):
                 "itm": Matching(),
                 "lm": Captioning(),
                 "itc_finetune": MomentumContrast(ramp=FIRST_OF_SIX),
+                "itm_finetune": RetrievalMatching(),
             },
         )
         self.examiner = TwoStepRetrieval(candidates)

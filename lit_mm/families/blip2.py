@@ -26,8 +26,8 @@ class Blip2(MultimodalModule):
     The part "connector" is the norm of the features and the Q-Former's queries, attentions and feed-forwards of the
     queries. Objectives: "itc" (contrast), "itm" (matching), "itg" (captioning by the Q-Former) and "next_token". The
     first stage weighs the first three and reads neither projection nor language model. The second stage weighs
-    "next_token" alone, the default. Unlike the release, fine-tuning for retrieval counts only the text of a pair as
-    right, although an image may have several. A connector without heads has "next_token" alone.
+    "next_token" alone, the default. Fine-tuning for retrieval has `image_ids: true` in its inputs, so that all texts of
+    an image are right. A connector without heads has "next_token" alone.
 
     Args:
         vision: vision encoder, see `lit_mm.vision.protocol.Patched`. Published: EVA ViT-g or CLIP ViT-L, without the

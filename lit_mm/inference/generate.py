@@ -16,6 +16,7 @@ from lit_mm.documents.document import Document
 from lit_mm.inference.decoding import Chooser, Decoding
 from lit_mm.model import MultimodalModel
 from lit_mm.module import MultimodalModule
+from lit_mm.prompts.prompt import Stops
 from lit_mm.samples.batch import IGNORE, Batch
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import Processor, Sample
@@ -50,7 +51,7 @@ def answer(
     decoding = decoding or Decoding(max_new_tokens)
     samples = [asked(processor, document, continued=continued) for document in documents]
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
-    stop = processor.prompt.stop_ids(processor.tokenizer)
+    stops = Stops.of(processor.prompt, processor.tokenizer)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if spread and dist.is_initialized() else (0, 1)
     answers: dict[int, str] = {}
@@ -58,9 +59,16 @@ def answer(
         batch = collate([samples[i] for i in numbers], processor.for_questions()).to(module.device)
         with module.inference():
             batch_seeds = None if seeds is None else [seeds[i] for i in numbers]
-            ids = decode(module.network, batch, stop_ids=stop, decoding=decoding, seeds=batch_seeds)
+            ids = decode(
+                module.network,
+                batch,
+                stop_ids=stops.ids,
+                stop_sequences=stops.sequences,
+                decoding=decoding,
+                seeds=batch_seeds,
+            )
         for i, row in zip(numbers, ids, strict=True):
-            answers[i] = processor.answer_text([token for token in row if token not in stop], documents[i])
+            answers[i] = processor.answer_text(row[: stops.first_end(row)[0]], documents[i])
     if ranks > 1:
         by_rank: list[dict[int, str]] = [{} for _ in range(ranks)]
         dist.all_gather_object(by_rank, answers)
@@ -95,12 +103,11 @@ def asked(processor: Processor, document: Document, *, continued: bool = False) 
     if not (continued and document.answer):
         return processor.sample(document.without_answer())
     sample = processor.sample(document)
-    stop = processor.prompt.stop_ids(processor.tokenizer)
     learnt = np.flatnonzero(sample.labels != IGNORE)
     first = learnt[-1]  # goes back to the start of the last supervised stretch, the answer with its end marker
     while sample.labels[first - 1] != IGNORE:
         first -= 1
-    end = next(n for n in range(first, len(sample)) if int(sample.input_ids[n]) in stop)
+    end = first + Stops.of(processor.prompt, processor.tokenizer).first_end(sample.input_ids[first:].tolist())[0]
     return replace(sample, input_ids=sample.input_ids[:end], labels=sample.labels[:end], index=sample.index[:end])
 
 
@@ -109,10 +116,11 @@ def decode(
     batch: Batch,
     *,
     stop_ids: Collection[int],
+    stop_sequences: Sequence[tuple[int, ...]] = (),
     decoding: Decoding,
     seeds: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Decode new token ids of every sample, up to its stop token (included) or `max_new_tokens`.
+    """Decode new token ids of every sample, up to its end (included) or `max_new_tokens`.
 
     Prompts are read as one flat row. A sample that has ended leaves the batch, unless ranks share the model; then all
     ranks make the same calls until every sample of every rank has ended.
@@ -121,11 +129,13 @@ def decode(
         network: model that answers.
         batch: prompts.
         stop_ids: ids of the tokens that end an answer.
+        stop_sequences: sequences of tokens that end an answer; `min_new_tokens` does not put them off.
         decoding: settings of decoding.
         seeds: seed of the draws of each sample; None draws by the seed of `decoding`.
     """
+    stops = Stops(frozenset(stop_ids), tuple(stop_sequences))
     if decoding.beams > 1:
-        return beam_search(network, batch, stop_ids=stop_ids, decoding=decoding)
+        return beam_search(network, batch, stops=stops, decoding=decoding)
     language, shared = network.language, is_shared(network)
     hidden, state = network.begin(batch)
     device = hidden.device
@@ -140,7 +150,7 @@ def decode(
         for row, new in enumerate(token.tolist()):
             if not ended[row]:
                 answers[samples[row]].append(new)
-                ended[row] = new in stop_ids
+                ended[row] = stops.length(answers[samples[row]]) > 0
         if all_done(torch.tensor(ended, device=device), network) or length == decoding.max_new_tokens:
             break
         if not shared and any(ended):
@@ -153,9 +163,7 @@ def decode(
     return answers
 
 
-def beam_search(
-    network: MultimodalModel, batch: Batch, *, stop_ids: Collection[int], decoding: Decoding
-) -> list[list[int]]:
+def beam_search(network: MultimodalModel, batch: Batch, *, stops: Stops, decoding: Decoding) -> list[list[int]]:
     """Decode, for every sample, the answer with the best mean log-probability among the hypotheses.
 
     The search follows transformers' beam search with a length penalty of 1. A sample ends when it has as many finished
@@ -168,11 +176,13 @@ def beam_search(
     first = torch.arange(count, device=device).repeat_interleave(beams)  # a row per hypothesis, sample by sample
     state.reorder(first)
     hidden = hidden[first]
-    process = decoding.processors(stop_ids, device)
+    process = decoding.processors(stops.ids, device)
     tokens = first.new_zeros(count * beams, 0)
     totals = hidden.new_full((count, beams), -torch.inf, dtype=torch.float)
     totals[:, 0] = 0  # all hypotheses of a sample start alike, so only one may branch
-    width = beams * max(2, 1 + len(stop_ids))  # number of candidates: enough go on, however many end
+    width = beams * max(
+        2, 1 + len(stops.ids) + len(stops.sequences)
+    )  # number of candidates: enough go on, however many end
     searches = [Search(beams) for _ in range(count)]
     rest = searches  # searches whose hypotheses are rows of the batch
     for length in range(1, decoding.max_new_tokens + 1):
@@ -186,7 +196,7 @@ def beam_search(
                 Branch(place * beams + origin, token, total)
                 for origin, token, total in zip(origins[place], choices[place], sums[place], strict=True)
             ]
-            branches = search.advance(candidates, tokens, length, stop_ids)
+            branches = search.advance(candidates, tokens, length, stops)
             if shared or not search.closed:
                 survivors += branches
         if all_done(torch.tensor([search.closed for search in rest], device=device), network):
@@ -219,6 +229,13 @@ class Branch(NamedTuple):
     total: float
 
 
+def is_end(branch: Branch, tokens: Tensor, stops: Stops) -> bool:
+    """Return True if a branch ends its answer; `tokens` are those of every hypothesis, see `Search.advance`."""
+    if not any(branch.token == end[-1] for end in stops.sequences):
+        return branch.token in stops.ids
+    return stops.length([*tokens[branch.row].tolist(), branch.token]) > 0
+
+
 class Search:
     """The beam search of one sample.
 
@@ -234,22 +251,21 @@ class Search:
         self.answers: list[tuple[float, list[int]]] = []
         self.closed = False
 
-    def advance(
-        self, candidates: Sequence[Branch], tokens: Tensor, length: int, stop_ids: Collection[int]
-    ) -> list[Branch]:
+    def advance(self, candidates: Sequence[Branch], tokens: Tensor, length: int, stops: Stops) -> list[Branch]:
         """Add finished candidates among the best to `answers` and return the branches that go on.
 
         Args:
             candidates: continuations of the sample's hypotheses, the best first.
             tokens: [rows, length - 1] tokens of every hypothesis of the batch.
             length: number of new tokens, with the candidates' new token.
-            stop_ids: ids of the tokens that end an answer.
+            stops: ends of answers.
         """
-        branches = [branch for branch in candidates if branch.token not in stop_ids][: self.beams]
+        ends = {branch for branch in candidates if is_end(branch, tokens, stops)}
+        branches = [branch for branch in candidates if branch not in ends][: self.beams]
         if self.closed:
             return branches
         for branch in candidates[: self.beams]:
-            if branch.token in stop_ids:
+            if branch in ends:
                 self.answers.append((branch.total / length, [*tokens[branch.row].tolist(), branch.token]))
         self.answers = sorted(self.answers, key=lambda entry: -entry[0])[: self.beams]
         full = len(self.answers) == self.beams

@@ -1,17 +1,45 @@
-"""Rows of all ranks with gradient, and their numbers per rank."""
+"""Rows of all ranks, with and without gradient, and their numbers per rank."""
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
-from lit_mm.objectives.queue import gathered_rows
+
+@torch.no_grad()
+def gathered_rows(rows: Tensor) -> Tensor:
+    """Concatenate the rows [n, ...] of all ranks, in their order; ranks may have different numbers of rows."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(number) for number in counts]
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    pieces = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(pieces, padded)
+    return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
 
 
 def row_counts(rows: Tensor) -> list[int]:
     """Number of rows of `rows` [n, ...] on every rank, in the order of the ranks."""
     return gathered_rows(torch.tensor([len(rows)], device=rows.device)).tolist()
+
+
+def gathered_texts(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gather the texts of all ranks, which have different lengths.
+
+    Args:
+        ids, mask: [n, L] token ids and real positions of this rank.
+    Returns:
+        ids and mask of this rank, and those of all ranks, all padded to the longest text.
+    """
+    longest = max(row_counts(ids.T))
+    ids, mask = (F.pad(rows, (0, longest - rows.shape[1])) for rows in (ids, mask))
+    return ids, mask, gathered_rows(ids), gathered_rows(mask)
 
 
 def gathered_with_gradient(rows: Tensor, counts: list[int]) -> Tensor:

@@ -168,18 +168,25 @@ class ImageTextModel(nn.Module):
             UserError: see `images`.
         """
         if self._shared is None or self._shared[0] is not batch:
-            texts = pad_right(batch.ids, batch.lengths)
-            texts = Padded(texts.ids.index_fill(1, texts.ids.new_zeros(1), self.encoder_id), texts.visible)
-            features = self.images(batch)
-            encoded = Encoded(
-                features,
-                texts,
-                F.normalize(self.contrast.vision(features[:, 0]).float(), dim=-1),
-                F.normalize(self.contrast.text(self.text(*texts, ENCODER)[:, 0]).float(), dim=-1),
-                valid_samples(batch),
-            )
-            self._shared = batch, encoded
+            texts, text = self.encode_texts(batch)
+            features, image = self.encode_images(batch)
+            self._shared = batch, Encoded(features, texts, image, text, valid_samples(batch))
         return self._shared[1]
+
+    def encode_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Encode the image of every sample: features [N, P, D] and unit vectors [N, C].
+
+        Raises:
+            UserError: see `images`.
+        """
+        features = self.images(batch)
+        return features, F.normalize(self.contrast.vision(features[:, 0]).float(), dim=-1)
+
+    def encode_texts(self, batch: Batch) -> tuple[Padded, Tensor]:
+        """Encode the text of every sample: texts [N, L], whose first id is the encoder's, and unit vectors [N, C]."""
+        texts = pad_right(batch.ids, batch.lengths)
+        texts = Padded(texts.ids.index_fill(1, texts.ids.new_zeros(1), self.encoder_id), texts.visible)
+        return texts, F.normalize(self.contrast.text(self.text(*texts, ENCODER)[:, 0]).float(), dim=-1)
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Targets:

@@ -33,6 +33,21 @@ class Comparing(Protocol):
 
     compares: bool
 
+    def depends_on(self, model: Any, pairs: int, ranks: int) -> str:
+        """Describe what the loss of a pair depends on.
+
+        Args:
+            model: network of the objective.
+            pairs: number of pairs of a rank in a forward.
+            ranks: number of ranks.
+        """
+        ...
+
+
+def split(pairs: int, ranks: int) -> str:
+    """Describe the batch of a step. Example: 75 pairs on 8 ranks -> "600 pairs = 75 x 8"."""
+    return f"{pairs * ranks:,} pairs = {pairs:,} x {ranks:,}"
+
 
 @runtime_checkable
 class Timed(Protocol):

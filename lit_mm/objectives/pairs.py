@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.language.med import Padded
+from lit_mm.objectives.gather import gathered_rows, gathered_texts, gathered_with_gradient, row_counts
 from lit_mm.objectives.image_text import Encoded, ImageTextModel
-from lit_mm.objectives.queue import gathered_rows
+from lit_mm.objectives.objective import split
 from lit_mm.samples.batch import PAIRS, Batch
 
 EPSILON = 1e-4  # what BLIP adds to the weight of every negative
@@ -24,10 +29,23 @@ def in_batch_logits(anchors: Tensor, candidates: Tensor, queue: Tensor, temperat
     return logits.masked_fill(lost, -torch.inf)
 
 
-def soft_targets(momentum_logits: Tensor, alpha: float) -> Tensor:
-    """[N, N + K]: alpha x softmax of the momentum logits + (1 - alpha) x the pair itself."""
-    pairs = torch.eye(*momentum_logits.shape, device=momentum_logits.device)
-    return alpha * momentum_logits.softmax(dim=1) + (1 - alpha) * pairs
+def soft_targets(momentum_logits: Tensor, alpha: float, positives: Tensor) -> Tensor:
+    """[N, N + K]: alpha x softmax of the momentum logits + (1 - alpha) x the positives."""
+    return alpha * momentum_logits.softmax(dim=1) + (1 - alpha) * positives
+
+
+def positives_of(count: int, queue_images: Tensor, images: Tensor | None) -> Tensor:
+    """[N, N + K] probabilities of the right candidates of every pair: equal ones over the pairs of its image.
+
+    Args:
+        count: N.
+        queue_images: [K] number of the image of every entry of the queue.
+        images: [N] number of the image of every pair; None: the pair itself is the only right one.
+    """
+    if images is None:
+        return torch.eye(count, count + len(queue_images), device=queue_images.device)
+    same = (images[:, None] == torch.cat([images, queue_images])).float()
+    return same / same.sum(dim=1, keepdim=True)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -40,8 +58,9 @@ class MomentumContrast:
 
     The candidates of a pair are the momentum features of the pairs *on its rank* and the queue, which holds the earlier
     pairs of all ranks. So the loss depends on how many pairs share a forward. The authors have 75 pairs on each of 8
-    GPUs. The labels are soft: a share `alpha` is the distribution that the momentum features give. After the loss, the
-    momentum features of all ranks enter the queue.
+    GPUs. The labels are soft: a share `alpha` is the distribution that the momentum features give. The rest belongs to
+    the pair itself or, if the batch numbers its images, as in fine-tuning for retrieval, to all pairs of its image.
+    After the loss, the momentum features of all ranks enter the queue.
 
     Args:
         alpha: final share of the momentum distribution in the labels.
@@ -51,7 +70,7 @@ class MomentumContrast:
         UserError: alpha or ramp is outside [0, 1].
     Attributes:
         step, total_steps: step of the stage, from 0, and steps of the stage; the module sets them.
-    Source: arXiv:2201.12086, section 3.2; models/blip_pretrain.py of github.com/salesforce/BLIP.
+    Source: arXiv:2201.12086, section 3.2; models/blip_pretrain.py and blip_retrieval.py of github.com/salesforce/BLIP.
     """
 
     unit = PAIRS
@@ -69,10 +88,16 @@ class MomentumContrast:
         rise = self.ramp * self.total_steps
         return self.alpha * (min(1.0, self.step / rise) if rise else 1.0)
 
+    def depends_on(self, model: ImageTextModel, pairs: int, ranks: int) -> str:
+        """See `Comparing.depends_on`."""
+        queue = f"{len(model.queue.image):,} earlier ones"
+        return f"compares each pair with the {pairs:,} pairs of its rank and {queue}: {split(pairs, ranks)}"
+
     def __call__(self, model: ImageTextModel, batch: Batch) -> Tensor:
         """Return the sum over the pairs of the batch, and write the queue while the model trains."""
         encoded, targets = model.encode(batch), model.targets(batch)
         loss = torch.zeros((), device=encoded.image.device)
+        positives = positives_of(len(encoded.valid), model.queue.images, batch.images)
         for anchors, followers, candidates, queue in (
             (encoded.image, targets.image, targets.text, model.queue.text),
             (encoded.text, targets.text, targets.image, model.queue.image),
@@ -80,10 +105,11 @@ class MomentumContrast:
             logits = in_batch_logits(anchors, candidates, queue, model.contrast.temperature, encoded.valid)
             with torch.no_grad():
                 momentum = in_batch_logits(followers, candidates, queue, model.contrast.temperature, encoded.valid)
-                labels = soft_targets(momentum, self.current_alpha())
+                labels = soft_targets(momentum, self.current_alpha(), positives)
             loss = loss + (cross_entropy(logits, labels)[encoded.valid]).sum() / 2
         if model.training:
-            model.queue.push(gathered_rows(targets.image[encoded.valid]), gathered_rows(targets.text[encoded.valid]))
+            entries = [targets.image, targets.text, *([] if batch.images is None else [batch.images])]
+            model.queue.push(*(gathered_rows(rows[encoded.valid]) for rows in entries))
         return loss
 
 
@@ -99,6 +125,10 @@ class Matching:
     unit = PAIRS
     parts = frozenset({"vision", "text", "encoder", "contrast", "matching"})
     compares = True
+
+    def depends_on(self, model: ImageTextModel, pairs: int, ranks: int) -> str:
+        """See `Comparing.depends_on`."""
+        return f"draws negatives from the {pairs:,} pairs of the rank: {split(pairs, ranks)}"
 
     def __call__(self, model: ImageTextModel, batch: Batch) -> Tensor:
         """Return the sum over the pairs of the batch.
@@ -134,6 +164,127 @@ class Matching:
         return images, texts
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Pairs from which negatives are drawn.
+
+    Attributes:
+        ids, visible: [A, L] texts.
+        features: [A, P, D] image features.
+        image, text: [A, C] unit vectors.
+        images: [A] number of the image of every pair.
+        valid: [A] False at lost pairs.
+    """
+
+    ids: Tensor
+    visible: Tensor
+    features: Tensor
+    image: Tensor
+    text: Tensor
+    images: Tensor
+    valid: Tensor
+
+
+class RetrievalMatching:
+    """Tells pairs from mismatches (ITM) in fine-tuning for retrieval: the mean over a pair and two hard negatives.
+
+    Negatives come from the pairs of all ranks, in proportion to the softmax of their similarities. A pair of the same
+    image is no negative if the batch numbers its images. Image features are gathered with gradient. The draw is seeded
+    by run, stage, micro-batch and rank.
+
+    Args:
+        all_ranks: False draws from the pairs of the rank alone. Published: True for COCO, False for Flickr30K.
+    Source: models/blip_retrieval.py of github.com/salesforce/BLIP, `negative_all_rank`.
+    """
+
+    unit = PAIRS
+    parts = frozenset({"vision", "text", "encoder", "contrast", "matching"})
+    compares = True
+
+    def __init__(self, all_ranks: bool = True) -> None:
+        self.all_ranks = all_ranks
+
+    def depends_on(self, model: ImageTextModel, pairs: int, ranks: int) -> str:
+        """See `Comparing.depends_on`."""
+        source = "pairs of all ranks" if self.all_ranks else f"{pairs:,} pairs of the rank"
+        return f"draws negatives from the {source}: {split(pairs, ranks)}"
+
+    def __call__(self, model: ImageTextModel, batch: Batch) -> Tensor:
+        """Return the sum over the pairs of the batch.
+
+        Raises:
+            UserError: there is one pair, which has no negative.
+        """
+        encoded = model.encode(batch)
+        candidates, images = self.candidates(encoded, batch.images)
+        if len(candidates.valid) < 2:
+            raise UserError(
+                f"samples {list(batch.sample_ids)}: matching needs negatives from at least 2 pairs per step, got "
+                f"{len(candidates.valid)}. Raise `global_batch`"
+            )
+        of_texts, of_images = (
+            draw_negatives(weights) for weights in retrieval_weights(model, encoded, candidates, images)
+        )
+        return candidate_loss(model, encoded, candidates, of_texts, of_images)
+
+    def candidates(self, encoded: Encoded, images: Tensor | None) -> tuple[Candidates, Tensor]:
+        """Return the candidates, and the numbers [N] of the images of the pairs; without numbers all images differ."""
+        count, device = len(encoded.valid), encoded.valid.device
+        if images is None:
+            rank = dist.get_rank() if dist.is_initialized() else 0
+            images = (rank << 32) + torch.arange(count, device=device)
+        ids, visible = encoded.texts
+        if not self.all_ranks:
+            own = (ids, visible, encoded.features, encoded.image, encoded.text, images, encoded.valid)
+            return Candidates(*own), images
+        _, _, all_ids, all_visible = gathered_texts(ids, visible)
+        features = gathered_with_gradient(encoded.features, row_counts(encoded.valid))
+        rest = (gathered_rows(rows.detach()) for rows in (encoded.image, encoded.text, images, encoded.valid))
+        return Candidates(all_ids, all_visible, features, *rest), images
+
+
+@torch.no_grad()
+def retrieval_weights(
+    model: ImageTextModel, encoded: Encoded, candidates: Candidates, images: Tensor
+) -> tuple[Tensor, Tensor]:
+    """[N, A] weights of the negative images of every text and of the negative texts of every image.
+
+    They are the softmax of the similarities, 0 at lost pairs and at pairs of the same image. A pair without a negative
+    gets any pair of another image or, in a batch of one image, any pair.
+    """
+    same = images[:, None] == candidates.images
+    weights = []
+    for anchors, features in ((encoded.text, candidates.image), (encoded.image, candidates.text)):
+        logits = in_batch_logits(anchors, features, features[:0], model.contrast.temperature, candidates.valid)
+        of_kind = logits.softmax(dim=1).nan_to_num().masked_fill(same, 0)
+        for others in ((~same).float(), torch.ones_like(of_kind)):
+            of_kind = torch.where(of_kind.sum(dim=1, keepdim=True) == 0, others, of_kind)
+        weights.append(of_kind)
+    return weights[0], weights[1]
+
+
+def candidate_loss(
+    model: ImageTextModel, encoded: Encoded, candidates: Candidates, images: Tensor, texts: Tensor
+) -> Tensor:
+    """Sum the matching loss over pairs with negatives among candidates; see `matching_loss`.
+
+    Args:
+        model: model that matches.
+        encoded: the pairs.
+        candidates: pairs of the negatives.
+        images: [N] number of the candidate whose image is the negative of each text.
+        texts: [N] number of the candidate whose text is the negative of each image.
+    """
+    (ids, visible), features = encoded.texts, encoded.features
+    wider = (0, candidates.ids.shape[1] - ids.shape[1])
+    ids, visible = F.pad(ids, wider), F.pad(visible, wider)
+    joined = Padded(
+        torch.cat([ids, ids, candidates.ids[texts]]), torch.cat([visible, visible, candidates.visible[texts]])
+    )
+    logits = model.match(joined, torch.cat([features, candidates.features[images], features]))
+    return matching_sum(logits, encoded.valid)
+
+
 def negative_weights(logits: Tensor, valid: Tensor) -> Tensor:
     """[N, N] logits -> weights of the negatives of every row: softmax + 1e-4, 0 for the pair itself and lost pairs."""
     weights = (logits.softmax(dim=1).nan_to_num() + EPSILON) * valid
@@ -157,11 +308,14 @@ def matching_loss(model: ImageTextModel, encoded: Encoded, images: Tensor, texts
         images: [N] number of the negative image of every text.
         texts: [N] number of the negative text of every image.
     """
-    logits = matching_logits(model, encoded, images, texts)  # [3 N, 2]
-    count = len(encoded.valid)
-    labels = torch.cat([images.new_ones(count), images.new_zeros(2 * count)])
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    return (losses * encoded.valid.repeat(3)).sum() / 3
+    return matching_sum(matching_logits(model, encoded, images, texts), encoded.valid)
+
+
+def matching_sum(logits: Tensor, valid: Tensor) -> Tensor:
+    """Sum the losses of pairs [N], negative images [N] and negative texts [N] with logits [3 N, 2], divided by 3."""
+    labels = torch.arange(len(logits), device=logits.device) < len(valid)
+    losses = F.cross_entropy(logits, labels.long(), reduction="none")
+    return (losses * valid.repeat(3)).sum() / 3
 
 
 def matching_logits(model: ImageTextModel, encoded: Encoded, images: Tensor, texts: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from lit_mm.connectors.qformer_paired import PairedQFormer
 from lit_mm.errors import UserError
 from lit_mm.language.med import Padded
 from lit_mm.model import MultimodalModel
-from lit_mm.objectives.gather import gathered_with_gradient, row_counts
-from lit_mm.objectives.image_text import Encoded
-from lit_mm.objectives.queue import gathered_rows
+from lit_mm.objectives.gather import gathered_rows, gathered_texts, gathered_with_gradient, row_counts
+from lit_mm.objectives.objective import split
 from lit_mm.samples.batch import PAIRS, Batch, Texts
 
 READ = frozenset({"vision", "connector", "text_branch"})
@@ -146,17 +145,21 @@ class QueryComparison:
 
     network: MultimodalModel
 
-    def encode(self, batch: Batch) -> Encoded:
-        """Encode images as [n, Q, C] and texts as [n, C].
+    def encode_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Encode images: normed features [n, N, D] and unit vectors [n, Q, C] of the queries.
 
         Raises:
             UserError: see `parts_of_pairs`.
         """
-        connector, features, texts = parts_of_pairs(self.network, batch)
+        connector, features, _ = parts_of_pairs(self.network, batch)
         features = connector.norm(features)
-        assert batch.valid is not None
-        image, text = connector.encode_image(features), connector.encode_text(texts)
-        return Encoded(features, Padded(texts.ids, texts.mask), image, text, batch.valid)
+        return features, connector.encode_image(features)
+
+    def encode_texts(self, batch: Batch) -> tuple[Padded, Tensor]:
+        """Encode texts: ids and real positions [n, L], and unit vectors [n, C]."""
+        texts = batch.texts
+        assert texts is not None  # a family that compares has a reading
+        return Padded(texts.ids, texts.mask), _heads(self.network).encode_text(texts)
 
     def match(self, texts: Padded, features: Tensor) -> Tensor:
         """Logits [n, 2] of no match and match, of texts [n, L] with normed features [n, N, D]."""
@@ -219,9 +222,7 @@ def matching_logits(connector: PairedQFormer, pairs: Pairs, texts: Tensor, image
         images: [n] number among all ranks of the negative image of each text.
     """
     own = pairs.texts
-    longest = max(row_counts(own.ids.T))  # texts of ranks have different lengths
-    ids, mask = (F.pad(of, (0, longest - of.shape[1])) for of in (own.ids, own.mask))
-    all_ids, all_mask = gathered_rows(ids), gathered_rows(mask)
+    ids, mask, all_ids, all_mask = gathered_texts(own.ids, own.mask)
     all_features = gathered_with_gradient(pairs.features, pairs.counts)
     joined = Texts(torch.cat([ids, ids, all_ids[texts]]), torch.cat([mask, mask, all_mask[texts]]))
     return connector.match(torch.cat([pairs.features, all_features[images], pairs.features]), joined)
@@ -238,7 +239,8 @@ class QueryContrastive:
     """Contrasts images with texts (ITC): the mean over both directions, summed over pairs.
 
     Candidates are the pairs of all ranks, whose features are gathered without gradient, so the loss depends on the
-    global batch and its gradients on the split over ranks. The authors have 100 pairs on each of 16 GPUs.
+    global batch and its gradients on the split over ranks. The authors have 100 pairs on each of 16 GPUs. If the batch
+    numbers its images, as in fine-tuning for retrieval, all texts of an image share the probability of its target.
 
     Args:
         shared: features that the objectives of a step share.
@@ -253,19 +255,23 @@ class QueryContrastive:
     def __init__(self, shared: SharedPairs, label_smoothing: float = 0.1) -> None:
         self.shared, self.label_smoothing = shared, label_smoothing
 
+    def depends_on(self, model: MultimodalModel, pairs: int, ranks: int) -> str:
+        """See `Comparing.depends_on`."""
+        return f"compares each pair with the pairs of all ranks: {split(pairs, ranks)}"
+
     def __call__(self, model: MultimodalModel, batch: Batch) -> Tensor:
         """Return the sum over the pairs of the batch."""
         pairs = self.shared(model, batch)
-        losses = contrast_loss(pairs, _heads(model).heads()[0].temperature, self.label_smoothing)
+        losses = contrast_loss(pairs, _heads(model).heads()[0].temperature, self.label_smoothing, batch.images)
         return losses[pairs.valid].sum()
 
 
 class QueryMatchingObjective:
     """Tells pairs from mismatches (ITM): the mean over a pair, a hard negative image and a hard negative text.
 
-    Negatives come from the pairs of all ranks, drawn in proportion to the softmax of the contrast. Image features are
-    gathered with gradient, which reaches the norm of the features. The draw is seeded by run, stage, micro-batch and
-    rank, as dropout is.
+    Negatives come from the pairs of all ranks, drawn in proportion to the softmax of the contrast; pairs of the same
+    image are none if the batch numbers its images. Image features are gathered with gradient, which reaches the norm of
+    the features. The draw is seeded by run, stage, micro-batch and rank, as dropout is.
 
     Args:
         shared: features that the objectives of a step share.
@@ -278,6 +284,10 @@ class QueryMatchingObjective:
 
     def __init__(self, shared: SharedPairs) -> None:
         self.shared = shared
+
+    def depends_on(self, model: MultimodalModel, pairs: int, ranks: int) -> str:
+        """See `Comparing.depends_on`."""
+        return f"draws negatives from the pairs of all ranks: {split(pairs, ranks)}"
 
     def __call__(self, model: MultimodalModel, batch: Batch) -> Tensor:
         """Return the sum over the pairs of the batch.
@@ -293,7 +303,7 @@ class QueryMatchingObjective:
             )
         connector = _heads(model)
         with torch.no_grad():
-            weights = negative_weights(pairs, connector.heads()[0].temperature)
+            weights = negative_weights(pairs, connector.heads()[0].temperature, batch.images)
             texts, images = (torch.multinomial(of_kind, 1)[:, 0] for of_kind in weights)
         losses = matching_losses(matching_logits(connector, pairs, texts, images))
         return losses[pairs.valid].sum()
@@ -317,6 +327,10 @@ class QueryCaptioning:
 
     def __init__(self, shared: SharedPairs, label_smoothing: float = 0.1) -> None:
         self.shared, self.label_smoothing = shared, label_smoothing
+
+    def depends_on(self, model: MultimodalModel, pairs: int, ranks: int) -> str:
+        """See `Comparing.depends_on`."""
+        return f"averages over the tokens of all ranks: {split(pairs, ranks)}"
 
     def __call__(self, model: MultimodalModel, batch: Batch) -> Tensor:
         """Return the share of this rank, see the class."""

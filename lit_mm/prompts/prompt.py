@@ -73,6 +73,50 @@ class ReadsAnswers(Protocol):
         ...
 
 
+@runtime_checkable
+class StopsAtSequences(Protocol):
+    """A prompt whose answers may end with several tokens in a row, such as "###" in Llama's vocabulary."""
+
+    def stop_sequences(self, tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+        """Return the sequences of ids, of at least two tokens each, that end the assistant's turn in generation."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stops:
+    """The ends of answers in token ids.
+
+    Attributes:
+        ids: ids of single tokens.
+        sequences: ids of several tokens in a row.
+    """
+
+    ids: frozenset[int]
+    sequences: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, prompt: Prompt, tokenizer: Tokenizer) -> Stops:
+        """Collect the ends of a prompt's answers."""
+        sequences = prompt.stop_sequences(tokenizer) if isinstance(prompt, StopsAtSequences) else ()
+        return cls(prompt.stop_ids(tokenizer), sequences)
+
+    def length(self, ids: Sequence[int]) -> int:
+        """Return the number of tokens at the end of `ids` that end an answer; 0 if the answer goes on.
+
+        Example with the single token 2 and the sequence 7 8: [5, 7, 8] -> 2, [5, 2] -> 1, [7, 5] -> 0.
+        """
+        if ids and ids[-1] in self.ids:
+            return 1
+        return next((len(end) for end in self.sequences if tuple(ids[-len(end) :]) == end), 0)
+
+    def first_end(self, ids: Sequence[int]) -> tuple[int, int]:
+        """Return the places [start, stop) of the first end in `ids`; both are their number if there is none."""
+        for stop in range(1, len(ids) + 1):
+            if length := self.length(ids[:stop]):
+                return stop - length, stop
+        return len(ids), len(ids)
+
+
 def answers_apart(runs: Sequence[Run]) -> int:
     """Count the answers that are tokenised apart from their prompt; most documents have none."""
     return sum(run.apart for run in runs if isinstance(run, TextRun))

@@ -125,6 +125,8 @@ class Batch:
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their
             tokens are counted in `units`.
         second_views: views of the second vision encoder, which make no visual tokens; None if there is one encoder.
+        images: [N] number of the image of every sample, the same for samples of one image on any rank, -1 at lost
+            samples; None if the processor does not number images.
     """
 
     ids: Tensor
@@ -145,6 +147,7 @@ class Batch:
     second_views: Views | None = None
     texts: Texts | None = None
     valid: Tensor | None = None
+    images: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_mm.errors import UserError
 from lit_mm.samples.batch import IGNORE, Batch, Target, Texts, Views
 from lit_mm.samples.pixels import normalised
-from lit_mm.samples.processor import TEXT, Processor, Sample
+from lit_mm.samples.processor import TEXT, Processor, Sample, image_number
 
 
 def collate(
@@ -92,6 +92,7 @@ def collate(
         second_views=second,
         texts=None if processor.reading is None else pad_texts([processor.reading(of.document) for of in samples]),
         valid=None if processor.reading is None else torch.tensor([not of.lost for of in samples] or [False]),
+        images=torch.tensor([image_number(of) for of in samples] or [-1]) if processor.image_ids else None,
     )
 
 

@@ -30,6 +30,8 @@ class Inputs:
             tiles for DocVQA and InfoVQA, 25 elsewhere.
         augmentation: random changes of pictures in training; examinations and answers never change pictures.
         reading: rule for the second text of every sample, which a Q-Former or a text encoder reads.
+        image_ids: True numbers the images of samples by their pixels, for fine-tuning for retrieval, in which an image
+            has several right texts. Each image is then decoded once more, small.
     Raises:
         UserError: the length is below 1, or the colour is not three numbers from 0 to 255.
     """
@@ -42,6 +44,7 @@ class Inputs:
     by_source: dict[str, Tiling] | None = None
     augmentation: Augmentation | None = None
     reading: Reading | None = None
+    image_ids: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from hashlib import blake2b
 from random import Random
 
 import numpy as np
@@ -27,6 +28,7 @@ from lit_mm.tiling.grids import GridRule
 from lit_mm.tiling.plan import Size, TilePlan, Tiling
 
 TEXT = np.iinfo(np.int64).min  # in `Sample.index`: the position holds text
+NUMBERED = (64, 64)  # (height, width) down to which pictures are decoded to number them, pixels
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -83,6 +85,7 @@ class Processor:
         writes_target: True for an encoder-decoder, whose last answer is a separate row.
         augmentation: random changes of pictures in training; None: pictures stay as they are.
         reading: rule for the second text of every sample; None: samples have no second text.
+        image_ids: True numbers the images of samples, see `image_number`.
     """
 
     tokenizer: Tokenizer
@@ -97,6 +100,7 @@ class Processor:
     writes_target: bool = False
     augmentation: Augmentation | None = None
     reading: Reading | None = None
+    image_ids: bool = False
 
     @classmethod
     def of(
@@ -112,8 +116,8 @@ class Processor:
 
         Args:
             tokenizer: tokenizer of the language model.
-            inputs: settings with all fields set, except `fill`, `max_length`, `by_source`, `augmentation` and
-                `reading`, which have defaults.
+            inputs: settings with all fields set, except `fill`, `max_length`, `by_source`, `augmentation`, `reading`
+                and `image_ids`, which have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
             normalise: constants and colours of the vision encoder; None: CLIP's constants.
@@ -127,7 +131,7 @@ class Processor:
         """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
-        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation", "reading")
+        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation", "reading", "image_ids")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
         if inputs.fill is not None:
             changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))
@@ -268,6 +272,22 @@ class Processor:
                 ids.append(np.full(len(run), self.tokenizer.pad_id, dtype=np.int64))
                 index.append(np.asarray(run, dtype=np.int64))
         return np.concatenate(ids), np.concatenate(index), tokens
+
+
+def image_number(sample: Sample) -> int:
+    """Return a number that samples with the same pictures share, -1 for a lost sample.
+
+    It is a digest of the pixels, so copies of a picture in other files have the same number.
+
+    Raises:
+        PictureError: see `read`.
+    """
+    if sample.lost:
+        return -1
+    digest = blake2b(digest_size=8)
+    for picture in sample.document.pictures:
+        digest.update(read(picture, sample.document.id, NUMBERED).contiguous().numpy())
+    return int.from_bytes(digest.digest(), "big") >> 1
 
 
 def read(picture: Picture, document_id: str, at_least: Size | None = None) -> Tensor:

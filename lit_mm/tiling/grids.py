@@ -139,3 +139,25 @@ class TokenGrid(GridRule):
 
     def __call__(self, size: Size) -> Grid:
         return self.tokens(self.patches(size))
+
+
+@dataclass(frozen=True)
+class GroupedGrid(GridRule):
+    """Gives one visual token for each group of patches that are neighbours in a row.
+
+    Attributes:
+        group: number of patches of a group.
+        name: class of the connector, for errors.
+    """
+
+    group: int
+    name: str
+
+    def __call__(self, size: Size) -> Grid:
+        rows, columns = size
+        if columns % self.group:
+            raise UserError(
+                f"{self.name}(group={self.group}) needs rows of patches that {self.group} divides, got {rows} x "
+                f"{columns} patches. Choose another view size"
+            )
+        return rows, columns // self.group

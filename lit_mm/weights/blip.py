@@ -52,11 +52,13 @@ TOP = {
     "text_proj": "contrast.text",
     "itm_head": "matching.head",
 }
+NO_IMAGE = -100  # number of the image of an entry of the queue without one
 QUEUES = {  # the retrieval model has its pointer under another name
     "image_queue": "queue.image",
     "text_queue": "queue.text",
     "queue_ptr": "queue.pointer",
     "ptr_queue": "queue.pointer",
+    "idx_queue": "queue.images",
 }
 HF_VISION = {
     "embeddings.class_embedding": "cls_token",
@@ -92,12 +94,16 @@ def blip_to_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor.reshape(1)
         elif new in ("queue.image", "queue.text"):
             tensor = tensor.T.contiguous()
+        elif new == "queue.images":
+            tensor = tensor.reshape(-1)
         if new in mapped and not torch.equal(mapped[new], tensor):
             raise UserError(
                 f"BLIP checkpoint: {name} should equal its copy in the other stack, since encoder and decoder share "
                 f"{new}. Does the file belong to a model with another sharing?"
             )
         mapped[new] = tensor
+    if "queue.image" in mapped and "queue.images" not in mapped:  # a queue of the pre-training
+        mapped["queue.images"] = torch.full((len(mapped["queue.image"]),), NO_IMAGE)
     if any(name.startswith("momentum.") for name in mapped):
         mapped["momentum.updates"] = torch.ones(1, dtype=torch.int64)  # the copies are no longer fresh
     return mapped
@@ -111,12 +117,14 @@ def network_to_blip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     encodes = any(".encoder_attention." in name for name in state)
     back: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if name == "momentum.updates":
+        if name == "momentum.updates" or (name == "queue.images" and not (tensor != NO_IMAGE).any()):
             continue
         if name == "contrast.temperature":
             tensor = tensor.reshape(())
         elif name in ("queue.image", "queue.text"):
             tensor = tensor.T.contiguous()
+        elif name == "queue.images":
+            tensor = tensor[None]
         back[_released_name(name, encodes)] = tensor
     return back
 
@@ -216,7 +224,7 @@ def _released_name(name: str, encodes: bool) -> str:
     if name == "contrast.temperature":
         return "temp"
     if child == "queue":
-        return {"pointer": "queue_ptr", "image": "image_queue", "text": "text_queue"}[rest]
+        return {"pointer": "queue_ptr", "image": "image_queue", "text": "text_queue", "images": "idx_queue"}[rest]
     if child == "momentum":
         module, _, kind = _released_name(rest, encodes=True).partition(".")
         return f"{module}_m.{kind}"

@@ -214,6 +214,20 @@ def blip2_part(state: Mapping[str, Tensor], part: str, module: nn.Module) -> dic
     return fresh | {name: of for name, of in tensors.items() if name in start or not _is_optional(name)}
 
 
+def blip2_qformer(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Select norm and Q-Former of a checkpoint; projection and heads keep their start values.
+
+    A checkpoint of the second stage has the projection for another language model, whose width may be the same.
+
+    Args:
+        state: see `blip2_part`.
+        module: the `PairedQFormer` to fill.
+    """
+    tops = ("projection.", "contrast.", "matching.")
+    start = {name: of for name, of in module.state_dict().items() if name.startswith(tops)}
+    return blip2_part(state, "connector", module) | start
+
+
 def bert_to_connector(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """Start a Q-Former from BERT, as the first stage does.
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_mm.errors import UserError
-from lit_mm.weights.convert import INDEXES, TORCH_SUFFIXES, WHOLE, read_checkpoint, weight_map
+from lit_mm.weights.convert import INDEXES, TORCH_SUFFIXES, WHOLE, read_checkpoint, weight_map, within
 from lit_mm.weights.stream import DTYPES, Stored
 
 NAMES = {code: name for name, (code, _) in DTYPES.items()}  # name of a dtype in safetensors -> in torch
@@ -62,11 +62,11 @@ class TensorFiles(Mapping[str, Tensor]):
                 return {name: Stored(NAMES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
             if zipfile.is_zipfile(path):
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                self._open[path] = state = state.get("state_dict", state)
+                self._open[path] = state = within(state)
             else:
                 self.legacy.append(path)
                 state = torch.load(path, map_location="meta", weights_only=True)
-                state = state.get("state_dict", state)
+                state = within(state)
             return {
                 name: Stored(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
                 for name, tensor in state.items()

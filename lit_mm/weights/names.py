@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor
 
+Entry = TypeVar("Entry")  # a tensor, or its description
 
-def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+
+def below(state: Mapping[str, Entry], prefix: str) -> dict[str, Entry]:
     """Select the entries that start with `prefix` and remove it from their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): entry for name, entry in state.items() if name.startswith(prefix)}
 
 
 def without(state: Mapping[str, Tensor], *prefixes: str) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
-from lit_mm.weights.blip2 import bert_to_connector, blip2_part
+from lit_mm.weights.blip2 import bert_to_connector, blip2_part, blip2_qformer
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.decoders import decoder_to_pretrained
@@ -55,6 +55,7 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "transformers": lambda state, part: decoder_to_pretrained(
         state, model_type=part.model_type, heads=part.heads, kv_heads=part.kv_heads
     ),
+    "blip2-qformer": lambda state, part: blip2_qformer(state, part),
 }
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from lit_mm.combination.declared import of_connector, of_layout, properties, require_combination
 from lit_mm.connectors.downsample import DownsampleMLP
 from lit_mm.connectors.flags import WithFlags
+from lit_mm.connectors.grouped import GroupedProjector
 from lit_mm.connectors.learned import WithLearned
 from lit_mm.connectors.linear import linear_projector
 from lit_mm.connectors.mlp import MLPProjector
@@ -67,6 +68,7 @@ def vit(**changes: Any) -> ViT:
         (Squares((1, 1)), ("square", "queries")),
         (Fixed((2, 2)), ("one", "rows")),
         (Fixed((12, 12)), ("one", "queries")),
+        (GroupedProjector(8, 8, group=1), ("any", "rows")),
     ],
 )
 def test_a_connector_tells_its_grids_and_its_order(connector: nn.Module, declared: tuple[str, str]) -> None:

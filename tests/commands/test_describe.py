@@ -134,6 +134,27 @@ def test_length_and_batch_are_told_where_they_are_known(described: Callable) -> 
     assert (packed["rows_per_step"], packed["samples_per_step"]) == (2, None)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "depends_on"),
+    [
+        ("2", {"itc": "compares each pair with the 8 pairs of its rank and 96 earlier ones: 16 pairs = 8 x 2"}),
+        ("3", {"itc": "needs all 16 pairs of a step in one forward, got 5 x 3"}),
+    ],
+)
+def test_objectives_that_compare_samples_say_on_what_they_depend(
+    ranks: str, depends_on: dict[str, str], described: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(__file__).parents[2] / "experiments/blip.yaml"
+    words = ("--data.init_args.global_batch", "16", "--model.init_args.queue_size", "96", "--ranks", ranks)
+    pretrain, caption, _ = described(path, *words)["stages"]
+    assert pretrain["depends_on"].keys() == {"itc", "itm"} and caption["depends_on"] == {}
+    assert depends_on.items() <= pretrain["depends_on"].items()
+    main(["describe", "--config", str(path), *words])
+    lines = capsys.readouterr().out.splitlines()
+    assert "objectives that depend on the batch and its split" in lines
+    assert f"pretrain, itc: {depends_on['itc']}" in lines
+
+
 def test_picked_stages_are_described_alone(described: Callable) -> None:
     assert [stage["name"] for stage in described(write(), "--stages", "finetune")["stages"]] == ["finetune"]
 

@@ -8,17 +8,29 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import examine
 from lit_mm.families import Blip
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer
-from lit_mm.objectives.pairs import MomentumContrast, draw_negatives, negative_weights
+from lit_mm.objectives.pairs import (
+    MomentumContrast,
+    RetrievalMatching,
+    candidate_loss,
+    draw_negatives,
+    matching_loss,
+    negative_weights,
+    positives_of,
+    retrieval_weights,
+)
 from lit_mm.objectives.queue import FeatureQueue
 from lit_mm.prompts.caption import Caption
 from lit_mm.samples.batch import IGNORE, PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import Train
+from lit_mm.weights.blip import NO_IMAGE
 from tests.tiny import run_recipe
 from tests.tiny_blip import PARTS, Pages, blip, page, stages
 
@@ -41,12 +53,12 @@ def test_parts_are_those_that_stages_train_and_every_one_gets_a_gradient() -> No
 
 
 def test_objective_gives_gradients_to_the_parts_that_it_declares_alone() -> None:
-    for name in ("itc", "itc_finetune", "itm", "lm"):
+    for name in ("itc", "itc_finetune", "itm", "itm_finetune", "lm"):
         module = blip()
         objective = module.objectives[name]
         objective(module.network, batch_of(module)).backward()
         parts = {p for p, tensors in module.parts().items() if any(t.grad is not None for t in tensors.values())}
-        assert parts == objective.parts - ({"contrast"} if name == "itm" else set()), name
+        assert parts == objective.parts - ({"contrast"} if name.startswith("itm") else set()), name
 
 
 def test_all_stages_train_and_branches_start_from_the_pretraining(tmp_path: Path) -> None:
@@ -55,6 +67,7 @@ def test_all_stages_train_and_branches_start_from_the_pretraining(tmp_path: Path
     assert module.network.momentum.updates.item() == 6  # pre-training and retrieval; the captioner compares nothing
     assert module.network.queue.pointer.item() == (6 * 4) % 8
     assert 0.001 <= module.network.contrast.temperature.item() <= 0.5
+    assert (module.network.queue.images >= 0).all()  # the retrieval model numbers images
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert len(rows) == 1 + 9
 
@@ -88,14 +101,14 @@ def test_texts_are_found_and_captions_written() -> None:
 def test_retrieval_is_right_where_the_features_agree() -> None:
     module = blip(candidates=0)
     documents = [page(number) for number in range(6)]
-    with torch.no_grad():  # images and texts of one document get the same vector
-        vectors = torch.eye(8)[:6]
-        encode = module.network.encode
-        module.network.encode = lambda batch: replace(
-            encode(batch),
-            image=torch.stack([vectors[int(name.split("/")[1])] for name in batch.sample_ids]),
-            text=torch.stack([vectors[int(name.split("/")[1])] for name in batch.sample_ids]),
-        )
+    vectors = torch.eye(8)[:6]
+    images, texts = module.network.encode_images, module.network.encode_texts
+
+    def vectors_of(batch: Batch) -> torch.Tensor:  # images and texts of one document get the same vector
+        return torch.stack([vectors[int(name.split("/")[1])] for name in batch.sample_ids])
+
+    module.network.encode_images = lambda batch: (images(batch)[0], vectors_of(batch))
+    module.network.encode_texts = lambda batch: (texts(batch)[0], vectors_of(batch))
     assert examine(module, documents, batch_size=4).figures.overall == 1
     assert examine(module, documents, blind=True, batch_size=4).figures.count == 12
 
@@ -139,6 +152,74 @@ def test_queue_holds_the_last_features_in_a_ring(sizes: tuple[int, ...]) -> None
             pointer += 1
     assert torch.equal(queue.image, expected) and torch.equal(queue.text, expected)
     assert queue.pointer.item() == pointer % 8
+
+
+def test_texts_of_one_image_share_the_target_with_those_in_the_queue() -> None:
+    images, queue = torch.tensor([7, 9, 7]), torch.tensor([9, NO_IMAGE, 7])
+    shared = positives_of(3, queue, images)
+    third = 1 / 3
+    expected = [[third, 0, third, 0, 0, third], [0, 0.5, 0, 0.5, 0, 0], [third, 0, third, 0, 0, third]]
+    torch.testing.assert_close(shared, torch.tensor(expected))
+    assert torch.equal(positives_of(3, queue, None), torch.eye(3, 6))
+
+
+def retrieval_batch(module: Blip) -> Batch:
+    """Four pairs of three images: the last shows the first again."""
+    processor = module.processor.with_inputs(Inputs(image_ids=True))
+    first = page(0)
+    again = Document("again", (Turn("user", (first.pictures[0],)), Turn("assistant", ("another text",))))
+    samples = [processor.sample(document) for document in (first, page(1), page(2), again)]
+    return collate(samples, processor, units={PAIRS: 4})
+
+
+@torch.no_grad()
+def test_contrast_of_the_retrieval_model_is_the_released_one() -> None:
+    module = blip()
+    model, batch = module.network.eval(), retrieval_batch(module)
+    model.queue.images[:2] = batch.images[1]
+    encoded, targets, temperature = model.encode(batch), model.targets(batch), model.contrast.temperature
+    same = batch.images[:, None] == torch.cat([batch.images, model.queue.images])
+    labels = same / same.sum(dim=1, keepdim=True)
+    losses = []
+    for anchor, follower, others, queue in (
+        (encoded.image, targets.image, targets.text, model.queue.text),
+        (encoded.text, targets.text, targets.image, model.queue.image),
+    ):
+        table = torch.cat([others, queue]).T
+        soft = 0.4 * (follower @ table / temperature).softmax(dim=1) + 0.6 * labels
+        losses.append(-((anchor @ table / temperature).log_softmax(dim=1) * soft).sum(dim=1).sum())
+    objective = MomentumContrast(ramp=0)
+    assert objective(model, batch).item() == pytest.approx(sum(losses).item() / 2, rel=1e-5)
+    model.train()
+    objective(model, batch)
+    assert torch.equal(model.queue.images[:4], batch.images)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("all_ranks", [True, False])
+def test_negatives_of_the_retrieval_model_show_other_images(all_ranks: bool) -> None:
+    module = blip()
+    model, batch, objective = module.network.eval(), retrieval_batch(module), RetrievalMatching(all_ranks)
+    encoded = model.encode(batch)
+    candidates, images = objective.candidates(encoded, batch.images)
+    of_texts, of_images = retrieval_weights(model, encoded, candidates, images)
+    same = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]).bool()
+    similarity = encoded.image @ encoded.text.T / model.contrast.temperature
+    torch.testing.assert_close(of_images, similarity.softmax(dim=1).masked_fill(same, 0))
+    torch.testing.assert_close(of_texts, similarity.T.softmax(dim=1).masked_fill(same, 0))
+    negatives = (torch.tensor([1, 2, 3, 2]), torch.tensor([2, 0, 1, 1]))
+    loss = candidate_loss(model, encoded, candidates, *negatives)
+    assert loss.item() == pytest.approx(matching_loss(model, encoded, *negatives).item(), rel=1e-5)
+    assert objective(model, batch).isfinite()
+
+
+@torch.no_grad()
+def test_a_batch_of_one_image_still_has_negatives() -> None:
+    module = blip()
+    model, batch = module.network.eval(), retrieval_batch(module)
+    encoded, objective = model.encode(batch), RetrievalMatching()
+    candidates, images = objective.candidates(encoded, torch.zeros(4, dtype=torch.long))
+    assert all((weights > 0).all() for weights in retrieval_weights(model, encoded, candidates, images))
 
 
 def test_a_pair_is_never_its_own_negative_and_lost_pairs_are_none() -> None:

@@ -53,3 +53,9 @@ def test_only_the_pretraining_crops_a_fifth(recipe: RecipeCLI) -> None:
     scales = {stage.name: stage.inputs.augmentation.scale for stage in recipe.stages}
     assert scales == {"pretrain": (0.2, 1.0), "caption": (0.5, 1.0), "retrieval": (0.5, 1.0)}
     assert recipe.stages[2].starts_from == "pretrain"
+
+
+def test_the_retrieval_model_counts_all_texts_of_an_image_as_right(recipe: RecipeCLI) -> None:
+    numbers = {stage.name: recipe.model.processor_of(stage).image_ids for stage in recipe.stages}
+    assert numbers == {"pretrain": False, "caption": False, "retrieval": True}
+    assert recipe.stages[2].objectives.keys() == {"itc_finetune", "itm_finetune"}

@@ -41,6 +41,7 @@ ELSEWHERE = {  # recipe -> test that compares its parts with published integers
     **dict.fromkeys(("cogvlm", "cogagent"), "test_cog_params.py"),
     "fuyu": "test_fuyu.py",
     **dict.fromkeys(("mini_gemini", "mini_gemini_gemma", "mini_gemini_hd"), "test_mini_gemini.py"),
+    **dict.fromkeys(("minigpt4", "minigpt4_llama2"), "test_minigpt4.py"),
 }
 RECIPES = sorted(path for path in PAPER.glob("*.yaml") if path.stem not in ELSEWHERE)
 

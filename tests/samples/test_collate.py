@@ -1,18 +1,21 @@
 """Samples in a flat row do not see each other, and batches without images train like others."""
 
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from PIL import Image
 
+from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.prompts.text_to_text import TextToText
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.collate import collate, split_answer
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stream.maker import unlearnt
-from tests.tiny import decoder, document, xcomposer2
+from tests.tiny import Noise, decoder, document, xcomposer2
 
 RTOL = 1e-5  # fp32, sums in another order
 
@@ -49,6 +52,31 @@ def test_a_flat_row_gives_the_loss_and_gradients_of_single_samples():
         assert single[1][f"network.{name}.weight"].any()
     assert_same(gradients(module, [collate(samples[:3], processor), collate(samples[3:], processor)]), single)
     assert_same(gradients(module, [collate(samples, processor)]), single)
+
+
+def test_samples_of_one_picture_have_one_number_whatever_its_file() -> None:
+    processor = xcomposer2().processor
+    numbered = processor.with_inputs(Inputs(image_ids=True))
+
+    @dataclass(frozen=True)
+    class Copy:  # of the pixels, in another place
+        original: Noise
+        height: int = 20
+        width: int = 30
+
+        def read(self) -> Image.Image:
+            return self.original.read()
+
+    pictures = [Noise(1), Noise(2), Copy(Noise(1)), Noise(3)]
+    documents = [
+        Document(f"d{n}", (Turn("user", (of, "what?")), Turn("assistant", ("red",)))) for n, of in enumerate(pictures)
+    ]
+    samples = [numbered.sample(of) for of in documents]
+    samples[3] = replace(samples[3], lost=True)
+    images = collate(samples, numbered).images.tolist()
+    assert images[0] == images[2] != images[1] and min(images[:3]) >= 0 and images[3] == -1
+    assert collate([], numbered).images.tolist() == [-1]
+    assert collate(samples, processor).images is None
 
 
 def test_what_stands_beside_a_sample_in_its_row_does_not_reach_it():

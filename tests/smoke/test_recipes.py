@@ -24,7 +24,7 @@ from lit_mm.commands.trained import open_trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LLAVA = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
-RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "instructblip")
+RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "minigpt4", "instructblip")
 
 
 SIDES = {"size": 28, "tile": 28, "window": 28}  # pixels
@@ -60,6 +60,9 @@ def tiny(recipe: str) -> dict[str, Any]:
         data["heldout_source"]["init_args"]["count"] = 9
         for member in data["sources"] + config["stages"][1]["data"]["sources"]:
             member["source"]["init_args"]["count"] = 12
+    elif recipe == "minigpt4":
+        model["connector"]["init_args"].update(queries=4, width=16, layers=2, ffn_width=24)
+        model["image_size"] = 28
     elif recipe == "recombined":
         model["injection"]["init_args"]["rank"] = 2
     elif recipe == "instructblip":

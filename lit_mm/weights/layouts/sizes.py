@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +11,15 @@ from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig, T5Config
 
 from lit_mm.errors import UserError
 from lit_mm.weights.layouts.layout import Config, Described
+from lit_mm.weights.stream import Stored
 
 CLIP_HEAD = 64  # width of an attention head in every published CLIP
+EVA_HEAD, EVA_RATIO = 88, 4.3637  # of EVA ViT-g: width of an attention head; feed-forward width / width
+QFORMER_HEAD = 64  # width of an attention head in BERT
 DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig}
+EVA_PATCHES, QUERIES = "patch_embed.proj.weight", "query_tokens"
+EVA_BLOCK = re.compile(r"blocks\.(\d+)\.")
+QLAYER = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.(crossattention\.)?")
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken")
 
@@ -133,6 +140,48 @@ def clip_part(described: Described, select_layer: int, drop_cls: bool = True) ->
         "drop_cls": drop_cls,
     }
     return {"class_path": "lit_mm.vision.vit.ViT", "init_args": sizes}
+
+
+def eva_part(stored: Mapping[str, Stored], *, cut: bool, drop_cls: bool = False) -> Config:
+    """Build the `vision` section of EVA ViT-g, whose last block is not read. The number of heads is the published one.
+
+    Args:
+        stored: shapes of the encoder's tensors under the names of its authors.
+        cut: True if the last block is not in the files.
+        drop_cls: True for an encoder without its class token.
+    """
+    width, _, patch, _ = stored[EVA_PATCHES].shape
+    ffn = stored["blocks.0.mlp.fc1.weight"].shape[0]
+    blocks = 1 + max(int(match[1]) for name in stored if (match := EVA_BLOCK.match(name)))
+    return component(
+        "lit_mm.vision.timm_encoder.TimmEncoder",
+        name="eva_giant_patch14_clip_224",
+        image_size=math.isqrt(stored["pos_embed"].shape[1] - 1) * patch,
+        select_layer=-2,
+        drop_cls=drop_cls,
+        overrides={
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": blocks + cut,
+            "num_heads": width // EVA_HEAD,
+            "mlp_ratio": EVA_RATIO if int(width * EVA_RATIO) == ffn else ffn / width,
+        },
+    )
+
+
+def qformer_sizes(stored: Mapping[str, Stored]) -> Config:
+    """Return the arguments of a `QFormer` for tensors in the names of LAVIS; heads have the width of BERT's."""
+    _, queries, width = stored[QUERIES].shape
+    matches = [match for name in stored if (match := QLAYER.match(name))]
+    layers = 1 + max(int(match[1]) for match in matches)
+    return {
+        "queries": queries,
+        "width": width,
+        "layers": layers,
+        "heads": width // QFORMER_HEAD,
+        "ffn_width": stored["Qformer.bert.encoder.layer.0.intermediate_query.dense.weight"].shape[0],
+        "cross_every": layers // len({match[1] for match in matches if match[2]}),
+    }
 
 
 def component(class_path: str, **arguments: Any) -> Config:
