@@ -10,6 +10,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lit_mm.errors import UserError
+from lit_mm.language.long_rotary import KIND, LongRotary
 from lit_mm.language.protocol import Learnt
 from lit_mm.language.routed import Routing
 from lit_mm.language.state import DecoderState
@@ -18,7 +19,7 @@ from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
 from lit_mm.weights.agreement import Difference
 from lit_mm.weights.config_file import half_of, read_config
-from lit_mm.weights.config_tables import compare_settings
+from lit_mm.weights.config_tables import compare_settings, rope_kinds
 from lit_mm.weights.decoder_configs import limit_length, settings_of
 
 
@@ -38,7 +39,8 @@ class Pretrained(nn.Module):
     | internlm, internlm2, internlm3 | InternLM 1 to 3 |
     | opt, persimmon, phi3, smollm3 | OPT, Persimmon, Phi-3, SmolLM3 |
 
-    Letters: N samples, T positions of a flat row, S supervised ones, E width.
+    Letters: N samples, T positions of a flat row, S supervised ones, E width of embeddings and hidden states. OPT-350m
+    projects them to a larger width inside the decoder.
 
     Args:
         config: folder with a config.json, the file, a published name, or the numbers as a mapping with `model_type` and
@@ -75,24 +77,20 @@ class Pretrained(nn.Module):
         self.max_length = limit_length(settings)
         self.by_file = isinstance(config, str)
         values = settings.to_dict()
-        self.width: int = settings.hidden_size
         self.vocab_size: int = settings.vocab_size
         self.num_layers: int = settings.num_hidden_layers
         self.heads: int = settings.num_attention_heads
         self.kv_heads: int = values.get("num_key_value_heads") or self.heads
-        self.head_width: int = values.get("head_dim") or self.width // self.heads
+        self.head_width: int = values.get("head_dim") or settings.hidden_size // self.heads
         self.tie_embeddings: bool = settings.tie_word_embeddings
         self.softcap: float | None = values.get("final_logit_softcapping")
         self.weights = weights
         self.attention: Backend = attention
         self.routed = False  # a function that routes linears sets it
         self.lm = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)](settings)
-        self.text_width: int = self.lm.get_input_embeddings().embedding_dim
-        if self.text_width != self.width:
-            raise UserError(
-                f"Pretrained: {self.model_type} with embeddings of {self.text_width} channels and hidden states of "
-                f"{self.width} (`word_embed_proj_dim`, `hidden_size`) is not read; take a size where they are equal"
-            )
+        self.width: int = self.lm.get_input_embeddings().embedding_dim
+        if KIND in rope_kinds(settings):
+            self.decoder.rotary_emb = LongRotary(settings)
         self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         prepare_layers(self.lm, activation_checkpointing, compile)
 
@@ -100,6 +98,11 @@ class Pretrained(nn.Module):
     def decoder(self) -> nn.Module:
         """transformers' module of the decoder layers, which takes embeddings."""
         return dict(self.lm.model.named_children()).get("decoder", self.lm.model)
+
+    @property
+    def long_rotary(self) -> LongRotary | None:
+        """Rotary positions by the length of each sample; None for a decoder with the same ones for all."""
+        return next((part for part in self.decoder.children() if isinstance(part, LongRotary)), None)
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
@@ -161,6 +164,8 @@ class Pretrained(nn.Module):
         """
         mask, positions = state.extend()
         self._check_lengths(state.lengths)
+        if self.long_rotary is not None:
+            self.long_rotary.begin_step(state.lengths)
         return self.decoder(
             inputs_embeds=self.embed(tokens[:, None]),
             attention_mask=mask,
@@ -172,6 +177,8 @@ class Pretrained(nn.Module):
     def _read(self, embeds: Tensor, batch: Batch, cache: DynamicCache | None = None) -> BaseModelOutputWithPast:
         """Run the decoder layers over a flat row."""
         self._check_lengths(batch.lengths)
+        if self.long_rotary is not None:
+            self.long_rotary.begin_row(batch.lengths)
         options: dict[str, Any] = {}
         if self.routed and batch.views is not None:
             places = batch.visual if batch.routed is None else batch.routed

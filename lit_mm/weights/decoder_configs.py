@@ -66,6 +66,8 @@ def settings_of(numbers: Numbers, *, check_keys: bool) -> PretrainedConfig:
 def limit_length(settings: PretrainedConfig) -> int | None:
     """Return the most tokens of a sample; None means no limit. "dynamic" frequencies become the plain ones below it.
 
+    Those of "longrope" depend on each sample, see `lit_mm.language.long_rotary`.
+
     Raises:
         UserError: the rotary frequencies depend on the longest sample of a row.
     """
@@ -78,10 +80,10 @@ def limit_length(settings: PretrainedConfig) -> int | None:
         if kind == "dynamic":  # the frequencies change beyond this length only
             limit = settings.max_position_embeddings
             rope["rope_type"] = "default"
-        elif kind not in ROPES:
+        elif kind not in ROPES and (kind != "longrope" or rope is not ropes):
             raise UserError(
                 f"rotary positions of type {kind!r} depend on the longest sample of a row, so rows cannot "
-                f"be packed; types that can: {[*ROPES, 'dynamic']}"
+                f"be packed; types that can: {[*ROPES, 'dynamic', 'longrope']}"
             )
     return limit
 
