@@ -27,6 +27,7 @@ from lit_mm.layers.protocols import bounds_of
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.objectives.objective import Comparing, Objective, Timed
+from lit_mm.prompts.source import is_on_this_machine
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
 from lit_mm.stages.adapter import Adapter, After, adapter_part
@@ -181,14 +182,35 @@ class MultimodalModule(L.LightningModule):
         return self._parts.only(self.parts_read(stage))
 
     def check_recipe(self, stages: list[Stage]) -> None:
-        """Refuse stages that this model cannot run.
+        """Refuse stages that this model cannot run, and parts that do not fit their published files on this machine.
 
         Raises:
-            UserError: see `lit_mm.stages.stage.check_recipe` and `parts_read`.
+            UserError: see `lit_mm.stages.stage.check_recipe`, `parts_read`, `check_vocabulary` and
+                `lit_mm.checkpoints.origins.Origins.check_configs`.
         """
         check_recipe(stages, self.parts(), self.objectives)
         for stage in stages:
             self.parts_read(stage)
+        self.origins.check_configs()
+        if self.processor is not None and is_on_this_machine(self.processor.tokenizer):
+            self.check_vocabulary()
+
+    def check_vocabulary(self) -> None:
+        """Refuse a tokenizer with ids that the language model has no embeddings for; this reads the tokenizer's files.
+
+        Raises:
+            UserError: an id is too large, or the files cannot be read.
+        """
+        network = self.network
+        if self.processor is None or not isinstance(network, MultimodalModel):
+            return
+        tokens, rows = self.processor.tokenizer.size, network.language.vocab_size
+        if tokens > rows:
+            raise UserError(
+                f"model.init_args: the tokenizer has {tokens} entries, the language model embeddings for {rows} "
+                "(`vocab_size`). Take the tokenizer of the language model's weights, or set `vocab_size` to at least "
+                f"{tokens} for a new language model"
+            )
 
     def load_pretrained(self, parts: Collection[str] | None = None) -> None:
         """Load published weights, which constructors never do; see `lit_mm.checkpoints.origins.Origins.load`."""

@@ -594,3 +594,24 @@ def test_a_complaint_that_is_not_known_keeps_its_first_lines() -> None:
         explain('Parser key "data":\n  one\n  two\n  three\n  four', Entry({}, COMMAND_LINE), [])
         == "data: one\n  two\n  three"
     )
+
+
+# --- published files -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", ["describe", "fit"])
+def test_weights_of_another_model_are_refused_before_they_are_read(mistake: Mistake, command: str) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {"intermediate_size": 32, "vocab_size": 512, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
+    Path("weights").mkdir()
+    Path("weights/config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    config = written(with_key("model.init_args.language.init_args.weights", "llama:weights"))
+    message = mistake(command, "--config", config)
+    assert "'weights/config.json'" in message and "rope_theta is 500000.0 there and 10000.0 in the recipe" in message
+    assert message.endswith("set model.init_args.language.init_args.rope_theta: 500000.0")
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("command", ["describe", "fit"])
+def test_a_tokenizer_with_more_entries_than_embeddings_is_refused(mistake: Mistake, command: str) -> None:
+    message = mistake(command, "--config", written(with_key("model.init_args.language.init_args.vocab_size", 500)))
+    assert "the tokenizer has 509 entries, the language model embeddings for 500 (`vocab_size`)" in message
+    assert len(message.splitlines()) == 1 and not Path("runs").exists()

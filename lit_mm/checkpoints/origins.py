@@ -11,7 +11,7 @@ from lit_mm.checkpoints.digests import digest
 from lit_mm.errors import UserError
 from lit_mm.layers.protocols import parts_within
 from lit_mm.stages.parts import Parts
-from lit_mm.weights.source import Published, is_added, load_part
+from lit_mm.weights.source import Published, arguments_of, check_local_config, is_added, load_part
 
 
 class Origins:
@@ -32,6 +32,15 @@ class Origins:
         self.unloaded: frozenset[str] = frozenset()
         self.digests: dict[str, dict[str, str]] = {}
 
+    def check_configs(self) -> None:
+        """Compare the parts with the config.json of their published weights, where it is on this machine.
+
+        Raises:
+            UserError: a number differs.
+        """
+        for part, path, module in self._published():
+            check_local_config(module, module.weights, part, path)
+
     def load(self, needed: Collection[str] | None = None) -> None:
         """Load the published weights of parts whose `weights` is set.
 
@@ -40,7 +49,7 @@ class Origins:
                 None means all parts.
         """
         published: dict[int, str] = {}  # id of a parameter -> origin
-        for module in self._published().values():
+        for _, _, module in self._published():
             published |= {id(p): module.weights for name, p in module.named_parameters() if not is_added(name)}
         parameters = self._parts.parameters()
         self.by_part = {
@@ -130,21 +139,24 @@ class Origins:
     def _load_children(self, parts: Collection[str]) -> None:
         """Load the published weights of every child of the network that holds one of these parts."""
         together = self._parts.together_with(parts)
-        for part, module in self._published().items():
+        for part, path, module in self._published():
             if part in together:
-                load_part(module, module.weights, part)
+                load_part(module, module.weights, part, path)
 
-    def _published(self) -> dict[str, Published]:
-        """Part -> module with published weights: a child of the network, or a module directly inside a child."""
-        modules: dict[str, Published] = {}
+    def _published(self) -> list[tuple[str, str, Published]]:
+        """Modules with published weights, which are children of the network or directly inside a child.
+
+        Each comes with its part, and with the path of its arguments in a recipe.
+        """
+        modules: list[tuple[str, str, Published]] = []
         for part, child in self._parts.modules().items():
             if is_published(child):
-                modules[part] = child
+                modules.append((part, arguments_of(part), child))
                 continue
             within = parts_within(child)
             for name, module in child.named_children():
                 if is_published(module):
-                    modules[within.get(name, part)] = module
+                    modules.append((within.get(name, part), arguments_of(part, name), module))
         return modules
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from lit_mm.language.state import DecoderState, MemoryState
 from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_tables import compare_llama
 
 
 class Llama(nn.Module):
@@ -76,7 +78,7 @@ class Llama(nn.Module):
             )
         self.width, self.num_layers, self.vocab_size = width, layers, vocab_size
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width or width // heads
-        self.tie_embeddings = tie_embeddings
+        self.tie_embeddings, self.attention_bias = tie_embeddings, attention_bias
         self.weights = weights
         self.attention: Backend = attention
         self.routed = False  # a function that routes linears (`apply_partial_lora`) sets it
@@ -113,6 +115,24 @@ class Llama(nn.Module):
     def decoder_layers(self) -> nn.ModuleList:
         """transformers' decoder layers, each with `self_attn` and `mlp`."""
         return self.lm.model.layers
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
+        settings = self.lm.config
+        numbers = {
+            "width": self.width,
+            "layers": self.num_layers,
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "head_width": self.head_width,
+            "ffn_width": settings.intermediate_size,
+            "vocab_size": self.vocab_size,
+            "rope_theta": settings.rope_parameters["rope_theta"],
+            "norm_eps": settings.rms_norm_eps,
+            "attention_bias": self.attention_bias,
+            "tie_embeddings": self.tie_embeddings,
+        }
+        return compare_llama(config, numbers, settings.max_position_embeddings)
 
     def restore_buffers(self) -> None:
         """Recompute the rotary frequencies, which no checkpoint holds; needed after a build on the meta device."""

@@ -6,35 +6,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, DynamicCache, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lit_mm.errors import UserError
+from lit_mm.language.long_rotary import KIND, LongRotary
 from lit_mm.language.protocol import Learnt
 from lit_mm.language.routed import Routing
 from lit_mm.language.state import DecoderState
 from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
-from lit_mm.weights.config_file import read_config
-
-DECODERS = (
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "llama",
-    "mistral",
-    "mixtral",
-    "opt",
-    "persimmon",
-    "phi3",
-    "qwen2",
-    "qwen3",
-    "smollm3",
-)
-RENAMED = ("internlm2", "qwen")  # published with code of their own; other classes of transformers compute the same
-OLD_KEYS = ("rope_theta", "rope_scaling", "partial_rotary_factor", "architectures", "torch_dtype", "dtype")
-ROPES = ("default", "linear", "llama3", "yarn")  # kinds whose frequencies do not depend on the length of the row
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_file import half_of, read_config
+from lit_mm.weights.config_tables import compare_settings, rope_kinds
+from lit_mm.weights.decoder_configs import limit_length, settings_of
 
 
 class Pretrained(nn.Module):
@@ -50,13 +36,16 @@ class Pretrained(nn.Module):
     | mistral, mixtral | Mistral with its sliding window, Mixtral |
     | qwen, qwen2, qwen3 | Qwen 1, Qwen 2 and 2.5, Qwen 3 |
     | gemma, gemma2, gemma3_text, gemma3 | Gemma 1 to 3; of gemma3 the text half |
-    | internlm2, opt, persimmon, phi3, smollm3 | InternLM2, OPT, Persimmon, Phi-3, SmolLM3 |
+    | internlm, internlm2, internlm3 | InternLM 1 to 3 |
+    | opt, persimmon, phi3, smollm3 | OPT, Persimmon, Phi-3, SmolLM3 |
 
-    Letters: N samples, T positions of a flat row, S supervised ones, E width.
+    Letters: N samples, T positions of a flat row, S supervised ones, E width of embeddings and hidden states. OPT-350m
+    projects them to a larger width inside the decoder.
 
     Args:
         config: folder with a config.json, the file, a published name, or the numbers as a mapping with `model_type` and
-            keys of a config.json, such as {model_type: qwen3, hidden_size: 2048}.
+            keys of a config.json, such as {model_type: qwen3, hidden_size: 2048}. Of a multimodal model the text half
+            is read.
         activation_checkpointing: tensors that each layer keeps for the backward pass, see `Llama`.
         weights: reference of a checkpoint, "transformers:<place>", which a later step loads explicitly; the constructor
             reads nothing but the config.
@@ -81,31 +70,27 @@ class Pretrained(nn.Module):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        numbers = dict(read_config(config) if isinstance(config, str) else config)
-        if numbers.get("model_type") == "gemma3":
-            numbers = numbers.get("text_config", {}) | {"model_type": "gemma3_text"}
+        numbers = half_of(read_config(config) if isinstance(config, str) else dict(config), "text_config")
         self.model_type = str(numbers.get("model_type"))
         settings = settings_of(numbers, check_keys=not isinstance(config, str))
+        settings._attn_implementation = NAME
         self.max_length = limit_length(settings)
+        self.by_file = isinstance(config, str)
         values = settings.to_dict()
-        self.width: int = settings.hidden_size
         self.vocab_size: int = settings.vocab_size
         self.num_layers: int = settings.num_hidden_layers
         self.heads: int = settings.num_attention_heads
         self.kv_heads: int = values.get("num_key_value_heads") or self.heads
-        self.head_width: int = values.get("head_dim") or self.width // self.heads
+        self.head_width: int = values.get("head_dim") or settings.hidden_size // self.heads
         self.tie_embeddings: bool = settings.tie_word_embeddings
         self.softcap: float | None = values.get("final_logit_softcapping")
         self.weights = weights
         self.attention: Backend = attention
         self.routed = False  # a function that routes linears sets it
         self.lm = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)](settings)
-        self.text_width: int = self.lm.get_input_embeddings().embedding_dim
-        if self.text_width != self.width:
-            raise UserError(
-                f"Pretrained: {self.model_type} with embeddings of {self.text_width} channels and hidden states of "
-                f"{self.width} (`word_embed_proj_dim`, `hidden_size`) is not read; take a size where they are equal"
-            )
+        self.width: int = self.lm.get_input_embeddings().embedding_dim
+        if KIND in rope_kinds(settings):
+            self.decoder.rotary_emb = LongRotary(settings)
         self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         prepare_layers(self.lm, activation_checkpointing, compile)
 
@@ -115,9 +100,18 @@ class Pretrained(nn.Module):
         return dict(self.lm.model.named_children()).get("decoder", self.lm.model)
 
     @property
+    def long_rotary(self) -> LongRotary | None:
+        """Rotary positions by the length of each sample; None for a decoder with the same ones for all."""
+        return next((part for part in self.decoder.children() if isinstance(part, LongRotary)), None)
+
+    @property
     def decoder_layers(self) -> nn.ModuleList:
         """transformers' decoder layers, each with `self_attn`."""
         return self.decoder.layers
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
+        return compare_settings(config, self.model_type, self.lm.config, by_file=self.by_file)
 
     def restore_buffers(self) -> None:
         """Recompute rotary frequencies and scales, which no checkpoint holds, after a build on the meta device."""
@@ -170,6 +164,8 @@ class Pretrained(nn.Module):
         """
         mask, positions = state.extend()
         self._check_lengths(state.lengths)
+        if self.long_rotary is not None:
+            self.long_rotary.begin_step(state.lengths)
         return self.decoder(
             inputs_embeds=self.embed(tokens[:, None]),
             attention_mask=mask,
@@ -181,6 +177,8 @@ class Pretrained(nn.Module):
     def _read(self, embeds: Tensor, batch: Batch, cache: DynamicCache | None = None) -> BaseModelOutputWithPast:
         """Run the decoder layers over a flat row."""
         self._check_lengths(batch.lengths)
+        if self.long_rotary is not None:
+            self.long_rotary.begin_row(batch.lengths)
         options: dict[str, Any] = {}
         if self.routed and batch.views is not None:
             places = batch.visual if batch.routed is None else batch.routed
@@ -200,100 +198,3 @@ class Pretrained(nn.Module):
                 f"Pretrained: {self.model_type} has positions for {self.max_length} tokens, a sample has "
                 f"{max(lengths)}. Set `max_length` of the inputs to {self.max_length} or less"
             )
-
-
-def settings_of(numbers: dict[str, Any], *, check_keys: bool) -> PretrainedConfig:
-    """Build the config of transformers for the numbers of a config.json.
-
-    Args:
-        numbers: the keys of a config.json.
-        check_keys: True refuses keys that the kind of decoder does not have.
-    Raises:
-        UserError: the decoder is not packed, a key is unknown, or a value is refused by transformers.
-    """
-    kind = numbers.get("model_type")
-    if kind not in DECODERS and kind not in RENAMED:
-        raise UserError(
-            f"Pretrained: `model_type` {kind!r} of the config is not among the decoders that read packed rows: "
-            f"{sorted((*DECODERS, *RENAMED))}. Name one of these"
-        )
-    if kind == "internlm2":
-        numbers = internlm2_numbers(numbers)
-    elif kind == "qwen":
-        numbers = qwen_numbers(numbers)
-    values = {key: value for key, value in numbers.items() if key not in ("model_type", "dtype", "torch_dtype")}
-    known = AutoConfig.for_model(numbers["model_type"]).to_dict().keys()
-    if check_keys and (unknown := sorted(values.keys() - known - set(OLD_KEYS))):
-        raise UserError(f"Pretrained: the config of a {kind} has no keys {unknown}; it has {sorted(known)}")
-    values |= {"use_cache": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # the processor's
-    try:
-        settings = AutoConfig.for_model(numbers["model_type"], **values, attn_implementation=NAME)
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"Pretrained: transformers refuses the config of this {kind}: {error}") from error
-    if settings.to_dict().get("use_bidirectional_attention"):
-        raise UserError(f"Pretrained: {kind} with `use_bidirectional_attention` is an encoder and is not read")
-    return settings
-
-
-def limit_length(settings: PretrainedConfig) -> int | None:
-    """Return the most tokens of a sample; None means no limit. "dynamic" frequencies become the plain ones below it.
-
-    Raises:
-        UserError: the rotary frequencies depend on the longest sample of a row.
-    """
-    if not settings.to_dict().get("rope_parameters"):
-        return settings.max_position_embeddings  # a table of learned positions
-    ropes = settings.rope_parameters
-    limit = None
-    for rope in ropes.values() if all(isinstance(value, dict) for value in ropes.values()) else [ropes]:
-        kind = rope.get("rope_type", "default")
-        if kind == "dynamic":  # the frequencies change beyond this length only
-            limit = settings.max_position_embeddings
-            rope["rope_type"] = "default"
-        elif kind not in ROPES:
-            raise UserError(
-                f"Pretrained: rotary positions of type {kind!r} depend on the longest sample of a row, so rows cannot "
-                f"be packed; types that can: {[*ROPES, 'dynamic']}"
-            )
-    return limit
-
-
-def internlm2_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Rename the config of InternLM2 to that of Llama, which computes the same."""
-    keys = (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "hidden_act",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "rope_theta",
-        "rope_scaling",
-        "tie_word_embeddings",
-    )
-    if numbers.get("bias"):
-        raise UserError("Pretrained: InternLM2 with `bias: true` is not read; the published ones have false")
-    return {key: numbers[key] for key in keys if key in numbers} | {"model_type": "llama"}
-
-
-def qwen_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Rename the config of Qwen 1 to that of Qwen 2 without shared heads, which computes the same.
-
-    Source: configuration_qwen.py of the release; its `intermediate_size` counts both halves of the feed-forward.
-    """
-    return {
-        "model_type": "qwen2",
-        "vocab_size": numbers["vocab_size"],
-        "hidden_size": numbers["hidden_size"],
-        "intermediate_size": numbers["intermediate_size"] // 2,
-        "num_hidden_layers": numbers["num_hidden_layers"],
-        "num_attention_heads": numbers["num_attention_heads"],
-        "num_key_value_heads": numbers["num_attention_heads"],
-        "max_position_embeddings": numbers.get("seq_length", 8192),
-        "rms_norm_eps": numbers.get("layer_norm_epsilon", 1e-6),
-        "rope_theta": numbers.get("rotary_emb_base", 10000.0),
-        "tie_word_embeddings": numbers.get("tie_word_embeddings", False),
-    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,12 @@ from lit_mm.layers.activations import prepare_layers
 from lit_mm.layers.attention import NAME, Segments, attention, segment_attention
 from lit_mm.layers.attention.segments import starts_of
 from lit_mm.samples.batch import Batch
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_file import read_config
+from lit_mm.weights.config_tables import compare_t5, t5_numbers, with_known_keys
+
+SIZES = ("width", "layers", "heads", "ffn_width", "vocab_size")
+DEFAULTS = {"buckets": 32, "max_distance": 128, "norm_eps": 1e-6, "start_id": 0}
 
 
 class T5RowAttention(nn.Module):
@@ -113,25 +119,32 @@ class T5(nn.Module):
     Letters: N samples, S positions of the encoded row, T positions of the target's row, E width.
 
     Args:
-        width: E, width of the hidden states.
+        width: E, width of the hidden states; None, here and below, takes the number of `config`.
         layers: number of encoder layers.
         heads: number of attention heads.
         ffn_width: hidden width of the gated feed-forward.
         vocab_size: number of token ids.
-        decoder_layers: number of decoder layers; None means as many as the encoder has.
-        head_width: width of one head; None means width / heads. With a value, heads need not divide the width.
+        decoder_layers: number of decoder layers; None without a `config` means as many as the encoder has.
+        head_width: width of one head; None without a `config` means width / heads. With a value, heads need not divide
+            the width.
         dropout: probability of dropout in all places where T5 has it, with attention weights. Published: 0.1.
         activation: activation of the gate. T5 has "gelu_new", the tanh approximation; BLIP-2 and InstructBLIP run T5
             with the exact "gelu".
         buckets: number of buckets of relative distances; the encoder uses half for earlier and half for later tokens.
-        max_distance: least distance that falls into the last bucket, tokens.
-        norm_eps: epsilon of the RMS norms.
-        start_id: id of the decoder's first token; the padding token in every published T5.
+            None without a `config` means 32.
+        max_distance: least distance that falls into the last bucket, tokens. None without a `config` means 128.
+        norm_eps: epsilon of the RMS norms. None without a `config` means 1e-6.
+        start_id: id of the decoder's first token; the padding token in every published T5. None without a `config`
+            means 0.
         activation_checkpointing: "full" recomputes each layer in the backward pass, in training without a cache; "none"
             keeps its activations.
-        weights: reference of a checkpoint, which a later step loads explicitly; the constructor reads nothing.
+        weights: reference of a checkpoint, which a later step loads explicitly; the constructor reads nothing but the
+            config.
+        config: folder with a config.json, the file, a published name, or the keys of a config.json as a mapping with
+            `model_type`. None: the numbers are those above.
     Raises:
-        UserError: heads do not divide the width, `buckets` is no multiple of 4, or `max_distance` is too small.
+        UserError: heads do not divide the width, `buckets` is no multiple of 4, `max_distance` is too small, a size is
+            missing, the config is not that of a T5 v1.1, or a number differs from it.
     Source: arXiv:2002.05202 (gated GELU), arXiv:1910.10683 (T5), T5 v1.1's release notes (untied projection).
     """
 
@@ -139,35 +152,68 @@ class T5(nn.Module):
 
     def __init__(
         self,
+        width: int | None = None,
+        layers: int | None = None,
+        heads: int | None = None,
+        ffn_width: int | None = None,
+        vocab_size: int | None = None,
+        decoder_layers: int | None = None,
+        head_width: int | None = None,
+        dropout: float = 0.0,
+        activation: Literal["gelu_new", "gelu"] = "gelu_new",
+        buckets: int | None = None,
+        max_distance: int | None = None,
+        norm_eps: float | None = None,
+        start_id: int | None = None,
+        activation_checkpointing: Literal["none", "full"] = "none",
+        weights: str | None = None,
+        config: str | dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        arguments = {
+            "width": width,
+            "layers": layers,
+            "heads": heads,
+            "ffn_width": ffn_width,
+            "vocab_size": vocab_size,
+            "decoder_layers": decoder_layers,
+            "head_width": head_width,
+            "buckets": buckets,
+            "max_distance": max_distance,
+            "norm_eps": norm_eps,
+            "start_id": start_id,
+        }
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        self.numbers = numbers_of(arguments, config)
+        self._build(**self.numbers, dropout=dropout, activation=activation)
+        self.weights = weights
+        self.activation_checkpointing = activation_checkpointing
+        prepare_layers(self.lm, activation_checkpointing)
+
+    def _build(
+        self,
         width: int,
         layers: int,
         heads: int,
         ffn_width: int,
         vocab_size: int,
-        decoder_layers: int | None = None,
-        head_width: int | None = None,
-        dropout: float = 0.0,
-        activation: Literal["gelu_new", "gelu"] = "gelu_new",
-        buckets: int = 32,
-        max_distance: int = 128,
-        norm_eps: float = 1e-6,
-        start_id: int = 0,
-        activation_checkpointing: Literal["none", "full"] = "none",
-        weights: str | None = None,
+        decoder_layers: int,
+        head_width: int,
+        buckets: int,
+        max_distance: int,
+        norm_eps: float,
+        start_id: int,
+        dropout: float,
+        activation: str,
     ) -> None:
-        super().__init__()
-        if head_width is None and width % heads:
-            raise UserError(f"T5: without `head_width`, `heads` must divide `width`, got {width=}, {heads=}")
         if buckets % 4 or buckets < 4 or max_distance <= buckets // 2:
             raise UserError(
                 "T5: `buckets` is a multiple of 4 and `max_distance` more than half of it, "
                 f"got {buckets=}, {max_distance=}"
             )
-        self.width, self.vocab_size, self.heads = width, vocab_size, heads
-        self.num_layers, self.num_decoder_layers = layers, layers if decoder_layers is None else decoder_layers
-        self.head_width = head_width or width // heads
+        self.width, self.vocab_size, self.heads, self.head_width = width, vocab_size, heads, head_width
+        self.num_layers, self.num_decoder_layers = layers, decoder_layers
         self.start_id = start_id
-        self.weights = weights
         config = T5Config(
             d_model=width,
             d_kv=self.head_width,
@@ -198,8 +244,10 @@ class T5(nn.Module):
                 block.layer[0].SelfAttention = T5RowAttention(block.layer[0].SelfAttention)
                 if stack.is_decoder:
                     block.layer[1].EncDecAttention = T5RowAttention(block.layer[1].EncDecAttention)
-        self.activation_checkpointing = activation_checkpointing
-        prepare_layers(self.lm, activation_checkpointing)
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
+        return compare_t5(config, self.numbers)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed token ids [...] as text embeddings [..., E], the same for encoder and decoder."""
@@ -272,3 +320,28 @@ class T5(nn.Module):
             segments=segments,
             cross_segments=Segments(segments.lengths, batch.lengths, causal=False, device=encoded.device),
         ).last_hidden_state
+
+
+def numbers_of(arguments: dict[str, Any], config: str | dict[str, Any] | None) -> dict[str, Any]:
+    """Complete the numbers of a T5 from its config, or by the defaults.
+
+    Args:
+        arguments: argument of `T5` -> its value, for arguments that are set.
+        config: see `T5`.
+    Raises:
+        UserError: a size is missing, heads do not divide the width, or a number differs from the config.
+    """
+    if config is not None:
+        published = read_config(config) if isinstance(config, str) else with_known_keys(config)
+        if differences := compare_t5(published, arguments):
+            raise UserError(f"T5: {differences[0].described('init_args')}")
+        return t5_numbers(published)
+    if missing := [name for name in SIZES if name not in arguments]:
+        raise UserError(f"T5: without a `config`, {', '.join(f'`{name}`' for name in missing)} must be set")
+    if "head_width" not in arguments and arguments["width"] % arguments["heads"]:
+        raise UserError(
+            "T5: without `head_width`, `heads` must divide `width`, "
+            f"got width={arguments['width']}, heads={arguments['heads']}"
+        )
+    derived = {"decoder_layers": arguments["layers"], "head_width": arguments["width"] // arguments["heads"]}
+    return DEFAULTS | derived | arguments

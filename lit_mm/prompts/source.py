@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mm.assets import NANO_TOKENIZER
+from lit_mm.prompts.files import FILES
 from lit_mm.prompts.tokenizer import Tokenizer
 
 SUFFIXES = (".json", ".model", ".tiktoken")  # suffixes of files, which no published name has
@@ -24,6 +25,19 @@ def load_tokenizer(reference: str) -> Tokenizer:
     path = Path(reference).expanduser()
     is_path = path.exists() or path.is_absolute() or path.suffix in SUFFIXES or reference.startswith((".", "~"))
     return Tokenizer.from_pretrained(path) if is_path else PublishedTokenizer(reference)
+
+
+def is_on_this_machine(tokenizer: Tokenizer | PublishedTokenizer) -> bool:
+    """True for a tokenizer that is read without a download."""
+    if not isinstance(tokenizer, PublishedTokenizer):
+        return True
+    from huggingface_hub import snapshot_download  # imported late: only published names need it
+
+    try:
+        snapshot_download(tokenizer.name, allow_patterns=list(FILES), local_files_only=True)
+    except (OSError, ValueError):  # the cache has no such name
+        return False
+    return True
 
 
 class PublishedTokenizer:

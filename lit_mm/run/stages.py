@@ -41,6 +41,7 @@ def run_stages(
         other_data: True allows a stage to resume on data that differ from those of its checkpoint.
     """
     module.check_recipe(stages)
+    module.check_vocabulary()
     adapters = adapters_of(stages)
     origin_of = branches(stages)
     ends: dict[str, Path] = {}  # stage -> the checkpoint of its end

@@ -21,9 +21,13 @@ from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.protocol import VisionEncoder
 from lit_mm.vision.vit import as_strip
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_tables import compare_timm, compare_vision
 
 # V views, N patches, D width, C class and register tokens, P positions: C + N
 
+# Classes of activations in timm -> names in a config.json
+ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu"}
 HEADS = ("head.", "head_dist.", "fc_norm.", "attn_pool.")  # modules behind the features; they are never built
 
 
@@ -127,6 +131,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
         widths = [info["num_chs"] for info in model.feature_info]
         model.prune_intermediate_layers([index], prune_norm=not norm)
         self.name, self.model, self.index, self.norm, self.pyramid = name, model, index, norm, pyramid
+        self.overrides = dict(overrides or {})
         self.width = sum(widths) if pyramid else widths[index]
         self.image_size = image_size or _published_size(model, name)
         self.any_size, self.drop_cls = any_size, drop_cls
@@ -161,6 +166,31 @@ class TimmEncoder(nn.Module, VisionEncoder):
     def layer_of(self, parameter_name: str) -> int:
         """Depth of a parameter, for layer-wise learning rates: 0 = embeddings, i + 1 = block i and what follows it."""
         return self.depths[parameter_name.removeprefix("model.")]
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`.
+
+        timm's own config has the name of the model. That of a transformer has its sizes.
+        """
+        size = "image_size" if self.position_size is None else "position_size"
+        sizes = {size: self.position_size or self.image_size}
+        if "architecture" in config:
+            constants = {"mean": list(self.mean), "std": list(self.std)}
+            has_table = isinstance(self.model, (Eva, VisionTransformer)) and self.model.pos_embed is not None
+            return compare_timm(config, self.name, self.overrides, constants | (sizes if has_table else {}))
+        if not isinstance(self.model, (Eva, VisionTransformer)):
+            return []
+        first = self.model.blocks[0]
+        activation = type(first.mlp.act).__name__
+        numbers = sizes | {
+            "width": self.width,
+            "heads": first.attn.num_heads,
+            "patch": self.patch_grid.patch,
+            "activation": ACTIVATIONS.get(activation, activation),
+            "eps": first.norm1.eps,
+        }
+        fixed = numbers.keys() - sizes.keys()
+        return compare_vision(config, numbers, size, advice=dict.fromkeys(fixed, "take another `name`"))
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
         """Fit a checkpoint to this encoder, in place; `load_strict` calls it.

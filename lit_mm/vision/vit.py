@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from lit_mm.layers.position import resize_grid
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
 from lit_mm.vision.protocol import VisionEncoder
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_tables import compare_vision
 
 # V views, N patches, D width, P positions: N + 1, the class token first, or N without one; H heads
 
@@ -130,7 +133,7 @@ class ViT(nn.Module, VisionEncoder):
         self.returns_class_token = class_token and not drop_cls
         self.activation_checkpointing, self.compiled = activation_checkpointing, compile
         self.any_size = any_size
-        self.heads = heads
+        self.heads, self.activation, self.eps = heads, activation, eps
         self.patch_grid = PatchGrid(patch, "ViT")
         self.grid = self.token_grid((image_size, image_size))
         if position_size is not None:
@@ -140,8 +143,10 @@ class ViT(nn.Module, VisionEncoder):
         length = int(class_token) + self.grid[0] * self.grid[1]
         self.positions = nn.Parameter(torch.randn(length, width) * width**-0.5)
         self.pre_norm = nn.LayerNorm(width, eps=eps)
-        hidden = round(width * mlp_ratio) if ffn_width is None else ffn_width
-        self.blocks = nn.ModuleList(Block(width, heads, hidden, activation, eps) for _ in range(self.num_layers))
+        self.ffn_width = round(width * mlp_ratio) if ffn_width is None else ffn_width
+        self.blocks = nn.ModuleList(
+            Block(width, heads, self.ffn_width, activation, eps) for _ in range(self.num_layers)
+        )
         prepare_layers(self, activation_checkpointing, compile)
         self.reset_parameters()
 
@@ -168,6 +173,22 @@ class ViT(nn.Module, VisionEncoder):
         """Depth of a parameter, for layer-wise learning rates: 0 = embeddings and pre-norm, i + 1 = block i."""
         head, _, rest = parameter_name.partition(".")
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
+        size = "image_size" if self.position_size is None else "position_size"
+        numbers = {
+            "model_type": "clip_vision_model",
+            size: self.position_size or self.image_size,
+            "patch": self.patch,
+            "width": self.width,
+            "layers": self.published_layers,
+            "heads": self.heads,
+            "ffn_width": self.ffn_width,
+            "activation": self.activation,
+            "eps": self.eps,
+        }
+        return compare_vision(config, numbers, size)
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
         """Fit a checkpoint to this encoder, in place; `load_strict` calls it.

@@ -35,6 +35,31 @@ def read_config(place: str) -> dict[str, Any]:
     return config
 
 
+def half_of(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return the config of one half of a multimodal model; a config without such a half is returned as it is.
+
+    Args:
+        config: config.json of a published model.
+        key: "text_config" or "vision_config".
+    Raises:
+        UserError: transformers refuses the config.
+    """
+    from transformers import CONFIG_MAPPING  # imported late: the command line reads configs of other kinds, too
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING or key not in CONFIG_MAPPING[kind].sub_configs_defaults:
+        return config
+    try:
+        return CONFIG_MAPPING[kind](**without_type(config)).to_dict()[key]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
+
+
+def without_type(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config that its class in transformers takes."""
+    return {key: value for key, value in config.items() if key not in ("model_type", "dtype", "torch_dtype")}
+
+
 def _download(name: str) -> Path:
     from huggingface_hub import hf_hub_download  # imported late: only downloads need it
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from lit_mm.assets import NANO_WEIGHTS
 from lit_mm.errors import UserError
+from lit_mm.weights.agreement import check_config
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.blip2 import bert_to_connector, blip2_part, blip2_qformer
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
+from lit_mm.weights.config_file import CONFIG
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.decoders import decoder_to_pretrained
 from lit_mm.weights.fuyu import fuyu_parts
@@ -75,16 +77,20 @@ def is_added(name: str) -> bool:
     return any(added in f".{name}" for added in ADDED)
 
 
-def load_part(module: nn.Module, reference: str, part: str) -> None:
+def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> None:
     """Load published weights into a part.
+
+    The config.json of a folder is compared with the part before a tensor is read.
 
     Args:
         module: the part.
         reference: "nano:<name>" for a stored nano backbone, or "<map>:<place>" with a key map in `MAPS` and a file,
             a folder or a published name. Places joined by "+" are read together; the first that has a tensor gives it.
         part: name of the part, for error messages.
+        path: path of the part's arguments in a recipe, for error messages; "" means that of a part of the model.
     Raises:
-        UserError: the key map is unknown, the place does not exist, or names or shapes differ from those of the part.
+        UserError: the key map is unknown, the place does not exist, the config.json, or names or shapes of tensors
+            differ from those of the part.
     """
     kind, _, place = reference.partition(":")
     if kind == "nano":
@@ -95,15 +101,41 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
             f"weights {reference!r} of part {part!r}: expected <map>:<place> with a map out of "
             f"{['nano', *MAPS]}, such as clip:openai/clip-vit-large-patch14-336"
         )
-    _fill(module, MAPS[kind](_read(place), module))
-
-
-def _read(place: str) -> State:
-    """Read the tensors of a place, or of places joined by "+"."""
     state: State = {}
-    for single in [place] if Path(place).exists() else place.split("+"):
-        state = read_checkpoint(local_place(single)) | state
-    return state
+    for single in places_of(place):
+        folder = local_place(single)
+        check_config(module, folder, part, path or arguments_of(part))
+        state = read_checkpoint(folder) | state
+    _fill(module, MAPS[kind](state, module))
+
+
+def places_of(place: str) -> list[str]:
+    """Split places joined by "+"."""
+    return [place] if Path(place).exists() else place.split("+")
+
+
+def check_local_config(module: nn.Module, reference: str, part: str, path: str) -> None:
+    """Compare a part with the config.json of its weights if the file is on this machine; nothing is downloaded.
+
+    Args:
+        module, reference, part, path: see `load_part`.
+    Raises:
+        UserError: a number differs.
+    """
+    for place in places_of(reference.partition(":")[2]):
+        if not is_published_name(place):
+            check_config(module, Path(place), part, path)
+            continue
+        from huggingface_hub import try_to_load_from_cache  # imported late: only published names need it
+
+        file = try_to_load_from_cache(place, CONFIG)
+        if isinstance(file, str):
+            check_config(module, Path(file).parent, part, path)
+
+
+def arguments_of(*names: str) -> str:
+    """Return the path of a part's arguments in a recipe: the name of the part, behind those of the parts around it."""
+    return ".".join(["model", *(f"init_args.{name}" for name in names), "init_args"])
 
 
 def _fill(module: nn.Module, state: State) -> None:
@@ -112,9 +144,14 @@ def _fill(module: nn.Module, state: State) -> None:
     load_strict(module, {wrapped.get(name, name): value for name, value in state.items()}, allow_missing=ADDED)
 
 
+def is_published_name(place: str) -> bool:
+    """True for OWNER/NAME that is no local path."""
+    return not Path(place).exists() and place.count("/") == 1 and not place.startswith((".", "/", "~"))
+
+
 def local_place(place: str) -> Path:
     """Return a local path unchanged; download a published name and return its folder."""
-    if Path(place).exists() or place.count("/") != 1 or place.startswith((".", "/", "~")):
+    if not is_published_name(place):
         return Path(place)
     from huggingface_hub import snapshot_download  # imported late: only downloads need it
 

@@ -48,6 +48,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gemma3_text": {**GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
     "phi3": {},
     "smollm3": {},
+    "internlm3": {"head_dim": 8},
     "persimmon": {"qk_layernorm": True, "num_key_value_heads": None},
     "opt": {
         "ffn_dim": 48,
@@ -56,7 +57,18 @@ KINDS: dict[str, dict[str, Any]] = {
         "intermediate_size": None,
         "num_key_value_heads": None,
     },
+    "opt_350m": {
+        "model_type": "opt",
+        "ffn_dim": 48,
+        "word_embed_proj_dim": 16,
+        "do_layer_norm_before": False,
+        "dropout": 0.0,
+        "intermediate_size": None,
+        "num_key_value_heads": None,
+    },
 }
+FACTORS = {"short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 4.0, 8.0]}
+LONG = {"rope_type": "longrope", "rope_theta": 1e2, **FACTORS}
 
 
 def config_of(kind: str) -> dict[str, Any]:
@@ -139,10 +151,47 @@ def test_configs_that_cannot_be_read_are_refused_by_name(config: dict[str, Any],
 
 
 def test_frequencies_that_depend_on_the_row_are_refused() -> None:
-    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 32, **factors}
+    ropes = {"sliding_attention": {"rope_theta": 1e4}, "full_attention": {"rope_type": "dynamic", "factor": 2.0}}
+    assert Pretrained(config_of("gemma3_text") | {"rope_parameters": ropes}).max_length == 64
+    ropes["full_attention"] = LONG | {"original_max_position_embeddings": 32}
     with pytest.raises(UserError, match="longrope"):
-        Pretrained(config_of("phi3") | {"rope_parameters": rope})
+        Pretrained(config_of("gemma3_text") | {"rope_parameters": ropes})
+
+
+def long_phi3(**options: Any) -> Pretrained:
+    """A Phi-3 whose frequencies change behind five tokens."""
+    torch.manual_seed(0)
+    config = config_of("phi3") | {"rope_parameters": LONG, "original_max_position_embeddings": 5}
+    language = Pretrained(config, **options).eval()
+    for parameter in language.parameters():
+        torch.nn.init.normal_(parameter, mean=float(parameter.ndim == 1), std=0.2)
+    return language
+
+
+@torch.inference_mode()
+def test_long_and_short_samples_of_a_row_have_the_frequencies_that_they_have_alone() -> None:
+    language, samples = long_phi3(), draw(9, 5, 7)
+    theirs = reference(language)
+    alone = [theirs(input_ids=ids[None]).logits[0] for ids in samples]
+    torch.testing.assert_close(logits(language, samples), torch.cat(alone), rtol=0, atol=ATOL)
+    batch = flat([ids[:-3] for ids in samples[:2]])
+    hidden, state = language.begin(language.embed(batch.ids), batch)
+    for step in range(3):
+        expected = torch.stack([of[len(of) - 4 + step] for of in alone[:2]])
+        torch.testing.assert_close(language.logits(hidden), expected, rtol=0, atol=ATOL)
+        hidden = language.step(torch.stack([ids[len(ids) - 3 + step] for ids in samples[:2]]), state)
+    with pytest.raises(UserError, match="grows beyond 5 tokens"):  # the second sample has five
+        language.step(torch.tensor([1, 1]), state)
+
+
+@torch.inference_mode()
+def test_frequencies_by_length_come_to_life_from_the_meta_device(tmp_path: Path) -> None:
+    language, samples = long_phi3(), draw(9, 5)
+    reference(language).save_pretrained(tmp_path)
+    with torch.device("meta"):
+        empty = Pretrained(str(tmp_path)).eval()
+    load_part(empty, f"transformers:{tmp_path}", "language")
+    assert torch.equal(logits(empty, samples), logits(language, samples))
 
 
 def test_samples_longer_than_a_table_of_positions_are_refused() -> None:
@@ -161,7 +210,8 @@ def test_internlm2_and_qwen_are_read_by_their_config(tmp_path: Path) -> None:
         "bias": False,
     }
     qwen = numbers | {"model_type": "qwen", "seq_length": 64, "layer_norm_epsilon": 1e-6, "rotary_emb_base": 1e4}
-    for config, biases, ffn_width, limit in ((internlm2, 0, 48, 64), (qwen, 3, 24, None)):
+    internlm = numbers | {"model_type": "internlm", "rotary": {"base": 1e4, "type": "dynamic"}, "bias": True}
+    for config, biases, ffn_width, limit in ((internlm2, 0, 48, 64), (internlm, 4, 48, 64), (qwen, 3, 24, None)):
         (tmp_path / "config.json").write_text(json.dumps(config))
         language = Pretrained(str(tmp_path))
         layer = language.decoder_layers[0]
