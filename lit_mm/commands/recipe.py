@@ -167,6 +167,7 @@ class RecipeCLI(LightningCLI):
         build: True makes the model, False only checks its arguments.
         options: options of the command, which are candidates for a misspelt one.
         with_data: False opens no data, for a command that needs none.
+        entries: the parsed config with files and lines, for messages; None for a config that is not in a file.
 
     `--allow PACKAGE` on the command line lets the config name classes of another package.
 
@@ -182,12 +183,15 @@ class RecipeCLI(LightningCLI):
         build: bool = True,
         options: Sequence[str] = (),
         with_data: bool = True,
+        entries: Entry | None = None,
     ) -> None:
         self.build, self.command_options, self.with_data = build, options, with_data
         if isinstance(arguments, Mapping):
             if not with_data:
                 arguments = {key: value for key, value in arguments.items() if key != "data"}
-            self.entries = config_of(arguments, label)
+            self.entries = entries or config_of(arguments, label)
+            if entries is not None:
+                refuse_old_keys([label], flow(entries))
         else:
             arguments = _stage_choice(without_allow(arguments))
             self.entries = Entry({}, COMMAND_LINE)
@@ -389,6 +393,7 @@ class RecipeCLI(LightningCLI):
         config["use_distributed_sampler"] = False
         config["strategy"] = fresh(config["strategy"])
         config |= {"max_time": None, "fast_dev_run": False}  # both belong to the whole run, see `fit`
+        config["log_every_n_steps"] = 1
         try:
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:

@@ -29,11 +29,11 @@ from lit_mm.run.agreement import agree
 MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|worker_start|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
     r"|trainer\.(callbacks|logger|profiler|max_time|log_every_n_steps|default_root_dir|detect_anomaly|enable_\w+)(\..*)?"
-    r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
+    r"|only|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
     r"|stages\.[\w-]+\.examine(\..*)?"
 )
 # Keys of data paths. They may differ if the checkpoint has digests of the data, which are then compared instead
-PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images)")
+PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images|places)")
 INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
 PLAIN = (bool, int, float, str)  # types of defaults that a config holds as they are
 ORIGIN = "init_from.json"  # record of the other run's checkpoint that a run starts from

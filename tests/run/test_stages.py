@@ -288,6 +288,7 @@ def begun(tmp_path) -> RunFolder:
         {"trainer__max_time": "00:01:00:00"},
         {"trainer__enable_progress_bar": False},
         {"trainer__log_every_n_steps": 7},
+        {"only": ["a"]},
     ],
 )
 def test_a_run_may_be_resumed_on_other_hardware(begun, change):
