@@ -67,6 +67,7 @@ ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem
 STAGE_PARTS = {"schedule": Schedule, "inputs.tiling": Tiling, "inputs.layout": Layout, "inputs.prompt": Prompt}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # precisions of a device and of DDP
 RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # keys of the launch
+MOST_SEED = 2**32 - 1  # of numpy
 REHEARSED_QUESTIONS = 2  # of every benchmark and source that a stage examines
 
 
@@ -96,6 +97,10 @@ def check_config(config: Entry) -> None:
             check_entry(entry, KEYS[key], (key,))
         elif key != "config":
             raise UserError(unknown_key(entry, key, sorted([*KEYS, "trainer"]), "a recipe", ()))
+    if (seed := config.keys.get("seed_everything")) is not None:
+        number = yaml.safe_load(flow(seed))
+        if isinstance(number, int) and not 0 <= number <= MOST_SEED:
+            raise UserError(f"{spoken(seed, ('seed_everything',))}: a seed is from 0 to {MOST_SEED}, got {number}")
     stages = config.keys.get("stages")
     if stages is None:
         return

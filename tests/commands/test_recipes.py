@@ -96,7 +96,7 @@ def test_the_wheel_has_all_modules_recipes_and_data_once(installed: Path) -> Non
 def test_from_a_wheel_a_recipe_trains_beside_files_of_the_user_with_the_same_names(
     installed: Path, program: list[str]
 ) -> None:
-    Path("lit_mm.callbacks.py").write_text(TRAP)
+    Path("callbacks.py").write_text(TRAP)
     Path("datamodules").mkdir()
     Path("datamodules/__init__.py").write_text(TRAP)
     words = ["fit", "--config", "xcomposer2", "--trainer.fast_dev_run", "true", "--track", "false"]

@@ -342,6 +342,13 @@ def test_a_folder_without_a_checkpoint_takes_any_config(tmp_path):
     assert not (tmp_path / "wandb_id").exists()  # another run
 
 
+@pytest.mark.parametrize("text", ["a: [", "", "- a", b"\xff\xfe".decode("latin-1")])
+def test_a_damaged_config_of_a_run_is_named_with_the_place_of_its_copy(begun, text):
+    (begun.path / "config.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"config.yaml' is damaged .* Each checkpoint of the run has a copy"):
+        begun.keep_config(config())
+
+
 def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = RunFolder.open(None, "tiny")
