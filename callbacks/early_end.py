@@ -20,9 +20,10 @@ ACCURACY = "accuracy/"
 class EarlyEnd(StepObserver):
     """Lets Lightning's EarlyStopping and ModelCheckpoint work per stage, and records a stage that ends early.
 
-    Metrics have the names of metrics.csv (`loss`, `tokens`, `lr_PART`) and `accuracy/overall`, `accuracy/SKILL`. A
-    callback that monitors an accuracy checks after each examination. EarlyStopping on another metric checks after each
-    optimizer step; ModelCheckpoint on another metric saves at its `every_n_train_steps`, or at the end of a stage.
+    Metrics have the names of metrics.csv (`loss`, `tokens`, `lr_PART`) and `accuracy/overall`, `accuracy/SKILL`, and
+    those that another callback logs with `pl_module.log` in every step. A callback that monitors an accuracy checks
+    after each examination. EarlyStopping on another metric checks after each optimizer step; ModelCheckpoint on another
+    metric saves at its `every_n_train_steps`, or at the end of a stage.
 
     A callback that sets `trainer.should_stop` finishes the stage: step and reason go into `module.ends`, and so into
     every later checkpoint; the next stage starts.
@@ -58,11 +59,8 @@ class EarlyEnd(StepObserver):
         names += [f"loss/{name}" for name in module.objectives] if len(module.objectives) > 1 else []
         names += [f"{ACCURACY}{name}" for examination in examinations for name in ("overall", *examination.skills)]
         for callback in monitors(callbacks_of(trainer)):
-            if callback.monitor not in names:
-                raise UserError(
-                    f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not "
-                    f"measured. There are {', '.join(names)}"
-                )
+            if callback.monitor not in names and not any(map(may_log, callbacks_of(trainer))):
+                raise unmeasured(callback, names)
             if callback.monitor.startswith(ACCURACY) and not any(each.every_n_steps for each in examinations):
                 raise UserError(
                     f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is measured "
@@ -86,6 +84,8 @@ class EarlyEnd(StepObserver):
         self.publish(trainer, {f"{ACCURACY}{name}": value for name, value in accuracy.items()})
         for callback in monitors(callbacks_of(trainer)):
             if accuracy or not (callback.monitor or "").startswith(ACCURACY):
+                if callback.monitor not in trainer.callback_metrics:
+                    raise unmeasured(callback, sorted(trainer.callback_metrics))
                 callback.on_validation_end(trainer, module)
         planned = module.total_steps
         if trainer.should_stop and trainer.global_step < planned:
@@ -104,6 +104,19 @@ def monitors(callbacks: Sequence[L.Callback]) -> list[EarlyStopping | ModelCheck
     """The callbacks that check a metric between the steps of a stage."""
     checking = [callback for callback in callbacks if isinstance(callback, (EarlyStopping, ModelCheckpoint))]
     return [callback for callback in checking if callback.monitor is not None]
+
+
+def may_log(callback: L.Callback) -> bool:
+    """True for a callback of a user's package, whose metrics are known when it has logged them."""
+    return type(callback).__module__.partition(".")[0] not in ("lightning", "lit_mm")
+
+
+def unmeasured(callback: EarlyStopping | ModelCheckpoint, names: Sequence[str]) -> UserError:
+    """Return the error about a callback that monitors none of the metrics `names`."""
+    return UserError(
+        f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not measured. There are "
+        f"{', '.join(names)}"
+    )
 
 
 def reason_of(callbacks: Sequence[L.Callback]) -> str:

@@ -27,8 +27,9 @@ class Interruption(StepObserver):
     It does so inside of a `with` block. Under nohup, which ignores SIGHUP, it stays ignored.
 
     While a stage trains, a signal on any rank ends the run after the current optimizer step: the reduction of that step
-    informs all ranks, which save one checkpoint of the step and raise `Interrupted`. At the last step of a stage, the
-    end of the stage saves and examines first. Outside training there is nothing to save, and the process ends at once.
+    informs all ranks, which save one checkpoint of the step and raise `Interrupted`. At the last step of a stage, also
+    of one that a callback ends there, the end of the stage saves and examines first. Outside training there is nothing
+    to save, and the process ends at once.
     A second Ctrl+C ends the process at once, without saving.
 
     This replaces Lightning's handlers, which save at any point of a step. It must follow `Checkpointing` in
@@ -98,7 +99,7 @@ class Interruption(StepObserver):
         return bool(self.received) or time.monotonic() > self.deadline
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        if step.stop and trainer.global_step < module.total_steps:
+        if step.stop and trainer.global_step < module.total_steps and not trainer.should_stop:
             self.checkpointing.save(trainer, module)
             self._leave(trainer, module)
 

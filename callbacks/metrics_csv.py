@@ -20,6 +20,8 @@ class MetricsCSV(StepObserver):
     The column `samples` is a digest of the ids of the step's samples: two runs with equal digests were trained on the
     same stream, however it was split.
 
+    What other callbacks log with `pl_module.log` gets columns behind these, from its first value on.
+
     This callback must precede the one that saves: a row then reaches the file before its step's checkpoint. A stage
     that resumes at step s removes the rows after s, so the file ends as if the run had never stopped.
 
@@ -41,7 +43,7 @@ class MetricsCSV(StepObserver):
         rates = [f"lr_{part}" for part in module.base_parts()]
         self.objectives = list(module.objectives) if len(module.objectives) > 1 else []
         losses = [f"loss/{name}" for name in self.objectives]
-        self.table = StepTable(self.path, [*COLUMNS, *losses, *rates], new=("samples",))
+        self.table = StepTable(self.path, [*COLUMNS, *losses, *rates], new=("samples",), grows=True)
         rows = self.table.restart(module.step)
         if self.earlier is None:
             self.earlier = rows[-1]["seconds"] if rows else 0.0
@@ -55,6 +57,7 @@ class MetricsCSV(StepObserver):
             return
         self.table.append(
             {
+                **{name: float(value) for name, value in trainer.logged_metrics.items()},
                 "step": step.number,
                 "stage": step.stage,
                 "loss": step.loss,

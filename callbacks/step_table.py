@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -23,18 +24,24 @@ class StepTable:
         columns: names of the columns, fixed for the whole run; the first is `step`.
         types: column -> type of its cells; other columns contain floats.
         new: columns of texts that files of earlier versions lack; their rows get an empty cell.
+        grows: True adds a column of floats behind these for every further name in a row. Rows without a value have nan.
     Raises:
         UserError: the first column is not `step`, or a column occurs twice.
     """
 
     def __init__(
-        self, path: Path, columns: Sequence[str], types: Mapping[str, type] = TYPES, new: Collection[str] = ()
+        self,
+        path: Path,
+        columns: Sequence[str],
+        types: Mapping[str, type] = TYPES,
+        new: Collection[str] = (),
+        grows: bool = False,
     ) -> None:
         if columns[0] != "step" or len(set(columns)) < len(columns):
             raise UserError(
                 f"the columns of {str(path)!r} start with 'step' and differ from each other, got {list(columns)}"
             )
-        self.path, self.columns, self.types, self.new = path, list(columns), types, new
+        self.path, self.columns, self.types, self.new, self.grows = path, list(columns), types, new, grows
 
     def restart(self, step: int) -> list[Row]:
         """Drop the rows after `step`, and a last line that a kill cut short. Returns the rows that stay.
@@ -43,23 +50,38 @@ class StepTable:
             UserError: the file has other columns and thus belongs to another run.
         """
         rows = read_rows(self.path, self.types)
-        if rows and list(rows[0]) != [column for column in self.columns if column in rows[0] or column not in self.new]:
+        header = list(rows[0]) if rows else []
+        columns = [column for column in self.columns if column in header or column not in self.new]
+        further = header[len(columns) :] if self.grows else []
+        if rows and header != columns + further:
             raise UserError(
                 f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: it belongs to "
                 "another run. Choose another run folder"
             )
+        self.columns += further
         remaining = [dict.fromkeys(self.new, "") | row for row in rows if row["step"] <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(_line(self.columns) + "".join(_line([row[c] for c in self.columns]) for row in remaining))
-        os.replace(part, self.path)
+        self._write(remaining)
         return remaining
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row with one call, so that a kill leaves it whole or without its line end."""
-        line = _line([row[column] for column in self.columns])
+        further = [name for name in row if name not in self.columns] if self.grows else []
+        if further:
+            rows = read_rows(self.path, self.types)
+            self.columns += further
+            self._write(rows)
+        line = self._line_of(row)
         with self.path.open("a") as file:
             file.write(line)
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_text(_line(self.columns) + "".join(self._line_of(row) for row in rows))
+        os.replace(part, self.path)
+
+    def _line_of(self, row: Mapping[str, Any]) -> str:
+        return _line([row.get(column, math.nan) if self.grows else row[column] for column in self.columns])
 
 
 def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:

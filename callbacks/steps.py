@@ -95,6 +95,9 @@ class StepObserver(L.Callback):
     ) -> None:
         # Not in on_train_start, because callbacks after this one may examine or hash there
         self._since = self._since or time.perf_counter()
+        if self._first:
+            # The step of what callbacks log with `pl_module.log`; Lightning counts the steps of a stage from 0
+            trainer.fit_loop.epoch_loop._batches_that_stepped = pl_module.step + 1
         # Read before the step, because Lightning advances the schedule before on_train_batch_end
         if self._first and self._rates is None:
             rates = pl_module.learning_rates

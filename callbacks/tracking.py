@@ -32,7 +32,7 @@ class RunLogger(WandbLogger):
     """Lightning's logger with another step axis: optimizer steps counted through all stages.
 
     A resumed run repeats steps that it has logged before the kill; they are not logged a second time. The file
-    `wandb_steps.json` in the run folder has the last step of each kind of row, because W&B cannot tell it offline.
+    `wandb_steps.json` in the run folder has the last step of each metric, because W&B cannot tell it offline.
 
     Args:
         arguments: arguments of Lightning's WandbLogger, among them `save_dir`, the run folder.
@@ -75,11 +75,12 @@ class RunLogger(WandbLogger):
         if step is None:
             self.experiment.log(dict(metrics))
             return
-        kind = min(metrics)
-        if step <= self._steps.get(kind, -1):
+        # Lightning adds the number of the epoch, which is 0: a stage is one epoch of the loader
+        new = {name: v for name, v in metrics.items() if name != "epoch" and step > self._steps.get(name, -1)}
+        if not new:
             return
-        self.experiment.log({**metrics, "step": step})
-        self._steps[kind] = step
+        self.experiment.log({**new, "step": step})
+        self._steps |= dict.fromkeys(new, step)
         part = self._steps_file.with_name(self._steps_file.name + ".part")
         part.write_text(json.dumps(self._steps))
         os.replace(part, self._steps_file)  # a kill at any time leaves a whole file
@@ -201,7 +202,7 @@ def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _steps_of(file: Path) -> dict[str, int]:
-    """Kind of row -> the last step of it that was logged.
+    """Metric -> the last step of it that was logged.
 
     Raises:
         UserError: the file is damaged.
@@ -209,7 +210,7 @@ def _steps_of(file: Path) -> dict[str, int]:
     if not file.exists():
         return {}
     try:
-        return {kind: int(step) for kind, step in json.loads(file.read_bytes()).items()}
+        return {name: int(step) for name, step in json.loads(file.read_bytes()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"

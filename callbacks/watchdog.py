@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch.distributed as dist
 
+from lit_mm.documents.printable import printable
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.run.interruption import STALLED, say
@@ -53,7 +54,7 @@ class Activity:
     time: float = 0.0
 
     def __str__(self) -> str:
-        ids = ", ".join(self.samples[:LISTED]) + (", ..." if len(self.samples) > LISTED else "")
+        ids = printable(", ".join(self.samples[:LISTED])) + (", ..." if len(self.samples) > LISTED else "")
         return (
             f"rank {self.rank} of {self.ranks} ({self.process}): stage {self.stage!r}, step {self.step}, {self.what} "
             f"for {self.seconds:.0f} s; samples: {ids or 'none yet'}"

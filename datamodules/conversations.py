@@ -30,6 +30,8 @@ class Conversations(StreamDataModule):
         literal_placeholders: placeholders in rows without pictures are text, such as HTML or code.
         heldout_share: share of the rows of `path` that is held out if `heldout_path` is None, chosen by their numbers
             (see `lit_mm.stream.split.Split`); the first 500 of them are asked at the end. 0 for none.
+        places: what rows may name outside of `images`, such as `/data/coco, https`; None for nothing. See
+            `lit_mm.documents.sources.Source`.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
             max_bad, max_unsupervised: see `StreamDataModule`.
     """
@@ -55,6 +57,7 @@ class Conversations(StreamDataModule):
         limit_pixels: int | None = None,
         literal_placeholders: bool = False,
         heldout_share: float = 0.0,
+        places: str | None = None,
     ) -> None:
         super().__init__(
             global_batch,
@@ -79,6 +82,7 @@ class Conversations(StreamDataModule):
             "limit_pixels": limit_pixels,
             "literal_placeholders": literal_placeholders or None,
             "limit_group": limit_group,
+            "places": places,
         }
         self.options = {key: option for key, option in options.items() if option is not None}
         self.heldout_share = heldout_share if heldout_path is None else 0.0

@@ -27,8 +27,8 @@ class Corpus:
         images: folder that relative picture names start from; None for the data file's own.
         max_images: number of pictures of a page of format mmc4 that are used, the first ones; None for all.
         weight, repeat: how often it is drawn, see `lit_mm.datamodules.mixture.Member`.
-        limit_pixels, limit_group, text, caption, image_first, file, gaps, literal_placeholders: arguments of the
-            format's class, see `lit_mm.documents.sources`; None for its default. A format refuses those of others.
+        limit_pixels, limit_group, text, caption, image_first, file, gaps, literal_placeholders, places: arguments of
+            the format's class, see `lit_mm.documents.sources`; None for its default. A format refuses those of others.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Corpus:
     file: str | None = None
     gaps: str | None = None
     literal_placeholders: bool | None = None
+    places: str | None = None
 
     def open(self) -> Source:
         """Raises:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
+from lit_mm.documents.printable import visible
 from lit_mm.errors import LostRankError, UserError
 
 USAGE = """usage: python -m lit_mm COMMAND [--help]
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"lit_mm: {message_of(mistake)}", file=sys.stderr)
+        print(f"lit_mm: {visible(message_of(mistake))}", file=sys.stderr)
         sys.exit(FAILED if isinstance(mistake, LostRankError) else MISTAKE)
 
 

@@ -87,7 +87,9 @@ class Launch:
         kill: moment of the `kill -9`: "pretrain step 3" (after the optimizer has stepped, before anything is written),
             "finetune start", "pretrain end" (before the last checkpoint of the stage), "fsync 4" (the fourth fsync of
             the run; a checkpoint has `FSYNCS`, the last one after it is published), or "tick 40" (the fortieth tick of
-            rank 0; ticks are starts and ends of micro-batches and of calls that write). "" never kills.
+            the rank `victim`; ticks are starts and ends of micro-batches and of calls that write). "" never kills.
+        victim: rank that "tick" kills.
+        alone: if True, the other ranks are not killed with the first one, and have to end by themselves.
     """
 
     folder: str
@@ -95,6 +97,8 @@ class Launch:
     micro_batch: int = 2
     dropout: float = 0.1
     kill: str = ""
+    victim: int = 0
+    alone: bool = False
     ranks: int = 1
     config: str = ""
     faulty: str = ""
@@ -339,7 +343,7 @@ def run(launch: Launch, rank: int) -> None:
     callbacks: list[L.Callback] = [FreezeAudit(), Kill()]
     if launch.examine:
         callbacks.append(Examine(Path(launch.folder) / "answers.json"))
-    if launch.kill.startswith("tick") and rank == 0:  # who publishes checkpoints
+    if launch.kill.startswith("tick") and rank == launch.victim:
         callbacks.append(Ticks(int(launch.kill.split()[1])))
     options: dict[str, Any] = {"num_workers": launch.workers, "micro_batch": launch.micro_batch}
     if launch.faulty:
@@ -405,7 +409,8 @@ def main(jobs: str) -> None:
             child, status = os.waitpid(-1, 0)
             left.remove(child)
             codes.append(os.waitstatus_to_exitcode(status))
-            if codes[-1] and not launch.fails:  # a job ends as a whole; of a mistake each rank must learn by itself
+            # A job ends as a whole; of a mistake each rank must learn by itself
+            if codes[-1] and not launch.fails and not launch.alone:
                 for other in left:
                     os.kill(other, signal.SIGKILL if codes[-1] < 0 else signal.SIGTERM)
         # A rank that waits for one that was killed a moment before ends by an error of its own

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ import lightning as L
 import torch
 
 from lit_mm.callbacks.checkpointing import Checkpointing
+from lit_mm.callbacks.early_end import EarlyEnd
 from lit_mm.callbacks.interruption import Interruption
 from lit_mm.callbacks.metrics_csv import MetricsCSV
 from lit_mm.callbacks.watchdog import Watchdog
@@ -40,7 +42,9 @@ class Job:
     Attributes:
         folder: run folder.
         ranks: number of processes.
-        event: event to inject: the name of a signal, "sleep", or "lock" (sleep while holding the interpreter lock).
+        event: event to inject: the name of a signal, "sleep", "lock" (sleep while holding the interpreter lock), "late"
+            (the time limit passes on the clock of this rank), "finished" (a callback ends the stage), or "late,
+            finished" (both).
         rank: rank that gets the event, -1 for all.
         place: moment of the event: "pretrain 3" is inside the third step of the stage, "finetune start" between stages.
         seconds: time limit of the watchdog.
@@ -58,11 +62,18 @@ class Job:
 
 
 class Event(L.Callback):
-    def __init__(self, job: Job, rank: int) -> None:
-        self.job, self.rank = job, rank
+    def __init__(self, job: Job, rank: int, interruption: Interruption) -> None:
+        self.job, self.rank, self.interruption = job, rank, interruption
 
-    def _happens(self, place: str) -> None:
+    def _happens(self, place: str, trainer: L.Trainer) -> None:
         if place != self.job.place or self.job.rank not in (-1, self.rank):
+            return
+        events = self.job.event.split(", ")
+        if "late" in events:
+            self.interruption.deadline = -math.inf
+        if "finished" in events:
+            trainer.should_stop = True
+        if not {"late", "finished"}.isdisjoint(events):
             return
         if self.job.event == "sleep":
             time.sleep(120)
@@ -74,13 +85,13 @@ class Event(L.Callback):
             subprocess.run(kill, check=True, start_new_session=True)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        self._happens(f"{pl_module.stage.name} start")
+        self._happens(f"{pl_module.stage.name} start", trainer)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: MultimodalModule, loss: Any) -> None:
-        self._happens(f"{pl_module.stage.name} {trainer.global_step + 1}")
+        self._happens(f"{pl_module.stage.name} {trainer.global_step + 1}", trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
-        self._happens(f"{pl_module.stage.name} end")
+        self._happens(f"{pl_module.stage.name} end", trainer)
 
 
 def run(job: Job, rank: int) -> None:
@@ -90,7 +101,8 @@ def run(job: Job, rank: int) -> None:
     checkpointing = Checkpointing(folder.checkpoints, every=100)
     interruption = Interruption(checkpointing)
     metrics, ledger = MetricsCSV(folder.path / "metrics.csv"), Ledger(folder.path / "ledger.txt")
-    observers = [Watchdog(job.seconds), Event(job, rank), ledger, metrics, checkpointing, interruption]
+    event = Event(job, rank, interruption)
+    observers = [Watchdog(job.seconds), event, ledger, metrics, EarlyEnd(folder.path), checkpointing, interruption]
     with interruption:
         run_stages(
             xcomposer2(dropout=0.1),

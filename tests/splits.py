@@ -81,7 +81,9 @@ MODELS: dict[str, tuple[Callable[[], MultimodalModule], Callable[[int], int]]] =
     "tiny LLaVA-NeXT, few images": (tiny_llava_next, lambda n: int(n in (3, 8))),
     "nano XComposer2": (nano_xcomposer2, lambda n: n % 2),
     "nano XComposer2, few images": (nano_xcomposer2, lambda n: int(n in (3, 8))),
+    "tiny XComposer2, bf16": (tiny_xcomposer2, lambda n: n % 3),
 }
+PRECISIONS = {"tiny XComposer2, bf16": "bf16-mixed"}  # all others: 32-true
 
 
 class Gradients(L.Callback):
@@ -131,7 +133,13 @@ def run(folder: Path, model: str, ranks: int, turns: int, packed: bool) -> None:
     data = Step(shown, rows, rows // (ranks * turns), row_tokens(module, shown) if packed else None)
     stage, rank = everything(module), int(os.environ.get("RANK", 0))
     module.begin(stage, total_steps=data.begin(module.processor, stage, seed=0, rank=rank, world=ranks))
-    fit = trainer([seen], max_steps=1, accumulate_grad_batches=data.stream.accumulation, ranks=ranks)
+    fit = trainer(
+        [seen],
+        max_steps=1,
+        accumulate_grad_batches=data.stream.accumulation,
+        ranks=ranks,
+        precision=PRECISIONS.get(model, "32-true"),
+    )
     assert data.stream.accumulation == turns
     fit.fit(module, data)
     blind = torch.tensor([float(not any(len(batch.visual) for batch in seen.batches))])

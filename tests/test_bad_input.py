@@ -177,6 +177,7 @@ def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mist
             "data.class_path",
             "there is no 'lit_mm.datamodules.nanno'. Did you mean 'nano'?",
         ),
+        ("seed_everything", -1, "seed_everything", "a seed is from 0 to 4294967295, got -1"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_line_and_what_is_accepted(

@@ -169,8 +169,10 @@ def _write_pieces(
 
         def flush(stem: str = stem, buffer: dict[str, Tensor] = buffer) -> None:
             if buffer:
-                save_file(buffer, part / _file_name(stem, rank, entries))
-                entries["files"][_file_name(stem, rank, entries)] = _sync(part / _file_name(stem, rank, entries))
+                file = part / _file_name(stem, rank, entries)
+                save_file(buffer, file)
+                file.chmod(part.stat().st_mode & 0o666)  # safetensors ignores the umask, which the folder has
+                entries["files"][file.name] = _sync(file)
                 buffer.clear()
 
         for moment, piece in pieces:

@@ -12,6 +12,7 @@ import yaml
 
 from lit_mm.commands.config_text import without_allow
 from lit_mm.commands.options import Arguments
+from lit_mm.documents.printable import visible
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def compose(arguments: Sequence[str]) -> None:
     )
     files = publish(article, pictures, out)
     for note in article.notes:
-        print(f"note: {note}")
+        print(f"note: {visible(note)}")
     count = sum(slot.image is not None for slot in article.slots)
     print(f"{len(article.lines)} lines and {count} images: {files['markdown']} and {files['html']}")
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.data_sources import declared, parsed
+from lit_mm.documents.printable import visible
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
@@ -39,7 +40,7 @@ def show(choices: argparse.Namespace) -> None:
             ) from error
     visual = sum(stop - start for start, stop in sample.spans)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"sample {document.id!r} of {document.source or 'its source'}", markup=False)
+    console.print(f"sample {document.id!r} of {visible(document.source or 'its source')}", markup=False)
     console.print(
         f"{length.tokens} tokens: {length.supervised} learnt, {visual} of pictures ({len(document.pictures)} pictures, "
         f"{length.views} views); the model takes {processor.max_length}",
@@ -80,7 +81,7 @@ def marked(sample: Sample, processor: Processor, *, coloured: bool) -> Text:
         stop = at + 1
         while stop < len(sample) and learnt[stop] == learnt[at] and stop not in pictures:
             stop += 1
-        piece = processor.tokenizer.decode(sample.input_ids[at:stop].tolist(), skip_special=False)
+        piece = visible(processor.tokenizer.decode(sample.input_ids[at:stop].tolist(), skip_special=False))
         if learnt[at]:
             text.append(piece if coloured else f"{{+{piece}+}}", style="bold green")
         else:

@@ -37,6 +37,7 @@ def generate(arguments: Sequence[str]) -> None:
     from lit_mm.commands.trained import launch_folder, open_model  # torch: seconds, which --help need not wait for
     from lit_mm.documents.document import Document, Turn
     from lit_mm.documents.files import FilePicture
+    from lit_mm.documents.printable import visible
     from lit_mm.inference.generate import answer
     from lit_mm.inference.images import REQUEST
 
@@ -46,7 +47,7 @@ def generate(arguments: Sequence[str]) -> None:
     with launch_folder(choices.checkpoint, choices.config, choices.stage) as path:
         module = open_model(path, choices.config, accelerator=choices.accelerator)
         text = answer(module, [document], max_new_tokens=choices.max_new_tokens)[0]
-        print(text)
+        print(visible(text))
         if choices.draw:
             print(save_drawing(text, Path(choices.draw), choices.pipeline, str(module.device)))
 

@@ -67,6 +67,7 @@ ADDRESS = re.compile(r"(?P<address>(stages|trainer)\.[\w-]+[\w.-]*): (?P<problem
 STAGE_PARTS = {"schedule": Schedule, "inputs.tiling": Tiling, "inputs.layout": Layout, "inputs.prompt": Prompt}
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")  # precisions of a device and of DDP
 RUN_KEYS = ("config", "run_dir", "take_over", "other_data", "init_from")  # keys of the launch
+MOST_SEED = 2**32 - 1  # of numpy
 REHEARSED_QUESTIONS = 2  # of every benchmark and source that a stage examines
 
 
@@ -96,6 +97,10 @@ def check_config(config: Entry) -> None:
             check_entry(entry, KEYS[key], (key,))
         elif key != "config":
             raise UserError(unknown_key(entry, key, sorted([*KEYS, "trainer"]), "a recipe", ()))
+    if (seed := config.keys.get("seed_everything")) is not None:
+        number = yaml.safe_load(flow(seed))
+        if isinstance(number, int) and not 0 <= number <= MOST_SEED:
+            raise UserError(f"{spoken(seed, ('seed_everything',))}: a seed is from 0 to {MOST_SEED}, got {number}")
     stages = config.keys.get("stages")
     if stages is None:
         return
@@ -167,6 +172,7 @@ class RecipeCLI(LightningCLI):
         build: True makes the model, False only checks its arguments.
         options: options of the command, which are candidates for a misspelt one.
         with_data: False opens no data, for a command that needs none.
+        entries: the parsed config with files and lines, for messages; None for a config that is not in a file.
 
     `--allow PACKAGE` on the command line lets the config name classes of another package.
 
@@ -182,12 +188,15 @@ class RecipeCLI(LightningCLI):
         build: bool = True,
         options: Sequence[str] = (),
         with_data: bool = True,
+        entries: Entry | None = None,
     ) -> None:
         self.build, self.command_options, self.with_data = build, options, with_data
         if isinstance(arguments, Mapping):
             if not with_data:
                 arguments = {key: value for key, value in arguments.items() if key != "data"}
-            self.entries = config_of(arguments, label)
+            self.entries = entries or config_of(arguments, label)
+            if entries is not None:
+                refuse_old_keys([label], flow(entries))
         else:
             arguments = _stage_choice(without_allow(arguments))
             self.entries = Entry({}, COMMAND_LINE)
@@ -389,6 +398,7 @@ class RecipeCLI(LightningCLI):
         config["use_distributed_sampler"] = False
         config["strategy"] = fresh(config["strategy"])
         config |= {"max_time": None, "fast_dev_run": False}  # both belong to the whole run, see `fit`
+        config["log_every_n_steps"] = 1
         try:
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:

@@ -1,7 +1,8 @@
-"""`fit` with `trainer.fast_dev_run`: every stage shortened, a save and a load, in a temporary folder."""
+"""`fit` with `trainer.fast_dev_run`: every stage shortened, a save, a load and an export, in a temporary folder."""
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,11 @@ from pathlib import Path
 import yaml
 
 from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_files, flow, overrides, read_config
+from lit_mm.commands.export import export_to, imported_run
 from lit_mm.commands.fit import fit
 from lit_mm.commands.signatures import merged
 from lit_mm.commands.trained import open_trained
+from lit_mm.errors import UserError
 
 DOCUMENTS = 2  # number of held-out documents
 
@@ -32,7 +35,24 @@ def fit_or_rehearse(arguments: Sequence[str]) -> None:
         fit([*arguments, *(f"--{name}={value}" for name, value in options.items())])
         if os.environ.get("RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0":
             open_trained(folder)
-            print("rehearsed: every stage was trained and examined, and its checkpoint loaded; nothing is kept")
+            export = rehearse_export(Path(folder))
+            print(
+                f"rehearsed: every stage was trained and examined, and its checkpoint loaded{export}; nothing is kept"
+            )
+
+
+def rehearse_export(run: Path) -> str:
+    """Export a run that started from an imported checkpoint, and return the words for it; "" for any other run."""
+    try:
+        source = imported_run(run)
+    except UserError:
+        return ""
+    layout = json.loads((source / "published.json").read_text())["layout"]
+    try:
+        export_to(str(run), run / "exported", layout.rpartition("/")[2])
+    except UserError as error:
+        return f" (`export` would refuse it: {error})"
+    return " and exported"
 
 
 def is_rehearsal(arguments: Sequence[str]) -> bool:

@@ -12,8 +12,8 @@ import yaml
 
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.before import translate_config
-from lit_mm.commands.config_text import Entry
-from lit_mm.commands.recipe import RecipeCLI, quiet
+from lit_mm.commands.config_text import Entry, flow, read_config
+from lit_mm.commands.recipe import RecipeCLI, check_config, quiet
 from lit_mm.commands.signatures import class_of
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule, family_of
@@ -90,13 +90,16 @@ def _opened(
     quiet()
     path = manifest.find(place, stage)
     checkpoint = _read(path)
-    if config is not None:
-        words = ["--config", config, *([f"--trainer.accelerator={accelerator}"] if accelerator else [])]
-        cli = RecipeCLI(words, "evaluate", with_data=with_data)
+    entries = None if config is None else read_config(config)
+    if entries is None:
+        recipe = translate_config(yaml.safe_load(checkpoint.config))
     else:
-        recipe = for_answers(translate_config(yaml.safe_load(checkpoint.config)), accelerator)
-        recipe = without_training_data(recipe) if with_data else recipe
-        cli = RecipeCLI(recipe, "evaluate", f"the config in {str(path)!r}", with_data=with_data)
+        check_config(entries)
+        recipe = yaml.safe_load(flow(entries))
+    recipe = for_answers(recipe, accelerator)
+    recipe = without_training_data(recipe) if with_data else recipe
+    label = config or f"the config in {str(path)!r}"
+    cli = RecipeCLI(recipe, "evaluate", label, with_data=with_data, entries=entries)
     module = cli.model
     reading.load_weights(module, checkpoint, family_of(module), averaged=averaged)
     # The Trainer gives the model its precision; one process is enough for any number of training ranks
@@ -121,9 +124,9 @@ def for_answers(recipe: dict[str, Any], accelerator: str | None = None) -> dict[
 def without_training_data(recipe: dict[str, Any]) -> dict[str, Any]:
     """Return a run's config without the arguments of its data module that open training data, which may be missing."""
     data = recipe.get("data")
-    if not data:
+    if not isinstance(data, dict) or "class_path" not in data:
         return recipe
-    label = Entry(data["class_path"], "the run's config")
+    label = Entry(data["class_path"], "the config")
     loaded = class_of(label, [L.LightningDataModule], ("data", "class_path"))
     left_out = loaded.training_arguments if isinstance(loaded, type) and issubclass(loaded, StreamDataModule) else ()
     arguments = {key: value for key, value in (data.get("init_args") or {}).items() if key not in left_out}

@@ -173,7 +173,8 @@ Lightning's signature and with what `fit` does.
 {arguments}
 
 Callbacks of Lightning under `trainer.callbacks`. What a callback may monitor are the columns of metrics.csv (`loss`,
-`tokens`, `lr_PART`) and `accuracy/overall` with `accuracy/SKILL`.
+`tokens`, `lr_PART`), `accuracy/overall` with `accuracy/SKILL`, and what a callback of your own logs in every step with
+`pl_module.log`, which is in metrics.csv and in W&B, too.
 
 | callback | use | meaning here, or what does the job |
 |---|---|---|

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-import shutil
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from lit_mm.composition.compose import Article, Slot
+from lit_mm.composition.metadata import without_metadata
 from lit_mm.documents.document import FromFile, Picture
 
 IMAGES = "images"
@@ -153,12 +153,16 @@ def _caption(article: Article, line: int) -> str:
 
 
 def _copy(picture: Picture, number: int, folder: Path) -> str:
-    """Copy an image file, or write a PNG if there is no file or browsers do not show its format. Returns the name."""
+    """Copy an image file without its EXIF, XMP and comments. Returns the name.
+
+    If there is no file, or browsers do not show its format, a PNG is written.
+    """
     path = picture.path if isinstance(picture, FromFile) else None
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem if path else "image").strip("-")[:40] or "image"
-    if path is not None and path.suffix.lower() in WEB:
+    content = without_metadata(path.read_bytes()) if path is not None and path.suffix.lower() in WEB else None
+    if path is not None and content is not None:
         name = f"{number}-{stem}{path.suffix.lower()}"
-        shutil.copyfile(path, folder / name)
+        (folder / name).write_bytes(content)
     else:
         name = f"{number}-{stem}.png"
         picture.read().save(folder / name)

@@ -15,8 +15,14 @@ def printable(text: str) -> str:
     Line ends, terminal escapes, marks that reverse the direction of writing and lone surrogates become escapes such as
     `\\n` or `\\ud83d`. A run of 180 or more letters and digits, such as base64, becomes its length.
     """
-    text = _without_runs(text)
-    return text if text.isprintable() else "".join(sign if sign.isprintable() else _escape(sign) for sign in text)
+    return visible(_without_runs(text), keep="")
+
+
+def visible(text: str, keep: str = "\n\t\u200c\u200d") -> str:
+    """Escape the characters of a text that a terminal would obey, except those in `keep`, and lone surrogates."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() or sign in keep else _escape(sign) for sign in text)
 
 
 def _without_runs(text: str) -> str:

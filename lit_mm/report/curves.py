@@ -55,7 +55,7 @@ def draw_curves(
         rates = [row[part] or float("nan") for row in metrics_rows]  # a rate of 0 is a frozen part and gets no line
         if any(r == r for r in rates):
             rate.plot(steps, rates, color=color, linewidth=1.8, label=part.removeprefix("lr_"))
-    peak = max((row[part] for row in metrics_rows for part in parts), default=0.0)
+    peak = max((row[part] for row in metrics_rows for part in parts if row[part] == row[part]), default=0.0)
     if peak:
         rate.set_yscale("log")
         rate.set_ylim(peak / 3e3, peak * 2)  # a cosine ends at 0, which a logarithmic axis cannot show

@@ -29,11 +29,11 @@ from lit_mm.run.agreement import agree
 MAY_CHANGE = re.compile(
     r"(.*\.)?(num_workers|worker_start|micro_batch)|trainer\.(accelerator|devices|num_nodes|strategy)(\..*)?"
     r"|trainer\.(callbacks|logger|profiler|max_time|log_every_n_steps|default_root_dir|detect_anomaly|enable_\w+)(\..*)?"
-    r"|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
+    r"|only|track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen|examine_every|examine_documents"
     r"|stages\.[\w-]+\.examine(\..*)?"
 )
 # Keys of data paths. They may differ if the checkpoint has digests of the data, which are then compared instead
-PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images)")
+PLACES = re.compile(r"(data\.init_args|stages\.[\w-]+\.data)\.(.*\.)?(path|heldout_path|images|places)")
 INPUTS = re.compile(r"(model\.init_args|stages\.[\w-]+)\.inputs(_from)?(\..*)?")
 PLAIN = (bool, int, float, str)  # types of defaults that a config holds as they are
 ORIGIN = "init_from.json"  # record of the other run's checkpoint that a run starts from
@@ -94,8 +94,8 @@ class RunFolder:
             UserError: the folder belongs to a run with another config.
         """
         file = self.path / "config.yaml"
-        if file.exists() and (text := file.read_text()) != config:
-            earlier, current = yaml.safe_load(text), translate_config(yaml.safe_load(config))
+        if file.exists() and (text := file.read_bytes()) != config.encode():
+            earlier, current = _config_of(file, text), translate_config(yaml.safe_load(config))
             translated = with_new_arguments(translate_config(earlier))
             keys = [key for key in differences(translated, current) if not MAY_CHANGE.fullmatch(key)]
             if translate_config(earlier) != earlier:  # the version before wrote it, without the family's default inputs
@@ -115,6 +115,25 @@ class RunFolder:
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
                 (self.path / record).unlink(missing_ok=True)
         _write(file, config)
+
+
+def _config_of(file: Path, text: bytes) -> dict[str, Any]:
+    """Parse the config of a run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        config = yaml.safe_load(text.decode())
+        if isinstance(config, dict):
+            return config
+        problem = "no mapping"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = type(error).__name__
+    raise UserError(
+        f"{str(file)!r} is damaged ({problem}). Each checkpoint of the run has a copy, config.yaml: put one there, or "
+        "remove the file if the run has no checkpoint"
+    )
 
 
 def _named_by_wandb(experiment: str) -> Path | None:

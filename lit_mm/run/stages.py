@@ -130,8 +130,9 @@ def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> 
             return ""
         if saved.stage != dict(enumerate((stage.name for stage in stages), 1)).get(saved.number):
             raise UserError(
-                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe. "
-                f"To begin another run from its weights: another --run_dir, and --init_from {saved.path}"
+                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe, "
+                f"or not of --stages. To begin another run from its weights: another --run_dir, and --init_from "
+                f"{saved.path}"
             )
         try:
             reading.read(saved.path).verify()

@@ -45,6 +45,23 @@ INTERRUPTED = {  # folder -> the launch that is ended, its exit code, and what i
     ),
 }
 
+# The time limit passes on the clock of rank 1 alone: strategy, moment, what else happens, and what is said
+LATE = [
+    ("ddp", "pretrain 3", "", "after step 3 of 5 of stage 'pretrain'"),
+    ("ddp", "pretrain 5", "", "after step 5 of 5 of stage 'pretrain'"),
+    ("ddp", "pretrain end", "", "after step 5 of 5 of stage 'pretrain'"),
+    ("ddp", "finetune start", "", "after step 1 of 5 of stage 'finetune'"),
+    ("ddp", "finetune 5", "", "after step 5 of 5 of stage 'finetune'"),
+    ("ddp", "pretrain 3", "finished", "after step 3 of 5 of stage 'pretrain'"),
+    ("zero2", "pretrain 3", "", "after step 3 of 5 of stage 'pretrain'"),
+    ("zero2", "pretrain 5", "", "after step 5 of 5 of stage 'pretrain'"),
+    ("zero3", "pretrain end", "", "after step 5 of 5 of stage 'pretrain'"),
+    ("zero3", "finetune start", "", "after step 1 of 5 of stage 'finetune'"),
+]
+for strategy, place, besides, outcome in LATE:
+    event = ", ".join(filter(None, ["late", besides]))
+    late = Job(f"{strategy}, {event} at {place}", 2, event, 1, place, strategy=strategy)
+    INTERRUPTED[late.folder] = (late, REQUEUE, f"stopped by trainer.max_time {outcome}, which is saved")
 
 CORE = ("SIGTERM", "one of two ranks")
 CASES = [pytest.param(name, marks=[] if name in CORE else pytest.mark.distributed) for name in INTERRUPTED]
@@ -52,7 +69,12 @@ CASES = [pytest.param(name, marks=[] if name in CORE else pytest.mark.distribute
 
 def unbroken(job: Job) -> str:
     """Folder of a run that is not interrupted."""
-    return f"unbroken {job.ranks} {job.strategy}"
+    return f"unbroken {job.ranks} {job.strategy} {ending(job)}"
+
+
+def ending(job: Job) -> str:
+    """The event by which a callback ends a stage, if there is one: it is no interruption."""
+    return "finished" if "finished" in job.event else ""
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +85,13 @@ def ended(
     folder = tmp_path_factory.mktemp("signals")
     here = [item for item in request.session.items if item.module is request.module and "ended" in item.fixturenames]
     chosen = dict.fromkeys(item.callspec.params["name"] for item in here)
-    again = [Job(name, ranks=INTERRUPTED[name][0].ranks, strategy=INTERRUPTED[name][0].strategy) for name in chosen]
-    whole = dict.fromkeys(replace(job, folder=unbroken(job)) for job in again)
-    jobs = [*whole, *(INTERRUPTED[name][0] for name in chosen), *again]
+    broken = [INTERRUPTED[name][0] for name in chosen]
+    again = [Job(job.folder, ranks=job.ranks, strategy=job.strategy) for job in broken]
+    whole = {
+        unbroken(job): replace(job, folder=unbroken(job), event=ending(job), place=job.place if ending(job) else "")
+        for job in broken
+    }
+    jobs = [*whole.values(), *broken, *again]
     codes: dict[str, list[list[int]]] = {}
     for job, code in zip(jobs, run_all(jobs, folder), strict=True):
         codes.setdefault(job.folder, []).append(code)

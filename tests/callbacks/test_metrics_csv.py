@@ -120,6 +120,7 @@ def test_other_ranks_take_part_in_the_sum_but_write_nothing(tmp_path: Path):
         strategy=Strategy(),
         print=print,
         should_stop=True,  # a callback has said so behind the first micro-batch
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace()),
     )
     module = SimpleNamespace(
         base_parts=lambda: ["vision"],

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
 import wandb
+import yaml
 from PIL import Image
 
 from lit_mm.callbacks import tracking
@@ -26,9 +29,11 @@ from lit_mm.callbacks.tracking import (
     tracking_logger,
     tracking_mode,
 )
+from lit_mm.cli import main
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.evaluation.score import Prediction
+from tests.commands.test_stage_keys import RECIPE
 
 
 @pytest.fixture
@@ -301,3 +306,56 @@ def test_damaged_steps_of_before_are_the_users_to_remove(tmp_path: Path, offline
     (tmp_path / "wandb_steps.json").write_text(text)
     with pytest.raises(UserError, match=r"wandb_steps.json' is damaged"):
         tracking_logger(tmp_path, "tiny", {})
+
+
+# --- what a user's callback logs -------------------------------------------------------------------------------------
+class Notes(L.Callback):
+    """Logs the number of the step in its stage and its mean over the stage, and another metric in the second stage."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: object) -> None:
+        pl_module.log("mine", float(trainer.global_step))
+        if pl_module.stage.name == "finetune":
+            pl_module.log("another", 0.1)
+        pl_module.log("mean", float(trainer.global_step), on_step=False, on_epoch=True)
+
+
+def test_what_a_callback_logs_reaches_wandb_and_metrics_csv_in_every_stage_and_launch(
+    offline: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    third = {"name": "third", "train": {"connector": {"lr": 1e-3}}, "max_steps": 2}
+    early = {"class_path": "EarlyStopping", "init_args": {"monitor": "mine", "patience": 99}}
+    notes = {"class_path": f"{__name__}.Notes"}
+    trainer = RECIPE["trainer"] | {"callbacks": [notes, early]}
+    recipe = RECIPE | {"stages": [*RECIPE["stages"], third], "trainer": trainer, "examine_documents": 2}
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+    words = ["fit", "--config", "recipe.yaml", "--run_dir=run", "--data.init_args.micro_batch=1"]
+    try:
+        main([*words, "--stages=pretrain,finetune"])
+        main(words)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    rows = read_metrics("run/metrics.csv")
+    assert [row["mine"] for row in rows] == [1, 2, 1, 2, 1, 2]
+    assert [row["another"] == pytest.approx(0.1) for row in rows] == [False, False, True, True, False, False]
+    logged = history(Path("run"))
+    assert [(row["step"], row["mine"]) for row in logged if "mine" in row] == [
+        (row["step"], row["mine"]) for row in rows
+    ]
+    assert [(row["step"], row["mean"]) for row in logged if "mean" in row] == [(2, 1.0), (4, 1.0), (6, 1.0)]
+    assert [row["step"] for row in logged if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert not any("epoch" in row for row in logged)
+
+
+def test_a_metric_that_no_callback_has_logged_is_named_after_the_first_step(
+    offline: None, capsys: pytest.CaptureFixture[str]
+):
+    early = {"class_path": "EarlyStopping", "init_args": {"monitor": "mined"}}
+    trainer = RECIPE["trainer"] | {"callbacks": [{"class_path": f"{__name__}.Notes"}, early]}
+    Path("recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"trainer": trainer}))
+    with pytest.raises(SystemExit) as end:
+        main(["fit", "--config", "recipe.yaml", "--track=false", "--run_dir=run"])
+    torch.use_deterministic_algorithms(False)
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "EarlyStopping monitors 'mined', which is not measured. There are loss, " in error and ", mine, " in error

@@ -345,3 +345,15 @@ def test_the_groups_of_an_optimizer_are_told_by_name():
     told = optimizer_groups(optimizer, {id(one): "one", id(two): "two"})["groups"]
     assert [(group["names"], group["part"]) for group in told] == [(["two"], "b"), (["one"], "a")]
     assert told[0]["lr"] == 0.5 and "params" not in told[0]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_gives(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        weights = [writing.Piece("w", (2,), 0, torch.zeros(2))]
+        writing.publish_pieces({"lit_mm": {"config": "", "stored": []}}, tmp_path / "a.ckpt", weights, (), {})
+    finally:
+        os.umask(before)
+    files = list((tmp_path / "a.ckpt").iterdir())
+    assert len(files) == 4 and {file.stat().st_mode & 0o777 for file in files} == {mode}

@@ -264,6 +264,14 @@ def test_another_source_can_be_shown_through_the_recipe_s_model(capsys):
     assert not Path("sample-0.png").exists()  # it has no views
 
 
+def test_control_characters_of_a_sample_reach_no_terminal(capsys):
+    lines(SOUND | {"id": "\x1b[2J", "conversations": chat("<image>\nwhat \x1b]0;title\x07 ?", "red\x1b[31m")})
+    code, out, err = leaves(capsys, "show", "0", "--config", recipe())
+    assert code == 0 and "\x1b" not in out + err and "\x07" not in out + err
+    code, out, err = leaves(capsys, "show", "0", "--config", recipe(), "--stage", "\x1b[31m")
+    assert code == 2 and "\x1b" not in out + err
+
+
 def test_views_stand_in_rows(here):
     views = [Image.new("RGB", size) for size in ((10, 10), (10, 20), (30, 10), (10, 10), (10, 10))]
     assert side_by_side(views).size == (3 * 34 + 4, 2 * 24 + 4)

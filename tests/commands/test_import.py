@@ -182,6 +182,16 @@ def test_a_fine_tuned_checkpoint_of_transformers_is_exported_for_transformers(co
     assert (ours - before).abs().max() > 100 * ATOL
 
 
+def test_a_rehearsal_exports_a_run_that_starts_from_an_imported_one(command, tmp_path) -> None:
+    data, vision = conversation(tmp_path), hub.clip(tmp_path / "clip")
+    place = hub.llava_1_5(tmp_path / "llava")
+    assert command("import", place, "--with", f"vision={vision}", "--to", "run")[0] == 0
+    words = ("--data.path", data, "--data.global_batch", "2", "--trainer.accelerator", "cpu")
+    rehearsal = ("fit", "--config", "run/recipe.yaml", *words, "--trainer.fast_dev_run", "true")
+    code, output, error = command(*rehearsal, "--init_from", "run")
+    assert code == 0 and "its checkpoint loaded and exported; nothing is kept" in output, error
+
+
 def test_an_untouched_import_is_exported_to_the_bytes_that_were_published(command, tmp_path) -> None:
     folder = hub.llava_next(tmp_path / "hub")
     assert command("import", folder, "--to", "run")[0] == 0

@@ -180,6 +180,37 @@ def test_a_mixture_of_files_that_are_gone_is_evaluated(place: Path, command, tmp
     assert command("generate", "runs/mixture", *QUESTION)[0] == 0
 
 
+def test_a_config_of_the_users_opens_the_held_out_files_alone(place: Path, command, tmp_path: Path) -> None:
+    conversations(place / "gone/train.json", 4)
+    config = recipe()
+    config["data"] = {
+        "class_path": "lit_mm.datamodules.mixture.Mixture",
+        "init_args": {
+            "sources": [{"source": {"format": "llava", "path": "gone/train.json"}}],
+            "heldout_source": {"format": "llava", "path": "heldout/asked.json"},
+            "global_batch": 2,
+            "num_workers": 0,
+        },
+    }
+    text = yaml.safe_dump(config, sort_keys=False).replace("lr: 0.001", "lr: 1e-3")
+    assert "lr: 1e-3" in text
+    (place / "other.yaml").write_text(text)
+    shutil.rmtree(place / "gone")
+    words = ("evaluate", "runs/tiny", "--format", "json")
+    code, output, error = command(*words, "--config", "other.yaml")
+    assert code == 0, error
+    assert json.loads(output)["accuracy"] == json.loads(command(*words)[1])["accuracy"]
+    assert command("generate", "runs/tiny", "--config", "other.yaml", *QUESTION)[0] == 0
+    for before, after, message in (
+        ("heldout/asked.json", "heldout/none.json", "there is no data file 'heldout/none.json'"),
+        ("global_batch: 2", "global_bach: 2", "other.yaml, line "),
+        ("lr: 1e-3", "lr: -1e-3", "finetune.train.connector: a part learns with lr > 0"),
+    ):
+        (place / "other.yaml").write_text(text.replace(before, after))
+        code, _, error = command(*words, "--config", "other.yaml")
+        assert code == 2 and message in error and len(error.strip().splitlines()) <= 3
+
+
 def test_a_second_start_in_a_run_folder_in_use_is_refused(place: Path, command) -> None:
     (place / "runs/busy").mkdir()
     words = [sys.executable, "-c", HOLD, "runs/busy"]
@@ -283,7 +314,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_recor
 def test_a_refusal_to_resume_names_init_from_where_that_is_the_way(place: Path, command) -> None:
     words = ("fit", "--config", "tiny.yaml", "--run_dir", "runs/tiny")
     code, _, error = command(*words, "--stages", "pretrain")
-    assert code == 2 and "differs in only" in error and "--init_from runs/tiny" in error
+    assert code == 2 and "which is not stage 2 of this recipe, or not of --stages" in error
+    assert "--init_from runs/tiny" in error
     code, _, error = command(*words, "--model.init_args.rank", "4")
     assert code == 2 and "differs in model.init_args.rank" in error and "--init_from" not in error
 

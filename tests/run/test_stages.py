@@ -288,6 +288,7 @@ def begun(tmp_path) -> RunFolder:
         {"trainer__max_time": "00:01:00:00"},
         {"trainer__enable_progress_bar": False},
         {"trainer__log_every_n_steps": 7},
+        {"only": ["a"]},
     ],
 )
 def test_a_run_may_be_resumed_on_other_hardware(begun, change):
@@ -339,6 +340,13 @@ def test_a_folder_without_a_checkpoint_takes_any_config(tmp_path):
     folder.keep_config(config(trainer__precision="32"))
     assert "32" in (tmp_path / "config.yaml").read_text()
     assert not (tmp_path / "wandb_id").exists()  # another run
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "- a", b"\xff\xfe".decode("latin-1")])
+def test_a_damaged_config_of_a_run_is_named_with_the_place_of_its_copy(begun, text):
+    (begun.path / "config.yaml").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"config.yaml' is damaged .* Each checkpoint of the run has a copy"):
+        begun.keep_config(config())
 
 
 def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):

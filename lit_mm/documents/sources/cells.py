@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob, BytesBlob, FileBlob
+from lit_mm.documents.sources.boundary import Boundary
 from lit_mm.documents.sources.embedded import decode_embedded, is_embedded
 from lit_mm.documents.sources.paths import is_url, join
 from lit_mm.documents.sources.sample import Sample
@@ -29,21 +30,23 @@ def is_gap(cell: Any) -> bool:
     return cell is None or cell == "" or (isinstance(cell, Mapping) and not any(cell.get(key) for key in KEYS))
 
 
-def blob_of(cell: Any, sample: Sample, folder: str, label: str) -> Blob:
+def blob_of(cell: Any, sample: Sample, folder: str, boundary: Boundary, label: str) -> Blob:
     """Return the place of the bytes that a cell names or holds.
 
     Args:
         cell: a path or a URL, bytes, a data URI, base64, or an object with one of them.
         folder: folder or URL that relative names start from.
+        boundary: places that the cell may name outside of `folder`.
         label: name of the cell in errors.
     Raises:
-        SampleError: the cell is none of these, is a name that no file can have, or holds damaged base64.
+        SampleError: the cell is none of these, is a name that no file can have or may not be named, or holds damaged
+            base64.
     """
     if isinstance(cell, Mapping):
         filled = next((cell[key] for key in KEYS if cell.get(key)), None)
         if filled is None:
             raise sample.error(f"{label} holds neither bytes nor a path, got {brief(cell)}", "bad_entry")
-        return blob_of(filled, sample, folder, label)
+        return blob_of(filled, sample, folder, boundary, label)
     if isinstance(cell, bytes):
         return BytesBlob(cell, sample.path, f"{sample.where.rpartition(':')[2]}, {label}")
     if not isinstance(cell, str) or not cell:
@@ -54,7 +57,12 @@ def blob_of(cell: Any, sample: Sample, folder: str, label: str) -> Blob:
         except ValueError as error:
             raise sample.error(f"{label} holds a picture as text, and {error}", "unreadable_image") from error
         return BytesBlob(content, sample.path, f"{sample.where.rpartition(':')[2]}, {label}")
-    return FileBlob(_path(cell, sample, folder))
+    path = _path(cell, sample, folder)
+    refusal = boundary.refusal(path, folder)
+    if refusal is not None:
+        reason, remedy = refusal
+        raise sample.error(reason, "outside_folder", remedy)
+    return FileBlob(path)
 
 
 def _path(name: str, sample: Sample, folder: str) -> str:

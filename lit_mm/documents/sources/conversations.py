@@ -35,7 +35,7 @@ class Conversations(Source):
     keys `role` and `content`, and the entry a `system` text.
 
     Args:
-        path, images, name, limit_pixels: see `Source`.
+        path, images, name, limit_pixels, places: see `Source`.
         literal_placeholders: if True, placeholders in rows without pictures are text, such as HTML or code.
         limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
     """
@@ -54,9 +54,10 @@ class Conversations(Source):
         limit_pixels: int = LIMIT_PIXELS,
         literal_placeholders: bool = False,
         limit_group: int = LIMIT_GROUP,
+        places: str | None = None,
     ) -> None:
         self.literal_placeholders, self.limit_group = literal_placeholders, limit_group
-        super().__init__(path, images, name, limit_pixels)
+        super().__init__(path, images, name, limit_pixels, places)
 
     def open_part(self, path: str) -> Part:
         return open_entries(path, self.expected, limit_group=self.limit_group)
@@ -165,7 +166,7 @@ class LlavaConversations(Conversations):
     because no question precedes it.
 
     Args:
-        path, images, name, limit_pixels: see `Source`.
+        path, images, name, limit_pixels, places: see `Source`.
         image_first: if True, the only picture of a turn moves to the front with a newline after it, and the text is
             stripped, as the released code does for its own models.
         literal_placeholders, limit_group: see `Conversations`.
@@ -183,9 +184,10 @@ class LlavaConversations(Conversations):
         limit_pixels: int = LIMIT_PIXELS,
         literal_placeholders: bool = False,
         limit_group: int = LIMIT_GROUP,
+        places: str | None = None,
     ) -> None:
         self.image_first = image_first
-        super().__init__(path, images, name, limit_pixels, literal_placeholders, limit_group)
+        super().__init__(path, images, name, limit_pixels, literal_placeholders, limit_group, places)
 
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
         turns = super().spoken(sample)
@@ -231,8 +233,9 @@ class QwenVLConversations(Conversations):
         name: str | None = None,
         limit_pixels: int = LIMIT_PIXELS,
         limit_group: int = LIMIT_GROUP,
+        places: str | None = None,
     ) -> None:
-        super().__init__(path, images, name, limit_pixels, limit_group=limit_group)
+        super().__init__(path, images, name, limit_pixels, limit_group=limit_group, places=places)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         blobs = super().blobs(sample)

@@ -14,6 +14,7 @@ Kind = Literal[
     "duplicate_id",
     "duplicate_member",
     "missing_file",
+    "outside_folder",
     "unreadable_image",
     "too_many_pixels",
     "foreign_placeholder",

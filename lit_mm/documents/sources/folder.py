@@ -38,6 +38,7 @@ class PictureFolder(Source):
             .parquet that exists.
         name, limit_pixels: see `Source`.
         limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
+        places: see `Source`.
     """
 
     expected = "line"
@@ -49,12 +50,13 @@ class PictureFolder(Source):
         name: str | None = None,
         limit_pixels: int = LIMIT_PIXELS,
         limit_group: int = LIMIT_GROUP,
+        places: str | None = None,
     ) -> None:
         self.limit_group = limit_group
         folder = expand_home(path).rstrip("/")
         files = [join(folder, choice) for choice in (FILES if file is None else (file,))]
         data_file = next((choice for choice in files if len(files) == 1 or stamp(choice) is not None), files[0])
-        super().__init__(data_file, folder, name or folder.rpartition("/")[2], limit_pixels)
+        super().__init__(data_file, folder, name or folder.rpartition("/")[2], limit_pixels, places)
 
     def open_part(self, path: str) -> Part:
         return open_entries(path, self.expected, limit_group=self.limit_group)

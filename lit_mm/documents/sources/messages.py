@@ -31,7 +31,7 @@ class MessageConversations(Conversations):
     rounds of `{"user": ..., "assistant": ...}` about all `images`, which stand in front.
 
     Args:
-        path, images, name, limit_pixels, literal_placeholders, limit_group: see `Conversations`.
+        path, images, name, limit_pixels, literal_placeholders, limit_group, places: see `Conversations`.
     """
 
     format_name = "messages"
@@ -110,7 +110,7 @@ class QueryResponseConversations(Conversations):
     query.
 
     Args:
-        path, images, name, limit_pixels, literal_placeholders, limit_group: see `Conversations`.
+        path, images, name, limit_pixels, literal_placeholders, limit_group, places: see `Conversations`.
     """
 
     format_name = "query_response"

@@ -36,13 +36,20 @@ class _Pages(Source):
     columns: tuple[str, ...]
 
     def __init__(
-        self, path: str, images: str | None, name: str | None, limit_pixels: int, limit_group: int, gaps: Gaps
+        self,
+        path: str,
+        images: str | None,
+        name: str | None,
+        limit_pixels: int,
+        limit_group: int,
+        gaps: Gaps,
+        places: str | None,
     ) -> None:
         if gaps not in ("refuse", "drop"):
             raise UserError(f"`gaps` is 'refuse' or 'drop', got {gaps!r}")
         self.limit_group, self.gaps = limit_group, gaps
         self.skips_gaps = gaps == "drop"
-        super().__init__(path, images, name, limit_pixels)
+        super().__init__(path, images, name, limit_pixels, places)
 
     def open_part(self, path: str) -> Part:
         return open_entries(path, self.expected, self.columns, self.limit_group)
@@ -60,7 +67,7 @@ class ObelicsPages(_Pages):
     A parquet is read by row group. If it holds the pictures, it should have small groups of about a hundred rows.
 
     Args:
-        path, images, name, limit_pixels: see `Source`.
+        path, images, name, limit_pixels, places: see `Source`.
         limit_group: of a parquet, the most bytes of a row group, see `ParquetRows`.
         gaps: policy for a page with a missing picture (its file is missing, or a place has neither text nor image):
             "refuse" makes the page a bad sample, "drop" leaves the picture out.
@@ -77,8 +84,9 @@ class ObelicsPages(_Pages):
         limit_pixels: int = LIMIT_PIXELS,
         limit_group: int = LIMIT_GROUP,
         gaps: Gaps = "refuse",
+        places: str | None = None,
     ) -> None:
-        super().__init__(path, images, name, limit_pixels, limit_group, gaps)
+        super().__init__(path, images, name, limit_pixels, limit_group, gaps, places)
 
     def blobs(self, sample: Sample) -> list[Blob]:
         return [
@@ -135,7 +143,7 @@ class Mmc4Pages(_Pages):
     and an image stands directly before its sentence. Images of one sentence keep their order.
 
     Args:
-        path, images, name, limit_pixels: see `Source`.
+        path, images, name, limit_pixels, places: see `Source`.
         max_images: largest number of images of a page, the first ones in `image_info`; None for no limit.
         limit_group: of a parquet, the most bytes of a row group, see `ParquetRows`.
         gaps: policy for a page whose image file is missing, see `ObelicsPages`.
@@ -154,11 +162,12 @@ class Mmc4Pages(_Pages):
         limit_pixels: int = LIMIT_PIXELS,
         limit_group: int = LIMIT_GROUP,
         gaps: Gaps = "refuse",
+        places: str | None = None,
     ) -> None:
         if max_images is not None and max_images < 1:
             raise UserError(f"`max_images` is at least 1, got {max_images}")
         self.max_images = max_images
-        super().__init__(path, images, name, limit_pixels, limit_group, gaps)
+        super().__init__(path, images, name, limit_pixels, limit_group, gaps, places)
 
     def options(self) -> tuple[Any, ...]:
         return self.max_images, self.gaps

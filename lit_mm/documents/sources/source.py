@@ -15,6 +15,7 @@ import numpy as np
 from lit_mm.documents.document import Document, Turn
 from lit_mm.documents.sources import cache
 from lit_mm.documents.sources.blobs import Blob
+from lit_mm.documents.sources.boundary import Boundary
 from lit_mm.documents.sources.cells import blob_of
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.documents.sources.part import Part
@@ -38,6 +39,8 @@ class Source(ABC):
         images: folder or URL that relative picture names start from; None for the folder of the data file.
         name: name of the data set in errors, ledgers and tables; None for the file's name without its ending.
         limit_pixels: largest number of pixels of a picture; a larger picture makes a bad sample.
+        places: what rows may name outside of `images`: folders, beginnings of URLs and schemes of URLs, with commas
+            between them, such as `/data/coco, https`; None for nothing. See `lit_mm.documents.sources.boundary`.
     Raises:
         UserError: a data file is missing, empty, or not of this format.
     """
@@ -48,10 +51,16 @@ class Source(ABC):
     skips_gaps = False  # a picture whose file is missing is left out of its sample
 
     def __init__(
-        self, path: str, images: str | None = None, name: str | None = None, limit_pixels: int = LIMIT_PIXELS
+        self,
+        path: str,
+        images: str | None = None,
+        name: str | None = None,
+        limit_pixels: int = LIMIT_PIXELS,
+        places: str | None = None,
     ) -> None:
         if limit_pixels < 1:
             raise UserError(f"`limit_pixels` is at least 1, got {limit_pixels}")
+        self.places, self.boundary = places, Boundary.of(places)
         paths = expand(path)
         self.parts: list[Part] = [self.open_part(path) for path in paths]
         self.images = None if images is None else expand_home(images)
@@ -154,7 +163,8 @@ class Source(ABC):
         Raises:
             SampleError: the cell is none of these.
         """
-        return blob_of(cell, sample, self.images if self.images is not None else folder_of(sample.path), label)
+        folder = self.images if self.images is not None else folder_of(sample.path)
+        return blob_of(cell, sample, folder, self.boundary, label)
 
     def _picture(self, blob: Blob, size: tuple[int, int], sample: Sample) -> SourcePicture | None:
         """Return the picture of a blob; None for a gap."""

@@ -83,7 +83,7 @@ A, B = (120, 80), (120, 80)
             "malformed_text",
             r"the text of turn 1 holds the lone surrogate '\ud83d' at character 7, which is half of a character",
         ),
-        ("s3_url.json", "llava", "s3_url.json:1", "unreadable_image", "Install s3fs to access S3"),
+        ("s3_url.json", "llava", "s3_url.json:1", "outside_folder", "`places: s3` allows them"),
     ],
 )
 def test_a_sample_fault_has_its_place_and_its_remedy(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lit_mm.documents.printable import brief, printable
+from lit_mm.documents.printable import brief, printable, visible
 from lit_mm.documents.sources import SampleError, open_source
 from lit_mm.documents.sources.check import check_source
 from lit_mm.errors import UserError
@@ -70,7 +70,7 @@ def faults(path: str, format: str = "llava", **options: Any) -> list[SampleError
     ids=range(20),
 )
 def test_it_is_one_bad_sample(write, entry: Any, kind: str, message: str) -> None:
-    (error,) = faults(write([entry, SOUND]))
+    (error,) = faults(write([entry, SOUND]), places="foo, gs, http://127.0.0.1:9/, /dev")
     assert (error.where, error.kind) == ("data.jsonl:1", kind)
     assert message in str(error)
     assert len(str(error)) < 500
@@ -95,6 +95,7 @@ def test_control_characters_of_samples_are_escaped_in_messages(write) -> None:
     assert error.reason.endswith(r"a\x1b[31m\u202e.png'")
     assert error.sample_id == r"\x1b[2J\nid"
     assert printable("a\tb\u2028c é 码 \ud83d") == r"a\tb\u2028c é 码 \ud83d"
+    assert visible("a\tb\n\x1b]0;title\x07 \u202e") == "a\tb\n\\x1b]0;title\\x07 \\u202e"
 
 
 def test_base64_is_in_no_message(write, folder) -> None:
