@@ -103,7 +103,10 @@ class DataLedger(StepObserver):
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         if self.screen is not None and len(self.names) > 1:
-            self._losses.append(pl_module.loss_by_source)
+            losses = pl_module.loss_by_source
+            if losses is None:  # objectives that compare pairs have no loss of a token, and so none of a source
+                losses = torch.zeros(2, len(self.names), device=pl_module.device)
+            self._losses.append(losses)
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         data = data_module(trainer)

@@ -218,8 +218,10 @@ class Input:
         Raises:
             UserError: the format does not exist or refuses an argument, or the files cannot be read.
         """
-        own = ("name", "format", "human", "licence")
-        arguments = {key: value for key, value in asdict(self).items() if value is not None and key not in own}
+        not_of_format = ("name", "format", "human", "licence")
+        arguments = {
+            key: value for key, value in asdict(self).items() if value is not None and key not in not_of_format
+        }
         if self.format != IMAGES:
             if self.format not in FORMATS:
                 raise UserError(

@@ -244,9 +244,9 @@ class Template(MergeExpert):
     @staticmethod
     def _sentences(blocks: Blocks) -> str:
         sentences = [blocks.overall] if blocks.overall else []
-        placed = dict.fromkeys(f"{entry.text} {place_of(entry)}" for entry in (*blocks.regions, *blocks.segments))
-        if placed:
-            sentences.append(", ".join(placed))
+        objects = dict.fromkeys(f"{entry.text} {place_of(entry)}" for entry in (*blocks.regions, *blocks.segments))
+        if objects:
+            sentences.append(", ".join(objects))
         if blocks.text:
             sentences.append("the text says " + " ".join(entry.text for entry in blocks.text))
         return ". ".join(sentence.rstrip(". ") for sentence in sentences) + ("." if sentences else "")

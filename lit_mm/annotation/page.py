@@ -105,9 +105,8 @@ def _section(account: Mapping[str, Any], inputs: Inputs) -> str:
     """Write one sample: the image at the left, texts and verdicts at the right."""
     image = inputs.entry(account["row"]).picture.read().convert("RGB")
     image.thumbnail((SIDE, SIDE))
-    drawn = draw_boxes(image, account["statements"])
     buffer = io.BytesIO()
-    drawn.save(buffer, format="PNG")
+    draw_boxes(image, account["statements"]).save(buffer, format="PNG")
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     lines = []
     for statement in account["statements"]:

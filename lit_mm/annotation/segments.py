@@ -114,7 +114,7 @@ class Sam(SegmentExpert):
 
         try:
             self._generator = pipeline("mask-generation", model=self.model, device=self.device)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a ValueError: the folder holds no model
             raise UserError(
                 f"Sam: the weights {self.model!r} cannot be read ({str(error).splitlines()[0]}). Correct `model`, or "
                 "take lit_mm.annotation.segments.Felzenszwalb"

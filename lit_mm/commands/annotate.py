@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 PIPELINES = Path(__file__).parents[1] / "annotation" / "pipelines"
 KEYS = ("engine", "sources", "settings")
+PAUSE = 60.0  # seconds between two lines of progress in a log
 EPILOG = """A pipeline names an engine with its experts, the sources, and settings. `monkey` and `capfilt` come with the
 package; keys may follow: --engine.init_args.captioner.init_args.checkpoint runs/blip
 
@@ -176,6 +177,8 @@ class Checkpoints:
 def work(run: Any) -> None:
     """Annotate the shards of this process with a progress bar, and print the throughput.
 
+    The first process shows its progress: as a bar on a terminal, and as a line every minute in a log.
+
     Args:
         run: a `lit_mm.annotation.run.Run`.
     """
@@ -183,10 +186,20 @@ def work(run: Any) -> None:
 
     from lit_mm.stream.progress import bar
 
-    start = time.monotonic()
-    total = run.num_rows() if run.rank == 0 else 0
-    with bar("annotating", total) as progress:
-        rows = run.work(progress if run.rank == 0 else lambda completed: None)
+    start = last = time.monotonic()
+    total = run.num_rows()
+
+    def report_rows(completed: int) -> None:
+        nonlocal last
+        if run.rank:
+            return
+        progress(completed)
+        if not sys.stderr.isatty() and time.monotonic() - last >= PAUSE:
+            last = time.monotonic()
+            print(f"lit_mm: annotating, {completed:,} of {total:,} rows of this process", file=sys.stderr)
+
+    with bar("annotating", total if run.rank == 0 else 0) as progress:
+        rows = run.work(report_rows)
     seconds = time.monotonic() - start
     by_expert = ", ".join(f"{name} {value:.0f} s" for name, value in run.engine.seconds.most_common())
     if rows:

@@ -65,16 +65,16 @@ def test_monkey_scores_the_crop_of_every_box() -> None:
 
 
 def test_monkey_captions_the_largest_segments_with_white_around_them() -> None:
-    seen: list[Image.Image] = []
+    crops: list[Image.Image] = []
 
     class Watcher(Captions):
         def captions(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
-            seen.extend(images)
+            crops.extend(images)
             return super().captions(images, seeds)
 
     engine = monkey(segment_captions=Watcher(), rules=MonkeyRules(largest_segments=3))
     (account,) = engine.annotate([row()], seed=0)
-    assert [image.size for image in seen] == [(2, 20), (1, 20), (1, 20)]
+    assert [image.size for image in crops] == [(2, 20), (1, 20), (1, 20)]
     assert len(statements(account, "segments")) == 3
     assert {statement.expert for statement in account.statements if statement.kind == "segments"} == {
         "segment_captions"

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from lit_mm.annotation.checkpoints import (
 from lit_mm.annotation.description import Box, Description
 from lit_mm.annotation.experts import Blocks, Expert, ExpertError, TrainedModel
 from lit_mm.annotation.language_models import ChatServer, LocalChat, Template, place_of
-from lit_mm.annotation.segments import Felzenszwalb, segment_of
+from lit_mm.annotation.segments import Felzenszwalb, Sam, segment_of
 from lit_mm.annotation.text import RapidText
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
@@ -295,3 +296,52 @@ def test_a_template_writes_the_blocks_in_order_and_repeats_nothing() -> None:
     blocks = Blocks("a street.", (dog,), (dog, Description("a car", (0.8, 0.8, 1, 1))), (Description("STOP"),))
     expected = "a street. a dog at the top left, a car at the bottom right. the text says STOP."
     assert Template().merge([blocks, Blocks("")], [0, 0]) == [expected, ""]
+
+
+# --- models of other packages ----------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_sam_of_transformers_gives_segments(tmp_path: Path) -> None:
+    from transformers import SamConfig, SamImageProcessor, SamModel, SamProcessor
+
+    torch.manual_seed(0)
+    vision = {"hidden_size": 16, "output_channels": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 64, "patch_size": 16, "mlp_dim": 16, "window_size": 2, "global_attn_indexes": []}
+    vision["num_pos_feats"] = 8
+    prompt = {"hidden_size": 16, "image_size": 64, "patch_size": 16}
+    mask = {
+        "hidden_size": 16,
+        "mlp_dim": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "iou_head_hidden_dim": 16,
+    }
+    config = SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=mask)
+    SamModel(config).save_pretrained(tmp_path)
+    SamProcessor(SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})).save_pretrained(
+        tmp_path
+    )
+    expert = Sam(str(tmp_path), device="cpu")
+    expert.load(NoModels())
+    (segments,) = expert.segments([Noise(0, 40, 60).read()])
+    assert all(0 < segment.area <= 2400 for segment in segments)
+    assert expert.identity().weights and expert.identity().licence == "Apache-2.0"
+
+
+def test_weights_of_sam_that_do_not_exist_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read.*Felzenszwalb"):
+        Sam(str(tmp_path)).load(NoModels())
+
+
+@pytest.mark.slow
+def test_the_small_language_model_merges_and_always_says_the_same() -> None:
+    pytest.importorskip("gguf", reason="pip install 'lit_mm[engines]'")
+    try:
+        language_models.package_file()
+    except UserError as error:
+        pytest.skip(str(error))
+    expert = LocalChat(max_new_tokens=12)
+    expert.load(NoModels())
+    blocks = [Blocks("a red car", text=(Description("STOP", (0.1, 0.1, 0.2, 0.2), 0.9),))]
+    texts = expert.merge(blocks, [0])
+    assert texts == expert.merge(blocks, [1]) and len(texts[0].split()) > 3
+    assert expert.identity().version == "SmolLM2-135M-Instruct, lit_mm/merge 1"

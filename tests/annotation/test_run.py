@@ -57,9 +57,9 @@ def start(
     """Run one process over a folder of images; finish the run if it is complete. Return it with its number of rows."""
     inputs = Inputs([Input("photographs", str(images), licence="CC-BY-4.0")])
     engine = engine or Counting()
-    chosen = Settings(**{"shard_rows": 4, "batch_rows": 2} | settings)
-    agree(out, plan_of(engine, {"class_path": "Counting"}, inputs, chosen))
-    run = Run(engine, inputs, out, chosen, rank, ranks)
+    options = Settings(**{"shard_rows": 4, "batch_rows": 2} | settings)
+    agree(out, plan_of(engine, {"class_path": "Counting"}, inputs, options))
+    run = Run(engine, inputs, out, options, rank, ranks)
     rows = run.work()
     if run.is_complete():
         run.finish()

@@ -19,6 +19,8 @@ from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.errors import UserError
 from lit_mm.stages.stage import Stage, Train
+from lit_mm.stream.mixture import Joined
+from tests import tiny_blip
 from tests.faulty import FAULTS, FaultyMixture, Planted, write
 from tests.kills import Launch, launch_all
 from tests.tiny import PARTS, run_recipe, xcomposer2
@@ -297,3 +299,21 @@ def test_a_damaged_account_shows_before_the_first_step(tmp_path: Path, text: str
     with pytest.raises(UserError, match=r"ledger.json' is damaged"):
         run_recipe(xcomposer2(), [Stage("a", {"connector": Train(lr=1e-3)}, max_steps=1)], tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
+
+
+class TwoSources(tiny_blip.Pages):
+    """Pages of two sources."""
+
+    def source(self) -> Joined:
+        pages = super().source()
+        return Joined([pages[:12], pages[12:]], ["web", "human"])
+
+
+def test_objectives_that_compare_pairs_train_on_several_sources(tmp_path: Path) -> None:
+    """Such objectives have no loss per source; the samples of each source are counted all the same."""
+    run_recipe(tiny_blip.blip(), tiny_blip.stages(2)[:1], tmp_path, data_class=TwoSources)
+    with (tmp_path / "sources.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["source"] for row in rows} == {"web", "human"}
+    assert sum(int(row["trained"]) for row in rows) == 8  # two steps of four
+    assert all((row["loss"], row["tokens"]) == ("nan", "0") for row in rows)
