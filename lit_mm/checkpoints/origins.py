@@ -130,11 +130,7 @@ class Origins:
 
     def _tensors(self, part: str) -> dict[str, nn.Parameter]:
         """Return name in the model's `state_dict` -> parameter of a part."""
-        return {
-            f"network.{name}": tensor
-            for name, tensor in self._parts.named_parameters()
-            if self._parts.part_of(name) == part
-        }
+        return {f"network.{name}": tensor for name, tensor in self._parts.parameters_of(part).items()}
 
     def _load_children(self, parts: Collection[str]) -> None:
         """Load the published weights of every child of the network that holds one of these parts."""

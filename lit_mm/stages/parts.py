@@ -50,6 +50,11 @@ class Parts:
             parts.setdefault(_part_of(name, divisions), {})[name.split(".", 1)[1]] = parameter
         return parts
 
+    def parameters_of(self, part: str) -> dict[str, nn.Parameter]:
+        """Name in the network -> parameter of a part."""
+        divisions = self._divisions()
+        return {name: tensor for name, tensor in self.named_parameters() if _part_of(name, divisions) == part}
+
     def together_with(self, parts: Collection[str]) -> frozenset[str]:
         """Return `parts` and all parts that share a child of the network with one of them."""
         return frozenset().union(*(group for group in self._groups().values() if not group.isdisjoint(parts)))
@@ -91,10 +96,10 @@ class Parts:
     def _groups(self) -> dict[str, set[str]]:
         """Child of the network -> parts that have parameters in it."""
         divisions = self._divisions()
-        groups: dict[str, set[str]] = {}
-        for name, _ in self.named_parameters():
-            groups.setdefault(name.split(".", 1)[0], set()).add(_part_of(name, divisions))
-        return groups
+        return {
+            child: {_part_of(f"{child}.{name}", divisions) for name, _ in module.named_parameters()}
+            for child, module in self.children().items()
+        }
 
     def _divisions(self) -> dict[str, str]:
         """Name in the network -> part, for all attributes that a module assigns to another part."""
