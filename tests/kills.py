@@ -43,7 +43,7 @@ from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
 from lit_mm.stages.adapter import Adapter
 from lit_mm.stages.stage import Stage, Start, Train
-from tests import tiny_blip
+from tests import tiny_blip, tiny_blip2
 from tests.faulty import FaultyMixture
 from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
@@ -76,6 +76,8 @@ class Launch:
             which is merged then; "thaw", in which the vision encoder thaws after two steps; "muon"; "average", in which
             the second stage starts from the averages of the first; "pairs", BLIP's three stages; or "captions", the
             captioner of BLIP alone.
+            The recipe "queries" is BLIP-2's first stage with the hardest negatives in place of drawn ones; "exact
+            queries" leaves out the contrast, whose gradient depends on the split.
         adapter: type of the adapter of the recipe "adapters".
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
@@ -297,6 +299,12 @@ def recipe_of(launch: Launch) -> list[Stage]:
         return [Stage("phases", everything, max_steps=launch.steps, inputs_from={2: Inputs(prompt=swapped)})]
     if launch.recipe == "pairs":
         return tiny_blip.stages(steps=launch.steps)
+    if launch.recipe in ("queries", "exact queries"):
+        (first, *_) = tiny_blip2.stages(steps=launch.steps)
+        inexact = {"itc", "contrast"} if launch.recipe == "exact queries" else set()
+        weights = {name: weight for name, weight in first.objectives.items() if name not in inexact}
+        train = {part: Train(lr=launch.lr) for part in first.train if part not in inexact}
+        return [replace(first, train=train, objectives=weights)]
     if launch.recipe == "captions":
         (captioner,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == "caption")
         return [captioner]
@@ -353,6 +361,10 @@ def run(launch: Launch, rank: int) -> None:
         module = tiny_blip.blip(dropout=launch.dropout)
         options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
         callbacks.append(tiny_blip.Buffers(Path(launch.folder)))
+    if launch.recipe in ("queries", "exact queries"):
+        module = tiny_blip2.blip2()
+        options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
+        torch.multinomial = lambda weights, _: weights.argmax(dim=1, keepdim=True)
     if launch.recipe == "unread":
         module.objectives["sight"] = Sight()
     if launch.base:

@@ -1,4 +1,6 @@
-"""BLIP-2's objectives of pairs on two ranks, with unequal numbers of pairs and lengths of texts, against one process.
+"""BLIP-2's objectives of pairs on two ranks against one process over the union batch.
+
+The first test has unequal numbers of pairs and lengths of texts; the others train the first stage under every engine.
 
 | objective | on several ranks, as published | equal to one process over the union batch |
 |---|---|---|
@@ -17,11 +19,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.families import Blip2
 from lit_mm.objectives.query_pairs import matching_logits, matching_losses
 from lit_mm.samples.batch import PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
-from tests.kills import free_port
+from tests.kills import Launch, free_port, launch_all
+from tests.three_stages import CUT
 from tests.tiny_blip import page
 from tests.tiny_blip2 import blip2
 
@@ -81,3 +85,45 @@ def test_losses_and_gradients_of_two_ranks_are_those_of_one_process(tmp_path: Pa
         assert "norm.weight" in of_union and of_union.keys() == gradients[name].keys()
         for parameter, gradient in of_union.items():
             torch.testing.assert_close(gradients[name][parameter], gradient, rtol=1e-4, atol=1e-6)
+
+
+ENGINES = {"ddp": "ddp", "zero2": "zero2", "zero3": CUT}  # everything of ZeRO-3 is cut up
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of the first stage with the hardest negatives, so that draws do not depend on the split."""
+    folder, options = tmp_path_factory.mktemp("queries"), {"steps": STEPS, "lr": 1e-3}
+    launches = [Launch(f"{recipe} one process", recipe=recipe, **options) for recipe in ("queries", "exact queries")]
+    launches += [
+        Launch(f"{launch.recipe} {name}", recipe=launch.recipe, ranks=2, strategy=engine, **options)
+        for launch in launches
+        for name, engine in ENGINES.items()
+    ]
+    launch_all(launches, folder)
+    return folder
+
+
+def losses(folder: Path, name: str) -> list[float]:
+    rows = read_metrics(folder / "metrics.csv")
+    assert len(rows) == STEPS
+    return [row[f"loss/{name}"] for row in rows]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_matching_and_captioning_train_as_in_one_process_under_every_engine(runs: Path, engine: str) -> None:
+    for name in EXACT:
+        expected = losses(runs / "exact queries one process", name)
+        assert losses(runs / f"exact queries {engine}", name) == pytest.approx(expected, rel=1e-4), name
+        assert len(set(expected)) == STEPS
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_loss_of_the_first_step_is_that_of_one_process_and_later_ones_are_those_of_ddp(
+    runs: Path, engine: str
+) -> None:
+    for name in ("itc", *EXACT):
+        measured = losses(runs / f"queries {engine}", name)
+        assert measured[0] == pytest.approx(losses(runs / "queries one process", name)[0], rel=1e-5), name
+        assert measured == pytest.approx(losses(runs / "queries ddp", name), rel=1e-4), name

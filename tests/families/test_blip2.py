@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -9,7 +10,6 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import examine
 from lit_mm.evaluation.retrieval import cosines_of
@@ -19,7 +19,6 @@ from lit_mm.inference.generate import answer
 from lit_mm.objectives.query_pairs import contrast_loss
 from lit_mm.samples.batch import IGNORE, PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
-from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import apply_stage
 from tests.tiny import run_recipe
 from tests.tiny_blip import Pages, page
@@ -86,16 +85,13 @@ def test_the_similarity_of_an_image_and_a_text_is_the_largest_of_the_queries() -
 @torch.no_grad()
 def test_texts_of_one_image_are_all_right_if_images_are_numbered() -> None:
     module = blip2().eval()
-    processor, model = module.processor.with_inputs(Inputs(image_ids=True)), module.network
-    for parameter in model.connector.parameters():
-        parameter.normal_(std=0.5)  # fresh weights give all texts nearly one vector
-    first = page(0)
-    again = Document("again", (Turn("user", (first.pictures[0],)), Turn("assistant", ("another text",))))
-    samples = [processor.sample(document) for document in (first, page(1), again)]
-    batch = collate(samples, processor, units={PAIRS: 3})
+    model, same = module.network, torch.tensor([0, 1, 0])
+    for name, parameter in model.connector.named_parameters():
+        if "norm" not in name and "temperature" not in name:
+            parameter.normal_(std=0.2)  # fresh weights give all texts nearly one vector
+    batch = replace(batch_of(module, 3), images=same)
     pairs = module.objectives["itc"].shared(model, batch)
     temperature = model.connector.heads()[0].temperature
-    same = torch.tensor([0, 1, 0])
     expected = contrast_loss(pairs, temperature, 0.1, same).sum()
     assert module.objectives["itc"](model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
     plain = contrast_loss(pairs, temperature, 0.1).sum()
