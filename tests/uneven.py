@@ -23,19 +23,35 @@ from deepspeed.utils import safe_get_full_grad
 from lightning.pytorch.strategies import Strategy
 
 from lit_mm.distributed.zero import ZeRO
+from lit_mm.families import Recombined
 from lit_mm.inference.generate import answer
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch
+from lit_mm.samples.inputs import Inputs
 from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.datamodule import Source
-from tests.families import test_cogagent, test_cogvlm
+from lit_mm.tiling import Stretch
+from lit_mm.vision.timm_encoder import TimmEncoder
+from tests.families import test_cogagent, test_cogvlm, test_recombined_pretrained, test_recombined_t5
 from tests.forked import run_ranks
-from tests.tiny import PARTS, Documents, document, trainer, xcomposer2
+from tests.tiny import PARTS, PROMPT, Documents, document, language, trainer, xcomposer2
+
+
+def with_timm() -> Recombined:
+    """A model with a vision encoder of timm."""
+    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 3}
+    vision = TimmEncoder("vit_base_patch14_reg4_dinov2", image_size=28, overrides=sizes)
+    return Recombined(vision, language(), "nano", Inputs(Stretch(28), prompt=PROMPT))
+
 
 MODELS: dict[str, Callable[[], MultimodalModule]] = {
     "": lambda: xcomposer2(trained=True),
     "cogvlm": test_cogvlm.build,
     "cogagent": test_cogagent.build,
+    "opt": partial(test_recombined_pretrained.build, "opt"),
+    "gemma3": partial(test_recombined_pretrained.build, "gemma3_text"),
+    "t5": test_recombined_t5.build,
+    "timm": with_timm,
 }
 EVERYTHING = Stage("all", {part: Train(lr=1e-12) for part in PARTS}, max_steps=6, clip=0.0)  # AdamW enlarges rounding
 PICTURES = (0, 5, 1, 0, 0, 5, 1, 1, 0, 0, 5, 0)  # of the documents, of which each step takes two

@@ -22,14 +22,11 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     return trained(folder, labels)
 
 
-@pytest.mark.distributed
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("engine", ENGINES)
-def test_gradients_are_those_of_one_process(results: dict[str, Any], model: str, engine: str) -> None:
-    (alone,) = results[f"{model}@alone"]
-    ranks = results[f"{model}@{engine}"]
+def assert_gradients(alone: list[dict[str, Any]], ranks: list[dict[str, Any]]) -> None:
+    """Compare losses and gradients of two ranks with those of one process."""
+    (single,) = alone
     for stage, accumulation in (("steps", 1), ("accumulating", 2)):
-        for number, expected in enumerate(alone[stage]):
+        for number, expected in enumerate(single[stage]):
             steps = [rank[stage][number * accumulation : (number + 1) * accumulation] for rank in ranks]
             loss = sum(step["loss"] for of_rank in steps for step in of_rank)
             torch.testing.assert_close(loss, expected["loss"], rtol=RTOL, atol=0)
@@ -37,6 +34,13 @@ def test_gradients_are_those_of_one_process(results: dict[str, Any], model: str,
                 for *_, last in steps:
                     worst = float((last["gradients"][name] - gradient).abs().max())
                     assert worst <= RTOL * max(float(gradient.abs().max()), 1e-6), f"{stage} {number}, {name}: {worst}"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_are_those_of_one_process(results: dict[str, Any], model: str, engine: str) -> None:
+    assert_gradients(results[f"{model}@alone"], results[f"{model}@{engine}"])
 
 
 @pytest.mark.distributed

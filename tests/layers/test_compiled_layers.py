@@ -18,6 +18,7 @@ from lit_mm.samples.batch import Batch
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.vision.vit import ViT
 from lit_mm.vision.window_adapters import WindowAdapters
+from tests.language.test_pretrained import KINDS, tiny
 from tests.rows import flat
 
 MODES = ("none", "full", "selective")
@@ -176,3 +177,10 @@ def test_a_model_decodes_with_layers_that_are_compiled_for_training_alone() -> N
 def test_selective_checkpointing_without_compilation_is_refused() -> None:
     with pytest.raises(UserError, match="three times the host's time"):
         vit(activation_checkpointing="selective")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_of_decoders_of_transformers_compile_whole(kind: str) -> None:
+    expected = gradients(tiny(kind), learn, BATCHES[:3])
+    torch.testing.assert_close(gradients(tiny(kind, compile=True), learn, BATCHES[:3]), expected, rtol=0, atol=1e-5)
