@@ -121,7 +121,18 @@ def _draw_axes(axes: Axes, names: Sequence[str], ticks: Sequence[Sequence[tuple[
         axes.axvline(number, color=GREY, linewidth=1, zorder=0)
         for height, label in marks:
             axes.plot([number - 0.02, number], [height, height], color=GREY, linewidth=1)
-            axes.text(number - 0.04, height, label, ha="right", va="center", fontsize=8, color=INK, parse_math=False)
+            axes.text(
+                number - 0.04,
+                height,
+                label,
+                ha="right",
+                va="center",
+                fontsize=8,
+                color=INK,
+                parse_math=False,
+                zorder=6,
+                bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1},
+            )
     axes.set_xticks(range(len(names)), [_broken(name) for name in names], fontsize=8, parse_math=False)
     axes.set_yticks([])
     axes.set_xlim(-0.6, len(names) - 0.85)
@@ -133,7 +144,7 @@ def _draw_axes(axes: Axes, names: Sequence[str], ticks: Sequence[Sequence[tuple[
 
 def _draw_bars(axes: Axes, importances: Mapping[str, float]) -> None:
     names = list(importances)
-    axes.barh(range(len(names)), [importances[name] for name in names], color=PALETTE[0], height=0.6)
+    axes.barh(range(len(names)), [importances[name] for name in names], color=PALETTE[0], height=0.4)
     axes.set_yticks(range(len(names)), [_broken(name) for name in names], fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)

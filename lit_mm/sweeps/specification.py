@@ -187,10 +187,10 @@ def specification_of(content: Mapping[str, Any], name: str) -> Specification:
 def flattened(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, dict[str, Any]]:
     """Join the names of nested `parameters` to addresses of recipe keys.
 
-    {"stages": {"parameters": {"pretrain.max_steps": {"value": 2}}}} -> {"stages.pretrain.max_steps": {"value": 2}}
+    {"trainer": {"parameters": {"max_time": {"value": "1:00"}}}} -> {"trainer.max_time": {"value": "1:00"}}
 
     Raises:
-        UserError: a parameter has no keys, or two names join to the same address.
+        UserError: a parameter has no keys, two names join to the same address, or a name inside has dots.
     """
     flat: dict[str, dict[str, Any]] = {}
     for name, keys in parameters.items():
@@ -198,6 +198,11 @@ def flattened(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, dict
         if not isinstance(name, str) or not re.fullmatch(r"[\w*+-]+(\.[\w*+-]+)*", name):
             raise UserError(
                 f"parameters.{address}: expected the address of a recipe's key, such as model.init_args.rank"
+            )
+        if prefix and "." in name:
+            raise UserError(
+                f"parameters.{address}: W&B's agent does not split the dots of a name inside nested `parameters`. Nest "
+                "each name, or write the whole address at the top"
             )
         if not isinstance(keys, dict):
             raise UserError(f"parameters.{address}: expected `value`, `values`, or `min` and `max`, got {keys!r}")

@@ -35,7 +35,7 @@ SWEEP: dict[str, Any] = {
     "method": "grid",
     "metric": {"name": "loss", "goal": "minimize"},
     "parameters": {
-        "stages": {"parameters": {"pretrain.train.connector.lr": {"values": [1e-3, 1e-5]}}},
+        LR: {"values": [1e-3, 1e-5]},
         RANK: {"values": [2, 4]},
         "stages.*.max_steps": {"value": 1},
     },
@@ -186,7 +186,10 @@ def test_online_the_sweep_is_created_with_flat_addresses_and_an_agent_runs_it(
     monkeypatch.setattr("lit_mm.commands.sweep.has_account", lambda: True)
     monkeypatch.setattr(wandb, "sweep", lambda content, **names: calls.append((content, names)) or "id7")
     monkeypatch.setattr(wandb, "agent", lambda identity, **names: calls.append((identity, names)))
-    small = SWEEP | {"parameters": {LR: {"value": 0.1}}}
+    nested: dict[str, Any] = {"value": 0.1}
+    for name in reversed(LR.split(".")):
+        nested = {"parameters": {name: nested}}
+    small = SWEEP | nested
     server = {"entity": "lab", "early_terminate": {"type": "hyperband"}}
     code, output, errors = typed(small | server, "--trials", "3")
     assert code == 0, errors

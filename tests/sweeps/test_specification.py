@@ -130,7 +130,12 @@ def test_a_file_with_a_key_twice_is_refused_with_file_and_line(tmp_path: Path) -
 
 def test_nested_parameters_join_to_addresses() -> None:
     nested = {
-        "stages": {"parameters": {"pretrain": {"parameters": {"max_steps": {"value": 2}}}, "*.clip": {"value": 1}}},
+        "stages": {
+            "parameters": {
+                "pretrain": {"parameters": {"max_steps": {"value": 2}}},
+                "*": {"parameters": {"clip": {"value": 1}}},
+            }
+        },
         "seed_everything": {"value": 3},
     }
     assert flattened(nested) == {
@@ -141,6 +146,8 @@ def test_nested_parameters_join_to_addresses() -> None:
     assert specification_of(SWEEP | {"parameters": nested}, "x").content["parameters"] == flattened(nested)
     with pytest.raises(UserError, match="the address is there twice"):
         flattened({"a": {"parameters": {"b": {"value": 1}}}, "a.b": {"value": 2}})
+    with pytest.raises(UserError, match=r"parameters\.a\.b\.c: W&B's agent does not split the dots"):
+        flattened({"a": {"parameters": {"b.c": {"value": 1}}}})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""Every argument counts: another value changes the plan, the parameters, the samples or the run, or is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_mm.commands.signatures import signature_of
+from lit_mm.errors import UserError
+from lit_mm.language.llama import Llama
+from lit_mm.language.pretrained import Pretrained
+from lit_mm.layers import activations
+from tests.options.cases import CASES, DECODER, HF, With, call_decoder
+from tests.options.probes import Behaviour
+
+ROOT = Path(__file__).parents[2]
+PAIRS = [(kind, argument) for kind, case in CASES.items() for argument in case.others]
+
+
+def behaviour(kind: type, **arguments: Any) -> Behaviour:
+    """What an object does; the words of the refusal if the class or its inputs refuse the arguments."""
+    torch.manual_seed(0)
+    try:
+        return CASES[kind].probe(kind(**CASES[kind].base | arguments))
+    except (UserError, RuntimeError) as refusal:
+        return (type(refusal).__name__, str(refusal))
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[tuple[type, str], Behaviour]:
+    """Behaviour with the base arguments, computed once per class and base."""
+    return {}
+
+
+@pytest.mark.parametrize(("kind", "argument"), PAIRS, ids=lambda each: each if isinstance(each, str) else each.__name__)
+def test_another_value_of_an_argument_makes_a_difference(
+    kind: type, argument: str, references: dict[tuple[type, str], Behaviour]
+) -> None:
+    other = CASES[kind].others[argument]
+    base = other.base if isinstance(other, With) else {}
+    key = (kind, repr(base))
+    if key not in references:
+        references[key] = behaviour(kind, **base)
+    assert references[key][0] != "UserError" and references[key][0] != "RuntimeError", references[key]
+    value = other.value if isinstance(other, With) else other
+    assert behaviour(kind, **base | {argument: value}) != references[key]
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
+def test_every_argument_of_a_class_has_another_value_or_a_test_elsewhere(kind: type) -> None:
+    case = CASES[kind]
+    assert case.others.keys() | case.elsewhere.keys() == signature_of(kind).arguments.keys()
+    for place in case.elsewhere.values():
+        file, _, name = place.partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text(), place
+
+
+def test_the_layers_of_a_model_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[torch.fx.GraphModule] = []
+    monkeypatch.setattr(activations, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
+    activations.compile_forward.cache_clear()
+    torch._dynamo.reset()
+    for compile, count in ((False, 0), (True, 1)):
+        call_decoder(Pretrained(HF, compile=compile).train())
+        assert len(graphs) == count
+    activations.compile_forward.cache_clear()
+    torch._dynamo.reset()
+
+
+def test_the_longest_sample_is_information_in_the_config_of_a_llama() -> None:
+    """No computation reads it: rotary positions have no table."""
+    assert Llama(**DECODER, max_positions=77).lm.config.max_position_embeddings == 77
