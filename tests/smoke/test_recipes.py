@@ -24,7 +24,7 @@ from lit_mm.commands.trained import open_trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LLAVA = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
-RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "instructblip")
+RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "instructblip", "minigpt4")
 
 
 SIDES = {"size": 28, "tile": 28, "window": 28}  # pixels
@@ -93,7 +93,7 @@ def written(config: dict[str, Any], name: str = "tiny.yaml") -> str:
     return name
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES, "minigpt4"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_it_trains_every_stage_and_can_be_asked_afterwards(
     recipe: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
