@@ -80,7 +80,7 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
     Args:
         module: the part.
         reference: "nano:<name>" for a stored nano backbone, or "<map>:<place>" with a key map in `MAPS` and a file,
-            a folder or a published name. Places joined by "+" are read together; the first that has a tensor gives it.
+            a folder or a published name.
         part: name of the part, for error messages.
     Raises:
         UserError: the key map is unknown, the place does not exist, or names or shapes differ from those of the part.
@@ -94,15 +94,7 @@ def load_part(module: nn.Module, reference: str, part: str) -> None:
             f"weights {reference!r} of part {part!r}: expected <map>:<place> with a map out of "
             f"{['nano', *MAPS]}, such as clip:openai/clip-vit-large-patch14-336"
         )
-    _fill(module, MAPS[kind](_read(place), module))
-
-
-def _read(place: str) -> State:
-    """Read the tensors of a place, or of places joined by "+"."""
-    state: State = {}
-    for single in [place] if Path(place).exists() else place.split("+"):
-        state = read_checkpoint(local_place(single)) | state
-    return state
+    _fill(module, MAPS[kind](read_checkpoint(local_place(place)), module))
 
 
 def _fill(module: nn.Module, state: State) -> None:
