@@ -61,7 +61,7 @@ class EarlyEnd(StepObserver):
         for callback in monitors(callbacks_of(trainer)):
             if callback.monitor not in names and not any(map(may_log, callbacks_of(trainer))):
                 raise unmeasured(callback, names)
-            if callback.monitor.startswith(ACCURACY) and not any(each.every_n_steps for each in examinations):
+            if (callback.monitor or "").startswith(ACCURACY) and not any(each.every_n_steps for each in examinations):
                 raise UserError(
                     f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is measured "
                     "at the ends of stages only. Set `examine_every` to the steps between examinations"
