@@ -22,6 +22,8 @@ from lit_mm.errors import UserError
 
 COMMAND_LINE = ""  # place of an entry outside of files
 MOST_ENTRIES = 100_000  # nodes of a config, aliases expanded
+MOST_LEVELS = 64  # mappings and lists inside each other
+FLATTER = f"A config has at most {MOST_LEVELS} levels"
 PLAIN = re.compile(r"[\w.+~:-]+")  # scalars without quotes
 ALLOW = "LIT_MM_ALLOW"  # environment variable: names of packages with commas between them
 TAGS = ("null", "bool", "int", "float", "str", "seq", "map", "merge", "timestamp")  # of YAML's core
@@ -130,7 +132,7 @@ def read_config(path: str) -> Entry:
     """Read a config file. The name of a recipe of the package stands for its file.
 
     Raises:
-        UserError: the file does not exist, is not YAML, is not a mapping, or gives a key twice.
+        UserError: the file does not exist, is not YAML, is not a mapping, gives a key twice, or has too many levels.
     """
     file = recipe_file(path)
     path = path if file == Path(path) else str(file)
@@ -147,6 +149,8 @@ def read_config(path: str) -> Entry:
         raise UserError(f"{path}{where} is not YAML: {problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a YAML text: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply. {FLATTER}") from error
     if not isinstance(root, yaml.MappingNode):
         content = "nothing" if root is None else f"a {root.id}"
         raise UserError(f"the config {path!r} holds {content}; expected keys such as `model:`, `stages:` and `data:`")
@@ -186,6 +190,8 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
         path: keys above the node.
     """
     place = f"{label}, line {line + 1}" if numbered else label
+    if len(path) > MOST_LEVELS:
+        raise UserError(f"{spoken(place, path[:3])}: it is nested too deeply. {FLATTER}")
     if node.tag.removeprefix("tag:yaml.org,2002:") not in TAGS:
         raise UserError(f"{spoken(place, path)}: the YAML tag {node.tag!r} is not read. Write the value itself")
     if isinstance(node, yaml.SequenceNode):
@@ -292,19 +298,20 @@ def parsed(text: str, path: tuple[str, ...] = ()) -> Entry:
     Args:
         path: keys of the option, for messages.
     Raises:
-        UserError: a mapping has a key twice, or the text has a variable.
+        UserError: a mapping has a key twice, the text has a variable, or it has too many levels.
     """
     if text == "None":
         return Entry(None, COMMAND_LINE)
     value = _python(text)
-    if value is not None:
-        text = yaml.safe_dump(value, sort_keys=False)
-    elif not text.startswith(("[", "{")):
-        return _checked(Entry(text, COMMAND_LINE), path)
     try:
+        text = text if value is None else yaml.safe_dump(value, sort_keys=False, default_flow_style=True)
+        if not text.startswith(("[", "{")):
+            return _checked(Entry(text, COMMAND_LINE), path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError:  # the parser reports it
         return Entry(text, COMMAND_LINE)
+    except RecursionError as error:
+        raise UserError(f"{spoken(COMMAND_LINE, path)}: it is nested too deeply. {FLATTER}") from error
     return _entry(root, COMMAND_LINE, 0, numbered=False, path=path)
 
 

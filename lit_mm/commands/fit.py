@@ -46,7 +46,7 @@ from lit_mm.report.summary import stage_summaries, write_summary
 from lit_mm.report.tables import accuracy_table
 from lit_mm.run.agreement import agree
 from lit_mm.run.determinism import use_deterministic_algorithms
-from lit_mm.run.folder import LAUNCHED, RunFolder, peak_memory_mb
+from lit_mm.run.folder import LAUNCHED, RunFolder, check_run_dir, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
 from lit_mm.run.lost_rank import lost_rank_named
@@ -63,6 +63,7 @@ def fit(arguments: Sequence[str]) -> None:
     cli = RecipeCLI(arguments, "fit")
     if cli.config.track:
         check_mode(os.environ)
+    check_run_dir(cli.config.run_dir)
     init_from, record = cli.config.init_from, recorded_origin(cli.config.run_dir)
     if record is not None and not init_from:
         cli.config.init_from = record["checkpoint"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import re
@@ -480,7 +481,11 @@ def check_launch(trainer: L.Trainer) -> None:
 
 
 def _stage_choice(arguments: Sequence[str]) -> list[str]:
-    """Return the names in `--stages pretrain,finetune`, which selects stages. A list or mapping changes stages."""
+    """Return the names in `--stages pretrain,finetune`, which selects stages. A list or mapping changes stages.
+
+    Raises:
+        UserError: the value has commas and no name.
+    """
     words: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -490,7 +495,10 @@ def _stage_choice(arguments: Sequence[str]) -> list[str]:
             if value in ("None", "null"):  # a sweep's empty value means all stages
                 continue
             if not value.lstrip().startswith(("[", "{")):
-                words.append(f"--only=[{value}]")
+                names = [name for name in map(str.strip, value.split(",")) if name]
+                if not names and value.strip():
+                    raise UserError(f"--stages takes names with commas between them, got {value!r}")
+                words.append(f"--only={json.dumps(names)}")
                 continue
             argument = f"--stages={value}"
         words.append(argument)

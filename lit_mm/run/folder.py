@@ -117,6 +117,21 @@ class RunFolder:
         _write(file, config)
 
 
+def check_run_dir(run_dir: str | None) -> None:
+    """Refuse a name that no folder can have, or that the user may not look at.
+
+    Raises:
+        UserError: see `RunFolder.open`.
+    """
+    try:
+        os.stat(run_dir or ".")
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: it has a NUL character
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"the run folder {run_dir!r} cannot be made ({reason}). Choose one with --run_dir") from error
+
+
 def _config_of(file: Path, text: bytes) -> dict[str, Any]:
     """Parse the config of a run.
 

@@ -95,12 +95,13 @@ def test_the_wheel_has_all_modules_recipes_and_data_once(installed: Path) -> Non
 
 @pytest.mark.parametrize(
     "program",
-    [["-m", "lit_mm"], pytest.param(["-c", "from lit_mm.cli import run; run()"], marks=pytest.mark.slow)],
+    [["-m", "lit_mm"], pytest.param(["-P", "-c", "from lit_mm.cli import run; run()"], marks=pytest.mark.slow)],
 )
 def test_from_a_wheel_a_recipe_trains_beside_files_of_the_user_with_the_same_names(
     installed: Path, program: list[str]
 ) -> None:
-    Path("callbacks.py").write_text(TRAP)
+    for name in ("callbacks.py", "timm.py", "wandb.py", "difflib.py"):
+        Path(name).write_text(TRAP)
     Path("datamodules").mkdir()
     Path("datamodules/__init__.py").write_text(TRAP)
     words = ["fit", "--config", "xcomposer2", "--trainer.fast_dev_run", "true", "--track", "false"]

@@ -295,6 +295,20 @@ def test_aliases_that_double_at_each_level_are_refused_at_once(tmp_path: Path) -
         read_config(str(tmp_path / "c.yaml"))
 
 
+@pytest.mark.parametrize("levels", [70, 400, 1200])
+def test_a_config_with_too_many_levels_is_refused(tmp_path: Path, levels: int) -> None:
+    for text in (
+        "[" * levels + "]" * levels,
+        "{a: " * levels + "1" + "}" * levels,
+        "{'a': " * levels + "1" + "}" * levels,
+    ):
+        (tmp_path / "c.yaml").write_text(f"a: {text}")
+        with pytest.raises(UserError, match=r"nested too deeply\. A config has at most 64 levels"):
+            read_config(str(tmp_path / "c.yaml"))
+        with pytest.raises(UserError, match=r"nested too deeply\. A config has at most 64 levels"):
+            parsed(text, ("stages",))
+
+
 def test_a_time_with_colons_is_a_text(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("a: 12:00:00:00")
     assert yaml.safe_load(flow(read_config(str(tmp_path / "c.yaml")))) == {"a": "12:00:00:00"}

@@ -17,7 +17,7 @@ from torch import Tensor
 from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading, writing
 from lit_mm.errors import UserError
-from lit_mm.run.folder import RunFolder
+from lit_mm.run.folder import RunFolder, check_run_dir
 from lit_mm.stages.stage import Stage, Train
 from tests.kills import FSYNCS, Launch, launch_all
 from tests.rows import loss_sum
@@ -347,6 +347,16 @@ def test_a_damaged_config_of_a_run_is_named_with_the_place_of_its_copy(begun, te
     (begun.path / "config.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=r"config.yaml' is damaged .* Each checkpoint of the run has a copy"):
         begun.keep_config(config())
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/run"])
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with pytest.raises(UserError, match=r"the run folder .* cannot be made \(.*\)\. Choose one with --run_dir"):
+        check_run_dir(name)
+    for possible in (None, "", "runs/new", "."):
+        check_run_dir(possible)
 
 
 def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):

@@ -75,7 +75,7 @@ class Boundary:
             return (
                 f"the image {brief(path)} lies outside of the folder of the pictures, {brief(root or '.')}",
                 "Set `images` to a folder that holds it. If the data file is trusted, "
-                f"`places: {brief(os.path.dirname(path) or '.')}` allows that folder as well",
+                f"`places: {brief(os.path.dirname(os.path.abspath(path)))}` allows that folder as well",
             )
         url = _split(path)
         if url is None:

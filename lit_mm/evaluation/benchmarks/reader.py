@@ -17,6 +17,7 @@ from typing import Any, Literal
 from lit_mm.documents.document import Picture
 from lit_mm.documents.files import FilePicture
 from lit_mm.documents.sources.blobs import BytesBlob
+from lit_mm.documents.sources.boundary import Boundary
 from lit_mm.documents.sources.picture import SourcePicture
 from lit_mm.errors import UserError
 from lit_mm.evaluation.benchmarks.question import LETTERS, Question
@@ -262,6 +263,8 @@ class Reader:
             return None
         if not self.bytes:
             path = data / self._text(self.image, row)
+            if (refusal := Boundary().refusal(str(path), str(data))) is not None:
+                raise UserError(f"{where}: {refusal[0]}")
             if path not in opened:
                 if not path.is_file():
                     raise UserError(f"{where}: there is no image {str(path)!r}. The layout is {self.image!r}")

@@ -21,6 +21,7 @@ from lit_mm.evaluation.benchmarks.benchmark import (
     parse_benchmark,
 )
 from lit_mm.evaluation.benchmarks.question import Question, as_document, prompt_text
+from lit_mm.evaluation.benchmarks.reader import Reader
 from lit_mm.evaluation.benchmarks.submission import write_submission, write_table
 from lit_mm.evaluation.measurement import contrast, difference_to, measure, rows_of
 from lit_mm.evaluation.metrics import captions
@@ -188,6 +189,13 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "docvqa/val/documents/d3.png").unlink()
     with pytest.raises(UserError, match=r"no image .*documents/d3\.png"):
         load_benchmark("docvqa").reader_of("val").questions(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname"])
+def test_a_row_names_no_image_outside_of_the_folder_of_all_benchmarks(tmp_path: Path, name: str) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": name, "question": "what?"}))
+    with pytest.raises(UserError, match="lies outside of the folder of the pictures"):
+        Reader("rows.jsonl", image="{image}", question="question").questions(tmp_path)
 
 
 BAD = {
