@@ -1,6 +1,6 @@
 """This study closes the loop of the data engines in the nano world: one command, one seed.
 
-    python benchmarks/engines.py [--runs runs/engines] [--pages 1500] [--human 400] [--steps 300] [--noise 0.4]
+    python benchmarks/engines.py [--runs runs/engines] [--pages 1500] [--human 400] [--steps 600] [--noise 0.4]
 
 1. Pages are written with their transcripts as captions. A share of the web captions, the planted noise, belongs to
    other pages. Human captions are true.
@@ -124,7 +124,7 @@ def annotate(runs: Path, name: str, engine: dict[str, Any], sources: Sequence[Ma
 def engines(base: Path) -> dict[str, dict[str, Any]]:
     """Return the engines of the study by name."""
     nucleus = {"max_new_tokens": 30, "min_new_tokens": 1, "sample": True, "top_p": 0.9, "repetition_penalty": 1.1}
-    greedy = {"max_new_tokens": 47}
+    greedy = {"max_new_tokens": 47, "min_new_tokens": 2}
     score = expert("MatchScores", base, "retrieval")
     overall = expert("CheckpointCaptions", base, "caption", decoding=greedy)
     form = {"class_path": "lit_mm.annotation.checkpoints.BracketRegions"}
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=1500, help="web pages")
     parser.add_argument("--human", type=int, default=400, help="pages with human captions")
     parser.add_argument("--heldout", type=int, default=300, help="held-out pages")
-    parser.add_argument("--steps", type=int, default=300, help="optimizer steps of a pre-training")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of a pre-training")
     parser.add_argument("--noise", type=float, default=0.4, help="share of the web captions that is planted noise")
     parser.add_argument("--seed", type=int, default=0)
     choices = parser.parse_args()
@@ -222,16 +222,20 @@ def main() -> None:
     base = fit(runs, "base", recipe([web, human], human, choices.steps, finetunes=True))
     folders = {name: annotate(runs, name, engine, [web]) for name, engine in engines(base).items()}
 
-    def shards(engine: str, subset: str) -> dict[str, str]:
-        return corpus(f"{engine}_{subset}", folders[engine] / f"{subset}-*.tar", "captions")
+    def shards(engine: str, subset: str) -> list[dict[str, str]]:
+        """Return the data set of an engine; nothing if no text passed."""
+        if not json.loads((folders[engine] / "ledger.json").read_text())["subsets"][subset]:
+            print(f"{engine}: no {subset} text passed; the model is trained without them")
+            return []
+        return [corpus(f"{engine}_{subset}", folders[engine] / f"{subset}-*.tar", "captions")]
 
     corpora = {
         "noisy": [web],
-        "filtered": [shards("capfilt", WEB)],
-        "captioned": [web, shards("captioner", "synthetic")],
-        "both": [shards("capfilt", WEB), shards("capfilt", "synthetic")],
-        "plain": [shards("plain", "described")],
-        "described": [shards("monkey", "described")],
+        "filtered": shards("capfilt", WEB),
+        "captioned": [web, *shards("captioner", "synthetic")],
+        "both": [*shards("capfilt", WEB), *shards("capfilt", "synthetic")],
+        "plain": shards("plain", "described"),
+        "described": shards("monkey", "described"),
     }
     for name in KINDS:
         fit(runs, name, recipe([*corpora[name], human], human, choices.steps, finetunes=False))

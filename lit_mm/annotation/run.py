@@ -39,7 +39,7 @@ BadImage = Literal["fail", "skip", "quarantine"]
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run. All but `on_bad_image` and `max_bad` decide the bytes of the output.
+    """Settings of a run. `on_bad_image` and `max_bad` may differ between launches of one run.
 
     Attributes:
         seed: seed of all random draws, each of which also depends on its row and expert.
@@ -76,7 +76,6 @@ def plan_of(engine: Engine, config: Mapping[str, Any], inputs: Inputs, settings:
         "seed": settings.seed,
         "shard_rows": settings.shard_rows,
         "batch_rows": settings.batch_rows,
-        "on_bad_image": settings.on_bad_image,
     }
 
 

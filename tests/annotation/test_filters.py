@@ -56,6 +56,10 @@ def test_a_description_without_a_score_cannot_be_filtered() -> None:
         filter_by_score([Description("a dog")], 0.4)
 
 
+def test_the_default_thresholds_are_those_of_the_released_script() -> None:
+    assert MonkeyRules() == MonkeyRules(0.4, 0.85, 0.5, 0.6, 20, True)
+
+
 @pytest.mark.parametrize("arguments", [{"region_score": 1.5}, {"segment_overlap": -1}, {"largest_segments": 0}])
 def test_thresholds_out_of_range_are_refused(arguments: dict[str, float]) -> None:
     with pytest.raises(UserError, match="thresholds are 0 to 1"):

@@ -210,6 +210,14 @@ def test_bad_images_are_left_out_and_counted(damaged: Path, tmp_path: Path, poli
     assert ledger["subsets"] == {"described": 6}
 
 
+def test_a_run_that_a_bad_image_stopped_goes_on_with_another_policy(damaged: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"003\.png"):
+        start(damaged, tmp_path / "out")
+    engine = Counting()
+    start(damaged, tmp_path / "out", engine, on_bad_image="skip", max_bad=0.5)
+    assert engine.numbers[0] == 2 and (tmp_path / "out" / LEDGER).is_file()
+
+
 def test_too_many_bad_images_stop_the_run(damaged: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 of the first 7 rows of this process are bad"):
         start(damaged, tmp_path / "out", on_bad_image="skip", max_bad=0.2, batch_rows=8, shard_rows=8)

@@ -34,10 +34,6 @@ def rules_of(case: dict[str, Any]) -> MonkeyRules:
     return MonkeyRules(*(case["rules"][name] for name in names))
 
 
-def test_the_thresholds_are_the_default(case: dict[str, Any]) -> None:
-    assert rules_of(case) == MonkeyRules()
-
-
 def blocks(case: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield (image, block, text of the block) as our filters give it."""
     rules = rules_of(case)
