@@ -22,7 +22,7 @@ class StepTable:
         path: path of the file, which the first `restart` creates.
         columns: names of the columns, fixed for the whole run; the first is `step`.
         types: column -> type of its cells; other columns contain floats.
-        new: columns of texts that files of earlier versions lack; their rows get an empty cell.
+        new: columns that files of earlier versions lack; their rows get an empty text or NaN.
     Raises:
         UserError: the first column is not `step`, or a column occurs twice.
     """
@@ -48,7 +48,8 @@ class StepTable:
                 f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: it belongs to "
                 "another run. Choose another run folder"
             )
-        remaining = [dict.fromkeys(self.new, "") | row for row in rows if row["step"] <= step]
+        empty = {name: "" if self.types.get(name) is str else float("nan") for name in self.new}
+        remaining = [empty | row for row in rows if row["step"] <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         part.write_text(_line(self.columns) + "".join(_line([row[c] for c in self.columns]) for row in remaining))

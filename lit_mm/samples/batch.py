@@ -125,6 +125,7 @@ class Batch:
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their
             tokens are counted in `units`.
         second_views: views of the second vision encoder, which make no visual tokens; None if there is one encoder.
+        num_images: number of pictures of the samples, without lost samples.
     """
 
     ids: Tensor
@@ -145,6 +146,7 @@ class Batch:
     second_views: Views | None = None
     texts: Texts | None = None
     valid: Tensor | None = None
+    num_images: int = 0
 
     @property
     def num_tokens(self) -> int:

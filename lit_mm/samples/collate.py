@@ -92,6 +92,7 @@ def collate(
         second_views=second,
         texts=None if processor.reading is None else pad_texts([processor.reading(of.document) for of in samples]),
         valid=None if processor.reading is None else torch.tensor([not of.lost for of in samples] or [False]),
+        num_images=sum(len(sample.plans) for sample in samples if not sample.lost),
     )
 
 
