@@ -46,7 +46,7 @@ def cost_lines(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     text = planned[0]["costs"]["samples"][0]["text"]
     rows = [["operations of a sample", *(stage["name"] for stage in planned)]]
     for label, samples in _by_sample(planned):
-        rows.append([label, *(amount(sample["total"]) for sample in samples)])
+        rows.append([f"a sample of {label}", *(amount(sample["total"]) for sample in samples)])
         for kind in PARTS:
             if any(sample[kind] for sample in samples):
                 rows.append([f"  {kind}", *(amount(sample[kind]) for sample in samples)])
