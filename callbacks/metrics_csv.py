@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning as L
 
 from lit_mm.callbacks.step_table import Row, StepTable, read_rows
-from lit_mm.callbacks.steps import Step, StepObserver
+from lit_mm.callbacks.steps import Step, StepObserver, observers
 from lit_mm.module import MultimodalModule
 
 COLUMNS = ("step", "stage", "loss", "tokens", "samples", "seconds")
@@ -43,7 +43,9 @@ class MetricsCSV(StepObserver):
         rates = [f"lr_{part}" for part in module.base_parts()]
         self.objectives = list(module.objectives) if len(module.objectives) > 1 else []
         losses = [f"loss/{name}" for name in self.objectives]
-        self.table = StepTable(self.path, [*COLUMNS, *losses, *rates], new=("samples",), grows=True)
+        self.figure_columns = [name for observer in observers(trainer) for name in observer.figure_names]
+        new = ("samples", *self.figure_columns)
+        self.table = StepTable(self.path, [*COLUMNS, *losses, *rates, *self.figure_columns], new=new, grows=True)
         rows = self.table.restart(module.step)
         if self.earlier is None:
             self.earlier = rows[-1]["seconds"] if rows else 0.0
@@ -66,6 +68,7 @@ class MetricsCSV(StepObserver):
                 "seconds": round(self.earlier + time.monotonic() - self.launched, 3),
                 **{f"loss/{name}": step.losses.get(name, float("nan")) for name in self.objectives},
                 **{f"lr_{part}": rate for part, rate in step.learning_rates.items()},
+                **{name: step.figures[name] for name in self.figure_columns},
             }
         )
 

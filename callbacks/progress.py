@@ -1,4 +1,4 @@
-"""The progress bar shows stage, step, loss, useful tokens per second, and the time left."""
+"""The progress bar shows stage, step, loss, useful tokens per second, further throughput, and the time left."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class StageProgress(StepObserver, ProgressBar):
         warm = self.finished - self.resumed_at > WINDOW or len(self.steps) == 1
         steps = list(self.steps)[0 if warm else 1 :]
         speed = sum(s.tokens for s in steps) / max(sum(s.seconds for s in steps), 1e-9)
-        text = f"loss {self.loss:.3f}  {speed:,.0f} tokens/s"
+        text = f"loss {self.loss:.3f}  {speed:,.0f} tokens/s{throughput_text(steps)}"
         if self.finished >= self.total:
             return f"{text}  done"
         measured = self.finished - self.resumed_at - 1
@@ -142,6 +142,18 @@ class StageProgress(StepObserver, ProgressBar):
         elif self.enabled:
             file = self.console.file if self.console else None
             print(*args, **{"file": file, "flush": True, **kwargs})
+
+
+def throughput_text(steps: Sequence[Step]) -> str:
+    """The part of the bar's text about images, MFU, waiting and memory; "" if no observer measures them."""
+    if not steps or "images" not in steps[-1].figures:
+        return ""
+    seconds = max(sum(step.seconds for step in steps), 1e-9)
+    images, waiting = (sum(step.figures[name] for step in steps) for name in ("images", "data_wait"))
+    text = f"  {images / seconds:,.1f} images/s  {waiting / seconds:.0%} waiting"
+    mfu = sum(step.figures["mfu"] * step.seconds for step in steps) / seconds
+    text += f"  MFU {mfu:.0%}" if mfu == mfu else ""
+    return f"{text}  {steps[-1].figures['peak_memory_mb'] / 1024:.1f} GB"
 
 
 def stage_label(name: str, names: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ class StepTable:
         path: path of the file, which the first `restart` creates.
         columns: names of the columns, fixed for the whole run; the first is `step`.
         types: column -> type of its cells; other columns contain floats.
-        new: columns of texts that files of earlier versions lack; their rows get an empty cell.
+        new: columns that files of earlier versions lack; their rows get an empty text or NaN.
         grows: True adds a column of floats behind these for every further name in a row. Rows without a value have nan.
     Raises:
         UserError: the first column is not `step`, or a column occurs twice.
@@ -59,7 +59,8 @@ class StepTable:
                 "another run. Choose another run folder"
             )
         self.columns += further
-        remaining = [dict.fromkeys(self.new, "") | row for row in rows if row["step"] <= step]
+        empty = {name: "" if self.types.get(name) is str else float("nan") for name in self.new}
+        remaining = [empty | row for row in rows if row["step"] <= step]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._write(remaining)
         return remaining

@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import lightning as L
@@ -31,6 +32,7 @@ class Step:
         losses: objective of the stage -> loss without its weight.
         samples: digest of the ids of the step's samples over all ranks, 12 hexadecimal digits. It depends neither on
             the split of the step nor on the order of the samples in it.
+        figures: further figures, which observers compute; see `StepObserver.figures_of_step`.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Step:
     stop: bool = False
     losses: dict[str, float] = field(default_factory=dict)
     samples: str = ""
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 LIMBS, BITS = 4, 12  # a sum of digests is reduced over ranks in limbs, each of which a float32 sums exactly
@@ -76,6 +79,22 @@ class StepObserver(L.Callback):
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         """Act after an optimizer step; `module.step == step.number`."""
+
+    figure_names: tuple[str, ...] = ()
+
+    def numbers_of_step(self, trainer: L.Trainer) -> Sequence[float]:
+        """Numbers of this rank about the step that ends, as many on every rank. They are summed over ranks."""
+        return ()
+
+    def figures_of_step(self, trainer: L.Trainer, sums: Sequence[float], seconds: float) -> dict[str, float]:
+        """Compute the entries `figure_names` of `Step.figures`.
+
+        Args:
+            trainer: trainer of the stage.
+            sums: sums of `numbers_of_step` over all ranks.
+            seconds: duration of the step.
+        """
+        return {}
 
     def wants_to_stop(self) -> bool:
         """True if the run should end after this step. One True on any rank sets `Step.stop` on all ranks."""
@@ -119,16 +138,18 @@ class StepObserver(L.Callback):
         trainer.should_stop = trainer.should_stop or self._ended
         loss, tokens, stop, ends, *sums = self._reduce(trainer)
         trainer.should_stop = ends > 0  # on every rank, whichever has a callback that ends the stage
+        seconds = time.perf_counter() - self._since
         step = Step(
             number=pl_module.step,
             stage=pl_module.current_stage.name,
             loss=loss,
             tokens=int(tokens),
-            seconds=time.perf_counter() - self._since,
+            seconds=seconds,
             learning_rates=self._rates or {},
             stop=stop > 0,
-            losses=dict(zip(pl_module.micro_losses, sums[LIMBS:], strict=True)),
+            losses=dict(zip(pl_module.micro_losses, sums[LIMBS + sum(self._shares) :], strict=True)),
             samples=digest_of_limbs(sums[:LIMBS]),
+            figures=self._figures(trainer, sums[LIMBS:], seconds),
         )
         self._finished = trainer.global_step
         self._begin_step()
@@ -145,15 +166,26 @@ class StepObserver(L.Callback):
 
     def _reduce(self, trainer: L.Trainer) -> list[float]:
         """Sums over micro-batches and ranks: loss, tokens, observers that want the run to end, callbacks that end the
-        stage, limbs of the samples' digest, and the loss of each objective.
+        stage, limbs of the samples' digest, the numbers of the observers, and the loss of each objective.
         """
         wide = torch.float32 if trainer.strategy.root_device.type == "mps" else torch.float64
         wishes = sum(observer.wants_to_stop() for observer in observers(trainer))
         loss = torch.stack(self._losses).to(wide).sum(dim=0, keepdim=True)
         losses = torch.stack(self._by_objective).to(wide).sum(dim=0)
         counts = [self._tokens, wishes, trainer.should_stop, *limbs_of(self._id_digests)]
-        sums = torch.cat([loss, loss.new_tensor(counts), losses])
+        numbers = [observer.numbers_of_step(trainer) for observer in observers(trainer)]
+        self._shares = [len(each) for each in numbers]
+        sums = torch.cat([loss, loss.new_tensor([*counts, *chain(*numbers)]), losses])  # one copy to the device
         return trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+
+    def _figures(self, trainer: L.Trainer, sums: Sequence[float], seconds: float) -> dict[str, float]:
+        """Hand the sums of their numbers to the observers, and collect their figures."""
+        figures: dict[str, float] = {}
+        start = 0
+        for observer, count in zip(observers(trainer), self._shares, strict=True):
+            figures |= observer.figures_of_step(trainer, sums[start : start + count], seconds)
+            start += count
+        return figures
 
 
 def data_module(trainer: L.Trainer) -> L.LightningDataModule | None:

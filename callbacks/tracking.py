@@ -222,7 +222,7 @@ def _first_line(error: Exception) -> str:
 
 
 class Tracking(StepObserver):
-    """Logs loss, useful tokens, tokens per second, stage, and the learning rates of parts after every step."""
+    """Logs loss, useful tokens, tokens per second, stage, learning rates of parts, and figures after every step."""
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         metrics: dict[str, float] = {
@@ -230,6 +230,7 @@ class Tracking(StepObserver):
             "tokens": step.tokens,
             "tokens_per_second": step.tokens / step.seconds,
             **{f"lr/{part}": rate for part, rate in step.learning_rates.items()},
+            **{f"throughput/{name}": value for name, value in step.figures.items() if value == value},  # without NaN
         }
         for logger in trainer.loggers:
             # Other loggers take numbers only

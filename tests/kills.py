@@ -28,6 +28,8 @@ import torch
 from torch import Tensor
 
 from lit_mm.callbacks.freeze_audit import FreezeAudit
+from lit_mm.callbacks.learning import Learning
+from lit_mm.callbacks.throughput import Throughput
 from lit_mm.checkpoints import writing
 from lit_mm.cli import main as command_line
 from lit_mm.commands import fit  # noqa: F401 - imported once, before the forks
@@ -84,6 +86,7 @@ class Launch:
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
             parameter after the first step; "full" fills the disk of the last rank before the second checkpoint.
         keep: number of checkpoints to keep.
+        throughput: if True, metrics.csv has the figures of the throughput, and learning.csv the norms of every step.
         examine: if True, held-out documents are answered at the end of every stage and written to answers.json.
         fails: text expected on standard error if the launch must fail.
         kill: moment of the `kill -9`: "pretrain step 3" (after the optimizer has stepped, before anything is written),
@@ -117,6 +120,7 @@ class Launch:
     keep: int = 2
     fails: str = ""
     examine: bool = False
+    throughput: bool = False
 
 
 def launch_all(launches: list[Launch], folder: Path) -> None:
@@ -339,6 +343,11 @@ def recipe_of(launch: Launch) -> list[Stage]:
     return stages(steps=launch.steps)
 
 
+def measuring(launch: Launch) -> list[L.Callback]:
+    """Callbacks that measure every step, if the launch has them."""
+    return [Throughput(), Learning(1, Path(launch.folder) / "learning.csv")] if launch.throughput else []
+
+
 def run(launch: Launch, rank: int) -> None:
     torch.set_num_threads(1)
     use_deterministic_algorithms()
@@ -348,7 +357,7 @@ def run(launch: Launch, rank: int) -> None:
     if launch.config:
         command_line(arguments_of(launch))
         return
-    callbacks: list[L.Callback] = [FreezeAudit(), Kill()]
+    callbacks: list[L.Callback] = [FreezeAudit(), Kill(), *measuring(launch)]
     if launch.examine:
         callbacks.append(Examine(Path(launch.folder) / "answers.json"))
     if launch.kill.startswith("tick") and rank == launch.victim:

@@ -23,7 +23,7 @@ FLOORS = (
     ("combination", "model"),
     ("objectives",),
     ("module",),
-    ("inference",),
+    ("inference", "planning"),
     ("evaluation",),
     ("run", "families"),
     ("nano", "composition", "report", "sweeps"),

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from lit_mm.commands.cost_tables import aligned, cost_lines, side_by_side
+from lit_mm.commands.costs import Assumptions, costs_of
 from lit_mm.commands.options import Arguments
 from lit_mm.commands.sizes import read_sizes
 from lit_mm.errors import UserError
@@ -36,8 +38,18 @@ must gather at once at least. It depends on `strategy`, `zero` (its stage; 0 is 
 option or assumed: `trainer.devices` auto counts as one), `precision` and `accumulation` (micro-batches of a step; null,
 and planned as 1, where the batch does not split over the ranks).
 
-`activations` has, for vision encoder and language model, `checkpointing`, `compiled` and `per_position`: values kept
-for the backward pass per patch or position, null where the compiler decides it."""
+Each stage has `costs`, null for a model that reads pixels alone. `samples` has the operations of a sample of one image
+and `text` tokens, half of them learnt, for each size of --images (336x336 without it): `forward`, `backward`,
+`recompute` (layers computed again for activation checkpointing), `causal` (the part of both in causal attention, which
+is counted in full), `total` (forward and backward: the operations of MFU) and `parts`. `activations` has the bytes that
+a micro-batch of `micro_batch` rows keeps for the backward pass: `parts`, `total`, `per_row`, `checkpointing` by part,
+and `largest_micro_batch` for the memory of --device or --memory. The micro-batch is made of such samples, or with
+--data it is the largest of the stage's first ones. Compiled layers may keep less. `data`, with --data, has `steps`,
+`samples`, `tokens`, `supervised` and `views` of the stage, from its first `laid_out` samples, and `tokens_in_data`,
+`views_in_data` and `supervised_in_data` if there is an index of lengths. `whole` has `operations_per_step` and
+`operations` of the stage, and with --device `seconds` and `price`; null where the number of steps is unknown.
+
+--against OTHER plans a second recipe in the same way: the JSON then has `this` and `against`."""
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -45,12 +57,13 @@ GIB, MIB = 1 << 30, 1 << 20
 def describe(arguments: Sequence[str]) -> None:
     """Print the plan of a recipe: parameters by part, trainable parts and memory of each stage, visual tokens.
 
-    No weight is loaded and no data is read.
+    No weight is loaded, and data are read with --data alone.
     """
     parser = Arguments(
         prog="python -m lit_mm describe",
-        usage="python -m lit_mm describe --config FILE [--images SIZES] [--ranks N] [--format text|json] "
-        "[--KEY VALUE ...]",
+        usage="python -m lit_mm describe --config FILE [--images SIZES] [--text N] [--ranks N] [--data]\n"
+        "       [--device NAME|TFLOPS [--utilisation SHARE] [--price PER_HOUR]] [--memory GIB] [--against OTHER]\n"
+        "       [--format text|json] [--KEY VALUE ...]",
         description=describe.__doc__,
         epilog=EPILOG,
     )
@@ -61,13 +74,34 @@ def describe(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--ranks", type=int, metavar="N", help="plan the memory of so many processes (default: devices x num_nodes)"
     )
+    parser.add_argument("--text", type=int, default=64, metavar="N", help="text tokens of a sample (default: 64)")
+    parser.add_argument("--data", action="store_true", help="read the lengths of the data: steps, samples, tokens")
+    parser.add_argument(
+        "--device", metavar="NAME", help="plan the time on this device, such as H100, or of this peak, TFLOP/s"
+    )
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="SHARE", help="share of the peak that is used (default: 0.4)"
+    )
+    parser.add_argument("--price", type=float, metavar="PRICE", help="price of a device for an hour")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of a device (default: that of --device)")
+    parser.add_argument("--against", metavar="OTHER", help="another recipe, whose plan stands beside this one's")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
     choices, overrides = parser.parse_known_args(arguments)
     sizes = None if choices.images is None else read_sizes(choices.images)
     if choices.ranks is not None and choices.ranks < 1:
         raise UserError(f"--ranks counts processes from 1, got {choices.ranks}")
-    plan = plan_of(open_recipe(parser, choices.config, overrides), sizes, choices.ranks)
-    print(json.dumps(plan) if choices.format == "json" else tables(plan))
+    assumptions = Assumptions(
+        choices.text, choices.data, choices.device, choices.utilisation, choices.price, choices.memory
+    )
+    plan = plan_of(open_recipe(parser, choices.config, overrides), sizes, choices.ranks, assumptions)
+    if choices.against is None:
+        print(json.dumps(plan) if choices.format == "json" else tables(plan))
+        return
+    other = plan_of(open_recipe(parser, [choices.against], overrides), sizes, choices.ranks, assumptions)
+    if choices.format == "json":
+        print(json.dumps({"this": plan, "against": other}))
+    else:
+        print(side_by_side(choices.config[-1], plan, choices.against, other))
 
 
 def open_recipe(parser: Arguments, configs: Sequence[str], overrides: Sequence[str]) -> RecipeCLI:
@@ -87,12 +121,18 @@ def open_recipe(parser: Arguments, configs: Sequence[str], overrides: Sequence[s
         return RecipeCLI([*words, *overrides], parser.prog.split()[-1], options=parser.options)
 
 
-def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, ranks: int | None = None) -> dict[str, Any]:
+def plan_of(
+    cli: RecipeCLI,
+    sizes: Sequence[tuple[int, int]] | None = None,
+    ranks: int | None = None,
+    assumptions: Assumptions | None = None,
+) -> dict[str, Any]:
     """Return the facts of a recipe, ready for JSON.
 
     Args:
         sizes: (width, height) of images to lay out, pixels.
         ranks: number of processes; None for the recipe's.
+        assumptions: see `Assumptions`; None: the defaults.
     Raises:
         UserError: the stages do not fit the model, the strategy cannot train it on so many ranks, or there are `sizes`
             and the model reads no images.
@@ -106,7 +146,7 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
     plan: dict[str, Any] = {
         "family": family_of(model),
         "parameters": {"total": sum(parts.values()), "parts": parts},
-        "stages": [stage_plan(cli, stage, ranks) for stage in stages],
+        "stages": [stage_plan(cli, stage, sizes, ranks, assumptions or Assumptions()) for stage in stages],
     }
     for planned in plan["stages"]:
         planned["starts_from"] = branches(stages).get(planned["name"])
@@ -129,8 +169,14 @@ def plan_of(cli: RecipeCLI, sizes: Sequence[tuple[int, int]] | None = None, rank
     return plan
 
 
-def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[str, Any]:
-    """Return the trainable parts of a stage, its length and its memory."""
+def stage_plan(
+    cli: RecipeCLI,
+    stage: Stage,
+    sizes: Sequence[tuple[int, int]] | None,
+    ranks: int | None,
+    assumptions: Assumptions,
+) -> dict[str, Any]:
+    """Return the trainable parts of a stage, its length, its memory and its costs."""
     from lit_mm.stages.stage import adapters_of
 
     model, data = cli.model, cli.data_of(stage)
@@ -143,7 +189,7 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
     with model.reading_only(stage):
         memory = memory_plan(cli, data, ranks)
         comparisons = comparisons_of(cli, stage, data, ranks)
-        activations = activation_plan(model.network)
+        costs = costs_of(cli, stage, memory, sizes, assumptions)
     return {
         "name": stage.name,
         "trainable": trainable,
@@ -157,7 +203,7 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row has several
         "depends_on": comparisons,
         "memory": memory,
-        "activations": activations,
+        "costs": costs,
     }
 
 
@@ -178,16 +224,6 @@ def comparisons_of(cli: RecipeCLI, stage: Stage, data: Any, ranks: int | None = 
         text = f"needs all {data.global_batch:,} pairs of a step in one forward, got {pairs:,} x {count:,}"
         return dict.fromkeys(comparing, text)
     return {name: objective.depends_on(cli.model.network, pairs, count) for name, objective in comparing.items()}
-
-
-def activation_plan(network: Any) -> dict[str, dict[str, Any]]:
-    """Return the bytes that the layers of each part keep for the backward pass of the current stage, for JSON."""
-    from lit_mm.distributed.activations import activations_of
-    from lit_mm.model import MultimodalModel
-
-    if not isinstance(network, MultimodalModel):
-        return {}
-    return {part: asdict(activations) for part, activations in activations_of(network).items()}
 
 
 def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str, Any] | None:
@@ -301,8 +337,7 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), *comparison_lines(stages), "", memory_table(stages)]
-    text += activation_lines(stages)
+    text = [plan["family"], "", aligned(rows), *comparison_lines(stages), "", memory_table(stages), *cost_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         reasons = []
@@ -337,26 +372,6 @@ def comparison_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
     return ["", "objectives that depend on the batch and its split", *lines] if lines else []
 
 
-def activation_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
-    """Describe the memory that parts keep for the backward pass; no line for parts without such a figure."""
-    parts = {part: planned for stage in reversed(stages) for part, planned in stage["activations"].items()}
-    if not parts:
-        return []
-    rows = [["part", "checkpointing", *(stage["name"] for stage in stages)]]
-    for part, planned in parts.items():
-        kind = planned["checkpointing"] + (", compiled" if planned["compiled"] else "")
-        rows.append([part, kind, *(_kept_by(part, stage) for stage in stages)])
-    head = "kept for the backward pass: values a patch or position, of 2 bytes in bf16 and 4 in fp32"
-    return ["", head, aligned(rows)]
-
-
-def _kept_by(part: str, stage: dict[str, Any]) -> str:
-    if part not in stage["activations"]:
-        return "-"
-    count = stage["activations"][part]["per_position"]
-    return "compiler" if count is None else f"{count:,.0f}"
-
-
 def memory_table(stages: Sequence[dict[str, Any]]) -> str:
     """Format the memory of a rank in each stage. Rows that are zero in all stages are left out."""
     planned = [stage["memory"] for stage in stages]
@@ -378,10 +393,8 @@ def memory_table(stages: Sequence[dict[str, Any]]) -> str:
     first = planned[0]
     ranks = f"{first['ranks']:,} rank" + "s" * (first["ranks"] > 1)
     assumed = " (trainer.devices counts as one: --ranks N plans for N)" if first["ranks_from"] == "assumed" else ""
-    return (
-        f"memory under {first['strategy']} on {ranks}{assumed}, {first['precision']}. Activations come on top: they "
-        f"depend on the batch\n{aligned(rows)}"
-    )
+    head = f"memory under {first['strategy']} on {ranks}{assumed}, {first['precision']}. Activations come on top"
+    return f"{head}\n{aligned(rows)}"
 
 
 def _learns(stage: dict[str, Any], part: str) -> str:
@@ -402,13 +415,3 @@ def _length(stage: dict[str, Any]) -> str:
 def _batch(stage: dict[str, Any]) -> str:
     packed = stage["samples_per_step"] is None
     return f"{stage['rows_per_step']:,} packed rows" if packed else f"{stage['samples_per_step']:,} samples"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of cells in columns, the first column left and the others right, with a rule under the first row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "   ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

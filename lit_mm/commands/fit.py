@@ -19,10 +19,12 @@ from lit_mm.callbacks.figures import StageFigures, score_by
 from lit_mm.callbacks.finite_loss import FiniteLoss
 from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.callbacks.interruption import Interruption
+from lit_mm.callbacks.learning import Learning
 from lit_mm.callbacks.ledger import DataLedger
 from lit_mm.callbacks.memory_trim import MemoryTrim
 from lit_mm.callbacks.metrics_csv import MetricsCSV, read_metrics
 from lit_mm.callbacks.progress import StageProgress
+from lit_mm.callbacks.throughput import Throughput
 from lit_mm.callbacks.tracking import (
     RunLogger,
     Tracking,
@@ -106,6 +108,7 @@ def train(
         FiniteLoss(),
         # Lightning refuses a progress bar of ours where it is asked for none
         *([] if cli.config.trainer.enable_progress_bar is False else [StageProgress(stages)]),
+        Throughput(),
         FreezeAudit(),
         MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
         DataLedger(folder.path),
@@ -118,6 +121,8 @@ def train(
     best = best_figure(stages)
     if measures := measures_of(stages, lambda count: cli.datamodule.heldout(count or cli.config.examine_documents)):
         observers.append(StageFigures(cli.config.examine_every, measures, folder.path / "figures.csv", best))
+    if cli.config.learning_every:
+        observers.append(Learning(cli.config.learning_every, folder.path / "learning.csv"))
     if logger is not None:
         observers.append(Tracking())
     observers.append(EarlyEnd(folder.path))

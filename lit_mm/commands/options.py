@@ -131,6 +131,7 @@ RECIPE_OPTIONS = (
         "seconds without progress after which the job ends, naming rank, step and samples",
     ),
     RecipeOption("track", bool, True, "keep a W&B run; offline when no account is configured"),
+    RecipeOption("learning_every", int, 0, "optimizer steps between rows of learning.csv, norms by part (0: none)"),
 )
 
 

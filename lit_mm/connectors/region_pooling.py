@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lit_mm.layers.autocast import without_autocast
+
 # (rows, columns) that a box may be pooled to, in the order in which the release tries them
 POOLED = ((2, 4), (2, 3), (3, 4), (3, 3), (4, 2), (3, 2), (4, 3))
 
@@ -89,7 +91,7 @@ def pool_regions(x: Tensor, grid: tuple[int, int], side: int) -> Tensor:
         [V, side * side, P, D], P vectors per box, row-major; computed in fp32, in the dtype of `x`.
     """
     of_rows, of_columns = (weights.to(x.device, non_blocking=True) for weights in region_weights(grid, side))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         pooled = torch.einsum("ir,vrcd->vicd", of_rows, x.float().unflatten(1, grid))
         pooled = torch.einsum("jc,vicd->vijd", of_columns, pooled)  # [V, side * high, side * wide, D]
     pooled = pooled.unflatten(2, (side, -1)).unflatten(1, (side, -1))  # [V, side, high, side, wide, D]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lit_mm.errors import UserError
+from lit_mm.layers.autocast import without_autocast
 
 
 def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -30,7 +31,7 @@ def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
         raise UserError(f"resizing a position table needs a square grid of positions, got {len(table)}")
     if grid == (side, side):
         return table
-    with torch.autocast(table.device.type, enabled=False):
+    with without_autocast(table):
         rows, columns = (bicubic_weights(side, length).to(table.device, non_blocking=True) for length in grid)
         image = table.float().unflatten(0, (side, side))
         image = torch.einsum("ri,ijd->rjd", rows, image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -128,6 +129,10 @@ class ImageTextModel(nn.Module):
         self.encoder_id, self.grounded_id, self.decoder_id = first_ids
         self._shared: tuple[Batch, Encoded] | None = None
         self._shared_targets: tuple[Batch, Targets] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the features of the last batch out of copies."""
+        return self.__dict__ | {"_shared": None, "_shared_targets": None}
 
     @property
     def language(self) -> MED:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lit_mm.errors import UserError
 from lit_mm.language.med import Padded
+from lit_mm.layers.autocast import without_autocast
 from lit_mm.objectives.gather import gathered_rows, gathered_texts, gathered_with_gradient, row_counts
 from lit_mm.objectives.image_text import Encoded, ImageTextModel
 from lit_mm.objectives.objective import split
@@ -23,7 +24,7 @@ EPSILON = 1e-4  # what BLIP adds to the weight of every negative
 
 def in_batch_logits(anchors: Tensor, candidates: Tensor, queue: Tensor, temperature: Tensor, valid: Tensor) -> Tensor:
     """[N, N + K] similarities of anchors with the candidates of the batch, then of the queue; lost pairs get -inf."""
-    with torch.autocast(anchors.device.type, enabled=False):  # differences of similarities are small
+    with without_autocast(anchors):  # differences of similarities are small
         logits = anchors @ torch.cat([candidates, queue]).T / temperature
     lost = torch.cat([~valid, valid.new_zeros(len(queue))])
     return logits.masked_fill(lost, -torch.inf)

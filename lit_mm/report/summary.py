@@ -52,7 +52,7 @@ def stage_summaries(
     branches: Mapping[str, str] | None = None,
     ends: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
-    """Summarise each stage: name, optimizer steps, useful tokens, wall seconds, losses of the first and last step.
+    """Summarise each stage: name, optimizer steps, useful tokens, wall seconds, first and last loss, throughput.
 
     Args:
         metrics_rows: rows of metrics.csv.
@@ -77,10 +77,42 @@ def stage_summaries(
                 "seconds": round(rows[-1]["seconds"] - before, 3),
                 "first_loss": rows[0]["loss"],
                 "last_loss": rows[-1]["loss"],
+                **({"throughput": throughput_of(rows)} if "step_seconds" in rows[0] else {}),
             }
         )
         before = rows[-1]["seconds"]
     return summaries
+
+
+def throughput_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Summarise the throughput of a stage, without its first step, which fills caches and compiles.
+
+    Args:
+        rows: rows of metrics.csv of the stage, with the figures of `lit_mm.callbacks.throughput.Throughput`.
+    Returns:
+        Useful tokens, visual tokens, images and samples per second, `waste`, imbalance, share of the time that waits
+        for data, `mfu` (None for devices without a known peak), and peak memory, MiB.
+    """
+    warm = [row for row in rows[1:] or rows if row["step_seconds"] == row["step_seconds"]]  # without NaN
+    seconds = sum(row["step_seconds"] for row in warm)
+    if not seconds:
+        return {}
+    summary: dict[str, float | None] = {
+        f"{label}_per_second": sum(row[name] for row in warm) / seconds
+        for label, name in (
+            ("tokens", "tokens"),
+            ("visual_tokens", "visual_tokens"),
+            ("images", "images"),
+            ("samples", "num_samples"),
+        )
+    }
+    for name in ("waste", "token_imbalance", "view_imbalance"):
+        summary[name] = sum(row[name] for row in warm) / len(warm)
+    mfu = sum(row["mfu"] * row["step_seconds"] for row in warm) / seconds
+    summary["data_wait"] = sum(row["data_wait"] for row in warm) / seconds
+    summary["mfu"] = mfu if mfu == mfu else None
+    summary["peak_memory_mb"] = max(row["peak_memory_mb"] for row in rows)
+    return {name: value if value is None else float(f"{value:.6g}") for name, value in summary.items()}
 
 
 def stopped(end: Mapping[str, Any]) -> str:

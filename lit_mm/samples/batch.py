@@ -127,6 +127,7 @@ class Batch:
         second_views: views of the second vision encoder, which make no visual tokens; None if there is one encoder.
         images: [N] number of the image of every sample, the same for samples of one image on any rank, -1 at lost
             samples; None if the processor does not number images.
+        num_images: number of pictures of the samples, without lost samples.
     """
 
     ids: Tensor
@@ -148,6 +149,7 @@ class Batch:
     texts: Texts | None = None
     valid: Tensor | None = None
     images: Tensor | None = None
+    num_images: int = 0
 
     @property
     def num_tokens(self) -> int:

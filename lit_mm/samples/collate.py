@@ -93,6 +93,7 @@ def collate(
         texts=None if processor.reading is None else pad_texts([processor.reading(of.document) for of in samples]),
         valid=None if processor.reading is None else torch.tensor([not of.lost for of in samples] or [False]),
         images=torch.tensor([image_number(of) for of in samples] or [-1]) if processor.image_ids else None,
+        num_images=sum(len(sample.plans) for sample in samples if not sample.lost),
     )
 
 

@@ -439,13 +439,93 @@ def test_a_mistake_exits_with_2_and_is_told_in_three_lines(
     assert len(error.strip().splitlines()) <= 3
 
 
-def test_what_the_layers_keep_for_the_backward_pass_is_told(
-    described: Callable, capsys: pytest.CaptureFixture[str]
-) -> None:
+# --- costs -----------------------------------------------------------------------------------------------------------
+def test_checkpointing_keeps_less_and_computes_again(described: Callable, capsys: pytest.CaptureFixture[str]) -> None:
     key = "--model.init_args.language.init_args.activation_checkpointing"
-    plain, full = (described(write(), key, mode)["stages"][1]["activations"] for mode in ("none", "full"))
-    assert (plain["language"]["checkpointing"], full["language"]["checkpointing"]) == ("none", "full")
-    assert full["language"]["per_position"] < plain["language"]["per_position"] / 3
-    assert plain["vision"] == {"checkpointing": "none", "compiled": False, "per_position": 0.0}  # it is frozen
-    main(["describe", "--config", write()])
-    assert "kept for the backward pass" in capsys.readouterr().out
+    plain, full = (described(write(), key, mode)["stages"][1]["costs"] for mode in ("none", "full"))
+    assert [costs["activations"]["checkpointing"]["language"] for costs in (plain, full)] == ["none", "full"]
+    kept, kept_again = (costs["activations"]["parts"] for costs in (plain, full))
+    assert kept_again["language"] < kept["language"] / 3
+    assert kept["vision"] == 0  # it is frozen
+    (sample,), (again,) = plain["samples"], full["samples"]
+    assert (sample["recompute"], again["recompute"] > 0, again["total"]) == (0, True, sample["total"])
+    main(["describe", "--config", write(), key, "full"])
+    text = capsys.readouterr().out
+    assert "language (full checkpointing)" in text and "recompute" in text
+
+
+def test_operations_are_listed_for_every_size_that_is_not_refused(described: Callable) -> None:
+    stage, _ = described(write(), "--images", "56x28,1x90000000,28x28", "--text", "10")["stages"]
+    samples = stage["costs"]["samples"]
+    assert [(one["width"], one["height"], one["text"]) for one in samples] == [(56, 28, 10), (28, 28, 10)]
+    for one in samples:
+        assert (
+            one["total"]
+            == one["forward"] + one["backward"]
+            == sum(part["forward"] + part["backward"] for part in one["parts"].values())
+        )
+    tiled, square = (
+        described(write(), "--images", size)["stages"][1]["costs"]["samples"][0] for size in ("56x28", "28x28")
+    )
+    assert tiled["parts"]["vision"]["forward"] == square["parts"]["vision"]["forward"] > 0  # 3 views each
+
+
+def test_memory_says_how_many_rows_fit(described: Callable) -> None:
+    plan = described(write(), "--memory", "0.01")["stages"][1]
+    activations, total = plan["costs"]["activations"], plan["memory"]["device"]["total"]
+    most, row = activations["largest_micro_batch"], activations["per_row"]
+    fixed = activations["total"] - row * activations["micro_batch"]
+    assert total + fixed + most * row <= 0.01 * 2**30 < total + fixed + (most + 1) * row
+    assert most > 0
+    assert described(write(), "--memory", "0.0001")["stages"][1]["costs"]["activations"]["largest_micro_batch"] == 0
+
+
+def test_time_and_money_follow_from_the_operations(described: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--device", "100", "--utilisation", "0.5", "--price", "2", "--ranks", "2"]
+    pretrain, finetune = described(write(), *options)["stages"]
+    whole = pretrain["costs"]["whole"]
+    assert whole["operations"] == 3 * whole["operations_per_step"] == 3 * 2 * pretrain["costs"]["samples"][0]["total"]
+    assert whole["seconds"] == pytest.approx(whole["operations"] / (2 * 100e12 * 0.5))
+    assert whole["price"] == pytest.approx(whole["seconds"] / 3600 * 2 * 2)
+    assert finetune["costs"]["whole"]["operations"] is None  # it counts epochs, and the data are not read
+    main(["describe", "--config", write(), *options])
+    text = capsys.readouterr().out
+    assert "time at 50% of 100 TFLOP/s" in text and "unknown" in text
+
+
+def test_the_data_say_steps_samples_tokens_and_views(described: Callable) -> None:
+    pretrain, finetune = described(write(), "--data")["stages"]
+    data = pretrain["costs"]["data"]
+    assert (data["steps"], data["samples"], data["samples_in_epoch"]) == (3, 6, 8)
+    assert data["tokens"] > data["supervised"] + 4 * data["views"] > data["views"]
+    assert data["views"] >= data["samples"] == data["laid_out"]
+    assert finetune["costs"]["data"]["steps"] is None and not finetune["costs"]["data"]["indexed"]
+
+
+def test_another_recipe_stands_beside_this_one(described: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    this = write()
+    Path("deeper.yaml").write_text(Path(this).read_text().replace("layers: 1", "layers: 2"))
+    plans = described(this, "--against", "deeper.yaml")
+    assert plans["this"] == described(this) and plans["against"] == described("deeper.yaml")
+    main(["describe", "--config", this, "--against", "deeper.yaml"])
+    rows = {line.split("   ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    total, more = (plans[name]["parameters"]["total"] for name in ("this", "against"))
+    assert rows["parameters"][1:] == [f"{total:,}", f"{more:,}", f"{more / total:.2f}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--text", "-1"], "--text counts the text tokens of a sample, got -1"),
+        (["--utilisation", "1.5"], "--utilisation is a share of the peak"),
+        (["--price", "2"], "--price is at least 0, and needs a --device"),
+        (["--memory", "0"], "--memory is above 0 GiB, got 0"),
+        (["--device", "H1"], "--device takes one of T4"),
+    ],
+)
+def test_assumptions_that_make_no_sense_are_refused(
+    options: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["describe", "--config", write(), *options])
+    assert said in capsys.readouterr().err

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lit_mm.layers.autocast import without_autocast
+
 # B batch, H query heads, K heads of keys and values, G = H / K that share a key, L queries, S keys, D head width
 
 
@@ -89,7 +91,7 @@ def _products(
     q, k, v = (x.to(dtype) for x in (q, k, v))
     if mask is not None:
         mask = torch.where(mask, 0.0, -torch.inf).to(dtype) if mask.dtype == torch.bool else mask.to(dtype)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q):
         if dropout:
             scores, _ = _scores(q, k, mask, scale, causal, softcap)
             weights = F.dropout(scores.softmax(dim=-1), dropout)
@@ -157,7 +159,7 @@ class _RecomputedProducts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, largest, inverse = ctx.saved_tensors
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q):
             scores, tanh = _scores(q, k, bias, ctx.scale, ctx.causal, ctx.softcap)
             weights = scores.sub_(largest).exp_().mul_(inverse)
             stacked = gradient.reshape(len(weights), -1, gradient.shape[-1])  # [B K, G L, D]

@@ -1,0 +1,1 @@
+"""What a stage costs, computed on the meta device before anything is loaded: operations, bytes, time and money."""

@@ -1,0 +1,265 @@
+"""Counting of operations and of bytes kept for the backward pass, as polynomials in the sizes of a sample.
+
+A probe has sizes that are large primes, such as 20029 text positions. An operation over all text positions then costs
+a number that 20029 divides, and attention over them a number that its square divides. So one run on the meta device
+gives the cost of samples of any size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+Monomial = tuple[str, ...]  # names of sizes, sorted: ("l", "l") is the square of l, () a constant
+Polynomial = Mapping[Monomial, int]
+Kind = Literal["forward", "backward", "recompute", "causal", "saved", "products"]
+Costs = dict[Kind, Counter[Monomial]]
+KINDS: tuple[Kind, ...] = ("forward", "backward", "recompute", "causal", "saved", "products")
+PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv2d")
+FULL = ("layer_norm", "softmax", "log_softmax", "cross_entropy", "pow", "exp", "sum")  # fp32 under autocast
+
+
+def factored(value: int, sizes: Mapping[str, int]) -> tuple[Monomial, int]:
+    """Divide a cost by the sizes of the probe as often as they divide it.
+
+    Example: with sizes {"l": 7}, 98 is 2 l^2, so the result is (("l", "l"), 2).
+
+    Args:
+        value: cost, positive.
+        sizes: name -> size of the probe, a prime or twice a prime.
+    Returns:
+        The monomial and its coefficient.
+    """
+    names = []
+    for name, size in sizes.items():
+        while size > 1 and value % size == 0:
+            value //= size
+            names.append(name)
+    return tuple(sorted(names)), value
+
+
+def evaluated(polynomial: Polynomial, moments: Mapping[Monomial, float]) -> float:
+    """Evaluate a polynomial summed over samples.
+
+    Args:
+        polynomial: monomial -> coefficient.
+        moments: monomial -> its sum over the samples; 1 for (), which is what a call costs. A missing one is 0.
+    """
+    return sum(coefficient * moments.get(monomial, 0) for monomial, coefficient in polynomial.items())
+
+
+class Tally(TorchDispatchMode):
+    """Adds up the operations of all products that run inside a `with` block, by torch's own formulas.
+
+    An operation in the backward pass that runs with gradients enabled belongs to a layer that is computed again.
+
+    Args:
+        sizes: see `factored`.
+    Attributes:
+        costs: kind -> polynomial. "causal" is the part of forward and backward in causal attention, "products" the
+            bytes of the results of all products in the forward pass.
+        backward: True during the backward pass.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.costs: Costs = {kind: Counter() for kind in KINDS}
+        self.backward = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            again = self.backward and torch.is_grad_enabled()
+            kind: Kind = "recompute" if again else "backward" if self.backward else "forward"
+            operations = formula(*args, **(kwargs or {}), out_val=out)
+            self.add(kind, operations)
+            if not again and _is_causal(func, args, kwargs or {}):
+                self.add("causal", operations)
+            if kind == "forward":
+                result = next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+                self.add("products", result.numel() * result.element_size())
+        return out
+
+    def add(self, kind: Kind, value: int) -> None:
+        if value:
+            monomial, coefficient = factored(value, self.sizes)
+            self.costs[kind][monomial] += coefficient
+
+
+def _is_causal(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    names = [argument.name for argument in func._schema.arguments]
+    bound = dict(zip(names, args, strict=False)) | dict(kwargs)
+    return bool(bound.get("is_causal", False))
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the device that is planned for computes.
+
+    Attributes:
+        autocast: dtype of products under autocast; None: no autocast.
+        repeats_keys: True if heads that share keys get copies of them, as on a CPU in fp32.
+    """
+
+    autocast: torch.dtype | None = None
+    repeats_keys: bool = False
+
+
+FP32 = Precision()
+
+
+class Kernels(TorchFunctionMode):
+    """Runs attention of meta tensors as the fused kernel of a GPU, and may round products as autocast does.
+
+    On the meta device torch would decompose attention into products, which keep all scores. Masks and biases are left
+    out, because they change neither the products nor what the kernel keeps. Masks that select samples or tokens select
+    all of them, because a probe loses none.
+
+    Args:
+        precision: see `Precision`.
+    """
+
+    def __init__(self, precision: Precision) -> None:
+        super().__init__()
+        self.autocast, self.repeats_keys = precision.autocast, precision.repeats_keys
+        self._casts: dict[int, tuple[Tensor, Tensor]] = {}  # id of a parameter -> parameter and its rounded copy
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.__name__
+        if name == "scaled_dot_product_attention" and args[0].device.type == "meta":
+            operands = tree_map(self._rounded, args[:3]) if self.autocast is not None else args[:3]
+            if self.repeats_keys:
+                shared = operands[0].shape[1] // operands[1].shape[1]
+                operands = (operands[0], *(x.repeat_interleave(shared, dim=1) for x in operands[1:]))
+            return fused_attention(*operands, *args[3:], **kwargs)
+        if name == "__getitem__" and _is_mask(args[1]) and args[0].device.type == "meta":
+            return args[0].flatten(0, args[1].dim() - 1)
+        if self.autocast is not None and name in PRODUCTS:
+            args, kwargs = tree_map(self._rounded, (args, kwargs))
+        elif self.autocast is not None and name in FULL:
+            args, kwargs = tree_map(_single, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _rounded(self, x: Any) -> Any:
+        """Round a floating-point tensor; a parameter is rounded once."""
+        if not isinstance(x, Tensor) or x.dtype == self.autocast or not x.is_floating_point():
+            return x
+        if not x.is_leaf or not x.requires_grad:
+            return x.to(self.autocast)
+        if id(x) not in self._casts:
+            self._casts[id(x)] = x, x.to(self.autocast)
+        return self._casts[id(x)][1]
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype == torch.bool
+
+
+def _single(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`F.scaled_dot_product_attention` of meta tensors of 4 dimensions, by the operations of the flash kernel."""
+    return _Fused.apply(query, key, value, is_causal)
+
+
+class _Fused(torch.autograd.Function):
+    """The flash kernel on the meta device. Its output is contiguous over positions, as on every real device."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:
+        with torch.enable_grad():  # so that `Tally` sees a layer that is computed again
+            operands = (x.detach() for x in (query, key, value))
+            sums = torch.ops.aten._scaled_dot_product_flash_attention(*operands, 0.0, is_causal, False)[1]
+        batch, heads, length, _ = query.shape
+        out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        ctx.save_for_backward(query, key, value, out, sums)
+        ctx.is_causal = is_causal
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, sums = ctx.saved_tensors
+        nothing = sums.new_empty(0)
+        gradients = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+            gradient,
+            query,
+            key,
+            value,
+            out,
+            sums,
+            nothing,
+            nothing,
+            query.shape[2],
+            key.shape[2],
+            0.0,
+            ctx.is_causal,
+            nothing,
+            nothing,
+        )
+        return *gradients, None
+
+
+def measure(
+    run: Callable[[], Sequence[Tensor]],
+    sizes: Mapping[str, int],
+    parameters: Iterable[Tensor],
+    precision: Precision = FP32,
+) -> tuple[Costs, list[Tensor]]:
+    """Run a part forward and backward on the meta device, and count.
+
+    Args:
+        run: forward pass; it returns the results whose gradients arrive from the parts behind.
+        sizes: see `factored`.
+        parameters: parameters of the model; their storages are not counted as kept. Gradients on them are removed.
+        precision: how the device computes.
+    Returns:
+        The costs, and the results of `run`, detached. Results that had a gradient still need one.
+    """
+    parameters = list(parameters)
+    storages = {parameter.untyped_storage()._cdata for parameter in parameters}
+    saved: dict[int, Tensor] = {}  # the tensors live until the end, so that no address comes twice
+
+    def note(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage()._cdata
+        if address not in storages:
+            saved[address] = tensor
+        return tensor
+
+    tally = Tally(sizes)
+    with torch.enable_grad(), Kernels(precision), tally:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            results = list(run())
+        tally.backward = True
+        ends = [result for result in results if result.requires_grad]
+        if ends:
+            torch.autograd.backward(ends, [torch.empty_like(end) for end in ends])
+    for tensor in saved.values():
+        tally.add("saved", tensor.untyped_storage().nbytes())
+    for parameter in parameters:
+        parameter.grad = None
+    return tally.costs, [result.detach().requires_grad_(result.requires_grad) for result in results]
