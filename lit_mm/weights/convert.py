@@ -55,8 +55,6 @@ class AfterLoad(Protocol):
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint to the CPU, by name.
 
-    Paths joined by "+", each with its folder, are read together; the first that has a tensor gives it.
-
     Args:
         path: a .safetensors file; a torch file (.bin, .pt, .pth, .ckpt), see `within`; or a folder in Hugging Face
             layout, with one file or with shards and an index.
@@ -65,11 +63,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             or the shards lack a tensor that the index lists.
     """
     path = Path(path)
-    if "+" in str(path) and not path.exists():
-        state: dict[str, Tensor] = {}
-        for single in str(path).split("+"):
-            state = read_checkpoint(single) | state
-        return state
     if path.is_dir():
         return read_folder(path)
     if not path.is_file():

@@ -30,14 +30,6 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-def test_the_first_of_joined_checkpoints_that_has_a_tensor_gives_it(tmp_path: Path) -> None:
-    torch.save({"a": STATE["a"]}, tmp_path / "first.pt")
-    torch.save({"a": STATE["a"] + 1, "b": STATE["b"]}, tmp_path / "second.pt")
-    assert same(read_checkpoint(f"{tmp_path}/first.pt+{tmp_path}/second.pt"))
-    with pytest.raises(UserError, match=r"third\.pt': no such file or folder"):
-        read_checkpoint(f"{tmp_path}/first.pt+{tmp_path}/third.pt")
-
-
 def test_every_layout_of_a_checkpoint_is_read(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "x.safetensors")
     torch.save(STATE, tmp_path / "x.bin")
