@@ -142,7 +142,6 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
     unread = sorted(parts.keys() - model.parts_read(stage))
     with model.reading_only(stage):
         memory = memory_plan(cli, data, ranks)
-        comparisons = comparisons_of(cli, stage, data, ranks)
         activations = activation_plan(model.network)
     return {
         "name": stage.name,
@@ -153,31 +152,12 @@ def stage_plan(cli: RecipeCLI, stage: Stage, ranks: int | None = None) -> dict[s
         "from_step": {part: train.from_step for part, train in stage.train_parts.items() if train.from_step},
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
+        "depends_on": comparisons_of(cli, stage, data, ranks),
         "rows_per_step": data.global_batch,
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row has several
-        "depends_on": comparisons,
         "memory": memory,
         "activations": activations,
     }
-
-
-def comparisons_of(cli: RecipeCLI, stage: Stage, data: Any, ranks: int | None = None) -> dict[str, str]:
-    """Describe, by objective of a stage that compares samples, what the loss of a pair depends on.
-
-    Args:
-        data: data module of the stage, which splits its batch.
-        ranks: number of processes; None for the recipe's.
-    """
-    from lit_mm.objectives.objective import Comparing
-
-    count = ranks_of(cli.config.trainer.as_dict())[0] if ranks is None else ranks
-    pairs = data.micro_batch_on(count)
-    weights = cli.model.weights_of_objectives(stage)
-    comparing = {name: of for name, of in cli.model.objectives.items() if name in weights and isinstance(of, Comparing)}
-    if data.global_batch != pairs * count:
-        text = f"needs all {data.global_batch:,} pairs of a step in one forward, got {pairs:,} x {count:,}"
-        return dict.fromkeys(comparing, text)
-    return {name: objective.depends_on(cli.model.network, pairs, count) for name, objective in comparing.items()}
 
 
 def activation_plan(network: Any) -> dict[str, dict[str, Any]]:
@@ -250,6 +230,25 @@ def ranks_of(trainer: Mapping[str, Any]) -> tuple[int, str]:
     return count * trainer["num_nodes"], "recipe"
 
 
+def comparisons_of(cli: RecipeCLI, stage: Stage, data: Any, ranks: int | None = None) -> dict[str, str]:
+    """Describe, by objective of a stage that compares samples, what the loss of a pair depends on.
+
+    Args:
+        data: data module of the stage, which splits its batch.
+        ranks: number of processes; None for the recipe's.
+    """
+    from lit_mm.objectives.objective import Comparing
+
+    count = ranks_of(cli.config.trainer.as_dict())[0] if ranks is None else ranks
+    pairs = data.micro_batch_on(count)
+    weights = cli.model.weights_of_objectives(stage)
+    comparing = {name: of for name, of in cli.model.objectives.items() if name in weights and isinstance(of, Comparing)}
+    if data.global_batch != pairs * count:
+        text = f"needs all {data.global_batch:,} pairs of a step in one forward, got {pairs:,} x {count:,}"
+        return dict.fromkeys(comparing, text)
+    return {name: objective.depends_on(cli.model.network, pairs, count) for name, objective in comparing.items()}
+
+
 def laid_out_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Return `images`, and `images_by_source` if sources have other tilings."""
     by_source = {source: images(processor, sizes, source) for source in processor.by_source}
@@ -301,8 +300,7 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), *comparison_lines(stages), "", memory_table(stages)]
-    text += activation_lines(stages)
+    text = [plan["family"], "", aligned(rows), "", memory_table(stages), *activation_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         reasons = []
@@ -315,7 +313,13 @@ def tables(plan: dict[str, Any]) -> str:
             grid = "{} x {}".format(*image["grid"])
             sizes.append([size, str(image["views"]), grid, f"{image['visual_tokens']:,}"])
         text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes), *reasons]
-    return "\n".join(text)
+    return "\n".join([*text, *comparison_lines(stages)])
+
+
+def comparison_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
+    """Describe what objectives that compare samples depend on; no line if there are none."""
+    lines = [f"{stage['name']}, {name}: {text}" for stage in stages for name, text in stage["depends_on"].items()]
+    return ["", "objectives that depend on the batch and its split", *lines] if lines else []
 
 
 def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -329,12 +333,6 @@ def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]
             yield who, of["images"]
         for source, listed in of.get("images_by_source", {}).items():
             yield f"{who}, source {source}", listed
-
-
-def comparison_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
-    """Describe what objectives that compare samples depend on; no line if there are none."""
-    lines = [f"{stage['name']}, {name}: {text}" for stage in stages for name, text in stage["depends_on"].items()]
-    return ["", "objectives that depend on the batch and its split", *lines] if lines else []
 
 
 def activation_lines(stages: Sequence[dict[str, Any]]) -> list[str]:
