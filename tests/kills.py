@@ -79,7 +79,8 @@ class Launch:
             the second stage starts from the averages of the first; "pairs", BLIP's three stages; or "captions", the
             captioner of BLIP alone.
             The recipe "queries" is BLIP-2's first stage with the hardest negatives in place of drawn ones; "exact
-            queries" leaves out the contrast, whose gradient depends on the split.
+            queries" leaves out the contrast, whose gradient depends on the split. "matching" is the matching of BLIP's
+            retrieval model alone, with the hardest negatives.
         adapter: type of the adapter of the recipe "adapters".
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
@@ -309,6 +310,10 @@ def recipe_of(launch: Launch) -> list[Stage]:
         weights = {name: weight for name, weight in first.objectives.items() if name not in inexact}
         train = {part: Train(lr=launch.lr) for part in first.train if part not in inexact}
         return [replace(first, train=train, objectives=weights)]
+    if launch.recipe == "matching":
+        (retrieval,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == "retrieval")
+        train = {part: Train(lr=launch.lr) for part in retrieval.train if part != "contrast"}
+        return [replace(retrieval, train=train, objectives={"itm_finetune": 1.0}, starts_from=None)]
     if launch.recipe == "captions":
         (captioner,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == "caption")
         return [captioner]
@@ -366,14 +371,15 @@ def run(launch: Launch, rank: int) -> None:
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
-    if launch.recipe in ("pairs", "captions"):
+    if launch.recipe in ("queries", "exact queries", "matching"):
+        torch.multinomial = lambda weights, _: weights.argmax(dim=1, keepdim=True)
+    if launch.recipe in ("pairs", "captions", "matching"):
         module = tiny_blip.blip(dropout=launch.dropout)
         options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
         callbacks.append(tiny_blip.Buffers(Path(launch.folder)))
     if launch.recipe in ("queries", "exact queries"):
         module = tiny_blip2.blip2()
         options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
-        torch.multinomial = lambda weights, _: weights.argmax(dim=1, keepdim=True)
     if launch.recipe == "unread":
         module.objectives["sight"] = Sight()
     if launch.base:

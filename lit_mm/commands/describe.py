@@ -188,7 +188,6 @@ def stage_plan(
     unread = sorted(parts.keys() - model.parts_read(stage))
     with model.reading_only(stage):
         memory = memory_plan(cli, data, ranks)
-        comparisons = comparisons_of(cli, stage, data, ranks)
         costs = costs_of(cli, stage, memory, sizes, assumptions)
     return {
         "name": stage.name,
@@ -199,31 +198,12 @@ def stage_plan(
         "from_step": {part: train.from_step for part, train in stage.train_parts.items() if train.from_step},
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
+        "depends_on": comparisons_of(cli, stage, data, ranks),
         "rows_per_step": data.global_batch,
         "samples_per_step": data.global_batch if data.row_tokens is None else None,  # a packed row has several
-        "depends_on": comparisons,
         "memory": memory,
         "costs": costs,
     }
-
-
-def comparisons_of(cli: RecipeCLI, stage: Stage, data: Any, ranks: int | None = None) -> dict[str, str]:
-    """Describe, by objective of a stage that compares samples, what the loss of a pair depends on.
-
-    Args:
-        data: data module of the stage, which splits its batch.
-        ranks: number of processes; None for the recipe's.
-    """
-    from lit_mm.objectives.objective import Comparing
-
-    count = ranks_of(cli.config.trainer.as_dict())[0] if ranks is None else ranks
-    pairs = data.micro_batch_on(count)
-    weights = cli.model.weights_of_objectives(stage)
-    comparing = {name: of for name, of in cli.model.objectives.items() if name in weights and isinstance(of, Comparing)}
-    if data.global_batch != pairs * count:
-        text = f"needs all {data.global_batch:,} pairs of a step in one forward, got {pairs:,} x {count:,}"
-        return dict.fromkeys(comparing, text)
-    return {name: objective.depends_on(cli.model.network, pairs, count) for name, objective in comparing.items()}
 
 
 def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str, Any] | None:
@@ -286,6 +266,25 @@ def ranks_of(trainer: Mapping[str, Any]) -> tuple[int, str]:
     return count * trainer["num_nodes"], "recipe"
 
 
+def comparisons_of(cli: RecipeCLI, stage: Stage, data: Any, ranks: int | None = None) -> dict[str, str]:
+    """Describe, by objective of a stage that compares samples, what the loss of a pair depends on.
+
+    Args:
+        data: data module of the stage, which splits its batch.
+        ranks: number of processes; None for the recipe's.
+    """
+    from lit_mm.objectives.objective import Comparing
+
+    count = ranks_of(cli.config.trainer.as_dict())[0] if ranks is None else ranks
+    pairs = data.micro_batch_on(count)
+    weights = cli.model.weights_of_objectives(stage)
+    comparing = {name: of for name, of in cli.model.objectives.items() if name in weights and isinstance(of, Comparing)}
+    if data.global_batch != pairs * count:
+        text = f"needs all {data.global_batch:,} pairs of a step in one forward, got {pairs:,} x {count:,}"
+        return dict.fromkeys(comparing, text)
+    return {name: objective.depends_on(cli.model.network, pairs, count) for name, objective in comparing.items()}
+
+
 def laid_out_images(processor: Processor, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
     """Return `images`, and `images_by_source` if sources have other tilings."""
     by_source = {source: images(processor, sizes, source) for source in processor.by_source}
@@ -337,7 +336,7 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), *comparison_lines(stages), "", memory_table(stages), *cost_lines(stages)]
+    text = [plan["family"], "", aligned(rows), "", memory_table(stages), *cost_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         reasons = []
@@ -350,7 +349,7 @@ def tables(plan: dict[str, Any]) -> str:
             grid = "{} x {}".format(*image["grid"])
             sizes.append([size, str(image["views"]), grid, f"{image['visual_tokens']:,}"])
         text += ["", f"images in {who} (grids are columns x rows of tiles)", aligned(sizes), *reasons]
-    return "\n".join(text)
+    return "\n".join([*text, *comparison_lines(stages)])
 
 
 def _seen_by(plan: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

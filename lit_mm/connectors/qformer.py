@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
-from lit_mm.layers.attention import attention
+from lit_mm.layers.bert import BertAttention, BertFeedForward, BertHead
 from lit_mm.layers.dropout import dropout
 
 # V images, N features each, D their width, Q queries, L text positions, P = Q + L (queries first), W width, H heads
@@ -52,46 +51,6 @@ def who_sees_whom(sight: Sight, num_queries: int, text_mask: Tensor) -> Tensor:
     return sees & real[:, None, :]
 
 
-class Attention(nn.Module):
-    """Multi-head attention with its residual and the norm behind it, as in BERT."""
-
-    def __init__(self, width: int, key_width: int, heads: int, dropout: float, eps: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(key_width, width)
-        self.value = nn.Linear(key_width, width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[V, P, W] attends to `context` [V, T, key width] -> [V, P, W]; `mask` [V, P, T] is False where it may not."""
-        q, k, v = (
-            linear(of).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [V, H, P or T, W / H]
-            for linear, of in ((self.query, x), (self.key, context), (self.value, context))
-        )
-        mask = None if mask is None else mask.unsqueeze(1)
-        y = attention(q, k, v, mask, dropout=self.dropout if self.training else 0.0)
-        y = self.out(y.transpose(1, 2).flatten(2))
-        return self.norm(x + dropout(y, self.dropout, self.training))
-
-
-class FeedForward(nn.Module):
-    """A feed-forward, linear - exact GELU - linear, with its residual and the norm behind it."""
-
-    def __init__(self, width: int, ffn_width: int, dropout: float, eps: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.fc1 = nn.Linear(width, ffn_width)
-        self.fc2 = nn.Linear(ffn_width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[V, P, W] -> [V, P, W]."""
-        y = self.fc2(F.gelu(self.fc1(x)))
-        return self.norm(x + dropout(y, self.dropout, self.training))
-
-
 class Layer(nn.Module):
     """A Q-Former layer: shared self-attention, cross-attention of queries, feed-forwards of queries and of text."""
 
@@ -106,10 +65,10 @@ class Layer(nn.Module):
         eps: float,
     ) -> None:
         super().__init__()
-        self.attention = Attention(width, width, heads, dropout, eps)
-        self.cross = None if vision_width is None else Attention(width, vision_width, heads, dropout, eps)
-        self.query_ffn = FeedForward(width, ffn_width, dropout, eps)
-        self.text_ffn = FeedForward(width, ffn_width, dropout, eps) if with_text else None
+        self.attention = BertAttention(width, width, heads, dropout, eps)
+        self.cross = None if vision_width is None else BertAttention(width, vision_width, heads, dropout, eps)
+        self.query_ffn = BertFeedForward(width, ffn_width, dropout, eps)
+        self.text_ffn = BertFeedForward(width, ffn_width, dropout, eps) if with_text else None
         self.parts_within = {"text_ffn": TEXT_BRANCH} if with_text else {}
 
     def forward(self, x: Tensor, num_queries: int, features: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -120,28 +79,14 @@ class Layer(nn.Module):
             features: [V, N, D] image features; None if there are no queries.
             mask: [V, P, P] False where the row may not attend to the column; None: everyone sees everyone.
         """
-        x = self.attention(x, x, mask)
+        x = self.attention(x, self.attention.keys(x), None if mask is None else mask[:, None])
         queries, text = x[:, :num_queries], x[:, num_queries:]
         if num_queries:
-            queries = queries if self.cross is None else self.cross(queries, features)
+            queries = queries if self.cross is None else self.cross(queries, self.cross.keys(features))
             queries = self.query_ffn(queries)
         if self.text_ffn is None or not text.shape[1]:
             return queries
         return torch.cat([queries, self.text_ffn(text)], dim=1)
-
-
-class TextHead(nn.Module):
-    """BERT's language-modelling head. Its projection to the vocabulary is the embedding table."""
-
-    def __init__(self, width: int, vocab_size: int, eps: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """Hidden states [..., W], table [vocabulary, W] -> [..., vocabulary]."""
-        return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
 
 
 class QFormer(nn.Module):
@@ -214,7 +159,7 @@ class QFormer(nn.Module):
             )
             for number in range(layers)
         )
-        self.head = TextHead(width, vocab_size, eps) if head else None
+        self.head = BertHead(width, vocab_size, eps) if head else None
         has_text = vocab_size is not None
         self.parts_within = {"words": TEXT_BRANCH, "positions": TEXT_BRANCH} if has_text else {}
         if head:

@@ -11,7 +11,8 @@ from lit_mm.module import MultimodalModule
 from lit_mm.objectives.captioning import Captioning
 from lit_mm.objectives.image_text import ImageTextModel
 from lit_mm.objectives.objective import Objective
-from lit_mm.objectives.pairs import Matching, MomentumContrast, RetrievalMatching
+from lit_mm.objectives.pairs import Matching, MomentumContrast
+from lit_mm.objectives.retrieval_pairs import RetrievalMatching
 from lit_mm.prompts.caption import Caption
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.samples.inputs import BLACK, Inputs

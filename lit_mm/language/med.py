@@ -13,62 +13,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_mm.errors import UserError
 from lit_mm.layers.activations import prepare_layers
-from lit_mm.layers.attention import attention
+from lit_mm.layers.bert import BertAttention, BertFeedForward, BertHead, KeysAndValues
 from lit_mm.layers.dropout import dropout
 
 # N texts, L positions, S keys, W width, H heads, P image features, D width of the image features
 
 ENCODER, DECODER = "encoder", "decoder"  # parts with what encoder and decoder do not share
 Mode = Literal["encoder", "decoder"]
-KeysAndValues = tuple[Tensor, Tensor]
-
-
-class Attention(nn.Module):
-    """Multi-head attention with its residual and the norm behind it, as in BERT."""
-
-    def __init__(self, width: int, key_width: int, heads: int, dropout: float, eps: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(key_width, width)
-        self.value = nn.Linear(key_width, width)
-        self.out = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-
-    def keys(self, context: Tensor) -> KeysAndValues:
-        """Project a context [N, S, D] to keys and values, each [N, H, S, W / H]."""
-        return self._split(self.key(context)), self._split(self.value(context))
-
-    def forward(self, x: Tensor, context: KeysAndValues, mask: Tensor | None = None) -> Tensor:
-        """[N, L, W] -> [N, L, W].
-
-        Args:
-            context: keys and values, see `keys`.
-            mask: [N, 1, L or 1, S] False where a position may not attend; None: every position attends everywhere.
-        """
-        query = self._split(self.query(x))
-        y = attention(query, *context, mask, dropout=self.dropout if self.training else 0.0)
-        y = self.out(y.transpose(1, 2).flatten(2))
-        return self.norm(x + dropout(y, self.dropout, self.training))
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-
-class FeedForward(nn.Module):
-    """A feed-forward, linear - exact GELU - linear, with its residual and the norm behind it."""
-
-    def __init__(self, width: int, ffn_width: int, dropout: float, eps: float) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.fc1 = nn.Linear(width, ffn_width)
-        self.fc2 = nn.Linear(ffn_width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, L, W] -> [N, L, W]."""
-        y = self.fc2(F.gelu(self.fc1(x)))
-        return self.norm(x + dropout(y, self.dropout, self.training))
 
 
 class MEDLayer(GradientCheckpointingLayer):
@@ -78,10 +29,10 @@ class MEDLayer(GradientCheckpointingLayer):
 
     def __init__(self, width: int, vision_width: int, heads: int, ffn_width: int, dropout: float, eps: float) -> None:
         super().__init__()
-        self.encoder_attention = Attention(width, width, heads, dropout, eps)
-        self.decoder_attention = Attention(width, width, heads, dropout, eps)
-        self.cross = Attention(width, vision_width, heads, dropout, eps)
-        self.ffn = FeedForward(width, ffn_width, dropout, eps)
+        self.encoder_attention = BertAttention(width, width, heads, dropout, eps)
+        self.decoder_attention = BertAttention(width, width, heads, dropout, eps)
+        self.cross = BertAttention(width, vision_width, heads, dropout, eps)
+        self.ffn = BertFeedForward(width, ffn_width, dropout, eps)
 
     def forward(
         self,
@@ -107,20 +58,6 @@ class MEDLayer(GradientCheckpointingLayer):
         if features is not None or cache is not None:
             x = self.cross(x, self.cross.keys(features) if cache is None else cache.image)
         return self.ffn(x)
-
-
-class Head(nn.Module):
-    """BERT's language-modelling head. Its projection to the vocabulary is the embedding table."""
-
-    def __init__(self, width: int, vocab_size: int, eps: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=eps)
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
-
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """Hidden states [..., W], table [vocabulary, W] -> [..., vocabulary]."""
-        return F.linear(self.norm(F.gelu(self.dense(x))), table, self.bias)
 
 
 @dataclass
@@ -250,7 +187,7 @@ class MED(nn.Module):
         self.layers = nn.ModuleList(
             MEDLayer(width, vision_width, heads, ffn_width, dropout, eps) for _ in range(layers)
         )
-        self.head = Head(width, vocab_size, eps)
+        self.head = BertHead(width, vocab_size, eps)
         self.activation_checkpointing = activation_checkpointing
         prepare_layers(self, activation_checkpointing)
         self.apply(_draw)

@@ -122,11 +122,11 @@ class Batch:
         num_by_source: number of samples per source in this micro-batch, without lost samples; () without a ledger.
         texts: second texts of the samples, lost ones included; None without a `Reading`.
         valid: [N] False at lost samples, for objectives that compare samples; None without a `Reading`.
+        images: [N] number of the image of every sample, the same for samples of one image on any rank, -1 at lost
+            samples; None if the processor does not number images.
         lost: planned samples whose document or pixels could not be read. Their positions carry no label, but their
             tokens are counted in `units`.
         second_views: views of the second vision encoder, which make no visual tokens; None if there is one encoder.
-        images: [N] number of the image of every sample, the same for samples of one image on any rank, -1 at lost
-            samples; None if the processor does not number images.
         num_images: number of pictures of the samples, without lost samples.
     """
 
@@ -146,9 +146,9 @@ class Batch:
     num_by_source: tuple[int, ...] = ()
     lost: tuple[Fault, ...] = ()
     second_views: Views | None = None
+    images: Tensor | None = None
     texts: Texts | None = None
     valid: Tensor | None = None
-    images: Tensor | None = None
     num_images: int = 0
 
     @property

@@ -89,10 +89,10 @@ def collate(
         routed=_tensor(routed) if routed else None,
         units=dict(units or {}),
         sources=None if sources is None else _tensor(source_ids),
+        images=torch.tensor([image_number(of) for of in samples] or [-1]) if processor.image_ids else None,
         second_views=second,
         texts=None if processor.reading is None else pad_texts([processor.reading(of.document) for of in samples]),
         valid=None if processor.reading is None else torch.tensor([not of.lost for of in samples] or [False]),
-        images=torch.tensor([image_number(of) for of in samples] or [-1]) if processor.image_ids else None,
         num_images=sum(len(sample.plans) for sample in samples if not sample.lost),
     )
 

@@ -4,6 +4,7 @@
 |---|---|---|
 | ITC | candidates are the rank's own pairs and the queue | no; the queue and the momentum copies are |
 | ITM | negatives are the rank's own pairs | no |
+| ITM of the retrieval model | negatives are pairs of all ranks, features gathered with gradient | for equal draws |
 | LM | mean over all tokens | yes |
 """
 
@@ -42,6 +43,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             launch("zero3", ranks=2, strategy=CUT),
             launch("captions", "captions", dropout=0.0),
             launch("captions, two ranks", "captions", dropout=0.0, ranks=2, strategy="ddp"),
+            launch("matching", "matching", dropout=0.0),
+            launch("matching, ddp", "matching", dropout=0.0, ranks=2, strategy="ddp"),
+            launch("matching, zero3", "matching", dropout=0.0, ranks=2, strategy=CUT),
         ],
         folder,
     )
@@ -71,6 +75,12 @@ def test_momentum_copies_and_queue_are_the_same_on_all_ranks(runs: Path, name: s
 
 def test_captioning_on_two_ranks_equals_one_process(runs: Path) -> None:
     assert losses(runs / "captions, two ranks") == pytest.approx(losses(runs / "captions"), rel=RTOL)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero3"])
+def test_matching_of_the_retrieval_model_on_two_ranks_equals_one_process(runs: Path, engine: str) -> None:
+    expected = losses(runs / "matching")
+    assert losses(runs / f"matching, {engine}") == pytest.approx(expected, rel=1e-4) and len(set(expected)) == 3
 
 
 @pytest.mark.parametrize("name", ["zero2", "zero3"])

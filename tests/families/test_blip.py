@@ -14,17 +14,9 @@ from lit_mm.evaluation.examiners import examine
 from lit_mm.families import Blip
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer
-from lit_mm.objectives.pairs import (
-    MomentumContrast,
-    RetrievalMatching,
-    candidate_loss,
-    draw_negatives,
-    matching_loss,
-    negative_weights,
-    positives_of,
-    retrieval_weights,
-)
+from lit_mm.objectives.pairs import MomentumContrast, draw_negatives, matching_loss, negative_weights, positives_of
 from lit_mm.objectives.queue import FeatureQueue
+from lit_mm.objectives.retrieval_pairs import RetrievalMatching, candidate_loss, retrieval_weights
 from lit_mm.prompts.caption import Caption
 from lit_mm.samples.batch import IGNORE, PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
