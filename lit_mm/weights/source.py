@@ -113,7 +113,9 @@ def check_local_config(module: nn.Module, reference: str, part: str, path: str) 
     Raises:
         UserError: a number differs.
     """
-    _, _, place = reference.partition(":")
+    kind, _, place = reference.partition(":")
+    if kind not in MAPS:
+        return
     if not is_published_name(place):
         check_config(module, Path(place), part, path)
         return
