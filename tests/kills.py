@@ -417,7 +417,7 @@ def arguments_of(launch: Launch) -> list[str]:
         "data.init_args.micro_batch": launch.micro_batch,
         "trainer.accelerator": "cpu",
         "trainer.devices": launch.ranks,
-        "trainer.strategy": "ddp" if launch.ranks > 1 else "auto",
+        "trainer.strategy": launch.strategy or ("ddp" if launch.ranks > 1 else "auto"),
     }
     return ["fit", *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
 

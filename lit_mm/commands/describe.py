@@ -180,6 +180,8 @@ def stage_plan(
     from lit_mm.stages.stage import adapters_of
 
     model, data = cli.model, cli.data_of(stage)
+    ended = [part for part, adapter in model.adapters.items() if adapter.after != "keep"]
+    model.end_adapters(dict.fromkeys(ended, "drop"))  # to merge one would change no size
     model.set_adapters(adapters_of(cli.stages)[stage.name])
     model.begin(stage, total_steps=stage.max_steps or 0)  # `fit` freezes the same parts
     parts = model.parts()

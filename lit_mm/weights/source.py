@@ -122,7 +122,8 @@ def check_local_config(module: nn.Module, reference: str, part: str, path: str) 
     Raises:
         UserError: a number differs.
     """
-    for place in places_of(reference.partition(":")[2]):
+    kind, _, joined = reference.partition(":")
+    for place in places_of(joined) if kind in MAPS else ():
         if not is_published_name(place):
             check_config(module, Path(place), part, path)
             continue

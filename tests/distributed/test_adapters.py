@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from lit_mm.callbacks.metrics_csv import read_metrics
 from lit_mm.checkpoints import manifest, reading
-from tests.kills import launch_all
+from tests.kills import Launch, launch_all
+from tests.smoke.test_recipes import tiny
 from tests.three_stages import CUT, RTOL, assert_equal, launch, losses, trained, weights
 
 SPLITS: dict[str, dict[str, Any]] = {"ddp": {"strategy": "ddp"}, "zero3": {"strategy": CUT, "keep": 9}}
@@ -66,3 +69,25 @@ def test_every_rank_writes_its_share_of_the_adapter(runs: Path) -> None:
     names = saved.manifest["parts"]["language_adapter"]
     assert names and all(len(saved.manifest["weights"][name]["pieces"]) == 2 for name in names)
     assert manifest.newest(runs / "zero3" / "checkpoints").stage == "rest"
+
+
+@pytest.mark.distributed
+def test_the_nano_recipe_of_adapters_has_one_curve_in_one_process_and_under_zero3(tmp_path: Path) -> None:
+    config = tiny("adapters")
+    for stage in config["stages"]:
+        for train in stage["train"].values():
+            train.pop("optimizer", None)  # Muon enlarges rounding
+            train.get("adapter", {}).pop("dropout", None)
+    config["trainer"]["precision"] = "32-true"
+    (tmp_path / "adapters.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    options: dict[str, Any] = {"config": "adapters.yaml", "micro_batch": 1}
+    launch_all(
+        [Launch("one process", **options), Launch("zero3", ranks=2, strategy="zero3", **options)],
+        tmp_path,
+    )
+    alone, shared = (
+        [(row["stage"], row["loss"]) for row in read_metrics(tmp_path / name / "metrics.csv")]
+        for name in ("one process", "zero3")
+    )
+    assert [stage for stage, _ in alone] == ["align"] * 2 + ["tune"] * 2 + ["polish"] * 2
+    assert [loss for _, loss in shared] == pytest.approx([loss for _, loss in alone], rel=RTOL)

@@ -24,7 +24,7 @@ from lit_mm.commands.trained import open_trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LLAVA = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
-RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "instructblip", "minigpt4")
+RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "instructblip", "minigpt4", "adapters")
 
 
 SIDES = {"size": 28, "tile": 28, "window": 28}  # pixels
@@ -46,7 +46,7 @@ def tiny(recipe: str) -> dict[str, Any]:
         for part in stage["train"].values():
             part["from_step"] = min(part.get("from_step", 0), 1)
         stage.get("data", {}).pop("global_batch", None)
-    if recipe in LLAVA:
+    if recipe in (*LLAVA, "adapters"):
         model["vision"]["init_args"]["select_layer"] = -2
         model["image_size"] = 28
     elif recipe == "qwen_vl":

@@ -15,10 +15,13 @@ from torch import nn
 from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, T5Config
 from transformers import T5ForConditionalGeneration as PublishedT5
 
+from lit_mm.checkpoints.origins import Origins
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.language.t5 import T5
+from lit_mm.stages.parts import Parts
+from lit_mm.vision.dual import DualEncoder
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.source import check_local_config, load_part
@@ -308,6 +311,16 @@ def test_a_clip_encoder_agrees_at_the_size_of_its_checkpoint(tmp_path: Path) -> 
     load_part(vit(image_size=32, position_size=16), f"clip:{tmp_path}", "vision")
     CLIPConfig(vision_config=CLIP).save_pretrained(tmp_path)
     load_part(vit(), f"clip:{tmp_path}", "vision")
+
+
+def test_the_arguments_of_an_encoder_inside_another_part_are_named_by_their_path(tmp_path: Path) -> None:
+    config = CLIP | {"model_type": "clip_vision_model", "hidden_act": "gelu"}
+    high = vit(image_size=32, position_size=16, weights=f"clip:{described(tmp_path, config)}")
+    network = nn.ModuleDict({"vision": DualEncoder(vit(), high)})
+    with pytest.raises(
+        UserError, match=r"'second_vision'.*\n.* set model.init_args.vision.init_args.high.init_args.act"
+    ):
+        Origins(Parts(network)).check_configs()
 
 
 def test_the_encoder_of_qwen_vl_agrees_with_its_section_of_the_config(tmp_path: Path) -> None:
