@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAIRS = [(kind, argument) for kind, case in CASES.items() for argument in case.others]
 
 
-def behaviour(kind: type, **arguments: Any) -> Behaviour:
+def behaviour(kind: type, /, **arguments: Any) -> Behaviour:
     """What an object does; the words of the refusal if the class or its inputs refuse the arguments."""
     torch.manual_seed(0)
     try:
