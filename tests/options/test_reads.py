@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 import lit_mm
 from lit_mm.commands.options import RECIPE_OPTIONS
@@ -30,6 +31,7 @@ from lit_mm.stages.schedule import Schedule
 from lit_mm.stages.stage import Stage, Start, Train
 from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.tiling.plan import Tiling
+from tests.options.recording import RecordingMapping, recording, unread_keys
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("lit_mm", "callbacks", "datamodules")
@@ -128,3 +130,26 @@ def test_an_argument_that_nothing_reads_is_found() -> None:
 
     assert unread(Part, {"width", "layers"}) == ["unused", "forgotten"]
     assert unread(Train, {"lr"})[0] == "weight_decay"
+
+
+class Reader:
+    """A part that reads one key of a mapping."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        self.small = sizes["small"]
+
+
+def test_a_key_of_a_mapping_that_nothing_reads_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Reader, "part")
+    part = {"class_path": f"{Reader.__module__}.Reader", "init_args": {"sizes": {"small": 1, "large": 2}}}
+    with recording(monkeypatch) as mappings:
+        parser.instantiate(parser.parse_object({"part": part}))
+    assert unread_keys(mappings) == ["Reader.sizes.large"]
+
+
+@pytest.mark.parametrize("copy", [dict, lambda m: {**m}, list, lambda m: dict(m.items()), lambda m: {} | m])
+def test_a_copy_reads_all_keys_of_a_mapping(copy: Callable[[RecordingMapping], Any]) -> None:
+    mapping = RecordingMapping({"a": 1, "b": 2}, "Reader.sizes")
+    copy(mapping)
+    assert unread_keys([mapping]) == []
