@@ -5,8 +5,6 @@ Arguments whose difference cannot be seen in a small part name the test that sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -50,40 +48,11 @@ from lit_mm.vision.linear_patches import LinearPatches
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.vision.timm_vit import TimmViT
 from lit_mm.vision.vit import ViT
-from tests.options.probes import Behaviour, of_data, of_module, of_prompt, of_schedule, of_tiling
+from tests.options.case import Case, With
+from tests.options.probes import of_data, of_module, of_prompt, of_schedule, of_tiling
+from tests.options.settings import SETTINGS
 from tests.rows import flat
 from tests.tiny import xcomposer2
-
-
-@dataclass(frozen=True)
-class Case:
-    """How the arguments of a class are tested.
-
-    Attributes:
-        probe: function that returns what an object of the class does.
-        base: arguments of the reference; the others have their defaults.
-        others: argument -> another value, or a mapping of arguments if it needs more than one (`With`).
-        elsewhere: argument -> test that shows the difference, as FILE::NAME.
-    """
-
-    probe: Callable[[Any], Behaviour]
-    base: Mapping[str, Any] = field(default_factory=dict)
-    others: Mapping[str, Any] = field(default_factory=dict)
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class With:
-    """A value that needs another base.
-
-    Attributes:
-        value: other value of the argument.
-        base: arguments that both objects get besides.
-    """
-
-    value: Any
-    base: Mapping[str, Any]
-
 
 POSITIONS = "tests/weights/test_blip.py::test_position_table_of_another_image_size_is_resized_on_loading"
 DECODER_ID = {
@@ -536,4 +505,4 @@ DATA = {
     ),
 }
 
-CASES: dict[type, Case] = {**TILINGS, **SCHEDULES, **PROMPTS, **CONNECTORS, **VISION, **LANGUAGE, **DATA}
+CASES: dict[type, Case] = {**TILINGS, **SCHEDULES, **PROMPTS, **CONNECTORS, **VISION, **LANGUAGE, **DATA, **SETTINGS}

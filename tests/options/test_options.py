@@ -13,7 +13,8 @@ from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.layers import activations
-from tests.options.cases import CASES, DECODER, HF, With, call_decoder
+from tests.options.case import With
+from tests.options.cases import CASES, DECODER, HF, call_decoder
 from tests.options.probes import Behaviour
 
 ROOT = Path(__file__).parents[2]
