@@ -5,9 +5,7 @@ Arguments whose difference cannot be seen in a small part name the test that sho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +18,11 @@ from lit_mm.connectors.qformer_paired import PairedQFormer
 from lit_mm.connectors.qformer_projector import QFormerProjector
 from lit_mm.connectors.resampler import NormalisedResampler
 from lit_mm.connectors.slice_resampler import SliceResampler
+from lit_mm.datamodules.mixture import Member, Mixture
+from lit_mm.datamodules.nano import NanoDocuments, NanoSource
+from lit_mm.datamodules.nano_interleaved import NanoInterleaved
+from lit_mm.datamodules.nano_prints import NanoPrints
+from lit_mm.datamodules.nano_text_pairs import NanoTextPairs
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.med import MED
@@ -32,9 +35,12 @@ from lit_mm.prompts.cogvlm import CogVLMPrompt
 from lit_mm.prompts.fuyu import FuyuPrompt
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.qwen_vl import QwenChat, QwenPlain
+from lit_mm.prompts.source import load_tokenizer
+from lit_mm.prompts.text_to_text import TextToText
 from lit_mm.prompts.xcomposer import XComposerPrompt
 from lit_mm.prompts.xcomposer2 import XComposer2Prompt
 from lit_mm.samples.batch import Texts
+from lit_mm.samples.processor import Processor
 from lit_mm.stages.schedule import Constant, Cosine, EpochCosine, EpochDecay, Linear
 from lit_mm.tiling import AnyRes, CentreCrop, Hd, Pad, Stretch, Uhd, UhdArxiv, Whole
 from lit_mm.vision.dual import DualEncoder
@@ -42,39 +48,11 @@ from lit_mm.vision.linear_patches import LinearPatches
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.vision.timm_vit import TimmViT
 from lit_mm.vision.vit import ViT
-from tests.options.probes import Behaviour, of_module, of_prompt, of_schedule, of_tiling
+from tests.options.case import Case, With
+from tests.options.probes import of_data, of_module, of_prompt, of_schedule, of_tiling
+from tests.options.settings import SETTINGS
 from tests.rows import flat
-
-
-@dataclass(frozen=True)
-class Case:
-    """How the arguments of a class are tested.
-
-    Attributes:
-        probe: function that returns what an object of the class does.
-        base: arguments of the reference; the others have their defaults.
-        others: argument -> another value, or a mapping of arguments if it needs more than one (`With`).
-        elsewhere: argument -> test that shows the difference, as FILE::NAME.
-    """
-
-    probe: Callable[[Any], Behaviour]
-    base: Mapping[str, Any] = field(default_factory=dict)
-    others: Mapping[str, Any] = field(default_factory=dict)
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class With:
-    """A value that needs another base.
-
-    Attributes:
-        value: other value of the argument.
-        base: arguments that both objects get besides.
-    """
-
-    value: Any
-    base: Mapping[str, Any]
-
+from tests.tiny import xcomposer2
 
 POSITIONS = "tests/weights/test_blip.py::test_position_table_of_another_image_size_is_resized_on_loading"
 DECODER_ID = {
@@ -405,7 +383,7 @@ LANGUAGE = {
             "decoder_layers": 1,
             "head_width": 4,
             "dropout": 0.5,
-            "activation": "relu",
+            "activation": "gelu",
             "buckets": 4,
             "max_distance": With(12, {"buckets": 8}),
             "norm_eps": 0.5,
@@ -433,4 +411,98 @@ LANGUAGE = {
     ),
 }
 
-CASES: dict[type, Case] = {**TILINGS, **SCHEDULES, **PROMPTS, **CONNECTORS, **VISION, **LANGUAGE}
+
+# --- data modules ----------------------------------------------------------------------------------------------------
+@cache
+def processor_of_pictures() -> Processor:
+    processor = xcomposer2().processor
+    assert isinstance(processor, Processor)
+    return processor
+
+
+@cache
+def processor_of_texts() -> Processor:
+    return Processor(load_tokenizer("nano"), TextToText(), writes_target=True)
+
+
+def nano_source(count: int, questions: int = 1) -> NanoSource:
+    return NanoSource("questions", count, split="train", seed=0, skills=("read_large",), questions=questions)
+
+
+of_pictures = of_data(processor_of_pictures, "connector")
+STREAM = {"global_batch": 4, "row_tokens": 400, "window": 16, "num_workers": 0}
+STREAM_OTHERS = {
+    "global_batch": 6,
+    "micro_batch": 1,
+    "row_tokens": 300,
+    "row_views": 1,
+    "window": 2,
+    "num_workers": 1,
+    "worker_start": With("spawn", {"num_workers": 1}),
+}
+POLICY = {"too_long": "truncate", "on_bad_sample": "skip", "max_bad": 0.5, "max_unsupervised": 0.5}
+WORLD = {"world_seed": 1, "questions": 1, "heldout_documents": 3}
+MEMBERS = [Member(nano_source(24)), Member(nano_source(12, questions=3), name="more")]
+DATA = {
+    NanoDocuments: Case(
+        of_pictures,
+        STREAM | {"documents": 24, "heldout_documents": 2},
+        STREAM_OTHERS
+        | WORLD
+        | {"kind": "captions", "documents": 30, "split": "pixels", "skills": ["chart"], "heldout_kind": "captions"},
+    ),
+    NanoInterleaved: Case(
+        of_pictures,
+        STREAM | {"documents": 24, "heldout_documents": 2},
+        STREAM_OTHERS | WORLD | {"kind": "blended", "documents": 30, "questions": With(1, {"kind": "blended"})},
+    ),
+    NanoTextPairs: Case(
+        of_data(processor_of_texts, "language"),
+        STREAM | {"pairs": 24, "heldout_documents": 2},
+        {key: value for key, value in STREAM_OTHERS.items() if key not in ("row_views", "worker_start")}
+        | WORLD
+        | {"pairs": 30, "split": "pixels"},
+    ),
+    NanoPrints: Case(
+        of_data(lambda: None, "vision"),
+        {"pages": 24, "size": 28, "patch": 7, "global_batch": 4, "num_workers": 0},
+        {
+            "pages": 30,
+            "size": 56,
+            "split": "train",
+            "world_seed": 1,
+            "patch": 14,
+            "close_ups": 1.0,
+            "global_batch": 6,
+            "micro_batch": 1,
+            "num_workers": 1,
+        },
+    ),
+    Mixture: Case(
+        of_pictures,
+        STREAM | {"sources": MEMBERS},
+        STREAM_OTHERS | POLICY | {"sources": MEMBERS[:1], "weights": "sqrt", "heldout_source": nano_source(2)},
+    ),
+    NanoSource: Case(
+        lambda source: (len(source), [repr(source[number]) for number in range(6)]),
+        {
+            "kind": "questions",
+            "count": 24,
+            "split": "train",
+            "seed": 0,
+            "skills": ("read_large", "chart"),
+            "questions": 3,
+        },
+        {
+            "kind": "captions",
+            "count": 30,
+            "split": "pixels",
+            "seed": 1,
+            "skills": ("chart",),
+            "questions": 1,
+            "source_of": {"chart": "charts"},
+        },
+    ),
+}
+
+CASES: dict[type, Case] = {**TILINGS, **SCHEDULES, **PROMPTS, **CONNECTORS, **VISION, **LANGUAGE, **DATA, **SETTINGS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from lit_mm.prompts.prompt import PictureRun
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.stages.parts import Parts
 from lit_mm.stages.schedule import Schedule
+from lit_mm.stages.stage import Stage, Train
 from lit_mm.tiling.plan import Tiling
 from tests.tiny import Noise
 
@@ -131,6 +132,28 @@ def of_prompt(prompt: Any) -> Behaviour:
     return runs, stops
 
 
-def of_sequence(of_item: Callable[[Any], Any]) -> Callable[[Sequence[Any]], Behaviour]:
-    """Every item of a sequence."""
-    return lambda items: tuple(of_item(item) for item in items)
+def of_data(processor: Any, part: str) -> Callable[[Any], Behaviour]:
+    """First documents, held-out documents, the first rows of a stage, its loader, and the policy for bad samples.
+
+    What the policy does is tested in tests/stream/test_screen.py.
+
+    Args:
+        processor: function that builds the processor of a model.
+        part: part that the stage trains.
+    """
+
+    def probe(data: Any) -> Behaviour:
+        source = data.source()
+        documents = [repr(source[number]) for number in range(min(8, len(source)))]
+        held_out = [repr(document) for document in data.heldout()]
+        steps = data.begin(processor(), Stage("a", {part: Train(1e-2)}, max_steps=3), seed=0)
+        rows = [micro.rows for micro in data.stream]
+        first = next(iter(data.stream))
+        batch = data.rows[first]
+        pixels = [numbers(tensor) for tensor in tensors_in(vars(batch) if hasattr(batch, "__dict__") else batch)]
+        loader = data.train_dataloader()
+        start = type(loader.multiprocessing_context).__name__
+        policy = (data.too_long, data.on_bad_sample, data.max_bad, data.max_unsupervised)
+        return len(source), documents, held_out, steps, rows, pixels, loader.num_workers, start, policy
+
+    return probe

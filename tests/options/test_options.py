@@ -13,14 +13,15 @@ from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.layers import activations
-from tests.options.cases import CASES, DECODER, HF, With, call_decoder
+from tests.options.case import With
+from tests.options.cases import CASES, DECODER, HF, call_decoder
 from tests.options.probes import Behaviour
 
 ROOT = Path(__file__).parents[2]
 PAIRS = [(kind, argument) for kind, case in CASES.items() for argument in case.others]
 
 
-def behaviour(kind: type, **arguments: Any) -> Behaviour:
+def behaviour(kind: type, /, **arguments: Any) -> Behaviour:
     """What an object does; the words of the refusal if the class or its inputs refuse the arguments."""
     torch.manual_seed(0)
     try:

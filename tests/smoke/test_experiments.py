@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.nano.skills import SKILLS
 from lit_mm.stages.stage import check_recipe
+from tests.options.recording import recording, unread_keys
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -47,14 +50,25 @@ def is_overlay(path: Path) -> bool:
     return path.parent.name == "overlays"
 
 
+def source_names(cli: RecipeCLI) -> set[str]:
+    """Names of the data's sources, which `inputs.by_source` may name."""
+    return set(re.findall(r"^\W*name: (\S+)", yaml.safe_dump(cli.config.data.as_dict()), re.MULTILINE))
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
-def test_the_recipe_parses_and_its_stages_fit_its_model_and_its_data(path: Path) -> None:
-    cli = parse(EXPERIMENTS / "xcomposer2.yaml", path) if is_overlay(path) else parse(path)
-    assert cli.stages
-    check_recipe(cli.stages, cli.model.parts(), cli.model.objectives)
-    assert all(parameter.dim() for parameter in cli.model.parameters())  # sharding takes no scalars
-    for stage in cli.stages:
-        assert type(cli.data_of(stage)) is type(cli.datamodule)
+def test_the_recipe_parses_and_its_stages_fit_its_model_and_its_data(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with recording(monkeypatch) as mappings:
+        cli = parse(EXPERIMENTS / "xcomposer2.yaml", path) if is_overlay(path) else parse(path)
+        assert cli.stages
+        check_recipe(cli.stages, cli.model.parts(), cli.model.objectives)
+        assert all(parameter.dim() for parameter in cli.model.parameters())  # sharding takes no scalars
+        for stage in cli.stages:
+            assert type(cli.data_of(stage)) is type(cli.datamodule)
+            for name, processor in itertools.product(source_names(cli), cli.model.processors_of(stage).values()):
+                processor.tiling_of(name)
+    assert unread_keys(mappings) == []
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(EXPERIMENTS)))
