@@ -39,6 +39,7 @@ PAGE = (900, 1200)  # (height, width) of a page, pixels
 SIZES = (14, 16, 18, 20, 24, 28, 32)  # of the font, pixels
 PAPERS = ("white", "#fdf6e3", "#eef3f8", "#f7f7f0")
 INKS = ("black", "#202040", "#3a1f1f", "#103010")
+MERGES = {"smollm2": "LocalChat", "template": "Template"}
 PACKAGES = ("numpy", "pillow", "torch", "transformers", "matplotlib", "pyarrow")  # whose descriptions fill the pages
 
 
@@ -126,16 +127,18 @@ def write_pages(folder: Path, count: int) -> dict[str, list[str]]:
     return pages
 
 
-def pipeline(blip: str | None, stages: Sequence[str], threads: int) -> dict[str, Any]:
+def pipeline(blip: str | None, stages: Sequence[str], threads: int, merge: str) -> dict[str, Any]:
     """Return the engine of the benchmark."""
     experts = "lit_mm.annotation"
     overall: dict[str, Any] = {"class_path": "benchmarks.annotation.Constant"}
     rules = {"text_score": 0.85}
     arguments: dict[str, Any] = {
         "text": {"class_path": f"{experts}.text.RapidText", "init_args": {"threads": threads}},
-        "merge": {"class_path": f"{experts}.language_models.LocalChat", "init_args": {"repetition_penalty": 1.1}},
+        "merge": {"class_path": f"{experts}.language_models.{MERGES[merge]}"},
         "rules": rules,
     }
+    if merge == "smollm2":
+        arguments["merge"]["init_args"] = {"repetition_penalty": 1.1}
     if blip is not None:
         overall = {
             "class_path": f"{experts}.checkpoints.CheckpointCaptions",
@@ -175,6 +178,9 @@ def run(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--drawings", type=Path, help="folder of SVG files")
     parser.add_argument("--blip", help="run of experiments/blip.yaml, for captions and match scores")
     parser.add_argument("--stages", nargs=2, default=("caption", "retrieval"), help="its captioner and its filter")
+    parser.add_argument(
+        "--merge", choices=MERGES, default="smollm2", help="template: no language model, for words alone"
+    )
     parser.add_argument("--pages", type=int, default=14)
     parser.add_argument("--threads", type=int, default=0, help="threads of the reader (default: all processors)")
     choices = parser.parse_args(arguments)
@@ -191,7 +197,7 @@ def run(arguments: Sequence[str] | None = None) -> None:
     config = choices.out / "pipeline.yaml"
     settings = {"shard_rows": 8, "batch_rows": 4}
     engine = {
-        "engine": pipeline(choices.blip, choices.stages, choices.threads),
+        "engine": pipeline(choices.blip, choices.stages, choices.threads, choices.merge),
         "sources": sources,
         "settings": settings,
     }
