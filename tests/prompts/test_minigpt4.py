@@ -11,7 +11,8 @@ from lit_mm.errors import UserError
 from lit_mm.prompts.minigpt4 import ALIGNMENT, TEMPLATES, MiniGPT4Prompt
 from lit_mm.prompts.prompt import PictureRun, Stops
 from lit_mm.prompts.tokenizer import Tokenizer
-from tests.prompts.published import vocabulary
+from tests.prompts.published import NAMES, vocabulary
+from tests.prompts.test_seam import ANSWERS, conversation, first_difference
 
 LLAMA = {"a###": [263, 2277, 29937], "###": [835], "a": [263], "a\n": [263, 13], "\n": [29871, 13]}
 
@@ -95,6 +96,14 @@ def test_both_tokenisations_of_the_separator_end_an_answer() -> None:
     assert stops.first_end([7, 2277, 8, 2277, 29937, 9]) == (3, 5)
     assert stops.first_end([7, 2277]) == (2, 2)
     assert Stops.of(MiniGPT4Prompt("plain"), Pieces()) == Stops(frozenset({2, 13}))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "sentencepiece, new"])
+@pytest.mark.parametrize("template", ["plain", "vicuna", "llama_2_chat"])
+def test_all_that_follows_the_prompt_of_generation_is_learnt(name: str, template: str, picture: Any) -> None:
+    prompt, tokenizer = MiniGPT4Prompt(template), vocabulary(name)
+    documents = [conversation(picture, answer, None) for answer in ANSWERS]
+    assert not [d for document in documents if (d := first_difference(prompt, tokenizer, document))]
 
 
 def test_a_real_sentencepiece_vocabulary_writes_the_separator_in_two_ways() -> None:
