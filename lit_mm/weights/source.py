@@ -121,7 +121,10 @@ def check_local_config(module: nn.Module, reference: str, part: str, path: str) 
         return
     from huggingface_hub import try_to_load_from_cache  # imported late: only published names need it
 
-    file = try_to_load_from_cache(place, CONFIG)
+    try:
+        file = try_to_load_from_cache(place, CONFIG)
+    except ValueError:  # no published name has such letters; `load_part` tells it
+        return
     if isinstance(file, str):
         check_config(module, Path(file).parent, part, path)
 
