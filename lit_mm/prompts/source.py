@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mm.assets import NANO_TOKENIZER
-from lit_mm.prompts.files import FILES
+from lit_mm.prompts.files import BYTE_PAIRS, DATA, FILES
 from lit_mm.prompts.tokenizer import Tokenizer
 
 SUFFIXES = (".json", ".model", ".tiktoken")  # suffixes of files, which no published name has
@@ -34,10 +34,10 @@ def is_on_this_machine(tokenizer: Tokenizer | PublishedTokenizer) -> bool:
     from huggingface_hub import snapshot_download  # imported late: only published names need it
 
     try:
-        snapshot_download(tokenizer.name, allow_patterns=list(FILES), local_files_only=True)
+        folder = Path(snapshot_download(tokenizer.name, allow_patterns=list(FILES), local_files_only=True))
     except (OSError, ValueError):  # the cache has no such name
         return False
-    return True
+    return any((folder / name).is_file() for name in (*DATA, *BYTE_PAIRS))
 
 
 class PublishedTokenizer:

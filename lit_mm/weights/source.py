@@ -124,14 +124,21 @@ def check_local_config(module: nn.Module, reference: str, part: str, path: str) 
     """
     kind, _, joined = reference.partition(":")
     for place in places_of(joined) if kind in MAPS else ():
-        if not is_published_name(place):
-            check_config(module, Path(place), part, path)
-            continue
-        from huggingface_hub import try_to_load_from_cache  # imported late: only published names need it
+        if (folder := folder_here(place)) is not None:
+            check_config(module, folder, part, path)
 
+
+def folder_here(place: str) -> Path | None:
+    """Return a local path unchanged, and the folder of a published name whose config.json was downloaded before."""
+    if not is_published_name(place):
+        return Path(place)
+    from huggingface_hub import try_to_load_from_cache  # imported late: only published names need it
+
+    try:
         file = try_to_load_from_cache(place, CONFIG)
-        if isinstance(file, str):
-            check_config(module, Path(file).parent, part, path)
+    except ValueError:  # no published name has such letters; `load_part` tells it
+        return None
+    return Path(file).parent if isinstance(file, str) else None
 
 
 def arguments_of(*names: str) -> str:

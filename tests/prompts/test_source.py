@@ -9,8 +9,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers
 
+from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.errors import UserError
-from lit_mm.prompts.source import PublishedTokenizer, load_tokenizer
+from lit_mm.prompts.source import PublishedTokenizer, is_on_this_machine, load_tokenizer
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
 
 PIECES = ("<s>", "</s>", "<0x0A>", "▁", "a", ",", "b", "▁a", "▁,", "ab")
@@ -77,3 +78,18 @@ def test_one_that_cannot_be_read_says_so_when_it_is_used(monkeypatch: pytest.Mon
 def test_a_folder_is_read_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_published_tokenizer_is_on_this_machine_if_the_cache_has_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    tokenizer = PublishedTokenizer("owner/words")
+    assert is_on_this_machine(load_tokenizer("nano")) and not is_on_this_machine(tokenizer)
+    snapshot = tmp_path / "models--owner--words/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--owner--words/refs").mkdir()
+    (tmp_path / "models--owner--words/refs/main").write_text("0123")
+    assert not is_on_this_machine(tokenizer)
+    (snapshot / "tokenizer.json").write_bytes(NANO_TOKENIZER.read_bytes())
+    assert is_on_this_machine(tokenizer)

@@ -24,7 +24,10 @@ from lit_mm.commands.trained import open_trained
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LLAVA = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
-RECIPES = (*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "instructblip", "minigpt4", "adapters")
+RECIPES = (
+    *(*LLAVA, "qwen_vl", "monkey", "xcomposer2_4khd", "recombined", "instructblip", "minigpt4"),
+    pytest.param("adapters", marks=pytest.mark.slow),  # tests/distributed/test_adapters.py runs it, too
+)
 
 
 SIDES = {"size": 28, "tile": 28, "window": 28}  # pixels

@@ -163,6 +163,21 @@ def test_a_folder_of_transformers_agrees_and_is_loaded(tmp_path: Path) -> None:
     load_part(llama(rope_theta=1e4), f"llama:{tmp_path}", "language")  # without a config nothing is compared
 
 
+def test_a_published_name_is_compared_if_its_config_is_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for name in ("owner/decoder", "owner/de coder"):
+        check_local_config(llama(), f"llama:{name}", "language", PATH)  # nothing is there yet
+    snapshot = tmp_path / "models--owner--decoder/snapshots/0123"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--owner--decoder/refs").mkdir()
+    (tmp_path / "models--owner--decoder/refs/main").write_text("0123")
+    described(snapshot, LLAMA | {"model_type": "llama"}, {"rms_norm_eps": 1e-6})
+    with pytest.raises(UserError, match="rms_norm_eps is 1e-06 there"):
+        check_local_config(llama(), "llama:owner/decoder", "language", PATH)
+
+
 def test_every_difference_is_counted_and_three_are_described(tmp_path: Path) -> None:
     changes = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 48, "rms_norm_eps": 1e-6}
     message = refusal(llama(), f"llama:{described(tmp_path, LLAMA | {'model_type': 'llama'}, changes)}")
