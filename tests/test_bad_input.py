@@ -216,6 +216,14 @@ def test_a_value_in_place_of_a_class_or_its_keys_is_answered_with_what_belongs_t
     assert answer.startswith("recipe.yaml, line ") and message in answer
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("generate", "runs/x", "--question"), ("compose", "runs/x", "--images", ".", "--out", "out", "--instruction")],
+)
+def test_a_question_in_another_encoding_is_refused(mistake: Mistake, words: tuple[str, ...]) -> None:
+    assert f"argument {words[-1]}: expected text in UTF-8, got 'what\\udcff'" in mistake(*words, "what\udcff")
+
+
 def test_a_precision_that_lightning_does_not_have_is_answered_with_those_it_has(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("trainer.precision", "bf17")))
     assert "trainer.precision: expected one of " in message
