@@ -187,6 +187,43 @@ def test_a_wrong_value_is_named_with_its_line_and_what_is_accepted(
     assert message == f"recipe.yaml, line {line_of(f': {value}')}: {spoken}: {expected}"
 
 
+STOP = "there is no class EarlyStoping. Did you mean 'EarlyStopping'?"
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        ("trainer.callbacks", ["EarlyStoping"], f"trainer.callbacks.0: {STOP}"),
+        ("trainer.callbacks", "EarlyStoping", f"trainer.callbacks: {STOP}"),
+        ("trainer.callbacks", [{"class_path": "EarlyStoping"}], f"trainer.callbacks.0.class_path: {STOP}"),
+        ("trainer.callbacks", [5], "trainer.callbacks.0: there is no class 5. Give its import path, such as package."),
+        (
+            "trainer.strategy",
+            {"class_path": "lit_mm.distributed.zero.ZeRO", "init_args": {"stage": 7}},
+            "trainer.strategy.class_path: ZeRO has the stages 1, 2 and 3, got 7",
+        ),
+        (
+            "stages.0.train.connector",
+            0.1,
+            "stages.pretrain.train.connector: expected keys of lit_mm.stages.stage.Train, lr, weight_decay, ",
+        ),
+    ],
+)
+def test_a_value_in_place_of_a_class_or_its_keys_is_answered_with_what_belongs_there(
+    mistake: Mistake, dotted: str, value: Any, message: str
+) -> None:
+    answer = mistake("fit", "--config", written(with_key(dotted, value)))
+    assert answer.startswith("recipe.yaml, line ") and message in answer
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("generate", "runs/x", "--question"), ("compose", "runs/x", "--images", ".", "--out", "out", "--instruction")],
+)
+def test_a_question_in_another_encoding_is_refused(mistake: Mistake, words: tuple[str, ...]) -> None:
+    assert f"argument {words[-1]}: expected text in UTF-8, got 'what\\udcff'" in mistake(*words, "what\udcff")
+
+
 def test_a_precision_that_lightning_does_not_have_is_answered_with_those_it_has(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("trainer.precision", "bf17")))
     assert "trainer.precision: expected one of " in message

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_mm.commands.config_text import without_allow
-from lit_mm.commands.options import Arguments
+from lit_mm.commands.options import Arguments, utf8_text
 from lit_mm.documents.printable import visible
 from lit_mm.errors import UserError
 
@@ -36,7 +36,7 @@ def compose(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
     )
-    parser.add_argument("--instruction", required=True, metavar="TEXT", help="what to write about")
+    parser.add_argument("--instruction", type=utf8_text, required=True, metavar="TEXT", help="what to write about")
     parser.add_argument("--images", required=True, metavar="FOLDER", help="images to choose from, subfolders included")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to write; new, or empty")
     parser.add_argument("--slots", type=int, help="images in the article (default: as many as the model sees fit)")

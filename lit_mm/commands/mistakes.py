@@ -23,6 +23,7 @@ EXPECTED = re.compile(r"Expected an? (?P<type>typing\.Literal\[[^\]]*\]|<class '
 VALUE = re.compile(
     r"(?:Got value|Given value): (?:NestedArg\(key='[^']*', val=')?(?P<value>.*?)(?:'\))?$", re.MULTILINE
 )
+UNION = "Does not validate against any of the Union subtypes"
 SPOKEN = {
     "int": "a whole number",
     "float": "a number",
@@ -40,6 +41,29 @@ def cause_of(error: BaseException) -> UserError | None:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
     return cause
+
+
+def refused_by_constructor(message: str, config: Entry) -> str | None:
+    """Explain the error of a constructor under a key that takes several types; None for any other message.
+
+    The parser joins the errors of all types there, and drops their exceptions.
+    """
+    if not message.startswith(UNION):
+        return None
+    errors = message.partition("Errors:")[2].partition("Given value type:")[0].split("\n  - ")
+    reasons = [" ".join(error.split()) for error in errors if error.strip() and not error.startswith("Expected a")]
+    class_path = re.search(r"class_path='([^']+)'", message)
+    if not reasons or class_path is None:
+        return None
+    place = next((spoken(entry, path) for path, entry in _below(config) if entry.value == class_path[1]), class_path[1])
+    return f"{place}: {'; '.join(reasons)}"
+
+
+def _below(entry: Entry, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Entry]]:
+    """Yield (keys, entry) of an entry and of all entries below it."""
+    yield path, entry
+    for name, inner in entry.items:
+        yield from _below(inner, (*path, name))
 
 
 def explain(message: str, config: Entry, options: Iterable[str], base: str = "") -> str:

@@ -38,6 +38,19 @@ SAME_WORD, BEGUN_WORD, SAME_LETTERS = 0.75, 0.9, 0.8  # ratios of equal letters,
 HALF = 0.5  # share of the typed words
 
 
+def utf8_text(text: str) -> str:
+    """Return the text of an option that a tokenizer reads.
+
+    Raises:
+        ArgumentTypeError: the terminal gave bytes that are not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"expected text in UTF-8, got {text!r}") from error
+    return text
+
+
 def nearest_option(typed: str, options: Iterable[str]) -> str | None:
     """Return the option nearest to a misspelt one; None if none is near.
 

@@ -36,7 +36,7 @@ from lit_mm.commands.config_text import (
     without_allow,
 )
 from lit_mm.commands.data_keys import refuse_keys_of_other_classes, with_class_path
-from lit_mm.commands.mistakes import cause_of, explain
+from lit_mm.commands.mistakes import cause_of, explain, refused_by_constructor
 from lit_mm.commands.options import RECIPE_OPTIONS
 from lit_mm.commands.renamed import refuse_old_keys
 from lit_mm.commands.signatures import (
@@ -267,7 +267,8 @@ class RecipeCLI(LightningCLI):
             # a new error, because raising `cause` would make a circle
             return self.placed(UserError(f"{base}: {cause}" if base else str(cause)))
         if not isinstance(error, ArgumentError):
-            return error
+            refusal = refused_by_constructor(str(error), self.entries)
+            return error if refusal is None else UserError(refusal)
         options = [option for action in self.parser._actions for option in action.option_strings]
         options += self.command_options
         return UserError(explain(str(error), self.entries, [o for o in options if o.startswith("--")], base))

@@ -249,6 +249,9 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
         for number, (name, inner) in enumerate(entry.items):
             if members and not (fixed and number >= len(members)):
                 check_entry(inner, members[number if fixed else 0], (*path, name))
+    elif isinstance(entry.value, str | list) and len(dataclasses) == len(kinds) == 1:
+        keys = ", ".join(signature_of(kinds[0]).arguments)
+        raise UserError(f"{spoken(entry, path)}: expected keys of {name_of(kinds[0])}, {keys}; got {flow(entry)}")
     elif entry.value is None and dataclasses == [annotation]:  # `connector:` without a value
         _check_required((), signature_of(annotation), name_of(annotation), entry, path)
     elif isinstance(entry.value, str) and parts and str not in kinds and _is_name(entry.value, parts):
@@ -262,6 +265,17 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
                 f"{spoken(entry, path)}: expected a `class_path` such as {name_of(kinds[0])}'s {', '.join(names)}, got "
                 f"{entry.value!r}{nearest(entry.value, names)}"
             )
+    elif isinstance(entry.value, str) and parts and len(parts) + len(lists) == len(kinds):
+        raise UserError(no_class(entry, parts, path))
+
+
+def no_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> str:
+    """Return the message about a text that is the name of no class, with the nearest imported class of these types."""
+    bases = [kind for kind in map(_returned, kinds) if inspect.isclass(kind) and kind is not Any]
+    names = {kind.__name__ for base in bases for kind in _subclasses(base)}
+    guess = nearest(entry.value, names) if isinstance(entry.value, str) else ""
+    cure = guess or ". Give its import path, such as package.Class"
+    return f"{spoken(entry, path)}: there is no class {flow(entry)}{cure}"
 
 
 def _is_name(text: str, kinds: Sequence[Any]) -> bool:
@@ -285,10 +299,7 @@ def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], defau
     if "class_path" in inner:
         loaded = class_of(inner["class_path"], kinds, (*path, "class_path"))
         if loaded is None:
-            raise UserError(
-                f"{spoken(inner['class_path'], (*path, 'class_path'))}: there is no class "
-                f"{flow(inner['class_path'])}. Give its import path, such as package.Class"
-            )
+            raise UserError(no_class(inner["class_path"], kinds, (*path, "class_path")))
         name = str(inner["class_path"].value)
     else:
         loaded = default if inspect.isclass(default) or inspect.isfunction(default) else None

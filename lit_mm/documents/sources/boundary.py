@@ -50,7 +50,7 @@ class Boundary:
             path = expand_home(entry)
             if is_url(path) and _split(path) is not None:
                 prefixes.append(path)
-            elif "/" in path and not is_url(path):
+            elif ("/" in path and not is_url(path)) or path in (".", ".."):
                 folders.append(os.path.abspath(path))
             elif SCHEME.fullmatch(entry) and entry.lower() != "file":
                 schemes.append(entry.lower())

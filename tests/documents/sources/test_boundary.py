@@ -31,6 +31,7 @@ PRIVATE = "is on this machine or in its network"
         ("a.png", "", None, None),
         ("../a.png", "", None, OUTSIDE),
         ("../a.png", "", "../", None),
+        ("../a.png", "b", "..", None),
         ("/c.png", "memory://d", None, OUTSIDE),
         ("memory://d/a.png", "memory://d", None, None),
         ("memory://d/b/../a.png", "memory://d/b", None, "the source allows none of memory"),
