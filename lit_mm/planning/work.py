@@ -144,6 +144,26 @@ def eager(part: nn.Module, precision: Precision) -> Iterator[None]:
             prepare_layers(inner, inner.activation_checkpointing, was_compiled)
 
 
+@runtime_checkable
+class Limited(Protocol):
+    """A language model that refuses samples of more than `max_length` tokens; None: it has no limit."""
+
+    max_length: int | None
+
+
+@contextmanager
+def unlimited(language: object) -> Iterator[None]:
+    """Let a language model read a probe of any length in a `with` block; the meta device reads no position table."""
+    if not isinstance(language, Limited):
+        yield
+        return
+    limit, language.max_length = language.max_length, None
+    try:
+        yield
+    finally:
+        language.max_length = limit
+
+
 def recompute_with(precision: Precision, forward: partial, *args: Any) -> Any:
     """Run a layer as `recompute` does, with the kernels of the probe in the second run too.
 
@@ -323,7 +343,7 @@ class PartwiseWork:
             logits = language.logits(hidden).float()
             return [F.cross_entropy(logits, batch.labels, reduction="none")]
 
-        with eager(language, self.precision):
+        with eager(language, self.precision), unlimited(language):
             costs, (hidden,) = measure(read, SIZES, language.parameters(), self.precision)
         head, _ = measure(predict, SIZES, [*language.parameters(), hidden], self.precision)
         return part_costs(language, costs), head

@@ -43,7 +43,7 @@ class Parts:
         within = parts_within(self.network)
         if child in within:
             return within[child]
-        module = self.children()[child]
+        module = self._aside[child] if child in self._aside else self.network.get_submodule(child)
         for name in names:
             within = parts_within(module)
             if name in within:

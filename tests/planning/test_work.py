@@ -278,7 +278,7 @@ def test_a_length_that_is_not_probed_follows_from_three_that_are() -> None:
     module = blip()
     module.begin(Stage("s", {"vision": Train(lr=1e-3)}), total_steps=1)
     work, exact = (WholeWork(meta_copy(module.network), objectives_of(module)) for _ in range(2))
-    rows = [Row((length, 4), 9, views={(28, 28): 2}) for length in (6, 9, 20, 14)]
+    rows = [Row((length, 4), 9, views={(32, 32): 2}) for length in (6, 9, 20, 14)]
     *_, last = [in_all(work.operations(row)) for row in rows]
     expected = in_all(exact.operations(rows[-1]))
     assert last.total == pytest.approx(expected.total, rel=1e-9)
