@@ -14,10 +14,7 @@ two samples each, or of one packed row of --row-tokens positions. The columns:
 - peak, GiB: peak memory of the steps after the first; beside it the whole plan, which has no activations;
 - time: median time of a step, relative to the undivided model (`auto` with the same checkpointing, if it was run);
 - MFU: operations of a step per second, relative to the rate of one large bf16 matrix product, which is measured first.
-  Operations are counted by torch on the meta device, forward and backward, for all parts: vision encoder, connector,
-  language model with its head at supervised positions, and attention (causal attention counts whole). A frozen part
-  costs no gradients of its weights, and none of its inputs where nothing before it learns. Recomputation for activation
-  checkpointing is not counted;
+  Operations are those of `describe` and of the throughput in metrics.csv, see docs/planning.md;
 - loss: loss of the first step, which should be equal in all rows up to bf16.
 
 Unknown options are passed to `fit`. A run ends before it would write a checkpoint.
@@ -43,11 +40,12 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from lit_mm.commands.describe import aligned
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.module import MultimodalModule
+from lit_mm.planning.row import Row
+from lit_mm.planning.work import in_all, work_of
 from lit_mm.samples.batch import Batch
 
 GIB = 1 << 30
@@ -96,26 +94,23 @@ class Meter(L.Callback):
         os._exit(0)
 
 
-def operations(module: MultimodalModule, batch: Batch) -> int:
+def operations(module: MultimodalModule, batch: Batch) -> float:
     """Operations of a micro-batch, forward and backward; a product of an addition and a multiplication counts two.
 
     Args:
-        module: on the meta device, in a stage, without activation checkpointing.
+        module: on the meta device, in a stage.
         batch: of any device.
     """
-    batch = batch.to("meta")
-    with FlopCounterMode(display=False) as counter:
-        objective = module.objectives[next(iter(module.weights_of_objectives(module.stage)))]
-        objective(module.network, batch).backward()
-    return counter.get_total_flops()
+    objectives = [module.objectives[name] for name in module.weights_of_objectives(module.current_stage)]
+    work = work_of(module.network, objectives)
+    assert work is not None, "the model reads pixels alone"
+    return in_all(work.operations(Row.of_batch(batch))).total
 
 
 def operations_of(recipe: Path, steps: int) -> int:
     """Operations of an optimizer step of a cut recipe, the mean over its first steps."""
-    off = [f"--model.init_args.{part}.init_args.activation_checkpointing=none" for part in ("vision", "language")]
-    off += [f"--model.init_args.{part}.init_args.compile=false" for part in ("vision", "language")]
     with torch.device("meta"):
-        cli = RecipeCLI(["--config", str(recipe), *off, "--data.init_args.num_workers=0"], "fit")
+        cli = RecipeCLI(["--config", str(recipe), "--data.init_args.num_workers=0"], "fit")
     (stage,) = cli.stages
     data, module = cli.data_of(stage), cli.model
     module.begin(stage, total_steps=data.begin(module.processor_of(stage), stage, seed=cli.seed))

@@ -146,6 +146,8 @@ class Cells(nn.Module, VisionEncoder):
             which features of images never are, and then reads nothing from a picture.
     """
 
+    reads_pixels = False
+
     def __init__(self, side: int, width: int, vocab_size: int) -> None:
         super().__init__()
         self.side, self.width = side, width

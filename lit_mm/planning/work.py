@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
-from operator import add, mul
+from operator import add
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -37,8 +38,8 @@ SIZES = {
     "t": TARGETS,
     "m": VECTORS,
 }
-VIEWS = 101  # views of the probe of a vision encoder
-TEXTS = (8, 16, 24)  # lengths of the texts of the probes of a model that compares pairs
+VIEWS = 101  # views of the probe of a vision encoder, and pairs of one
+LENGTHS = 3  # of the texts that are probed for a model that compares pairs
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,26 @@ def eager(part: nn.Module, precision: Precision) -> Iterator[None]:
             prepare_layers(inner, inner.activation_checkpointing, was_compiled)
 
 
+@runtime_checkable
+class Limited(Protocol):
+    """A language model that refuses samples of more than `max_length` tokens; None: it has no limit."""
+
+    max_length: int | None
+
+
+@contextmanager
+def unlimited(language: object) -> Iterator[None]:
+    """Let a language model read a probe of any length in a `with` block; the meta device reads no position table."""
+    if not isinstance(language, Limited):
+        yield
+        return
+    limit, language.max_length = language.max_length, None
+    try:
+        yield
+    finally:
+        language.max_length = limit
+
+
 def recompute_with(precision: Precision, forward: partial, *args: Any) -> Any:
     """Run a layer as `recompute` does, with the kernels of the probe in the second run too.
 
@@ -222,7 +243,7 @@ class PartwiseWork:
     def _entries(self, row: Row) -> Iterator[tuple[str, Costs, Mapping[Monomial, float]]]:
         """Yield (part, costs, moments at which the costs are evaluated)."""
         network, memory = self.network, ()
-        if network.vision is not None and row.views:
+        if network.vision is not None and network.vision.reads_pixels and row.views:
             yield from self._view_entries("", row.views, second=False, reading=row.reading)
         if network.second_vision is not None and row.second_views:
             yield from self._view_entries("second_", row.second_views, second=True, reading=0)
@@ -322,7 +343,7 @@ class PartwiseWork:
             logits = language.logits(hidden).float()
             return [F.cross_entropy(logits, batch.labels, reduction="none")]
 
-        with eager(language, self.precision):
+        with eager(language, self.precision), unlimited(language):
             costs, (hidden,) = measure(read, SIZES, language.parameters(), self.precision)
         head, _ = measure(predict, SIZES, [*language.parameters(), hidden], self.precision)
         return part_costs(language, costs), head
@@ -371,10 +392,10 @@ def probe_batch(writes_target: bool, *, visual: bool) -> Batch:
 
 
 class WholeWork:
-    """The work of a stage whose objectives compare pairs. The objectives run as a whole, on texts of three lengths.
+    """The work of a stage whose objectives compare pairs. The objectives run as a whole.
 
-    For a number of pairs, the cost is a polynomial of degree 2 in the length of the padded texts, which three probes
-    determine.
+    The cost is a polynomial in the number of pairs, and one of degree 2 in the length of the padded texts. The first
+    `LENGTHS` lengths are probed; those of all further lengths follow by interpolation.
 
     Args:
         network: network on the meta device, in a stage that has begun.
@@ -384,43 +405,46 @@ class WholeWork:
 
     def __init__(self, network: nn.Module, objectives: Sequence[Objective], precision: Precision = FP32) -> None:
         self.network, self.objectives, self.precision = network, objectives, precision
-        self._costs: dict[tuple[Shape, int], Costs] = {}
+        self._probes: dict[Shape, dict[int, Costs]] = {}  # shape of the views -> length of the texts -> costs
 
     def operations(self, row: Row) -> dict[str, Operations]:
         """Compute the operations of a micro-batch of pairs; see `Work`."""
-        return {"all": operations_of(self._of(row), self._moments(row))}
+        pairs = self._moments(row)
+        operations = (operations_of(costs, pairs).times(share) for costs, share in self._shares(row))
+        return {"all": reduce(add, operations, Operations())}
 
     def saved(self, row: Row) -> dict[str, float]:
         """Compute the bytes of a micro-batch of pairs that are kept for the backward pass; see `Work`."""
-        return {"all": evaluated(self._of(row)["saved"], self._moments(row))}
+        pairs = self._moments(row)
+        return {"all": sum(evaluated(costs["saved"], pairs) * share for costs, share in self._shares(row))}
 
-    def _moments(self, row: Row) -> dict[Monomial, float]:
-        """Return the weights of the three probes by Lagrange's formula."""
-        length = row.reading or max(row.lengths)
-        return {
-            (str(at),): reduce(mul, ((length - other) / (at - other) for other in TEXTS if other != at)) for at in TEXTS
-        }
+    @staticmethod
+    def _moments(row: Row) -> dict[Monomial, float]:
+        count = len(row.lengths)
+        return {(): 1, ("v",): count, ("v", "v"): count**2}
 
-    def _of(self, row: Row) -> Costs:
-        (shape,) = row.views
-        key = shape, len(row.lengths)
-        if key not in self._costs:
-            costs = new_costs()
-            for length in TEXTS:
-                for kind, polynomial in self._probe(shape, len(row.lengths), length).items():
-                    costs[kind][str(length),] = sum(polynomial.values())
-            self._costs[key] = costs
-        return self._costs[key]
+    def _shares(self, row: Row) -> list[tuple[Costs, float]]:
+        """Return costs at probed lengths, and their weights by Lagrange's formula; one if the length is probed."""
+        (shape,), length = row.views, row.reading or max(row.lengths)
+        probes = self._probes.setdefault(shape, {})
+        if length not in probes and len(probes) < LENGTHS:
+            probes[length] = self._probe(shape, length)
+        if length in probes:
+            return [(probes[length], 1.0)]
+        return [
+            (costs, math.prod((length - other) / (at - other) for other in probes if other != at))
+            for at, costs in probes.items()
+        ]
 
-    def _probe(self, shape: Shape, pairs: int, length: int) -> Costs:
-        """Run the objectives on a batch of pairs; at least two, because a single pair has no negative."""
-        batch = probe_pairs(shape, max(pairs, 2), length)
+    def _probe(self, shape: Shape, length: int) -> Costs:
+        """Run the objectives on a batch of pairs with texts of a length."""
+        batch = probe_pairs(shape, VIEWS, length)
 
         def run() -> Sequence[Tensor]:
             return [objective(self.network, batch) for objective in self.objectives]
 
         with eager(self.network, self.precision):
-            costs, _ = measure(run, {}, self.network.parameters(), self.precision)
+            costs, _ = measure(run, {"v": VIEWS}, self.network.parameters(), self.precision)
         return part_costs(self.network, costs)
 
 

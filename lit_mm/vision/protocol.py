@@ -26,6 +26,7 @@ class VisionEncoder(Protocol):
         returns_class_token: True if its class token precedes the patches in its output.
         mean, std: constants per channel that normalise pixels in [0, 1]; None: those of the family, CLIP's by default.
         two_maps: True if its output is `lit_mm.layers.two_maps.TwoMaps`, features at two resolutions.
+        reads_pixels: False if its views are no pixels; what they cost is then not planned.
     """
 
     width: int
@@ -37,6 +38,7 @@ class VisionEncoder(Protocol):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     two_maps: bool = False
+    reads_pixels: bool = True
 
     @abstractmethod
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:

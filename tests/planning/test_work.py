@@ -15,12 +15,13 @@ from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.module import MultimodalModule
 from lit_mm.planning.counting import FP32, Kernels, Precision, factored
 from lit_mm.planning.row import Row
-from lit_mm.planning.work import Operations, PartwiseWork, in_all, meta_copy, work_of
+from lit_mm.planning.work import Operations, PartwiseWork, WholeWork, in_all, meta_copy, work_of
 from lit_mm.samples.batch import PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import Processor, Sample
 from lit_mm.stages.stage import Stage, Train, adapters_of
 from tests.tiny import document, xcomposer2
+from tests.tiny_blip import blip
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 NANO = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.stem not in ("own_data",))
@@ -246,6 +247,42 @@ def test_at_published_size_the_plan_is_torchs_count_on_the_meta_device(recipe: s
         loss.backward()
     assert plan.forward == pytest.approx(forward, rel=0.01)
     assert plan.backward + plan.recompute == pytest.approx(counter.get_total_flops() - forward, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "size", "tokens", "published"),
+    [("llava_1_5", (336, 336), 576, 15.50), ("llava_uhd_arxiv", (672, 1008), 448, 14.63)],
+)
+def test_reading_an_image_costs_what_llava_uhd_publishes(
+    recipe: str, size: tuple[int, int], tokens: int, published: float
+) -> None:
+    """The published figures have the head at every position and the last block of the vision encoder.
+
+    Source: arXiv:2403.11703v1, table 2: TFLOP of LLaVA-1.5-13B and of LLaVA-UHD.
+    """
+    quiet()
+    sizes = {"width": 5120, "layers": 40, "heads": 40, "kv_heads": 40, "ffn_width": 13824}
+    options = [f"--model.init_args.language.init_args.{key}={value}" for key, value in sizes.items()]
+    with torch.device("meta"):
+        cli = RecipeCLI(["--config", str(EXPERIMENTS / "paper" / f"{recipe}.yaml"), *options], "describe")
+    module, stage = cli.model, cli.stages[-1]
+    module.begin(stage, total_steps=1)
+    row = Row.of_image(module.processor_of(stage), *size, text=0)
+    assert row.lengths == (tokens,)
+    forward = in_all(work_of(module.network, objectives_of(module)).operations(row)).forward
+    assert (forward + 2 * tokens * 5120 * 32000) / 1e12 == pytest.approx(published, rel=0.01)
+
+
+def test_a_length_that_is_not_probed_follows_from_three_that_are() -> None:
+    module = blip()
+    module.begin(Stage("s", {"vision": Train(lr=1e-3)}), total_steps=1)
+    work, exact = (WholeWork(meta_copy(module.network), objectives_of(module)) for _ in range(2))
+    rows = [Row((length, 4), 9, views={(32, 32): 2}) for length in (6, 9, 20, 14)]
+    *_, last = [in_all(work.operations(row)) for row in rows]
+    expected = in_all(exact.operations(rows[-1]))
+    assert last.total == pytest.approx(expected.total, rel=1e-9)
+    assert work.saved(rows[-1])["all"] == pytest.approx(exact.saved(rows[-1])["all"], rel=1e-9)
 
 
 # --- small functions --------------------------------------------------------------------------------------------------
