@@ -37,3 +37,14 @@ class With:
 
     value: Any
     base: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """A value that is made anew for each object, because the class changes it.
+
+    Attributes:
+        make: function that returns the value.
+    """
+
+    make: Callable[[], Any]

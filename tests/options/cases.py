@@ -49,6 +49,7 @@ from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.vision.timm_vit import TimmViT
 from lit_mm.vision.vit import ViT
 from tests.options.case import Case, With
+from tests.options.families import FAMILIES
 from tests.options.probes import of_data, of_module, of_prompt, of_schedule, of_tiling
 from tests.options.settings import SETTINGS
 from tests.rows import flat
@@ -58,6 +59,7 @@ POSITIONS = "tests/weights/test_blip.py::test_position_table_of_another_image_si
 DECODER_ID = {
     "decoder_id": "tests/parity/test_blip2_stage1.py::test_losses_and_gradients_of_one_process_are_the_original_ones"
 }
+PYRAMID = "tests/vision/test_timm_encoder.py::test_a_pyramid_joins_all_stages_at_the_grid_of_the_first"
 LONGEST = {
     "max_positions": "tests/options/test_options.py::test_the_longest_sample_is_information_in_the_config_of_a_llama"
 }
@@ -109,7 +111,7 @@ PROMPTS = {
             "point": ("</s>", "<s>"),
         },
     ),
-    ChatPrompt: Case(of_prompt, {}, {"template": "llama_2", "keep_leading": True}),
+    ChatPrompt: Case(of_prompt, {}, {"template": "llava_v1", "keep_leading": True}),
     QwenChat: Case(of_prompt, TURNS, {"system": "Be brief.", "image_start": "", "image_end": ""}),
     QwenPlain: Case(
         of_prompt,
@@ -203,7 +205,7 @@ CONNECTORS = {
         | {
             "language_width": 16,
             "grid_size": 3,
-            "heads": 4,
+            "heads": 3,
             "eps": 0.5,
             "standardise": True,
             "local": 2.0,
@@ -223,7 +225,7 @@ CONNECTORS = {
             "eps": 0.5,
             "start": 0.5,
             "standardise": True,
-            "local": 2.0,
+            "local": With(2.0, {"regions": False}),
         },
     ),
 }
@@ -308,12 +310,11 @@ VISION = {
             "drop_cls": False,
             "drop_path": 0.9,
             "any_size": True,
-            "pyramid": True,
             "overrides": SMALL | {"embed_dim": 12},
             "activation_checkpointing": "full",
         }
         | WEIGHTS,
-        COMPILED | {"position_size": TIMM_RESIZED},
+        COMPILED | {"position_size": TIMM_RESIZED, "pyramid": PYRAMID},
     ),
 }
 
@@ -505,4 +506,5 @@ DATA = {
     ),
 }
 
-CASES: dict[type, Case] = {**TILINGS, **SCHEDULES, **PROMPTS, **CONNECTORS, **VISION, **LANGUAGE, **DATA, **SETTINGS}
+TABLES = (TILINGS, SCHEDULES, PROMPTS, CONNECTORS, VISION, LANGUAGE, DATA, SETTINGS, FAMILIES)
+CASES: dict[type, Case] = {kind: case for table in TABLES for kind, case in table.items()}

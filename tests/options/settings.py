@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lit_mm.prompts.plain import Plain
+from lit_mm.prompts.qwen_vl import QwenPlain
 from lit_mm.samples.augmentation import Augmentation
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import BetweenFlags
@@ -90,6 +90,7 @@ def of_reading(reading: Reading) -> Behaviour:
     return tuple(texts)
 
 
+PROMPT = QwenPlain(image_start="", image_end="")
 VISION = {"train": {"vision": Train(1e-2)}, "max_steps": 4}
 BRANCHES = "tests/run/test_branches.py::"
 FIGURES = "tests/commands/test_examined.py::test_every_step_of_the_stage_has_every_figure"
@@ -106,7 +107,7 @@ SETTINGS = {
             "betas": (0.8, 0.9),
             "noisy": ["partial_lora"],
             "objectives": {"next_token": 2.0},
-            "inputs": Inputs(prompt=Plain()),
+            "inputs": Inputs(prompt=PROMPT),
         },
         {
             "clip": "tests/stages/test_stage.py::test_the_gradient_norm_is_limited_over_all_trainable_parts",
@@ -162,7 +163,7 @@ SETTINGS = {
         {
             "tiling": Stretch(56),
             "layout": BetweenFlags(),
-            "prompt": Plain(),
+            "prompt": PROMPT,
             "max_length": 60,
             "fill": With((0, 0, 0), {"tiling": Pad(28)}),
             "by_source": {"charts": Pad(28)},

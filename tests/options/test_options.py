@@ -13,19 +13,38 @@ from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.layers import activations
-from tests.options.case import With
+from tests.options.case import Fresh, With
 from tests.options.cases import CASES, DECODER, HF, call_decoder
 from tests.options.probes import Behaviour
+from tests.options.test_reads import classes_of_recipes
 
 ROOT = Path(__file__).parents[2]
+# Classes that have tests of their own and no line in the table
+OUTSIDE = {
+    "Blip": "tests/families/test_blip.py",
+    "Blip2": "tests/families/test_blip2.py",
+    "CogAgent": "tests/families/test_cogagent.py",
+    "Conversations": "tests/datamodules/test_conversations.py",
+    "Corpora": "tests/datamodules/test_corpora.py",
+    "EncoderDecoder": "tests/families/test_encoder_decoder.py",
+    "Fuyu": "tests/families/test_fuyu.py",
+    "MiniGemini": "tests/families/test_mini_gemini.py",
+    "PartialLoRA": "tests/language/test_partial_lora.py",
+    "PrintPretraining": "tests/nano/test_prints.py",
+    "Recombined": "tests/families/test_recombined.py",
+    "Templates": "tests/nano/test_typed.py",
+    "TypedPages": "tests/nano/test_typed.py",
+}
 PAIRS = [(kind, argument) for kind, case in CASES.items() for argument in case.others]
 
 
 def behaviour(kind: type, /, **arguments: Any) -> Behaviour:
     """What an object does; the words of the refusal if the class or its inputs refuse the arguments."""
+    merged = {**CASES[kind].base, **arguments}
     torch.manual_seed(0)
     try:
-        return CASES[kind].probe(kind(**CASES[kind].base | arguments))
+        values = {name: value.make() if isinstance(value, Fresh) else value for name, value in merged.items()}
+        return CASES[kind].probe(kind(**values))
     except (UserError, RuntimeError) as refusal:
         return (type(refusal).__name__, str(refusal))
 
@@ -57,6 +76,12 @@ def test_every_argument_of_a_class_has_another_value_or_a_test_elsewhere(kind: t
     for place in case.elsewhere.values():
         file, _, name = place.partition("::")
         assert f"def {name}(" in (ROOT / file).read_text(), place
+
+
+def test_every_class_that_a_recipe_names_is_in_the_table_or_has_tests_of_its_own() -> None:
+    kinds = {kind for kind in classes_of_recipes() if signature_of(kind).arguments}
+    assert {kind.__qualname__ for kind in kinds - CASES.keys()} <= OUTSIDE.keys()
+    assert all((ROOT / file).is_file() for file in OUTSIDE.values())
 
 
 def test_the_layers_of_a_model_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
