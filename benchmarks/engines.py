@@ -41,6 +41,7 @@ from lit_mm.stream.order import stable_hash
 RECIPE = Path(__file__).parents[1] / "experiments/blip.yaml"
 SKILLS = ("read_large", "read_small", "form", "chart", "locate")
 WEB, HUMAN = "web", "human"
+SETS = "sets"  # folder of the data sets that the engines write
 KINDS = ("noisy", "filtered", "captioned", "both", "plain", "described")
 CLAIMS = (  # (claim, model that is worse, model that is better)
     ("the filter alone helps", "noisy", "filtered"),
@@ -116,9 +117,11 @@ def expert(name: str, base: Path, stage: str, **arguments: Any) -> dict[str, Any
 def annotate(runs: Path, name: str, engine: dict[str, Any], sources: Sequence[Mapping[str, Any]]) -> Path:
     """Run an engine, or what is left of it. Return the folder of its data sets."""
     config = {"engine": engine, "sources": [dict(source) for source in sources], "settings": {"shard_rows": 256}}
-    (runs / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    command("annotate", "--config", str(runs / f"{name}.yaml"), "--out", str(runs / name))
-    return runs / name
+    sets = runs / SETS
+    sets.mkdir(exist_ok=True)
+    (sets / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    command("annotate", "--config", str(sets / f"{name}.yaml"), "--out", str(sets / name))
+    return sets / name
 
 
 def engines(base: Path) -> dict[str, dict[str, Any]]:
@@ -181,14 +184,14 @@ def verdict(comparison: Comparison) -> str:
 
 def report(runs: Path, noisy: Sequence[bool], pages: int, seed: int) -> str:
     """Write the results as Markdown."""
-    drops = drop_rates(runs / "capfilt", noisy)
+    drops = drop_rates(runs / SETS / "capfilt", noisy)
     lines = ["| captions | number | dropped by the filter | 95 % interval |", "|---|---|---|---|"]
     for kind, label in ((True, "planted noise"), (False, "true")):
         values = drops[kind]
         interval = bootstrap_interval(values, [str(number) for number in range(len(values))])
         share = sum(values) / len(values)
         lines.append(f"| {label} | {len(values)} | {share:.1%} | {interval.low:.1%} to {interval.high:.1%} |")
-    ledger = json.loads((runs / "capfilt/ledger.json").read_text())
+    ledger = json.loads((runs / SETS / "capfilt/ledger.json").read_text())
     ratios = ", ".join(f"{kind} {counts['noise_ratio']:.1%}" for kind, counts in ledger["texts"].items())
     lines += ["", f"Noise ratios: {ratios}.", "", "| trained on | recall at 1 | 95 % interval |", "|---|---|---|"]
     scores = {name: hits(runs, name, pages, seed) for name in KINDS}
