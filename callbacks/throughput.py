@@ -175,8 +175,9 @@ class Throughput(StepObserver):
         if learning == self._learning:
             return
         self._learning = learning
+        names = {name for part in learning for name in module.parameters_of(part)}
         for name, parameter in self._network.named_parameters():
-            parameter.requires_grad_(module.part_of(name) in learning)
+            parameter.requires_grad_(name in names)
         self.work = work_of(self._network, self._objectives)
 
 

@@ -159,6 +159,10 @@ class MultimodalModule(L.LightningModule):
         """Return part -> name relative to the part -> parameter. Every parameter belongs to exactly one part."""
         return self._parts.parameters()
 
+    def parameters_of(self, part: str) -> dict[str, nn.Parameter]:
+        """Return name in the network -> parameter of a part."""
+        return self._parts.parameters_of(part)
+
     def parts_read(self, stage: Stage) -> frozenset[str]:
         """Return the parts that a stage's objectives read, and all parts in the same children of the network.
 
