@@ -39,12 +39,16 @@ class Throughput(StepObserver):
     | waste | share of the room of packed rows, rows x `row_tokens`, without a token; 0 without packing |
     | token_imbalance, view_imbalance | largest number of a rank divided by the mean, minus 1 |
     | data_wait | seconds between micro-batches, for the next one and its copy to the device; of the slowest rank |
-    | operations | forward and backward pass of all parts, see `lit_mm.planning.work.Operations.total` |
+    | operations | forward and backward pass of all parts, see `lit_mm.planning.work.Operations`; NaN if not counted |
     | mfu | operations per second divided by the peak of the devices; NaN for devices without a known peak |
     | peak_memory_mb | peak memory of a rank in the stage so far: of its GPU, or of its process on a CPU; MiB |
 
     MFU counts the views of all vision encoders in their shapes, and causal attention in full; it does not count layers
     that are computed again. Data that a first step waits for before it begins are not in its figures.
+
+    Args:
+        always: True counts operations on every device; False, on devices with a known peak alone, since a count takes
+            about a second per stage and only MFU needs it.
     """
 
     figure_names = (
@@ -65,13 +69,20 @@ class Throughput(StepObserver):
         "peak_memory_mb",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, always: bool = False) -> None:
+        self.always = always
+        self.counts_operations = always
         self.work: Work | None = None
         self.device: Device | None = None
         self._learning: frozenset[str] = frozenset()
 
     def setup(self, trainer: L.Trainer, pl_module: MultimodalModule, stage: str) -> None:
-        """Copy the network to the meta device, before the strategy shards it."""
+        """Copy the network to the meta device, before the strategy shards it, if operations are counted."""
+        root = trainer.strategy.root_device
+        self.device = device_of(torch.cuda.get_device_name(root)) if root.type == "cuda" else None
+        self.counts_operations = self.always or self.device is not None
+        if not self.counts_operations:
+            return
         self._network = meta_copy(pl_module.network)
         names = pl_module.weights_of_objectives(pl_module.current_stage)
         self._objectives = [pl_module.objectives[name] for name in names]
@@ -81,9 +92,8 @@ class Throughput(StepObserver):
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         self._counts = dict.fromkeys((*SUMS, *BY_RANK), 0.0)
         self._batch_end: float | None = None
-        self.device, root = None, trainer.strategy.root_device
+        root = trainer.strategy.root_device
         if root.type == "cuda":
-            self.device = device_of(torch.cuda.get_device_name(root))
             torch.cuda.reset_peak_memory_stats(root)
 
     def on_train_batch_start(
@@ -96,7 +106,8 @@ class Throughput(StepObserver):
             self._counts["tokens"] += batch.num_tokens
             self._counts["num_samples"] += len(batch.sample_ids)
             return
-        self._follow_thaw(trainer, pl_module)
+        if self.counts_operations:
+            self._follow_thaw(trainer, pl_module)
         sums = {
             "tokens": batch.num_tokens,
             "visual_tokens": len(batch.visual),
@@ -132,6 +143,8 @@ class Throughput(StepObserver):
     def figures_of_step(self, trainer: L.Trainer, sums: Sequence[float], seconds: float) -> dict[str, float]:
         """Return the figures of the step, see the class."""
         total = dict(zip(SUMS, sums, strict=False))
+        if not self.counts_operations:
+            total["operations"] = float("nan")
         world = trainer.world_size
         by_rank = {
             name: sums[len(SUMS) + place * world : len(SUMS) + (place + 1) * world]

@@ -350,7 +350,7 @@ def recipe_of(launch: Launch) -> list[Stage]:
 
 def measuring(launch: Launch) -> list[L.Callback]:
     """Callbacks that measure every step, if the launch has them."""
-    return [Throughput(), Learning(1, Path(launch.folder) / "learning.csv")] if launch.throughput else []
+    return [Throughput(always=True), Learning(1, Path(launch.folder) / "learning.csv")] if launch.throughput else []
 
 
 def run(launch: Launch, rank: int) -> None:

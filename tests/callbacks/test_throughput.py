@@ -81,7 +81,7 @@ def len_of(samples: Sequence[Sample]) -> int:
 
 
 def test_figures_are_the_counts_of_the_ledger_on_one_rank(tmp_path: Path) -> None:
-    run_recipe(xcomposer2(), stages(steps=2), tmp_path, callbacks=[Throughput()], micro_batch=2)
+    run_recipe(xcomposer2(), stages(steps=2), tmp_path, callbacks=[Throughput(always=True)], micro_batch=2)
     check(tmp_path, ranks=1, micro_batch=2)
 
 
@@ -126,7 +126,7 @@ class Watched(L.Callback):
 
 def test_no_operation_that_waits_for_the_device_is_added_to_a_step(tmp_path: Path) -> None:
     counts = []
-    for name, callbacks in (("without", []), ("with", [Throughput()])):
+    for name, callbacks in (("without", []), ("with", [Throughput(always=True)])):
         watched = Watched()
         run_recipe(xcomposer2(), stages(steps=2)[1:], tmp_path / name, callbacks=[watched, *callbacks], every=9)
         counts.append(watched.waits.counts)
@@ -136,7 +136,11 @@ def test_no_operation_that_waits_for_the_device_is_added_to_a_step(tmp_path: Pat
 def test_a_part_that_thaws_late_costs_no_gradients_before(tmp_path: Path) -> None:
     late = {part: Train(lr=1e-2, from_step=1 if part == "language" else 0) for part in PARTS}
     run_recipe(
-        xcomposer2(), [Stage("pretrain", late, max_steps=2)], tmp_path, callbacks=[Throughput()], row_tokens=None
+        xcomposer2(),
+        [Stage("pretrain", late, max_steps=2)],
+        tmp_path,
+        callbacks=[Throughput(always=True)],
+        row_tokens=None,
     )
     before, after = read_metrics(tmp_path / "metrics.csv")
     module = xcomposer2()
@@ -148,15 +152,22 @@ def test_a_part_that_thaws_late_costs_no_gradients_before(tmp_path: Path) -> Non
         assert row["operations"] == in_all(work.operations(Row.of_samples(samples, module.processor))).total
 
 
+def test_operations_are_not_counted_where_no_peak_is_known(tmp_path: Path) -> None:
+    throughput = Throughput()
+    run_recipe(xcomposer2(), stages(steps=1), tmp_path, callbacks=[throughput])
+    assert throughput.work is None
+    assert all(row["operations"] != row["operations"] for row in read_metrics(tmp_path / "metrics.csv"))
+
+
 def test_a_model_without_a_plan_of_its_work_still_has_its_counts(recipe: Any) -> None:
     path = recipe.folder / "metrics.csv"
-    recipe.run(recipe.module(), [Throughput(), MetricsCSV(path)])
+    recipe.run(recipe.module(), [Throughput(always=True), MetricsCSV(path)])
     rows = read_metrics(path)
     assert {(row["visual_tokens"], row["images"], row["operations"], row["waste"]) for row in rows} == {(0, 0, 0, 0)}
 
 
 def test_mfu_is_the_used_share_of_the_peak_of_all_ranks() -> None:
-    throughput = Throughput()
+    throughput = Throughput(always=True)
     throughput.device = find_device("100")
     trainer = type("Trainer", (), {"world_size": 2, "datamodule": None})()
     sums = [30.0, 8, 2, 4, 50e12, 10, 20, 1, 3, 0.1, 0.2, 500, 700]
