@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from lit_mm.errors import UserError
 
 CONFIG = "config.json"
+REFUSALS = (ValueError, TypeError, KeyError, StrictDataclassError)  # errors of transformers' configs
 
 
 def read_config(place: str) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def half_of(config: dict[str, Any], key: str) -> dict[str, Any]:
         return config
     try:
         return CONFIG_MAPPING[kind](**without_type(config)).to_dict()[key]
-    except (ValueError, TypeError, KeyError) as error:
+    except REFUSALS as error:
         raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
 
 

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 
 from lit_mm.errors import UserError
 from lit_mm.weights.agreement import Difference, compare_numbers
-from lit_mm.weights.config_file import half_of, without_type
+from lit_mm.weights.config_file import REFUSALS, half_of, without_type
 from lit_mm.weights.decoder_configs import Numbers, limit_length, renamed, settings_of
 
 # Keys of decoders that change no logits; `layer_types` has the windows of all layers
@@ -204,7 +204,7 @@ def t5_values(text: Numbers) -> Numbers:
     kind = text["model_type"]
     try:
         settings = CONFIG_MAPPING[kind](**without_type(text))
-    except (ValueError, TypeError, KeyError) as error:
+    except REFUSALS as error:
         raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
     start = text.get("decoder_start_token_id")
     return settings.to_dict() | {
@@ -235,7 +235,7 @@ def compare_vision(
         return []
     try:
         values = CONFIG_MAPPING[kind](**without_type(vision)).to_dict()
-    except (ValueError, TypeError, KeyError) as error:
+    except REFUSALS as error:
         raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
     return compare_numbers(values, VISION | {"image_size": size_argument}, numbers, advice)
 

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from lit_mm.errors import UserError
+from lit_mm.weights.config_file import REFUSALS
 
 Numbers = dict[str, Any]
 
@@ -56,7 +57,7 @@ def settings_of(numbers: Numbers, *, check_keys: bool) -> PretrainedConfig:
     values |= {"use_cache": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # the processor's
     try:
         settings = AutoConfig.for_model(numbers["model_type"], **values)
-    except (ValueError, TypeError, KeyError) as error:
+    except REFUSALS as error:
         raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
     if settings.to_dict().get("use_bidirectional_attention"):
         raise UserError(f"{kind} with `use_bidirectional_attention` is an encoder and is not read")

@@ -178,6 +178,19 @@ def test_a_published_name_is_compared_if_its_config_is_on_this_machine(
         check_local_config(llama(), "llama:owner/decoder", "language", PATH)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "hidden_size": "wide"},
+        {"model_type": "llama", "hidden_size": 33},
+        {"model_type": "llava", "text_config": {"model_type": "nothing"}},
+    ],
+)
+def test_a_config_that_transformers_refuses_is_a_mistake_of_the_user(config: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="transformers refuses the config of this ll"):
+        load_part(llama(), f"llama:{described(tmp_path, config)}", "language")
+
+
 def test_every_difference_is_counted_and_three_are_described(tmp_path: Path) -> None:
     changes = {"hidden_size": 64, "num_hidden_layers": 3, "vocab_size": 48, "rms_norm_eps": 1e-6}
     message = refusal(llama(), f"llama:{described(tmp_path, LLAMA | {'model_type': 'llama'}, changes)}")
