@@ -110,6 +110,8 @@ def prepare(clipart: Path, folder: Path) -> None:
         }
         rows["heldout" if is_held_out else "train"].append(row)
     for name, part in rows.items():
+        # Neighbours are of different kinds: the blind baseline shows every question the drawing of a neighbour
+        part.sort(key=lambda row: blake2b(row["id"].encode()).digest())
         (folder / f"{name}.json").write_text(json.dumps(part, indent=0))
         print(
             f"{name}: {len(part)} drawings, {dict(Counter(r['conversations'][1]['value'].split(':')[0] for r in part))}"
@@ -159,18 +161,17 @@ def report(run: Path, folder: Path, sheet: Path) -> None:
 
 
 def draw_sheet(documents: list, answers: list[str], sheet: Path) -> None:
-    """Draw held-out drawings, evenly spread over the kinds, each with its title and the model's answer below."""
+    """Draw the first held-out drawings, each with its title and the model's answer below."""
     cell, text_height, columns = SIDE + 32, 40, 4
     font = ImageFont.load_default(11)
-    picks = [round(n * (len(documents) - 1) / (SHEET - 1)) for n in range(SHEET)]
     canvas = Image.new("RGB", (columns * cell, -(-SHEET // columns) * (SIDE + text_height + 12)), "white")
     draw = ImageDraw.Draw(canvas)
-    for place, number in enumerate(picks):
+    for place in range(min(SHEET, len(documents))):
         left, top = place % columns * cell + 8, place // columns * (SIDE + text_height + 12) + 6
-        canvas.paste(documents[number].pictures[0].read(), (left, top))
-        right = answers[number].split(":")[0] == documents[number].answer.split(":")[0]
-        draw.text((left, top + SIDE + 2), shorten(documents[number].answer, 24), "gray", font)
-        draw.text((left, top + SIDE + 18), shorten(answers[number], 24), "green" if right else "firebrick", font)
+        canvas.paste(documents[place].pictures[0].read(), (left, top))
+        right = answers[place].split(":")[0] == documents[place].answer.split(":")[0]
+        draw.text((left, top + SIDE + 2), shorten(documents[place].answer, 24), "gray", font)
+        draw.text((left, top + SIDE + 18), shorten(answers[place], 24), "green" if right else "firebrick", font)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     canvas.save(sheet, optimize=True)
 
