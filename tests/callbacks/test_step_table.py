@@ -82,3 +82,18 @@ def test_a_column_that_earlier_files_lack_is_empty_in_their_rows(tmp_path: Path)
     grown = StepTable(tmp_path / "table.csv", ["step", "stage", "note", "loss"], {**TYPES, "note": str}, new=("note",))
     assert [row["note"] for row in grown.restart(2)] == ["", ""]
     assert [row["note"] for row in grown.restart(2)] == ["", ""]
+
+
+def test_a_table_that_grows_gets_a_column_for_a_new_name_and_keeps_it_after_a_restart(tmp_path: Path):
+    path = tmp_path / "t.csv"
+    table = StepTable(path, ["step", "loss"], grows=True)
+    table.restart(0)
+    table.append({"step": 1, "loss": 0.1})
+    table.append({"step": 2, "loss": 0.2, "mine": 3.0})
+    again = StepTable(path, ["step", "loss"], grows=True)
+    assert [row["step"] for row in again.restart(1)] == [1]
+    again.append({"step": 2, "loss": 0.2, "mine": 4.0})
+    again.append({"step": 3, "loss": 0.3})
+    assert path.read_text() == "step,loss,mine\n1,0.1,nan\n2,0.2,4.0\n3,0.3,nan\n"
+    with pytest.raises(UserError, match="it belongs to another run"):
+        StepTable(path, ["step", "loss"]).restart(2)
