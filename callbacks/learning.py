@@ -64,6 +64,8 @@ class Learning(StepObserver):
             return
         stage, parts = pl_module.current_stage, pl_module.parts()
         sharded = isinstance(trainer.strategy, ZeRO)
+        if sharded and not trainer.strategy.model.is_gradient_accumulation_boundary():
+            return  # the engine is asked after every micro-batch, and steps after the last
         for part in sorted(learning_parts(stage, trainer.global_step)):
             parameters = [parameter for parameter in parts[part].values() if parameter.requires_grad]
             gradients = [full_gradient(parameter) if sharded else parameter.grad for parameter in parameters]

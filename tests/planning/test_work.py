@@ -26,6 +26,7 @@ from tests.tiny_blip import blip
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 NANO = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.stem not in ("own_data",))
 ON_A_CPU = Precision(repeats_keys=True)
+QUICK = ("blip", "cogagent", "fuyu", "llava_uhd", "xcomposer2")  # pairs, memory and experts, no encoder, any size, LoRA
 
 
 def batch_of(samples: list[Sample], processor: Processor) -> Batch:
@@ -110,7 +111,10 @@ def last_stage(path: Path) -> tuple[str, ...]:
     return (yaml.safe_load(path.read_text())["stages"][-1]["name"],)
 
 
-@pytest.mark.parametrize("path", NANO, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow) for path in NANO],
+)
 def test_the_last_stage_of_every_nano_recipe_costs_what_torch_counts(path: Path) -> None:
     compare(path, last_stage(path))
 
