@@ -21,11 +21,15 @@ from wandb.wandb_agent import Agent
 from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.results import figure_of, interval_of
+from lit_mm.commands.sweep import check_recipe, open_point
 from lit_mm.commands.sweep_offline import ranked, trial_folder
+from lit_mm.commands.sweep_online import run_online
+from lit_mm.errors import UserError
 from lit_mm.report.sweep_chart import draw_sweep
 from lit_mm.sweeps.agent import command_of, words_of
+from lit_mm.sweeps.parameters import example_points
 from lit_mm.sweeps.search import Trial
-from lit_mm.sweeps.specification import Specification, specification_of
+from lit_mm.sweeps.specification import Specification, read_specification, specification_of
 from tests.test_cli import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -73,18 +77,14 @@ def typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> Typed:
 
 # --- the check -------------------------------------------------------------------------------------------------------
 def test_the_check_shows_every_trial_with_its_cost_and_creates_nothing(typed: Typed) -> None:
-    code, output, errors = typed(SWEEP, "--check")
+    parameters = SWEEP["parameters"] | {LR: {"value": 1e-3}}
+    code, output, errors = typed(SWEEP | {"parameters": parameters}, "--check")
     assert code == 0, errors
-    assert "rates: grid search by minimizing loss, 4 trials" in output
+    assert "rates: grid search by minimizing loss, 2 trials" in output
     rows = [line.split() for line in output.splitlines()]
-    assert [row[:3] for row in rows[4:8]] == [
-        ["0", "0.001", "2"],
-        ["1", "0.001", "4"],
-        ["2", "1e-05", "2"],
-        ["3", "1e-05", "4"],
-    ]
-    assert int(rows[4][3].replace(",", "")) < int(rows[5][3].replace(",", ""))  # a larger rank has more parameters
-    assert "8 optimizer steps in all" in output
+    assert [row[:2] for row in rows[4:6]] == [["0", "2"], ["1", "4"]]
+    assert int(rows[4][2].replace(",", "")) < int(rows[5][2].replace(",", ""))  # a larger rank has more parameters
+    assert "4 optimizer steps in all" in output
     assert not Path("runs").exists()
 
 
@@ -136,7 +136,8 @@ def test_the_sweeps_of_the_package_name_recipes_and_metrics_that_exist(monkeypat
     assert files
     for file in files:
         assert f"sweep experiments/sweeps/{file.name}" in file.read_text()
-        main(["sweep", str(file), "--check", "--points", "1"])
+        specification = read_specification(file)
+        check_recipe(specification, open_point(specification, next(example_points(specification.parameters))))
 
 
 # --- the agent -------------------------------------------------------------------------------------------------------
@@ -200,15 +201,16 @@ def test_online_the_sweep_is_created_with_flat_addresses_and_an_agent_runs_it(
     assert agent == ("id7", {"entity": "lab", "project": "lit_mm", "count": 3})
     assert "wandb agent lab/lit_mm/id7" in output
     calls.clear()
-    assert typed(small, "--create")[0] == 0
+    specification = specification_of(small, "x")
+    run_online(specification, create_only=True)
     assert len(calls) == 1
 
     def refuse(*_: object, **__: object) -> str:
         raise wandb.errors.CommError("no such entity")
 
     monkeypatch.setattr(wandb, "sweep", refuse)
-    code, _, errors = typed(small, "--create")
-    assert code == 2 and "W&B's server did not take the sweep: no such entity. Without the server: --offline" in errors
+    with pytest.raises(UserError, match="did not take the sweep: no such entity. Without the server: --offline"):
+        run_online(specification)
 
 
 # --- offline ---------------------------------------------------------------------------------------------------------

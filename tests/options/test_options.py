@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.layers import activations
+from lit_mm.tiling import Pad
 from tests.options.case import Fresh, With
 from tests.options.cases import CASES, DECODER, HF, call_decoder
 from tests.options.probes import Behaviour
@@ -35,7 +37,6 @@ OUTSIDE = {
     "Templates": "tests/nano/test_typed.py",
     "TypedPages": "tests/nano/test_typed.py",
 }
-PAIRS = [(kind, argument) for kind, case in CASES.items() for argument in case.others]
 
 
 def behaviour(kind: type, /, **arguments: Any) -> Behaviour:
@@ -49,24 +50,30 @@ def behaviour(kind: type, /, **arguments: Any) -> Behaviour:
         return (type(refusal).__name__, str(refusal))
 
 
-@pytest.fixture(scope="module")
-def references() -> dict[tuple[type, str], Behaviour]:
-    """Behaviour with the base arguments, computed once per class and base."""
-    return {}
+def indifferent(kind: type) -> list[str]:
+    """Arguments of a class whose other value makes no difference."""
+    references: dict[str, Behaviour] = {}  # by the arguments of the base
+    same = []
+    for argument, other in CASES[kind].others.items():
+        base = other.base if isinstance(other, With) else {}
+        if repr(base) not in references:
+            references[repr(base)] = behaviour(kind, **base)
+            assert references[repr(base)][0] not in ("UserError", "RuntimeError"), references[repr(base)]
+        value = other.value if isinstance(other, With) else other
+        if behaviour(kind, **base | {argument: value}) == references[repr(base)]:
+            same.append(argument)
+    return same
 
 
-@pytest.mark.parametrize(("kind", "argument"), PAIRS, ids=lambda each: each if isinstance(each, str) else each.__name__)
-def test_another_value_of_an_argument_makes_a_difference(
-    kind: type, argument: str, references: dict[tuple[type, str], Behaviour]
-) -> None:
-    other = CASES[kind].others[argument]
-    base = other.base if isinstance(other, With) else {}
-    key = (kind, repr(base))
-    if key not in references:
-        references[key] = behaviour(kind, **base)
-    assert references[key][0] != "UserError" and references[key][0] != "RuntimeError", references[key]
-    value = other.value if isinstance(other, With) else other
-    assert behaviour(kind, **base | {argument: value}) != references[key]
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
+def test_another_value_of_every_argument_makes_a_difference(kind: type) -> None:
+    assert indifferent(kind) == []
+
+
+def test_an_argument_without_effect_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = replace(CASES[Pad], others={"size": 28})  # the value of the base
+    monkeypatch.setitem(CASES, Pad, case)
+    assert indifferent(Pad) == ["size"]
 
 
 @pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
@@ -84,6 +91,7 @@ def test_every_class_that_a_recipe_names_is_in_the_table_or_has_tests_of_its_own
     assert all((ROOT / file).is_file() for file in OUTSIDE.values())
 
 
+@pytest.mark.slow
 def test_the_layers_of_a_model_of_transformers_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     graphs: list[torch.fx.GraphModule] = []
     monkeypatch.setattr(activations, "BACKEND", lambda graph, inputs: graphs.append(graph) or graph.forward)
