@@ -20,6 +20,7 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   fit        run a recipe's stages:      python -m lit_mm fit --config experiments/xcomposer2.yaml
   evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
+  chat       talk in the terminal:       python -m lit_mm chat runs/latest --image page.png
   compose    an illustrated article:     python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
   import     a published checkpoint:     python -m lit_mm import llava-hf/llava-1.5-7b-hf --to runs/llava
   export     a trained one, published:   python -m lit_mm export runs/tuned --to exported --format hf
@@ -50,6 +51,7 @@ COMMANDS = (
     "annotate",
     "sweep",
     "runs",
+    "chat",
 )
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
@@ -58,7 +60,6 @@ ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "test": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
     "predict": "`generate` answers a question about an image: python -m lit_mm generate runs/latest --image page.png "
     '--question "..."',
-    "chat": '`generate` answers a question about an image: python -m lit_mm generate runs/latest --question "..."',
     "resume": "the `fit` command of a run, given again with its --run_dir, resumes it",
     "eval": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
 }
@@ -237,6 +238,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.sweep import sweep
 
         return sweep
+    if name == "chat":
+        from lit_mm.commands.chat import chat
+
+        return chat
     from lit_mm.commands.generate import generate
 
     return generate

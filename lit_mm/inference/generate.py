@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -136,10 +136,31 @@ def decode(
     stops = Stops(frozenset(stop_ids), tuple(stop_sequences))
     if decoding.beams > 1:
         return beam_search(network, batch, stops=stops, decoding=decoding)
+    answers: list[list[int]] = [[] for _ in batch.lengths]
+    for tokens in decode_steps(network, batch, stops=stops, decoding=decoding, seeds=seeds):
+        for sample, token in tokens:
+            answers[sample].append(token)
+    return answers
+
+
+def decode_steps(
+    network: MultimodalModel,
+    batch: Batch,
+    *,
+    stops: Stops,
+    decoding: Decoding,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[list[tuple[int, int]]]:
+    """Decode without a beam search, and yield (number of the sample, new token id) of the open samples at every step.
+
+    Args:
+        network, batch, decoding, seeds: see `decode`.
+        stops: ends of answers.
+    """
     language, shared = network.language, is_shared(network)
     hidden, state = network.begin(batch)
     device = hidden.device
-    choose = Chooser(decoding, stop_ids, device, seeds)
+    choose = Chooser(decoding, stops.ids, device, seeds)
     answers: list[list[int]] = [[] for _ in range(len(hidden))]
     samples = list(range(len(hidden)))  # number of the sample in every row
     ended = [False] * len(hidden)
@@ -147,10 +168,12 @@ def decode(
     for length in range(1, decoding.max_new_tokens + 1):
         token = choose(tokens, language.logits(hidden), samples)[:, 0]  # [N]
         tokens = torch.cat([tokens, token[:, None]], dim=1)
-        for row, new in enumerate(token.tolist()):
-            if not ended[row]:
-                answers[samples[row]].append(new)
-                ended[row] = stops.length(answers[samples[row]]) > 0
+        rows = [row for row, is_over in enumerate(ended) if not is_over]
+        new = token.tolist()
+        for row in rows:
+            answers[samples[row]].append(new[row])
+            ended[row] = stops.length(answers[samples[row]]) > 0
+        yield [(samples[row], new[row]) for row in rows]
         if all_done(torch.tensor(ended, device=device), network) or length == decoding.max_new_tokens:
             break
         if not shared and any(ended):
@@ -160,7 +183,6 @@ def decode(
             state.reorder(left)
             tokens, token = tokens[left], token[left]
         hidden = language.step(token, state)
-    return answers
 
 
 def beam_search(network: MultimodalModel, batch: Batch, *, stops: Stops, decoding: Decoding) -> list[list[int]]:

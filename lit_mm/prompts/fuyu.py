@@ -132,6 +132,12 @@ class FuyuPrompt:
             at += 1
         return (text + tokenizer.decode(ids[start:])).strip()
 
+    def settled(self, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+        """See `lit_mm.prompts.prompt.Settles`. A box or point is settled when it is complete."""
+        openings = {tokenizer.vocabulary.find(opening): tag for tag, (opening, _) in self.tags.items()}
+        places = (at for at, token in enumerate(ids) if token in openings)
+        return next((at for at in places if at + 1 + NUM_COORDINATES[openings[ids[at]]] >= len(ids)), len(ids))
+
     def _encode(self, text: str, document: Document, tokenizer: Tokenizer) -> list[int]:
         """Tokenise a text whose boxes and points become single tokens."""
         ids: list[int] = []

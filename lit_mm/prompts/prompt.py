@@ -74,6 +74,15 @@ class ReadsAnswers(Protocol):
 
 
 @runtime_checkable
+class Settles(Protocol):
+    """A prompt that reads answers and says which part of an unfinished answer is final, so that it can be streamed."""
+
+    def settled(self, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+        """Return the number of generated tokens, from the first, whose text does not depend on tokens to come."""
+        ...
+
+
+@runtime_checkable
 class StopsAtSequences(Protocol):
     """A prompt whose answers may end with several tokens in a row, such as "###" in Llama's vocabulary."""
 

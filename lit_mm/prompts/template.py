@@ -180,6 +180,11 @@ class ChatTemplate:
         text = tokenizer.decode(ids)
         return (text.rpartition(lead[-1])[2] if lead else text).strip()
 
+    def settled(self, ids: Sequence[int], tokenizer: Tokenizer) -> int:
+        """See `lit_mm.prompts.prompt.Settles`. Nothing is settled before the end of a reasoning."""
+        lead = self._form(self._template(tokenizer), tokenizer).lead.split()
+        return len(ids) if not lead or lead[-1] in tokenizer.decode(ids) else 0
+
     def _template(self, tokenizer: Tokenizer) -> str:
         """Return the text of the template."""
         template = self.template or tokenizer.chat_template
