@@ -19,6 +19,7 @@ from lit_mm.families import (
     Llava15,
     LlavaNext,
     LlavaUHD,
+    MiniGPT4,
     Monkey,
     QwenVL,
     Vila,
@@ -38,7 +39,7 @@ SIDE = 28
 PLACE = {Monkey: {"size": (28, 56), "window": SIDE}, XComposer2HD: {"tile": SIDE}}  # others have `image_size`
 CONNECTOR = {XComposer2HD: MergeMLP}
 BESIDE = {XComposer: {"rank": 2}, XComposer2: {"rank": 2}, XComposer2HD: {"rank": 2}}
-FAMILIES = (Llava, Llava15, LlavaNext, LlavaUHD, Monkey, QwenVL, Vila, XComposer, XComposer2, XComposer2HD)
+FAMILIES = (Llava, Llava15, LlavaNext, LlavaUHD, MiniGPT4, Monkey, QwenVL, Vila, XComposer, XComposer2, XComposer2HD)
 RESAMPLER = partial(NormalisedResampler, grid_size=2, heads=2)
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.datamodules.conversations import Conversations
 from lit_mm.datamodules.mixture import Member, Mixture
 from lit_mm.datamodules.nano import NanoDocuments
-from lit_mm.families import Llava15, LlavaNext, LlavaUHD, Monkey, QwenVL, XComposer, XComposer2HD
+from lit_mm.families import Llava15, LlavaNext, LlavaUHD, MiniGPT4, Monkey, QwenVL, XComposer, XComposer2HD
 from lit_mm.prompts.source import PublishedTokenizer, load_tokenizer
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.processor import Processor
@@ -31,6 +32,7 @@ FAMILIES = {
     QwenVL: {"image_size": 28},
     XComposer: {"image_size": 28, "rank": 2},
     XComposer2HD: {"tile": 28, "rank": 2},
+    MiniGPT4: {"image_size": 28, "connector": MLPProjector},
 }
 
 
