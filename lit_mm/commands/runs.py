@@ -177,18 +177,19 @@ def delete(choices: Any) -> None:
     for folder in folders:
         check_deletion(folder, folders)
     count = sum(len(inner) for inner in folders.values())
+    amount = f"{count} run" + "s" * (count != 1)
     total = sum(map(size_of, folders))
     for folder in folders:
         print(f"{folder}: {size_of(folder) / 1e6:,.1f} MB")
     if not choices.yes:
         if not sys.stdin.isatty():
             raise UserError("runs delete asks before it deletes; without a terminal add --yes")
-        if input(f"delete {count} runs, {total / 1e6:,.1f} MB? [y/N] ").strip().lower() not in ("y", "yes"):
+        if input(f"delete {amount}, {total / 1e6:,.1f} MB? [y/N] ").strip().lower() not in ("y", "yes"):
             print("nothing was deleted")
             return
     for folder, inner in folders.items():
         remove(folder, inner)
-    print(f"deleted {count} runs, {total / 1e6:,.1f} MB")
+    print(f"deleted {amount}, {total / 1e6:,.1f} MB")
 
 
 def runs_in(folder: Path) -> list[Path]:

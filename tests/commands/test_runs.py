@@ -194,7 +194,7 @@ def test_a_run_is_deleted_with_its_link_and_nothing_else(typed: Typed) -> None:
     assert code == 2 and "without a terminal add --yes" in errors and Path("runs/a").is_dir()
     code, output, errors = typed("delete", "runs/a", "--yes")
     assert code == 0, errors
-    assert "deleted 1 runs" in output
+    assert "deleted 1 run," in output
     assert sorted(os.listdir("runs")) == ["b"]
 
 
@@ -223,7 +223,7 @@ def test_what_is_no_run_or_is_needed_stays(typed: Typed, tmp_path: Path, place: 
     assert sorted(Path().rglob("*")) == before
     assert typed("delete", "runs/base", "runs/tuned", "--yes")[0] == 0  # together they are not needed
     code, output, errors = typed("delete", "runs/sweep", "--yes")
-    assert code == 0 and "deleted 1 runs" in output, errors
+    assert code == 0 and "deleted 1 run," in output, errors
     assert not Path("runs/sweep").exists()
 
 

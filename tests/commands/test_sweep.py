@@ -209,7 +209,7 @@ def test_online_the_sweep_is_created_with_flat_addresses_and_an_agent_runs_it(
         raise wandb.errors.CommError("no such entity")
 
     monkeypatch.setattr(wandb, "sweep", refuse)
-    with pytest.raises(UserError, match="did not take the sweep: no such entity. Without the server: --offline"):
+    with pytest.raises(UserError, match=r"did not take the sweep: no such entity\. Without the server: --offline"):
         run_online(specification)
 
 
