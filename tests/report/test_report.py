@@ -191,3 +191,17 @@ def test_importing_the_report_needs_neither_torch_nor_matplotlib():
     code = "import sys; from lit_mm.report import curves, samples, summary, tables; "
     code += "sys.exit(bool({'torch', 'matplotlib', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_the_throughput_of_a_stage_leaves_its_first_step_out() -> None:
+    steps = [(9.0, 10, 0.1), (2.0, 30, 0.4), (1.0, 60, 0.1)]
+    rows = [
+        {"tokens": tokens, "visual_tokens": 2.0, "images": 1.0, "num_samples": 3.0, "step_seconds": seconds}
+        | {"waste": 0.1, "token_imbalance": 0.2, "view_imbalance": 0.0, "data_wait": 0.3, "mfu": mfu}
+        | {"peak_memory_mb": 100.0 * seconds}
+        for seconds, tokens, mfu in steps
+    ]
+    throughput = summary.throughput_of(rows)
+    assert (throughput["tokens_per_second"], throughput["samples_per_second"]) == (30.0, 2.0)
+    assert (throughput["mfu"], throughput["data_wait"], throughput["peak_memory_mb"]) == (0.3, 0.2, 900.0)
+    assert summary.throughput_of([row | {"mfu": float("nan")} for row in rows])["mfu"] is None
