@@ -64,6 +64,7 @@ class Learning(StepObserver):
             return
         stage, parts = pl_module.current_stage, pl_module.parts()
         sharded = isinstance(trainer.strategy, ZeRO)
+        # pyrefly: ignore[missing-attribute]  # the engine, which the strategy sets
         if sharded and not trainer.strategy.model.is_gradient_accumulation_boundary():
             return  # the engine is asked after every micro-batch, and steps after the last
         for part in sorted(learning_parts(stage, trainer.global_step)):
