@@ -63,9 +63,8 @@ class Learning(StepObserver):
         if (pl_module.step + 1) % self.every_n_steps:
             return
         stage, parts = pl_module.current_stage, pl_module.parts()
-        sharded = isinstance(trainer.strategy, ZeRO)
-        # pyrefly: ignore[missing-attribute]  # the engine, which the strategy sets
-        if sharded and not trainer.strategy.model.is_gradient_accumulation_boundary():
+        strategy, sharded = trainer.strategy, isinstance(trainer.strategy, ZeRO)
+        if isinstance(strategy, ZeRO) and not strategy.deepspeed_engine.is_gradient_accumulation_boundary():
             return  # the engine is asked after every micro-batch, and steps after the last
         for part in sorted(learning_parts(stage, trainer.global_step)):
             parameters = [parameter for parameter in parts[part].values() if parameter.requires_grad]
