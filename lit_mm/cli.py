@@ -21,6 +21,7 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
   evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
   chat       talk in the terminal:       python -m lit_mm chat runs/latest --image page.png
+  serve      answer over HTTP:           python -m lit_mm serve runs/latest --port 8000
   compose    an illustrated article:     python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
   import     a published checkpoint:     python -m lit_mm import llava-hf/llava-1.5-7b-hf --to runs/llava
   export     a trained one, published:   python -m lit_mm export runs/tuned --to exported --format hf
@@ -52,6 +53,7 @@ COMMANDS = (
     "sweep",
     "runs",
     "chat",
+    "serve",
 )
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
@@ -242,6 +244,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
         from lit_mm.commands.chat import chat
 
         return chat
+    if name == "serve":
+        from lit_mm.commands.serve import serve
+
+        return serve
     from lit_mm.commands.generate import generate
 
     return generate

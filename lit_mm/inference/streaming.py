@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 from lit_mm.documents.document import Document
 from lit_mm.inference.decoding import Decoding
@@ -18,6 +18,13 @@ from lit_mm.samples.processor import Processor
 BROKEN = "\ufffd"  # a decoder writes it for bytes of a character that is not complete
 
 
+class Counts(NamedTuple):
+    """Numbers of tokens of a prompt, with its visual tokens, and of the answer with its end."""
+
+    prompt: int
+    answer: int
+
+
 def stream(
     module: MultimodalModule,
     document: Document,
@@ -25,7 +32,7 @@ def stream(
     decoding: Decoding,
     until: Sequence[str] = (),
     cache: FeatureCache | None = None,
-) -> Iterator[str]:
+) -> Generator[str, None, Counts]:
     """Yield the pieces of the answer to one document; joined, they are the text that `answer` returns.
 
     The model is in evaluation mode and without gradients until the iterator ends or is closed. With a beam search the
@@ -37,12 +44,15 @@ def stream(
         decoding: settings of decoding.
         until: texts that end the answer; they are left out.
         cache: features of views that were read before; None reads every view.
+    Returns:
+        Numbers of tokens, as the value of `yield from`.
     Raises:
         UserError: the document cannot be laid out, see `lit_mm.samples.processor.Processor.sample`.
     """
     processor = module.processor
     text = StreamedText(processor, document, until)
-    batch = collate([asked(processor, document)], processor.for_questions()).to(module.device)
+    sample = asked(processor, document)
+    batch = collate([sample], processor.for_questions()).to(module.device)
     with module.inference(), nullcontext() if cache is None else cache.applied(module.network):
         if decoding.beams > 1:
             stops = text.stops
@@ -54,9 +64,10 @@ def stream(
                 if piece := text.add(tokens[0][1]):
                     yield piece
                 if text.ended:
-                    return
-        if piece := text.finish():
+                    break
+        if not text.ended and (piece := text.finish()):
             yield piece
+    return Counts(len(sample), text.num_tokens)
 
 
 class StreamedText:
