@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,39 @@ class Golden:
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
     return Golden(request.config.getoption("--golden-dir"))
+
+
+@pytest.fixture
+def published_plan(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Path], dict[str, Any]]:
+    """Plan of a recipe of experiments/paper with images of 336 x 336 and 1008 x 672 pixels, as `describe` prints it.
+
+    No tokenizer may be read. A plan takes seconds, so the processes of a test run share what one has printed.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+
+    def missing(*_: object, **__: object) -> None:
+        raise AssertionError("a tokenizer was asked for")
+
+    def plan(path: Path) -> dict[str, Any]:
+        file = folder / f"plan-{path.stem}.json"
+        if not file.exists():
+            from lit_mm.cli import main
+
+            monkeypatch.setattr(sys, "argv", ["lit_mm"])
+            with monkeypatch.context() as patch:
+                patch.setattr("lit_mm.prompts.tokenizer.Tokenizer.from_pretrained", missing)
+                capsys.readouterr()
+                main(["describe", "--config", str(path), "--format", "json", "--images", "336x336,1008x672"])
+            part = file.with_suffix(f".{os.getpid()}")
+            part.write_text(capsys.readouterr().out)
+            part.replace(file)
+        return json.loads(file.read_text())
+
+    return plan
 
 
 @pytest.fixture(autouse=True)

@@ -5,15 +5,12 @@ Our counts have no parameters after the features: CLIP's post layer-norm, and th
 
 from __future__ import annotations
 
-import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-
-from lit_mm.cli import main
 
 PAPER = Path(__file__).parents[2] / "experiments" / "paper"
 LLAVA = {"vision": "vision", "connector": "projector", "newline": "image_newline", "language": "llm"}
@@ -64,14 +61,12 @@ def left_out(recipe: Path, components: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_described_totals_are_the_published_ones(
-    path: Path, golden: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    path: Path, golden: Any, published_plan: Callable[[Path], dict[str, Any]]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["lit_mm"])
     file, table, entry, total, names = PUBLISHED[path.stem]
     published = golden.json(file)[table][entry]
     unused = left_out(path, golden.json("llava_params")["components"])
-    main(["describe", "--config", str(path), "--format", "json"])
-    plan = json.loads(capsys.readouterr().out)
+    plan = published_plan(path)
     parts = plan["parameters"]["parts"]
     assert plan["parameters"]["total"] + unused == published[total]
     own = {names[part]: count + unused * (part == "vision") for part, count in parts.items() if part in names}
