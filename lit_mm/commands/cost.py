@@ -22,6 +22,8 @@ class Cost:
         steps: optimizer steps of all stages; None if a stage's length is in epochs.
         rows: rows of all steps, each a sample or, packed, several; None if the steps are unknown.
         tokens: tokens of all packed rows, full rows assumed; None if a stage does not pack or the steps are unknown.
+        operations: operations of forward and backward pass of all stages, as `describe` estimates them without reading
+            data; None if a stage's are unknown.
     """
 
     parameters: int
@@ -30,6 +32,7 @@ class Cost:
     steps: int | None
     rows: int | None
     tokens: int | None
+    operations: float | None
 
 
 def cost_of(cli: RecipeCLI, plan: Mapping[str, Any]) -> Cost:
@@ -44,6 +47,7 @@ def cost_of(cli: RecipeCLI, plan: Mapping[str, Any]) -> Cost:
     has_steps = None not in steps
     lengths = [cli.data_of(stage).row_tokens for stage in cli.stages]
     rows = [stage["rows_per_step"] for stage in stages]
+    operations = [stage["costs"] and stage["costs"]["whole"]["operations"] for stage in stages]
     memory = [stage["memory"]["device"]["total"] for stage in stages if stage["memory"] is not None]
     return Cost(
         parameters=plan["parameters"]["total"],
@@ -54,4 +58,5 @@ def cost_of(cli: RecipeCLI, plan: Mapping[str, Any]) -> Cost:
         tokens=sum(count * each * length for count, each, length in zip(steps, rows, lengths, strict=True))
         if has_steps and None not in lengths
         else None,
+        operations=None if None in operations else sum(operations),
     )

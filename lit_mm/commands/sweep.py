@@ -207,18 +207,19 @@ def table_of(specification: Specification, points: Sequence[Checked], most: int)
         points: checked points.
         most: most points of the table.
     """
-    from lit_mm.commands.describe import GIB, aligned
+    from lit_mm.commands.cost_tables import GIB, aligned, amount
 
     varied = [
         address for address in specification.parameters if len({repr(each.point[address]) for each in points}) > 1
     ]
-    rows = [["trial", *varied, "parameters", "trainable", "GiB a rank", "steps", "rows", "tokens"]]
+    rows = [["trial", *varied, "parameters", "trainable", "GiB a rank", "steps", "rows", "tokens", "operations"]]
     for number, each in enumerate(points):
         cost = each.cost
         memory = "-" if cost.memory is None else f"{cost.memory / GIB:.2f}"
         counts = ["-" if count is None else f"{count:,}" for count in (cost.steps, cost.rows, cost.tokens)]
         values = [_short(each.point[address]) for address in varied]
-        rows.append([str(number), *values, f"{cost.parameters:,}", f"{cost.trainable:,}", memory, *counts])
+        sizes = [f"{cost.parameters:,}", f"{cost.trainable:,}", memory]
+        rows.append([str(number), *values, *sizes, *counts, amount(cost.operations)])
     trials = specification.trials
     total = "trials without an end (no run_cap)" if trials is None else f"{trials:,} trial" + "s" * (trials > 1)
     metric = specification.metric
@@ -232,7 +233,7 @@ def table_of(specification: Specification, points: Sequence[Checked], most: int)
     steps = [each.cost.steps for each in points]
     if trials == len(points) and None not in steps:
         notes.append(f"{sum(steps):,} optimizer steps in all")
-    notes.append("memory is without activations, tokens count full rows")
+    notes.append("memory is without activations, tokens count full rows, operations are `describe`'s estimate")
     return "\n".join([head, "", aligned(rows), "", "; ".join(notes)])
 
 
