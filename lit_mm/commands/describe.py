@@ -14,8 +14,11 @@ from lit_mm.commands.sizes import read_sizes
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from lit_mm.commands.recipe import RecipeCLI
     from lit_mm.distributed.memory import Holding
+    from lit_mm.module import MultimodalModule
     from lit_mm.samples.processor import Processor
     from lit_mm.stages.stage import Stage
 
@@ -34,9 +37,10 @@ refuses has `refused`, the reason, in place of views, grid and tokens.
 
 `memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
 have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
-must gather at once at least. It depends on `strategy`, `zero` (its stage; 0 is none), `ranks`, `ranks_from` (recipe,
-option or assumed: `trainer.devices` auto counts as one), `precision` and `accumulation` (micro-batches of a step; null,
-and planned as 1, where the batch does not split over the ranks).
+must gather at once at least; `between_stages` is the whole model in host memory, which each of the `ranks_per_node`
+builds before a strategy shards it, and holds between stages. It depends on `strategy`, `zero` (its stage; 0 is none),
+`ranks`, `ranks_from` (recipe, option or assumed: `trainer.devices` auto counts as one), `precision` and `accumulation`
+(micro-batches of a step; null, and planned as 1, where the batch does not split over the ranks).
 
 Each stage has `costs`, null for a model that reads pixels alone. `samples` has the operations of a sample of one image
 and `text` tokens, half of them learnt, for each size of --images (336x336 without it): `forward`, `backward`,
@@ -240,7 +244,14 @@ def memory_plan(cli: RecipeCLI, data: Any, ranks: int | None = None) -> dict[str
         "device": _bytes(planned.device),
         "host": _bytes(planned.host),
         "largest_layer": planned.largest_layer,
+        "between_stages": sum(tensor.nbytes for tensor in model_tensors(cli.model)),
+        "ranks_per_node": -(-count // trainer["num_nodes"]),
     }
+
+
+def model_tensors(model: MultimodalModule) -> Iterator[Tensor]:
+    """Yield the parameters and buffers of a model once each."""
+    yield from {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}.values()
 
 
 def _bytes(holding: Holding) -> dict[str, int]:
@@ -390,12 +401,22 @@ def memory_table(stages: Sequence[dict[str, Any]]) -> str:
         "batch does not split" if memory["accumulation"] is None else f"{memory['accumulation']:,}"
         for memory in planned
     ]
-    rows.append(["micro-batches a step", *turns])
     first = planned[0]
+    rows.append(
+        ["host: whole model between stages", *(f"{memory['between_stages'] / size:,.2f}" for memory in planned)]
+    )
+    rows.append(["micro-batches a step", *turns])
     ranks = f"{first['ranks']:,} rank" + "s" * (first["ranks"] > 1)
     assumed = " (trainer.devices counts as one: --ranks N plans for N)" if first["ranks_from"] == "assumed" else ""
     head = f"memory under {first['strategy']} on {ranks}{assumed}, {first['precision']}. Activations come on top"
-    return f"{head}\n{aligned(rows)}"
+    lines = [head, aligned(rows)]
+    if first["ranks_per_node"] > 1:
+        node = first["ranks_per_node"] * max(memory["between_stages"] for memory in planned)
+        lines.append(
+            f"between stages each of the {first['ranks_per_node']:,} ranks of a node holds the model whole: "
+            f"{node / size:,.2f} {unit} of host memory a node"
+        )
+    return "\n".join(lines)
 
 
 def _learns(stage: dict[str, Any], part: str) -> str:

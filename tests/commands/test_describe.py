@@ -217,6 +217,19 @@ def test_the_memory_of_a_stage_is_that_of_its_plan(
         assert said["memory"]["accumulation"] == split.accumulation
 
 
+def test_every_rank_of_a_node_holds_the_whole_model_between_stages(
+    described: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--trainer.strategy", "zero3", "--trainer.num_nodes", "2", "--ranks", "6")
+    plan = described(write(), *options)
+    memory = plan["stages"][0]["memory"]
+    assert memory["ranks_per_node"] == 3
+    assert 4 * plan["parameters"]["total"] <= memory["between_stages"] < 4.1 * plan["parameters"]["total"]
+    main(["describe", "--config", "tiny.yaml", *options])
+    node = 3 * memory["between_stages"] / 2**20
+    assert f"each of the 3 ranks of a node holds the model whole: {node:,.2f} MiB" in capsys.readouterr().out
+
+
 def test_ranks_are_those_of_the_recipe_unless_others_are_asked_for(described: Callable[..., dict[str, Any]]) -> None:
     def memory(*options: str) -> dict[str, Any]:
         return described(write(), "--trainer.strategy", "zero3", *options)["stages"][0]["memory"]
