@@ -91,13 +91,19 @@ def talk(conversation: Chat, console: Console) -> None:
 
 
 def lines(console: Console) -> Iterator[str]:
-    """Yield what the user types, without empty lines, up to the end of the input."""
+    """Yield what the user types, without empty lines, up to the end of the input.
+
+    Ctrl+C, which may come when the answer that it should end is over, drops the line alone.
+    """
     while True:
         try:
             line = console.input("> ", markup=False).strip()
         except EOFError:
             console.print()
             return
+        except KeyboardInterrupt:
+            console.print("\n/quit or Ctrl+D leaves", style="dim")
+            continue
         if line:
             yield line
 

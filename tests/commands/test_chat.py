@@ -37,6 +37,8 @@ def transcript(conversation: Chat, lines: list[str], monkeypatch: pytest.MonkeyP
         line = next(left, None)
         if line is None:
             raise EOFError
+        if line == "^C":
+            raise KeyboardInterrupt
         return line
 
     monkeypatch.setattr("builtins.input", typed)
@@ -56,7 +58,8 @@ def test_a_chat_answers_shows_its_prompt_and_starts_over(module, page, monkeypat
     prompt = next(line for line in out.splitlines() if "[picture 1: 30 x 20, 4 tokens]" in line)
     assert "<|im_start|>" in out and prompt.endswith("the colour ?<|im_end|>")
     assert " 4 of 1 pictures in 1 views; the model takes 4096" in out
-    out = transcript(conversation, ["/new", "/help", "/quit", "never asked"], monkeypatch)
+    out = transcript(conversation, ["^C", "/new", "/help", "/quit", "never asked"], monkeypatch)
+    assert "/quit or Ctrl+D leaves" in out
     assert "a new chat" in out and "/image FILE  put an image" in out and not conversation.turns
 
 

@@ -22,6 +22,7 @@ from lit_mm.prompts.fuyu import FuyuPrompt
 from lit_mm.prompts.prompt import ReadsAnswers
 from lit_mm.prompts.template import ChatTemplate
 from tests.tiny import Noise, decoder, document, xcomposer2
+from tests.tiny_blip import blip
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,14 @@ def test_a_prompt_of_one_turn_is_asked_each_question_alone(module, monkeypatch):
     first, second = "".join(conversation.ask("what")), "".join(conversation.ask("why"))
     assert first == second and conversation.pictures == (Noise(1),)
     assert conversation.turns == (Turn("user", (Noise(1), "why")), Turn("assistant", (second,)))
+
+
+def test_a_captioner_without_visual_tokens_streams_and_takes_one_turn():
+    model = blip().eval()
+    conversation = Chat(model, Decoding(5))
+    conversation.show(Noise(1))
+    assert not conversation.several
+    assert ["".join(conversation.ask("what"))] == answer(model, [Document("d", conversation.turns)], max_new_tokens=5)
 
 
 def test_features_of_views_of_several_shapes_are_stored_without_their_padding():
