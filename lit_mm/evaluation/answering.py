@@ -33,7 +33,7 @@ from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import Processor
 from lit_mm.stream.order import stable_hash
 
-VERSION = 1  # of this code; a higher number makes stored answers of earlier code unused
+VERSION = 2  # of this code; a higher number makes stored answers of earlier code unused
 MOST_RANKED = 10  # names of a ranking that are stored, enough for recall@10
 
 
@@ -191,7 +191,10 @@ def generated(module: MultimodalModule, documents: Sequence[Document], decoding:
     batch = collate(samples, processor.for_questions()).to(module.device)
     with module.inference():
         rows = decode(module.network, batch, stop_ids=stops.ids, stop_sequences=stops.sequences, decoding=decoding)
-    return [processor.tokenizer.decode(row[: stops.first_end(row)[0]]).strip() for row in rows]
+    return [
+        processor.answer_text(row[: stops.first_end(row)[0]], document)
+        for row, document in zip(rows, documents, strict=True)
+    ]
 
 
 def ranked(
