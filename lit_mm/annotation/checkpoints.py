@@ -185,11 +185,11 @@ def match_probabilities(module: MultimodalModule, images: Sequence[Image.Image],
     assert isinstance(examiner, TwoStepRetrieval), "`load` has checked it"
     network: Any = module.network if examiner.comparison is None else examiner.comparison(module.network)
     with module.inference():
-        encoded = encode(module, network, documents, len(documents))
+        encoded = encode(module, network, documents, documents, len(documents))
         ids = torch.nn.utils.rnn.pad_sequence(encoded.ids, batch_first=True)
         lengths = torch.tensor([len(row) for row in encoded.ids])
         padded = Padded(ids.to(module.device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(module.device))
-        logits = network.match(padded, torch.stack(encoded.features).to(module.device))
+        logits = network.match(padded, torch.stack(encoded.images).to(module.device))
         return logits.float().softmax(dim=-1)[:, 1].tolist()
 
 

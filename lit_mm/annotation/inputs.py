@@ -198,7 +198,8 @@ class Input:
         format: "images" for a folder or tar shards of images alone, or a format of `lit_mm.documents.sources`.
         human: True if the texts are by human annotators, which CapFilt does not judge.
         licence: licence of the images whose entries have none.
-        text, caption, file, limit_pixels: arguments of the format's class; None for its default.
+        text, caption, file, limit_pixels, places: arguments of the format's class; None for its default. Rows may name
+            files outside of the folder of the images only below `places`.
     """
 
     name: str
@@ -211,6 +212,7 @@ class Input:
     caption: str | None = None
     file: str | None = None
     limit_pixels: int | None = None
+    places: str | None = None
 
     def open(self) -> Rows:
         """Open the source.

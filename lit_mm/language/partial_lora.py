@@ -34,9 +34,10 @@ PARTS = {"lora_a": "partial_lora", "lora_b": "partial_lora"}  # attribute -> par
 def visual_alone(x: Tensor) -> bool:
     """Return True where a branch runs at the visual positions alone: on a CPU, where products cost more than copies.
 
-    Elsewhere, and in compiled layers, it runs at all positions, so shapes depend on the length of the row alone.
+    Elsewhere, and in compiled layers, it runs at all positions, so shapes depend on the length of the row alone. The
+    meta device, on which operations are planned, counts the visual positions: the others are not work, but its price.
     """
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.device.type in ("cpu", "meta") and not torch.compiler.is_compiling()
 
 
 def low_rank_input(x: Tensor, routing: Routing, p: float, training: bool) -> Tensor:

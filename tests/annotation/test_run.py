@@ -244,8 +244,15 @@ def test_capfilt_over_two_sources_writes_web_synthetic_and_human_sets(images: Pa
     (tmp_path / "people.jsonl").write_text(json.dumps(conversation))
     inputs = Inputs(
         [
-            Input("web", str(tmp_path / "web"), format="folder"),
-            Input("people", str(tmp_path / "people.jsonl"), format="llava", human=True, licence="CC-BY"),
+            Input("web", str(tmp_path / "web"), format="folder", places=str(images)),
+            Input(
+                "people",
+                str(tmp_path / "people.jsonl"),
+                format="llava",
+                human=True,
+                licence="CC-BY",
+                places=str(images),
+            ),
         ]
     )
     run = Run(CapFilt(Captions(), Scores()), inputs, tmp_path / "out", Settings(shard_rows=5))

@@ -216,6 +216,7 @@ def test_online_the_sweep_is_created_with_flat_addresses_and_an_agent_runs_it(
 # --- offline ---------------------------------------------------------------------------------------------------------
 def test_without_optuna_a_sweep_ends_in_one_line(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr("lit_mm.commands.sweep.has_account", lambda: False)
     code, output, errors = typed(SWEEP)
     assert (code, output) == (2, "")
     assert "pip install 'lit_mm[sweeps]'" in errors and len(errors.splitlines()) == 1

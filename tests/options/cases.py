@@ -392,6 +392,7 @@ LANGUAGE = {
             "activation_checkpointing": "full",
         }
         | WEIGHTS,
+        {"config": "tests/weights/test_agreement.py::test_a_t5_takes_its_numbers_from_a_folder_of_transformers"},
     ),
     MED: Case(
         of_module(call_med),

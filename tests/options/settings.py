@@ -170,6 +170,7 @@ SETTINGS = {
             "augmentation": Augmentation(flip=1.0),
             "reading": Reading("nano"),
         },
+        {"image_ids": "tests/samples/test_collate.py::test_samples_of_one_picture_have_one_number_whatever_its_file"},
     ),
     Augmentation: Case(
         of_augmentation,

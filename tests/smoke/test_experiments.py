@@ -19,6 +19,7 @@ import torch
 import yaml
 from PIL import Image
 
+from lit_mm.callbacks.throughput import Throughput
 from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.nano.skills import SKILLS
@@ -174,7 +175,7 @@ def test_a_run_leaves_its_figures_pictures_and_checkpoints(run: Run) -> None:
 def test_the_metrics_have_a_row_for_each_step_of_each_stage(run: Run) -> None:
     rows = run.rows("metrics.csv")
     rates = [f"lr_{part}" for part in ("connector", "language", "partial_lora", "vision")]
-    assert list(rows[0]) == ["step", "stage", "loss", "tokens", "samples", "seconds", *rates]
+    assert list(rows[0]) == ["step", "stage", "loss", "tokens", "samples", "seconds", *rates, *Throughput.figure_names]
     assert [(row["step"], row["stage"]) for row in rows] == [
         ("1", "pretrain"),
         ("2", "pretrain"),
