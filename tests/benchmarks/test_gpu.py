@@ -40,12 +40,15 @@ def products(module: MultimodalModule, batch: Batch) -> dict[str, int]:
     """Operations of a forward pass, by part."""
     network, rows = module.network, batch.num_tokens
     head = network.language.lm.lm_head.weight.numel()
+    low_rank = sum(p.numel() for name, p in network.language.named_parameters() if ".lora_" in name)
     views = len(batch.views)
     patches = network.vision.patches.weight.numel()
     positions = views * (PATCHES + 1)
     attention = sum(4 * length**2 * WIDTH for length in batch.lengths)
     return {
-        "language": 2 * rows * (matrices(network.language) - head) + 2 * batch.num_supervised * head,
+        "language": 2 * rows * (matrices(network.language) - head - low_rank)
+        + 2 * len(batch.visual) * low_rank
+        + 2 * batch.num_supervised * head,
         "attention": LAYERS * attention,
         "connector": 2 * views * PATCHES * matrices(network.connector),
         "first of connector": 2 * views * PATCHES * network.connector.mlp[0].weight.numel(),

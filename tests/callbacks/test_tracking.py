@@ -319,6 +319,7 @@ class Notes(L.Callback):
         pl_module.log("mean", float(trainer.global_step), on_step=False, on_epoch=True)
 
 
+@pytest.mark.slow
 def test_what_a_callback_logs_reaches_wandb_and_metrics_csv_in_every_stage_and_launch(
     offline: None, monkeypatch: pytest.MonkeyPatch
 ):

@@ -39,10 +39,12 @@ def message(folder: Path, name: str, rank: int) -> str:
     return (folder / f"{name}.stderr-{rank}").read_text()
 
 
+@pytest.mark.distributed
 def test_a_rank_that_sleeps_ends_the_job_everywhere(ended):
     assert ended[1]["sleeps"] == [STALLED, STALLED]
 
 
+@pytest.mark.distributed
 def test_every_rank_says_who_it_is_what_it_did_and_with_which_samples(ended):
     where = r"rank {0} of 2 \(.+, process \d+\): stage 'finetune', step 2, {1} for \d s; samples: tiny/\d+"
     here = f"the job hangs: .*Here, {where}"
@@ -52,6 +54,7 @@ def test_every_rank_says_who_it_is_what_it_did_and_with_which_samples(ended):
     assert re.search(r"s ago, rank 1 of 2 .* step 2, in the backward pass .* samples: tiny/\d+", waits)
 
 
+@pytest.mark.distributed
 def test_the_line_that_hangs_is_shown(ended):
     assert "in _happens" in message(ended[0], "sleeps", 1)
 

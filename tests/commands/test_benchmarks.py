@@ -164,6 +164,7 @@ def test_the_list_says_where_files_must_lie(command) -> None:
     assert command("evaluate", "--list", "--benchmarks", "mme")[1].count("mme:all") == 1
 
 
+@pytest.mark.distributed
 def test_torchrun_shares_the_questions_out_and_prints_the_figures_of_one_process(place: Path, command) -> None:
     words = ("evaluate", "runs/b", "--benchmarks", "textvqa,vizwiz:test", "--data", "files", "--format", "json")
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lit_mm")

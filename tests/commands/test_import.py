@@ -75,7 +75,8 @@ def logits(ours: MultimodalModule, folder: Path, size: tuple[int, int]) -> tuple
 
 @pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize(
-    ("write", "size"), [(hub.hf_llava, (40, 30)), (hub.hf_next, (28, 28)), (hub.hf_next, (61, 20))]
+    ("write", "size"),
+    [(hub.hf_llava, (40, 30)), pytest.param(hub.hf_next, (28, 28), marks=pytest.mark.slow), (hub.hf_next, (61, 20))],
 )
 def test_a_checkpoint_of_transformers_gives_its_logits(command, tmp_path, write, size, old) -> None:
     folder = write(tmp_path / "hub", old=old)

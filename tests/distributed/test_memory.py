@@ -84,6 +84,7 @@ def assert_as_planned(ranks: list[dict[str, int]], spread: Spread) -> None:
     assert fullest == planned(spread)
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", CASES)
 def test_the_plan_equals_what_the_engine_holds(held, name):
     assert_as_planned(held[name], CASES[name].spread)

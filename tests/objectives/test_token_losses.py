@@ -96,7 +96,7 @@ def peak(call: Callable[[], None]) -> int:
     return most
 
 
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("label_smoothing", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
 def test_the_peak_at_a_vocabulary_of_49152_and_2048_tokens_is_at_most_a_fifth(label_smoothing: float) -> None:
     language = Projection(192, 49152)
     hidden, ids = torch.randn(2048, 192), torch.randint(49152, (2048,))
