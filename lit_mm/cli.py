@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import gc
+import importlib
 import os
 import sys
 import traceback
@@ -37,24 +38,25 @@ USAGE = """usage: python -m lit_mm COMMAND [--help]
 Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
 A run resumes when its `fit` command is given again with the same --run_dir."""
 
-COMMANDS = (
-    "fit",
-    "evaluate",
-    "generate",
-    "compose",
-    "describe",
-    "tiles",
-    "checkpoint",
-    "data",
-    "import",
-    "export",
-    "recipes",
-    "annotate",
-    "sweep",
-    "runs",
-    "chat",
-    "serve",
-)
+COMMANDS = {  # command -> module in lit_mm.commands and function
+    "fit": ("rehearsal", "fit_or_rehearse"),
+    "evaluate": ("evaluate", "evaluate"),
+    "generate": ("generate", "generate"),
+    "compose": ("compose", "compose"),
+    "describe": ("describe", "describe"),
+    "tiles": ("tiles", "tiles"),
+    "checkpoint": ("checkpoint", "checkpoint"),
+    "data": ("data", "data"),
+    "import": ("import_", "import_"),
+    "export": ("export", "export"),
+    "recipes": ("recipes", "recipes"),
+    "annotate": ("annotate", "annotate"),
+    "sweep": ("sweep", "sweep"),
+    "runs": ("runs", "runs"),
+    "chat": ("chat", "chat"),
+    "serve": ("serve", "serve"),
+}
+LATE = ("data", "checkpoint", "recipes", "runs")  # they need torch at times only, and check its pair then
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
     "validate": "`fit` examines the model on held-out documents while it trains (`examine_every`); `evaluate` does it "
@@ -184,70 +186,9 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         print(fit_help())
         sys.exit(0)
-    if name == "data":  # checks the pair of torch itself, where it needs torch
-        from lit_mm.commands.data import data
-
-        return data
-    if name == "checkpoint":  # so does this
-        from lit_mm.commands.checkpoint import checkpoint
-
-        return checkpoint
-    if name == "recipes":
-        from lit_mm.commands.recipes import recipes
-
-        return recipes
-    if name == "runs":
-        from lit_mm.commands.runs import runs
-
-        return runs
-    if not helping:
+    if not helping and name not in LATE:
         from lit_mm.environment import check_torch_pair
 
         check_torch_pair()
-    if name == "fit":
-        from lit_mm.commands.rehearsal import fit_or_rehearse
-
-        return fit_or_rehearse
-    if name == "import":
-        from lit_mm.commands.import_ import import_
-
-        return import_
-    if name == "export":
-        from lit_mm.commands.export import export
-
-        return export
-    if name == "evaluate":
-        from lit_mm.commands.evaluate import evaluate
-
-        return evaluate
-    if name == "compose":
-        from lit_mm.commands.compose import compose
-
-        return compose
-    if name == "describe":
-        from lit_mm.commands.describe import describe
-
-        return describe
-    if name == "tiles":
-        from lit_mm.commands.tiles import tiles
-
-        return tiles
-    if name == "annotate":
-        from lit_mm.commands.annotate import annotate
-
-        return annotate
-    if name == "sweep":
-        from lit_mm.commands.sweep import sweep
-
-        return sweep
-    if name == "chat":
-        from lit_mm.commands.chat import chat
-
-        return chat
-    if name == "serve":
-        from lit_mm.commands.serve import serve
-
-        return serve
-    from lit_mm.commands.generate import generate
-
-    return generate
+    module, function = COMMANDS[name]
+    return vars(importlib.import_module(f"lit_mm.commands.{module}"))[function]

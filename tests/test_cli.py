@@ -60,7 +60,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # --- help ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], ["fit", "--help"], ["evaluate", "-h"], *([name, "--help"] for name in COMMANDS[2:])],
+    [[], ["--help"], ["fit", "--help"], ["evaluate", "-h"], *([name, "--help"] for name in list(COMMANDS)[2:])],
 )
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     done = subprocess.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from lit_mm.annotation.experts import (
     class_path,
 )
 from lit_mm.documents.document import Document, Turn
+from lit_mm.documents.inline import DecodedPicture
 from lit_mm.errors import UserError
 from lit_mm.evaluation.retrieval import TwoStepRetrieval, encode
 from lit_mm.inference.decoding import Decoding
@@ -28,24 +28,6 @@ from lit_mm.inference.generate import answer
 from lit_mm.language.med import Padded
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.prompts.boxes import find_regions, to_pixels
-
-
-@dataclass(frozen=True)
-class ImagePicture:
-    """A decoded image as a picture of a document."""
-
-    image: Image.Image
-
-    @property
-    def width(self) -> int:
-        return self.image.width
-
-    @property
-    def height(self) -> int:
-        return self.image.height
-
-    def read(self) -> Image.Image:
-        return self.image
 
 
 class _Checkpoint:
@@ -77,7 +59,7 @@ class _Checkpoint:
 
 def question_about(image: Image.Image, question: str | None) -> Document:
     """Build the document that asks about an image. None asks for the text of a page."""
-    picture = ImagePicture(image)
+    picture = DecodedPicture(image)
     turn = Turn("page", (picture,)) if question is None else Turn("user", (picture, question))
     return Document("image", (turn,))
 
@@ -178,7 +160,7 @@ class MatchScores(ScoreExpert):
 def match_probabilities(module: MultimodalModule, images: Sequence[Image.Image], texts: Sequence[str]) -> list[float]:
     """Compute the softmax probability of a match of every pair, in one batch."""
     documents = [
-        Document("pair", (Turn("user", (ImagePicture(image),)), Turn("assistant", (text,))))
+        Document("pair", (Turn("user", (DecodedPicture(image),)), Turn("assistant", (text,))))
         for image, text in zip(images, texts, strict=True)
     ]
     examiner = module.examiner

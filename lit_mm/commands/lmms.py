@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -20,6 +20,7 @@ from PIL import Image
 
 from lit_mm.commands.trained import launch_folder, open_model
 from lit_mm.documents.document import Document, Picture, Turn
+from lit_mm.documents.inline import DecodedPicture
 from lit_mm.errors import UserError
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer
@@ -29,24 +30,6 @@ from lit_mm.stream.order import stable_hash
 
 LONGEST = 1024  # tokens, for tasks that set no `max_new_tokens`
 READ = ("max_new_tokens", "until", "do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty")
-
-
-@dataclass(frozen=True)
-class LoadedPicture:
-    """A Pillow image of a task."""
-
-    image: Image.Image
-
-    @property
-    def width(self) -> int:
-        return self.image.width
-
-    @property
-    def height(self) -> int:
-        return self.image.height
-
-    def read(self) -> Image.Image:
-        return self.image.convert("RGB")
 
 
 class ChatModel(lmms):
@@ -153,7 +136,7 @@ def picture_of(image: Any) -> Picture:
     """
     if not isinstance(image, Image.Image):
         raise UserError(f"a task of lmms-eval shows {type(image).__name__}, lit_mm reads images alone; leave it out")
-    return LoadedPicture(image)
+    return DecodedPicture(image.convert("RGB"))
 
 
 def settings_of(arguments: Mapping[str, Any], seed: int) -> tuple[Decoding, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Pictures that come inside of a message: as bytes, as a data URI, or from the web."""
+"""Pictures that are not files on a disk: decoded images, bytes, data URIs, images from the web."""
 
 from __future__ import annotations
 
@@ -14,6 +14,24 @@ from lit_mm.errors import UserError
 
 LIMIT_BYTES = 64 * 2**20  # of an image file from the web
 SECONDS = 20.0  # without an answer of the web server
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A Pillow image as a picture of a document."""
+
+    image: Image.Image
+
+    @property
+    def width(self) -> int:
+        return self.image.width
+
+    @property
+    def height(self) -> int:
+        return self.image.height
+
+    def read(self) -> Image.Image:
+        return self.image
 
 
 @dataclass(frozen=True, slots=True)

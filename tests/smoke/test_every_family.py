@@ -35,7 +35,11 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ELSEWHERE = ("own_data", "demo", "modern")  # they need a user's data, packages or published weights
 RECIPES = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem not in ELSEWHERE]
 COUNTS = {"documents": 40, "heldout_documents": 9, "count": 40}  # keys that say how many documents there are
-REFUSED = {"blip": (0, 2), "blip2": (0,), "minigpt4": (0,)}  # recipe -> numbers of images that its family refuses in a sample
+REFUSED = {
+    "blip": (0, 2),
+    "blip2": (0,),
+    "minigpt4": (0,),
+}  # recipe -> numbers of images that its family refuses in a sample
 
 
 @pytest.fixture(autouse=True)
