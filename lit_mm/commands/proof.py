@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
-from lit_mm.checkpoints.reading import Checkpoint
 from lit_mm.commands.published import Published, build
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
@@ -49,15 +49,15 @@ class Drawing:
         return Image.fromarray(colours).resize((self.width, self.height), Image.Resampling.BICUBIC)
 
 
-def prove(published: Published, checkpoint: Checkpoint, memory: float | None, whole: bool) -> dict[str, Any]:
-    """Compare an imported checkpoint with its source.
+def prove(published: Published, weight: Callable[[str], Tensor], memory: float | None, whole: bool) -> dict[str, Any]:
+    """Compare the weights of a run with the published files that it came from, or was written to.
 
     Against transformers, if it has the family, the embeddings, the head, the encoder, the connector and the first two
     and the last decoder layers run in fp32 on three images.
 
     Args:
-        published: source of the checkpoint.
-        checkpoint: checkpoint that was written.
+        published: files of the checkpoint.
+        weight: function from the name of a tensor of the model to its value in the run.
         memory: gigabytes that the comparison may take; None for those that are free now.
         whole: True takes all decoder layers.
     Returns:
@@ -83,7 +83,7 @@ def prove(published: Published, checkpoint: Checkpoint, memory: float | None, wh
     if needed > limit:
         text = f"none: the comparison needs {needed:.1f} GB of memory, and {limit:.1f} GB may be used (--proof_memory)"
         return figures | {"against": text}
-    ours = our_model(published, checkpoint, layers, names)
+    ours = our_model(published, weight, layers, names)
     theirs = model_of_transformers(published, layers)
     compared = [compare(ours, theirs, published.place, size) for size in SIZES]
     figures |= {
@@ -122,12 +122,14 @@ def renumbered(pattern: re.Pattern[str], layers: list[int], name: str) -> str | 
     return f"{match[1]}{layers.index(number)}{match[3]}" if number in layers else None
 
 
-def our_model(published: Published, checkpoint: Checkpoint, layers: list[int], names: list[str]) -> MultimodalModule:
-    """Build our model with some decoder layers, filled from the checkpoint that was written."""
+def our_model(
+    published: Published, weight: Callable[[str], Tensor], layers: list[int], names: list[str]
+) -> MultimodalModule:
+    """Build our model with some decoder layers, filled from the run."""
     recipe = yaml.safe_load(yaml.safe_dump(published.recipe))
     recipe["model"]["init_args"]["language"]["init_args"]["layers"] = len(layers)
     module, _ = build(recipe)
-    state = {renumbered(OURS, layers, name): checkpoint.weight(name).float() for name in names}
+    state = {renumbered(OURS, layers, name): weight(name).float() for name in names}
     load_strict(module, state)
     return module.eval()
 
