@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   python -m lit_mm export runs/tuned --to exported --format hf
   python -m lit_mm export runs/tuned --to exported --format authors
+  python -m lit_mm export runs/tuned --to adapter --format peft
   python -m lit_mm export runs/llava_1_5 --to exported --format hf --with vision=openai/clip-vit-large-patch14-336"""
-FORMATS = ("hf", "authors")
+FORMATS = ("hf", "authors", "peft")
 SHARD = 5_000_000_000  # most bytes of tensors in one file
 PARTS = ("vision", "language")  # parts whose published files may hold tensors that no run holds
 
@@ -81,10 +82,11 @@ class Output:
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the weights of a run in the layout of transformers (hf) or of the family's authors. A run that started from
-    an imported checkpoint has the names, shapes and dtypes of that checkpoint in its own layout. Adapters are merged.
-    Tensors that no run holds, such as the last block of CLIP, come from the published files of the recipe, or from
-    those that --with names. The files are read again and compared at the end, and so are transformers' logits."""
+    """Write the weights of a run in the layout of transformers (hf) or of the family's authors, with adapters merged,
+    or its adapter alone (peft). A run that started from an imported checkpoint has the names, shapes and dtypes of that
+    checkpoint in its own layout. Tensors that no run holds, such as the last block of CLIP, come from the published
+    files of the recipe, or from those that --with names. The files are read again and compared at the end, and so are
+    transformers' logits."""
     parser = Arguments(prog="python -m lit_mm export", description=export.__doc__, epilog=EPILOG)
     parser.add_argument("run", help="run folder or checkpoint")
     parser.add_argument("--to", required=True, metavar="DIR", help="new folder")
@@ -149,7 +151,7 @@ def export_to(
     Args:
         run: run folder or checkpoint.
         target: new folder.
-        file_format: "hf" or "authors".
+        file_format: "hf", "authors" or "peft".
         stage: name of a stage, to export its end; None means the newest checkpoint.
         parts: part -> place of its published files.
         memory: gigabytes that the proof may take; None for those that are free now.
@@ -162,12 +164,11 @@ def export_to(
     target = target.absolute()
     parts = {part: absolute(place) for part, place in (parts or {}).items()}
     with launch_folder(run, None, stage) as path:
-        output = output_of(Path(path), file_format, parts)
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         complete = False
         try:
-            proof = write_output(output, part, memory)
+            lines = write_to(part, Path(path), file_format, parts, memory)
             complete = True
         finally:
             if not complete:
@@ -175,10 +176,8 @@ def export_to(
     if target.is_dir():
         target.rmdir()
     part.rename(target)
-    size = sum(stored.bytes for stored in output.tensors.values())
-    print(f"{target}: {output.layout}, {len(output.tensors)} tensors, {size / 1e6:,.1f} MB, from {path}")
-    print("read again: every tensor is the run's, in the dtype of the published file")
-    print(proof)
+    print(f"{target}: from {path}")
+    print("\n".join(lines))
 
 
 def absolute(place: str) -> str:
@@ -186,12 +185,13 @@ def absolute(place: str) -> str:
     return str(Path(place).absolute()) if Path(place).exists() else place
 
 
-def output_of(path: Path, file_format: str, parts: Mapping[str, str]) -> Output:
-    """Describe the export of a checkpoint.
+def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str], memory: float | None) -> list[str]:
+    """Write the export of a checkpoint to a new folder. Return what was done and proved.
 
     Args:
+        folder: the new folder.
         path: folder of the checkpoint.
-        file_format, parts: see `export_to`.
+        file_format, parts, memory: see `export_to`.
     Raises:
         UserError: see `export_to`.
     """
@@ -201,6 +201,7 @@ def output_of(path: Path, file_format: str, parts: Mapping[str, str]) -> Output:
     from lit_mm.checkpoints import reading
     from lit_mm.checkpoints.before import translate_config
     from lit_mm.commands.conversions.conversion import conversion_of
+    from lit_mm.commands.export_peft import write_adapter
     from lit_mm.commands.recipe import RecipeCLI, quiet
     from lit_mm.commands.run_weights import RunWeights
     from lit_mm.module import family_of
@@ -210,16 +211,19 @@ def output_of(path: Path, file_format: str, parts: Mapping[str, str]) -> Output:
     quiet()
     with torch.device("meta"):
         module = RecipeCLI(recipe, "export", f"the config in {str(path)!r}", with_data=False).model
-    weights = RunWeights(checkpoint, module)
+    model, weights = recipe["model"], RunWeights(checkpoint, module)
     source = imported_run(path.parents[1])
+    if file_format == "peft":
+        return write_adapter(weights, model, source, folder, memory)
     record = None if source is None else json.loads((source / "published.json").read_text())
-    if source is not None and record["layout"].endswith(f"/{file_format}"):
-        return same_layout(source, record, recipe["model"], weights)
-    conversion = conversion_of(family_of(module), file_format)
-    published = published_files(source, recipe["model"], parts)
-    output = other_layout(conversion.layout, conversion.files(module), recipe["model"], weights, published)
+    if source is not None and record is not None and record["layout"].endswith(f"/{file_format}"):
+        output = same_layout(source, record, model, weights)
+    else:
+        conversion = conversion_of(family_of(module), file_format)
+        published = published_files(source, model, parts)
+        output = other_layout(conversion.layout, conversion.files(module), model, weights, published)
     check_parts(output, source)
-    return output
+    return write_output(output, folder, memory)
 
 
 def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], weights: RunWeights) -> Output:
@@ -230,8 +234,6 @@ def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], wei
         record: its `published.json`.
         model: section `model` of the recipe.
         weights: weights of the run.
-    Raises:
-        UserError: a part was trained that the published files do not hold.
     """
     from lit_mm.commands.published import rename_of
     from lit_mm.weights.files import TensorFiles
@@ -242,7 +244,7 @@ def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], wei
     layout = next(layout for layout in all_layouts() if layout.name == record["layout"])
     stored = {name: Stored(dtype, tuple(shape)) for name, (dtype, shape) in record["tensors"].items()}
     opened = plan(stored, rename_of(layout, model, weights.module, record["parts"], record["adapter"]))
-    output = Output(
+    return Output(
         layout.name,
         opened,
         weights,
@@ -250,8 +252,6 @@ def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], wei
         lambda folder: copy_configs(source / "published", folder),
         is_hf=layout.in_transformers,
     )
-    check_parts(output, source)
-    return output
 
 
 def other_layout(
@@ -419,8 +419,8 @@ def write_texts(folder: Path, files: Files, tokenizer: str) -> None:
         )
 
 
-def write_output(output: Output, folder: Path, memory: float | None) -> str:
-    """Write the files of an export to a new folder and compare them with the run. Return the words of the proof.
+def write_output(output: Output, folder: Path, memory: float | None) -> list[str]:
+    """Write the files of an export to a new folder and compare them with the run. Return what was done and proved.
 
     Args:
         memory: see `export_to`.
@@ -433,7 +433,12 @@ def write_output(output: Output, folder: Path, memory: float | None) -> str:
     value = output.values()
     files = write_shards(folder, output.tensors, lambda name: elements_of(value(name)))
     check_files(folder, files, output)
-    return proof_of(output, folder, memory) if output.is_hf else "proof: none beside the authors' code"
+    size = sum(stored.bytes for stored in output.tensors.values())
+    return [
+        f"{output.layout}: {len(output.tensors)} tensors, {size / 1e6:,.1f} MB",
+        "read again: every tensor is the run's, in the dtype of the published file",
+        *([proof_of(output, folder, memory)] if output.is_hf else []),
+    ]
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored], elements: Any) -> list[Path]:

@@ -12,9 +12,12 @@ import numpy as np
 import psutil
 import torch
 import yaml
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText
 
+from lit_mm.commands.proof_ids import compare_ids
 from lit_mm.commands.published import Published, build
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
@@ -49,7 +52,13 @@ class Drawing:
         return Image.fromarray(colours).resize((self.width, self.height), Image.Resampling.BICUBIC)
 
 
-def prove(published: Published, weight: Callable[[str], Tensor], memory: float | None, whole: bool) -> dict[str, Any]:
+def prove(
+    published: Published,
+    weight: Callable[[str], Tensor],
+    memory: float | None,
+    whole: bool,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
     """Compare the weights of a run with the published files that it came from, or was written to.
 
     Against transformers, if it has the family, the embeddings, the head, the encoder, the connector and the first two
@@ -60,6 +69,8 @@ def prove(published: Published, weight: Callable[[str], Tensor], memory: float |
         weight: function from the name of a tensor of the model to its value in the run.
         memory: gigabytes that the comparison may take; None for those that are free now.
         whole: True takes all decoder layers.
+        adapter: folder of an adapter of peft that transformers' model gets, which needs all decoder layers; None for
+            none.
     Returns:
         Figures of the proof, for `proof.json`.
     Raises:
@@ -74,6 +85,8 @@ def prove(published: Published, weight: Callable[[str], Tensor], memory: float |
     }
     if not published.layout.in_transformers:
         return figures | {"against": "none: every tensor is placed once, with the shape that config.json says"}
+    config, pictures = AutoConfig.from_pretrained(published.place), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
+    figures["token_ids"] = compare_ids(published.module, config, published.place, pictures, QUESTION)
     total = published.recipe["model"]["init_args"]["language"]["init_args"]["layers"]
     some = sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})
     layers = some if not whole and any(OURS.fullmatch(name) for name in plan.targets) else list(range(total))
@@ -85,6 +98,8 @@ def prove(published: Published, weight: Callable[[str], Tensor], memory: float |
         return figures | {"against": text}
     ours = our_model(published, weight, layers, names)
     theirs = model_of_transformers(published, layers)
+    if adapter is not None:
+        theirs = PeftModel.from_pretrained(theirs, adapter).merge_and_unload()
     compared = [compare(ours, theirs, published.place, size) for size in SIZES]
     figures |= {
         "against": f"transformers' {type(theirs).__name__}",
@@ -104,13 +119,18 @@ def prove(published: Published, weight: Callable[[str], Tensor], memory: float |
 def summary(figures: dict[str, Any]) -> str:
     """Say in one line what a proof has shown."""
     line = f"proof: {figures['tensors_of_the_model']} tensors placed once; against {figures['against']}"
+    ids = figures.get("token_ids", {})
+    equal, other = ([name for name, value in ids.items() if value is kind] for kind in (True, False))
+    texts = [f"token ids equal ({', '.join(equal)})"] if equal else []
+    texts += [f"token ids differ ({', '.join(other)}): ours are the authors'"] if other else []
+    texts += [f"token ids not compared: {ids['not compared']}"] if "not compared" in ids else []
     if "images" in figures:
         logits = max(image["logits"] for image in figures["images"])
         pixels = [image["pixels"] for image in figures["images"] if image["pixels"] is not None]
         line += f", decoder layers {figures['decoder_layers']} of {figures['decoder_layers_of_the_checkpoint']}: "
         line += f"logits differ by {logits:.1e} at most"
         line += f", pixels by {255 * max(pixels):.2f} of 255" if pixels else "; no preprocessor to compare pixels with"
-    return line
+    return "; ".join([line, *texts])
 
 
 def renumbered(pattern: re.Pattern[str], layers: list[int], name: str) -> str | None:
@@ -136,8 +156,6 @@ def our_model(
 
 def model_of_transformers(published: Published, layers: list[int]) -> nn.Module:
     """Build transformers' model with some decoder layers, filled from the published files."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     config = AutoConfig.from_pretrained(published.place)
     config.text_config.num_hidden_layers = len(layers)
     files = published.files[""]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,21 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import PeftModel
+from PIL import Image
+from transformers import AutoModelForImageTextToText
 
-from lit_mm.commands.conversions.conversion import conversion_of
+from lit_mm.commands.conversions.conversion import all_conversions, conversion_of
 from lit_mm.commands.published import Published
 from lit_mm.commands.trained import open_model
 from lit_mm.module import family_of
 from lit_mm.weights.convert import read_checkpoint
+from lit_mm.weights.layouts.layout import all_layouts
 from tests import hub
 from tests.commands.test_import import ATOL, command, conversation, logits  # noqa: F401  # `command` is a fixture
 
-RECIPE = Path(__file__).parents[2] / "experiments/paper/llava_1_5.yaml"
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "experiments/paper/llava_1_5.yaml"
 CPU = ("--trainer.accelerator", "cpu", "--track", "false")
 
 
@@ -147,6 +153,88 @@ def test_an_instructblip_of_a_recipe_is_exported_for_transformers(command: Calla
     assert code == 0 and "logits differ by" in output and "pixels by" in output, error
     assert Path("out/qformer_tokenizer/tokenizer.json").is_file()
     assert {of.dtype for of in read_checkpoint("out").values()} == {torch.float32}
+
+
+def commands_of(file: Path) -> list[str]:
+    """The lines of the first block of a guide that imports a checkpoint of transformers; [] if it has none."""
+    blocks = file.read_text().split("```")[1::2]
+    return next((block.strip().splitlines() for block in blocks if "lit_mm import llava-hf/" in block), [])
+
+
+@pytest.mark.distributed
+def test_a_new_user_types_the_five_commands_of_the_guide(command: Callable, tmp_path: Path) -> None:  # noqa: F811
+    lines = commands_of(ROOT / "docs/checkpoints.md")
+    assert len(lines) == 5 and commands_of(ROOT / "README.md") in ([], lines)
+    hub.hf_llava(tmp_path / "llava-hf/llava-1.5-7b-hf", pad=True)
+    conversation(tmp_path)
+    rows = json.loads(Path("mine.json").read_text())
+    Path("my_data.json").write_text(json.dumps([row | {"id": f"{n}"} for n, row in enumerate(rows * 4)]))
+    Image.new("RGB", (50, 40), "blue").save("page.png")
+    for line in lines:
+        words = shlex.split(line)
+        if words[:3] == ["python", "-m", "lit_mm"]:
+            code, _, error = command(*words[3:])
+            assert code == 0, error
+        else:
+            assert words[:2] == ["python", "-c"]
+            exec(words[2], {})
+    before, after = read_checkpoint("llava-hf/llava-1.5-7b-hf"), read_checkpoint("exported")
+    names = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("self_attn" in name for name in names) and not any("vision_tower" in name for name in names)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+def test_an_adapter_is_exported_for_peft_and_merged(command: Callable, tmp_path: Path, kind: str) -> None:  # noqa: F811
+    folder, data = hub.hf_llava(tmp_path / "hub"), conversation(tmp_path)
+    assert command("import", folder, "--to", "run", "--proof_memory", "0")[0] == 0
+    adapter = f"{{lr: 0.05, adapter: {{type: {kind}, rank: 3, alpha: 6, targets: all-linear}}}}"
+    words = ("--stages.finetune.train.language", adapter, "--data.path", data, "--data.global_batch", "2", *CPU)
+    code, _, error = command("fit", "--config", "run/recipe.yaml", "--init_from", "run", "--run_dir", "tuned", *words)
+    assert code == 0, error
+    code, output, error = command("export", "tuned", "--to", "adapter", "--format", "peft")
+    assert code == 0 and "branches of rank 3 on 28 linears and 2 whole layers" in output, error
+    assert "LlavaForConditionalGeneration, decoder layers [0, 1, 2, 3] of 4: logits differ by" in output
+    base = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, "adapter").eval()
+    code, output, error = command("export", "tuned", "--to", "out", "--format", "hf")
+    assert code == 0 and "logits differ by" in output, error
+    merged = AutoModelForImageTextToText.from_pretrained("out", dtype=torch.float32).eval()
+    ids = torch.tensor([[1, 5, 40, 7]])
+    with torch.inference_mode():
+        adapted, whole = (of(input_ids=ids).logits for of in (model, merged))
+        with model.disable_adapter():
+            before = model(input_ids=ids).logits
+    torch.testing.assert_close(adapted, whole, rtol=0, atol=1e-2)  # the merged files are fp16
+    assert (adapted - before).abs().max() > 0.1
+
+
+@pytest.mark.distributed
+def test_what_peft_cannot_hold_is_refused_with_the_reason(command: Callable, tmp_path: Path) -> None:  # noqa: F811
+    data = conversation(tmp_path)
+    assert command("import", hub.hf_next(tmp_path / "hub"), "--to", "run", "--proof_memory", "0")[0] == 0
+    code, _, error = command("export", "run", "--to", "out", "--format", "peft")
+    assert code == 2 and "has no adapter of peft" in error, error
+    words = ("--config", "run/recipe.yaml", "--init_from", "run", "--data.path", data, "--data.global_batch", "4", *CPU)
+    adapter = "{lr: 0.05, adapter: {rank: 3}}"
+    for train, message in [
+        (f"{{language: {adapter}, newline: {{lr: 0.1}}}}", "a parameter of no layer of its own"),
+        (f"{{vision: {adapter}}}", "which is no single linear in transformers"),
+    ]:
+        code, _, error = command("fit", *words, "--run_dir", message, "--stages.finetune.train", train)
+        assert code == 0, error
+        code, _, error = command("export", message, "--to", "out", "--format", "peft")
+        assert code == 2 and message in error and not Path("out").exists(), error
+
+
+def test_every_conversion_is_in_the_table_of_the_docs() -> None:
+    in_transformers = {layout.name for layout in all_layouts() if layout.in_transformers}
+    rows = ["| family | layout | proved by |", "| --- | --- | --- |"]
+    for conversion in all_conversions():
+        beside = "; logits and pixels of transformers" if conversion.layout in in_transformers else ""
+        rows.append(f"| {conversion.family.rpartition('.')[2]} | {conversion.layout} | read again{beside} |")
+    table = "\n".join(rows)
+    assert table in (ROOT / "docs/checkpoints.md").read_text(), f"docs/checkpoints.md needs this table:\n{table}"
 
 
 def test_what_a_layout_cannot_hold_is_refused_with_the_reason(command: Callable, tmp_path: Path) -> None:  # noqa: F811

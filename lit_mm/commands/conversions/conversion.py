@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,6 +64,17 @@ class Conversion:
     files: Callable[[MultimodalModule], Files]
 
 
+def families() -> list[ModuleType]:
+    """Import the modules of this package."""
+    names = [name for _, name, _ in pkgutil.iter_modules(conversions.__path__)]
+    return [importlib.import_module(f"{conversions.__name__}.{name}") for name in sorted(names)]
+
+
+def all_conversions() -> list[Conversion]:
+    """List the conversions of all families."""
+    return [conversion for module in families() for conversion in vars(module).get("CONVERSIONS", ())]
+
+
 def conversion_of(family: str, file_format: str) -> Conversion:
     """Find the conversion of a family to a format.
 
@@ -72,13 +84,11 @@ def conversion_of(family: str, file_format: str) -> Conversion:
     Raises:
         UserError: there is none; the message gives the reason where it is known.
     """
-    names = [name for _, name, _ in pkgutil.iter_modules(conversions.__path__)]
-    modules = [importlib.import_module(f"{conversions.__name__}.{name}") for name in sorted(names)]
-    every = [conversion for module in modules for conversion in vars(module).get("CONVERSIONS", ())]
+    every = all_conversions()
     for conversion in every:
         if conversion.family == family and conversion.layout.endswith(f"/{file_format}"):
             return conversion
-    reasons = {pair: reason for module in modules for pair, reason in vars(module).get("REFUSALS", {}).items()}
+    reasons = {pair: reason for module in families() for pair, reason in vars(module).get("REFUSALS", {}).items()}
     reason = reasons.get((family, file_format), f"no layout of this format is known for {family}")
     possible = [conversion.layout for conversion in every if conversion.family == family]
     advice = f"This run can be written as {', '.join(possible)}"
