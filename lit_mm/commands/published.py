@@ -227,7 +227,7 @@ def as_record(published: Published) -> dict[str, Any]:
     """Describe the published files for `published.json` of the run: what an export must write again."""
     return {
         "layout": published.layout.name,
-        "place": str(published.place),
+        "place": str(published.place.absolute()),
         "adapter": published.adapter,
         "parts": [part for part in published.files if part],
         "tensors": {name: [stored.dtype, list(stored.shape)] for name, stored in published.plan.sources.items()},

@@ -205,7 +205,7 @@ def test_an_adapter_is_exported_for_peft_and_merged(command: Callable, tmp_path:
         adapted, whole = (of(input_ids=ids).logits for of in (model, merged))
         with model.disable_adapter():
             before = model(input_ids=ids).logits
-    torch.testing.assert_close(adapted, whole, rtol=0, atol=1e-2)  # the merged files are fp16
+    torch.testing.assert_close(adapted, whole, rtol=0, atol=1e-4)
     assert (adapted - before).abs().max() > 0.1
 
 
@@ -240,7 +240,7 @@ def test_every_conversion_is_in_the_table_of_the_docs() -> None:
 def test_what_a_layout_cannot_hold_is_refused_with_the_reason(command: Callable, tmp_path: Path) -> None:  # noqa: F811
     assert command("import", hub.llava(tmp_path / "hub"), "--to", "run")[0] == 0
     for words, message in [
-        (("--with", "bird=x"), "--with bird=...: the parts"),
+        (("--with", "bird=x"), "--with bird=...: an export reads"),
         ((), "the projector of transformers' LLaVA has two linears"),
     ]:
         code, _, error = command("export", "run", "--to", "out", "--format", "hf", *words)
