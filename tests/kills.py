@@ -27,6 +27,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_mm.callbacks import steps
 from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.callbacks.learning import Learning
 from lit_mm.callbacks.throughput import Throughput
@@ -95,6 +96,7 @@ class Launch:
             the run; a checkpoint has `FSYNCS`, the last one after it is published), or "tick 40" (the fortieth tick of
             the rank `victim`; ticks are starts and ends of micro-batches and of calls that write). "" never kills.
         victim: rank that "tick" kills.
+        late: if True, figures of a step are read one step later, as on a GPU.
         alone: if True, the other ranks are not killed with the first one, and have to end by themselves.
     """
 
@@ -105,6 +107,7 @@ class Launch:
     kill: str = ""
     victim: int = 0
     alone: bool = False
+    late: bool = False
     ranks: int = 1
     config: str = ""
     faulty: str = ""
@@ -357,6 +360,8 @@ def run(launch: Launch, rank: int) -> None:
     torch.set_num_threads(1)
     use_deterministic_algorithms()
     os.environ[KILL] = launch.kill
+    if launch.late:
+        steps.reads_late = lambda trainer: True
     if launch.kill.startswith("fsync"):
         kill_at_fsync(int(launch.kill.split()[1]))
     if launch.config:
