@@ -220,12 +220,12 @@ class StepObserver(L.Callback):
         stops = False
         if earlier is not None:
             sums = earlier.read()
-            stops, ends = self._wishes(sums)
+            stops, ends = wishes_of(sums)
             trainer.should_stop = ends
             self._report(trainer, pl_module, earlier, sums, stop=False)
         if now or stops or trainer.should_stop:
             sums = measured.read()
-            stop, ends = self._wishes(sums)
+            stop, ends = wishes_of(sums)
             trainer.should_stop = trainer.should_stop or ends
             self._report(trainer, pl_module, measured, sums, stop=stop or stops)
         else:
@@ -277,10 +277,6 @@ class StepObserver(L.Callback):
         shares = tuple((len(host), 0 if device is None else device.shape[1]) for host, device in numbers)
         return Measured(step, tuple(module.micro_losses), shares, *copy_to_host(sums))
 
-    def _wishes(self, sums: Sequence[float]) -> tuple[bool, bool]:
-        """Return whether an observer on any rank wants the run to end, and whether a callback ends the stage."""
-        return sums[2] > 0, sums[3] > 0
-
     def _report(
         self, trainer: L.Trainer, module: MultimodalModule, measured: Measured, sums: Sequence[float], stop: bool
     ) -> None:
@@ -305,6 +301,11 @@ class StepObserver(L.Callback):
         )
         for observer in observers(trainer):
             observer.on_step_end(trainer, module, step)
+
+
+def wishes_of(sums: Sequence[float]) -> tuple[bool, bool]:
+    """Return whether an observer on any rank wants the run to end, and whether a callback on any ends the stage."""
+    return sums[2] > 0, sums[3] > 0
 
 
 def data_module(trainer: L.Trainer) -> L.LightningDataModule | None:
