@@ -102,8 +102,8 @@ def check_config(config: Entry) -> None:
         number = yaml.safe_load(flow(seed))
         if number is True:
             raise UserError(
-                f"{spoken(seed, ('seed_everything',))}: true draws another seed in every launch, and no launch could go "
-                "on with the run of another. Write a number, such as 0"
+                f"{spoken(seed, ('seed_everything',))}: true draws another seed in every launch, and no launch could "
+                "go on with the run of another. Write a number, such as 0"
             )
         if isinstance(number, int) and not 0 <= number <= MOST_SEED:
             raise UserError(f"{spoken(seed, ('seed_everything',))}: a seed is from 0 to {MOST_SEED}, got {number}")
