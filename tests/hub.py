@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
+    FuyuConfig,
+    FuyuForCausalLM,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     LlamaConfig,
@@ -434,3 +436,103 @@ def blip2_t5(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"model": half(state)}, folder / "blip2_pretrained.pth")
     return folder / "blip2_pretrained.pth"
+
+
+PERSIMMON = {"model_type": "persimmon", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+PERSIMMON |= {"intermediate_size": 48, "vocab_size": 528, "max_position_embeddings": 512, "hidden_act": "relu2"}
+PERSIMMON |= {"rope_parameters": {"rope_type": "default", "rope_theta": 25000.0, "partial_rotary_factor": 0.5}}
+FUYU = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_embed_tokens.", "vision_embed_tokens."),
+)
+
+
+def fuyu(folder: Path, *, old: bool = True) -> Path:
+    """Fuyu of transformers, in the names from before version 5 or of today, with patches of 4 pixels, fp32."""
+    config = FuyuConfig(text_config=PERSIMMON, patch_size=4, image_token_id=IMAGE_ID)
+    model = randomised(FuyuForCausalLM(config))
+    state = dict(model.state_dict())
+    for new, before in FUYU if old else ():
+        state = {before + n.removeprefix(new) if n.startswith(new) else n: tensor for n, tensor in state.items()}
+    write(folder, state, {**config.to_dict(), "architectures": ["FuyuForCausalLM"]}, shards=2)
+    sizes = {"size": {"height": 40, "width": 60}, "patch_size": {"height": 4, "width": 4}, "padding_value": 1.0}
+    processor = {"image_processor_type": "FuyuImageProcessor", "image_mean": 0.5, "image_std": 0.5, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | sizes))
+    special(folder, "|SPEAKER|", "|NEWLINE|", "<0x04>", "<0x00>", "<0x01>", "<0x02>", "<0x03>")
+    return folder
+
+
+COG_VISION = {"hidden_act": "gelu", "hidden_size": 16, "image_size": SIDE, "in_channels": 3, "intermediate_size": 24}
+COG_VISION |= {"num_heads": 2, "num_hidden_layers": 2, "num_positions": 5, "patch_size": 14, "layer_norm_eps": 1e-6}
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> State:
+    return {f"{name}.weight": noise(*shape) for name, shape in shapes.items()}
+
+
+def cogvlm(folder: Path, *, more: State | None = None, **config: Any) -> Path:
+    """CogVLM, or CogAgent with some more tensors, in the names of the code on the hub, bf16."""
+    width, ffn, wide = 32, 48, COG_VISION["hidden_size"]
+    state = weights({"model.embed_tokens": (528, width), "lm_head": (528, width)})
+    state["model.norm.weight"] = 1 + noise(width)
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        state |= {f"{at}.{name}.weight": 1 + noise(width) for name in ("input_layernorm", "post_attention_layernorm")}
+        for kind in ("language", "vision"):
+            attention = f"{at}.self_attn.{kind}_expert"
+            state |= weights({f"{attention}_query_key_value": (3 * width, width), f"{attention}_dense": (width, width)})
+            shapes = {"gate_proj": (ffn, width), "up_proj": (ffn, width), "down_proj": (width, ffn)}
+            state |= weights({f"{at}.mlp.{kind}_mlp.{name}": shape for name, shape in shapes.items()})
+        state[f"{at}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    visual = {"patch_embedding.cls_embedding": noise(1, wide), "patch_embedding.proj.bias": noise(wide)}
+    visual |= {"patch_embedding.proj.weight": noise(wide, 3, 14, 14), "boi": noise(1, 1, width)}
+    visual |= weights({"patch_embedding.position_embedding": (5, wide), "linear_proj.linear_proj": (width, wide)})
+    visual |= {"eoi": noise(1, 1, width), **norm("linear_proj.norm1")}
+    shapes = {"gate_proj": (ffn, width), "dense_h_to_4h": (ffn, width), "dense_4h_to_h": (width, ffn)}
+    visual |= weights({f"linear_proj.{name}": shape for name, shape in shapes.items()})
+    for block in range(2):
+        at = f"transformer.layers.{block}"
+        visual |= norm(f"{at}.input_layernorm", wide) | norm(f"{at}.post_attention_layernorm", wide)
+        visual |= linear(f"{at}.attention.query_key_value", 3 * wide, wide) | linear(
+            f"{at}.attention.dense", wide, wide
+        )
+        visual |= linear(f"{at}.mlp.fc1", 24, wide) | linear(f"{at}.mlp.fc2", wide, 24)
+    state |= {f"model.vision.{name}": tensor for name, tensor in visual.items()} | (more or {})
+    sizes = {**LARGER, "num_key_value_heads": 4, "hidden_act": "silu", "template_version": "chat"}
+    config = {"architectures": ["CogVLMForCausalLM"], "vision_config": COG_VISION, **sizes, **config}
+    write(folder, {name: tensor.bfloat16() for name, tensor in state.items()}, config, shards=2)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # the published folder has no tokenizer
+        (folder / name).unlink()
+    return folder
+
+
+def tokenizer_alone(folder: Path) -> Path:
+    """Write a folder that holds a tokenizer and no weights."""
+    folder.mkdir()
+    tokenizer(folder)
+    return folder
+
+
+def cogagent(folder: Path) -> Path:
+    """CogAgent with an encoder of 56 pixels and a cross-attention of 8 channels."""
+    wide, ffn = 64, 170
+    fine = {"cls_token": noise(1, 1, wide), "pos_embed": noise(1, 17, wide), "patch_embed.proj.bias": noise(wide)}
+    fine |= {"patch_embed.proj.weight": noise(wide, 3, 14, 14), **norm("norm", wide), **linear("head", 16, wide)}
+    fine |= {"rope.freqs_cos": torch.ones(16, wide), "rope.freqs_sin": torch.ones(16, wide)}
+    for block in range(2):
+        at = f"blocks.{block}"
+        fine |= norm(f"{at}.norm1", wide) | norm(f"{at}.norm2", wide) | norm(f"{at}.attn.inner_attn_ln", wide)
+        fine |= weights({f"{at}.attn.{which}_proj": (wide, wide) for which in "qkv"})
+        fine |= {f"{at}.attn.{which}_bias": noise(wide) for which in "qv"} | linear(f"{at}.attn.proj", wide, wide)
+        fine |= linear(f"{at}.mlp.w1", ffn, wide) | linear(f"{at}.mlp.w2", ffn, wide)
+        fine |= norm(f"{at}.mlp.ffn_ln", ffn) | linear(f"{at}.mlp.w3", wide, ffn)
+    more = {f"model.cross_vision.vit.model.{name}": tensor for name, tensor in fine.items()}
+    more |= {"model.cross_vision.pos_embed": noise(16, wide), "model.vision.pos_embed": noise(4, 16)}
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        shapes = {"query": (8, 32), "key_value": (16, wide), "dense": (32, 8)}
+        more |= weights({f"{at}.cross_attn.{name}": shape for name, shape in shapes.items()})
+        more[f"{at}.post_cross_attention_layernorm.weight"] = 1 + noise(32)
+    names = {"architectures": ["CogAgentForCausalLM"], "cross_hidden_size": wide, "cross_compute_hidden_size": 8}
+    return cogvlm(folder, more=more, cross_image_size=56, **names)

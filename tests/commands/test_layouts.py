@@ -29,6 +29,9 @@ LAYOUTS = {
     "xcomposer2/authors": hub.xcomposer2,
     "xcomposer2_4khd/authors": hub.xcomposer2_4khd,
     "minigpt4/authors": hub.minigpt4,
+    "fuyu/hf": hub.fuyu,
+    "cogvlm/authors": hub.cogvlm,
+    "cogagent/authors": hub.cogagent,
 }
 DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 NAMED = ("vila/authors",)  # layouts whose files look like those of another one
@@ -37,6 +40,8 @@ NAMED = ("vila/authors",)  # layouts whose files look like those of another one
 def words_of(layout: str, place: Path) -> tuple[str, ...]:
     """Options of `import` that a layout needs."""
     words = ("--layout", layout) if layout in NAMED else ()
+    if layout.startswith("cog"):
+        return ("--with", f"tokenizer={hub.tokenizer_alone(place / 'vicuna')}")
     if layout == "minigpt4/authors":
         parts = {"vision": hub.eva_vit_g, "connector": hub.blip2_t5, "language": hub.vicuna}
         return tuple(word for part, write in parts.items() for word in ("--with", f"{part}={write(place / part)}"))
