@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import timm
 import tokenizers
 import torch
 from safetensors.torch import save_file
@@ -536,3 +537,36 @@ def cogagent(folder: Path) -> Path:
         more[f"{at}.post_cross_attention_layernorm.weight"] = 1 + noise(32)
     names = {"architectures": ["CogAgentForCausalLM"], "cross_hidden_size": wide, "cross_compute_hidden_size": 8}
     return cogvlm(folder, more=more, cross_image_size=56, **names)
+
+
+def mini_gemini(folder: Path) -> Path:
+    """Mini-Gemini without its encoders, bf16, with a fine encoder of 24 channels and views of 32 pixels."""
+    state = llama() | projector() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    for name, width in (("query", 64), ("aux", FINE_WIDTH), ("val", FINE_WIDTH)):
+        at = f"model.vlm_uni_{name}_projector"
+        state |= norm(f"{at}.0", width) | linear(f"{at}.1", 64, width)
+    config = authors_config(
+        model_type="mgm",
+        architectures=["MGMLlamaForCausalLM"],
+        mm_projector_type="mlp2x_gelu",
+        image_aspect_ratio="pad",
+        image_size_aux=32,
+        image_grid=1,
+        image_global=False,
+        mm_vision_tower="model_zoo/OpenAI/clip-vit-large-patch14-336",
+        mm_vision_tower_aux="model_zoo/OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup",
+    )
+    return write(folder, {name: tensor.bfloat16() for name, tensor in state.items()}, config, shards=2)
+
+
+FINE_WIDTH = 24
+
+
+def convnext(folder: Path) -> Path:
+    """Write OpenCLIP's ConvNeXt as its authors do: the encoder of timm below `visual.trunk.`, beside a text half."""
+    model = randomised(timm.create_model("convnext_large_mlp", depths=[1] * 4, dims=[4, 4, 8, 8], num_classes=0), 2)
+    state = {f"visual.trunk.{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {"positional_embedding": noise(4, 8), "visual.head.proj.weight": noise(8, 8)}
+    folder.mkdir(parents=True)
+    torch.save(half(state), folder / "open_clip_pytorch_model.bin")
+    return folder

@@ -32,8 +32,14 @@ LAYOUTS = {
     "fuyu/hf": hub.fuyu,
     "cogvlm/authors": hub.cogvlm,
     "cogagent/authors": hub.cogagent,
+    "mini_gemini/authors": hub.mini_gemini,
 }
 DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
+PARTS = {  # layouts whose files hold some parts -> writers of the others
+    "minigpt4/authors": {"vision": hub.eva_vit_g, "connector": hub.blip2_t5, "language": hub.vicuna},
+    "mini_gemini/authors": {"vision": hub.clip, "second_vision": hub.convnext},
+    "llava_1_5/authors": {"vision": hub.clip},
+}
 NAMED = ("vila/authors",)  # layouts whose files look like those of another one
 
 
@@ -42,10 +48,10 @@ def words_of(layout: str, place: Path) -> tuple[str, ...]:
     words = ("--layout", layout) if layout in NAMED else ()
     if layout.startswith("cog"):
         return ("--with", f"tokenizer={hub.tokenizer_alone(place / 'vicuna')}")
-    if layout == "minigpt4/authors":
-        parts = {"vision": hub.eva_vit_g, "connector": hub.blip2_t5, "language": hub.vicuna}
+    if layout in PARTS:
+        parts = PARTS[layout]
         return tuple(word for part, write in parts.items() for word in ("--with", f"{part}={write(place / part)}"))
-    return (*words, "--with", f"vision={hub.clip(place / 'clip')}") if layout == "llava_1_5/authors" else words
+    return words
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
