@@ -13,6 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
     CLIPVisionConfig,
     CLIPVisionModel,
     FuyuConfig,
@@ -25,6 +28,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    OPTConfig,
+    OPTForCausalLM,
 )
 
 from lit_mm.assets import NANO_TOKENIZER
@@ -343,14 +348,24 @@ def instructblip(folder: Path, text: dict[str, Any] | None = None) -> Path:
         head = torch.randn(state["language_model.shared.weight"].shape, generator=torch.Generator().manual_seed(7))
         state["language_model.lm_head.weight"] = head * 0.08
     write(folder, state, {**config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
+    blip_pixels(folder)
+    special(folder, "<image>")
+    bert(folder / "qformer_tokenizer")
+    return folder
+
+
+def blip_pixels(folder: Path) -> None:
+    """Write the preprocessor of BLIP, BLIP-2 and InstructBLIP."""
     size = {"size": {"height": SIDE, "width": SIDE}}
     processor = {"image_processor_type": "BlipImageProcessor"} | PIXELS | size
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    special(folder, "<image>")
-    bert = folder / "qformer_tokenizer"
-    bert.mkdir()
-    tokenizer(bert)
-    special(bert, "[CLS]", "[SEP]")
+
+
+def bert(folder: Path) -> Path:
+    """Write a tokenizer with BERT's tokens around a text."""
+    folder.mkdir(exist_ok=True)
+    tokenizer(folder)
+    special(folder, "[CLS]", "[SEP]")
     return folder
 
 
@@ -570,3 +585,88 @@ def convnext(folder: Path) -> Path:
     folder.mkdir(parents=True)
     torch.save(half(state), folder / "open_clip_pytorch_model.bin")
     return folder
+
+
+OPT = {"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 48}
+OPT |= {"word_embed_proj_dim": 32, "vocab_size": 528, "max_position_embeddings": 128}
+
+
+def hf_blip2_config(text: dict[str, Any]) -> Blip2Config:
+    return Blip2Config(
+        vision_config=EVA | {"image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-6},
+        qformer_config=BERT | {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "encoder_hidden_size": 32},
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=IMAGE_ID,
+        image_text_hidden_size=8,
+    )
+
+
+def hf_blip2(folder: Path, text: dict[str, Any] = OPT) -> Path:
+    """BLIP-2 of transformers with an OPT, or the language model of a config, with the copies that older files have."""
+    config = hf_blip2_config(text)
+    model = randomised(Blip2ForConditionalGeneration(config))
+    state = dict(model.state_dict())
+    if text["model_type"] == "t5":
+        head = torch.randn(state["language_model.shared.weight"].shape, generator=torch.Generator().manual_seed(7))
+        state["language_model.lm_head.weight"] = head * 0.08
+    write(folder, state, {**config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
+    blip_pixels(folder)
+    special(folder, "<image>")
+    return folder
+
+
+def hf_blip2_retrieval(folder: Path, token: int | None = None) -> Path:
+    """BLIP-2's first stage of transformers; `token` is the id of the image token of newer folders."""
+    config = hf_blip2_config(OPT)
+    config.image_token_index, config.qformer_config.use_qformer_text_input = token, True
+    model = randomised(Blip2ForImageTextRetrieval(config))
+    write(folder, dict(model.state_dict()), {**config.to_dict(), "architectures": [type(model).__name__]})
+    blip_pixels(folder)
+    bert(folder)
+    return folder
+
+
+def opt(folder: Path) -> Path:
+    model = randomised(OPTForCausalLM(OPTConfig(**OPT)))
+    state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    return write(folder, state, OPT)
+
+
+def lavis(folder: Path, name: str, more: State) -> Path:
+    """Write a file of LAVIS that holds norm, Q-Former and some more tensors, fp32."""
+    state = {name: of for name, of in eva_and_qformer(0).items() if "visual" not in name} | more
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state}, folder / name)
+    return folder / name
+
+
+def text_branch() -> State:
+    """The branch of a Q-Former that reads texts."""
+    bert = {"embeddings.word_embeddings.weight": noise(512, 64), "embeddings.position_embeddings.weight": noise(8, 64)}
+    for layer in range(2):
+        at = f"encoder.layer.{layer}"
+        bert |= linear(f"{at}.intermediate.dense", 96, 64) | linear(f"{at}.output.dense", 64, 96)
+        bert |= norm(f"{at}.output.LayerNorm", 64)
+    return {f"Qformer.bert.{name}": tensor for name, tensor in bert.items()}
+
+
+def lavis_blip2(folder: Path) -> Path:
+    """The end of BLIP-2's second stage."""
+    return lavis(folder, "blip2_pretrained_opt2.7b.pth", linear("opt_proj", 32, 64))
+
+
+def lavis_blip2_retrieval(folder: Path) -> Path:
+    """The end of BLIP-2's first stage."""
+    more = linear("vision_proj", 8, 64) | linear("text_proj", 8, 64) | linear("itm_head", 2, 64)
+    head = {"bias": noise(512), **linear("transform.dense", 64, 64), **norm("transform.LayerNorm", 64)}
+    more |= {f"Qformer.cls.predictions.{name}": tensor for name, tensor in head.items()} | text_branch()
+    at = "Qformer.cls.predictions."
+    more[f"{at}decoder.bias"] = more[f"{at}bias"]
+    more[f"{at}decoder.weight"] = more["Qformer.bert.embeddings.word_embeddings.weight"]
+    return lavis(folder, "blip2_pretrained.pth", more | {"temp": torch.tensor(0.07)})
+
+
+def lavis_instructblip(folder: Path) -> Path:
+    """The trained parts of InstructBLIP with Vicuna."""
+    return lavis(folder, "instruct_blip_vicuna7b_trimmed.pth", text_branch() | linear("llm_proj", 32, 64))

@@ -139,12 +139,16 @@ def write_run(published: Published, run: Path) -> Path:
     from lit_mm.weights.stream import write
 
     arguments = published.recipe["model"]["init_args"]
-    copy_configs(Path(arguments["tokenizer"]), run / "tokenizer")
+    tokenizer = Path(arguments["tokenizer"])
+    copy_configs(tokenizer, run / "tokenizer")
     copy_configs(published.place if published.place.is_dir() else published.place.parent, run / "published")
     arguments["tokenizer"] = str((run / "tokenizer").absolute())
     if "reading" in arguments:
-        folder = Path(arguments["reading"]["tokenizer"]).name
-        arguments["reading"]["tokenizer"] = str((run / "tokenizer" / folder).absolute())
+        second = Path(arguments["reading"]["tokenizer"])
+        folder = run / "tokenizer" if second == tokenizer else run / "tokenizer" / FOLDERS[0]
+        if not folder.exists():
+            copy_configs(second, folder)
+        arguments["reading"]["tokenizer"] = str(folder.absolute())
     module, config = build(published.recipe)
     group_of = {name: group for group in published.plan.groups for name in group.targets}
     waiting: dict[str, object] = {}

@@ -205,7 +205,9 @@ def recipe_of(model: Config, train: Config, objectives: Config) -> Config:
         "schedule": {"class_path": "lit_mm.stages.Cosine", "init_args": {"warmup": 0.03}},
         "betas": [0.9, 0.999],
     }
-    data = {**DATA, "init_args": DATA["init_args"] | {"global_batch": 16, "micro_batch": 1, "too_long": "truncate"}}
+    micro_batch = 16 if objectives else 1  # objectives that compare samples need the batch in one forward
+    batch = {"global_batch": 16, "micro_batch": micro_batch, "too_long": "truncate"}
+    data = {**DATA, "init_args": DATA["init_args"] | batch}
     trainer = {"accelerator": "auto", "devices": 1, "precision": "auto"}
     return {"model": model, "stages": [stage], "data": data, "trainer": trainer, "seed_everything": 0}
 
@@ -240,8 +242,8 @@ def check_copies(main: Described, files: TensorFiles, copies: Mapping[str, str])
     for name, original in copies.items():
         if not torch.equal(files[name], files[original]):
             raise UserError(
-                f"{str(main.folder)!r}: {name!r} should repeat {original!r}, and has other values. Does the file belong "
-                "to a model that shares other tensors?"
+                f"{str(main.folder)!r}: {name!r} should repeat {original!r}, and has other values. Does the file "
+                "belong to a model that shares other tensors?"
             )
 
 

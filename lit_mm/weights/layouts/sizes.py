@@ -87,6 +87,18 @@ def pretrained_part(config: Mapping[str, Any]) -> Config:
     return component("lit_mm.language.pretrained.Pretrained", config={"model_type": kind} | numbers)
 
 
+def language_part(config: Mapping[str, Any]) -> Config:
+    """Build the `language` section of a Llama, a T5, or a decoder that `Pretrained` runs.
+
+    Raises:
+        UserError: the language model is of another kind, or has a value that cannot be imported.
+    """
+    kind = config.get("model_type")
+    if kind == "t5":
+        return t5_part(config)
+    return llama_part(config, kind) if kind in DECODERS else pretrained_part(config)
+
+
 def t5_part(config: Mapping[str, Any]) -> Config:
     """Build the `language` section of an encoder-decoder from a config of transformers, with the defaults of its class.
 
