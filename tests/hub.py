@@ -16,6 +16,9 @@ from transformers import (
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
     CLIPVisionConfig,
     CLIPVisionModel,
     FuyuConfig,
@@ -670,3 +673,93 @@ def lavis_blip2_retrieval(folder: Path) -> Path:
 def lavis_instructblip(folder: Path) -> Path:
     """The trained parts of InstructBLIP with Vicuna."""
     return lavis(folder, "instruct_blip_vicuna7b_trimmed.pth", text_branch() | linear("llm_proj", 32, 64))
+
+
+def hf_blip(folder: Path, kind: type[nn.Module] = BlipForConditionalGeneration) -> Path:
+    """BLIP's captioner of transformers, or another of its models, with the copies that older files have."""
+    sizes = {"image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-5}
+    text = BERT | {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "encoder_hidden_size": 32}
+    text |= {"bos_token_id": VOCABULARY - 2, "sep_token_id": 510}
+    model = randomised(kind(BlipConfig(vision_config=EVA | sizes, text_config=text, image_text_hidden_size=8)))
+    names = {"architectures": [type(model).__name__]}
+    write(folder, dict(model.state_dict()), {**model.config.to_dict(), **names}, shards=2)
+    blip_pixels(folder)
+    return bert(folder)
+
+
+def hf_blip_retrieval(folder: Path) -> Path:
+    return hf_blip(folder, BlipForImageTextRetrieval)
+
+
+def vit(width: int = 64) -> State:
+    """The ViT of the authors' BLIP, with two blocks."""
+    state = {"cls_token": noise(1, 1, width), "pos_embed": noise(1, 5, width), "patch_embed.proj.bias": noise(width)}
+    state |= {"patch_embed.proj.weight": noise(width, 3, 14, 14), **norm("norm", width)}
+    for block in range(2):
+        at = f"blocks.{block}"
+        state |= norm(f"{at}.norm1", width) | norm(f"{at}.norm2", width) | linear(f"{at}.attn.qkv", 3 * width, width)
+        state |= linear(f"{at}.attn.proj", width, width)
+        state |= linear(f"{at}.mlp.fc1", 96, width) | linear(f"{at}.mlp.fc2", width, 96)
+    return state
+
+
+def med(width: int = 64) -> State:
+    """One stack of the text transformer of the authors' BLIP."""
+    state = {"embeddings.position_ids": torch.arange(48)[None], **norm("embeddings.LayerNorm", width)}
+    state |= weights({"embeddings.word_embeddings": (512, width), "embeddings.position_embeddings": (48, width)})
+    for layer in range(2):
+        at = f"encoder.layer.{layer}"
+        for name in ("attention", "crossattention"):
+            for piece in ("query", "key", "value"):
+                state |= linear(f"{at}.{name}.self.{piece}", width, width)
+            state |= linear(f"{at}.{name}.output.dense", width, width) | norm(f"{at}.{name}.output.LayerNorm", width)
+        state |= linear(f"{at}.intermediate.dense", 80, width) | linear(f"{at}.output.dense", width, 80)
+        state |= norm(f"{at}.output.LayerNorm", width)
+    return state
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def blip_decoder(encoder: State | None = None) -> State:
+    """The decoder of the authors' BLIP; it shares all but self-attention with an encoder."""
+    stack = med()
+    for name in stack if encoder else ():
+        if ".attention." not in name:
+            stack[name] = encoder[name]
+    head = {"bias": noise(512), **linear("transform.dense", 64, 64), **norm("transform.LayerNorm", 64)}
+    head |= {"decoder.weight": stack["embeddings.word_embeddings.weight"], "decoder.bias": head["bias"]}
+    return prefixed("text_decoder.bert.", stack) | prefixed("text_decoder.cls.predictions.", head)
+
+
+def authors_blip(folder: Path, state: State) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": prefixed("visual_encoder.", vit()) | state}, folder / "model_base.pth")
+    return folder / "model_base.pth"
+
+
+def blip(folder: Path) -> Path:
+    """The authors' captioner, fp32."""
+    return authors_blip(folder, blip_decoder())
+
+
+def compared(encoder: State) -> State:
+    """The encoder, the heads that compare, the momentum copies and the features of the queue."""
+    heads = linear("vision_proj", 8, 64) | linear("text_proj", 8, 64)
+    momentum = {name.replace("_proj.", "_proj_m."): tensor + 0.01 for name, tensor in heads.items()}
+    momentum |= prefixed("visual_encoder_m.", vit()) | prefixed("text_encoder_m.", med())
+    state = prefixed("text_encoder.", encoder) | heads | momentum | linear("itm_head", 2, 64)
+    return state | {"temp": torch.tensor(0.05), "image_queue": noise(8, 16), "text_queue": noise(8, 16)}
+
+
+def blip_retrieval(folder: Path) -> Path:
+    """The authors' retrieval model, whose queue has numbers of images."""
+    queue = {"idx_queue": torch.arange(16)[None], "ptr_queue": torch.tensor([4])}
+    return authors_blip(folder, compared(med()) | queue)
+
+
+def blip_pretrain(folder: Path) -> Path:
+    """The authors' pre-trained model."""
+    encoder = med()
+    return authors_blip(folder, compared(encoder) | blip_decoder(encoder) | {"queue_ptr": torch.tensor([4])})

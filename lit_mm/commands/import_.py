@@ -172,8 +172,10 @@ def write_run(published: Published, run: Path) -> Path:
     (run / "published.json").write_text(json.dumps(as_record(published), indent=1) + "\n")
     print(f"{path}: {len(tensors)} tensors. {len(unused)} tensors that the model does not read are kept beside it")
     if published.fresh:
-        parts = {module.part_of(name.removeprefix("network.")) for name in names.values() if name in published.fresh}
-        print(f"{len(published.fresh)} tensors are in no file and start anew, of the parts {', '.join(sorted(parts))}")
+        parameters = set(names.values())
+        inner = {name: name.removeprefix("network.") for name in published.fresh}
+        parts = {module.part_of(of) if name in parameters else of.partition(".")[0] for name, of in inner.items()}
+        print(f"{len(published.fresh)} tensors are in no file and start anew, in {', '.join(sorted(parts))}")
     return path
 
 

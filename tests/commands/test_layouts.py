@@ -38,10 +38,20 @@ LAYOUTS = {
     "blip2_retrieval/hf": hub.hf_blip2_retrieval,
     "blip2_retrieval/authors": hub.lavis_blip2_retrieval,
     "instructblip/authors": hub.lavis_instructblip,
+    "blip/hf": hub.hf_blip,
+    "blip/authors": hub.blip,
+    "blip_pretrain/authors": hub.blip_pretrain,
+    "blip_retrieval/hf": hub.hf_blip_retrieval,
+    "blip_retrieval/authors": hub.blip_retrieval,
 }
 DOCS = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 PARTS = {  # layouts whose files hold some parts -> writers of the others
     "minigpt4/authors": {"vision": hub.eva_vit_g, "connector": hub.blip2_t5, "language": hub.vicuna},
+    "cogvlm/authors": {"tokenizer": hub.tokenizer_alone},
+    "cogagent/authors": {"tokenizer": hub.tokenizer_alone},
+    "blip/authors": {"tokenizer": hub.bert},
+    "blip_pretrain/authors": {"tokenizer": hub.bert},
+    "blip_retrieval/authors": {"tokenizer": hub.bert},
     "mini_gemini/authors": {"vision": hub.clip, "second_vision": hub.convnext},
     "llava_1_5/authors": {"vision": hub.clip},
     "blip2/authors": {"vision": hub.eva_vit_g, "language": hub.opt},
@@ -55,8 +65,6 @@ NAMED = ("vila/authors",)  # layouts whose files look like those of another one
 def words_of(layout: str, place: Path) -> tuple[str, ...]:
     """Options of `import` that a layout needs."""
     words = ("--layout", layout) if layout in NAMED else ()
-    if layout.startswith("cog"):
-        return ("--with", f"tokenizer={hub.tokenizer_alone(place / 'vicuna')}")
     if layout in PARTS:
         parts = PARTS[layout]
         return tuple(word for part, write in parts.items() for word in ("--with", f"{part}={write(place / part)}"))

@@ -231,10 +231,12 @@ def component(class_path: str, **arguments: Any) -> Config:
     return {"class_path": class_path} | ({"init_args": arguments} if arguments else {})
 
 
-def tokenizer(described: Described) -> str:
+def tokenizer(described: Described, published: str = "lmsys/vicuna-7b-v1.5") -> str:
     """Return the folder of the tokenizer: the one that `--with tokenizer=` names, the checkpoint's, or that of the
     language model that `--with language=` names.
 
+    Args:
+        published: a published name of such a tokenizer, for the error.
     Raises:
         UserError: none of them has the files of a tokenizer.
     """
@@ -244,6 +246,6 @@ def tokenizer(described: Described) -> str:
             return str(source.folder.absolute())
     raise UserError(
         f"{str(described.folder)!r} has no tokenizer ({' or '.join(TOKENIZERS)}). Name the one of its language model "
-        "with --with tokenizer=PLACE, such as lmsys/vicuna-7b-v1.5, or the language model with --with language=PLACE "
-        "if the checkpoint lacks that, too"
+        f"with --with tokenizer=PLACE, such as {published}, or the language model with --with language=PLACE if the "
+        "checkpoint lacks that, too"
     )
