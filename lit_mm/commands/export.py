@@ -86,7 +86,8 @@ def export_to(run: str, target: Path, file_format: str, stage: str | None = None
             f"to that layout alone: --format {record['layout'].partition('/')[2]}"
         )
     stored = {name: Stored(dtype, tuple(shape)) for name, (dtype, shape) in record["tensors"].items()}
-    plan = plan_of(record, stored, checkpoint)
+    copies = record.get("copies", {})
+    plan = plan_of(record, {name: of for name, of in stored.items() if name not in copies}, checkpoint)
     check_parts(plan, checkpoint, source)
     names = [name for name in stored if ":" not in name]
     group_of = {name: group for group in plan.groups for name in group.sources}
@@ -94,6 +95,7 @@ def export_to(run: str, target: Path, file_format: str, stage: str | None = None
     waiting: dict[str, Any] = {}
 
     def elements(name: str) -> Any:
+        name = copies.get(name, name)
         if name in record["unused"]:
             return elements_of(unused.get_tensor(name))
         if name not in waiting:
