@@ -63,7 +63,7 @@ def import_(arguments: Sequence[str]) -> None:
     from lit_mm.checkpoints.reading import read
     from lit_mm.commands.proof import prove, summary
 
-    figures = prove(published, read(path), choices.proof_memory, choices.proof == "full")
+    figures = prove(published, read(path).weight, choices.proof_memory, choices.proof == "full")
     (run / "proof.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(summary(figures))
     print(f'ask it:    python -m lit_mm generate {run} --image page.png --question "What is this?"')

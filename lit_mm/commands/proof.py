@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+import transformers
 import yaml
+from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from lit_mm.checkpoints.reading import Checkpoint
+from lit_mm.commands.proof_ids import compare_ids
 from lit_mm.commands.published import Published, build
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
@@ -51,17 +55,25 @@ class Drawing:
         return Image.fromarray(colours).resize((self.width, self.height), Image.Resampling.BICUBIC)
 
 
-def prove(published: Published, checkpoint: Checkpoint, memory: float | None, whole: bool) -> dict[str, Any]:
-    """Compare an imported checkpoint with its source.
+def prove(
+    published: Published,
+    weight: Callable[[str], Tensor],
+    memory: float | None,
+    whole: bool,
+    adapter: Path | None = None,
+) -> dict[str, Any]:
+    """Compare the weights of a run with the published files that it came from, or was written to.
 
     Against transformers, if it has the family, the embeddings, the head, the encoder, the connector and the first two
     and the last decoder layers run in fp32 on three images.
 
     Args:
-        published: source of the checkpoint.
-        checkpoint: checkpoint that was written.
+        published: files of the checkpoint.
+        weight: function from the name of a tensor of the model to its value in the run.
         memory: gigabytes that the comparison may take; None for those that are free now.
         whole: True takes all decoder layers.
+        adapter: folder of an adapter of peft that transformers' model gets, which needs all decoder layers; None for
+            none.
     Returns:
         Figures of the proof, for `proof.json`.
     Raises:
@@ -76,6 +88,9 @@ def prove(published: Published, checkpoint: Checkpoint, memory: float | None, wh
     }
     if not published.layout.in_transformers:
         return figures | {"against": "none: every tensor is placed once, with the shape that config.json says"}
+    if published.layout.outputs is None:
+        config, pictures = AutoConfig.from_pretrained(published.place), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
+        figures["token_ids"] = compare_ids(published.module, config, published.place, pictures, QUESTION)
     sizes, key = layers_of(published.recipe)
     total = sizes[key]
     some = sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})
@@ -86,8 +101,10 @@ def prove(published: Published, checkpoint: Checkpoint, memory: float | None, wh
     if needed > limit:
         text = f"none: the comparison needs {needed:.1f} GB of memory, and {limit:.1f} GB may be used (--proof_memory)"
         return figures | {"against": text}
-    ours = our_model(published, checkpoint, layers, names)
+    ours = our_model(published, weight, layers, names)
     theirs = model_of_transformers(published, layers)
+    if adapter is not None:
+        theirs = PeftModel.from_pretrained(theirs, adapter).merge_and_unload()
     compared = [compare(ours, theirs, published, size) for size in SIZES]
     figures |= {
         "against": f"transformers' {type(theirs).__name__}",
@@ -107,13 +124,18 @@ def prove(published: Published, checkpoint: Checkpoint, memory: float | None, wh
 def summary(figures: dict[str, Any]) -> str:
     """Say in one line what a proof has shown."""
     line = f"proof: {figures['tensors_of_the_model']} tensors placed once; against {figures['against']}"
+    ids = figures.get("token_ids", {})
+    equal, other = ([name for name, value in ids.items() if value is kind] for kind in (True, False))
+    texts = [f"token ids equal ({', '.join(equal)})"] if equal else []
+    texts += [f"token ids differ ({', '.join(other)}): ours are the authors'"] if other else []
+    texts += [f"token ids not compared: {ids['not compared']}"] if "not compared" in ids else []
     if "images" in figures:
         logits = max(image["logits"] for image in figures["images"])
         pixels = [image["pixels"] for image in figures["images"] if image["pixels"] is not None]
         line += f", decoder layers {figures['decoder_layers']} of {figures['decoder_layers_of_the_checkpoint']}: "
         line += f"logits differ by {logits:.1e} at most"
         line += f", pixels by {255 * max(pixels):.2f} of 255" if pixels else "; no preprocessor to compare pixels with"
-    return line
+    return "; ".join([line, *texts])
 
 
 def renumbered(pattern: re.Pattern[str], layers: list[int], name: str) -> str | None:
@@ -132,26 +154,27 @@ def layers_of(recipe: Config) -> tuple[Config, str]:
     return (arguments["config"], "num_hidden_layers") if "config" in arguments else (arguments, "layers")
 
 
-def our_model(published: Published, checkpoint: Checkpoint, layers: list[int], names: list[str]) -> MultimodalModule:
-    """Build our model with some decoder layers, filled from the checkpoint that was written."""
+def our_model(
+    published: Published, weight: Callable[[str], Tensor], layers: list[int], names: list[str]
+) -> MultimodalModule:
+    """Build our model with some decoder layers, filled from the run."""
     recipe = yaml.safe_load(yaml.safe_dump(published.recipe))
     sizes, key = layers_of(recipe)
     sizes[key] = len(layers)
     module, _ = build(recipe)
-    values = {name: checkpoint.weight(name) for name in (*names, *published.fresh)}
-    state = {
-        renumbered(OURS, layers, name): value.float() if value.is_floating_point() else value
-        for name, value in values.items()
-    }
+    state = {renumbered(OURS, layers, name): as_float(weight(name)) for name in names}
+    state |= {renumbered(OURS, layers, name): published.start_value(name) for name in published.fresh}
     load_strict(module, state)
     return module.eval()
 
 
+def as_float(tensor: Tensor) -> Tensor:
+    """Convert floating-point values to fp32; counts and numbers stay as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
 def model_of_transformers(published: Published, layers: list[int]) -> nn.Module:
     """Build transformers' model with some decoder layers, filled from the published files."""
-    import transformers
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     config = AutoConfig.from_pretrained(published.place)
     config.text_config.num_hidden_layers = len(layers)
     files = published.files[""]

@@ -19,7 +19,7 @@ from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.prompts.tokenizer import download_files
+from lit_mm.prompts.tokenizer import download
 from lit_mm.weights.convert import AdaptsState, shorten
 from lit_mm.weights.files import TensorFiles, read_json, tensor_files
 from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, layout_of
@@ -139,7 +139,7 @@ def tokenizer_folder(place: str) -> Path:
     path = Path(place).expanduser()
     if not is_published_name(place):
         return path.parent if path.is_file() else path
-    return download_files(place)
+    return download(place)
 
 
 def plain_name(name: str) -> str:

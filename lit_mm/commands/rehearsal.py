@@ -47,6 +47,8 @@ def rehearse_export(run: Path) -> str:
         source = imported_run(run)
     except UserError:
         return ""
+    if source is None:
+        return ""
     layout = json.loads((source / "published.json").read_text())["layout"]
     try:
         export_to(str(run), run / "exported", layout.rpartition("/")[2])

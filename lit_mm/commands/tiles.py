@@ -14,6 +14,7 @@ from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
     from lit_mm.commands.recipe import RecipeCLI
+    from lit_mm.documents.files import FilePicture
     from lit_mm.samples.processor import Processor
     from lit_mm.tiling.plan import TilePlan
 
@@ -69,6 +70,8 @@ def tiles(arguments: Sequence[str]) -> None:
     width, height = sizes[0] if sizes else (picture.width, picture.height)
     layout = cut(processor, width, height)
     print(json.dumps(layout) if choices.format == "json" else summary(layout))
+    if picture is not None and choices.format == "text" and (line := decoded_at(processor, picture)):
+        print(line)
     if choices.picture is not None:
         from lit_mm.tiling.picture import draw_plan
 
@@ -78,6 +81,19 @@ def tiles(arguments: Sequence[str]) -> None:
             drawing.save(choices.picture)
         except (OSError, ValueError) as error:
             raise UserError(f"the picture cannot be written to {choices.picture!r} ({error}). Choose a .png") from error
+
+
+def decoded_at(processor: Processor, picture: FilePicture) -> str:
+    """Say at which fraction of its size a JPEG is decoded; "" for a picture that is decoded whole."""
+    least = processor.normalise.least(processor.tiling(picture.height, picture.width).views)
+    height, _ = picture.pixels(least).shape[1:]
+    divisor = round(picture.height / height)
+    if divisor == 1:
+        return ""
+    return (
+        f"this JPEG is decoded at 1/{divisor} of its size, which changes pixels by less than 1 of 255 on average; "
+        "`inputs.whole_jpegs: true` decodes it whole"
+    )
 
 
 def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:

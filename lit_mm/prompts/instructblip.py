@@ -67,7 +67,7 @@ class InstructBlipPrompt:
         start = self.start(tokenizer)
         end = [tokenizer.eos_id] if self.writes_target else []
         text = document.turns[0].text.strip()
-        ids = tokenizer.encode(self.question.replace("{question}", text) if text else "")
+        ids = tokenizer.encode(self.rendered(text) if text else "")
         room = self.max_instruction - len(start) - len(end)
         instruction = [*start, *ids[max(0, len(ids) - room) :], *end]
         runs: list[Run] = [PictureRun(number) for number in range(len(document.pictures))]
@@ -76,6 +76,10 @@ class InstructBlipPrompt:
             response = self.response(document.turns[1].text.strip(), tokenizer, self.max_response - len(start))
             runs.append(TextRun(response, [True] * len(response)))
         return runs
+
+    def rendered(self, question: str) -> str:
+        """Return the instruction of a question."""
+        return self.question.replace("{question}", question)
 
     def start(self, tokenizer: Tokenizer) -> list[int]:
         """Return the first token of a decoder's text as a list; [] if there is none."""

@@ -9,7 +9,7 @@ from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import Run
 from lit_mm.prompts.rendered import Part, Text, to_runs, to_text
 from lit_mm.prompts.tokenizer import Tokenizer
-from lit_mm.prompts.vicuna import TEMPLATES
+from lit_mm.prompts.vicuna import TEMPLATES, chat_template
 
 PLACEHOLDER = "<image>"
 
@@ -105,6 +105,10 @@ class ChatPrompt:
     def text(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
         """Return the prompt with `<image>` for each picture, and the learnt [start, end) spans of its characters."""
         return to_text(self.parts(document), PLACEHOLDER)
+
+    def jinja(self, bos: str = "") -> str:
+        """Return the template as transformers reads it, see `lit_mm.prompts.vicuna.chat_template`."""
+        return chat_template(self.template, PLACEHOLDER, bos)
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`.

@@ -73,7 +73,7 @@ class Tokenizer:
             UserError: the tokenizer cannot be read or downloaded, or its files name no end-of-sequence token.
         """
         path = Path(name).expanduser()
-        vocabulary, special = read_files(path if path.exists() or isinstance(name, Path) else download_files(name))
+        vocabulary, special = read_files(path if path.exists() or isinstance(name, Path) else download(name))
         eos = special["eos_token"]
         assert eos is not None, "read_files gives an end-of-sequence token"
         return cls(
@@ -107,7 +107,7 @@ class Tokenizer:
         return number
 
 
-def download_files(name: str) -> Path:
+def download(name: str) -> Path:
     """Return the folder of a published tokenizer's files; files that are not in the cache are downloaded."""
     import huggingface_hub
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 CURIOUS_USER = (
@@ -92,3 +93,64 @@ TEMPLATES: dict[str, Template] = {
         "<|eot_id|>",
     ),
 }
+
+# Jinja: texts of a message, and the rounds of a chat around them
+ROUNDS = """
+{%- macro text_of(content) -%}
+{%- if content is string -%}{{- content -}}
+{%- else -%}{{- content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join -}}
+{%- endif -%}
+{%- endmacro -%}
+{%- set first = 1 if messages[0]['role'] == 'system' else 0 -%}
+{{- BEFORE -}}
+{{- text_of(messages[0]['content']) if first else SYSTEM -}}
+{{- AFTER -}}
+{%- for message in messages[first:] -%}
+{%- if message['role'] == 'user' -%}
+{{- ('' if loop.first else AGAIN) + USER -}}
+{%- set text = text_of(message['content']) -%}
+{%- set parts = [] if message['content'] is string else message['content'] -%}
+{%- set images = parts | selectattr('type', 'equalto', 'image') | list | length -%}
+{%- set leading = parts[:images] | selectattr('type', 'equalto', 'image') | list | length == images -%}
+{%- if images == 0 -%}{{- text -}}
+{%- elif images == 1 -%}{{- PLACEHOLDER + ('\\n' + text | trim if text | trim else '') -}}
+{%- elif leading -%}
+{{- ([PLACEHOLDER] * images) | join('\\n') -}}
+{{- text if not text or text[0] == '\\n' else '\\n' + text -}}
+{%- else -%}
+{%- for part in parts -%}{{- PLACEHOLDER if part['type'] == 'image' else part['text'] -}}{%- endfor -%}
+{%- endif -%}
+{{- START if not loop.last or add_generation_prompt else '' -}}
+{%- else -%}
+{{- SPACE + text_of(message['content']) + END -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+
+
+def chat_template(template: Template, placeholder: str, bos: str = "") -> str:
+    """Write a template of LLaVA's chats as the Jinja text that transformers reads.
+
+    Contents are texts, or lists of parts of the types "image" and "text". A single picture goes to the front, several
+    keep their places, and pictures in front of a text get a line each.
+
+    Args:
+        template: texts around questions and answers.
+        placeholder: text of a picture.
+        bos: token at the start, for a tokenizer that does not write it; "" for others.
+    """
+    before, after = template.opening.split("{system}")
+    start = template.assistant.rstrip(" ")
+    text = {
+        "BEFORE": bos + before,
+        "SYSTEM": template.system,
+        "AFTER": after,
+        "AGAIN": template.again,
+        "USER": template.user,
+        "START": start,
+        "SPACE": template.assistant[len(start) :],
+        "END": template.end,
+        "PLACEHOLDER": placeholder,
+    }
+    names = "\n".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in text.items())
+    return f"{names}\n{ROUNDS}"

@@ -32,6 +32,9 @@ class Inputs:
         reading: rule for the second text of every sample, which a Q-Former or a text encoder reads.
         image_ids: True numbers the images of samples by their pixels, for fine-tuning for retrieval, in which an image
             has several right texts. Each image is then decoded once more, small.
+        whole_jpegs: True decodes every image at its own size, as the authors' code does; False decodes a JPEG that is
+            more than twice as large as its first resize at a fraction of its size, see
+            `lit_mm.samples.pixels.Normalise`.
     Raises:
         UserError: the length is below 1, or the colour is not three numbers from 0 to 255.
     """
@@ -45,6 +48,7 @@ class Inputs:
     augmentation: Augmentation | None = None
     reading: Reading | None = None
     image_ids: bool | None = None
+    whole_jpegs: bool | None = None
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 1:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from lit_mm.tiling.plan import Size, View
 
+SPARE = 2.0  # `spare` of a `Normalise`
+
 
 @dataclass(frozen=True, slots=True)
 class Normalise:
@@ -35,7 +37,7 @@ class Normalise:
     std: tuple[float, float, float]
     fill: tuple[int, int, int] = (255, 255, 255)
     backend: Literal["torch", "pillow"] = "torch"
-    spare: float | None = 2.0
+    spare: float | None = SPARE
 
     def least(self, views: Sequence[View]) -> Size | None:
         """Return the least (height, width) at which to decode an image for these views; None means its own size."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from hashlib import blake2b
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.layout import InOrder, Layout
 from lit_mm.samples.length import Length
-from lit_mm.samples.pixels import Normalise, crop_views, normalised
+from lit_mm.samples.pixels import SPARE, Normalise, crop_views, normalised
 from lit_mm.samples.reading import Reading
 from lit_mm.tiling.grids import GridRule
 from lit_mm.tiling.plan import Size, TilePlan, Tiling
@@ -116,8 +117,8 @@ class Processor:
 
         Args:
             tokenizer: tokenizer of the language model.
-            inputs: settings with all fields set, except `fill`, `max_length`, `by_source`, `augmentation`, `reading`
-                and `image_ids`, which have defaults.
+            inputs: settings with all fields set, except `fill`, `max_length`, `by_source`, `augmentation`, `reading`,
+                `image_ids` and `whole_jpegs`, which have defaults.
             token_grid: rule from the size of a view, pixels, to (rows, columns) of its visual tokens.
             writes_target: True for an encoder-decoder.
             normalise: constants and colours of the vision encoder; None: CLIP's constants.
@@ -133,8 +134,13 @@ class Processor:
             return self
         names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation", "reading", "image_ids")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
+        pixels: dict[str, Any] = {}
         if inputs.fill is not None:
-            changes["normalise"] = replace(self.normalise, fill=tuple(inputs.fill))
+            pixels["fill"] = tuple(inputs.fill)
+        if inputs.whole_jpegs is not None:
+            pixels["spare"] = None if inputs.whole_jpegs else SPARE
+        if pixels:
+            changes["normalise"] = replace(self.normalise, **pixels)
         return replace(self, **changes) if changes else self
 
     def for_questions(self) -> Processor:

@@ -53,6 +53,14 @@ def test_every_view_is_told_with_what_it_shows(printed: Callable) -> None:
     )
 
 
+@pytest.mark.parametrize(("options", "line"), [((), "decoded at 1/4 of its size"), (("true",), "2 x 1 tiles")])
+def test_a_large_jpeg_is_named_unless_it_is_decoded_whole(here: Path, printed: Callable, options, line) -> None:
+    Image.new("RGB", (560, 280), "red").save(here / "large.jpg")
+    words = [word for value in options for word in ("--model.init_args.inputs.whole_jpegs", value)]
+    output = printed("--image", "large.jpg", *words)
+    assert line in output and ("decoded at" in output) == (not options)
+
+
 def test_the_numbers_are_those_of_the_json(printed: Callable) -> None:
     lines = printed("--size", "56x28").splitlines()
     assert lines[0] == "56 x 28 pixels: 2 x 1 tiles, 3 views, 14 visual tokens"

@@ -7,6 +7,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image, ImageFilter, ImageOps, PngImagePlugin
 
 from lit_mm.documents.decode import LIMIT_PIXELS, ORIENTATION, PictureError, TooManyPixels, decode, read_header
 from lit_mm.documents.files import FilePicture
+from lit_mm.samples.inputs import Inputs
 from lit_mm.samples.pixels import Normalise, cut_views
-from lit_mm.samples.processor import read
+from lit_mm.samples.processor import Processor, read
 from lit_mm.tiling.anyres import plan_anyres
 
 HEIGHT, WIDTH = 37, 53  # no multiple of a JPEG block
@@ -195,6 +197,15 @@ def test_views_of_a_jpeg_decoded_in_part_are_close_to_those_of_the_whole(tmp_pat
     difference = (views[0] - views[1]).abs()
     assert 0 < difference.mean() < 0.5  # of 255
     assert difference.max() < 12
+
+
+def test_a_key_of_the_inputs_decodes_large_jpegs_whole():
+    views = plan_anyres(1200, 1700, tile=112).views
+    processor = Processor(None, None)
+    least = [processor.with_inputs(Inputs(whole_jpegs=whole)).normalise.least(views) for whole in (None, True, False)]
+    assert least == [(2 * 159, 2 * 224), None, (2 * 159, 2 * 224)]
+    both = processor.with_inputs(Inputs(whole_jpegs=True)).with_inputs(Inputs(fill=(1, 2, 3), whole_jpegs=False))
+    assert both.normalise == replace(processor.normalise, fill=(1, 2, 3))
 
 
 def test_a_picture_of_another_size_than_promised_is_refused_though_a_part_will_do(tmp_path):

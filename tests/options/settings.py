@@ -170,7 +170,10 @@ SETTINGS = {
             "augmentation": Augmentation(flip=1.0),
             "reading": Reading("nano"),
         },
-        {"image_ids": "tests/samples/test_collate.py::test_samples_of_one_picture_have_one_number_whatever_its_file"},
+        {
+            "image_ids": "tests/samples/test_collate.py::test_samples_of_one_picture_have_one_number_whatever_its_file",
+            "whole_jpegs": "tests/documents/test_decode.py::test_a_key_of_the_inputs_decodes_large_jpegs_whole",
+        },
     ),
     Augmentation: Case(
         of_augmentation,

@@ -11,6 +11,7 @@ from lit_mm.weights.llava import hf_llava_to_model, llava_to_model
 from lit_mm.weights.llava_next import hf_llava_next_to_model, llava_next_to_model
 
 LINEAR, MLP, NEWLINE = "model.mm_projector.weight", "model.mm_projector.0.weight", "model.image_newline"
+TOWER = "model.vision_tower.vision_tower.vision_model."
 AUTHORS = ("llava", "llava_llama", "llava_mistral")
 STAGE = {
     "connector": {"lr": 2e-5, "weight_decay": 0.0},

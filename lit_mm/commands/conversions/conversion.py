@@ -1,0 +1,153 @@
+"""The description of files that a model becomes in another layout than its own."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForImageTextToText, PretrainedConfig
+
+from lit_mm.commands import conversions
+from lit_mm.errors import UserError
+from lit_mm.weights.stream import Stored
+
+if TYPE_CHECKING:
+    from lit_mm.module import MultimodalModule
+
+TABLES = ("language_model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.weight", "shared.weight")
+ROWS = 64  # the rows of a table that grows are a multiple of it, as in the converted checkpoints
+
+
+@dataclass(frozen=True)
+class Files:
+    """What the files of a layout hold for one model.
+
+    Attributes:
+        config: config.json.
+        tensors: dtype and shape of every tensor by its published name. Tables have as many rows as in the model.
+        rows: name of a table -> number of its rows in the files, for tables that grow by the mean of their rows.
+        outside: name of a tensor that no run holds -> part, and name in the published files of the part.
+        token: special token that the tokenizer gets behind its own ones, for the places of images; "" for none.
+        texts: name of a further file -> its text.
+        tokenizers: name of a folder -> reference of the tokenizer of a second text.
+        chat: function from the token at the start of a text, "" where the tokenizer writes it, to the chat template of
+            transformers; None for a prompt that is no chat.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Stored]
+    rows: Mapping[str, int] = field(default_factory=dict)
+    outside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    token: str = ""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    tokenizers: Mapping[str, str] = field(default_factory=dict)
+    chat: Callable[[str], str] | None = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """The conversion of the models of one family to one layout.
+
+    Attributes:
+        layout: name of the layout in `lit_mm.weights.layouts`.
+        family: import path of the family's class.
+        files: function from a model, possibly without weights, to the description of its files.
+    """
+
+    layout: str
+    family: str
+    files: Callable[[MultimodalModule], Files]
+
+
+def families() -> list[ModuleType]:
+    """Import the modules of this package."""
+    names = [name for _, name, _ in pkgutil.iter_modules(conversions.__path__)]
+    return [importlib.import_module(f"{conversions.__name__}.{name}") for name in sorted(names)]
+
+
+def all_conversions() -> list[Conversion]:
+    """List the conversions of all families."""
+    return [conversion for module in families() for conversion in vars(module).get("CONVERSIONS", ())]
+
+
+def conversion_of(family: str, file_format: str) -> Conversion:
+    """Find the conversion of a family to a format.
+
+    Args:
+        family: import path of the family's class.
+        file_format: "hf" or "authors".
+    Raises:
+        UserError: there is none; the message gives the reason where it is known.
+    """
+    every = all_conversions()
+    for conversion in every:
+        if conversion.family == family and conversion.layout.endswith(f"/{file_format}"):
+            return conversion
+    reasons = {pair: reason for module in families() for pair, reason in vars(module).get("REFUSALS", {}).items()}
+    reason = reasons.get((family, file_format), f"no layout of this format is known for {family}")
+    possible = [conversion.layout for conversion in every if conversion.family == family]
+    advice = f"This run can be written as {', '.join(possible)}"
+    if not possible:
+        advice = "A run that starts from an imported checkpoint is exported to the layout of that checkpoint"
+    raise UserError(f"--format {file_format}: {reason}. {advice}")
+
+
+def text_config(module: MultimodalModule, kinds: Collection[str]) -> PretrainedConfig:
+    """Build the config of the language model, with the special tokens of the run's tokenizer.
+
+    Args:
+        kinds: kinds of language models that the layout holds, as in the key `model_type` of transformers.
+    Raises:
+        UserError: the language model is of another kind.
+    """
+    config = module.network.language.lm.config
+    if config.model_type not in kinds:
+        raise UserError(f"this layout holds a language model of {' or '.join(kinds)}; the run has {config.model_type}")
+    tokenizer = module.processor.tokenizer
+    sizes = {key: value for key, value in config.to_dict().items() if key != "use_cache"}
+    special = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
+    return type(config).from_dict(sizes | special)
+
+
+def tensors_of_transformers(
+    config: PretrainedConfig, dtype: str, rows: int, published: Mapping[str, str] | None = None
+) -> dict[str, Stored]:
+    """List the tensors that transformers' model of a config has.
+
+    Args:
+        config: config of a multimodal model.
+        dtype: dtype of the published files.
+        rows: number of rows of the embeddings and of the head in the model.
+        published: beginning of a name in transformers today -> beginning in the published files; the first that fits
+            is taken. None for the same names.
+    """
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    published = published or {}
+    tensors: dict[str, Stored] = {}
+    for name, tensor in model.state_dict().items():
+        shape = (rows, *tensor.shape[1:]) if name.endswith(TABLES) else tuple(tensor.shape)
+        start = next((start for start in published if name.startswith(start)), "")
+        tensors[published.get(start, "") + name.removeprefix(start)] = Stored(dtype, shape)
+    return tensors
+
+
+def id_of(token: str, module: MultimodalModule) -> int:
+    """Return the id of a special token in the files: that of the run's tokenizer, or the first one behind it."""
+    tokenizer = module.processor.tokenizer
+    return tokenizer.id_of(token) if token in tokenizer.special_tokens else tokenizer.size
+
+
+def grown(tensors: Mapping[str, Stored], rows: int) -> dict[str, int]:
+    """Return the names of embeddings and head with `rows`, if they have fewer rows in the model."""
+    return {name: rows for name, stored in tensors.items() if name.endswith(TABLES) and stored.shape[0] != rows}
+
+
+def rows_with(token_id: int, rows: int) -> int:
+    """Return the rows of a table of `rows` rows that has one for a token, too."""
+    return rows if token_id < rows else -(-(token_id + 1) // ROWS) * ROWS
