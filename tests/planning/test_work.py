@@ -28,7 +28,8 @@ from tests.tiny import document, xcomposer2
 from tests.tiny_blip import blip
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-NANO = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.stem not in ("own_data",))
+# `modern` has published sizes; the data of `demo` and `own_data` are not in the repository
+NANO = sorted(path for path in EXPERIMENTS.glob("*.yaml") if path.stem not in ("demo", "modern", "own_data"))
 ON_A_CPU = Precision(repeats_keys=True)
 QUICK = ("blip", "cogagent", "fuyu", "llava_uhd", "xcomposer2")  # pairs, memory and experts, no encoder, any size, LoRA
 
@@ -45,7 +46,8 @@ def batch_of(samples: list[Sample], processor: Processor) -> Batch:
 
 def saved_tensors(module: MultimodalModule, batch: Batch) -> int:
     """Run the current stage's objectives forward and backward; return the bytes of saved tensors."""
-    with Saved(module) as saved:
+    saved = Saved(module)
+    with saved:
         loss = sum(objective(module.network, batch) for objective in objectives_of(module))
     size = saved.size
     loss.backward()
@@ -73,8 +75,9 @@ class Saved(torch.autograd.graph.saved_tensors_hooks):
 
 def counted(module: MultimodalModule, batch: Batch) -> tuple[Operations, int]:
     """Run the current stage's objectives; return operations by torch's counter and the bytes of saved tensors."""
+    saved = Saved(module)
     with FlopCounterMode(display=False) as counter:
-        with Saved(module) as saved:
+        with saved:
             loss = sum(objective(module.network, batch) for objective in objectives_of(module))
         forward, size = counter.get_total_flops(), saved.size
         loss.backward()
@@ -133,11 +136,9 @@ def last_stage(path: Path) -> tuple[str, ...]:
     return (yaml.safe_load(path.read_text())["stages"][-1]["name"],)
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, id=path.stem, marks=() if path.stem in QUICK else pytest.mark.slow) for path in NANO],
-)
-def test_the_last_stage_of_every_nano_recipe_costs_what_torch_counts(path: Path) -> None:
+@pytest.mark.parametrize("name", QUICK)
+def test_the_last_stage_of_a_nano_recipe_costs_what_torch_counts(name: str) -> None:
+    path = EXPERIMENTS / f"{name}.yaml"
     compare(path, last_stage(path))
 
 
@@ -217,9 +218,8 @@ def test_selective_checkpointing_keeps_the_attention_of_a_gpu(dtype: torch.dtype
     assert {str(operation) for operation in kept_operations()} & set(operations.names)
 
 
-# ViT, llama with frozen vision, partial LoRA at visual positions, any size, windows
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_uhd", "modern", "monkey", "xcomposer2"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "llava_uhd", "mini_gemini", "monkey", "xcomposer2"])
 def test_selective_checkpointing_keeps_what_compiled_layers_keep(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Saved tensors of compiled layers are counted; the partition of their graphs is the one of every backend."""
     monkeypatch.setattr(activations, "BACKEND", "aot_eager")
