@@ -430,7 +430,7 @@ def check_part(stage: Namespace, key: str, kind: type) -> None:
         UserError: the part refuses its arguments.
     """
     config = stage.get(key)
-    if config is None:
+    if not isinstance(config, Namespace):  # null, or a word such as `template`
         return
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "part")

@@ -21,7 +21,6 @@ import torch
 import yaml
 from torch import Tensor
 
-from lit_mm.checkpoints import reading
 from lit_mm.cli import main
 from lit_mm.commands.trained import open_model
 from lit_mm.language.llama import Llama
