@@ -90,7 +90,8 @@ def list_benchmarks(names: Sequence[str] = ()) -> str:
         for procedure in benchmark.procedures:
             families = ", ".join(procedure.families) or "all others"
             way = "" if procedure.answering == "generation" else f", by {procedure.answering}"
-            lines.append(f"  procedure {procedure.name} ({families}): {procedure.metric}{way}")
+            prompt = f"; prompt {procedure.prompt_mark}: {procedure.source}" if procedure.prompt_mark else ""
+            lines.append(f"  procedure {procedure.name} ({families}): {procedure.metric}{way}{prompt}")
     return "\n".join(lines)
 
 
@@ -273,7 +274,7 @@ def evaluate_task(
         if not dist.is_initialized() or not dist.get_rank():
             write_submission(submission, task.questions, answers, data, folder / "submission")
     published = task.benchmark.published_of(type(module).__name__)
-    line = Line(name, task.benchmark, task.split, procedure.name, result, blind, published, path, str(folder))
+    line = Line(name, task.benchmark, task.split, procedure, result, blind, published, path, str(folder))
     _write(
         folder / f"{procedure.name}.json", as_json(line) | {"checkpoint": str(checkpoint), "family": family_of(module)}
     )
@@ -308,7 +309,8 @@ def as_json(line: Line) -> dict[str, object]:
         "model": line.model,
         "benchmark": line.benchmark.name,
         "split": line.split,
-        "procedure": line.procedure,
+        "procedure": line.procedure.name,
+        "prompt": {"text": line.procedure.prompt, "mark": line.procedure.prompt_mark, "source": line.procedure.source},
         "published": [asdict(entry) for entry in line.published],
         "submission": line.submission,
         "folder": line.folder,

@@ -249,7 +249,7 @@ def generated(module: MultimodalModule, documents: Sequence[Document], decoding:
 def ranked(
     module: MultimodalModule, documents: Sequence[Document], questions: Sequence[Question], candidates: Candidates
 ) -> list[str]:
-    """Choose the likeliest candidate of each question of one batch."""
+    """Return the likeliest candidate of each question of one batch, or the log-odds of one candidate as a number."""
     processor, ranking = module.processor, ranking_of(module, candidates)
     tables = [verbalisers(question, candidates) for question in questions]
     ids = [
@@ -265,7 +265,15 @@ def ranked(
     with module.inference():
         scores = likelihoods(module.network, batch, ids, length=ranking.length)
     labels = [[label for label, texts in table.items() for _ in texts] for table in tables]
+    if candidates.odds_of:
+        return [f"{odds(names, values, candidates.odds_of):.9g}" for names, values in zip(labels, scores, strict=True)]
     return [names[int(np.argmax(values))] for names, values in zip(labels, scores, strict=True)]
+
+
+def odds(labels: Sequence[str], scores: Sequence[float], label: str) -> float:
+    """Return the best score of a label minus the best score of all other labels."""
+    best = {name: max(value for each, value in zip(labels, scores, strict=True) if each == name) for name in labels}
+    return best.pop(label) - max(best.values())
 
 
 def ranking_of(module: MultimodalModule, candidates: Candidates) -> Ranking:
