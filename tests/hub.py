@@ -7,13 +7,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import timm
 import tokenizers
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2ForImageTextRetrieval,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipForImageTextRetrieval,
     CLIPVisionConfig,
     CLIPVisionModel,
+    FuyuConfig,
+    FuyuForCausalLM,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     LlamaConfig,
@@ -22,6 +31,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    OPTConfig,
+    OPTForCausalLM,
 )
 
 from lit_mm.assets import NANO_TOKENIZER
@@ -340,14 +351,24 @@ def instructblip(folder: Path, text: dict[str, Any] | None = None) -> Path:
         head = torch.randn(state["language_model.shared.weight"].shape, generator=torch.Generator().manual_seed(7))
         state["language_model.lm_head.weight"] = head * 0.08
     write(folder, state, {**config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
+    blip_pixels(folder)
+    special(folder, "<image>")
+    bert(folder / "qformer_tokenizer")
+    return folder
+
+
+def blip_pixels(folder: Path) -> None:
+    """Write the preprocessor of BLIP, BLIP-2 and InstructBLIP."""
     size = {"size": {"height": SIDE, "width": SIDE}}
     processor = {"image_processor_type": "BlipImageProcessor"} | PIXELS | size
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    special(folder, "<image>")
-    bert = folder / "qformer_tokenizer"
-    bert.mkdir()
-    tokenizer(bert)
-    special(bert, "[CLS]", "[SEP]")
+
+
+def bert(folder: Path) -> Path:
+    """Write a tokenizer with BERT's tokens around a text."""
+    folder.mkdir(exist_ok=True)
+    tokenizer(folder)
+    special(folder, "[CLS]", "[SEP]")
     return folder
 
 
@@ -434,3 +455,311 @@ def blip2_t5(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"model": half(state)}, folder / "blip2_pretrained.pth")
     return folder / "blip2_pretrained.pth"
+
+
+PERSIMMON = {"model_type": "persimmon", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+PERSIMMON |= {"intermediate_size": 48, "vocab_size": 528, "max_position_embeddings": 512, "hidden_act": "relu2"}
+PERSIMMON |= {"rope_parameters": {"rope_type": "default", "rope_theta": 25000.0, "partial_rotary_factor": 0.5}}
+FUYU = (
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.vision_embed_tokens.", "vision_embed_tokens."),
+)
+
+
+def fuyu(folder: Path, *, old: bool = True) -> Path:
+    """Fuyu of transformers, in the names from before version 5 or of today, with patches of 4 pixels, fp32."""
+    config = FuyuConfig(text_config=PERSIMMON, patch_size=4, image_token_id=IMAGE_ID)
+    model = randomised(FuyuForCausalLM(config))
+    state = dict(model.state_dict())
+    for new, before in FUYU if old else ():
+        state = {before + n.removeprefix(new) if n.startswith(new) else n: tensor for n, tensor in state.items()}
+    write(folder, state, {**config.to_dict(), "architectures": ["FuyuForCausalLM"]}, shards=2)
+    sizes = {"size": {"height": 40, "width": 60}, "patch_size": {"height": 4, "width": 4}, "padding_value": 1.0}
+    processor = {"image_processor_type": "FuyuImageProcessor", "image_mean": 0.5, "image_std": 0.5, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor | sizes))
+    special(folder, "|SPEAKER|", "|NEWLINE|", "<0x04>", "<0x00>", "<0x01>", "<0x02>", "<0x03>")
+    return folder
+
+
+COG_VISION = {"hidden_act": "gelu", "hidden_size": 16, "image_size": SIDE, "in_channels": 3, "intermediate_size": 24}
+COG_VISION |= {"num_heads": 2, "num_hidden_layers": 2, "num_positions": 5, "patch_size": 14, "layer_norm_eps": 1e-6}
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> State:
+    return {f"{name}.weight": noise(*shape) for name, shape in shapes.items()}
+
+
+def cogvlm(folder: Path, *, more: State | None = None, **config: Any) -> Path:
+    """CogVLM, or CogAgent with some more tensors, in the names of the code on the hub, bf16."""
+    width, ffn, wide = 32, 48, COG_VISION["hidden_size"]
+    state = weights({"model.embed_tokens": (528, width), "lm_head": (528, width)})
+    state["model.norm.weight"] = 1 + noise(width)
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        state |= {f"{at}.{name}.weight": 1 + noise(width) for name in ("input_layernorm", "post_attention_layernorm")}
+        for kind in ("language", "vision"):
+            attention = f"{at}.self_attn.{kind}_expert"
+            state |= weights({f"{attention}_query_key_value": (3 * width, width), f"{attention}_dense": (width, width)})
+            shapes = {"gate_proj": (ffn, width), "up_proj": (ffn, width), "down_proj": (width, ffn)}
+            state |= weights({f"{at}.mlp.{kind}_mlp.{name}": shape for name, shape in shapes.items()})
+        state[f"{at}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    visual = {"patch_embedding.cls_embedding": noise(1, wide), "patch_embedding.proj.bias": noise(wide)}
+    visual |= {"patch_embedding.proj.weight": noise(wide, 3, 14, 14), "boi": noise(1, 1, width)}
+    visual |= weights({"patch_embedding.position_embedding": (5, wide), "linear_proj.linear_proj": (width, wide)})
+    visual |= {"eoi": noise(1, 1, width), **norm("linear_proj.norm1")}
+    shapes = {"gate_proj": (ffn, width), "dense_h_to_4h": (ffn, width), "dense_4h_to_h": (width, ffn)}
+    visual |= weights({f"linear_proj.{name}": shape for name, shape in shapes.items()})
+    for block in range(2):
+        at = f"transformer.layers.{block}"
+        visual |= norm(f"{at}.input_layernorm", wide) | norm(f"{at}.post_attention_layernorm", wide)
+        visual |= linear(f"{at}.attention.query_key_value", 3 * wide, wide) | linear(
+            f"{at}.attention.dense", wide, wide
+        )
+        visual |= linear(f"{at}.mlp.fc1", 24, wide) | linear(f"{at}.mlp.fc2", wide, 24)
+    state |= {f"model.vision.{name}": tensor for name, tensor in visual.items()} | (more or {})
+    sizes = {**LARGER, "num_key_value_heads": 4, "hidden_act": "silu", "template_version": "chat"}
+    config = {"architectures": ["CogVLMForCausalLM"], "vision_config": COG_VISION, **sizes, **config}
+    write(folder, {name: tensor.bfloat16() for name, tensor in state.items()}, config, shards=2)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # the published folder has no tokenizer
+        (folder / name).unlink()
+    return folder
+
+
+def tokenizer_alone(folder: Path) -> Path:
+    """Write a folder that holds a tokenizer and no weights."""
+    folder.mkdir()
+    tokenizer(folder)
+    return folder
+
+
+def cogagent(folder: Path) -> Path:
+    """CogAgent with an encoder of 56 pixels and a cross-attention of 8 channels."""
+    wide, ffn = 64, 170
+    fine = {"cls_token": noise(1, 1, wide), "pos_embed": noise(1, 17, wide), "patch_embed.proj.bias": noise(wide)}
+    fine |= {"patch_embed.proj.weight": noise(wide, 3, 14, 14), **norm("norm", wide), **linear("head", 16, wide)}
+    fine |= {"rope.freqs_cos": torch.ones(16, wide), "rope.freqs_sin": torch.ones(16, wide)}
+    for block in range(2):
+        at = f"blocks.{block}"
+        fine |= norm(f"{at}.norm1", wide) | norm(f"{at}.norm2", wide) | norm(f"{at}.attn.inner_attn_ln", wide)
+        fine |= weights({f"{at}.attn.{which}_proj": (wide, wide) for which in "qkv"})
+        fine |= {f"{at}.attn.{which}_bias": noise(wide) for which in "qv"} | linear(f"{at}.attn.proj", wide, wide)
+        fine |= linear(f"{at}.mlp.w1", ffn, wide) | linear(f"{at}.mlp.w2", ffn, wide)
+        fine |= norm(f"{at}.mlp.ffn_ln", ffn) | linear(f"{at}.mlp.w3", wide, ffn)
+    more = {f"model.cross_vision.vit.model.{name}": tensor for name, tensor in fine.items()}
+    more |= {"model.cross_vision.pos_embed": noise(16, wide), "model.vision.pos_embed": noise(4, 16)}
+    for layer in range(2):
+        at = f"model.layers.{layer}"
+        shapes = {"query": (8, 32), "key_value": (16, wide), "dense": (32, 8)}
+        more |= weights({f"{at}.cross_attn.{name}": shape for name, shape in shapes.items()})
+        more[f"{at}.post_cross_attention_layernorm.weight"] = 1 + noise(32)
+    names = {"architectures": ["CogAgentForCausalLM"], "cross_hidden_size": wide, "cross_compute_hidden_size": 8}
+    return cogvlm(folder, more=more, cross_image_size=56, **names)
+
+
+def mini_gemini(folder: Path) -> Path:
+    """Mini-Gemini without its encoders, bf16, with a fine encoder of 24 channels and views of 32 pixels."""
+    state = llama() | projector() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    for name, width in (("query", 64), ("aux", FINE_WIDTH), ("val", FINE_WIDTH)):
+        at = f"model.vlm_uni_{name}_projector"
+        state |= norm(f"{at}.0", width) | linear(f"{at}.1", 64, width)
+    config = authors_config(
+        model_type="mgm",
+        architectures=["MGMLlamaForCausalLM"],
+        mm_projector_type="mlp2x_gelu",
+        image_aspect_ratio="pad",
+        image_size_aux=32,
+        image_grid=1,
+        image_global=False,
+        mm_vision_tower="model_zoo/OpenAI/clip-vit-large-patch14-336",
+        mm_vision_tower_aux="model_zoo/OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup",
+    )
+    return write(folder, {name: tensor.bfloat16() for name, tensor in state.items()}, config, shards=2)
+
+
+FINE_WIDTH = 24
+
+
+def convnext(folder: Path) -> Path:
+    """Write OpenCLIP's ConvNeXt as its authors do: the encoder of timm below `visual.trunk.`, beside a text half."""
+    model = randomised(timm.create_model("convnext_large_mlp", depths=[1] * 4, dims=[4, 4, 8, 8], num_classes=0), 2)
+    state = {f"visual.trunk.{name}": tensor for name, tensor in model.state_dict().items()}
+    state |= {"positional_embedding": noise(4, 8), "visual.head.proj.weight": noise(8, 8)}
+    folder.mkdir(parents=True)
+    torch.save(half(state), folder / "open_clip_pytorch_model.bin")
+    return folder
+
+
+OPT = {"model_type": "opt", "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "ffn_dim": 48}
+OPT |= {"word_embed_proj_dim": 32, "vocab_size": 528, "max_position_embeddings": 128}
+
+
+def hf_blip2_config(text: dict[str, Any]) -> Blip2Config:
+    return Blip2Config(
+        vision_config=EVA | {"image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-6},
+        qformer_config=BERT | {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "encoder_hidden_size": 32},
+        text_config=text,
+        num_query_tokens=4,
+        image_token_index=IMAGE_ID,
+        image_text_hidden_size=8,
+    )
+
+
+def hf_blip2(folder: Path, text: dict[str, Any] = OPT) -> Path:
+    """BLIP-2 of transformers with an OPT, or the language model of a config, with the copies that older files have."""
+    config = hf_blip2_config(text)
+    model = randomised(Blip2ForConditionalGeneration(config))
+    state = dict(model.state_dict())
+    if text["model_type"] == "t5":
+        head = torch.randn(state["language_model.shared.weight"].shape, generator=torch.Generator().manual_seed(7))
+        state["language_model.lm_head.weight"] = head * 0.08
+    write(folder, state, {**config.to_dict(), "architectures": [type(model).__name__]}, shards=2)
+    blip_pixels(folder)
+    special(folder, "<image>")
+    return folder
+
+
+def hf_blip2_retrieval(folder: Path, token: int | None = None) -> Path:
+    """BLIP-2's first stage of transformers; `token` is the id of the image token of newer folders."""
+    config = hf_blip2_config(OPT)
+    config.image_token_index, config.qformer_config.use_qformer_text_input = token, True
+    model = randomised(Blip2ForImageTextRetrieval(config))
+    write(folder, dict(model.state_dict()), {**config.to_dict(), "architectures": [type(model).__name__]})
+    blip_pixels(folder)
+    bert(folder)
+    return folder
+
+
+def opt(folder: Path) -> Path:
+    model = randomised(OPTForCausalLM(OPTConfig(**OPT)))
+    state = {name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    return write(folder, state, OPT)
+
+
+def lavis(folder: Path, name: str, more: State) -> Path:
+    """Write a file of LAVIS that holds norm, Q-Former and some more tensors, fp32."""
+    state = {name: of for name, of in eva_and_qformer(0).items() if "visual" not in name} | more
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state}, folder / name)
+    return folder / name
+
+
+def text_branch() -> State:
+    """The branch of a Q-Former that reads texts."""
+    bert = {"embeddings.word_embeddings.weight": noise(512, 64), "embeddings.position_embeddings.weight": noise(8, 64)}
+    for layer in range(2):
+        at = f"encoder.layer.{layer}"
+        bert |= linear(f"{at}.intermediate.dense", 96, 64) | linear(f"{at}.output.dense", 64, 96)
+        bert |= norm(f"{at}.output.LayerNorm", 64)
+    return {f"Qformer.bert.{name}": tensor for name, tensor in bert.items()}
+
+
+def lavis_blip2(folder: Path) -> Path:
+    """The end of BLIP-2's second stage."""
+    return lavis(folder, "blip2_pretrained_opt2.7b.pth", linear("opt_proj", 32, 64))
+
+
+def lavis_blip2_retrieval(folder: Path) -> Path:
+    """The end of BLIP-2's first stage."""
+    more = linear("vision_proj", 8, 64) | linear("text_proj", 8, 64) | linear("itm_head", 2, 64)
+    head = {"bias": noise(512), **linear("transform.dense", 64, 64), **norm("transform.LayerNorm", 64)}
+    more |= {f"Qformer.cls.predictions.{name}": tensor for name, tensor in head.items()} | text_branch()
+    at = "Qformer.cls.predictions."
+    more[f"{at}decoder.bias"] = more[f"{at}bias"]
+    more[f"{at}decoder.weight"] = more["Qformer.bert.embeddings.word_embeddings.weight"]
+    return lavis(folder, "blip2_pretrained.pth", more | {"temp": torch.tensor(0.07)})
+
+
+def lavis_instructblip(folder: Path) -> Path:
+    """The trained parts of InstructBLIP with Vicuna."""
+    return lavis(folder, "instruct_blip_vicuna7b_trimmed.pth", text_branch() | linear("llm_proj", 32, 64))
+
+
+def hf_blip(folder: Path, kind: type[nn.Module] = BlipForConditionalGeneration) -> Path:
+    """BLIP's captioner of transformers, or another of its models, with the copies that older files have."""
+    sizes = {"image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-5}
+    text = BERT | {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "encoder_hidden_size": 32}
+    text |= {"bos_token_id": VOCABULARY - 2, "sep_token_id": 510}
+    model = randomised(kind(BlipConfig(vision_config=EVA | sizes, text_config=text, image_text_hidden_size=8)))
+    names = {"architectures": [type(model).__name__]}
+    write(folder, dict(model.state_dict()), {**model.config.to_dict(), **names}, shards=2)
+    blip_pixels(folder)
+    return bert(folder)
+
+
+def hf_blip_retrieval(folder: Path) -> Path:
+    return hf_blip(folder, BlipForImageTextRetrieval)
+
+
+def vit(width: int = 64) -> State:
+    """The ViT of the authors' BLIP, with two blocks."""
+    state = {"cls_token": noise(1, 1, width), "pos_embed": noise(1, 5, width), "patch_embed.proj.bias": noise(width)}
+    state |= {"patch_embed.proj.weight": noise(width, 3, 14, 14), **norm("norm", width)}
+    for block in range(2):
+        at = f"blocks.{block}"
+        state |= norm(f"{at}.norm1", width) | norm(f"{at}.norm2", width) | linear(f"{at}.attn.qkv", 3 * width, width)
+        state |= linear(f"{at}.attn.proj", width, width)
+        state |= linear(f"{at}.mlp.fc1", 96, width) | linear(f"{at}.mlp.fc2", width, 96)
+    return state
+
+
+def med(width: int = 64) -> State:
+    """One stack of the text transformer of the authors' BLIP."""
+    state = {"embeddings.position_ids": torch.arange(48)[None], **norm("embeddings.LayerNorm", width)}
+    state |= weights({"embeddings.word_embeddings": (512, width), "embeddings.position_embeddings": (48, width)})
+    for layer in range(2):
+        at = f"encoder.layer.{layer}"
+        for name in ("attention", "crossattention"):
+            for piece in ("query", "key", "value"):
+                state |= linear(f"{at}.{name}.self.{piece}", width, width)
+            state |= linear(f"{at}.{name}.output.dense", width, width) | norm(f"{at}.{name}.output.LayerNorm", width)
+        state |= linear(f"{at}.intermediate.dense", 80, width) | linear(f"{at}.output.dense", width, 80)
+        state |= norm(f"{at}.output.LayerNorm", width)
+    return state
+
+
+def prefixed(prefix: str, state: State) -> State:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def blip_decoder(encoder: State | None = None) -> State:
+    """The decoder of the authors' BLIP; it shares all but self-attention with an encoder."""
+    stack = med()
+    for name in stack if encoder else ():
+        if ".attention." not in name:
+            stack[name] = encoder[name]
+    head = {"bias": noise(512), **linear("transform.dense", 64, 64), **norm("transform.LayerNorm", 64)}
+    head |= {"decoder.weight": stack["embeddings.word_embeddings.weight"], "decoder.bias": head["bias"]}
+    return prefixed("text_decoder.bert.", stack) | prefixed("text_decoder.cls.predictions.", head)
+
+
+def authors_blip(folder: Path, state: State) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": prefixed("visual_encoder.", vit()) | state}, folder / "model_base.pth")
+    return folder / "model_base.pth"
+
+
+def blip(folder: Path) -> Path:
+    """The authors' captioner, fp32."""
+    return authors_blip(folder, blip_decoder())
+
+
+def compared(encoder: State) -> State:
+    """The encoder, the heads that compare, the momentum copies and the features of the queue."""
+    heads = linear("vision_proj", 8, 64) | linear("text_proj", 8, 64)
+    momentum = {name.replace("_proj.", "_proj_m."): tensor + 0.01 for name, tensor in heads.items()}
+    momentum |= prefixed("visual_encoder_m.", vit()) | prefixed("text_encoder_m.", med())
+    state = prefixed("text_encoder.", encoder) | heads | momentum | linear("itm_head", 2, 64)
+    return state | {"temp": torch.tensor(0.05), "image_queue": noise(8, 16), "text_queue": noise(8, 16)}
+
+
+def blip_retrieval(folder: Path) -> Path:
+    """The authors' retrieval model, whose queue has numbers of images."""
+    queue = {"idx_queue": torch.arange(16)[None], "ptr_queue": torch.tensor([4])}
+    return authors_blip(folder, compared(med()) | queue)
+
+
+def blip_pretrain(folder: Path) -> Path:
+    """The authors' pre-trained model."""
+    encoder = med()
+    return authors_blip(folder, compared(encoder) | blip_decoder(encoder) | {"queue_ptr": torch.tensor([4])})

@@ -187,6 +187,14 @@ def test_a_wrong_value_is_named_with_its_line_and_what_is_accepted(
     assert message == f"recipe.yaml, line {line_of(f': {value}')}: {spoken}: {expected}"
 
 
+def test_a_seed_that_every_launch_draws_anew_is_refused(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("seed_everything", True)))
+    assert message == (
+        f"recipe.yaml, line {line_of(': true')}: seed_everything: true draws another seed in every launch, and no "
+        "launch could go on with the run of another. Write a number, such as 0"
+    )
+
+
 STOP = "there is no class EarlyStoping. Did you mean 'EarlyStopping'?"
 
 

@@ -90,7 +90,8 @@ def list_benchmarks(names: Sequence[str] = ()) -> str:
         for procedure in benchmark.procedures:
             families = ", ".join(procedure.families) or "all others"
             way = "" if procedure.answering == "generation" else f", by {procedure.answering}"
-            lines.append(f"  procedure {procedure.name} ({families}): {procedure.metric}{way}")
+            prompt = f"; prompt {procedure.prompt_mark}: {procedure.source}" if procedure.prompt_mark else ""
+            lines.append(f"  procedure {procedure.name} ({families}): {procedure.metric}{way}{prompt}")
     return "\n".join(lines)
 
 
@@ -112,8 +113,10 @@ def evaluate_benchmarks(choices: Namespace) -> None:
     procedures: dict[tuple[str, str], Procedure] = {}
     for place, name in zip(choices.checkpoint, names, strict=True):
         with launch_folder(place, choices.config, choices.stage) as path:
-            module = on_device_of_rank(open_model(path, choices.config, accelerator=choices.accelerator))
-            weights = digest_of_weights(Path(path), choices.config)
+            module = on_device_of_rank(
+                open_model(path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged)
+            )
+            weights = digest_of_weights(Path(path), choices.config, averaged=choices.averaged)
             for task in tasks:
                 procedure = task.benchmark.procedure_of(type(module).__name__, choices.procedure)
                 procedures[name, task.name] = procedure
@@ -186,9 +189,17 @@ def model_names(places: Sequence[str]) -> list[str]:
     return list(places)
 
 
-def digest_of_weights(checkpoint: Path, config: str | None) -> str:
-    """Compute the digest of a checkpoint's manifest, which has the digests of all its files, and of another config."""
+def digest_of_weights(checkpoint: Path, config: str | None, *, averaged: bool = False) -> str:
+    """Compute the digest of a checkpoint's manifest, which has the digests of all its files, and of another config.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        config: config that the model is built from; None for that of the checkpoint.
+        averaged: True for the moving averages of the weights.
+    """
     checksum = hashlib.blake2b((checkpoint / "manifest.json").read_bytes(), digest_size=16)
+    if averaged:
+        checksum.update(b"averaged")
     if config is not None:
         checksum.update(Path(config).read_bytes())
     return checksum.hexdigest()
@@ -263,7 +274,7 @@ def evaluate_task(
         if not dist.is_initialized() or not dist.get_rank():
             write_submission(submission, task.questions, answers, data, folder / "submission")
     published = task.benchmark.published_of(type(module).__name__)
-    line = Line(name, task.benchmark, task.split, procedure.name, result, blind, published, path, str(folder))
+    line = Line(name, task.benchmark, task.split, procedure, result, blind, published, path, str(folder))
     _write(
         folder / f"{procedure.name}.json", as_json(line) | {"checkpoint": str(checkpoint), "family": family_of(module)}
     )
@@ -298,7 +309,8 @@ def as_json(line: Line) -> dict[str, object]:
         "model": line.model,
         "benchmark": line.benchmark.name,
         "split": line.split,
-        "procedure": line.procedure,
+        "procedure": line.procedure.name,
+        "prompt": {"text": line.procedure.prompt, "mark": line.procedure.prompt_mark, "source": line.procedure.source},
         "published": [asdict(entry) for entry in line.published],
         "submission": line.submission,
         "folder": line.folder,

@@ -168,5 +168,5 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
         files = conversion.files(module)
         published = published_files({part for part, _ in files.outside.values()}, source, model, parts)
         output = other_layout(conversion.layout, files, model, weights, published)
-    check_parts(output, source)
-    return write_output(output, folder, memory)
+    left_out = check_parts(output, source)
+    return [*write_output(output, folder, memory), *left_out]

@@ -16,6 +16,7 @@ from lit_mm.commands.proof import SIZES, prove, summary
 from lit_mm.commands.published import Published
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.weights.convert import shorten
 from lit_mm.weights.files import TensorFiles
 from lit_mm.weights.provenance import TYPES, elements_of
 from lit_mm.weights.stream import Stored, write
@@ -39,7 +40,7 @@ def write_output(output: Output, folder: Path, memory: float | None) -> list[str
     return [
         f"{output.layout}: {len(output.tensors)} tensors, {size / 1e6:,.1f} MB",
         "read again: every tensor is the run's, in the dtype of the published file",
-        *([proof_of(output, folder, memory)] if output.is_hf else []),
+        *([proof_of(output, folder, memory)] if output.is_hf and is_whole(output) else []),
     ]
 
 
@@ -63,8 +64,9 @@ def write_shards(folder: Path, tensors: dict[str, Stored], elements: Any) -> lis
     return [folder / name for name in dict.fromkeys(weight_map.values())]
 
 
-def check_parts(output: Output, source: Path | None) -> None:
-    """Refuse to lose what a run has trained in a part that the files do not hold.
+def check_parts(output: Output, source: Path | None) -> list[str]:
+    """Refuse to lose what a run has trained in a part that the files do not hold. Return a line about tensors that the
+    layout never holds, if the run has trained some.
 
     Args:
         output: export.
@@ -75,6 +77,7 @@ def check_parts(output: Output, source: Path | None) -> None:
     groups = [group for group in output.plan.groups if not all(":" in name for name in group.sources)]
     in_files = {name for group in groups for name in group.targets}
     imported = None if source is None else reading.read(manifest.find(source))
+    left_out: dict[str, None] = {}
     for name, _ in kept_tensors(output.weights.module):
         if name in in_files or output.weights.is_frozen(name):
             continue
@@ -83,11 +86,15 @@ def check_parts(output: Output, source: Path | None) -> None:
             start = imported.weight(name)
         value = output.weights.weight(name)
         if start is None or not torch.equal(value.to(start.dtype), start):
+            if output.absent(name):
+                left_out[name.removeprefix("network.").rpartition(".")[0]] = None
+                continue
             path, part = output.weights.checkpoint.path, name.split(".")[1]
             raise UserError(
                 f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), and the files "
                 f"of {output.layout} do not hold this part. Export to a layout that holds it"
             )
+    return [f"left out, because {output.layout} has no place for it: {shorten(list(left_out))}"] if left_out else []
 
 
 def check_files(folder: Path, files: list[Path], output: Output) -> None:
@@ -108,6 +115,11 @@ def check_files(folder: Path, files: list[Path], output: Output) -> None:
             if not torch.equal(tensor, output.weights.weight(name).to(tensor.dtype)):
                 path = output.weights.checkpoint.path
                 raise UserError(f"{str(folder)!r}: {name!r} is not that of {str(path)!r} when read again")
+
+
+def is_whole(output: Output) -> bool:
+    """Return True if the files hold every part; transformers' model is compared with such a run alone."""
+    return not any(":" in name for name in output.plan.sources)
 
 
 def proof_of(output: Output, folder: Path, memory: float | None) -> str:

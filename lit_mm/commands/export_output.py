@@ -41,6 +41,8 @@ class Output:
         copy: function that writes configs and tokenizer to a new folder.
         is_hf: True if transformers opens the files.
         is_other: True if the run was not imported from this layout.
+        copies: name of a tensor of the files -> name of the tensor that it repeats.
+        absent: function that returns True for a tensor of the model that the layout never holds.
     """
 
     layout: str
@@ -51,15 +53,18 @@ class Output:
     rows: Mapping[str, int] = field(default_factory=dict)
     is_hf: bool = False
     is_other: bool = False
+    copies: Mapping[str, str] = field(default_factory=dict)
+    absent: Callable[[str], bool] = lambda name: False
 
     @property
     def tensors(self) -> dict[str, Stored]:
         """Return dtype and shape of every tensor of the files, by name; a part from another place is not among them."""
-        return {
+        tensors = {
             name: replace(stored, shape=(self.rows[name], *stored.shape[1:])) if name in self.rows else stored
             for name, stored in self.plan.sources.items()
             if ":" not in name
         }
+        return tensors | {name: tensors[original] for name, original in self.copies.items()}
 
     def values(self) -> Callable[[str], Tensor]:
         """Return a function from the name of a tensor of the files to its value."""
@@ -67,6 +72,7 @@ class Output:
         waiting: dict[str, Tensor] = {}
 
         def value(name: str) -> Tensor:
+            name = self.copies.get(name, name)
             if name in self.plan.unused:
                 return self.outside(name)
             if name not in waiting:
@@ -87,7 +93,9 @@ def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], wei
         weights: weights of the run.
     """
     layout = next(layout for layout in all_layouts() if layout.name == record["layout"])
-    stored = {name: Stored(dtype, tuple(shape)) for name, (dtype, shape) in record["tensors"].items()}
+    copies = record.get("copies", {})
+    tensors = {name: entry for name, entry in record["tensors"].items() if name not in copies}
+    stored = {name: Stored(dtype, tuple(shape)) for name, (dtype, shape) in tensors.items()}
     opened = plan(stored, rename_of(layout, model, weights.module, record["parts"], record["adapter"]))
     return Output(
         layout.name,
@@ -96,6 +104,8 @@ def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], wei
         TensorFiles([source / "published.safetensors"]).__getitem__,
         lambda folder: copy_configs(source / "published", folder),
         is_hf=layout.in_transformers,
+        copies=copies,
+        absent=lambda name: layout.start(name) is not None,
     )
 
 

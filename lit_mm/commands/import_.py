@@ -39,7 +39,7 @@ def import_(arguments: Sequence[str]) -> None:
         action="append",
         default=[],
         metavar="PART=PLACE",
-        help="folder, file or published name of a part that the checkpoint lacks: vision, language or connector",
+        help="folder, file or published name of a part that the checkpoint lacks (see --list), or of a tokenizer",
     )
     parser.add_argument("--layout", help="name of the layout, where the files do not tell (see --list)")
     parser.add_argument(
@@ -139,24 +139,31 @@ def write_run(published: Published, run: Path) -> Path:
     from lit_mm.weights.stream import write
 
     arguments = published.recipe["model"]["init_args"]
-    copy_configs(Path(arguments["tokenizer"]), run / "tokenizer")
+    tokenizer = Path(arguments["tokenizer"])
+    copy_configs(tokenizer, run / "tokenizer")
     copy_configs(published.place if published.place.is_dir() else published.place.parent, run / "published")
     arguments["tokenizer"] = str((run / "tokenizer").absolute())
     if "reading" in arguments:
-        folder = Path(arguments["reading"]["tokenizer"]).name
-        arguments["reading"]["tokenizer"] = str((run / "tokenizer" / folder).absolute())
+        second = Path(arguments["reading"]["tokenizer"])
+        folder = run / "tokenizer" if second == tokenizer else run / "tokenizer" / FOLDERS[0]
+        if not folder.exists():
+            copy_configs(second, folder)
+        arguments["reading"]["tokenizer"] = str(folder.absolute())
     module, config = build(published.recipe)
     group_of = {name: group for group in published.plan.groups for name in group.targets}
     waiting: dict[str, object] = {}
 
     def elements(name: str) -> Iterable[memoryview]:
+        if name in published.fresh:
+            return elements_of(published.start_value(name))
         if name not in waiting:
             waiting.update(published.plan.compute(group_of[name], published.read))
         return elements_of(waiting.pop(name))
 
     names = {id(tensor): name for name, tensor in module.named_parameters()}
     by_part = {part: [names[id(p)] for p in tensors.values()] for part, tensors in module.parts().items()}
-    tensors = {name: published.plan.targets[name] for name in module.state_dict() if name in published.plan.targets}
+    filled = {**published.plan.targets, **published.fresh_stored}
+    tensors = {name: filled[name] for name in module.state_dict() if name in filled}
     path = write_checkpoint(run / "checkpoints", config, family_of(module), by_part, tensors, elements)
     (run / "config.yaml").write_text(config)
     (run / "recipe.yaml").write_text(f"# {published.place}\n" + yaml.safe_dump(published.recipe, sort_keys=False))
@@ -164,6 +171,11 @@ def write_run(published: Published, run: Path) -> Path:
     write(run / "published.safetensors", unused, lambda name: elements_of(published.read(name)), {"format": "pt"})
     (run / "published.json").write_text(json.dumps(as_record(published), indent=1) + "\n")
     print(f"{path}: {len(tensors)} tensors. {len(unused)} tensors that the model does not read are kept beside it")
+    if published.fresh:
+        parameters = set(names.values())
+        inner = {name: name.removeprefix("network.") for name in published.fresh}
+        parts = {module.part_of(of) if name in parameters else of.partition(".")[0] for name, of in inner.items()}
+        print(f"{len(published.fresh)} tensors are in no file and start anew, in {', '.join(sorted(parts))}")
     return path
 
 

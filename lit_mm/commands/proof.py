@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
+import transformers
 import yaml
 from peft import PeftModel
 from PIL import Image
@@ -22,16 +23,19 @@ from lit_mm.commands.published import Published, build
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.files import read_json
+from lit_mm.weights.layouts.layout import Config
 
 OURS = re.compile(r"(network\.language\..*?\blayers\.)(\d+)(\..+)")
-THEIRS = re.compile(r"(.*language_model\.(?:model\.)?layers\.)(\d+)(\..+)")
+THEIRS = re.compile(r"(.*language_model\.(?:model\.)?(?:decoder\.)?layers\.)(\d+)(\..+)")
 FIRST, LAST = 2, 1  # decoder layers of the proof in proportion
 TOLERANCE = 1e-4  # of logits; fp32 on a CPU
 PIXEL = 1 / 255  # of pixel values, before normalisation
 SIZES = ((337, 500), (480, 200), (336, 336))  # (height, width) of the images, pixels
+LANGUAGES = ("language", "text")  # arguments of a family that hold its decoder
 QUESTION = "What is in the picture?"
 
 
@@ -85,9 +89,11 @@ def prove(
     }
     if not published.layout.in_transformers:
         return figures | {"against": "none: every tensor is placed once, with the shape that config.json says"}
-    config, pictures = AutoConfig.from_pretrained(published.place), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
-    figures["token_ids"] = compare_ids(published.module, config, published.place, pictures, QUESTION)
-    total = published.recipe["model"]["init_args"]["language"]["init_args"]["layers"]
+    if published.layout.outputs is None:
+        config, pictures = AutoConfig.from_pretrained(published.place), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
+        figures["token_ids"] = compare_ids(published.module, config, published.place, pictures, QUESTION)
+    sizes, key = layers_of(published.recipe)
+    total = sizes[key]
     some = sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})
     layers = some if not whole and any(OURS.fullmatch(name) for name in plan.targets) else list(range(total))
     names = [name for name in plan.targets if (match := OURS.fullmatch(name)) is None or int(match[2]) in layers]
@@ -100,7 +106,7 @@ def prove(
     theirs = model_of_transformers(published, layers)
     if adapter is not None:
         theirs = PeftModel.from_pretrained(theirs, adapter).merge_and_unload()
-    compared = [compare(ours, theirs, published.place, size) for size in SIZES]
+    compared = [compare(ours, theirs, published, size) for size in SIZES]
     figures |= {
         "against": f"transformers' {type(theirs).__name__}",
         "decoder_layers": layers,
@@ -142,16 +148,30 @@ def renumbered(pattern: re.Pattern[str], layers: list[int], name: str) -> str | 
     return f"{match[1]}{layers.index(number)}{match[3]}" if number in layers else None
 
 
+def layers_of(recipe: Config) -> tuple[Config, str]:
+    """Return the section of a recipe that has the number of decoder layers, and the key of the number."""
+    model = recipe["model"]["init_args"]
+    arguments = model[next(part for part in LANGUAGES if part in model)]["init_args"]
+    return (arguments["config"], "num_hidden_layers") if "config" in arguments else (arguments, "layers")
+
+
 def our_model(
     published: Published, weight: Callable[[str], Tensor], layers: list[int], names: list[str]
 ) -> MultimodalModule:
     """Build our model with some decoder layers, filled from the run."""
     recipe = yaml.safe_load(yaml.safe_dump(published.recipe))
-    recipe["model"]["init_args"]["language"]["init_args"]["layers"] = len(layers)
+    sizes, key = layers_of(recipe)
+    sizes[key] = len(layers)
     module, _ = build(recipe)
-    state = {renumbered(OURS, layers, name): weight(name).float() for name in names}
+    state = {renumbered(OURS, layers, name): as_float(weight(name)) for name in names}
+    state |= {renumbered(OURS, layers, name): published.start_value(name) for name in published.fresh}
     load_strict(module, state)
     return module.eval()
+
+
+def as_float(tensor: Tensor) -> Tensor:
+    """Convert floating-point values to fp32; counts and numbers stay as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def model_of_transformers(published: Published, layers: list[int]) -> nn.Module:
@@ -161,16 +181,35 @@ def model_of_transformers(published: Published, layers: list[int]) -> nn.Module:
     files = published.files[""]
     names = {name: renumbered(THEIRS, layers, name) for name in files}
     state = {new: files[name].float() for name, new in names.items() if new is not None}
-    family = AutoModelForImageTextToText._model_mapping[type(config)]
+    (name,) = config.architectures or [AutoModelForImageTextToText._model_mapping[type(config)].__name__]
+    family = getattr(transformers, name)
     return family.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
-def compare(ours: MultimodalModule, theirs: nn.Module, folder: Path, size: tuple[int, int]) -> dict[str, Any]:
+def compare(ours: MultimodalModule, theirs: nn.Module, published: Published, size: tuple[int, int]) -> dict[str, Any]:
     """Compare logits and pixels of both models for one image of (height, width) pixels."""
     picture = Drawing(*size)
     document = Document("proof", (Turn("user", (picture, QUESTION)), Turn("assistant", ("yes",))))
     batch = collate([ours.processor.sample(document)], ours.processor)
+    outputs = published.layout.outputs or (lambda ours, theirs, batch: logits_of_both(ours, theirs, batch, size))
+    logits, expected = outputs(ours, theirs, batch)
+    return {
+        "size": list(size),
+        "visual_tokens": len(batch.visual),
+        "logits": float((logits - expected).abs().max()),
+        "pixels": pixel_difference(torch.cat(list(batch.views.groups)), picture, published),
+    }
+
+
+def logits_of_both(
+    ours: MultimodalModule, theirs: nn.Module, batch: Batch, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Return the logits [T, vocabulary] of both models for the flat row of one sample.
+
+    Args:
+        size: (height, width) of the image, pixels.
+    """
     image_token = theirs.config.image_token_id
     ids = batch.ids.index_fill(1, batch.visual, image_token)
     views = torch.cat(list(batch.views.groups))
@@ -184,32 +223,29 @@ def compare(ours: MultimodalModule, theirs: nn.Module, folder: Path, size: tuple
     pixels = views[None] if sized else views
     expected = theirs(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), **extra).logits[0]
     every = replace(batch, supervised=torch.arange(learnt.shape[1]), labels=learnt[0])
-    logits = ours.network.language.logits(ours.network(every).hidden)
-    return {
-        "size": list(size),
-        "visual_tokens": len(batch.visual),
-        "logits": float((logits - expected).abs().max()),
-        "pixels": pixel_difference(views, picture, folder),
-    }
+    return ours.network.language.logits(ours.network(every).hidden), expected
 
 
-def pixel_difference(views: Tensor, picture: Drawing, folder: Path) -> float | None:
+def pixel_difference(views: Tensor, picture: Drawing, published: Published) -> float | None:
     """Compute the largest difference between our pixels and those of the published preprocessor, of pixels from 0 to 1.
 
     Args:
         views: [V, 3, H, W] normalised pixels.
         picture: the image that they were made of.
-        folder: folder of the checkpoint.
+        published: source of the checkpoint.
     Returns:
         The difference; infinite if the preprocessor makes other views; None if the folder names no preprocessor.
     """
     from transformers import AutoImageProcessor
 
-    if "image_processor_type" not in read_json(folder, "preprocessor_config.json"):
+    if "image_processor_type" not in read_json(published.place, "preprocessor_config.json"):
         return None
-    processor = AutoImageProcessor.from_pretrained(folder)
-    pixels = processor(images=picture.read(), return_tensors="pt")["pixel_values"].flatten(0, -4)
+    processor = AutoImageProcessor.from_pretrained(published.place)
+    if published.layout.pixels is not None:
+        pixels = published.layout.pixels(processor, picture.read(), views)
+    else:
+        pixels = processor(images=picture.read(), return_tensors="pt")["pixel_values"].flatten(0, -4)
     if pixels.shape != views.shape:
         return float("inf")
-    deviation = torch.tensor(processor.image_std)[:, None, None]
+    deviation = torch.tensor(processor.image_std).view(-1, 1, 1)
     return float(((pixels - views) * deviation).abs().max())

@@ -30,6 +30,13 @@ class Rendered(Protocol):
     def text(self, document: Document) -> tuple[str, list[tuple[int, int]]]: ...
 
 
+@runtime_checkable
+class Asked(Protocol):
+    """A prompt that can show the text of a question without its pictures."""
+
+    def rendered(self, question: str) -> str: ...
+
+
 def compare_ids(
     module: MultimodalModule, config: PretrainedConfig, folder: Path, pictures: tuple[Picture, ...], question: str
 ) -> dict[str, Any]:
@@ -64,7 +71,8 @@ def compare_ids(
         document = Document("proof", (Turn("user", (*pictures[:count], question)),))
         batch = collate([module.processor.for_questions().sample(document)], module.processor)
         ids = batch.ids[0].index_fill(0, batch.visual, IMAGE).tolist()
-        text = prompt.text(document)[0] if chats else question
+        plain = prompt.rendered(question) if isinstance(prompt, Asked) else question
+        text = prompt.text(document)[0] if chats else plain
         images = [picture.read() for picture in pictures[:count]] or None
         encoded = processor(text=text, images=images, return_tensors="pt")
         equal[name] = alike(ids, encoded["input_ids"][0].tolist(), processor)

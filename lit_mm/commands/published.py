@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,17 @@ from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.prompts.tokenizer import download
 from lit_mm.weights.convert import AdaptsState, shorten
 from lit_mm.weights.files import TensorFiles, read_json, tensor_files
-from lit_mm.weights.layouts.layout import Config, Described, Layout, layout_of
+from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, layout_of
 from lit_mm.weights.names import add_prefix, below
-from lit_mm.weights.provenance import Plan, plan
-from lit_mm.weights.source import MAPS, local_place
+from lit_mm.weights.provenance import TYPES, Plan, plan
+from lit_mm.weights.source import MAPS, is_published_name, local_place
 from lit_mm.weights.stream import Stored
 
 PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+TOKENIZERS = ("tokenizer", "reading")  # of the language model, and of a second text; they have no tensors
 WRAPPER = "base_model.model."  # in front of every name that peft writes
 DATA = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "my_data.json", "format": "llava"}}
 
@@ -51,6 +55,8 @@ class Published:
             "<part>:".
         files: tensors of the checkpoint, and of each part that came from another place.
         adapter: adapter_config.json of a LoRA; {} for other checkpoints.
+        copies: name of a tensor of the files -> name of the tensor that it repeats. The plan has no copies.
+        fresh: name of a tensor of the model that no file holds -> its start value, see `Layout.start`.
     """
 
     place: Path
@@ -61,6 +67,29 @@ class Published:
     plan: Plan
     files: Mapping[str, TensorFiles]
     adapter: Config
+    copies: Mapping[str, str]
+    fresh: Mapping[str, Start]
+
+    @cached_property
+    def fresh_stored(self) -> dict[str, Stored]:
+        """Dtype and shape of the tensors of the model that no file holds, by name."""
+        tensors = dict(kept_tensors(self.module))
+        return {
+            name: Stored(str(tensors[name].dtype).removeprefix("torch."), tuple(tensors[name].shape))
+            for name in self.fresh
+        }
+
+    def start_value(self, name: str) -> Tensor:
+        """Compute the start value of a tensor of the model that no file holds; draws depend on its name alone."""
+        start, stored = self.fresh[name], self.fresh_stored[name]
+        if isinstance(start, str):
+            if start in self.fresh:
+                return self.start_value(start)
+            (group,) = (group for group in self.plan.groups if start in group.targets)
+            return self.plan.compute(group, self.read)[start].to(TYPES[stored.dtype])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(name.encode()))
+            return start(stored.shape).to(TYPES[stored.dtype])
 
     def read(self, name: str) -> Tensor:
         """Read one tensor of the files by its name in the plan."""
@@ -78,24 +107,39 @@ class Published:
         Raises:
             UserError: the files cannot be read, their layout is unknown, a part is missing, or names or shapes differ.
         """
-        opened = {part: described(local_place(where)) for part, where in parts.items()}
+        opened = {part: described(local_place(where)) for part, where in parts.items() if part not in TOKENIZERS}
+        others = {
+            part: Described(tokenizer_folder(where), {}, {}) for part, where in parts.items() if part in TOKENIZERS
+        }
         path = local_place(place)
-        main, main_files = described(path, {part: one for part, (one, _) in opened.items()})
+        main, main_files = described(path, {part: one for part, (one, _) in opened.items()} | others)
         adapter = main.json("adapter_config.json") if any(PEFT.fullmatch(name) for name in main_files) else {}
         names = {plain_name(name): stored for name, stored in main_files.stored.items()}
         main = Described(main.folder, main.config, names, main.parts)
         layout = layout_of(main, layout_name)
-        check_separate(layout, main, parts)
-        recipe = recipe_of(layout.model(main), layout.stage)
+        check_separate(layout, main, opened)
+        recipe = recipe_of(layout.model(main), layout.stage, layout.objectives)
         module, config = build(recipe)
         files = {"": main_files} | {part: tensors for part, (_, tensors) in opened.items()}
-        sources = dict(main_files.stored)
+        copies = layout.copies(main)
+        check_copies(main, main_files, copies)
+        sources = {name: stored for name, stored in main_files.stored.items() if name not in copies}
         for part, (_, tensors) in opened.items():
             sources |= {f"{part}:{name}": stored for name, stored in tensors.stored.items()}
-        rename = rename_of(layout, recipe["model"], module, list(parts), adapter)
+        rename = rename_of(layout, recipe["model"], module, list(opened), adapter)
         opened_plan = plan(sources, rename)
-        check_complete(layout, main, module, opened_plan.targets)
-        return cls(path, layout, recipe, module, config, opened_plan, files, adapter)
+        absent = [name for name, _ in kept_tensors(module) if name not in opened_plan.targets]
+        fresh = {name: start for name in absent if (start := layout.start(name)) is not None}
+        check_complete(layout, main, module, opened_plan.targets, fresh)
+        return cls(path, layout, recipe, module, config, opened_plan, files, adapter, copies, fresh)
+
+
+def tokenizer_folder(place: str) -> Path:
+    """Return the folder of a tokenizer; of a published name only the files of the tokenizer are downloaded."""
+    path = Path(place).expanduser()
+    if not is_published_name(place):
+        return path.parent if path.is_file() else path
+    return download(place)
 
 
 def plain_name(name: str) -> str:
@@ -110,7 +154,6 @@ def rename_of(
 
     LoRA is merged: W + alpha / rank B A, computed in fp32.
     """
-    children = module.modules_by_part()
     adapting = [(f"{prefix}.", part) for prefix, part in module.named_modules() if isinstance(part, AdaptsState)]
 
     def rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -121,7 +164,8 @@ def rename_of(
             tensors = below(state, f"{part}:")
             if part == "language" and adapter:
                 tensors = merged(tensors, state, float(adapter["lora_alpha"]) / float(adapter["r"]))
-            mapped |= add_prefix(MAPS[kind](tensors, children[part]), f"network.{part}")
+            place = layout.place(part)
+            mapped |= add_prefix(MAPS[kind](tensors, module.get_submodule(place)), place)
         if adapter:
             main = {name: tensor for name, tensor in main.items() if ".lora_" not in name}
         mapped |= layout.rename(main, model)
@@ -151,16 +195,19 @@ def merged(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: flo
     return state
 
 
-def recipe_of(model: Config, train: Config) -> Config:
+def recipe_of(model: Config, train: Config, objectives: Config) -> Config:
     """Build a whole recipe around a `model` section: one fine-tuning stage on conversations of the user's own."""
     stage = {
         "name": "finetune",
+        **({"objectives": objectives} if objectives else {}),
         "train": train,
         "epochs": 1,
         "schedule": {"class_path": "lit_mm.stages.Cosine", "init_args": {"warmup": 0.03}},
         "betas": [0.9, 0.999],
     }
-    data = {**DATA, "init_args": DATA["init_args"] | {"global_batch": 16, "micro_batch": 1, "too_long": "truncate"}}
+    micro_batch = 16 if objectives else 1  # objectives that compare samples need the batch in one forward
+    batch = {"global_batch": 16, "micro_batch": micro_batch, "too_long": "truncate"}
+    data = {**DATA, "init_args": DATA["init_args"] | batch}
     trainer = {"accelerator": "auto", "devices": 1, "precision": "auto"}
     return {"model": model, "stages": [stage], "data": data, "trainer": trainer, "seed_everything": 0}
 
@@ -175,31 +222,53 @@ def build(recipe: Config) -> tuple[MultimodalModule, str]:
     return cli.model, cli.resolved()
 
 
-def check_separate(layout: Layout, main: Described, parts: Mapping[str, str]) -> None:
+def check_separate(layout: Layout, main: Described, parts: Collection[str]) -> None:
     """Refuse `--with` for a part that no layout takes from elsewhere.
 
     Raises:
         UserError: a part cannot come from another place.
     """
-    if unknown := sorted(parts.keys() - layout.separate.keys()):
+    if unknown := sorted(set(parts) - layout.separate.keys()):
         possible = ", ".join(sorted(layout.separate)) or "none: its checkpoints are whole"
         raise UserError(f"--with {unknown[0]}=...: the parts of {layout.name} from another place are {possible}")
 
 
-def check_complete(layout: Layout, main: Described, module: MultimodalModule, targets: Mapping[str, Stored]) -> None:
+def check_copies(main: Described, files: TensorFiles, copies: Mapping[str, str]) -> None:
+    """Refuse a checkpoint in which a tensor that should repeat another one differs from it.
+
+    Raises:
+        UserError: two such tensors have different values.
+    """
+    for name, original in copies.items():
+        if not torch.equal(files[name], files[original]):
+            raise UserError(
+                f"{str(main.folder)!r}: {name!r} should repeat {original!r}, and has other values. Does the file "
+                "belong to a model that shares other tensors?"
+            )
+
+
+def check_complete(
+    layout: Layout,
+    main: Described,
+    module: MultimodalModule,
+    targets: Mapping[str, Stored],
+    fresh: Collection[str],
+) -> None:
     """Refuse a checkpoint that does not fill its model, or has tensors that the model does not have.
 
+    Args:
+        targets: dtype and shape of every tensor that the files fill, by name in the model.
+        fresh: names of the tensors of the model that may be absent.
     Raises:
         UserError: a whole part is missing, or names or shapes differ.
     """
     tensors = dict(kept_tensors(module))
-    missing = sorted(tensors.keys() - targets.keys())
-    by_part: dict[str, list[str]] = {}
-    for name in missing:
-        by_part.setdefault(name.split(".")[1], []).append(name)
-    for part, names in by_part.items():
-        whole = sum(name.split(".")[1] == part for name in tensors)
-        if part in layout.separate and len(names) == whole:
+    missing = sorted(tensors.keys() - targets.keys() - set(fresh))
+    for part in layout.separate:
+        if (
+            below(dict.fromkeys(missing), f"{layout.place(part)}.").keys()
+            == below(tensors, f"{layout.place(part)}.").keys()
+        ):
             published = main.config.get(layout.separate[part][1]) or "the one that it was trained with"
             raise UserError(
                 f"{str(main.folder)!r} has no weights of the part {part!r}; {published} belongs there. Add --with "
@@ -225,11 +294,16 @@ def check_complete(layout: Layout, main: Described, module: MultimodalModule, ta
 
 def as_record(published: Published) -> dict[str, Any]:
     """Describe the published files for `published.json` of the run: what an export must write again."""
+    stored = published.files[""].stored
+    tensors = {
+        name: published.plan.sources.get(name) or stored[name] for name in (*published.plan.sources, *published.copies)
+    }
     return {
         "layout": published.layout.name,
         "place": str(published.place.absolute()),
         "adapter": published.adapter,
         "parts": [part for part in published.files if part],
-        "tensors": {name: [stored.dtype, list(stored.shape)] for name, stored in published.plan.sources.items()},
+        "tensors": {name: [of.dtype, list(of.shape)] for name, of in tensors.items()},
+        "copies": dict(published.copies),
         "unused": list(published.plan.unused),
     }

@@ -100,6 +100,11 @@ def check_config(config: Entry) -> None:
             raise UserError(unknown_key(entry, key, sorted([*KEYS, "trainer"]), "a recipe", ()))
     if (seed := config.keys.get("seed_everything")) is not None:
         number = yaml.safe_load(flow(seed))
+        if number is True:
+            raise UserError(
+                f"{spoken(seed, ('seed_everything',))}: true draws another seed in every launch, and no launch could "
+                "go on with the run of another. Write a number, such as 0"
+            )
         if isinstance(number, int) and not 0 <= number <= MOST_SEED:
             raise UserError(f"{spoken(seed, ('seed_everything',))}: a seed is from 0 to {MOST_SEED}, got {number}")
     stages = config.keys.get("stages")
@@ -425,7 +430,7 @@ def check_part(stage: Namespace, key: str, kind: type) -> None:
         UserError: the part refuses its arguments.
     """
     config = stage.get(key)
-    if config is None:
+    if not isinstance(config, Namespace):  # null, or a word such as `template`
         return
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "part")

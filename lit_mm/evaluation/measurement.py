@@ -210,22 +210,38 @@ def contrast(pairs: Mapping[str, tuple[Procedure, Measurement, Measurement]], *,
     Raises:
         UserError: the two models were not asked the same questions.
     """
-    results: list[Contrast] = []
-    for name, (procedure, a, b) in pairs.items():
-        if a.scores.keys() != b.scores.keys() or a.metric != b.metric:
-            raise UserError(
-                f"{name}: the two models answered {a.count} and {b.count} questions, scored by {a.metric} and "
-                f"{b.metric}. Ask both the same questions by the same --procedure"
-            )
-        ids = list(a.scores)
-        scores_a, scores_b = ([m.scores[id] for id in ids] for m in (a, b))
-        comparison = paired_bootstrap(scores_a, scores_b, [a.groups[id] for id in ids], seed=seed)
-        test, needed = "paired bootstrap", None
-        if find_metric(procedure.metric).is_binary:
-            test, comparison = "McNemar", replace(comparison, p_value=mcnemar(scores_a, scores_b))
-            disagreement = sum(x != y for x, y in zip(scores_a, scores_b, strict=True)) / len(ids)
-            if comparison.difference:
-                needed = questions_needed(comparison.difference, disagreement)
-        results.append(Contrast(name, comparison, test, comparison.p_value, needed))
-    adjusted = holm([result.comparison.p_value for result in results])
-    return [replace(result, adjusted=value) for result, value in zip(results, adjusted, strict=True)]
+    return adjusted(
+        [
+            contrast_of(name, a, b, is_binary=find_metric(procedure.metric).is_binary, seed=seed)
+            for name, (procedure, a, b) in pairs.items()
+        ]
+    )
+
+
+def contrast_of(name: str, a: Measurement, b: Measurement, *, is_binary: bool, seed: int = 0) -> Contrast:
+    """Compare two models on one benchmark, see `contrast`; the p value is not adjusted.
+
+    Raises:
+        UserError: the two models were not asked the same questions.
+    """
+    if a.scores.keys() != b.scores.keys() or a.metric != b.metric:
+        raise UserError(
+            f"{name}: the two models answered {a.count} and {b.count} questions, scored by {a.metric} and "
+            f"{b.metric}. Ask both the same questions by the same --procedure"
+        )
+    ids = list(a.scores)
+    scores_a, scores_b = ([m.scores[id] for id in ids] for m in (a, b))
+    comparison = paired_bootstrap(scores_a, scores_b, [a.groups[id] for id in ids], seed=seed)
+    test, needed = "paired bootstrap", None
+    if is_binary:
+        test, comparison = "McNemar", replace(comparison, p_value=mcnemar(scores_a, scores_b))
+        disagreement = sum(x != y for x, y in zip(scores_a, scores_b, strict=True)) / len(ids)
+        if comparison.difference:
+            needed = questions_needed(comparison.difference, disagreement)
+    return Contrast(name, comparison, test, comparison.p_value, needed)
+
+
+def adjusted(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Adjust the p values of all contrasts of a command by Holm."""
+    values = holm([contrast.comparison.p_value for contrast in contrasts])
+    return [replace(contrast, adjusted=value) for contrast, value in zip(contrasts, values, strict=True)]

@@ -29,8 +29,10 @@ class InstructBlipPrompt:
         max_instruction: largest number of tokens of the instruction, with the first token or eos.
         max_response: largest number of tokens of the response, with its end, and with the first token of a decoder,
             which the release tokenises before the response and drops.
+        question: template of the instruction; BLIP-2 asks a decoder "Question: {question} Answer:".
+        end: text of one token that ends a response in place of eos; BLIP-2 with OPT: a newline. "": eos.
     Raises:
-        UserError: a limit leaves no room for a token of text.
+        UserError: a limit leaves no room for a token of text, or the template does not hold its placeholder once.
     Source: lavis/models/blip2_models/blip2_vicuna_instruct.py and blip2_t5_instruct.py of github.com/salesforce/LAVIS.
     """
 
@@ -38,6 +40,8 @@ class InstructBlipPrompt:
     writes_target: bool = False
     max_instruction: int = 128
     max_response: int = 256
+    question: str = "{question}"
+    end: str = ""
 
     def __post_init__(self) -> None:
         if min(self.max_instruction, self.max_response) < 3:
@@ -45,6 +49,8 @@ class InstructBlipPrompt:
                 "InstructBlipPrompt: `max_instruction` and `max_response` are at least 3 tokens, got "
                 f"{self.max_instruction} and {self.max_response}"
             )
+        if self.question.count("{question}") != 1:
+            raise UserError(f"InstructBlipPrompt: `question` holds {{question}} once, got {self.question!r}")
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`. A document without its response ends with the instruction.
@@ -60,7 +66,8 @@ class InstructBlipPrompt:
             )
         start = self.start(tokenizer)
         end = [tokenizer.eos_id] if self.writes_target else []
-        ids = tokenizer.encode(document.turns[0].text.strip())
+        text = document.turns[0].text.strip()
+        ids = tokenizer.encode(self.rendered(text) if text else "")
         room = self.max_instruction - len(start) - len(end)
         instruction = [*start, *ids[max(0, len(ids) - room) :], *end]
         runs: list[Run] = [PictureRun(number) for number in range(len(document.pictures))]
@@ -69,6 +76,10 @@ class InstructBlipPrompt:
             response = self.response(document.turns[1].text.strip(), tokenizer, self.max_response - len(start))
             runs.append(TextRun(response, [True] * len(response)))
         return runs
+
+    def rendered(self, question: str) -> str:
+        """Return the instruction of a question."""
+        return self.question.replace("{question}", question)
 
     def start(self, tokenizer: Tokenizer) -> list[int]:
         """Return the first token of a decoder's text as a list; [] if there is none."""
@@ -83,8 +94,12 @@ class InstructBlipPrompt:
         ids = tokenizer.encode(text)
         if self.writes_target:
             ids = ids[: room - 1]
-        return [*ids, tokenizer.eos_id][:room]
+        return [*ids, self.end_id(tokenizer)][:room]
+
+    def end_id(self, tokenizer: Tokenizer) -> int:
+        """Return the id of the token that ends a response."""
+        return tokenizer.encode(self.end)[-1] if self.end else tokenizer.eos_id
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Return the id of eos, which ends the response."""
-        return frozenset({tokenizer.eos_id})
+        """Return the ids of the token that ends the response, and of eos."""
+        return frozenset({self.end_id(tokenizer), tokenizer.eos_id})

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Published
+from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Procedure, Published
 from lit_mm.evaluation.measurement import Contrast, Measurement, difference_to
 
 WIDTH = 132  # columns of a table
@@ -24,7 +24,7 @@ class Line:
         model: name of the model in the table.
         benchmark: benchmark.
         split: name of the split.
-        procedure: name of the procedure.
+        procedure: procedure.
         measurement: figure; None if the answers are not public.
         blind: figure with the pictures of other questions; None if it was not measured.
         published: published figures of the model's family.
@@ -35,7 +35,7 @@ class Line:
     model: str
     benchmark: Benchmark
     split: str
-    procedure: str
+    procedure: Procedure
     measurement: Measurement | None
     blind: Measurement | None = None
     published: Sequence[Published] = field(default_factory=tuple)
@@ -51,7 +51,8 @@ def benchmark_table(lines: Sequence[Line]) -> str:
     """Format figures with their 95 % intervals beside the published ones.
 
     A figure that was read in a public file, for the same split and metric, gets the difference to it. All others stand
-    in brackets with their mark: r is recalled, s secondary; v belongs to another split or metric.
+    in brackets with their mark: r is recalled, s secondary; v belongs to another split or metric. The mark of the
+    prompt stands beside the procedure, see `lit_mm.evaluation.benchmarks.benchmark.Procedure`.
     """
     table = Table(box=box.SIMPLE_HEAVY, pad_edge=False)
     for name in ("model", "benchmark", "procedure", "metric"):
@@ -73,7 +74,9 @@ def benchmark_table(lines: Sequence[Line]) -> str:
         )
         metric = "submission" if result is None else result.metric
         published = "\n".join(published_text(entry, line) for entry in line.published) or "-"
-        table.add_row(line.model, line.name, line.procedure, metric, *figures, published)
+        mark = line.procedure.prompt_mark
+        procedure = line.procedure.name + (f", prompt {mark}" if mark and mark != line.procedure.name else "")
+        table.add_row(line.model, line.name, procedure, metric, *figures, published)
     notes = [f"{line.name}: {line.benchmark.note}" for line in lines if line.benchmark.note]
     notes += [f"{line.name}: {line.measurement.note}" for line in lines if line.measurement and line.measurement.note]
     notes += [f"{line.name}: the server takes {line.submission}" for line in lines if line.submission]

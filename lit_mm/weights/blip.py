@@ -87,7 +87,7 @@ def blip_to_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        new = _network_name(name)
+        new = network_name(name)
         if new is None:
             continue
         if new == "contrast.temperature":
@@ -166,11 +166,11 @@ def deit_to_vit(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"vit.{name}": tensor for name, tensor in weights.items() if not name.startswith(("head.", "pre_logits."))}
 
 
-def _network_name(name: str) -> str | None:
+def network_name(name: str) -> str | None:
     """Rename one tensor of a checkpoint; None if it repeats others. Unknown names are returned unchanged."""
     for old in ("visual_encoder_m.", "text_encoder_m."):
         if name.startswith(old):
-            new = _network_name(old.replace("_m.", ".") + name.removeprefix(old))
+            new = network_name(old.replace("_m.", ".") + name.removeprefix(old))
             return new and f"momentum.{new}"
     module, _, kind = name.rpartition(".")
     if module.removesuffix("_m") in TOP:

@@ -8,6 +8,7 @@ gives: no inverse has to be written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -122,9 +123,11 @@ class Plan:
         """
         kinds = {self.sources[name].dtype for name in group.sources}
         dtype = TYPES[min(kinds)]
-        whole, wide = BITS[dtype.itemsize]
         if group.renames:
             return {group.sources[0]: values[group.targets[0]].to(dtype).contiguous()}
+        if dtype.itemsize not in BITS:
+            return self._scatter(group, values, dtype)
+        whole, wide = BITS[dtype.itemsize]
         with torch.enable_grad():
             inputs = {
                 name: torch.zeros(self.sources[name].shape, dtype=wide, requires_grad=True) for name in group.sources
@@ -146,6 +149,19 @@ class Plan:
             [values[name].to(dtype).contiguous().view(whole).to(wide) for name in moved],
         )
         return {name: bits.to(whole).contiguous().view(dtype) for name, bits in zip(inputs, gradients, strict=True)}
+
+    def _scatter(self, group: Group, values: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """Invert a group of wide integers, whose places are found by mapping the numbers 0, 1, 2, ..."""
+        shapes = [self.sources[name].shape for name in group.sources]
+        numbers = torch.arange(sum(math.prod(shape) for shape in shapes), dtype=torch.float64)
+        pieces = numbers.split([math.prod(shape) for shape in shapes])
+        inputs = {name: piece.view(shape) for name, piece, shape in zip(group.sources, pieces, shapes, strict=True)}
+        mapped = self.rename(self._empty() | inputs)
+        elements = torch.empty(len(numbers), dtype=dtype)
+        for name in group.targets:
+            elements[mapped[name].long().flatten()] = values[name].to(dtype).flatten()
+        parts = elements.split([math.prod(shape) for shape in shapes])
+        return {name: part.view(shape) for name, part, shape in zip(group.sources, parts, shapes, strict=True)}
 
     def _empty(self) -> dict[str, Tensor]:
         return {

@@ -57,8 +57,18 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "transformers": lambda state, part: decoder_to_pretrained(
         state, model_type=part.model_type, heads=part.heads, kv_heads=part.kv_heads
     ),
+    "language": lambda state, part: language_to_part(state, part),
     "blip2-qformer": lambda state, part: blip2_qformer(state, part),
 }
+
+
+def language_to_part(state: State, part: nn.Module) -> State:
+    """Rename a language model of transformers to the part that it fills: a `T5`, a `Pretrained` or a `Llama`."""
+    if part.writes_target:
+        return t5_to_t5(state)
+    if hasattr(part, "model_type"):
+        return MAPS["transformers"](state, part)
+    return llama_to_llama(state)
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ import torch
 
 from lit_mm.errors import UserError
 from lit_mm.evaluation import answering
-from lit_mm.evaluation.answering import AnswerFile, answer_questions, digest_of_asking, plan_batches, rank_all
+from lit_mm.evaluation.answering import AnswerFile, answer_questions, digest_of_asking, odds, plan_batches, rank_all
 from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure, load_benchmark
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.measurement import measure, rows_of
@@ -23,6 +23,9 @@ from tests.tiny import Noise, xcomposer2
 GENERATION = Procedure("g", "equality", "{question} ?", decoding={"max_new_tokens": 6})
 SAMPLING = Procedure("s", "equality", decoding={"max_new_tokens": 6, "sample": True})
 RANKING = Procedure("r", "equality", answering="candidates", candidates=Candidates({"x": ("red",), "y": ("page", "?")}))
+ODDS = Procedure(
+    "o", "roc_auc", answering="candidates", candidates=Candidates({"x": ("red",), "y": ("page", "?")}, odds_of="x")
+)
 QUESTIONS = [Question(f"q{n}", Noise(n), "what is " * (1 + n % 4), ("red",)) for n in range(9)]
 
 
@@ -36,7 +39,9 @@ def module():
     return model
 
 
-@pytest.mark.parametrize("procedure", [GENERATION, SAMPLING, RANKING], ids=["generation", "sampling", "candidates"])
+@pytest.mark.parametrize(
+    "procedure", [GENERATION, SAMPLING, RANKING, ODDS], ids=["generation", "sampling", "candidates", "odds"]
+)
 def test_a_killed_evaluation_goes_on_with_the_same_answers(
     procedure: Procedure, module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +115,13 @@ def test_the_name_of_the_folder_changes_with_all_that_determines_the_answers(mod
     assert digest(dataclasses.replace(GENERATION, metric="anls", name="other")) == digests[0]  # scoring is not asking
 
 
+def test_log_odds_are_those_of_the_likeliest_texts_and_agree_with_the_choice(module) -> None:
+    assert odds(["x", "y", "y", "z"], [-1.0, -3.0, -0.25, -9.0], "x") == -0.75
+    choices, values = (answer_questions(module, QUESTIONS, procedure) for procedure in (RANKING, ODDS))
+    assert {id: "x" if float(value) > 0 else "y" for id, value in values.items()} == choices
+    assert len(set(values.values())) > 2
+
+
 def test_a_model_that_cannot_rank_is_refused_for_retrieval(module) -> None:
     with pytest.raises(UserError, match="gives no scores of pictures and captions"):
         rank_all(module, QUESTIONS, [question.picture for question in QUESTIONS])
@@ -172,6 +184,8 @@ from lit_mm.evaluation.benchmarks.question import Question
 QUESTIONS = [Question(f"q{n}", Noise(n), "what is " * (1 + n % 4), ("red",)) for n in range(9)]
 PROCEDURES = {
     "generation": Procedure("g", "equality", decoding={"max_new_tokens": 4}),
+    "odds": Procedure("o", "roc_auc", answering="candidates",
+                      candidates=Candidates({"x": ("red",), "y": ("page", "?")}, odds_of="x")),
     "candidates": Procedure("r", "equality", answering="candidates",
                             candidates=Candidates({"x": ("red",), "y": ("page", "?")})),
 }

@@ -99,3 +99,12 @@ def test_a_document_of_several_questions_and_a_limit_without_room_are_refused() 
         InstructBlipPrompt().runs(Document("d", turns * 2), WordTokenizer({}, {"eos": 2}))
     with pytest.raises(UserError, match="are at least 3 tokens, got 2 and 256"):
         InstructBlipPrompt(max_instruction=2)
+    with pytest.raises(UserError, match=r"holds {question} once, got 'Question:'"):
+        InstructBlipPrompt(question="Question:")
+
+
+def test_a_question_stands_in_its_template_and_a_response_ends_with_another_token() -> None:
+    tokenizer = WordTokenizer({"Q": 10, "A": 11, "why": 12, "so": 13, "over": 14}, {"eos": 2})
+    prompt = InstructBlipPrompt(first="", question="Q {question} A", end="over")
+    assert flatten(prompt.runs(asked("why", "so"), tokenizer), [])[0] == [10, 12, 11, 13, 14]
+    assert prompt.stop_ids(tokenizer) == {2, 14}

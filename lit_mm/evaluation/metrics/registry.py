@@ -20,6 +20,7 @@ from lit_mm.evaluation.metrics.equality import (
 from lit_mm.evaluation.metrics.grounding import grounding_accuracy
 from lit_mm.evaluation.metrics.relaxed import relaxed_accuracy, relaxed_accuracy_qwen_vl
 from lit_mm.evaluation.metrics.retrieval import recall
+from lit_mm.evaluation.metrics.roc import roc_auc
 from lit_mm.evaluation.metrics.rows import Function, Row, Scored, check_rows
 from lit_mm.evaluation.metrics.vqa import textvqa_accuracy, vqa_accuracy
 from lit_mm.evaluation.metrics.wtq import wtq_accuracy
@@ -65,6 +66,7 @@ METRICS = {
     "recall": Metric(recall),
     "due_f1": Metric(due_f1, is_mean=False, is_binary=False),
     "wtq_accuracy": Metric(wtq_accuracy),
+    "roc_auc": Metric(roc_auc, is_mean=False, is_binary=False),
 }
 
 

@@ -18,6 +18,7 @@ from lit_mm.weights.stream import Stored
 
 Config = dict[str, Any]
 State = dict[str, Tensor]
+Start = str | Callable[[tuple[int, ...]], Tensor]  # the name of another tensor, or a function from a shape to values
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class Layout:
         separate: part -> (key map of `lit_mm.weights.source.MAPS`, key of config.json with the published name) for
             parts that a checkpoint may leave out.
         in_transformers: True if transformers opens a checkpoint of this layout.
+        objectives: the `objectives` section of the fine-tuning stage; {} for the family's first.
+        places: part of `separate` -> its path in the network, where that is not the name of the part.
+        copies: function that returns, for names in the files, the names of the tensors that they repeat.
+        start: function from the name of a tensor of the model, which no file of this layout holds, to its start value:
+            that of another tensor of the model, or values by shape. None: the files must hold the tensor.
+        outputs: function of our module, transformers' model and a batch that returns what both compute of it; None
+            compares the logits of all positions.
+        pixels: function of transformers' preprocessor, an image and our views that returns the pixels of the
+            preprocessor; None takes its `pixel_values`.
     """
 
     name: str
@@ -69,6 +79,16 @@ class Layout:
     stage: Config
     separate: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     in_transformers: bool = False
+    objectives: Config = field(default_factory=dict)
+    places: Mapping[str, str] = field(default_factory=dict)
+    copies: Callable[[Described], Mapping[str, str]] = lambda described: {}
+    start: Callable[[str], Start | None] = lambda name: None
+    outputs: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None
+    pixels: Callable[[Any, Any, Tensor], Tensor] | None = None
+
+    def place(self, part: str) -> str:
+        """Return the prefix of the names of a part of `separate` in the model."""
+        return f"network.{self.places.get(part, part)}"
 
 
 def all_layouts() -> list[Layout]:

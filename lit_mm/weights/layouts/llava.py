@@ -25,8 +25,8 @@ def is_authors(described: Described) -> bool:
     """Return True for a checkpoint, projector or LoRA of the authors, and for no family that extends theirs."""
     kind = described.config.get("model_type", "llava")
     names = described.config.get("architectures") or []
-    resampler = any(".mm_projector.attn" in name for name in described.stored)
-    return kind in AUTHORS and not resampler and not any("Llava" not in name for name in names)
+    extended = any(".mm_projector.attn" in name or "vlm_uni_" in name for name in described.stored)
+    return kind in AUTHORS and not extended and not any("Llava" not in name for name in names)
 
 
 def is_llava(described: Described) -> bool:

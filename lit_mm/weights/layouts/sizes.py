@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, MistralConfig, T5Config
+from transformers import CONFIG_MAPPING, CLIPVisionConfig, LlamaConfig, MistralConfig, T5Config
 
 from lit_mm.errors import UserError
+from lit_mm.weights.config_file import without_type
 from lit_mm.weights.layouts.layout import Config, Described
 from lit_mm.weights.stream import Stored
 
@@ -17,11 +18,24 @@ CLIP_HEAD = 64  # width of an attention head in every published CLIP
 EVA_HEAD, EVA_RATIO = 88, 4.3637  # of EVA ViT-g: width of an attention head; feed-forward width / width
 QFORMER_HEAD = 64  # width of an attention head in BERT
 DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig}
+# Keys of a config.json that a `Pretrained` is built from
+SETTINGS = {
+    "opt": (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "word_embed_proj_dim", "vocab_size"),
+        *("max_position_embeddings", "activation_function", "do_layer_norm_before", "dropout", "attention_dropout"),
+        *("enable_bias", "layer_norm_elementwise_affine", "tie_word_embeddings"),
+    ),
+    "persimmon": (
+        *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size", "hidden_act"),
+        *("max_position_embeddings", "qk_layernorm", "rope_parameters", "layer_norm_eps", "hidden_dropout"),
+        *("attention_dropout", "tie_word_embeddings"),
+    ),
+}
 EVA_PATCHES, QUERIES = "patch_embed.proj.weight", "query_tokens"
 EVA_BLOCK = re.compile(r"blocks\.(\d+)\.")
 QLAYER = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.(crossattention\.)?")
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
-TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json")
 
 
 def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
@@ -55,6 +69,34 @@ def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
         "tie_embeddings": bool(full.get("tie_word_embeddings")),
     }
     return {"class_path": "lit_mm.language.llama.Llama", "init_args": sizes}
+
+
+def pretrained_part(config: Mapping[str, Any]) -> Config:
+    """Build the `language` section of a decoder that `Pretrained` runs; absent keys have the defaults of their class.
+
+    Args:
+        config: `config.json` of an OPT or Persimmon, or the `text_config` of a multimodal model.
+    Raises:
+        UserError: the language model is of another kind.
+    """
+    kind = config.get("model_type")
+    if kind not in SETTINGS:
+        raise UserError(f"a language model of model_type {kind!r} cannot be imported, only {', '.join(SETTINGS)}")
+    full = CONFIG_MAPPING[kind](**without_type(dict(config))).to_dict()
+    numbers = {key: full[key] for key in SETTINGS[kind]}
+    return component("lit_mm.language.pretrained.Pretrained", config={"model_type": kind} | numbers)
+
+
+def language_part(config: Mapping[str, Any]) -> Config:
+    """Build the `language` section of a Llama, a T5, or a decoder that `Pretrained` runs.
+
+    Raises:
+        UserError: the language model is of another kind, or has a value that cannot be imported.
+    """
+    kind = config.get("model_type")
+    if kind == "t5":
+        return t5_part(config)
+    return llama_part(config, kind) if kind in DECODERS else pretrained_part(config)
 
 
 def t5_part(config: Mapping[str, Any]) -> Config:
@@ -189,16 +231,21 @@ def component(class_path: str, **arguments: Any) -> Config:
     return {"class_path": class_path} | ({"init_args": arguments} if arguments else {})
 
 
-def tokenizer(described: Described) -> str:
-    """Return the folder of the tokenizer: the checkpoint's, or that of the language model that `--with` names.
+def tokenizer(described: Described, published: str = "lmsys/vicuna-7b-v1.5") -> str:
+    """Return the folder of the tokenizer: the one that `--with tokenizer=` names, the checkpoint's, or that of the
+    language model that `--with language=` names.
 
+    Args:
+        published: a published name of such a tokenizer, for the error.
     Raises:
-        UserError: neither has the files of a tokenizer.
+        UserError: none of them has the files of a tokenizer.
     """
-    for source in (described, *(described.parts[part] for part in ("language",) if part in described.parts)):
-        if any((source.folder / name).is_file() for name in TOKENIZERS):
+    parts = described.parts
+    for source in (parts.get("tokenizer"), described, parts.get("language")):
+        if source and any((source.folder / name).is_file() for name in TOKENIZERS):
             return str(source.folder.absolute())
     raise UserError(
-        f"{str(described.folder)!r} has no tokenizer ({' or '.join(TOKENIZERS)}). Put the files of its language model "
-        "there, or name the language model's folder with --with language=PLACE if the checkpoint lacks that, too"
+        f"{str(described.folder)!r} has no tokenizer ({' or '.join(TOKENIZERS)}). Name the one of its language model "
+        f"with --with tokenizer=PLACE, such as {published}, or the language model with --with language=PLACE if the "
+        "checkpoint lacks that, too"
     )
