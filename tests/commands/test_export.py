@@ -23,6 +23,7 @@ from lit_mm.weights.convert import read_checkpoint
 from lit_mm.weights.layouts.layout import all_layouts
 from tests import hub
 from tests.commands.test_import import ATOL, command, conversation, logits  # noqa: F401  # `command` is a fixture
+from tests.commands.test_layouts import words_of
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "experiments/paper/llava_1_5.yaml"
@@ -228,6 +229,16 @@ def test_what_peft_cannot_hold_is_refused_with_the_reason(command: Callable, tmp
         assert code == 0, error
         code, _, error = command("export", message, "--to", "out", "--format", "peft")
         assert code == 2 and message in error and not Path("out").exists(), error
+
+
+@pytest.mark.distributed
+def test_an_instructblip_of_its_authors_is_exported_for_transformers(command: Callable, tmp_path: Path) -> None:  # noqa: F811
+    words, place = words_of("instructblip/authors", tmp_path), hub.lavis_instructblip(tmp_path / "hub")
+    code, _, error = command("import", place, "--to", "run", *words)
+    assert code == 0, error
+    code, output, error = command("export", "run", "--to", "out", "--format", "hf")
+    assert code == 0 and "logits differ by" in output and "pixels by" in output, error
+    assert torch.equal(read_checkpoint("out")["query_tokens"], read_checkpoint(place)["query_tokens"].float())
 
 
 def test_every_conversion_is_in_the_table_of_the_docs() -> None:
