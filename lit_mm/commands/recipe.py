@@ -59,7 +59,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.samples.layout import Layout
 from lit_mm.stages.schedule import Constant, Schedule
-from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
+from lit_mm.stages.stage import NAME, REPLACE, Stage, Train, of_model
 from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.tiling.plan import Tiling
 
@@ -326,7 +326,8 @@ class RecipeCLI(LightningCLI):
         """Return the stages to run: all stages of the recipe, or those of --stages. A rehearsal shortens them.
 
         Raises:
-            UserError: --stages names an unknown stage, or leaves out the origin of a branch.
+            UserError: --stages names an unknown stage, or leaves out the origin of a branch, or a stage does not fit
+                the model, see `lit_mm.stages.stage.of_model`.
         """
         stages = list(self.config_init.stages or [])
         unknown = sorted(set(self.config.only) - {stage.name for stage in stages})
@@ -342,6 +343,10 @@ class RecipeCLI(LightningCLI):
                     f"--stages leaves out {stage.origin!r}, and {stage.name!r} starts from its end. Name it as "
                     f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
                 )
+        if self.build:
+            with self.placing():
+                parts, added = self.model.base_parts(), self.model.added_parts()
+                selected = [of_model(stage, parts, added) for stage in selected]
         return [rehearsed(stage, self.rehearsal) for stage in selected] if self.rehearsal else selected
 
     def resolved(self) -> str:
