@@ -112,8 +112,10 @@ def evaluate_benchmarks(choices: Namespace) -> None:
     procedures: dict[tuple[str, str], Procedure] = {}
     for place, name in zip(choices.checkpoint, names, strict=True):
         with launch_folder(place, choices.config, choices.stage) as path:
-            module = on_device_of_rank(open_model(path, choices.config, accelerator=choices.accelerator))
-            weights = digest_of_weights(Path(path), choices.config)
+            module = on_device_of_rank(
+                open_model(path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged)
+            )
+            weights = digest_of_weights(Path(path), choices.config, averaged=choices.averaged)
             for task in tasks:
                 procedure = task.benchmark.procedure_of(type(module).__name__, choices.procedure)
                 procedures[name, task.name] = procedure
@@ -186,11 +188,16 @@ def model_names(places: Sequence[str]) -> list[str]:
     return list(places)
 
 
-def digest_of_weights(checkpoint: Path, config: str | None) -> str:
-    """Compute the digest of a checkpoint's manifest, which has the digests of all its files, and of another config."""
+def digest_of_weights(checkpoint: Path, config: str | None, *, averaged: bool = False) -> str:
+    """Compute the digest of a checkpoint's manifest, which has the digests of all its files, and of another config.
+
+    The moving averages of the weights have another digest than the weights.
+    """
     checksum = hashlib.blake2b((checkpoint / "manifest.json").read_bytes(), digest_size=16)
     if config is not None:
         checksum.update(Path(config).read_bytes())
+    if averaged:
+        checksum.update(b"averaged")
     return checksum.hexdigest()
 
 
