@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from lit_mm.checkpoints.manifest import find
 from lit_mm.cli import main
 from lit_mm.commands import benchmarks
 from lit_mm.commands.examinations import ExaminedRun, compare, writable
@@ -88,6 +89,15 @@ def test_a_run_is_measured_and_its_answers_are_computed_once(
         assert json.loads(command(*words)[1])["benchmarks"] == [text, spatial]
     (folder / "answers-0.jsonl").write_text((folder / "answers-0.jsonl").read_text()[:70])
     assert json.loads(command(*words)[1])["benchmarks"] == [text, spatial]
+
+
+def test_averages_of_weights_are_measured_apart_and_refused_where_there_are_none(place: Path, command) -> None:
+    words = ("evaluate", "runs/a", "--benchmarks", "textvqa", "--data", "files", "--averaged")
+    code, _, error = command(*words)
+    assert code == 2 and "has no averages of weights" in error
+    checkpoint = find("runs/a")
+    digests = {benchmarks.digest_of_weights(checkpoint, None, averaged=averaged) for averaged in (False, True)}
+    assert len(digests) == 2
 
 
 def test_the_table_has_interval_and_published_figure(command) -> None:
