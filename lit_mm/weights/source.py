@@ -62,11 +62,20 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
 }
 
 
+@runtime_checkable
+class OfTransformers(Protocol):
+    """A decoder of transformers, whose published names depend on its model type."""
+
+    model_type: str
+    heads: int
+    kv_heads: int
+
+
 def language_to_part(state: State, part: nn.Module) -> State:
     """Rename a language model of transformers to the part that it fills: a `T5`, a `Pretrained` or a `Llama`."""
     if part.writes_target:
         return t5_to_t5(state)
-    if hasattr(part, "model_type"):
+    if isinstance(part, OfTransformers):
         return MAPS["transformers"](state, part)
     return llama_to_llama(state)
 
