@@ -655,8 +655,9 @@ def test_weights_of_another_model_are_refused_before_they_are_read(mistake: Mist
     sizes |= {"intermediate_size": 32, "vocab_size": 512, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
     Path("weights").mkdir()
     Path("weights/config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
-    config = written(with_key("model.init_args.language.init_args.weights", "llama:weights"))
-    message = mistake(command, "--config", config)
+    recipe = with_key("model.init_args.language.init_args.weights", "llama:weights")
+    recipe["model"]["init_args"]["language"]["init_args"]["rope_theta"] = 10000
+    message = mistake(command, "--config", written(recipe))
     assert "'weights/config.json'" in message and "rope_theta is 500000.0 there and 10000.0 in the recipe" in message
     assert message.endswith("set model.init_args.language.init_args.rope_theta: 500000.0")
     assert not Path("runs").exists()

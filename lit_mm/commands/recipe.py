@@ -38,6 +38,7 @@ from lit_mm.commands.config_text import (
 from lit_mm.commands.data_keys import refuse_keys_of_other_classes, with_class_path
 from lit_mm.commands.mistakes import cause_of, explain, refused_by_constructor
 from lit_mm.commands.options import RECIPE_OPTIONS
+from lit_mm.commands.published_arguments import with_published_arguments
 from lit_mm.commands.renamed import refuse_old_keys
 from lit_mm.commands.signatures import (
     IMPORT_PATH,
@@ -212,7 +213,9 @@ class RecipeCLI(LightningCLI):
             for override in overrides(arguments):
                 if is_known(override):
                     self.entries = merged_recipe(self.entries, with_class_path(override))
-            arguments = parser_words(arguments, self.entries)
+            check_packages(self.entries, ())
+            self.entries, published = with_published_arguments(self.entries)
+            arguments = [*parser_words(arguments, self.entries), *published]
             if "trainer" in self.entries.keys:
                 check_trainer(self.entries.keys["trainer"])
         check_config(self.entries)
