@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ from lit_mm.cli import main
 from lit_mm.commands import benchmarks
 from lit_mm.commands.examinations import ExaminedRun, compare, writable
 from lit_mm.documents.examination import Score
+from lit_mm.errors import UserError
 from lit_mm.evaluation import answering
 from lit_mm.evaluation.measurement import Measurement
+from lit_mm.evaluation.metrics import METRICS
 from lit_mm.evaluation.statistics import Interval
 from tests.commands.test_trained import conversations, recipe
 from tests.evaluation.benchmarks.files import MAKERS
@@ -38,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("tiny.yaml").write_text(yaml.safe_dump(recipe(), sort_keys=False))
         main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/a"])
         shutil.copytree("runs/a", "runs/b")
-        for name in ("textvqa", "vsr", "vizwiz"):
+        for name in ("textvqa", "vsr", "vizwiz", "flickr30k"):
             MAKERS[name](place / "files")
         shutil.move("files/vizwiz/val", "files/vizwiz/test")
         shutil.move("files/vizwiz/val.json", "files/vizwiz/test.json")
@@ -210,9 +213,17 @@ def test_answers_that_are_not_public_are_written_for_the_server(command) -> None
         (("--benchmarks", "vizwiz:test", "--data", "files", "--documents", "2"), "Leave out --documents"),
         (("runs/a", "--benchmarks", "textvqa", "--data", "files"), "is given twice"),
         (("--blind",), "need --benchmarks"),
+        (("--benchmarks", "textvqa,flickr30k", "--data", "files"), "no tokenizer"),
+        (("--difference", "1"), "needs at least two checkpoints to compare, got 1 and 1"),
+        (("runs/b", "--difference", "0"), "--difference is above 0"),
     ],
 )
-def test_a_mistake_is_told_in_words(words: tuple[str, ...], message: str, command) -> None:
+def test_a_mistake_is_told_in_words(words: tuple[str, ...], message: str, command, monkeypatch) -> None:
+    def missing() -> None:
+        raise UserError("no tokenizer")
+
+    monkeypatch.setitem(METRICS, "cider", replace(METRICS["cider"], check=missing))
+    monkeypatch.setattr(benchmarks, "answer_questions", lambda *_, **__: pytest.fail("a question was asked"))
     code, _, error = command("evaluate", "runs/a", *words)
     assert code == 2 and message in error, error
 
