@@ -143,10 +143,9 @@ def test_evaluate_asks_the_averages_that_the_next_stage_starts_from(
     monkeypatch.setattr(examiners, "examine", watched)
     monkeypatch.chdir(place)
     checkpoint = str(place / "runs/fresh/checkpoints" / ALIGNED)
-    source = "{format: llava, path: train.json}"
-    for options in (("--averaged",), ()):
-        assert main(["evaluate", checkpoint, "--data", source, "--documents", "1", *options]) in (0, None)
-    (averages, *_), (weights, *_) = connectors[:2], connectors[2:]
+    asked = ("--averaged", "--data", "{format: llava, path: train.json}", "--documents", "1")
+    assert main(["evaluate", checkpoint, *asked]) in (0, None)
+    averages, weights = connectors[0], open_model(checkpoint).parts()["connector"]
     start = open_model("runs/fresh").parts()["connector"]  # the second stage froze it
     assert all(torch.equal(averages[name], start[name]) for name in start)
     assert not any(torch.equal(averages[name], weights[name]) for name in start)
