@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,13 @@ def spelt(value: Any) -> str:
     return str(value)
 
 
+def agree(value: Any, number: Any) -> bool:
+    """Return True for equal values. Fractions may differ by their rounding to fp32, as in files that were converted."""
+    if isinstance(value, float) and isinstance(number, float):
+        return math.isclose(value, number, rel_tol=1e-6)
+    return value == number
+
+
 def compare_numbers(
     values: Mapping[str, Any],
     keys: Mapping[str, str],
@@ -111,5 +119,5 @@ def compare_numbers(
     return [
         Difference(key, values[key], numbers[name], None if name in advice else name, advice.get(name, ""))
         for key, name in keys.items()
-        if name in numbers and values[key] != numbers[name]
+        if name in numbers and not agree(values[key], numbers[name])
     ]
