@@ -123,7 +123,7 @@ def test_a_llama_is_refused_by_each_number_of_its_config(
         (LLAMA | {"model_type": "llama"} | rope(rope_type="dynamic", factor=2.0), {"max_positions": 64}),
         (LLAMA | {"model_type": "internlm3"}, {}),
         ({"model_type": "llava", "text_config": LLAMA | {"model_type": "llama"}}, {}),
-        (LLAMA | {"model_type": "llama", "rms_norm_eps": 9.999999747378752e-06}, {}),  # 1e-5 in fp32, as GGUF files have it
+        (LLAMA | {"model_type": "llama", "rms_norm_eps": 9.999999747378752e-06}, {}),  # fp32, of a GGUF file
         (
             {k: v for k, v in LLAMA.items() if k not in ("head_dim", "rope_parameters")}
             | {"model_type": "internlm2", "rope_theta": 5e5, "bias": False},
