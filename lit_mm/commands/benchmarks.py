@@ -24,6 +24,7 @@ from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Procedure, benchma
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.benchmarks.submission import write_submission
 from lit_mm.evaluation.measurement import Contrast, Measurement, contrast, measure, rows_of
+from lit_mm.evaluation.metrics import check_metric
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.report.benchmark_tables import Line, benchmark_table, contrast_table
 
@@ -118,13 +119,14 @@ def evaluate_benchmarks(choices: Namespace) -> None:
             )
             weights = digest_of_weights(Path(path), choices.config, averaged=choices.averaged)
             for task in tasks:
-                procedure = task.benchmark.procedure_of(type(module).__name__, choices.procedure)
-                procedures[name, task.name] = procedure
+                procedures[name, task.name] = procedure_of(task, module, choices.procedure)
+            for task in tasks:
+                procedure = procedures[name, task.name]
                 lines.append(evaluate_task(module, task, procedure, Path(path), weights, data, choices, name))
             del module
     if dist.is_initialized() and dist.get_rank():
         return
-    contrasts, notes = compare(lines, procedures)
+    contrasts, notes = compare(lines, procedures, choices.difference and choices.difference / 100)
     if choices.format == "json":
         print(
             json.dumps({"benchmarks": [as_json(line) for line in lines], "comparisons": [asdict(c) for c in contrasts]})
@@ -172,6 +174,22 @@ def open_task(text: str, data: Path, limit: int | None) -> Task:
         )
     reader = benchmark.reader_of(split)
     return Task(benchmark, split, reader.questions(data, limit), reader.digest(data))
+
+
+def procedure_of(task: Task, module: MultimodalModule, name: str) -> Procedure:
+    """Return the procedure by which a model is asked.
+
+    Args:
+        task: benchmark.
+        module: model.
+        name: name of a procedure; "" for that of the model's family.
+    Raises:
+        UserError: there is no such procedure, or its metric lacks a package.
+    """
+    procedure = task.benchmark.procedure_of(type(module).__name__, name)
+    if task.benchmark.splits[task.split].submission is None:
+        check_metric(procedure.metric)
+    return procedure
 
 
 def model_names(places: Sequence[str]) -> list[str]:
@@ -281,9 +299,15 @@ def evaluate_task(
     return line
 
 
-def compare(lines: Sequence[Line], procedures: Mapping[tuple[str, str], Procedure]) -> tuple[list[Contrast], list[str]]:
+def compare(
+    lines: Sequence[Line], procedures: Mapping[tuple[str, str], Procedure], difference: float | None = None
+) -> tuple[list[Contrast], list[str]]:
     """Compare every two models on every benchmark that both were scored on by one metric.
 
+    Args:
+        lines: lines of the table.
+        procedures: (model, benchmark) -> procedure.
+        difference: see `lit_mm.evaluation.measurement.contrast`.
     Returns:
         The comparisons, and a line for each benchmark on which two models cannot be compared.
     """
@@ -299,7 +323,7 @@ def compare(lines: Sequence[Line], procedures: Mapping[tuple[str, str], Procedur
             )
             continue
         pairs[title] = (procedures[a.model, a.name], a.measurement, b.measurement)
-    return contrast(pairs), notes
+    return contrast(pairs, difference=difference), notes
 
 
 def as_json(line: Line) -> dict[str, object]:

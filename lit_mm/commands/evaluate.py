@@ -26,6 +26,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
     choices.checkpoint = choices.checkpoint or ["runs/latest"]
+    if choices.difference is not None and not (0 < choices.difference <= 100 and len(choices.checkpoint) > 1):
+        raise UserError(
+            "--difference is above 0 and at most 100 points, and needs at least two checkpoints to compare, got "
+            f"{choices.difference:g} and {len(choices.checkpoint)} of them"
+        )
     if choices.list:
         from lit_mm.commands.benchmarks import list_benchmarks
 
@@ -67,6 +72,13 @@ def parser_of_evaluate() -> Arguments:
         help="ask and score benchmarks by this procedure (default: the published one of the model's family, else ours)",
     )
     parser.add_argument("--blind", action="store_true", help="measure benchmarks also with shuffled pictures")
+    parser.add_argument(
+        "--difference",
+        type=float,
+        metavar="POINTS",
+        help="difference of two checkpoints, in points of 100, for the number of questions that tell it with a power "
+        "of 80 percent (default: the measured one)",
+    )
     parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
     parser.add_argument(
         "--averaged", action="store_true", help="load the moving averages of the weights that have one (default: no)"

@@ -78,7 +78,7 @@ def examine_runs(choices: Namespace, source: Source | None) -> None:
             runs.append(examined_run(name, path, choices, source))
     if dist.is_initialized() and dist.get_rank():
         return
-    contrasts, notes = compare(runs)
+    contrasts, notes = compare(runs, choices.difference and choices.difference / 100)
     if choices.format == "json":
         entries = [as_json(run) for run in runs]
         comparisons = [asdict(contrast) for contrast in contrasts]
@@ -173,9 +173,12 @@ def measurement_of(
     )
 
 
-def compare(runs: Sequence[ExaminedRun]) -> tuple[list[Contrast], list[str]]:
+def compare(runs: Sequence[ExaminedRun], difference: float | None = None) -> tuple[list[Contrast], list[str]]:
     """Compare every two runs that were asked the same questions by the same measure.
 
+    Args:
+        runs: examined runs.
+        difference: see `lit_mm.evaluation.measurement.contrast`.
     Returns:
         The comparisons, with p values adjusted by Holm, and a line that names the groups of comparable runs if there
         are several.
@@ -184,7 +187,7 @@ def compare(runs: Sequence[ExaminedRun]) -> tuple[list[Contrast], list[str]]:
     for run in runs:
         groups.setdefault((run.measurement.metric, frozenset(run.measurement.scores)), []).append(run)
     contrasts = [
-        contrast_of(f"{b.name} - {a.name}", a.measurement, b.measurement, is_binary=True)
+        contrast_of(f"{b.name} - {a.name}", a.measurement, b.measurement, is_binary=True, difference=difference)
         for group in groups.values()
         for a, b in combinations(group, 2)
     ]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Procedure, Published
 from lit_mm.evaluation.measurement import Contrast, Measurement, difference_to
+from lit_mm.report.tables import rendered
 
 WIDTH = 132  # columns of a table
 
@@ -80,7 +79,7 @@ def benchmark_table(lines: Sequence[Line]) -> str:
     notes = [f"{line.name}: {line.benchmark.note}" for line in lines if line.benchmark.note]
     notes += [f"{line.name}: {line.measurement.note}" for line in lines if line.measurement and line.measurement.note]
     notes += [f"{line.name}: the server takes {line.submission}" for line in lines if line.submission]
-    return "\n".join([_rendered(table), *dict.fromkeys(notes)])
+    return "\n".join([rendered(table, WIDTH), *dict.fromkeys(notes)])
 
 
 def published_text(entry: Published, line: Line) -> str:
@@ -118,10 +117,4 @@ def contrast_table(contrasts: Sequence[Contrast]) -> str:
             f"{contrast.adjusted:.3g}",
             "-" if contrast.needed is None else str(contrast.needed),
         )
-    return _rendered(table)
-
-
-def _rendered(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH)
-    console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+    return rendered(table, WIDTH)

@@ -34,7 +34,7 @@ def accuracy_table(score: Score, blind: Score, predictions: Iterable[Prediction]
     table.add_column("n", footer=str(score.count), justify="right")
     for skill, share in score.skills.items():
         table.add_row(skill, _percent(share), _percent(blind.skills.get(skill)), str(counts.get(skill, "")))
-    return _rendered(table, 100)
+    return rendered(table, 100)
 
 
 class RunLine(NamedTuple):
@@ -73,14 +73,15 @@ def run_table(lines: Sequence[RunLine]) -> str:
         interval = f"{line.interval.low:.1f} to {line.interval.high:.1f}"
         numbers = (f"{line.figure:.1f}", interval, f"{line.blind:.1f}", str(line.count))
         table.add_row(line.name, line.family, line.measure, *numbers)
-    return _rendered(table, 132)
+    return rendered(table, 132)
 
 
-def _rendered(table: Table, width: int) -> str:
+def rendered(table: Table, width: int) -> str:
+    """Render a table as plain text, in which names such as "stvqa:monkey:" and "[a]" stay as they are."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table, markup=False)
+    console = Console(file=io.StringIO(), width=width, markup=False, emoji=False)
+    console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
 
 

@@ -196,15 +196,18 @@ class Search:
     def importances(self) -> dict[str, float]:
         """Return address -> importance, the largest first; the sum is 1. {} before two trials with different figures.
 
+        Parameters with a single value in all finished trials are left out.
+
         Source: Watanabe et al., "PED-ANOVA" (IJCAI 2023), as Optuna computes it.
         """
         import optuna
 
-        values = {trial.value for trial in self.trials() if trial.state == "finished"}
-        if len(values) < 2 or not self.free:
+        finished = [trial for trial in self.trials() if trial.state == "finished"]
+        varied = [address for address in self.free if len({repr(trial.point[address]) for trial in finished}) > 1]
+        if len({trial.value for trial in finished}) < 2 or not varied:
             return {}
         return optuna.importance.get_param_importances(
-            self.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            self.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), params=varied
         )
 
     def _trial(self, trial: FrozenTrial) -> Trial:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -48,6 +49,21 @@ class ComparesConfig(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsArguments(Protocol):
+    """A class of parts that reads arguments of its constructor from the config.json of its weights."""
+
+    @classmethod
+    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+        """Return arguments of the constructor.
+
+        Args:
+            config: a config.json; one of another kind of model gives {}.
+            written: arguments of the recipe.
+        """
+        ...
+
+
 def check_config(module: nn.Module, folder: Path, part: str, path: str) -> None:
     """Refuse weights whose config.json describes another model than the part.
 
@@ -78,6 +94,13 @@ def spelt(value: Any) -> str:
     return str(value)
 
 
+def agree(value: Any, number: Any) -> bool:
+    """Return True for equal values. Fractions may differ by their rounding to fp32, as in files that were converted."""
+    if isinstance(value, float) and isinstance(number, float):
+        return math.isclose(value, number, rel_tol=1e-6)
+    return value == number
+
+
 def compare_numbers(
     values: Mapping[str, Any],
     keys: Mapping[str, str],
@@ -96,5 +119,5 @@ def compare_numbers(
     return [
         Difference(key, values[key], numbers[name], None if name in advice else name, advice.get(name, ""))
         for key, name in keys.items()
-        if name in numbers and values[key] != numbers[name]
+        if name in numbers and not agree(values[key], numbers[name])
     ]

@@ -8,18 +8,22 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from lit_mm.checkpoints.manifest import find
 from lit_mm.cli import main
 from lit_mm.commands import benchmarks
 from lit_mm.commands.examinations import ExaminedRun, compare, writable
 from lit_mm.documents.examination import Score
+from lit_mm.errors import UserError
 from lit_mm.evaluation import answering
 from lit_mm.evaluation.measurement import Measurement
+from lit_mm.evaluation.metrics import METRICS
 from lit_mm.evaluation.statistics import Interval
 from tests.commands.test_trained import conversations, recipe
 from tests.evaluation.benchmarks.files import MAKERS
@@ -37,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("tiny.yaml").write_text(yaml.safe_dump(recipe(), sort_keys=False))
         main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/a"])
         shutil.copytree("runs/a", "runs/b")
-        for name in ("textvqa", "vsr", "vizwiz"):
+        for name in ("textvqa", "vsr", "vizwiz", "flickr30k"):
             MAKERS[name](place / "files")
         shutil.move("files/vizwiz/val", "files/vizwiz/test")
         shutil.move("files/vizwiz/val.json", "files/vizwiz/test.json")
@@ -88,6 +92,15 @@ def test_a_run_is_measured_and_its_answers_are_computed_once(
         assert json.loads(command(*words)[1])["benchmarks"] == [text, spatial]
     (folder / "answers-0.jsonl").write_text((folder / "answers-0.jsonl").read_text()[:70])
     assert json.loads(command(*words)[1])["benchmarks"] == [text, spatial]
+
+
+def test_averages_of_weights_are_measured_apart_and_refused_where_there_are_none(place: Path, command) -> None:
+    words = ("evaluate", "runs/a", "--benchmarks", "textvqa", "--data", "files", "--averaged")
+    code, _, error = command(*words)
+    assert code == 2 and "has no averages of weights" in error
+    checkpoint = find("runs/a")
+    digests = {benchmarks.digest_of_weights(checkpoint, None, averaged=averaged) for averaged in (False, True)}
+    assert len(digests) == 2
 
 
 def test_the_table_has_interval_and_published_figure(command) -> None:
@@ -200,9 +213,17 @@ def test_answers_that_are_not_public_are_written_for_the_server(command) -> None
         (("--benchmarks", "vizwiz:test", "--data", "files", "--documents", "2"), "Leave out --documents"),
         (("runs/a", "--benchmarks", "textvqa", "--data", "files"), "is given twice"),
         (("--blind",), "need --benchmarks"),
+        (("--benchmarks", "textvqa,flickr30k", "--data", "files"), "no tokenizer"),
+        (("--difference", "1"), "needs at least two checkpoints to compare, got 1 and 1"),
+        (("runs/b", "--difference", "0"), "--difference is above 0"),
     ],
 )
-def test_a_mistake_is_told_in_words(words: tuple[str, ...], message: str, command) -> None:
+def test_a_mistake_is_told_in_words(words: tuple[str, ...], message: str, command, monkeypatch) -> None:
+    def missing() -> None:
+        raise UserError("no tokenizer")
+
+    monkeypatch.setitem(METRICS, "cider", replace(METRICS["cider"], check=missing))
+    monkeypatch.setattr(benchmarks, "answer_questions", lambda *_, **__: pytest.fail("a question was asked"))
     code, _, error = command("evaluate", "runs/a", *words)
     assert code == 2 and message in error, error
 

@@ -150,6 +150,9 @@ def test_rankings_of_an_examiner_give_recall_in_both_directions(module, tmp_path
     result = measure(benchmark, procedure, rows_of(questions, answers, procedure))
     assert (result.details["image_to_text"], result.details["text_to_image"]) == (0.8, 1.0)
     assert result.figure == pytest.approx(90.0)
+    file = tmp_path / "answers/answers-0.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))  # killed while rankings were stored
+    assert answer_questions(module, questions, procedure, folder=tmp_path / "answers") == answers
     monkeypatch.setattr(module, "examiner", None)
     assert answer_questions(module, questions, procedure, folder=tmp_path / "answers") == answers
 
@@ -176,11 +179,13 @@ import sys, torch
 import torch.distributed as dist
 from pathlib import Path
 from tests.forked import run_ranks
-from tests.tiny import Noise, xcomposer2
+from tests.tiny import Noise, document, xcomposer2
 from lit_mm.evaluation.answering import answer_questions
 from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure
 from lit_mm.evaluation.benchmarks.question import Question
+from lit_mm.evaluation.held_out import examine_stored
 
+DOCUMENTS = [document(n, pictures=n % 2) for n in range(5)]
 QUESTIONS = [Question(f"q{n}", Noise(n), "what is " * (1 + n % 4), ("red",)) for n in range(9)]
 PROCEDURES = {
     "generation": Procedure("g", "equality", decoding={"max_new_tokens": 4}),
@@ -201,11 +206,13 @@ def work(rank):
     (root / f"{name}/answers-1.jsonl").unlink() if rank == 1 else None
     dist.barrier()
     resumed = answer_questions(module, QUESTIONS, p, folder=root / name, batch_size=2)
+    examination = examine_stored(module, DOCUMENTS, root / "held_out", batch_size=2)
     dist.destroy_process_group()
     alone = {name: answer_questions(module, QUESTIONS, p, batch_size=2) for name, p in PROCEDURES.items()}
     assert shared == alone and len(set(alone["generation"].values())) > 1, (rank, shared, alone)
     assert resumed == alone[name]
-    assert len(list((root / "generation").iterdir())) == 2
+    assert len(list((root / "generation").iterdir())) == len(list((root / "held_out").iterdir())) == 2
+    assert examination == examine_stored(module, DOCUMENTS, None, batch_size=2)
 
 name, p = "candidates", PROCEDURES["candidates"]
 run_ranks(work, 2)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,11 @@ from torch import Tensor
 
 from lit_mm.cli import main
 from lit_mm.commands.trained import open_model
+from lit_mm.documents.document import Document
+from lit_mm.evaluation import examiners
+from lit_mm.evaluation.examiners import Examination
 from lit_mm.language.llama import Llama
+from lit_mm.module import MultimodalModule
 from lit_mm.weights.cogvlm import cogvlm_to_llama, llama_to_cogvlm
 from lit_mm.weights.convert import load_strict
 from tests.commands.test_trained import conversations
@@ -44,8 +48,13 @@ MODEL: dict[str, Any] = {
     },
 }
 STAGES: list[dict[str, Any]] = [
-    {"name": "align", "train": {"connector": {"lr": 1e-2}}, "max_steps": 2},
-    {"name": "tune", "train": {"connector": {"lr": 1e-2}, "visual_expert": {"lr": 1e-2}}, "max_steps": 1},
+    {"name": "align", "train": {"connector": {"lr": 1e-2, "average": 0.5}}, "max_steps": 2},
+    {
+        "name": "tune",
+        "starts_from": {"stage": "align", "averaged": True},
+        "train": {"visual_expert": {"lr": 1e-2}},
+        "max_steps": 1,
+    },
 ]
 DATA = {
     "class_path": "lit_mm.datamodules.conversations.Conversations",
@@ -119,3 +128,24 @@ def test_a_checkpoint_of_the_release_fills_the_experts() -> None:
     language, other = (build().network.language for _ in range(2))
     load_strict(other, cogvlm_to_llama(llama_to_cogvlm(language.state_dict())))
     assert_same(experts(other.state_dict()), experts(language.state_dict()))
+
+
+def test_evaluate_asks_the_averages_that_the_next_stage_starts_from(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connectors: list[dict[str, Tensor]] = []
+    examine = examiners.examine
+
+    def watched(module: MultimodalModule, documents: Sequence[Document], **options: Any) -> Examination:
+        connectors.append({name: tensor.clone() for name, tensor in module.parts()["connector"].items()})
+        return examine(module, documents, **options)
+
+    monkeypatch.setattr(examiners, "examine", watched)
+    monkeypatch.chdir(place)
+    checkpoint = str(place / "runs/fresh/checkpoints" / ALIGNED)
+    asked = ("--averaged", "--data", "{format: llava, path: train.json}", "--documents", "1")
+    assert main(["evaluate", checkpoint, *asked]) in (0, None)
+    averages, weights = connectors[0], open_model(checkpoint).parts()["connector"]
+    start = open_model("runs/fresh").parts()["connector"]  # the second stage froze it
+    assert all(torch.equal(averages[name], start[name]) for name in start)
+    assert not any(torch.equal(averages[name], weights[name]) for name in start)

@@ -153,7 +153,7 @@ def test_a_family_trains_saves_resumes_and_answers(recipe: str, capsys: pytest.C
 
 def evaluation(runs: list[str]) -> subprocess.Popen[str]:
     """Start the evaluation of runs in a process of its own."""
-    words = [sys.executable, "-m", "lit_mm", "evaluate", *runs, "--documents", "4", "--batch_size", "1"]
+    words = [sys.executable, "-m", "lit_mm", "evaluate", *runs, "--documents", "2", "--batch_size", "1"]
     environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*words, "--format", "json"], env=environment, stdout=subprocess.PIPE, text=True)
 

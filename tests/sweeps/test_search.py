@@ -126,6 +126,13 @@ def test_the_parameter_that_decides_is_the_most_important(optuna: Any, tmp_path:
     assert max(search.importances(), key=search.importances().get) == "a.kind"
 
 
+def test_a_parameter_that_had_one_value_in_all_trials_has_no_importance(optuna: Any, tmp_path: Path) -> None:
+    search = Search(tmp_path, specification_of(SWEEP, "x"), storage="journal")
+    for number in range(3):  # the grid begins with all ranks of the first rate
+        search.finish(search.ask().number, float(number))
+    assert search.importances() == {"model.init_args.rank": 1.0}
+
+
 @pytest.mark.distributed
 def test_workers_that_begin_together_share_the_trials(optuna: Any, tmp_path: Path) -> None:
     """Three processes create the storage at once, and no trial is begun twice or beyond the last."""

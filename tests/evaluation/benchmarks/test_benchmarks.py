@@ -375,7 +375,13 @@ def test_two_models_are_compared_by_the_test_that_fits_the_metric() -> None:
     assert first.comparison.p_value == pytest.approx(2 / 2**10)  # ten questions, all in favour of b
     assert first.comparison.difference == pytest.approx(0.5)
     assert first.adjusted == pytest.approx(2 * first.comparison.p_value)  # Holm over two contrasts
-    assert first.needed is not None and second.needed is None
+    assert first.needed is not None and second.needed is not None
+    tenth, hundredth = (
+        contrast({"x": (procedure, a, b), "y": (graded, c, d)}, difference=points) for points in (0.1, 0.01)
+    )
+    assert all(small.needed > 20 * large.needed for large, small in zip(tenth, hundredth, strict=True))
+    (equal,) = contrast({"x": (procedure, a, a)})
+    assert equal.needed is None
     with pytest.raises(UserError, match="Ask both the same questions"):
         contrast({"x": (procedure, a, dataclasses.replace(b, scores={"0": 1.0}))})
 

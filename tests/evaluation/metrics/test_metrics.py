@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_mm.errors import UserError
-from lit_mm.evaluation.metrics import METRICS, Row, resample, score_rows
+from lit_mm.evaluation.metrics import METRICS, Row, caption_tokens, check_metric, resample, score_rows
 from lit_mm.evaluation.metrics.anls import levenshtein
 from lit_mm.evaluation.metrics.captions import cider_d
 from lit_mm.evaluation.metrics.choice import infer_letter, scienceqa_letter
@@ -142,6 +142,14 @@ def test_an_iou_of_one_half_is_right() -> None:
     assert iou((0, 0, 10, 10), (0, 0, 5, 10)) == 0.5
     row = question("(0,0),(999,999)", "0,0,5,10", size=(10, 10))
     assert score_rows("grounding_accuracy", [row]).figure == 1
+
+
+def test_a_missing_tokenizer_is_named_before_questions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_tokens.importlib.util, "find_spec", lambda name: None)
+    for metric in ("cider", "bleu4"):
+        with pytest.raises(UserError, match=r"pip install 'lit_mm\[captions\]'"):
+            check_metric(metric)
+    check_metric("anls")
 
 
 def test_cider_of_one_image_is_zero_and_of_an_empty_caption_too() -> None:
