@@ -139,6 +139,14 @@ def test_a_wrong_name_of_an_optional_part_leaves_no_added_part_frozen_in_silence
     assert message.startswith(place) and "added parts ['partial_lora'], which have no settings" in message
 
 
+@pytest.mark.parametrize("command", [("fit",), ("data", "check")])
+def test_a_tiling_of_an_unknown_source_is_refused(mistake: Mistake, command: tuple[str, ...]) -> None:
+    tiling = {"class_path": "lit_mm.tiling.Pad", "init_args": {"size": 28}}
+    message = mistake(*command, "--config", written(with_key("stages.1.inputs", {"by_source": {"dense": tiling}})))
+    place = f"recipe.yaml, line {line_of('by_source')}: stages.finetune.inputs.by_source"
+    assert message.startswith(f"{place}: the data have no source 'dense'. They have ")
+
+
 @pytest.mark.parametrize(
     ("dotted", "value", "spoken", "expected"),
     [

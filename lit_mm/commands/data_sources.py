@@ -51,12 +51,16 @@ def jobs_of(cli: RecipeCLI, stage_name: str | None) -> list[Job]:
 
     Args:
         stage_name: name of the only stage; None for all stages.
+    Raises:
+        UserError: `by_source` names an unknown source.
     """
+    from lit_mm.commands.source_names import check_model_sources, check_stage_sources
     from lit_mm.stream.check import Job
     from lit_mm.stream.datamodule import StreamDataModule
 
     sources: dict[object, tuple[str, Any]] = {}
     layouts: dict[object, dict[object, Layout]] = {}
+    by_stage: list[StreamDataModule] = []
     for stage in stages_of(cli, stage_name):
         module = cli.data_of(stage)
         processors = {0: cli.model.processor} if stage is None else cli.model.processors_of(stage)
@@ -65,12 +69,18 @@ def jobs_of(cli: RecipeCLI, stage_name: str | None) -> list[Job]:
             for number, (name, source) in enumerate(flat(module.source())):
                 sources.setdefault(source_key(name, source, stage, number), (name, source))
             continue
+        by_stage.append(module)
+        if stage is not None:
+            with cli.placing():
+                check_stage_sources(stage, module)
         for step in steps:
             maker = module.maker(processors[step])
             for number, (name, source) in enumerate(flat(maker.documents)):
                 key = source_key(name, source, stage, number)
                 sources.setdefault(key, (name, source))
                 add_layout(layouts.setdefault(key, {}), maker, name, phase_name(stage, step))
+    if len(by_stage) == max(1, len(cli.config_init.stages or [])):
+        check_model_sources(cli.model.processor, by_stage, module.heldout)
     jobs = [Job(name, source, tuple(layouts.get(key, {}).values())) for key, (name, source) in sources.items()]
     documents = module.heldout_source if isinstance(module, HoldsOut) else module.heldout()
     if documents:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from lit_mm.commands.signatures import (
     signature_of,
     unknown_key,
 )
+from lit_mm.commands.source_names import check_model_sources, check_stage_sources
 from lit_mm.commands.stage_keys import merged_recipe, parser_words
 from lit_mm.commands.trainer_keys import ARGUMENTS as TRAINER_ARGUMENTS
 from lit_mm.commands.trainer_keys import CALLBACKS as TRAINER_CALLBACKS
@@ -362,8 +364,8 @@ class RecipeCLI(LightningCLI):
         its data, and samples that the index of lengths lists as untrainable.
 
         Raises:
-            UserError: a stage trains an unknown part, changes an unknown argument, or has no data; the Trainer refuses
-                its arguments; or torchrun started another number of ranks.
+            UserError: a stage trains an unknown part, changes an unknown argument, or has no data; `by_source` names an
+                unknown source; the Trainer refuses its arguments; or torchrun started another number of ranks.
         """
         with self.placing():
             self.model.check_recipe(self.stages)
@@ -376,14 +378,20 @@ class RecipeCLI(LightningCLI):
             except UserError as error:  # the error does not know its stage
                 raise self.placed(UserError(f"stages.{stage.name}.inputs: {error}")) from error
         check_launch(self.trainer_of([], []))
+        by_stage: list[StreamDataModule] = []
         for stage in self.stages:
             with self.placing():
                 data = self.data_of(stage)
                 if not len(data.source()):
                     raise UserError(f"stages.{stage.name}.data: the data set is empty. Check this key and `data`")
                 if isinstance(data, StreamDataModule):
+                    check_stage_sources(stage, data)
+                    by_stage.append(data)
                     for processor in self.model.processors_of(stage).values():
                         data.refuse_indexed_faults(processor, stage.name)
+        if len(by_stage) == len(self.config_init.stages or []) and by_stage:
+            held_out = partial(self.datamodule.heldout, self.config.examine_documents)
+            check_model_sources(self.model.processor, by_stage, held_out)
 
     def data_of(self, stage: Stage | None) -> L.LightningDataModule:
         """Make the recipe's data module with the changes of a stage."""

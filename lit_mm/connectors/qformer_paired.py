@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,6 +14,8 @@ from lit_mm.errors import UserError
 from lit_mm.layers.start import start_at
 from lit_mm.samples.batch import Texts
 from lit_mm.tiling.grids import FixedGrid
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_tables import BERT_ACTIVATION, QFORMER_KINDS, compare_bert
 
 # V views, N features each, D vision width, Q queries, W Q-Former width, L text positions, C channels of a comparison,
 # E language width
@@ -121,6 +125,27 @@ class PairedQFormer(nn.Module, Connector):
         self.matching = None if contrast_width is None else QueryMatching(width)
         heads_of_pairs = {} if contrast_width is None else {"contrast": "contrast", "matching": "matching"}
         self.parts_within = {"projection": "projection", **heads_of_pairs}
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
+        qformer = self.qformer
+        numbers = {
+            "width": qformer.width,
+            "layers": len(qformer.layers),
+            "heads": qformer.layers[0].attention.heads,
+            "ffn_width": qformer.layers[0].query_ffn.fc1.out_features,
+            "cross_every": qformer.cross_every,
+            "vision_width": self.norm.normalized_shape[0],
+            "eps": qformer.norm.eps,
+            "activation": BERT_ACTIVATION,
+        }
+        if qformer.positions is not None:
+            numbers["max_positions"] = qformer.positions.num_embeddings
+        advice = {
+            "eps": "take another part for these weights",
+            "vision_width": "take the vision encoder of these weights",
+        }
+        return compare_bert(config, numbers, "qformer_config", QFORMER_KINDS, advice)
 
     def token_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Any (rows, columns) of patches -> one row of Q visual tokens."""

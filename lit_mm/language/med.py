@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from lit_mm.errors import UserError
 from lit_mm.layers.activations import prepare_layers
 from lit_mm.layers.bert import BertAttention, BertFeedForward, BertHead, KeysAndValues
 from lit_mm.layers.dropout import dropout
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_tables import BERT_ACTIVATION, BLIP_TEXT_KINDS, compare_bert
 
 # N texts, L positions, S keys, W width, H heads, P image features, D width of the image features
 
@@ -191,6 +193,19 @@ class MED(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         prepare_layers(self, activation_checkpointing)
         self.apply(_draw)
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
+        numbers = {
+            "width": self.width,
+            "layers": self.num_layers,
+            "heads": self.heads,
+            "ffn_width": self.layers[0].ffn.fc1.out_features,
+            "max_positions": self.positions.num_embeddings,
+            "eps": self.norm.eps,
+            "activation": BERT_ACTIVATION,
+        }
+        return compare_bert(config, numbers, "text_config", BLIP_TEXT_KINDS, {})
 
     def forward(
         self,

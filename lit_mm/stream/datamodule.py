@@ -223,6 +223,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
         """Rows per rank and forward on `world` ranks."""
         return self.micro_batch or max(1, self.global_batch // world)
 
+    def source_names(self) -> list[str]:
+        """Return the names of the sources, which documents have in their field `source`."""
+        source = self.source()
+        return list(source.names) if isinstance(source, Joined) else [name_of(source)]
+
     def maker(self, processor: Processor) -> SampleMaker:
         """Build the sample maker of the current stage."""
         source = self.source()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from lit_mm.layers.start import start_at
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.protocol import VisionEncoder
+from lit_mm.weights.agreement import Difference
+from lit_mm.weights.config_tables import compare_patches
 
 # V views, V_g views of one shape, N patches, P side of a patch, D width
 
@@ -38,6 +41,10 @@ class LinearPatches(nn.Module, VisionEncoder):
         self.projection = nn.Linear(3 * patch * patch, width)
         if start is not None:
             start_at(self.projection, start)
+
+    def compare_config(self, config: dict[str, Any]) -> list[Difference]:
+        """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
+        return compare_patches(config, {"patch": self.patch, "width": self.width, "channels": 3})
 
     def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         """(height, width) of a view, pixels -> (rows, columns) of patches.

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from lit_mm.errors import UserError
-from lit_mm.weights.config_file import CONFIG, read_config
+from lit_mm.weights.config_file import CONFIG, config_folder, read_config
 
 SHOWN = 3  # most differences in an error
 
@@ -69,12 +69,13 @@ def check_config(module: nn.Module, folder: Path, part: str, path: str) -> None:
 
     Args:
         module: part that the weights fill. A part that is not `ComparesConfig` is not compared.
-        folder: folder of the weights. Without a config.json nothing is compared.
+        folder: folder or file of the weights, see `config_folder`. Without a config.json nothing is compared.
         part: name of the part, for the message.
         path: path of the part's arguments in a recipe, such as model.init_args.language.init_args.
     Raises:
         UserError: a number differs.
     """
+    folder = config_folder(folder)
     if not isinstance(module, ComparesConfig) or not (folder / CONFIG).is_file():
         return
     differences = module.compare_config(read_config(str(folder)))

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from lit_mm.errors import UserError
 
 CONFIG = "config.json"
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # names of transformers' files of weights
 REFUSALS = (ValueError, TypeError, KeyError, StrictDataclassError)  # errors of transformers' configs
 
 
@@ -36,6 +37,15 @@ def read_config(place: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{str(path)!r} should hold an object with the numbers of a model, got {type(config).__name__}")
     return config
+
+
+def config_folder(place: Path) -> Path:
+    """Return the folder whose config.json describes weights: that of a file with a name of transformers.
+
+    Args:
+        place: a folder, or a file of weights. Files of other names are returned unchanged.
+    """
+    return place.parent if place.name in WHOLE and place.is_file() else place
 
 
 def half_of(config: dict[str, Any], key: str) -> dict[str, Any]:

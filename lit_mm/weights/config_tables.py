@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -78,6 +78,20 @@ VISION = {
     "hidden_act": "activation",
     "layer_norm_eps": "eps",
 }
+BERT = {
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "intermediate_size": "ffn_width",
+    "max_position_embeddings": "max_positions",
+    "layer_norm_eps": "eps",
+    "hidden_act": "activation",
+    "cross_attention_frequency": "cross_every",
+    "encoder_hidden_size": "vision_width",
+}
+BERT_ACTIVATION = "gelu"  # the exact one
+BLIP_TEXT_KINDS = ("bert", "blip_text_model")
+QFORMER_KINDS = ("bert", "blip_2_qformer", "instructblip_qformer")
 # Key of the data config of timm -> names of its number in the part, of which one is there
 TIMM = {"mean": ("mean",), "std": ("std",), "input_size": ("position_size", "image_size")}
 VIT_KIND = "clip_vision_model"
@@ -284,6 +298,58 @@ def vit_arguments(config: Numbers) -> Numbers:
     if arguments["ffn_width"] == 4 * arguments["width"]:
         del arguments["ffn_width"]  # the default
     return arguments
+
+
+def compare_bert(
+    config: Numbers, numbers: Numbers, section: str, kinds: Collection[str], advice: Mapping[str, str]
+) -> list[Difference]:
+    """Compare the config.json of a BERT, of BLIP's text model or of a Q-Former with a part.
+
+    The number of token ids is not compared: parts add rows for tokens of their own.
+
+    Args:
+        config: the config.json, possibly of a multimodal model.
+        numbers: arguments of the part, and "activation".
+        section: key of a multimodal model's config, "text_config" or "qformer_config".
+        kinds: kinds whose weights the part reads.
+        advice: see `lit_mm.weights.agreement.compare_numbers`.
+    Raises:
+        UserError: the config is damaged.
+    """
+    text = half_of(config, section)
+    kind = text.get("model_type")
+    if kind not in kinds:
+        return [Difference("model_type", kind, " or ".join(kinds), advice="take another part for these weights")]
+    try:
+        values = CONFIG_MAPPING[kind](**without_type(text)).to_dict()
+    except REFUSALS as error:
+        raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
+    keys = {key: name for key, name in BERT.items() if key in values}
+    if kind == "blip_text_model":
+        keys.pop("encoder_hidden_size")  # the release writes 768, whatever the width of its vision encoder
+    other = "take another part for these weights"
+    return compare_numbers(values, keys, numbers, {"activation": other, **advice})
+
+
+def compare_patches(config: Numbers, numbers: Numbers) -> list[Difference]:
+    """Compare the config.json of a Fuyu with `lit_mm.vision.linear_patches.LinearPatches`.
+
+    Args:
+        config: the config.json.
+        numbers: arguments of the part, and "channels".
+    Raises:
+        UserError: the config is damaged.
+    """
+    kind = config.get("model_type")
+    if kind != "fuyu":
+        return [Difference("model_type", kind, "fuyu", advice="take another part for these weights")]
+    try:
+        values = CONFIG_MAPPING[kind](**without_type(config)).to_dict()
+    except REFUSALS as error:
+        raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
+    values |= {"hidden_size": values["text_config"]["hidden_size"]}
+    keys = {"patch_size": "patch", "hidden_size": "width", "num_channels": "channels"}
+    return compare_numbers(values, keys, numbers, {"channels": "LinearPatches reads RGB alone"})
 
 
 def compare_timm(config: Numbers, name: str, overrides: Numbers, numbers: Numbers) -> list[Difference]:

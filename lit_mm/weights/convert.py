@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
+from lit_mm.weights.config_file import WHOLE
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 8  # most names listed in an error
 

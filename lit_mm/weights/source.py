@@ -14,7 +14,7 @@ from lit_mm.weights.agreement import check_config
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.blip2 import bert_to_connector, blip2_part, blip2_qformer
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
-from lit_mm.weights.config_file import CONFIG, read_config
+from lit_mm.weights.config_file import CONFIG, config_folder, read_config
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.decoders import decoder_to_pretrained
 from lit_mm.weights.fuyu import fuyu_parts
@@ -157,9 +157,9 @@ def local_config(reference: str) -> tuple[Path, dict[str, Any]] | None:
     """
     kind, _, joined = reference.partition(":")
     for place in places_of(joined) if kind in MAPS else ():
-        folder = folder_here(place)
-        if folder is not None and (folder / CONFIG).is_file():
-            return folder / CONFIG, read_config(str(folder))
+        here = folder_here(place)
+        if here is not None and (file := config_folder(here) / CONFIG).is_file():
+            return file, read_config(str(file))
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from transformers import CLIPConfig, CLIPVisionConfig, CLIPVisionModel, LlamaCon
 from transformers import T5ForConditionalGeneration as PublishedT5
 
 from lit_mm.checkpoints.origins import Origins
+from lit_mm.connectors.qformer_paired import PairedQFormer
 from lit_mm.errors import UserError
 from lit_mm.language.llama import Llama
+from lit_mm.language.med import MED
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.language.t5 import T5
 from lit_mm.stages.parts import Parts
 from lit_mm.vision.dual import DualEncoder
+from lit_mm.vision.linear_patches import LinearPatches
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.vision.vit import ViT
-from lit_mm.weights.source import check_local_config, load_part
+from lit_mm.weights.source import check_local_config, load_part, local_config
 from tests.language.test_pretrained import KINDS, LLAMA3, config_of
 
 PATH = "model.init_args.language.init_args"
@@ -467,3 +471,88 @@ def test_a_vit_takes_the_numbers_of_its_config(
     assert arguments == sizes | {"activation": "quick_gelu", "eps": 1e-5} | expected
     with torch.device("meta"):
         assert written or ViT(**arguments).compare_config(config) == []
+
+
+# --- BERT, Q-Former, Fuyu's patches, single files --------------------------------------------------------------------
+BERT = {
+    **{"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+    **{"vocab_size": 40, "max_position_embeddings": 16},
+}
+BERT_SIZES = {"width": 24, "layers": 2, "heads": 2, "ffn_width": 32, "max_positions": 16, "vocab_size": 42}
+QFORMER = BERT | {"model_type": "blip_2_qformer", "encoder_hidden_size": 8, "cross_attention_frequency": 2}
+FUYU = {"model_type": "fuyu", "patch_size": 4, "text_config": {"model_type": "persimmon", "hidden_size": 24}}
+OTHER = "take another part for these weights"
+
+
+def med() -> MED:
+    return MED(vision_width=8, **BERT_SIZES)
+
+
+def qformer() -> PairedQFormer:
+    return PairedQFormer(8, 16, queries=2, **BERT_SIZES)
+
+
+@pytest.mark.parametrize(
+    ("build", "key", "value", "message"),
+    [
+        (med, "hidden_size", 48, "48 there and 24 in the recipe: set {}.width: 48"),
+        (med, "num_hidden_layers", 3, "3 there and 2 in the recipe: set {}.layers: 3"),
+        (med, "num_attention_heads", 4, "4 there and 2 in the recipe: set {}.heads: 4"),
+        (med, "intermediate_size", 48, "48 there and 32 in the recipe: set {}.ffn_width: 48"),
+        (med, "max_position_embeddings", 8, "8 there and 16 in the recipe: set {}.max_positions: 8"),
+        (med, "layer_norm_eps", 1e-5, "1e-05 there and 1e-12 in the recipe: set {}.eps: 1e-05"),
+        (med, "hidden_act", "relu", f"relu there and gelu in the recipe: {OTHER}"),
+        (med, "model_type", "roberta", f"roberta there and bert or blip_text_model in the recipe: {OTHER}"),
+        (qformer, "hidden_size", 48, "48 there and 24 in the recipe: set {}.width: 48"),
+        (qformer, "num_hidden_layers", 3, "3 there and 2 in the recipe: set {}.layers: 3"),
+        (qformer, "num_attention_heads", 4, "4 there and 2 in the recipe: set {}.heads: 4"),
+        (qformer, "intermediate_size", 48, "48 there and 32 in the recipe: set {}.ffn_width: 48"),
+        (qformer, "max_position_embeddings", 8, "8 there and 16 in the recipe: set {}.max_positions: 8"),
+        (qformer, "cross_attention_frequency", 1, "1 there and 2 in the recipe: set {}.cross_every: 1"),
+        (qformer, "encoder_hidden_size", 9, "9 there and 8 in the recipe: take the vision encoder of these weights"),
+        (qformer, "layer_norm_eps", 1e-5, f"1e-05 there and 1e-12 in the recipe: {OTHER}"),
+        (qformer, "hidden_act", "relu", f"relu there and gelu in the recipe: {OTHER}"),
+        (lambda: LinearPatches(4, 24), "patch_size", 8, "8 there and 4 in the recipe: set {}.patch: 8"),
+        (lambda: LinearPatches(4, 24), "text_config", {"hidden_size": 48}, "set {}.width: 48"),
+        (lambda: LinearPatches(4, 24), "num_channels", 1, "1 there and 3 in the recipe: LinearPatches reads RGB alone"),
+        (lambda: LinearPatches(4, 24), "model_type", "llava", f"llava there and fuyu in the recipe: {OTHER}"),
+    ],
+)
+def test_a_bert_a_qformer_and_patches_are_refused_by_each_number_of_their_config(
+    build: Callable[[], nn.Module], key: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    config = {med: BERT | {"model_type": "bert"}, qformer: QFORMER}.get(build, FUYU)
+    kind = {med: "bert-med", qformer: "bert-connector"}.get(build, "fuyu-vision")
+    described(tmp_path, config)
+    check_local_config(build(), f"{kind}:{tmp_path}", "language", PATH)
+    described(tmp_path, config, {key: value})
+    with pytest.raises(UserError) as caught:
+        check_local_config(build(), f"{kind}:{tmp_path}", "language", PATH)
+    name = "hidden_size" if key == "text_config" else key
+    assert f"{name} is " in str(caught.value) and message.format(PATH) in str(caught.value)
+
+
+def test_the_half_of_a_multimodal_config_is_compared(tmp_path: Path) -> None:
+    vision = {"hidden_size": 8, "num_attention_heads": 2}  # its width is that of the Q-Former's images
+    blip2 = {"model_type": "blip-2", "vision_config": vision, "qformer_config": QFORMER}
+    check_local_config(qformer(), f"blip2-connector:{described(tmp_path, blip2)}", "connector", PATH)
+    blip = {"model_type": "blip", "text_config": BERT | {"model_type": "blip_text_model", "encoder_hidden_size": 768}}
+    check_local_config(med(), f"blip-text:{described(tmp_path, blip)}", "text", PATH)
+    blip["text_config"] |= {"num_attention_heads": 4}
+    with pytest.raises(UserError, match="num_attention_heads is 4 there and 2"):
+        check_local_config(med(), f"blip-text:{described(tmp_path, blip)}", "text", PATH)
+
+
+@pytest.mark.parametrize(("name", "compared"), [("model.safetensors", True), ("other.safetensors", False)])
+def test_a_file_of_weights_is_compared_with_the_config_beside_it(name: str, compared: bool, tmp_path: Path) -> None:
+    described(tmp_path, LLAMA | {"model_type": "llama", "rms_norm_eps": 1e-6})
+    part = llama()
+    save_file({key: value.contiguous() for key, value in part.lm.state_dict().items()}, tmp_path / name)
+    reference = f"llama:{tmp_path / name}"
+    assert (local_config(reference) is not None) is compared
+    if compared:
+        assert "rms_norm_eps is 1e-06 there" in refusal(part, reference)
+        with pytest.raises(UserError, match="rms_norm_eps is 1e-06 there"):
+            check_local_config(part, reference, "language", PATH)
+    else:
+        load_part(part, reference, "language")
