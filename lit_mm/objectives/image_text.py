@@ -16,6 +16,7 @@ from lit_mm.language.protocol import Learnt
 from lit_mm.layers.protocols import complete
 from lit_mm.objectives.momentum import Momentum
 from lit_mm.objectives.queue import FeatureQueue
+from lit_mm.objectives.views import views_of_pairs
 from lit_mm.samples.batch import Batch
 from lit_mm.vision.protocol import VisionEncoder
 
@@ -151,20 +152,7 @@ class ImageTextModel(nn.Module):
         Raises:
             UserError: a sample has no picture, or several views.
         """
-        (pixels,) = self._pixels(batch)
-        return self.vision(pixels)
-
-    def _pixels(self, batch: Batch) -> tuple[Tensor]:
-        count = len(batch.lengths)
-        views = batch.views
-        blank = views is not None and len(views) == 1 and int(views.owners[0]) < 0
-        if views is None or len(views.groups) != 1 or (len(views) != count and not blank):
-            raise UserError(
-                f"samples {list(batch.sample_ids)}: every sample needs one picture of one view, got "
-                f"{len(views) if views is not None else 0} views for {count} samples"
-            )
-        pixels = views.normalised()[0]
-        return (pixels.expand(count, -1, -1, -1) if blank else pixels[views.owners.argsort()],)
+        return self.vision(views_of_pairs(batch, len(batch.lengths)))
 
     def encode(self, batch: Batch) -> Encoded:
         """Encode images and texts apart. Objectives of one step share the result.
@@ -204,8 +192,7 @@ class ImageTextModel(nn.Module):
             if self.training:
                 self.momentum.update(**self._followed())
             texts, copies = self.encode(batch).texts, self.momentum
-            (pixels,) = self._pixels(batch)
-            image = copies.contrast["vision"](copies.vision(pixels)[:, 0])
+            image = copies.contrast["vision"](copies.vision(views_of_pairs(batch, len(texts.ids)))[:, 0])
             text = copies.contrast["text"](copies.text(*texts, ENCODER)[:, 0])
             vectors = Targets(F.normalize(image.float(), dim=-1), F.normalize(text.float(), dim=-1))
             self._shared_targets = batch, vectors

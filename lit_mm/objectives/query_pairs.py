@@ -15,6 +15,7 @@ from lit_mm.language.med import Padded
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.gather import gathered_rows, gathered_texts, gathered_with_gradient, row_counts
 from lit_mm.objectives.objective import split
+from lit_mm.objectives.views import views_of_pairs
 from lit_mm.samples.batch import PAIRS, Batch, Texts
 
 READ = frozenset({"vision", "connector", "text_branch"})
@@ -116,23 +117,14 @@ def parts_of_pairs(model: MultimodalModel, batch: Batch) -> tuple[PairedQFormer,
     Raises:
         UserError: a sample has no text, or not exactly one view, or the connector cannot compare.
     """
-    connector, views, texts = model.connector, batch.views, batch.texts
+    connector, texts = model.connector, batch.texts
     if not isinstance(connector, PairedQFormer) or texts is None:
         raise UserError(
             "the objectives of pairs need a PairedQFormer with `contrast_width` and a `reading` of the inputs, got "
             f"{type(connector).__name__} and {'no texts' if texts is None else 'texts'}"
         )
     assert model.vision is not None
-    count = len(texts.ids)
-    blank = views is not None and len(views) == 1 and int(views.owners[0]) < 0
-    if views is None or len(views.groups) != 1 or (len(views) != count and not blank):
-        raise UserError(
-            f"samples {list(batch.sample_ids)}: every pair has one picture of one view, got "
-            f"{batch.num_views} views for {count} samples"
-        )
-    pixels = views.normalised()[0]
-    features = model.vision(pixels if blank else pixels[views.owners.argsort()])
-    return connector, features.expand(count, -1, -1), texts
+    return connector, model.vision(views_of_pairs(batch, len(texts.ids))), texts
 
 
 @dataclass(frozen=True)

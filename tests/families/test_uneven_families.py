@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.distributed.test_cog import assert_gradients
 from tests.uneven_families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -31,13 +32,4 @@ def test_gradients_of_unequal_ranks_are_those_of_one_process(family: str, tmp_pa
         steps = [pair for stage in ("steps", "accumulating") for pair in zip(*(of[stage] for of in ranks), strict=True)]
         assert {step["calls"] for pair in steps for step in pair} == {1}
         assert {(0, 5), (0, 1), (0, 0), (1, 5)} <= {tuple(sorted(step["pictures"] for step in pair)) for pair in steps}
-        for stage, accumulation in (("steps", 1), ("accumulating", 2)):
-            for number, expected in enumerate(alone[stage]):
-                turns = [of[stage][number * accumulation : (number + 1) * accumulation] for of in ranks]
-                loss = sum(step["loss"] for of_rank in turns for step in of_rank)
-                torch.testing.assert_close(loss, expected["loss"], rtol=RTOL, atol=0)
-                for name, gradient in expected["gradients"].items():
-                    largest = float(gradient.abs().max())
-                    for *_, last in turns:
-                        worst = float((last["gradients"][name] - gradient).abs().max())
-                        assert worst <= max(RTOL * largest, SMALLEST), f"{engine}, {stage} {number}, {name}: {worst}"
+        assert_gradients([alone], ranks, RTOL, SMALLEST)
