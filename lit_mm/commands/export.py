@@ -48,6 +48,7 @@ class Output:
         is_hf: True if transformers opens the files.
         copies: name of a tensor of the files -> name of the tensor that it repeats.
         absent: function that returns True for a tensor of the model that the layout never holds.
+        converts: True for a layout that the run was not imported from.
     """
 
     layout: str
@@ -59,6 +60,7 @@ class Output:
     is_hf: bool = False
     copies: Mapping[str, str] = field(default_factory=dict)
     absent: Callable[[str], bool] = lambda name: False
+    converts: bool = False
 
     @property
     def tensors(self) -> dict[str, Stored]:
@@ -216,7 +218,8 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     recipe = translate_config(yaml.safe_load(checkpoint.config))
     quiet()
     with torch.device("meta"):
-        module = RecipeCLI(recipe, "export", f"the config in {str(path)!r}", with_data=False).model
+        cli = RecipeCLI(recipe, "export", f"the config in {str(path)!r}", with_data=False)
+    module = cli.model
     model, weights = recipe["model"], RunWeights(checkpoint, module)
     source = imported_run(path.parents[1])
     if file_format == "peft":
@@ -225,7 +228,9 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     if source is not None and record is not None and record["layout"].endswith(f"/{file_format}"):
         output = same_layout(source, record, model, weights)
     else:
-        conversion = conversion_of(family_of(module), file_format)
+        stages = {stage.name: stage for stage in reversed(cli.stages)}
+        stage = stages.get(checkpoint.manifest["stage"]) or cli.stages[0]  # an import is no stage of its recipe
+        conversion = conversion_of(family_of(module), file_format, module.weights_of_objectives(stage))
         published = published_files(source, model, parts)
         output = other_layout(conversion.layout, conversion.files(module), model, weights, published)
     left_out = check_parts(output, source)
@@ -289,7 +294,8 @@ def other_layout(
     tensors = dict(kept_tensors(weights.module))
     parts = {target.split(".")[1] for target in opened.targets}
     problems = [target for target in opened.targets if target not in tensors]
-    problems += [target for target in tensors if target not in opened.targets and target.split(".")[1] in parts]
+    needed = [target for target in tensors if layout.start(target) is None]
+    problems += [target for target in needed if target not in opened.targets and target.split(".")[1] in parts]
     problems += [source for source in opened.unused if source not in files.outside]
     problems += [
         target
@@ -308,9 +314,11 @@ def other_layout(
         opened,
         weights,
         lambda target: places[target][0][places[target][1]].to(TYPES[files.tensors[target].dtype]),
-        lambda folder: write_texts(folder, files, model["init_args"]["tokenizer"]),
+        lambda folder: write_texts(folder, files, files.tokenizer or model["init_args"]["tokenizer"]),
         files.rows,
         layout.in_transformers,
+        absent=lambda name: layout.start(name) is not None,
+        converts=True,
     )
 
 
@@ -364,7 +372,7 @@ def published_files(
 
 def check_parts(output: Output, source: Path | None) -> list[str]:
     """Refuse to lose what a run has trained in a part that the files do not hold. Return a line about tensors that the
-    layout never holds, if the run has trained some.
+    layout never holds, if the run has trained some, or was imported from a layout that may hold them.
 
     Args:
         output: export.
@@ -381,9 +389,21 @@ def check_parts(output: Output, source: Path | None) -> list[str]:
     groups = [group for group in output.plan.groups if not all(":" in name for name in group.sources)]
     in_files = {name for group in groups for name in group.targets}
     imported = None if source is None else reading.read(manifest.find(source))
-    left_out: dict[str, None] = {}
+    module = output.weights.module
+    parameters = {name for name, _ in module.named_parameters()}
+
+    def part_of(name: str) -> str:
+        inner = name.removeprefix("network.")
+        return module.part_of(inner) if name in parameters else inner.partition(".")[0]
+
+    left_out: set[str] = set()
     for name, _ in kept_tensors(output.weights.module):
-        if name in in_files or output.weights.is_frozen(name):
+        if name in in_files:
+            continue
+        if output.converts and output.absent(name):
+            left_out.add(part_of(name))
+            continue
+        if output.weights.is_frozen(name):
             continue
         start = None
         if imported is not None and name in imported.manifest["weights"]:
@@ -391,14 +411,14 @@ def check_parts(output: Output, source: Path | None) -> list[str]:
         value = output.weights.weight(name)
         if start is None or not torch.equal(value.to(start.dtype), start):
             if output.absent(name):
-                left_out[name.removeprefix("network.").rpartition(".")[0]] = None
+                left_out.add(part_of(name))
                 continue
             path, part = output.weights.checkpoint.path, name.split(".")[1]
             raise UserError(
                 f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), and the files "
                 f"of {output.layout} do not hold this part. Export to a layout that holds it"
             )
-    return [f"left out, because {output.layout} has no place for it: {shorten(list(left_out))}"] if left_out else []
+    return [f"left out, because {output.layout} has no place for it: {shorten(sorted(left_out))}"] if left_out else []
 
 
 def with_rows(table: Tensor, rows: int | None) -> Tensor:
@@ -505,8 +525,12 @@ def check_files(folder: Path, files: list[Path], output: Output) -> None:
 
 
 def is_whole(output: Output) -> bool:
-    """Return True if the files hold every part; transformers' model is compared with such a run alone."""
-    return not any(":" in name for name in output.plan.sources)
+    """Return True if the files hold every part that the layout needs; only then can transformers' model be compared."""
+    from lit_mm.checkpoints.contents import kept_tensors
+
+    groups = [group for group in output.plan.groups if not any(":" in name for name in group.sources)]
+    in_files = {name for group in groups for name in group.targets}
+    return all(name in in_files or output.absent(name) for name, _ in kept_tensors(output.weights.module))
 
 
 def proof_of(output: Output, folder: Path, memory: float | None) -> str:

@@ -227,12 +227,22 @@ def pair_outputs(ours: Any, theirs: Any, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def start(name: str) -> Start | None:
-    """Return the start value of what one stage has and the other lacks: the projection, and the temperature."""
+    """Return the start value of what files of the first stage lack: projection, temperature, and head of captions."""
     if name == f"network.connector.{TEMPERATURE}":
         return lambda shape: torch.full(shape, 0.07)
     if name == "network.connector.projection.weight":
         return lambda shape: torch.empty(shape).uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5)
-    return torch.zeros if name == "network.connector.projection.bias" else None
+    zero = name == "network.connector.projection.bias" or name.startswith("network.connector.qformer.head.")
+    return torch.zeros if zero else None
+
+
+def start_of_pairs(name: str) -> Start | None:
+    """Return the start value of what the second stage lacks: text branch, head, and heads that compare."""
+    rest = name.removeprefix("network.connector.")
+    if ".text_ffn." in rest:
+        return name.replace(".text_ffn.", ".query_ffn.")
+    others = rest.startswith(("contrast.", "matching.", "qformer.words.", "qformer.positions.", "qformer.head."))
+    return start(name) or torch.zeros if others else None
 
 
 # --- LAVIS -------------------------------------------------------------------------------------------------------
@@ -344,6 +354,7 @@ LAYOUTS = (
         STAGE,
         in_transformers=True,
         copies=hf_copies,
+        start=start_of_pairs,
     ),
     Layout(
         "blip2_retrieval/authors",
