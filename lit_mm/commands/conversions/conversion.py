@@ -82,7 +82,7 @@ def all_conversions() -> list[Conversion]:
     return [conversion for module in families() for conversion in vars(module).get("CONVERSIONS", ())]
 
 
-def conversion_of(family: str, file_format: str, objectives: Collection[str]) -> Conversion:
+def conversion_of(family: str, file_format: str, objectives: Collection[str] = ()) -> Conversion:
     """Find the conversion of a family to a format.
 
     Args:

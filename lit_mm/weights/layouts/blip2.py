@@ -19,6 +19,7 @@ from lit_mm.weights.layouts.sizes import (
     eva_part,
     language_part,
     qformer_sizes,
+    require_vicuna,
     tokenizer,
 )
 from lit_mm.weights.names import add_prefix, below
@@ -285,7 +286,10 @@ def lavis_language(described: Described) -> Config:
     shapes = {name: of.shape for name, _ in LANGUAGES if (of := stored.get(f"{name}.weight")) is not None}
     default = "the language model that it was trained with" if shapes else ANY_LANGUAGE
     published = next((LANGUAGES[name, of[0]] for name, of in shapes.items() if (name, of[0]) in LANGUAGES), default)
-    config = part(described, "language", published).config
+    language = part(described, "language", published)
+    if "llm_proj" in shapes:
+        require_vicuna(language, "1")
+    config = language.config
     return language_part(config | {"dense_act_fn": "gelu"} if config.get("model_type") == "t5" else config)
 
 
