@@ -5,7 +5,8 @@
 
 It runs `python -m lit_mm fit` on one recipe after another, or on `--jobs` recipes at a time, each with an equal share
 of the cores. When it is started again, it resumes interrupted runs and skips finished ones. The table has held-out
-exact match per skill, the blind baseline, visual tokens per held-out picture, and the seconds of each run.
+exact match per skill, the blind baseline, visual tokens per held-out picture, and the seconds of each run. A family
+that is examined otherwise has the mean of its own figures, such as recall at 1, and no skills; a second table has them.
 
 With --small-text N, a second table compares finished runs of high resolution with the runs of fixed resolution that
 they extend, on the small text of the same N held-out pages; the first table has twenty to fifty such pages. With
@@ -34,6 +35,10 @@ from lit_mm.evaluation.examiners import examine
 from lit_mm.nano.skills import SKILLS
 
 FAMILIES = (
+    "blip",
+    "blip2",
+    "instructblip",
+    "minigpt4",
     "llava",
     "llava_1_5",
     "vila",
@@ -44,6 +49,10 @@ FAMILIES = (
     "llava_uhd",
     "monkey",
     "xcomposer2_4khd",
+    "fuyu",
+    "cogvlm",
+    "cogagent",
+    "mini_gemini",
 )
 PAIRS = (  # family of high resolution, and the family of fixed resolution that it extends
     ("llava_next", "llava_1_5"),
@@ -83,13 +92,30 @@ def row(family: str, run: Path) -> list[str]:
     steps = " + ".join(str(stage["steps"]) for stage in summary["stages"])
     return [
         family,
-        f"**{accuracy['overall']:.1%}**",
+        f"**{accuracy['overall']:.1%}**" + ("" if answers(accuracy) else " recall"),
         f"{blind['overall']:.1%}",
-        *(f"{accuracy['skills'][skill]:.0%}" for skill in SKILLS),
+        *(f"{accuracy['skills'][skill]:.0%}" if answers(accuracy) else "" for skill in SKILLS),
         tokens,
         steps,
         f"{summary['seconds']:.0f}",
     ]
+
+
+def answers(figures: dict) -> bool:
+    """True for the figures of a family that is asked the held-out questions."""
+    return set(figures["skills"]) <= set(SKILLS)
+
+
+def recall_table(runs: Path, families: list[str]) -> str:
+    """The table of recall at 1, blind in brackets, with one line per finished run of a family that is not asked."""
+    summaries = {family: json.loads((runs / family / "summary.json").read_text()) for family in families}
+    asked = {family: each for family, each in summaries.items() if not answers(each["accuracy"])}
+    names = list(dict.fromkeys(name for each in asked.values() for name in each["accuracy"]["skills"]))
+    rows = [
+        [family, *(f"{each['accuracy']['skills'][n]:.1%} ({each['blind']['skills'][n]:.1%})" for n in names)]
+        for family, each in asked.items()
+    ]
+    return markdown(["recipe", *names], rows)
 
 
 def skills_table(runs: Path, families: list[str]) -> str:
@@ -157,7 +183,7 @@ def main() -> None:
             ):
                 pass
     finished = [family for family in options.only if (options.runs / family / "summary.json").exists()]
-    tables = {"families": skills_table(options.runs, finished)}
+    tables = {"families": skills_table(options.runs, finished), "recall": recall_table(options.runs, finished)}
     if options.small_text:
         tables["small text"] = small_text_table(options.runs, finished, options.small_text)
     for name, text in tables.items():

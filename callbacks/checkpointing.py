@@ -46,8 +46,12 @@ class Checkpointing(StepObserver):
         self.folder, self.every, self.keep, self.score_at = Path(folder), every, keep, score_at
         self.lasting = lasting
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return trainer.global_step % self.every == 0
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        if trainer.global_step % self.every == 0 and trainer.global_step < module.total_steps:
+        finished = step.number - module.first_step
+        if finished % self.every == 0 and finished < module.total_steps:
             self.save(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:

@@ -67,6 +67,11 @@ class EarlyEnd(StepObserver):
                     "at the ends of stages only. Set `examine_every` to the steps between examinations"
                 )
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        """True if a callback of Lightning's or of a user may read the metrics of the step."""
+        callbacks = callbacks_of(trainer)
+        return bool(monitors(callbacks)) or any(map(may_log, callbacks))
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         self.publish(
             trainer,

@@ -68,8 +68,11 @@ class Examination(StepObserver):
         if module.step == 0:
             self.examine(trainer, module)
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return self._falls_on(module.step)
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        if self.every_n_steps and step.number % self.every_n_steps == 0:
+        if self._falls_on(step.number):
             self.examine(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
@@ -90,6 +93,9 @@ class Examination(StepObserver):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=module.step)
         return result
+
+    def _falls_on(self, step: int) -> bool:
+        return self.every_n_steps > 0 and step % self.every_n_steps == 0
 
     def _held_out(self, trainer: L.Trainer) -> list[Document]:
         documents = self.documents

@@ -52,12 +52,18 @@ class StageFigures(StepObserver):
         self.finished = trainer.strategy.broadcast(self.finished)
         self.measure(trainer, module)
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return self._falls_on(module.step)
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        if self.every_n_steps and step.number % self.every_n_steps == 0:
+        if self._falls_on(step.number):
             self.measure(trainer, module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self.measure(trainer, pl_module)
+
+    def _falls_on(self, step: int) -> bool:
+        return self.every_n_steps > 0 and step % self.every_n_steps == 0
 
     def names(self, module: MultimodalModule) -> dict[str, list[str]]:
         """Return the names of the figures of every stage."""

@@ -9,27 +9,25 @@ import lightning as L
 from lit_mm.callbacks.steps import Step, StepObserver
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
-from lit_mm.samples.batch import Batch
 
 
 class FiniteLoss(StepObserver):
     """Ends the run on every rank if the loss of an optimizer step is nan or infinite. The step is not saved.
+
+    On a GPU one more step may have run when the loss is read; it is not saved either.
 
     Raises:
         UserError: a loss is nan or infinite. The message has stage, step, and the samples of this rank's last
             micro-batch.
     """
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: MultimodalModule, batch: Batch, batch_idx: int
-    ) -> None:
-        self._samples = batch.sample_ids
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if math.isfinite(step.loss):
             return
-        ids = ", ".join(self._samples[:4]) + (", ..." if len(self._samples) > 4 else "")
+        ids = ", ".join(step.last_samples[:4]) + (", ..." if len(step.last_samples) > 4 else "")
         raise UserError(
             f"stage {step.stage!r}, step {step.number}: the loss is {step.loss}. Rank {trainer.global_rank} had just "
             f"seen the samples {ids}. Lower the learning rates or lengthen the warm-up, and begin in another folder "

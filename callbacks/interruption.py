@@ -98,6 +98,9 @@ class Interruption(StepObserver):
     def wants_to_stop(self) -> bool:
         return bool(self.received) or time.monotonic() > self.deadline
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if step.stop and trainer.global_step < module.total_steps and not trainer.should_stop:
             self.checkpointing.save(trainer, module)

@@ -73,8 +73,11 @@ class Learning(StepObserver):
             self._norms[part] = torch.nn.utils.get_total_norm(present).float()
             self._before[part] = sampled(parameters)
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return module.step % self.every_n_steps == 0
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        if not self._norms:
+        if step.number % self.every_n_steps or not self._norms:
             return
         parts, sharded = module.parts(), isinstance(trainer.strategy, ZeRO)
         figures = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from lit_mm.callbacks.step_table import Row, StepTable, read_rows
-from lit_mm.callbacks.steps import Step, StepObserver, data_module
+from lit_mm.callbacks.steps import Numbers, Step, StepObserver, data_module
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import TOKENS, Batch
@@ -64,6 +65,7 @@ class DataLedger(StepObserver):
             return
         self.names, self.sizes = self.screen.maker.documents.names, self.screen.maker.documents.sizes
         self._begin()
+        self._measured: deque[tuple[int, list[Fault]]] = deque()  # of steps to come: tokens, lost samples of this rank
         samples = bad = 0
         if trainer.is_global_zero:
             rows = [row for row in self.table.restart(module.step) if row["stage"] == module.current_stage.name]
@@ -87,6 +89,9 @@ class DataLedger(StepObserver):
         with self.lines.open("a") as file:
             file.write("".join(json.dumps(line) + "\n" for line in lines if line not in earlier))
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
     def _begin(self) -> None:
         self._counts: list[tuple[int, ...]] = []
         self._lost: list[Fault] = []
@@ -108,18 +113,34 @@ class DataLedger(StepObserver):
                 losses = torch.zeros(2, len(self.names), device=pl_module.device)
             self._losses.append(losses)
 
+    def numbers_of_step(self, trainer: L.Trainer) -> Numbers:
+        """Return samples of each source and lost samples; on the device, loss and tokens of each of several sources."""
+        if self.screen is None:
+            return Numbers()
+        samples = [sum(counts) for counts in zip(*self._counts, strict=True)]
+        losses = torch.stack(self._losses).flatten(start_dim=1) if self._losses else None
+        numbers = Numbers([*samples, len(self._lost)], losses)
+        self._measured.append((self._step_tokens, self._lost))
+        self._begin()
+        return numbers
+
+    def figures_of_step(self, trainer: L.Trainer, sums: Sequence[float], seconds: float) -> dict[str, float]:
+        """Keep the sums for `on_step_end`, which follows. Returns no figures."""
+        self._sums = sums
+        return {}
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         data = data_module(trainer)
         if self.screen is None or not isinstance(data, StreamDataModule) or data.stream is None:
             return
-        sums = self._sums(trainer)
-        lost = _from_all_ranks(self._lost, trainer) if sums[-1] else []
         size = len(self.names)
-        counts, losses, tokens = sums[:size], sums[size : 2 * size], sums[2 * size : 3 * size]
+        counts, (num_lost, *sums) = self._sums[:size], self._sums[size:]
+        losses, tokens = sums[:size], sums[size:]
+        step_tokens, lost_here = self._measured.popleft()
+        lost = _from_all_ranks(lost_here, trainer) if num_lost else []
         if size == 1:
-            losses, tokens = [step.loss * self._step_tokens], [self._step_tokens]
-        self._begin()
-        finished = trainer.global_step - 1
+            losses, tokens = [step.loss * step_tokens], [step_tokens]
+        finished = step.number - module.first_step - 1
         entries = entries_of(data.stream.samples(finished), lost, data.screen_at(finished))
         self.draws += sum(entry.count for entry in entries)
         self.bad += sum(e.count for e in entries if e.outcome in OUTCOMES[2:] and e.kind != "no_supervision")
@@ -132,15 +153,6 @@ class DataLedger(StepObserver):
             self._log(trainer, step, losses, tokens)
         if lost:
             self.screen.refuse_more_than(self.screen.max_bad, "max_bad", self.bad, self.draws, lost)
-
-    def _sums(self, trainer: L.Trainer) -> list[float]:
-        """Sums over micro-batches and ranks: samples, loss and tokens of each source, and lost samples."""
-        device = trainer.strategy.root_device
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        counts = torch.tensor(self._counts, dtype=wide, device=device).sum(dim=0)
-        lost = torch.tensor([len(self._lost)], dtype=wide, device=device)
-        losses = torch.stack(self._losses).to(wide).sum(dim=0).flatten() if self._losses else counts.new_zeros(0)
-        return trainer.strategy.reduce(torch.cat([counts, losses, lost]), reduce_op="sum").tolist()
 
     def _write(self, step: Step, entries: Sequence[Entry], losses: Sequence[float], tokens: Sequence[float]) -> None:
         for name, loss, supervised in zip(self.names, losses, tokens, strict=True):

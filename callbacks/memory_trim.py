@@ -24,6 +24,9 @@ class MemoryTrim(StepObserver):
         self.every = every
         self.libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if self.libc is not None and step.number % self.every == 0:
             self.libc.malloc_trim(0)

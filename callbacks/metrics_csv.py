@@ -54,12 +54,15 @@ class MetricsCSV(StepObserver):
                 f"{self.path} lacks rows of the {module.step} steps before this start; they cannot be restored"
             )
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         if self.table is None:
             return
         self.table.append(
             {
-                **{name: float(value) for name, value in trainer.logged_metrics.items()},
+                **{name: float(value) for name, value in step.logged.items()},
                 "step": step.number,
                 "stage": step.stage,
                 "loss": step.loss,

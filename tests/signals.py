@@ -23,6 +23,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_mm.callbacks import early_end, steps
 from lit_mm.callbacks.checkpointing import Checkpointing
 from lit_mm.callbacks.early_end import EarlyEnd
 from lit_mm.callbacks.interruption import Interruption
@@ -49,6 +50,7 @@ class Job:
         place: moment of the event: "pretrain 3" is inside the third step of the stage, "finetune start" between stages.
         seconds: time limit of the watchdog.
         strategy: strategy of the Trainer; by default ddp on several ranks.
+        reads_late: if True, figures of a step are read one step later, as on a GPU.
     """
 
     folder: str
@@ -59,6 +61,7 @@ class Job:
     workers: int = 0
     seconds: float = 300.0
     strategy: str = ""
+    reads_late: bool = False
 
 
 class Event(L.Callback):
@@ -96,6 +99,9 @@ class Event(L.Callback):
 
 def run(job: Job, rank: int) -> None:
     torch.set_num_threads(1)
+    if job.reads_late:
+        steps.reads_late = lambda trainer: True
+        early_end.may_log = lambda callback: False  # `Event` reads no figures
     folder = RunFolder(Path(job.folder))
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     checkpointing = Checkpointing(folder.checkpoints, every=100)

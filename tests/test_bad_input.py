@@ -129,8 +129,14 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest_known_one(
 
 def test_an_unknown_key_unlike_any_other_is_answered_with_all_keys(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("stages.0.train.connector.zzz", 1)))
-    keys = "lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors, adapter, average"
+    keys = "lr, weight_decay, layer_decay, from_step, optimizer, decay_vectors, adapter, average, optional"
     assert message.splitlines()[1].strip() == f"It has {keys}"
+
+
+def test_a_wrong_name_of_an_optional_part_leaves_no_added_part_frozen_in_silence(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("stages.1.train.lora", {"lr": 1e-3, "optional": True})))
+    place = f"recipe.yaml, line {line_of('lora:') - 3}: stages.finetune.train: the model has no parts ['lora']"
+    assert message.startswith(place) and "added parts ['partial_lora'], which have no settings" in message
 
 
 @pytest.mark.parametrize(
@@ -185,6 +191,14 @@ def test_a_wrong_value_is_named_with_its_line_and_what_is_accepted(
 ) -> None:
     message = mistake("fit", "--config", written(with_key(dotted, value)))
     assert message == f"recipe.yaml, line {line_of(f': {value}')}: {spoken}: {expected}"
+
+
+def test_a_seed_that_every_launch_draws_anew_is_refused(mistake: Mistake) -> None:
+    message = mistake("fit", "--config", written(with_key("seed_everything", True)))
+    assert message == (
+        f"recipe.yaml, line {line_of(': true')}: seed_everything: true draws another seed in every launch, and no "
+        "launch could go on with the run of another. Write a number, such as 0"
+    )
 
 
 STOP = "there is no class EarlyStoping. Did you mean 'EarlyStopping'?"
@@ -641,8 +655,9 @@ def test_weights_of_another_model_are_refused_before_they_are_read(mistake: Mist
     sizes |= {"intermediate_size": 32, "vocab_size": 512, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}
     Path("weights").mkdir()
     Path("weights/config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
-    config = written(with_key("model.init_args.language.init_args.weights", "llama:weights"))
-    message = mistake(command, "--config", config)
+    recipe = with_key("model.init_args.language.init_args.weights", "llama:weights")
+    recipe["model"]["init_args"]["language"]["init_args"]["rope_theta"] = 10000
+    message = mistake(command, "--config", written(recipe))
     assert "'weights/config.json'" in message and "rope_theta is 500000.0 there and 10000.0 in the recipe" in message
     assert message.endswith("set model.init_args.language.init_args.rope_theta: 500000.0")
     assert not Path("runs").exists()

@@ -37,12 +37,13 @@ def instructblip(kind: str = "decoder", seed: int = 0, **options: Any) -> Instru
     return InstructBlip(tokenizer="nano", **(arguments | options))
 
 
-def question(number: int, instruction: str | None = None, response: str | None = None) -> Document:
+def question(number: int, instruction: str | None = None, response: str | None = None, pictures: int = 1) -> Document:
     texts = (
         instruction or f"what is {WORDS[number % len(WORDS)]}",
         response or " ".join(WORDS[(number * 3 + k) % len(WORDS)] for k in range(1 + number % 3)),
     )
-    return Document(f"question/{number}", (Turn("user", (Noise(number), texts[0])), Turn("assistant", (texts[1],))))
+    shown = (Noise(number + 1000 * n) for n in range(pictures))
+    return Document(f"question/{number}", (Turn("user", (*shown, texts[0])), Turn("assistant", (texts[1],))))
 
 
 def stages(kind: str = "decoder", steps: int = 1) -> list[Stage]:

@@ -3,7 +3,7 @@
 Each engine trains the same steps on two processes or one, and writes gradients and loss of every step, the content of
 each rank's batches, and how often each rank called its vision encoder. Then both ranks answer different questions. In a
 second stage steps have twice the rows: two processes accumulate two micro-batches, one process does not accumulate.
-`MODEL@ENGINE` trains another model than XComposer2, see `MODELS`.
+`MODEL@ENGINE` trains another model than XComposer2, see `MODELS`. The freeze audit watches those that `TRAINED` names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import torch
 from deepspeed.utils import safe_get_full_grad
 from lightning.pytorch.strategies import Strategy
 
+from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.distributed.zero import ZeRO
+from lit_mm.documents.document import Document
 from lit_mm.families import Recombined
 from lit_mm.inference.generate import answer
 from lit_mm.module import MultimodalModule
@@ -32,9 +34,13 @@ from lit_mm.stages.stage import Stage, Train
 from lit_mm.stream.datamodule import Source
 from lit_mm.tiling import Stretch
 from lit_mm.vision.timm_encoder import TimmEncoder
+from tests import tiny_instructblip
 from tests.families import test_cogagent, test_cogvlm, test_recombined_pretrained, test_recombined_t5
 from tests.forked import run_ranks
 from tests.tiny import PARTS, PROMPT, Documents, document, language, trainer, xcomposer2
+from tests.tiny_blip2 import blip2
+from tests.tiny_instructblip import instructblip
+from tests.tiny_minigpt4 import minigpt4
 
 
 def with_timm() -> Recombined:
@@ -52,7 +58,28 @@ MODELS: dict[str, Callable[[], MultimodalModule]] = {
     "gemma3": partial(test_recombined_pretrained.build, "gemma3_text"),
     "t5": test_recombined_t5.build,
     "timm": with_timm,
+    "instructblip": instructblip,
+    "blip2": blip2,
+    "minigpt4": minigpt4,
 }
+TRAINED = {  # model -> parts that its last stage trains, if others are frozen
+    "instructblip": tiny_instructblip.TUNED,
+    "blip2": ("connector", "projection"),
+    "minigpt4": ("projection",),
+}
+
+
+def one_question(number: int, pictures: int) -> Document:
+    """A document of one question with pictures."""
+    return tiny_instructblip.question(number, pictures=pictures)
+
+
+def always_pictured(number: int, pictures: int) -> Document:
+    """A document of one question with at least one picture, for families that refuse a text alone."""
+    return one_question(number, max(pictures, 1))
+
+
+DOCUMENTS = {"instructblip": one_question, "blip2": always_pictured, "minigpt4": always_pictured}
 EVERYTHING = Stage("all", {part: Train(lr=1e-12) for part in PARTS}, max_steps=6, clip=0.0)  # AdamW enlarges rounding
 PICTURES = (0, 5, 1, 0, 0, 5, 1, 1, 0, 0, 5, 0)  # of the documents, of which each step takes two
 ACCUMULATING = replace(EVERYTHING, name="accumulating", max_steps=3)
@@ -62,16 +89,18 @@ ENGINES = ("alone", "ddp", "zero1", "zero2", "zero3")
 class Uneven(Documents):
     """A stream with one document per row and two or four rows per step, one per rank and micro-batch or all in one."""
 
-    def __init__(self, global_batch: int, ranks: int) -> None:
+    def __init__(self, global_batch: int, ranks: int, write: Callable[[int, int], Document]) -> None:
         micro_batch = global_batch if ranks == 1 else 1
+        self.write = write
         super().__init__(global_batch=global_batch, micro_batch=micro_batch, row_tokens=None, window=2)
 
     def source(self) -> Source:
-        return [document(number, pictures) for number, pictures in enumerate(PICTURES)]
+        return [self.write(number, pictures) for number, pictures in enumerate(PICTURES)]
 
 
 class Seen(L.Callback):
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[int, int], Document]) -> None:
+        self.write = write
         self.steps: list[dict[str, Any]] = []
         self.calls = 0
 
@@ -93,6 +122,8 @@ class Seen(L.Callback):
             return  # DeepSpeed's engine is asked for a step after every micro-batch
         gradients = {}
         for name, parameter in pl_module.network.named_parameters():
+            if not parameter.requires_grad:
+                continue
             gradients[name] = safe_get_full_grad(parameter).detach().float().clone()
         self.steps[-1] |= {"gradients": gradients}
 
@@ -106,7 +137,7 @@ class Seen(L.Callback):
         answers_at_once = trainer.global_rank == trainer.world_size - 1 > 0
         stop_ids = frozenset(range(512)) if answers_at_once else frozenset[int]()
         with patch.object(type(pl_module.processor.prompt), "stop_ids", lambda *_: stop_ids):
-            mine = [document(100 + trainer.global_rank, pictures=trainer.global_rank)]
+            mine = [self.write(100 + trainer.global_rank, trainer.global_rank)]
             self.answers = answer(pl_module, mine, max_new_tokens=5)
 
 
@@ -122,15 +153,18 @@ def run(label: str, folder: Path, rank: int) -> None:
     ranks = 1 if engine == "alone" else 2
     torch.manual_seed(0)
     module = MODELS[model]()
-    parts = {part: Train(lr=1e-12) for part in module.parts()}
+    write = DOCUMENTS.get(model, document)
+    audit = [FreezeAudit()] if model in TRAINED else []
+    rate = 1e-8 if audit else 1e-12  # a trained part has to move
+    parts = {part: Train(lr=rate) for part in TRAINED.get(model, module.parts())}
     everything, accumulating_stage = (replace(stage, train=parts) for stage in (EVERYTHING, ACCUMULATING))
     attributes = {name: set(vars(part)) for name, part in module.network.named_modules()}
 
     def train(stage: Stage, global_batch: int) -> Seen:
-        seen, data = Seen(), Uneven(global_batch, ranks)
+        seen, data = Seen(write), Uneven(global_batch, ranks, write)
         module.begin(stage, total_steps=data.begin(module.processor, stage, seed=2, rank=rank, world=ranks))
         trainer(
-            [seen],
+            [seen, *audit],
             max_steps=stage.max_steps,
             accumulate_grad_batches=data.stream.accumulation,
             ranks=ranks,

@@ -19,6 +19,7 @@ SAMPLES = 20
 SIDE = 480  # longest side of an image on the page, pixels
 COLOURS = {"regions": "#c0392b", "segments": "#2471a3", "text": "#1e8449"}  # kind of text -> colour of its boxes
 OTHER = "#7d3c98"
+LOW = 24  # side of a box, pixels, below which its line is thin
 HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -132,21 +133,24 @@ def _section(account: Mapping[str, Any], inputs: Inputs) -> str:
 
 
 def draw_boxes(image: Image.Image, statements: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Draw the boxes of texts that passed in the colour of their kind; dropped ones get a thin grey line."""
+    """Draw the boxes of texts that passed in the colour of their kind; dropped ones get a thin grey line.
+
+    Lines lie outside of the boxes, and are thin around low or narrow ones, so that small text stays readable.
+    """
     image = image.copy()
     draw = ImageDraw.Draw(image)
     for statement in sorted(statements, key=lambda statement: statement["kept"]):
         if statement["box"] is None:
             continue
-        left, top, right, bottom = statement["box"]
-        corners = (
-            left * (image.width - 1),
-            top * (image.height - 1),
-            right * (image.width - 1),
-            bottom * (image.height - 1),
+        width, height = image.width - 1, image.height - 1
+        left, top, right, bottom = (
+            round(share * side) for share, side in zip(statement["box"], (width, height) * 2, strict=True)
         )
+        line = 2 if statement["kept"] and min(right - left, bottom - top) >= LOW else 1
         colour = COLOURS.get(statement["kind"], OTHER) if statement["kept"] else "#b0b7be"
-        draw.rectangle(corners, outline=colour, width=2 if statement["kept"] else 1)
+        # At the border of the image a line lies inside
+        corners = (max(left - line, 0), max(top - line, 0), min(right + line, width), min(bottom + line, height))
+        draw.rectangle(corners, outline=colour, width=line)
     return image
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -185,8 +186,9 @@ class Run:
         page = write_page(read_accounts(self.folder, self.shards), ledger, self.identities, self.inputs)
         write_atomically(self.folder / PAGE, page.encode("utf-8", "xmlcharrefreplace"))
         work = self.folder / WORK
-        if work.is_dir() and not any(work.iterdir()):
-            work.rmdir()
+        with suppress(FileNotFoundError):  # another process may remove it in this moment
+            if not any(work.iterdir()):
+                work.rmdir()
         return ledger
 
     # --- batches ---------------------------------------------------------------------------------------------------

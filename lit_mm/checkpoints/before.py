@@ -316,6 +316,7 @@ def add_stage_keys(config: Config) -> Config:
             train.setdefault("decay_vectors", False)
             train.setdefault("adapter", None)
             train.setdefault("average", None)
+            train.setdefault("optional", False)
     return config
 
 

@@ -220,7 +220,7 @@ def report(run: Any) -> None:
     ledger = run.finish()
     for line in row_lines(ledger):
         print(line)
-    Console(width=110).print(ledger_table(ledger))
+    Console(width=110, markup=False, emoji=False).print(ledger_table(ledger))
     print(f"look at: {run.folder / PAGE}")
     for subset, count in ledger["subsets"].items():
         if count:

@@ -24,6 +24,7 @@ from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Procedure, benchma
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.benchmarks.submission import write_submission
 from lit_mm.evaluation.measurement import Contrast, Measurement, contrast, measure, rows_of
+from lit_mm.evaluation.metrics import check_metric
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.report.benchmark_tables import Line, benchmark_table, contrast_table
 
@@ -90,7 +91,8 @@ def list_benchmarks(names: Sequence[str] = ()) -> str:
         for procedure in benchmark.procedures:
             families = ", ".join(procedure.families) or "all others"
             way = "" if procedure.answering == "generation" else f", by {procedure.answering}"
-            lines.append(f"  procedure {procedure.name} ({families}): {procedure.metric}{way}")
+            prompt = f"; prompt {procedure.prompt_mark}: {procedure.source}" if procedure.prompt_mark else ""
+            lines.append(f"  procedure {procedure.name} ({families}): {procedure.metric}{way}{prompt}")
     return "\n".join(lines)
 
 
@@ -112,16 +114,19 @@ def evaluate_benchmarks(choices: Namespace) -> None:
     procedures: dict[tuple[str, str], Procedure] = {}
     for place, name in zip(choices.checkpoint, names, strict=True):
         with launch_folder(place, choices.config, choices.stage) as path:
-            module = on_device_of_rank(open_model(path, choices.config, accelerator=choices.accelerator))
-            weights = digest_of_weights(Path(path), choices.config)
+            module = on_device_of_rank(
+                open_model(path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged)
+            )
+            weights = digest_of_weights(Path(path), choices.config, averaged=choices.averaged)
             for task in tasks:
-                procedure = task.benchmark.procedure_of(type(module).__name__, choices.procedure)
-                procedures[name, task.name] = procedure
+                procedures[name, task.name] = procedure_of(task, module, choices.procedure)
+            for task in tasks:
+                procedure = procedures[name, task.name]
                 lines.append(evaluate_task(module, task, procedure, Path(path), weights, data, choices, name))
             del module
     if dist.is_initialized() and dist.get_rank():
         return
-    contrasts, notes = compare(lines, procedures)
+    contrasts, notes = compare(lines, procedures, choices.difference and choices.difference / 100)
     if choices.format == "json":
         print(
             json.dumps({"benchmarks": [as_json(line) for line in lines], "comparisons": [asdict(c) for c in contrasts]})
@@ -171,6 +176,22 @@ def open_task(text: str, data: Path, limit: int | None) -> Task:
     return Task(benchmark, split, reader.questions(data, limit), reader.digest(data))
 
 
+def procedure_of(task: Task, module: MultimodalModule, name: str) -> Procedure:
+    """Return the procedure by which a model is asked.
+
+    Args:
+        task: benchmark.
+        module: model.
+        name: name of a procedure; "" for that of the model's family.
+    Raises:
+        UserError: there is no such procedure, or its metric lacks a package.
+    """
+    procedure = task.benchmark.procedure_of(type(module).__name__, name)
+    if task.benchmark.splits[task.split].submission is None:
+        check_metric(procedure.metric)
+    return procedure
+
+
 def model_names(places: Sequence[str]) -> list[str]:
     """Return short names of checkpoints, different from each other.
 
@@ -186,9 +207,17 @@ def model_names(places: Sequence[str]) -> list[str]:
     return list(places)
 
 
-def digest_of_weights(checkpoint: Path, config: str | None) -> str:
-    """Compute the digest of a checkpoint's manifest, which has the digests of all its files, and of another config."""
+def digest_of_weights(checkpoint: Path, config: str | None, *, averaged: bool = False) -> str:
+    """Compute the digest of a checkpoint's manifest, which has the digests of all its files, and of another config.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        config: config that the model is built from; None for that of the checkpoint.
+        averaged: True for the moving averages of the weights.
+    """
     checksum = hashlib.blake2b((checkpoint / "manifest.json").read_bytes(), digest_size=16)
+    if averaged:
+        checksum.update(b"averaged")
     if config is not None:
         checksum.update(Path(config).read_bytes())
     return checksum.hexdigest()
@@ -263,16 +292,22 @@ def evaluate_task(
         if not dist.is_initialized() or not dist.get_rank():
             write_submission(submission, task.questions, answers, data, folder / "submission")
     published = task.benchmark.published_of(type(module).__name__)
-    line = Line(name, task.benchmark, task.split, procedure.name, result, blind, published, path, str(folder))
+    line = Line(name, task.benchmark, task.split, procedure, result, blind, published, path, str(folder))
     _write(
         folder / f"{procedure.name}.json", as_json(line) | {"checkpoint": str(checkpoint), "family": family_of(module)}
     )
     return line
 
 
-def compare(lines: Sequence[Line], procedures: Mapping[tuple[str, str], Procedure]) -> tuple[list[Contrast], list[str]]:
+def compare(
+    lines: Sequence[Line], procedures: Mapping[tuple[str, str], Procedure], difference: float | None = None
+) -> tuple[list[Contrast], list[str]]:
     """Compare every two models on every benchmark that both were scored on by one metric.
 
+    Args:
+        lines: lines of the table.
+        procedures: (model, benchmark) -> procedure.
+        difference: see `lit_mm.evaluation.measurement.contrast`.
     Returns:
         The comparisons, and a line for each benchmark on which two models cannot be compared.
     """
@@ -288,7 +323,7 @@ def compare(lines: Sequence[Line], procedures: Mapping[tuple[str, str], Procedur
             )
             continue
         pairs[title] = (procedures[a.model, a.name], a.measurement, b.measurement)
-    return contrast(pairs), notes
+    return contrast(pairs, difference=difference), notes
 
 
 def as_json(line: Line) -> dict[str, object]:
@@ -298,7 +333,8 @@ def as_json(line: Line) -> dict[str, object]:
         "model": line.model,
         "benchmark": line.benchmark.name,
         "split": line.split,
-        "procedure": line.procedure,
+        "procedure": line.procedure.name,
+        "prompt": {"text": line.procedure.prompt, "mark": line.procedure.prompt_mark, "source": line.procedure.source},
         "published": [asdict(entry) for entry in line.published],
         "submission": line.submission,
         "folder": line.folder,

@@ -87,10 +87,9 @@ def _whole_lines(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [["whole stage", *(stage["name"] for stage in stages)]]
     if any(each["data"] for each in costs):
         for name in ("steps", "samples", "tokens", "supervised", "views", "tokens_in_data", "views_in_data"):
-            counts = [(each["data"] or {}).get(name) for each in costs]
-            if any(count is not None for count in counts):
-                label = name.replace("_", " ")
-                rows.append([label, *("unknown" if count is None else f"{count:,}" for count in counts)])
+            data = [each["data"] or {} for each in costs]
+            if any(name in of for of in data):
+                rows.append([name.replace("_", " "), *(_count(of, name) for of in data)])
     rows.append(["operations", *(amount(each["whole"]["operations"]) for each in costs)])
     first = costs[0]["whole"]
     if "seconds" in first:
@@ -99,7 +98,25 @@ def _whole_lines(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     if "price" in first:
         prices = [each["whole"]["price"] for each in costs]
         rows.append(["price", *("unknown" if price is None else f"{price:,.2f}" for price in prices)])
-    return ["", aligned(rows)]
+    return ["", aligned(rows), *estimate_lines(stages)]
+
+
+def _count(data: Mapping[str, Any], name: str) -> str:
+    """Format a count of a stage; "~" marks an estimate."""
+    if name not in data:
+        return "unknown"
+    return f"{'~' if name in data['estimated'] else ''}{data[name]:,}"
+
+
+def estimate_lines(stages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each stage whose counts are estimates."""
+    for stage in stages:
+        data = stage["costs"]["data"]
+        if data and data["estimated"]:
+            line = f"{stage['name']}: figures with ~ are estimated from {data['counted_rows']:,} rows"
+            if data["can_be_indexed"] and not data["indexed"]:
+                line += "; `python -m lit_mm data index --config RECIPE` stores the lengths that make them exact"
+            yield line
 
 
 def side_by_side(name: str, plan: Mapping[str, Any], other_name: str, other: Mapping[str, Any]) -> str:

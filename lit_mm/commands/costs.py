@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,9 +16,11 @@ if TYPE_CHECKING:
     from lit_mm.planning.work import Work
     from lit_mm.samples.processor import Processor
     from lit_mm.stages.stage import Stage
+    from lit_mm.stream.order import Stream
 
 SIDE = 336  # of the image of a sample, if no size is given, pixels
 LAID_OUT = 64  # rows of a stage that are laid out to know their sizes
+COUNTED = 1 << 20  # rows of a stage that are counted by the index of lengths; those of a longer stage are estimated
 
 
 @dataclass(frozen=True)
@@ -173,13 +177,15 @@ def sample_rows(
 def rows_of_data(cli: RecipeCLI, stage: Stage, ranks: int) -> tuple[dict[str, Any], list[Row]]:
     """Return the length of a stage by its data, for JSON, and the sizes of its first micro-batches on rank 0.
 
-    Epochs are counted if there is an index of lengths; without one, every sample would be laid out.
+    With an index of lengths the rows of the stage are planned as `fit` plans them, and their samples, tokens and views
+    are counted. Without one the first `LAID_OUT` rows or more are laid out, and the counts of the stage are estimates.
 
     Args:
         ranks: number of processes.
     Raises:
         UserError: the data cannot be read, or the batch does not split over the ranks.
     """
+    from dataclasses import replace
     from itertools import chain, islice
 
     from lit_mm.planning.row import Row
@@ -192,33 +198,56 @@ def rows_of_data(cli: RecipeCLI, stage: Stage, ranks: int) -> tuple[dict[str, An
     maker = data.maker(processor)
     tables = lengths.load(maker)
     indexed = all(table is not None for table in tables)
-    facts: dict[str, Any] = {"samples_in_epoch": sum(maker.documents.draws), "indexed": indexed}
+    facts: dict[str, Any] = {
+        "samples_in_epoch": sum(maker.documents.draws),
+        "indexed": indexed,
+        "can_be_indexed": all(isinstance(source, lengths.Stored) for source in maker.documents.sources),
+    }
     if indexed:
         counts = [table[table[:, 3] != 0].sum(axis=0) for table in tables]  # state 0: the sample is not trained on
         facts |= {
             f"{name}_in_data": int(sum(of[column] for of in counts))
             for column, name in enumerate(("tokens", "views", "supervised"))
         }
-    if stage.max_steps is None and not indexed:
-        return facts | {"steps": None}, []
-    steps = data.begin(processor, stage, seed=cli.seed, world=ranks)
+    has_length = stage.max_steps is not None or indexed
+    planned = stage if has_length else replace(stage, max_steps=sys.maxsize)  # epochs are not counted
+    steps = data.begin(processor, planned, seed=cli.seed, world=ranks)
     rows = []
-    samples = 0
-    per_step = data.stream.accumulation
     micro_batches = list(islice(data.stream, max(1, LAID_OUT // data.micro_batch_on(ranks))))
     for micro in micro_batches:
-        numbers = list(chain(*micro.rows))
-        samples += len(numbers)
-        rows.append(Row.of_samples([maker(number)[0] for number in numbers], processor))
-    share = steps * per_step * ranks / len(rows)  # micro-batches of the stage for each one that was laid out
+        rows.append(Row.of_samples([maker(number)[0] for number in chain(*micro.rows)], processor))
+    counted = min(steps, -(-COUNTED // data.global_batch)) if indexed else micro_batches[-1].step + 1
+    totals = totals_of(data.stream.plan, range(counted), data.global_batch)
+    if not has_length:
+        steps = math.ceil(facts["samples_in_epoch"] * stage.epochs * counted / totals["samples"])
     return facts | {
         "steps": steps,
-        "laid_out": samples,
-        "samples": round(samples * share),
-        "tokens": round(share * sum(sum(row.lengths) + sum(row.targets) for row in rows)),
-        "supervised": round(share * sum(row.supervised for row in rows)),
-        "views": round(share * sum(sum(row.views.values()) for row in rows)),
+        "estimated": ([] if has_length else ["steps"]) + (list(totals) if counted < steps else []),
+        "counted_rows": counted * data.global_batch,
+        **{name: round(total * steps / counted) for name, total in totals.items()},
     }, rows
+
+
+def totals_of(plan: Stream, steps: range, global_batch: int) -> dict[str, int]:
+    """Count samples, tokens, supervised tokens and views of optimizer steps, over all ranks.
+
+    Args:
+        plan: stream of rows.
+        steps: numbers of optimizer steps.
+        global_batch: rows of a step.
+    """
+    samples = tokens = views = supervised = 0
+    for step in steps:
+        start = step * global_batch
+        length_of = plan.length_at(start)
+        for row in plan.rows(start, start + global_batch):
+            for length in map(length_of, row):
+                assert length is not None  # samples that are left out are in no row
+                samples += 1
+                tokens += length.tokens
+                views += length.views
+                supervised += length.supervised
+    return {"samples": samples, "tokens": tokens, "supervised": supervised, "views": views}
 
 
 def assumed_rows(cli: RecipeCLI, stage: Stage, sample: Row, ranks: int) -> list[Row]:

@@ -221,6 +221,6 @@ def summary_table(summaries: Sequence[Summary]) -> str:
     for summary in summaries:
         kinds = ", ".join(f"{count} {kind}" for kind, count in summary.kinds.most_common()) or "none"
         table.add_row(summary.name, str(summary.samples), str(summary.pictures), str(summary.broken), kinds)
-    console = Console(file=io.StringIO(), width=120)
+    console = Console(file=io.StringIO(), width=120, markup=False, emoji=False)
     console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")

@@ -48,10 +48,12 @@ and `text` tokens, half of them learnt, for each size of --images (336x336 witho
 is counted in full), `total` (forward and backward: the operations of MFU) and `parts`. `activations` has the bytes that
 a micro-batch of `micro_batch` rows keeps for the backward pass: `parts`, `total`, `per_row`, `checkpointing` by part,
 and `largest_micro_batch` for the memory of --device or --memory. The micro-batch is made of such samples, or with
---data it is the largest of the stage's first ones. Compiled layers may keep less. `data`, with --data, has `steps`,
-`samples`, `tokens`, `supervised` and `views` of the stage, from its first `laid_out` samples, and `tokens_in_data`,
-`views_in_data` and `supervised_in_data` if there is an index of lengths. `whole` has `operations_per_step` and
-`operations` of the stage, and with --device `seconds` and `price`; null where the number of steps is unknown.
+--data it is the largest of the stage's first ones. Layers that are compiled without checkpointing may keep less.
+`data`, with --data, has `steps`, `samples`, `tokens`, `supervised` and `views` of the stage, counted in `counted_rows`
+of its rows: all of them if there is an index of lengths (`indexed`), else the first ones. `estimated` lists figures
+that are estimates. With an index there are `tokens_in_data`, `views_in_data` and `supervised_in_data`, too. `whole` has
+`operations_per_step` and `operations` of the stage, and with --device `seconds` and `price`; null where the number of
+steps is unknown. Operations are those of the first micro-batches, which are laid out.
 
 --against OTHER plans a second recipe in the same way: the JSON then has `this` and `against`."""
 

@@ -1,8 +1,7 @@
-"""`evaluate` prints accuracy per skill and the blind baseline of a checkpoint, or its figures on benchmarks."""
+"""`evaluate` prints accuracy and the blind baseline of checkpoints on held-out documents, or figures on benchmarks."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,6 @@ from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning import LightningDataModule
-
-    from lit_mm.documents.document import Document
     from lit_mm.documents.sources import Source
 
 PATHS = ("path", "images")  # keys of a declaration
@@ -30,6 +26,11 @@ def evaluate(arguments: Sequence[str]) -> None:
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
     choices.checkpoint = choices.checkpoint or ["runs/latest"]
+    if choices.difference is not None and not (0 < choices.difference <= 100 and len(choices.checkpoint) > 1):
+        raise UserError(
+            "--difference is above 0 and at most 100 points, and needs at least two checkpoints to compare, got "
+            f"{choices.difference:g} and {len(choices.checkpoint)} of them"
+        )
     if choices.list:
         from lit_mm.commands.benchmarks import list_benchmarks
 
@@ -40,40 +41,12 @@ def evaluate(arguments: Sequence[str]) -> None:
 
         evaluate_benchmarks(choices)
         return
-    if len(choices.checkpoint) > 1 or choices.procedure or choices.blind:
-        raise UserError("several checkpoints, --procedure and --blind need --benchmarks; --list shows the benchmarks")
-    (place,) = choices.checkpoint
+    if choices.procedure or choices.blind:
+        raise UserError("--procedure and --blind need --benchmarks; --list shows the benchmarks")
 
-    from lit_mm.commands.trained import launch_folder, open_model, open_trained
-    from lit_mm.datamodules.held_out import HeldOut  # torch: seconds, which --help need not wait for
-    from lit_mm.evaluation.examiners import examine
-    from lit_mm.report.tables import accuracy_table
+    from lit_mm.commands.examinations import examine_runs  # torch: seconds, which --help need not wait for
 
-    source = None if choices.data is None else declared(choices.data)
-    with launch_folder(place, choices.config, choices.stage) as path:
-        if source is not None:
-            module = open_model(path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged)
-            documents = HeldOut(source, "fail").documents(choices.documents)
-        else:
-            module, data, _ = open_trained(
-                path, choices.config, accelerator=choices.accelerator, averaged=choices.averaged
-            )
-            documents = held_out(data, choices.documents)
-        sighted = examine(module, documents, batch_size=choices.batch_size).figures
-        blind = examine(module, documents, blind=True, batch_size=choices.batch_size).figures
-    if choices.format == "json":
-        print(
-            json.dumps(
-                {
-                    "checkpoint": path,
-                    "documents": sighted.count,
-                    "accuracy": {"overall": sighted.overall, "skills": sighted.skills},
-                    "blind": {"overall": blind.overall, "skills": blind.skills},
-                }
-            )
-        )
-    else:
-        print(accuracy_table(sighted, blind))
+    examine_runs(choices, None if choices.data is None else declared(choices.data))
 
 
 def parser_of_evaluate() -> Arguments:
@@ -82,7 +55,7 @@ def parser_of_evaluate() -> Arguments:
     parser.add_argument(
         "checkpoint",
         nargs="*",
-        help="run folder or .ckpt (default: runs/latest); several are compared, with --benchmarks",
+        help="run folder or .ckpt (default: runs/latest); several are measured one after the other and compared",
     )
     parser.add_argument(
         "--benchmarks",
@@ -99,6 +72,13 @@ def parser_of_evaluate() -> Arguments:
         help="ask and score benchmarks by this procedure (default: the published one of the model's family, else ours)",
     )
     parser.add_argument("--blind", action="store_true", help="measure benchmarks also with shuffled pictures")
+    parser.add_argument(
+        "--difference",
+        type=float,
+        metavar="POINTS",
+        help="difference of two checkpoints, in points of 100, for the number of questions that tell it with a power "
+        "of 80 percent (default: the measured one)",
+    )
     parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
     parser.add_argument(
         "--averaged", action="store_true", help="load the moving averages of the weights that have one (default: no)"
@@ -117,23 +97,6 @@ def parser_of_evaluate() -> Arguments:
     parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
     parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
     return parser
-
-
-def held_out(data: LightningDataModule, count: int | None) -> list[Document]:
-    """Return the held-out documents of a run's recipe.
-
-    Args:
-        count: number of documents; None for the recipe's number.
-    Raises:
-        UserError: the documents cannot be read, or the recipe names none.
-    """
-    try:
-        documents = data.heldout(count)
-    except UserError as error:
-        raise UserError(f"the held-out documents of the run: {error}. --data asks about others") from error
-    if not documents:
-        raise UserError("the recipe of the run names no held-out documents. Give some with --data")
-    return documents
 
 
 def declared(text: str) -> Source:

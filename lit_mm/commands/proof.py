@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
-import transformers
 import yaml
 from peft import PeftModel
 from PIL import Image
@@ -182,7 +182,7 @@ def model_of_transformers(published: Published, layers: list[int]) -> nn.Module:
     names = {name: renumbered(THEIRS, layers, name) for name in files}
     state = {new: files[name].float() for name, new in names.items() if new is not None}
     (name,) = config.architectures or [AutoModelForImageTextToText._model_mapping[type(config)].__name__]
-    family = getattr(transformers, name)
+    family = resolve_name(f"transformers:{name}")
     return family.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
 
 

@@ -300,7 +300,7 @@ def as_record(published: Published) -> dict[str, Any]:
     }
     return {
         "layout": published.layout.name,
-        "place": str(published.place),
+        "place": str(published.place.absolute()),
         "adapter": published.adapter,
         "parts": [part for part in published.files if part],
         "tensors": {name: [of.dtype, list(of.shape)] for name, of in tensors.items()},

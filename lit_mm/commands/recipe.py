@@ -38,6 +38,7 @@ from lit_mm.commands.config_text import (
 from lit_mm.commands.data_keys import refuse_keys_of_other_classes, with_class_path
 from lit_mm.commands.mistakes import cause_of, explain, refused_by_constructor
 from lit_mm.commands.options import RECIPE_OPTIONS
+from lit_mm.commands.published_arguments import with_published_arguments
 from lit_mm.commands.renamed import refuse_old_keys
 from lit_mm.commands.signatures import (
     IMPORT_PATH,
@@ -59,7 +60,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.samples.layout import Layout
 from lit_mm.stages.schedule import Constant, Schedule
-from lit_mm.stages.stage import NAME, REPLACE, Stage, Train
+from lit_mm.stages.stage import NAME, REPLACE, Stage, Train, of_model
 from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.tiling.plan import Tiling
 
@@ -100,6 +101,11 @@ def check_config(config: Entry) -> None:
             raise UserError(unknown_key(entry, key, sorted([*KEYS, "trainer"]), "a recipe", ()))
     if (seed := config.keys.get("seed_everything")) is not None:
         number = yaml.safe_load(flow(seed))
+        if number is True:
+            raise UserError(
+                f"{spoken(seed, ('seed_everything',))}: true draws another seed in every launch, and no launch could "
+                "go on with the run of another. Write a number, such as 0"
+            )
         if isinstance(number, int) and not 0 <= number <= MOST_SEED:
             raise UserError(f"{spoken(seed, ('seed_everything',))}: a seed is from 0 to {MOST_SEED}, got {number}")
     stages = config.keys.get("stages")
@@ -207,7 +213,9 @@ class RecipeCLI(LightningCLI):
             for override in overrides(arguments):
                 if is_known(override):
                     self.entries = merged_recipe(self.entries, with_class_path(override))
-            arguments = parser_words(arguments, self.entries)
+            check_packages(self.entries, ())
+            self.entries, published = with_published_arguments(self.entries)
+            arguments = [*parser_words(arguments, self.entries), *published]
             if "trainer" in self.entries.keys:
                 check_trainer(self.entries.keys["trainer"])
         check_config(self.entries)
@@ -321,7 +329,8 @@ class RecipeCLI(LightningCLI):
         """Return the stages to run: all stages of the recipe, or those of --stages. A rehearsal shortens them.
 
         Raises:
-            UserError: --stages names an unknown stage, or leaves out the origin of a branch.
+            UserError: --stages names an unknown stage, or leaves out the origin of a branch, or a stage does not fit
+                the model, see `lit_mm.stages.stage.of_model`.
         """
         stages = list(self.config_init.stages or [])
         unknown = sorted(set(self.config.only) - {stage.name for stage in stages})
@@ -337,6 +346,10 @@ class RecipeCLI(LightningCLI):
                     f"--stages leaves out {stage.origin!r}, and {stage.name!r} starts from its end. Name it as "
                     f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
                 )
+        if self.build:
+            with self.placing():
+                parts, added = self.model.base_parts(), self.model.added_parts()
+                selected = [of_model(stage, parts, added) for stage in selected]
         return [rehearsed(stage, self.rehearsal) for stage in selected] if self.rehearsal else selected
 
     def resolved(self) -> str:
@@ -425,7 +438,7 @@ def check_part(stage: Namespace, key: str, kind: type) -> None:
         UserError: the part refuses its arguments.
     """
     config = stage.get(key)
-    if config is None:
+    if not isinstance(config, Namespace):  # null, or a word such as `template`
         return
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(kind, "part")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from pathlib import PurePath
-from typing import Annotated, Any, Protocol, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
 from lit_mm.commands.config_text import ALLOW, COMMAND_LINE, Entry, allowed, flow, nearest, spoken
 from lit_mm.errors import UserError
@@ -231,6 +231,10 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
     dataclasses = [kind for kind in kinds if inspect.isclass(kind) and is_dataclass(kind)]
     mappings = [kind for kind in kinds if get_origin(kind) in (dict, Mapping) or kind in (dict, Mapping)]
     lists = [kind for kind in kinds if get_origin(kind) in (list, tuple, Sequence, Collection, set)]
+    literals = [kind for kind in kinds if get_origin(kind) is Literal]
+    words = [word for kind in literals for word in get_args(kind)]
+    if entry.value in words:
+        return
     if isinstance(entry.value, dict):
         by_class = {"class_path", "init_args"} & entry.keys.keys()
         if by_class and (not mappings or (parts and "class_path" in by_class)):
@@ -265,16 +269,20 @@ def check_entry(entry: Entry, annotation: Any, path: tuple[str, ...], default: A
                 f"{spoken(entry, path)}: expected a `class_path` such as {name_of(kinds[0])}'s {', '.join(names)}, got "
                 f"{entry.value!r}{nearest(entry.value, names)}"
             )
-    elif isinstance(entry.value, str) and parts and len(parts) + len(lists) == len(kinds):
-        raise UserError(no_class(entry, parts, path))
+    elif isinstance(entry.value, str) and parts and len(parts) + len(lists) + len(literals) == len(kinds):
+        raise UserError(no_class(entry, parts, path, words))
 
 
-def no_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> str:
-    """Return the message about a text that is the name of no class, with the nearest imported class of these types."""
+def no_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], words: Sequence[str] = ()) -> str:
+    """Return the message about a text that is the name of no class, with the nearest imported class of these types.
+
+    Args:
+        words: words that the key takes besides classes.
+    """
     bases = [kind for kind in map(_returned, kinds) if inspect.isclass(kind) and kind is not Any]
     names = {kind.__name__ for base in bases for kind in _subclasses(base)}
-    guess = nearest(entry.value, names) if isinstance(entry.value, str) else ""
-    cure = guess or ". Give its import path, such as package.Class"
+    guess = nearest(entry.value, [*words, *names]) if isinstance(entry.value, str) else ""
+    cure = guess or f". Give {''.join(f'{word!r}, or ' for word in words)}its import path, such as package.Class"
     return f"{spoken(entry, path)}: there is no class {flow(entry)}{cure}"
 
 

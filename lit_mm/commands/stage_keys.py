@@ -105,7 +105,7 @@ def _complete(stage: Entry) -> Entry:
         default = _default_class(key)
         if default and isinstance(entry.value, dict) and "class_path" not in entry.keys:
             entry = Entry({"class_path": Entry(default, entry.place), **entry.keys}, entry.place)
-        keys[key] = _nested(entry)
+        keys[key] = nested(entry)
     return Entry(keys, stage.place)
 
 
@@ -118,16 +118,18 @@ def _default_class(key: str) -> str | None:
     return None if factories[key] is MISSING else name_of(factories[key])
 
 
-def _nested(entry: Entry) -> Entry:
+def nested(entry: Entry) -> Entry:
     """Move arguments beside a `class_path` into its `init_args`."""
     if not isinstance(entry.value, dict):
         return entry
-    keys = {key: _nested(inner) for key, inner in entry.keys.items()}
+    keys = {key: nested(inner) for key, inner in entry.keys.items()}
     short = {key: inner for key, inner in keys.items() if key not in SUBCLASS_KEYS and inner.place == COMMAND_LINE}
     if "class_path" in keys and short:
         arguments = keys.get("init_args", Entry({}, entry.place))
         keys = {key: inner for key, inner in keys.items() if key not in short}
-        keys["init_args"] = merged(arguments, Entry(short, COMMAND_LINE)) if arguments.keys else Entry(short, "")
+        keys["init_args"] = (
+            nested(merged(arguments, Entry(short, COMMAND_LINE))) if arguments.keys else Entry(short, "")
+        )
     return Entry(keys, entry.place)
 
 

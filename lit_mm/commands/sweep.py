@@ -61,6 +61,8 @@ def sweep(arguments: Sequence[str]) -> None:
     for name, count in (("trials", choices.trials), ("points", choices.points)):
         if count is not None and count < 1:
             raise UserError(f"--{name} is at least 1, got {count}")
+    if choices.retry < 0:
+        raise UserError(f"--retry is at least 0, got {choices.retry}")
     specification = read_specification(choices.file)
     is_offline = choices.offline or (not choices.create and not choices.check and not has_account())
     if choices.offline and choices.create:
@@ -72,8 +74,8 @@ def sweep(arguments: Sequence[str]) -> None:
         check_offline(specification)
         if not choices.check:
             require_optuna()
-    elif choices.storage or choices.folder:
-        raise UserError("--storage and --folder belong to a sweep without W&B's server. Add --offline")
+    elif choices.storage or choices.folder or choices.retry:
+        raise UserError("--storage, --folder and --retry belong to a sweep without W&B's server. Add --offline")
 
     from lit_mm.commands.recipe import quiet
 
@@ -95,7 +97,14 @@ def sweep(arguments: Sequence[str]) -> None:
     if choices.check:
         return
     if is_offline:
-        run_offline(specification, folder, seed=choices.seed, storage=choices.storage, most=choices.trials)
+        run_offline(
+            specification,
+            folder,
+            seed=choices.seed,
+            storage=choices.storage,
+            most=choices.trials,
+            retries=choices.retry,
+        )
         return
     from lit_mm.commands.sweep_online import run_online
 
@@ -106,7 +115,7 @@ def parser_of_sweep() -> Arguments:
     """Return the parser of the command."""
     parser = Arguments(
         prog="python -m lit_mm sweep",
-        usage="python -m lit_mm sweep FILE [--check | --create | --offline] [--trials N] [--folder DIR]",
+        usage="python -m lit_mm sweep FILE [--check | --create | --offline] [--trials N] [--retry N] [--folder DIR]",
         description=sweep.__doc__,
         epilog=EPILOG,
     )
@@ -124,6 +133,13 @@ def parser_of_sweep() -> Arguments:
         "--storage",
         choices=("sqlite", "journal"),
         help="storage of an offline sweep: sqlite on a local disk, journal for several hosts (default: sqlite)",
+    )
+    parser.add_argument(
+        "--retry",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run a failed trial of an offline sweep again, in its run folder, at most N times (default: 0)",
     )
     return parser
 

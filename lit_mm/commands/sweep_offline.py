@@ -39,11 +39,13 @@ def run_offline(
     seed: int = 0,
     storage: Literal["sqlite", "journal"] | None = None,
     most: int | None = None,
+    retries: int = 0,
 ) -> None:
     """Run trials until the sweep has all of them, and write the report.
 
     A worker claims a trial by the lock of a folder, whose heartbeats other workers see. It first goes on with trials
-    that run according to the study and that no worker claims, in their run folders and with their values.
+    that run according to the study and that no worker claims, in their run folders and with their values. After the
+    last new trial it runs failed ones again, if they may be retried.
 
     Args:
         specification: checked sweep.
@@ -51,6 +53,7 @@ def run_offline(
         seed: seed of the search.
         storage: kind of storage, see `Search`.
         most: most trials that this worker runs; None for all.
+        retries: number of times that a failed trial is run again.
     Raises:
         UserError: Optuna is not installed, or trial after trial fails.
         SystemExit: a signal stopped the worker; the code is that of a stopped `fit`.
@@ -59,7 +62,7 @@ def run_offline(
     count = failures = last = 0
     with Signals() as signals:
         while (most is None or count < most) and failures < MOST_FAILURES:
-            with next_trial(search, folder) as trial:
+            with next_trial(search, folder, retries) as trial:
                 if trial is None:
                     break
                 count, last = count + 1, trial.number
@@ -78,12 +81,22 @@ def trial_folder(folder: Path, number: int) -> Path:
 
 
 @contextmanager
-def next_trial(search: Search, folder: Path) -> Iterator[Trial | None]:
-    """Claim a lost trial, or else a new one, inside a `with` block; None if every trial has ended or has a worker."""
+def next_trial(search: Search, folder: Path, retries: int = 0) -> Iterator[Trial | None]:
+    """Claim a lost trial, or else a new one, or else a failed one, inside a `with` block.
+
+    The result is None if every trial has ended or has a worker.
+
+    Args:
+        search: the search.
+        folder: folder of the sweep.
+        retries: number of times that a failed trial is run again.
+    """
     skipped: set[int] = set()
     while True:
-        running = [trial for trial in search.trials() if trial.state == "running" and trial.number not in skipped]
-        trial = running[0] if running else search.ask()
+        trials = [trial for trial in search.trials() if trial.number not in skipped]
+        lost = (trial for trial in trials if trial.state == "running")
+        failed = (trial for trial in trials if trial.state == "failed" and may_be_retried(trial, retries))
+        trial = next(lost, None) or search.ask() or next(failed, None)
         if trial is None:
             yield None
             return
@@ -96,9 +109,14 @@ def next_trial(search: Search, folder: Path) -> Iterator[Trial | None]:
             except FolderInUse:
                 continue
             trial = search.complete(trial.number)
-            if trial.state == "running":
+            if trial.state == "running" or (trial.state == "failed" and may_be_retried(trial, retries)):
                 yield trial
                 return
+
+
+def may_be_retried(trial: Trial, retries: int) -> bool:
+    """Return True if a trial has failed, at most `retries` times."""
+    return 0 < trial.failures <= retries
 
 
 def run_trial(search: Search, trial: Trial, folder: Path, signals: Signals) -> bool:
@@ -128,15 +146,35 @@ def run_trial(search: Search, trial: Trial, folder: Path, signals: Signals) -> b
     name = specification.metric.name
     value = figure_of(place, name) if code == 0 else None
     if value is None or math.isnan(value):
-        search.fail(trial.number)
-        reason = (
-            f"exit code {code}" if code else f"{name} is {value}" if value is not None else f"no {name} was measured"
-        )
-        print(f"trial {trial.number} failed ({reason}); its output is in {place / OUTPUT}", flush=True)
+        error = failure_of(code, name, value, place / OUTPUT)
+        search.fail(trial.number, error)
+        print(f"trial {trial.number} failed ({error}); its output is in {place / OUTPUT}", flush=True)
         return False
     search.finish(trial.number, value)
     print(f"trial {trial.number}: {name} {value:.4g} after {time.monotonic() - start:.0f} s", flush=True)
     return True
+
+
+def failure_of(code: int, name: str, value: float | None, output: Path) -> str:
+    """Return the reason of a failure: the end of the command, and the last line of its output.
+
+    Args:
+        code: exit code of the command, below 0 if a signal killed it.
+        name: name of the metric.
+        value: figure of the metric; None if there is none.
+        output: file with the output of the command.
+    """
+    if code == 0:
+        return f"no {name} was measured" if value is None else f"{name} is {value}"
+    number = -code if code < 0 else code - 128  # a shell or torchrun adds 128
+    if number == signal.SIGKILL:
+        end = "killed by SIGKILL, as systems do that run out of memory"
+    elif code < 0:
+        end = f"killed by {signal.Signals(number).name}"
+    else:
+        end = f"exit code {code}"
+    last = tail_of(output, lines=1).strip()
+    return f"{end}: {last}" if last else end
 
 
 def environment_of(specification: Specification, number: int) -> dict[str, str]:
@@ -217,10 +255,16 @@ def write_report(search: Search, folder: Path) -> str:
         notes.append(f"{left} of {search.limit} trials have not ended; the same command goes on")
     if open_trials:
         notes.append(f"begun and not ended: {', '.join(map(str, open_trials))}")
-    if failed := [trial.number for trial in trials if trial.state == "failed"]:
+    failed = [trial for trial in trials if trial.state == "failed"]
+    for trial in failed:
+        times = f" {trial.failures} times" if trial.failures > 1 else ""
         notes.append(
-            f"failed: {', '.join(map(str, failed))}; their output is in {trial_folder(folder, failed[0]) / OUTPUT}"
+            f"trial {trial.number} failed{times} ({trial.error or 'unknown reason'}); its output is in "
+            f"{trial_folder(folder, trial.number) / OUTPUT}"
         )
+    if failed:
+        retries = max(trial.failures for trial in failed)
+        notes.append(f"failed trials have no rank; the same command with --retry {retries} runs them again")
     rows = [_row(folder, rank, trial, metric.name) for rank, trial in enumerate(best_first, start=1)]
     if not rows:
         return "\n".join([f"no trial of {search.specification.name} has a figure yet", *notes])
@@ -292,7 +336,7 @@ def _table(rows: Sequence[Mapping[str, Any]], metric: str, most: int = 20) -> st
     return "\n".join([aligned(cells), *rest])
 
 
-def tail_of(file: Path) -> str:
+def tail_of(file: Path, lines: int = TAIL) -> str:
     """Return the last lines of a text."""
-    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
-    return "\n".join(f"  {line[:200]}" for line in lines[-TAIL:])
+    text = [line for line in file.read_text(errors="replace").splitlines() if line.strip()]
+    return "\n".join(f"  {line[:200]}" for line in text[-lines:])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -122,46 +122,95 @@ def answer_questions(
     Raises:
         UserError: a question is too long for the model, or the model cannot answer in the way of the procedure.
     """
-    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    file = AnswerFile(folder, rank)
-    if ranks > 1:
-        dist.barrier()  # all ranks have dropped torn lines
+    file = open_answers(folder)
     if procedure.answering == "retrieval":
-        stored = file.read()
-        if ranks > 1:
-            dist.barrier()  # all ranks have read before one writes
-        if not stored:
+
+        def rankings() -> dict[str, str]:
             pages = documents_of(questions, procedure, source, blind=blind)
-            stored = rank_all(module, questions, [document.pictures[0] for document in pages])
-            file.append(stored if rank == 0 else {})
-        return stored
+            return rank_all(module, questions, [page.pictures[0] for page in pages])
+
+        return answer_at_once(file, ranking_names(questions), rankings)
     documents = {document.id: document for document in documents_of(questions, procedure, source, blind=blind)}
     decoding = procedure.decoder()
     lengths = {id: len(asked(module.processor, document)) for id, document in documents.items()}
-    stored = {id: text for id, text in file.read().items() if id in documents}
-    plan = plan_batches(lengths, 1 if decoding.sample else batch_size)
-    pending = [batch for batch in plan if not stored.keys() >= set(batch)]
     by_id = {question.id: question for question in questions}
-    if ranks > 1:
-        dist.barrier()  # all ranks have read before one writes
-    answers: dict[str, str] = {}
-    batches = share(pending, rank, ranks, equal=is_shared(module.network)) if pending else []
-    for number, ids in enumerate(batches, 1):
+
+    def texts_of(ids: Sequence[str]) -> list[str]:
         batch = [documents[id] for id in ids]
         if procedure.candidates is not None:
-            texts = ranked(module, batch, [by_id[id] for id in ids], procedure.candidates)
-        else:
-            texts = generated(module, batch, seeded(decoding, seed, ids[0]))
-        file.append(dict(zip(ids, texts, strict=True)))
-        answers |= dict(zip(ids, texts, strict=True))
+            return ranked(module, batch, [by_id[id] for id in ids], procedure.candidates)
+        return generated(module, batch, seeded(decoding, seed, ids[0]))
+
+    plan = plan_batches(lengths, 1 if decoding.sample else batch_size)
+    answers = answer_batches(plan, texts_of, file, equal=is_shared(module.network), progress=progress)
+    return {question.id: answers[question.id] for question in questions}
+
+
+def open_answers(folder: Path | None) -> AnswerFile:
+    """Open the answers of this rank in a folder; afterwards all ranks have dropped their torn lines."""
+    file = AnswerFile(folder, dist.get_rank() if dist.is_initialized() else 0)
+    if dist.is_initialized():
+        dist.barrier()
+    return file
+
+
+def answer_batches(
+    plan: Sequence[list[str]],
+    texts_of: Callable[[Sequence[str]], list[str]],
+    file: AnswerFile,
+    *,
+    equal: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:
+    """Answer the batches of a plan that are not stored; every rank of a job calls this and gets all answers.
+
+    Args:
+        plan: batches of ids, the same on every rank.
+        texts_of: function that answers a batch.
+        file: stored answers; a batch is stored as soon as it is answered.
+        equal: True gives every rank the same number of batches, see `lit_mm.inference.generate.share`.
+        progress: see `answer_questions`.
+    Returns:
+        id -> answer.
+    """
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    ids = {id for batch in plan for id in batch}
+    stored = {id: text for id, text in file.read().items() if id in ids}
+    if ranks > 1:
+        dist.barrier()  # all ranks have read before one writes
+    pending = [batch for batch in plan if not stored.keys() >= set(batch)]
+    answers: dict[str, str] = {}
+    batches = share(pending, rank, ranks, equal=equal) if pending else []
+    for number, batch in enumerate(batches, 1):
+        texts = dict(zip(batch, texts_of(batch), strict=True))
+        file.append(texts)
+        answers |= texts
         if progress is not None:
             progress(number, len(batches))
     if ranks > 1:
         by_rank: list[dict[str, str]] = [{} for _ in range(ranks)]
         dist.all_gather_object(by_rank, answers)
         answers = {id: text for answers_of_rank in by_rank for id, text in answers_of_rank.items()}
-    complete = stored | answers
-    return {question.id: complete[question.id] for question in questions}
+    return stored | answers
+
+
+def answer_at_once(
+    file: AnswerFile, names: Collection[str], compute: Callable[[], Mapping[str, str]]
+) -> dict[str, str]:
+    """Return stored answers, or compute all of them if one is missing. Every rank computes, and rank 0 stores.
+
+    Args:
+        file: stored answers.
+        names: ids of all answers.
+        compute: function that computes all answers.
+    """
+    stored = file.read()
+    if dist.is_initialized():
+        dist.barrier()  # all ranks have read before one writes
+    if not stored.keys() >= set(names):
+        stored = dict(compute())
+        file.append({} if dist.is_initialized() and dist.get_rank() else stored)
+    return stored
 
 
 def documents_of(
@@ -200,7 +249,7 @@ def generated(module: MultimodalModule, documents: Sequence[Document], decoding:
 def ranked(
     module: MultimodalModule, documents: Sequence[Document], questions: Sequence[Question], candidates: Candidates
 ) -> list[str]:
-    """Choose the likeliest candidate of each question of one batch."""
+    """Return the likeliest candidate of each question of one batch, or the log-odds of one candidate as a number."""
     processor, ranking = module.processor, ranking_of(module, candidates)
     tables = [verbalisers(question, candidates) for question in questions]
     ids = [
@@ -216,7 +265,15 @@ def ranked(
     with module.inference():
         scores = likelihoods(module.network, batch, ids, length=ranking.length)
     labels = [[label for label, texts in table.items() for _ in texts] for table in tables]
+    if candidates.odds_of:
+        return [f"{odds(names, values, candidates.odds_of):.9g}" for names, values in zip(labels, scores, strict=True)]
     return [names[int(np.argmax(values))] for names, values in zip(labels, scores, strict=True)]
+
+
+def odds(labels: Sequence[str], scores: Sequence[float], label: str) -> float:
+    """Return the best score of a label minus the best score of all other labels."""
+    best = {name: max(value for each, value in zip(labels, scores, strict=True) if each == name) for name in labels}
+    return best.pop(label) - max(best.values())
 
 
 def ranking_of(module: MultimodalModule, candidates: Candidates) -> Ranking:
@@ -241,6 +298,12 @@ def verbalisers(question: Question, candidates: Candidates) -> dict[str, tuple[s
     letters = LETTERS[: len(question.choices)]
     texts = letters if candidates.as_letters else question.choices
     return {letter: (text,) for letter, text in zip(letters, texts, strict=True)}
+
+
+def ranking_names(questions: Sequence[Question]) -> list[str]:
+    """Return the ids of the rankings of a retrieval benchmark, see `rank_all`."""
+    names = [f"image/{question.id}" for question in questions]
+    return names + [f"caption/{name}" for question in questions for name in caption_names(question)]
 
 
 def rank_all(module: MultimodalModule, questions: Sequence[Question], pictures: Sequence[Picture]) -> dict[str, str]:
@@ -301,7 +364,6 @@ def digest_of_asking(
             stand for prompt, tokenizer, tiling and layout.
     """
     processor: Processor = module.processor
-    trainer = module._trainer
     facts: dict[str, Any] = {
         "version": VERSION,
         "family": family_of(module),
@@ -312,16 +374,27 @@ def digest_of_asking(
         "candidates": None
         if (candidates := procedure.candidates) is None
         else asdict(candidates) | asdict(ranking_of(module, candidates)),
-        "precision": str(trainer.precision) if trainer is not None else "32-true",
+        "precision": precision_of(module),
         "pixels": repr(processor.normalise),
         "batch_size": batch_size,
         "seed": seed,
         "blind": blind,
     }
+    return digest_of_layouts(facts, processor, documents_of(questions, procedure, source))
+
+
+def digest_of_layouts(facts: Mapping[str, Any], processor: Processor, documents: Iterable[Document]) -> str:
+    """Compute the digest of facts, and of documents as they are laid out for questions."""
     checksum = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=12)
-    for part in _layouts(processor, documents_of(questions, procedure, source)):
+    for part in _layouts(processor, documents):
         checksum.update(part)
     return checksum.hexdigest()
+
+
+def precision_of(module: MultimodalModule) -> str:
+    """Return the precision of the Trainer of a module, or Lightning's default without one."""
+    trainer = module._trainer
+    return str(trainer.precision) if trainer is not None else "32-true"
 
 
 def _layouts(processor: Processor, documents: Iterable[Document]) -> Iterable[bytes]:

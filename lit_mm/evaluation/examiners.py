@@ -16,6 +16,20 @@ from lit_mm.evaluation.score import score
 from lit_mm.inference.generate import answer
 from lit_mm.module import MultimodalModule
 
+MAX_NEW_TOKENS = 24  # of an answer
+EXACT_MATCH = "exact match"  # measure of `Answers`
+
+
+@runtime_checkable
+class NamedMeasure(Protocol):
+    """An examiner that names what its figures are.
+
+    Attributes:
+        measure: name of the figures in tables, such as "recall@1".
+    """
+
+    measure: str
+
 
 @runtime_checkable
 class NamedFigures(Protocol):
@@ -36,12 +50,24 @@ class Answers:
     ) -> Examination:
         """See `lit_mm.module.Examiner`."""
         questions = without_sight(documents) if blind else documents
-        answers = answer(module, questions, batch_size=batch_size, spread=True)
-        predictions = tuple(
-            Prediction(question, text, exact_match(text, question.answer))
-            for question, text in zip(questions, answers, strict=True)
-        )
-        return Examination(score(predictions), predictions)
+        answers = answer(module, questions, batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS, spread=True)
+        return matched(questions, answers)
+
+
+def matched(questions: Sequence[Document], answers: Sequence[str]) -> Examination:
+    """Compare answers with those of the documents by exact match."""
+    predictions = tuple(
+        Prediction(question, text, exact_match(text, question.answer))
+        for question, text in zip(questions, answers, strict=True)
+    )
+    return Examination(score(predictions), predictions)
+
+
+def measure_of(module: MultimodalModule) -> str:
+    """Return the name of the figures of a module's examiner: "accuracy" of an examiner that names none."""
+    if module.examiner is None:
+        return EXACT_MATCH
+    return module.examiner.measure if isinstance(module.examiner, NamedMeasure) else "accuracy"
 
 
 def examine(

@@ -15,7 +15,7 @@ from lit_mm.evaluation.answering import answer_questions
 from lit_mm.evaluation.benchmarks.benchmark import Benchmark
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.measurement import rows_of, score
-from lit_mm.evaluation.metrics import Row, find_metric, score_rows
+from lit_mm.evaluation.metrics import Row, check_metric, score_rows
 from lit_mm.inference.generate import answer, share
 from lit_mm.module import MultimodalModule
 from lit_mm.objectives.next_token import by_source
@@ -46,7 +46,7 @@ class DocumentFigures:
         batch_size: number of documents per batch.
         max_new_tokens: maximum length of an answer, tokens.
     Raises:
-        UserError: there are no documents, a metric is unknown, or a document has no answer to score.
+        UserError: there are no documents, a metric is unknown or lacks a package, or a document has no answer to score.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class DocumentFigures:
             raise UserError(f"examine: the source {source!r} has no held-out documents")
         for metric in metrics:
             if metric != LOSS:
-                find_metric(metric)
+                check_metric(metric)
                 silent = [document.id for document in documents if not document.answer]
                 if silent:
                     raise UserError(
@@ -116,7 +116,7 @@ class BenchmarkFigures:
         questions: its questions.
         batch_size: number of questions per batch.
     Raises:
-        UserError: the answers of the split are not public.
+        UserError: the answers of the split are not public, or a metric lacks a package.
     """
 
     def __init__(
@@ -124,6 +124,8 @@ class BenchmarkFigures:
     ) -> None:
         if benchmark.splits[split].submission is not None:
             raise UserError(f"examine.benchmarks: the answers of {benchmark.name}:{split} are not public")
+        for procedure in benchmark.procedures:
+            check_metric(procedure.metric)
         self.benchmark, self.split, self.questions, self.batch_size = benchmark, split, questions, batch_size
 
     def names(self, module: MultimodalModule) -> list[str]:

@@ -16,6 +16,7 @@ from lit_mm.evaluation.statistics import (
     Interval,
     bootstrap_figure,
     bootstrap_interval,
+    graded_questions_needed,
     holm,
     mcnemar,
     paired_bootstrap,
@@ -59,8 +60,8 @@ class Contrast:
         comparison: difference b - a of the mean scores, its interval and the p value.
         test: name of the test that gave the p value.
         adjusted: p value adjusted by Holm over all contrasts of the command.
-        needed: number of questions that tell this difference with a power of 80 %; None for graded scores, or if the
-            models are equally good.
+        needed: number of questions that tell this difference, or a given one, with a power of 80 %; None if the models
+            are equally good, or if no scores differ.
     """
 
     benchmark: str
@@ -198,7 +199,9 @@ def difference_to(measurement: Measurement, published: Published, split: str, sc
     return None
 
 
-def contrast(pairs: Mapping[str, tuple[Procedure, Measurement, Measurement]], *, seed: int = 0) -> list[Contrast]:
+def contrast(
+    pairs: Mapping[str, tuple[Procedure, Measurement, Measurement]], *, difference: float | None = None, seed: int = 0
+) -> list[Contrast]:
     """Compare two models on benchmarks, with the p values adjusted by Holm.
 
     Right or wrong answers are compared by McNemar's exact test, graded scores by the paired bootstrap. Intervals are
@@ -206,26 +209,48 @@ def contrast(pairs: Mapping[str, tuple[Procedure, Measurement, Measurement]], *,
 
     Args:
         pairs: name of a benchmark -> procedure, measurement of model a and of model b.
+        difference: difference of mean scores for `Contrast.needed`; None for the measured one.
         seed: seed of the bootstrap.
     Raises:
         UserError: the two models were not asked the same questions.
     """
-    results: list[Contrast] = []
-    for name, (procedure, a, b) in pairs.items():
-        if a.scores.keys() != b.scores.keys() or a.metric != b.metric:
-            raise UserError(
-                f"{name}: the two models answered {a.count} and {b.count} questions, scored by {a.metric} and "
-                f"{b.metric}. Ask both the same questions by the same --procedure"
-            )
-        ids = list(a.scores)
-        scores_a, scores_b = ([m.scores[id] for id in ids] for m in (a, b))
-        comparison = paired_bootstrap(scores_a, scores_b, [a.groups[id] for id in ids], seed=seed)
-        test, needed = "paired bootstrap", None
-        if find_metric(procedure.metric).is_binary:
-            test, comparison = "McNemar", replace(comparison, p_value=mcnemar(scores_a, scores_b))
-            disagreement = sum(x != y for x, y in zip(scores_a, scores_b, strict=True)) / len(ids)
-            if comparison.difference:
-                needed = questions_needed(comparison.difference, disagreement)
-        results.append(Contrast(name, comparison, test, comparison.p_value, needed))
-    adjusted = holm([result.comparison.p_value for result in results])
-    return [replace(result, adjusted=value) for result, value in zip(results, adjusted, strict=True)]
+    return adjusted(
+        [
+            contrast_of(name, a, b, is_binary=find_metric(procedure.metric).is_binary, difference=difference, seed=seed)
+            for name, (procedure, a, b) in pairs.items()
+        ]
+    )
+
+
+def contrast_of(
+    name: str, a: Measurement, b: Measurement, *, is_binary: bool, difference: float | None = None, seed: int = 0
+) -> Contrast:
+    """Compare two models on one benchmark, see `contrast`; the p value is not adjusted.
+
+    Raises:
+        UserError: the two models were not asked the same questions.
+    """
+    if a.scores.keys() != b.scores.keys() or a.metric != b.metric:
+        raise UserError(
+            f"{name}: the two models answered {a.count} and {b.count} questions, scored by {a.metric} and "
+            f"{b.metric}. Ask both the same questions by the same --procedure"
+        )
+    ids = list(a.scores)
+    scores_a, scores_b = ([m.scores[id] for id in ids] for m in (a, b))
+    comparison = paired_bootstrap(scores_a, scores_b, [a.groups[id] for id in ids], seed=seed)
+    target = comparison.difference if difference is None else difference
+    test, needed = "paired bootstrap", None
+    if is_binary:
+        test, comparison = "McNemar", replace(comparison, p_value=mcnemar(scores_a, scores_b))
+        disagreement = sum(x != y for x, y in zip(scores_a, scores_b, strict=True)) / len(ids)
+        if target:
+            needed = questions_needed(target, max(disagreement, abs(target)))
+    elif target and comparison.interval.high > comparison.interval.low:
+        needed = graded_questions_needed(target, comparison.interval, len(ids))
+    return Contrast(name, comparison, test, comparison.p_value, needed)
+
+
+def adjusted(contrasts: Sequence[Contrast]) -> list[Contrast]:
+    """Adjust the p values of all contrasts of a command by Holm."""
+    values = holm([contrast.comparison.p_value for contrast in contrasts])
+    return [replace(contrast, adjusted=value) for contrast, value in zip(contrasts, values, strict=True)]

@@ -73,10 +73,13 @@ class TwoStepRetrieval:
         comparison: function from the network of a module to the model that compares; None: the network itself.
     Attributes:
         skills: names of the figures.
+        measure: name of the measure of every figure.
     Raises:
         UserError: the number is negative.
     Source: train_retrieval.py of github.com/salesforce/BLIP, `evaluation`.
     """
+
+    measure = "recall@1"
 
     def __init__(self, candidates: int = 128, comparison: Callable[[Any], Comparison] | None = None) -> None:
         if candidates < 0:

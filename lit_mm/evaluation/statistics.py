@@ -44,6 +44,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Compute a percentile interval of the mean score; whole images are resampled, since their questions correlate.
 
+    If all scores are 0 or all are 1, resamples do not differ. The interval is then Wilson's for as many answers as
+    there are images: 0 of 20 questions about 10 images -> 0 to 0.278.
+
     Args:
         scores: score of each question.
         groups: image of each question.
@@ -55,7 +58,10 @@ def bootstrap_interval(
     Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), chapter 13; Field and Welsh,
         "Bootstrapping clustered data" (2007).
     """
-    return _percentiles(_means(scores, groups, seed, resamples), level)
+    means = _means(scores, groups, seed, resamples)
+    if len(set(scores)) == 1 and scores[0] in (0, 1):
+        return wilson_interval(scores[0], len(set(groups)), level=level)
+    return _percentiles(means, level)
 
 
 def bootstrap_figure(
@@ -105,7 +111,8 @@ def wilson_interval(share: float, count: int, *, level: float = 0.95) -> Interva
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, weight = share + z**2 / (2 * count), 1 + z**2 / count
     reach = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return Interval((middle - reach) / weight, (middle + reach) / weight)
+    # The interval contains the share, in floating point too
+    return Interval(min(share, (middle - reach) / weight), max(share, (middle + reach) / weight))
 
 
 def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
@@ -187,6 +194,34 @@ def questions_needed(difference: float, disagreement: float, *, alpha: float = 0
     size = normal.inv_cdf(1 - alpha / 2) * math.sqrt(disagreement)
     spread = normal.inv_cdf(power) * math.sqrt(disagreement - difference**2)
     return math.ceil(((size + spread) / difference) ** 2)
+
+
+def graded_questions_needed(
+    difference: float, interval: Interval, count: int, *, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Compute the number of questions with which the paired bootstrap detects a difference of two mean scores.
+
+    The standard error shrinks with the root of the number of questions. An interval of -0.02 to 0.02 from 1,000
+    questions has a standard error of 0.0102, so a difference of 0.01 needs 8,173.
+
+    Args:
+        difference: mean score of b minus that of a to detect.
+        interval: 95 % interval of the difference from `count` questions, clustered by image.
+        count: number of questions.
+        alpha: two-sided level of the test.
+        power: probability of detecting the difference.
+    Raises:
+        UserError: the difference is 0, or the interval is empty.
+    Source: Miller, "Adding Error Bars to Evals" (arXiv:2411.00640), the formula of the sample size.
+    """
+    normal = NormalDist()
+    error = (interval.high - interval.low) / (2 * normal.inv_cdf(0.975))
+    if not difference or not error > 0:
+        raise UserError(
+            "graded_questions_needed expects a difference other than 0 and an interval that is not empty, got "
+            f"{difference=}, {interval=}"
+        )
+    return math.ceil(count * ((normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * error / difference) ** 2)
 
 
 def _means(

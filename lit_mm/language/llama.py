@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from lit_mm.layers.activations import Checkpointing, prepare_layers
 from lit_mm.layers.attention import NAME, Backend, Segments
 from lit_mm.samples.batch import Batch
 from lit_mm.weights.agreement import Difference
-from lit_mm.weights.config_tables import compare_llama
+from lit_mm.weights.config_tables import compare_llama, llama_arguments
 
 
 class Llama(nn.Module):
@@ -115,6 +116,11 @@ class Llama(nn.Module):
     def decoder_layers(self) -> nn.ModuleList:
         """transformers' decoder layers, each with `self_attn` and `mlp`."""
         return self.lm.model.layers
+
+    @classmethod
+    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+        """See `lit_mm.weights.agreement.ReadsArguments`."""
+        return llama_arguments(config)
 
     def compare_config(self, config: dict[str, Any]) -> list[Difference]:
         """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""

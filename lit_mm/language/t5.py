@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -17,8 +18,8 @@ from lit_mm.layers.attention import NAME, Segments, attention, segment_attention
 from lit_mm.layers.attention.segments import starts_of
 from lit_mm.samples.batch import Batch
 from lit_mm.weights.agreement import Difference
-from lit_mm.weights.config_file import read_config
-from lit_mm.weights.config_tables import compare_t5, t5_numbers, with_known_keys
+from lit_mm.weights.config_file import half_of, read_config
+from lit_mm.weights.config_tables import T5_KINDS, compare_t5, t5_numbers, with_known_keys
 
 SIZES = ("width", "layers", "heads", "ffn_width", "vocab_size")
 DEFAULTS = {"buckets": 32, "max_distance": 128, "norm_eps": 1e-6, "start_id": 0}
@@ -245,6 +246,16 @@ class T5(nn.Module):
                 if stack.is_decoder:
                     block.layer[1].EncDecAttention = T5RowAttention(block.layer[1].EncDecAttention)
 
+    @classmethod
+    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+        """See `lit_mm.weights.agreement.ReadsArguments`."""
+        if "config" in written or half_of(config, "text_config").get("model_type") not in T5_KINDS:
+            return {}
+        numbers = t5_numbers(config)
+        sizes = {name: numbers[name] for name in SIZES}
+        standard = DEFAULTS | derived_numbers(numbers)
+        return sizes | {name: value for name, value in numbers.items() if name in standard and value != standard[name]}
+
     def compare_config(self, config: dict[str, Any]) -> list[Difference]:
         """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
         return compare_t5(config, self.numbers)
@@ -343,5 +354,9 @@ def numbers_of(arguments: dict[str, Any], config: str | dict[str, Any] | None) -
             "T5: without `head_width`, `heads` must divide `width`, "
             f"got width={arguments['width']}, heads={arguments['heads']}"
         )
-    derived = {"decoder_layers": arguments["layers"], "head_width": arguments["width"] // arguments["heads"]}
-    return DEFAULTS | derived | arguments
+    return DEFAULTS | derived_numbers(arguments) | arguments
+
+
+def derived_numbers(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of a T5 that its sizes give where nothing else does."""
+    return {"decoder_layers": arguments["layers"], "head_width": arguments["width"] // arguments["heads"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import lit_mm.layers.attention  # noqa: F401  registers the operation that is kept
 from lit_mm.errors import UserError
+from lit_mm.layers.attention.choice import HAS_VARLEN
 
 Checkpointing = Literal["none", "full", "selective"]
 BACKEND = "inductor"  # of torch.compile
@@ -150,17 +152,25 @@ def selecting(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def kept_contexts() -> Any:
     """The contexts of torch's selective checkpoint: results of these operations are kept."""
+    return create_selective_checkpoint_contexts(kept_operations())
+
+
+@cache
+def kept_operations() -> list[Any]:
+    """Operations whose results selective checkpointing keeps: matrix products and attention."""
     aten = torch.ops.aten
-    return create_selective_checkpoint_contexts(
-        [
-            aten.mm.default,
-            aten.addmm.default,
-            aten.bmm.default,
-            aten.baddbmm.default,
-            aten._scaled_dot_product_flash_attention.default,
-            aten._scaled_dot_product_efficient_attention.default,
-            aten._scaled_dot_product_cudnn_attention.default,
-            aten._scaled_dot_product_flash_attention_for_cpu.default,
-            torch.ops.lit_mm.attend_segments.default,
-        ]
-    )
+    operations: list[Any] = [
+        aten.mm.default,
+        aten.addmm.default,
+        aten.bmm.default,
+        aten.baddbmm.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.lit_mm.attend_segments.default,
+    ]
+    if HAS_VARLEN:
+        importlib.import_module("torch.nn.attention.varlen")  # registers the operation
+        operations.append(torch.ops.torch_attn._varlen_attn.default)
+    return operations

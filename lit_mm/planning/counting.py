@@ -8,7 +8,7 @@ gives the cost of samples of any size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,9 +22,9 @@ from torch.utils.flop_counter import flop_registry
 
 Monomial = tuple[str, ...]  # names of sizes, sorted: ("l", "l") is the square of l, () a constant
 Polynomial = Mapping[Monomial, int]
-Kind = Literal["forward", "backward", "recompute", "causal", "saved", "products"]
+Kind = Literal["forward", "backward", "recompute", "causal", "saved"]
 Costs = dict[Kind, Counter[Monomial]]
-KINDS: tuple[Kind, ...] = ("forward", "backward", "recompute", "causal", "saved", "products")
+KINDS: tuple[Kind, ...] = ("forward", "backward", "recompute", "causal", "saved")
 PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv2d")
 FULL = ("layer_norm", "softmax", "log_softmax", "cross_entropy", "pow", "exp", "sum")  # fp32 under autocast
 
@@ -66,8 +66,7 @@ class Tally(TorchDispatchMode):
     Args:
         sizes: see `factored`.
     Attributes:
-        costs: kind -> polynomial. "causal" is the part of forward and backward in causal attention, "products" the
-            bytes of the results of all products in the forward pass.
+        costs: kind -> polynomial. "causal" is the part of forward and backward in causal attention.
         backward: True during the backward pass.
     """
 
@@ -87,9 +86,6 @@ class Tally(TorchDispatchMode):
             self.add(kind, operations)
             if not again and _is_causal(func, args, kwargs or {}):
                 self.add("causal", operations)
-            if kind == "forward":
-                result = next(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-                self.add("products", result.numel() * result.element_size())
         return out
 
     def add(self, kind: Kind, value: int) -> None:
@@ -193,9 +189,9 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, is_causal: bool) -> Tensor:
         with torch.enable_grad():  # so that `Tally` sees a layer that is computed again
             operands = (x.detach() for x in (query, key, value))
-            sums = torch.ops.aten._scaled_dot_product_flash_attention(*operands, 0.0, is_causal, False)[1]
+            attended, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(*operands, 0.0, is_causal, False)
         batch, heads, length, _ = query.shape
-        out = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
+        out = attended.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.is_causal = is_causal
         return out
@@ -224,11 +220,76 @@ class _Fused(torch.autograd.Function):
         return *gradients, None
 
 
+class Trace(TorchDispatchMode):
+    """Records a layer that runs inside a `with` block: the operands of every storage, and the tensors that it saves.
+
+    It counts what a selective checkpoint of torch.compile keeps. The compiler computes every operation again in the
+    backward pass that the policy does not keep, and drops the kept results that the backward pass does not need.
+
+    Args:
+        kept_operations: operations whose results the checkpoint keeps.
+    """
+
+    def __init__(self, kept_operations: Container[Any]) -> None:
+        super().__init__()
+        self.kept_operations = kept_operations
+        self._operands: dict[int, list[Tensor]] = {}  # storage -> operands of the operations that wrote it
+        self._results: list[Tensor] = []  # the tensors live until the end, so that no address comes twice
+        self._needed: list[Tensor] = []
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._note, lambda tensor: tensor)
+
+    def __enter__(self) -> Trace:
+        self._hooks.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._hooks.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        operands = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        before = {_storage(operand) for operand in operands}
+        for result in (leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
+            address = _storage(result)
+            if address in self._operands:  # a view, or an operation in place
+                self._operands[address] += [operand for operand in operands if _storage(operand) != address]
+            elif address not in before and func not in self.kept_operations:
+                self._operands[address] = operands
+            self._results.append(result)
+        return out
+
+    def _note(self, tensor: Tensor) -> Tensor:
+        self._needed.append(tensor)
+        return tensor
+
+    def kept(self) -> list[Tensor]:
+        """Return the inputs of the layer and the results of kept operations from which the rest is computed again."""
+        kept, open_tensors, visited = [], list(self._needed), set()
+        while open_tensors:
+            tensor = open_tensors.pop()
+            address = _storage(tensor)
+            if address in visited:
+                continue
+            visited.add(address)
+            if address in self._operands:
+                open_tensors += self._operands[address]
+            else:
+                kept.append(tensor)
+        return kept
+
+
+def _storage(tensor: Tensor) -> int:
+    """Return a number that tensors with the same storage share."""
+    return tensor.untyped_storage()._cdata
+
+
 def measure(
     run: Callable[[], Sequence[Tensor]],
     sizes: Mapping[str, int],
     parameters: Iterable[Tensor],
     precision: Precision = FP32,
+    checkpointed: Sequence[Tensor] = (),
 ) -> tuple[Costs, list[Tensor]]:
     """Run a part forward and backward on the meta device, and count.
 
@@ -237,15 +298,16 @@ def measure(
         sizes: see `factored`.
         parameters: parameters of the model; their storages are not counted as kept. Gradients on them are removed.
         precision: how the device computes.
+        checkpointed: list that `run` fills with the tensors that selective checkpointing keeps.
     Returns:
         The costs, and the results of `run`, detached. Results that had a gradient still need one.
     """
     parameters = list(parameters)
-    storages = {parameter.untyped_storage()._cdata for parameter in parameters}
+    storages = {_storage(parameter) for parameter in parameters}
     saved: dict[int, Tensor] = {}  # the tensors live until the end, so that no address comes twice
 
     def note(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage()._cdata
+        address = _storage(tensor)
         if address not in storages:
             saved[address] = tensor
         return tensor
@@ -254,6 +316,8 @@ def measure(
     with torch.enable_grad(), Kernels(precision), tally:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             results = list(run())
+            for tensor in checkpointed:
+                note(tensor)
         tally.backward = True
         ends = [result for result in results if result.requires_grad]
         if ends:

@@ -86,7 +86,7 @@ class Row:
             dict(views),
             dict(second),
             tuple(counts) if second else (),
-            max(texts, default=0),
+            max([1, *texts]) if processor.reading else 0,  # texts are padded to a position at least
         )
 
     @classmethod

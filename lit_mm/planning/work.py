@@ -18,13 +18,21 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lit_mm.language.protocol import Memory
-from lit_mm.layers.activations import Checkpointing, compiles_layers, outer_layers, prepare_layers, recompute
+from lit_mm.layers.activations import (
+    Checkpointing,
+    compiles_layers,
+    has_lengths,
+    kept_operations,
+    outer_layers,
+    prepare_layers,
+    recompute,
+)
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.image_text import ImageTextModel
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.objectives.objective import Objective
 from lit_mm.objectives.token_losses import chunk_rows
-from lit_mm.planning.counting import FP32, KINDS, Costs, Kernels, Monomial, Precision, evaluated, measure
+from lit_mm.planning.counting import FP32, KINDS, Costs, Kernels, Monomial, Precision, Trace, evaluated, measure
 from lit_mm.planning.row import Row, Shape
 from lit_mm.samples.batch import PAIRS, TOKENS, Batch, Target, Texts, Views
 
@@ -125,20 +133,26 @@ def checkpointing_of(part: nn.Module) -> Checkpointing:
 
 
 @contextmanager
-def eager(part: nn.Module, precision: Precision) -> Iterator[None]:
+def eager(part: nn.Module, precision: Precision) -> Iterator[list[Tensor]]:
     """Let the layers of a part run without the compiler in a `with` block.
 
-    Layers with selective checkpointing run with full checkpointing, whose inputs they keep as well.
+    Returns:
+        A list, to which layers with selective checkpointing add the tensors that they keep.
     """
+    checkpointed: list[Tensor] = []
     layered = [inner for inner in part.modules() if isinstance(inner, Checkpointed)]
     compiled = [compiles_layers(inner) for inner in layered]
     for inner in layered:
-        prepare_layers(inner, "none" if inner.activation_checkpointing == "none" else "full")
+        kind = inner.activation_checkpointing
+        prepare_layers(inner, "none" if kind == "none" else "full")
+        run = partial(recompute_with, precision)
+        if kind == "selective":
+            run = partial(trace_selected, precision, checkpointed)
         for layer in outer_layers(inner):
             if layer.gradient_checkpointing:
-                layer._gradient_checkpointing_func = partial(recompute_with, precision)
+                layer._gradient_checkpointing_func = run
     try:
-        yield
+        yield checkpointed
     finally:
         for inner, was_compiled in zip(layered, compiled, strict=True):
             prepare_layers(inner, inner.activation_checkpointing, was_compiled)
@@ -177,19 +191,19 @@ def recompute_with(precision: Precision, forward: partial, *args: Any) -> Any:
     return recompute(partial(run, *forward.args, **forward.keywords), *args)
 
 
+def trace_selected(precision: Precision, checkpointed: list[Tensor], forward: partial, *args: Any) -> Any:
+    """Run a layer as it is, and list the tensors that it keeps as `recompute_selected` runs it."""
+    if has_lengths(args):
+        return recompute_with(precision, forward, *args)
+    with Trace(kept_operations()) as trace:
+        results = forward(*args)
+    checkpointed += trace.kept()
+    return results
+
+
 def learns(*parts: nn.Module | None) -> bool:
     """Return True if a parameter of these parts learns."""
     return any(parameter.requires_grad for part in parts if part is not None for parameter in part.parameters())
-
-
-def part_costs(part: nn.Module, costs: Costs) -> Costs:
-    """Return the costs of a part under its checkpointing.
-
-    With selective checkpointing the results of products are kept and no product is computed again.
-    """
-    if checkpointing_of(part) == "selective" and costs["backward"]:
-        return costs | {"saved": costs["saved"] + costs["products"], "recompute": Counter()}
-    return costs
 
 
 @dataclass(frozen=True)
@@ -304,17 +318,15 @@ class PartwiseWork:
                 return [connector(features, Texts(ids, torch.ones_like(ids, dtype=torch.bool)))]
             return [connector(features)]
 
-        with eager(vision, self.precision):
-            costs, leaves = measure(encode, {"v": VIEWS}, vision.parameters(), self.precision)
+        with eager(vision, self.precision) as kept:
+            costs, leaves = measure(encode, {"v": VIEWS}, vision.parameters(), self.precision, kept)
         parameters = () if connector is None else tuple(connector.parameters())
         if connector is None:
             of_connector, outputs = new_costs(), leaves
         else:
-            with eager(connector, self.precision):
-                of_connector, outputs = measure(connect, {"v": VIEWS}, parameters, self.precision)
-        return ViewCosts(
-            linear(part_costs(vision, costs)), linear(of_connector), outputs[0].shape[1], outputs[0].shape[-1]
-        )
+            with eager(connector, self.precision) as kept:
+                of_connector, outputs = measure(connect, {"v": VIEWS}, parameters, self.precision, kept)
+        return ViewCosts(linear(costs), linear(of_connector), outputs[0].shape[1], outputs[0].shape[-1])
 
     def _of_language(self, second_shape: Shape | None) -> tuple[Costs, Costs]:
         """Return the costs of the language model and of its output projection with the loss."""
@@ -343,10 +355,10 @@ class PartwiseWork:
             logits = language.logits(hidden).float()
             return [F.cross_entropy(logits, batch.labels, reduction="none")]
 
-        with eager(language, self.precision), unlimited(language):
-            costs, (hidden,) = measure(read, SIZES, language.parameters(), self.precision)
+        with eager(language, self.precision) as kept, unlimited(language):
+            costs, (hidden,) = measure(read, SIZES, language.parameters(), self.precision, kept)
         head, _ = measure(predict, SIZES, [*language.parameters(), hidden], self.precision)
-        return part_costs(language, costs), head
+        return costs, head
 
 
 def new_costs() -> Costs:
@@ -443,9 +455,9 @@ class WholeWork:
         def run() -> Sequence[Tensor]:
             return [objective(self.network, batch) for objective in self.objectives]
 
-        with eager(self.network, self.precision):
-            costs, _ = measure(run, {"v": VIEWS}, self.network.parameters(), self.precision)
-        return part_costs(self.network, costs)
+        with eager(self.network, self.precision) as kept:
+            costs, _ = measure(run, {"v": VIEWS}, self.network.parameters(), self.precision, kept)
+        return costs
 
 
 def probe_pairs(shape: Shape, pairs: int, length: int) -> Batch:

@@ -13,7 +13,7 @@ import jinja2
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
-from lit_mm.prompts.prompt import Run
+from lit_mm.prompts.prompt import Prompt, Run
 from lit_mm.prompts.rendered import Part, Text, to_runs
 from lit_mm.prompts.tokenizer import Tokenizer
 
@@ -432,6 +432,11 @@ class ChatTemplate:
                         "(or `system` out of the prompt), or set `template` to another template"
                     )
                 at += len(_squeezed(words))
+
+
+def prompt_of(prompt: Literal["template"] | Prompt) -> Prompt:
+    """Return the prompt that a recipe names; "template" is a `ChatTemplate` without settings."""
+    return ChatTemplate() if prompt == "template" else prompt
 
 
 def _check_prefix(prefix: str, whole: str, where: str, end: str, cure: str) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Published
+from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Procedure, Published
 from lit_mm.evaluation.measurement import Contrast, Measurement, difference_to
+from lit_mm.report.tables import rendered
 
 WIDTH = 132  # columns of a table
 
@@ -24,7 +23,7 @@ class Line:
         model: name of the model in the table.
         benchmark: benchmark.
         split: name of the split.
-        procedure: name of the procedure.
+        procedure: procedure.
         measurement: figure; None if the answers are not public.
         blind: figure with the pictures of other questions; None if it was not measured.
         published: published figures of the model's family.
@@ -35,7 +34,7 @@ class Line:
     model: str
     benchmark: Benchmark
     split: str
-    procedure: str
+    procedure: Procedure
     measurement: Measurement | None
     blind: Measurement | None = None
     published: Sequence[Published] = field(default_factory=tuple)
@@ -51,7 +50,8 @@ def benchmark_table(lines: Sequence[Line]) -> str:
     """Format figures with their 95 % intervals beside the published ones.
 
     A figure that was read in a public file, for the same split and metric, gets the difference to it. All others stand
-    in brackets with their mark: r is recalled, s secondary; v belongs to another split or metric.
+    in brackets with their mark: r is recalled, s secondary; v belongs to another split or metric. The mark of the
+    prompt stands beside the procedure, see `lit_mm.evaluation.benchmarks.benchmark.Procedure`.
     """
     table = Table(box=box.SIMPLE_HEAVY, pad_edge=False)
     for name in ("model", "benchmark", "procedure", "metric"):
@@ -73,11 +73,13 @@ def benchmark_table(lines: Sequence[Line]) -> str:
         )
         metric = "submission" if result is None else result.metric
         published = "\n".join(published_text(entry, line) for entry in line.published) or "-"
-        table.add_row(line.model, line.name, line.procedure, metric, *figures, published)
+        mark = line.procedure.prompt_mark
+        procedure = line.procedure.name + (f", prompt {mark}" if mark and mark != line.procedure.name else "")
+        table.add_row(line.model, line.name, procedure, metric, *figures, published)
     notes = [f"{line.name}: {line.benchmark.note}" for line in lines if line.benchmark.note]
     notes += [f"{line.name}: {line.measurement.note}" for line in lines if line.measurement and line.measurement.note]
     notes += [f"{line.name}: the server takes {line.submission}" for line in lines if line.submission]
-    return "\n".join([_rendered(table), *dict.fromkeys(notes)])
+    return "\n".join([rendered(table, WIDTH), *dict.fromkeys(notes)])
 
 
 def published_text(entry: Published, line: Line) -> str:
@@ -115,10 +117,4 @@ def contrast_table(contrasts: Sequence[Contrast]) -> str:
             f"{contrast.adjusted:.3g}",
             "-" if contrast.needed is None else str(contrast.needed),
         )
-    return _rendered(table)
-
-
-def _rendered(table: Table) -> str:
-    console = Console(file=io.StringIO(), width=WIDTH)
-    console.print(table, markup=False)
-    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()).strip("\n")
+    return rendered(table, WIDTH)

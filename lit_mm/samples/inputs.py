@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import Prompt
@@ -23,7 +24,8 @@ class Inputs:
     Attributes:
         tiling: rule that cuts an image into views.
         layout: rule that places the visual tokens of the views in the text.
-        prompt: template and label rule.
+        prompt: template and label rule; "template": the chat template of the tokenizer, see
+            `lit_mm.prompts.template.ChatTemplate`.
         max_length: length of the longest sample, tokens.
         fill: colour of padding, RGB, 0 to 255.
         by_source: name of a data source -> tiling of its documents; {} removes all entries. Published for 4KHD: 55
@@ -41,7 +43,7 @@ class Inputs:
 
     tiling: Tiling | None = None
     layout: Layout | None = None
-    prompt: Prompt | None = None
+    prompt: Literal["template"] | Prompt | None = None
     max_length: int | None = None
     fill: tuple[int, int, int] | None = None
     by_source: dict[str, Tiling] | None = None

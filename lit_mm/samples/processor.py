@@ -17,6 +17,7 @@ from lit_mm.documents.decode import PictureError, reductions
 from lit_mm.documents.document import Decodable, Document, Picture
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PictureRun, Prompt, ReadsAnswers, answers_apart
+from lit_mm.prompts.template import prompt_of
 from lit_mm.prompts.tokenizer import Tokenizer, token_inside
 from lit_mm.samples.augmentation import Augmentation
 from lit_mm.samples.batch import IGNORE
@@ -123,7 +124,7 @@ class Processor:
             writes_target: True for an encoder-decoder.
             normalise: constants and colours of the vision encoder; None: CLIP's constants.
         """
-        processor = cls(tokenizer, inputs.prompt, token_grid=token_grid, writes_target=writes_target)
+        processor = cls(tokenizer, prompt_of(inputs.prompt), token_grid=token_grid, writes_target=writes_target)
         if normalise is not None:
             processor = replace(processor, normalise=normalise)
         return processor.with_inputs(inputs)
@@ -132,9 +133,11 @@ class Processor:
         """Return a copy with the fields that `inputs` sets; None changes nothing."""
         if inputs is None:
             return self
-        names = ("tiling", "layout", "prompt", "max_length", "by_source", "augmentation", "reading", "image_ids")
+        names = ("tiling", "layout", "max_length", "by_source", "augmentation", "reading", "image_ids")
         changes = {name: value for name in names if (value := getattr(inputs, name)) is not None}
         pixels: dict[str, Any] = {}
+        if inputs.prompt is not None:
+            changes["prompt"] = prompt_of(inputs.prompt)
         if inputs.fill is not None:
             pixels["fill"] = tuple(inputs.fill)
         if inputs.whole_jpegs is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -38,6 +38,8 @@ class Train:
         adapter: adapter that learns in place of the part, with these settings; None: the part itself learns.
         average: decay of an exponential moving average of the weights, which is saved beside them, such as 0.9999. It
             starts at the values before the first step and ends with the stage. None: no average.
+        optional: True leaves the settings out if the model has no part of this name, so that a recipe fits models with
+            and without the part; see `of_model`.
     """
 
     lr: float
@@ -48,6 +50,7 @@ class Train:
     decay_vectors: bool = False
     adapter: Adapter | None = None
     average: float | None = None
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.adapter, Mapping):  # a config that is checked before it is built
@@ -168,6 +171,29 @@ class Stage:
                 f"{f', {self.max_steps}' if self.max_steps else ''}, got {beyond}. What holds from the first step is "
                 f"`stages.{self.name}.inputs`"
             )
+
+
+def of_model(stage: Stage, parts: Collection[str], added: Collection[str]) -> Stage:
+    """Leave out the optional settings of parts that a model does not have.
+
+    Args:
+        stage: stage of the recipe.
+        parts: parts of the model.
+        added: those of `parts` that lie inside other parts, such as newline or partial_lora.
+    Raises:
+        UserError: settings are left out, and an added part has no settings: it would stay frozen because of a wrong
+            name.
+    """
+    absent = sorted(part for part, train in stage.train.items() if train.optional and part not in parts)
+    if not absent:
+        return stage
+    if frozen := sorted(set(added) - stage.train.keys()):
+        raise UserError(
+            f"stages.{stage.name}.train: the model has no parts {absent}, whose settings are optional, and has the "
+            f"added parts {frozen}, which have no settings and would stay frozen. Correct the names, name these parts "
+            "as well, or leave `optional` out"
+        )
+    return replace(stage, train={part: train for part, train in stage.train.items() if part not in absent})
 
 
 def check_recipe(

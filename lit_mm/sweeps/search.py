@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FILES = {"sqlite": "optuna.sqlite3", "journal": "optuna.journal"}  # kind of storage -> file in the sweep's folder
 STUDY = "sweep"
+FAILURES, ERROR = "failures", "error"  # attributes of a trial in the study
 PATIENCE = 60.0  # seconds that a worker waits for the database
 NO_OPTUNA = (
     "a sweep without W&B's server searches by Optuna, which is not installed. Install the extra: pip install "
@@ -39,14 +40,19 @@ class Trial:
     Attributes:
         number: number of the trial, from 0.
         point: address of every parameter -> value.
-        state: "running" from the choice of the point to the end, also while no worker is at it.
+        state: "running" from the choice of the point to the end, also while no worker is at it; "failed" if its last
+            run failed, also while a worker runs it again.
         value: figure of the metric; None before the end and after a failure.
+        failures: number of runs that failed.
+        error: reason of the last failure, "" for none.
     """
 
     number: int
     point: Point
     state: Literal["running", "finished", "failed"]
     value: float | None = None
+    failures: int = 0
+    error: str = ""
 
 
 def check_offline(specification: Specification) -> None:
@@ -168,24 +174,40 @@ class Search:
         """Store the figure of a trial. A trial that has ended before stays as it is."""
         self.study.tell(number, value, skip_if_finished=True)
 
-    def fail(self, number: int) -> None:
-        """Store that a trial has failed. A trial that has ended before stays as it is."""
+    def fail(self, number: int, error: str) -> None:
+        """Store that a run of a trial has failed, and why. A trial that has ended before stays as it is.
+
+        The failure is an attribute of the trial. Optuna's own state stays "running", because a state of failure could
+        not be left again when the trial is retried. Samplers use finished trials alone.
+
+        Args:
+            number: number of the trial.
+            error: reason of the failure.
+        """
         import optuna
 
-        self.study.tell(number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+        with locked(self.lock):
+            stored = self.study.get_trials(deepcopy=False)[number]
+            if not stored.state.is_finished():
+                trial = optuna.trial.Trial(self.study, stored._trial_id)
+                trial.set_user_attr(FAILURES, stored.user_attrs.get(FAILURES, 0) + 1)
+                trial.set_user_attr(ERROR, error)
 
     def importances(self) -> dict[str, float]:
         """Return address -> importance, the largest first; the sum is 1. {} before two trials with different figures.
+
+        Parameters with a single value in all finished trials are left out.
 
         Source: Watanabe et al., "PED-ANOVA" (IJCAI 2023), as Optuna computes it.
         """
         import optuna
 
-        values = {trial.value for trial in self.trials() if trial.state == "finished"}
-        if len(values) < 2 or not self.free:
+        finished = [trial for trial in self.trials() if trial.state == "finished"]
+        varied = [address for address in self.free if len({repr(trial.point[address]) for trial in finished}) > 1]
+        if len({trial.value for trial in finished}) < 2 or not varied:
             return {}
         return optuna.importance.get_param_importances(
-            self.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
+            self.study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), params=varied
         )
 
     def _trial(self, trial: FrozenTrial) -> Trial:
@@ -197,8 +219,10 @@ class Search:
             elif address in trial.params:
                 value = trial.params[address]
                 point[address] = json.loads(value) if isinstance(parameter, Choice) else value
-        state = states.get(trial.state.name, "running")
-        return Trial(trial.number, point, state, trial.value if state == "finished" else None)
+        failures = trial.user_attrs.get(FAILURES, 0)
+        state = states.get(trial.state.name, "failed" if failures else "running")
+        value = trial.value if state == "finished" else None
+        return Trial(trial.number, point, state, value, failures, trial.user_attrs.get(ERROR, ""))
 
     def _sampler(self, number: int) -> BaseSampler:
         """Return the sampler of one trial."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.position import resize_position_table
 from lit_mm.vision.protocol import VisionEncoder
 from lit_mm.weights.agreement import Difference
-from lit_mm.weights.config_tables import compare_vision
+from lit_mm.weights.config_tables import VIT_KIND, compare_vision, vit_arguments
 
 # V views, N patches, D width, P positions: N + 1, the class token first, or N without one; H heads
 
@@ -174,11 +174,19 @@ class ViT(nn.Module, VisionEncoder):
         head, _, rest = parameter_name.partition(".")
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
+    @classmethod
+    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+        """See `lit_mm.weights.agreement.ReadsArguments`."""
+        arguments = vit_arguments(config)
+        if "mlp_ratio" in written:
+            arguments.pop("ffn_width", None)
+        return arguments
+
     def compare_config(self, config: dict[str, Any]) -> list[Difference]:
         """Compare the part with the config.json of its weights, see `lit_mm.weights.agreement`."""
         size = "image_size" if self.position_size is None else "position_size"
         numbers = {
-            "model_type": "clip_vision_model",
+            "model_type": VIT_KIND,
             size: self.position_size or self.image_size,
             "patch": self.patch,
             "width": self.width,

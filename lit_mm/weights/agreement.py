@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -45,6 +45,21 @@ class ComparesConfig(Protocol):
 
     def compare_config(self, config: dict[str, Any]) -> list[Difference]:
         """Return the numbers of a config.json in which the part differs."""
+        ...
+
+
+@runtime_checkable
+class ReadsArguments(Protocol):
+    """A class of parts that reads arguments of its constructor from the config.json of its weights."""
+
+    @classmethod
+    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+        """Return arguments of the constructor.
+
+        Args:
+            config: a config.json; one of another kind of model gives {}.
+            written: arguments of the recipe.
+        """
         ...
 
 

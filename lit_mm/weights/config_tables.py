@@ -80,7 +80,8 @@ VISION = {
 }
 # Key of the data config of timm -> names of its number in the part, of which one is there
 TIMM = {"mean": ("mean",), "std": ("std",), "input_size": ("position_size", "image_size")}
-VISION_KINDS = ("blip_2_vision_model", "clip_vision_model", "instructblip_vision_model")
+VIT_KIND = "clip_vision_model"
+VISION_KINDS = ("blip_2_vision_model", VIT_KIND, "instructblip_vision_model")
 
 
 def compare_llama(config: Numbers, numbers: Numbers, max_positions: int) -> list[Difference]:
@@ -94,17 +95,12 @@ def compare_llama(config: Numbers, numbers: Numbers, max_positions: int) -> list
     Raises:
         UserError: the config is damaged.
     """
-    text = half_of(config, "text_config")
-    kind = renamed(text).get("model_type")
-    if kind not in LLAMA_KINDS:
-        return [Difference("model_type", text.get("model_type"), "llama", advice=PRETRAINED)]
-    settings = settings_of(text, check_keys=False)
-    values = {"head_dim": settings.hidden_size // settings.num_attention_heads} | settings.to_dict()
-    rope = values["rope_parameters"]
-    values |= {"rope_theta": rope["rope_theta"], "rope_type": rope["rope_type"]}
-    values |= {"partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)} | LLAMA_KINDS[kind]
+    values = llama_values(config)
+    if values is None:
+        kind = half_of(config, "text_config").get("model_type")
+        return [Difference("model_type", kind, "llama", advice=PRETRAINED)]
     limits = {"sliding_window": values.get("sliding_window")}
-    if rope["rope_type"] == "dynamic":
+    if values["rope_type"] == "dynamic":
         limits["max_position_embeddings"] = values["max_position_embeddings"]
         values["rope_type"] = "default"
     too_long = [
@@ -114,6 +110,34 @@ def compare_llama(config: Numbers, numbers: Numbers, max_positions: int) -> list
     ]
     advice = dict.fromkeys(LLAMA_FIXED, PRETRAINED)
     return compare_numbers(values, LLAMA, numbers | LLAMA_FIXED, advice) + too_long
+
+
+def llama_values(config: Numbers) -> Numbers | None:
+    """Return the values of a decoder's config.json under Llama's keys; None for a kind that `Llama` does not compute.
+
+    Raises:
+        UserError: the config is damaged.
+    """
+    text = half_of(config, "text_config")
+    kind = renamed(text).get("model_type")
+    if kind not in LLAMA_KINDS:
+        return None
+    settings = settings_of(text, check_keys=False)
+    values = {"head_dim": settings.hidden_size // settings.num_attention_heads} | settings.to_dict()
+    rope = values["rope_parameters"]
+    values |= {"rope_theta": rope["rope_theta"], "rope_type": rope["rope_type"]}
+    return values | {"partial_rotary_factor": rope.get("partial_rotary_factor", 1.0)} | LLAMA_KINDS[kind]
+
+
+def llama_arguments(config: Numbers) -> Numbers:
+    """Return the arguments of `Llama` for a config.json; {} for a kind that it does not compute."""
+    values = llama_values(config)
+    if values is None:
+        return {}
+    arguments = {name: values[key] for key, name in LLAMA.items() if name not in LLAMA_FIXED}
+    if arguments["head_width"] == arguments["width"] // arguments["heads"]:
+        del arguments["head_width"]  # the default
+    return arguments
 
 
 def compare_settings(config: Numbers, kind: str, settings: PretrainedConfig, *, by_file: bool) -> list[Difference]:
@@ -227,17 +251,39 @@ def compare_vision(
     Raises:
         UserError: the config is damaged.
     """
-    vision = qwen_visual(config) if "visual" in config else half_of(config, "vision_config")
-    kind = vision.get("model_type")
+    kind, values = vision_values(config)
     if kind != numbers.get("model_type", kind):
         return [Difference("model_type", kind, numbers["model_type"], advice="take another part for these weights")]
-    if kind not in VISION_KINDS:
+    if values is None:
         return []
+    return compare_numbers(values, VISION | {"image_size": size_argument}, numbers, advice)
+
+
+def vision_values(config: Numbers) -> tuple[str | None, Numbers | None]:
+    """Return kind and values of a vision transformer's config.json; None for the values of an unknown kind.
+
+    Raises:
+        UserError: the config is damaged.
+    """
+    vision = qwen_visual(config) if "visual" in config else half_of(config, "vision_config")
+    kind = vision.get("model_type")
+    if kind not in VISION_KINDS:
+        return kind, None
     try:
-        values = CONFIG_MAPPING[kind](**without_type(vision)).to_dict()
+        return kind, CONFIG_MAPPING[kind](**without_type(vision)).to_dict()
     except REFUSALS as error:
         raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
-    return compare_numbers(values, VISION | {"image_size": size_argument}, numbers, advice)
+
+
+def vit_arguments(config: Numbers) -> Numbers:
+    """Return the arguments of `lit_mm.vision.vit.ViT` for a config.json; {} if it is of another kind."""
+    kind, values = vision_values(config)
+    if values is None or kind != VIT_KIND:
+        return {}
+    arguments = {name: values[key] for key, name in VISION.items()}
+    if arguments["ffn_width"] == 4 * arguments["width"]:
+        del arguments["ffn_width"]  # the default
+    return arguments
 
 
 def compare_timm(config: Numbers, name: str, overrides: Numbers, numbers: Numbers) -> list[Difference]:

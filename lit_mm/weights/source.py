@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from lit_mm.weights.agreement import check_config
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.blip2 import bert_to_connector, blip2_part, blip2_qformer
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
-from lit_mm.weights.config_file import CONFIG
+from lit_mm.weights.config_file import CONFIG, read_config
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.decoders import decoder_to_pretrained
 from lit_mm.weights.fuyu import fuyu_parts
@@ -62,11 +62,20 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
 }
 
 
+@runtime_checkable
+class OfTransformers(Protocol):
+    """A decoder of transformers, whose published names depend on its model type."""
+
+    model_type: str
+    heads: int
+    kv_heads: int
+
+
 def language_to_part(state: State, part: nn.Module) -> State:
     """Rename a language model of transformers to the part that it fills: a `T5`, a `Pretrained` or a `Llama`."""
     if part.writes_target:
         return t5_to_t5(state)
-    if hasattr(part, "model_type"):
+    if isinstance(part, OfTransformers):
         return MAPS["transformers"](state, part)
     return llama_to_llama(state)
 
@@ -136,6 +145,22 @@ def check_local_config(module: nn.Module, reference: str, part: str, path: str) 
     for place in places_of(joined) if kind in MAPS else ():
         if (folder := folder_here(place)) is not None:
             check_config(module, folder, part, path)
+
+
+def local_config(reference: str) -> tuple[Path, dict[str, Any]] | None:
+    """Return the first config.json of weights on this machine, and what it holds; None if there is none.
+
+    Args:
+        reference: see `load_part`.
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    kind, _, joined = reference.partition(":")
+    for place in places_of(joined) if kind in MAPS else ():
+        folder = folder_here(place)
+        if folder is not None and (folder / CONFIG).is_file():
+            return folder / CONFIG, read_config(str(folder))
+    return None
 
 
 def folder_here(place: str) -> Path | None:

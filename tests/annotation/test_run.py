@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from lit_mm.annotation.capfilt import CapFilt
 from lit_mm.annotation.description import Account, Row
@@ -21,6 +21,7 @@ from lit_mm.annotation.inputs import Input, Inputs
 from lit_mm.annotation.journal import Journal
 from lit_mm.annotation.language_models import Template
 from lit_mm.annotation.monkey import Monkey
+from lit_mm.annotation.page import COLOURS, draw_boxes
 from lit_mm.annotation.run import Run, Settings, agree, plan_of
 from lit_mm.annotation.shards import LEDGER, PAGE, PLAN, SPEED, read_accounts
 from lit_mm.documents.sources import open_source
@@ -297,3 +298,15 @@ def test_the_page_shows_twenty_samples_and_escapes_texts(tmp_path: Path) -> None
     assert "STOP &lt;b&gt;" in page and "STOP <b>" not in page
     assert page.count("data:image/png;base64,") == 20
     assert "a real one" in page and "its score 0.05 is not above 0.4" in page
+
+
+def test_boxes_are_drawn_around_small_text_and_inside_of_the_image() -> None:
+    image = Image.new("RGB", (101, 101), "white")
+    boxes = [(0.1, 0.1, 0.9, 0.2), (0.0, 0.3, 1.0, 1.0)]  # a line of text, and a box to the border
+    statements = [{"kind": "text", "kept": True, "box": box} for box in boxes]
+    drawing = draw_boxes(image, statements)
+    green = ImageColor.getrgb(COLOURS["text"])
+    assert drawing.crop((10, 10, 91, 21)).getcolors() == [(81 * 11, (255, 255, 255))]
+    assert [drawing.getpixel(place) for place in ((50, 9), (50, 8))] == [green, (255, 255, 255)]
+    assert [drawing.getpixel(place) for place in ((0, 60), (1, 60), (100, 60), (50, 28), (50, 100))] == [green] * 5
+    assert image.getpixel((50, 9)) == (255, 255, 255)

@@ -32,6 +32,11 @@ INTERRUPTED = {  # folder -> the launch that is ended, its exit code, and what i
         REQUEUE,
         "stopped by SIGUSR1 after step 2 of 5 of stage 'pretrain'",
     ),
+    "one of two ranks, one step later": (
+        Job("one of two ranks, one step later", event="SIGUSR1", rank=1, place="pretrain 2", reads_late=True, **PAIR),
+        REQUEUE,
+        "stopped by SIGUSR1 after step 3 of 5 of stage 'pretrain'",
+    ),
     "both ranks": (
         Job("both ranks", event="SIGTERM", rank=-1, place="finetune 4", **PAIR),
         REQUEUE,

@@ -30,6 +30,7 @@ Splits = dict[str, tuple[list[tuple[int, int]], str]]
 RUNS: Splits = {
     "one rank": ([(1, 0)], ""),
     "one rank, more workers": ([(1, 2), (1, 3)], "pretrain step 3"),
+    "one rank, read late": ([(1, 0)], ""),
     "two ranks": ([(2, 2)], ""),
     "two ranks, then one": ([(2, 2), (1, 3)], "pretrain step 3"),
 }
@@ -37,6 +38,7 @@ MORE: Splits = {
     "one rank, killed in its second epoch": ([(1, 3), (1, 0)], "finetune step 4"),
     "two ranks, other workers": ([(2, 2), (2, 0)], "finetune step 3"),
     "two ranks, two workers": ([(2, 0), (2, 2)], "pretrain step 4"),
+    "two ranks, read late": ([(2, 0), (2, 2)], "pretrain step 4"),
     "one rank, then two": ([(1, 2), (2, 2)], "finetune step 2"),
 }
 ALL = [*RUNS, *(pytest.param(name, marks=pytest.mark.distributed) for name in MORE)]
@@ -77,7 +79,16 @@ def launch(runs: Splits, planted: tuple[Path, Planted], folder: Path) -> None:
         for place, (ranks, workers) in enumerate(splits):
             dies = kill if place < len(splits) - 1 else ""
             launches.append(
-                Launch(name, workers, micro_batch=1, kill=dies, ranks=ranks, faulty=str(planted[0]), dropout=0.1)
+                Launch(
+                    name,
+                    workers,
+                    micro_batch=1,
+                    kill=dies,
+                    ranks=ranks,
+                    faulty=str(planted[0]),
+                    dropout=0.1,
+                    late="late" in name,
+                )
             )
     launch_all(launches, folder)
 
@@ -131,6 +142,8 @@ def test_a_killed_run_ends_with_the_account_of_an_unbroken_one(run: Path, name: 
     ("name", "unbroken"),
     [
         ("one rank, more workers", "one rank"),
+        ("one rank, read late", "one rank"),
+        pytest.param("two ranks, read late", "two ranks", marks=pytest.mark.distributed),
         pytest.param("one rank, killed in its second epoch", "one rank", marks=pytest.mark.distributed),
         pytest.param("two ranks, other workers", "two ranks", marks=pytest.mark.distributed),
         pytest.param("two ranks, two workers", "two ranks", marks=pytest.mark.distributed),

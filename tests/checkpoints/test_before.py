@@ -301,7 +301,9 @@ def test_schedules_and_new_keys_of_stages_are_translated_and_todays_are_left_alo
     (translated,) = translate_config({"stages": [stage]})["stages"]
     assert translated == {
         "name": "a",
-        "train": {"connector": {"lr": 0.1, "decay_vectors": False, "adapter": None, "average": None}},
+        "train": {
+            "connector": {"lr": 0.1, "decay_vectors": False, "adapter": None, "average": None, "optional": False}
+        },
         "schedule": {"class_path": "lit_mm.stages.Linear", "init_args": {"warmup": 0.03, "start": 0.0, "floor": 0.1}},
         "noisy": [],
         "starts_from": None,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from lit_mm.annotation.capfilt import NUCLEUS, CapFilt
 from lit_mm.annotation.filters import MonkeyRules
 from lit_mm.annotation.monkey import Monkey
 from lit_mm.annotation.pipeline import Pipeline
+from lit_mm.annotation.shards import SPEED
 from lit_mm.cli import main
 from lit_mm.commands.annotate import annotate, build, pipeline_config
 from lit_mm.errors import UserError
@@ -78,6 +82,29 @@ def test_processes_of_torchrun_share_the_shards(
         monkeypatch.setenv("RANK", rank)
         annotate(["--config", config, "--out", "out"])
         assert message in capsys.readouterr().out
+
+
+@pytest.mark.distributed
+def test_two_processes_of_torchrun_write_the_bytes_of_one(place: Path) -> None:
+    config = pipeline(settings={"shard_rows": 1, "batch_rows": 1})
+    annotate(["--config", config, "--out", "alone"])
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lit_mm")
+    finished = subprocess.run(
+        [*launcher, "annotate", "--config", config, "--out", "shared", "--allow", "tests"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    speeds = [json.loads(line) for line in Path("shared", SPEED).read_text().splitlines()]
+    assert sorted((speed["rank"], speed["ranks"], speed["rows"]) for speed in speeds) == [(0, 2, 3), (1, 2, 2)]
+
+    def contents(folder: str) -> dict[str, bytes]:
+        files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != SPEED)
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    assert contents("shared") == contents("alone") and len(contents("alone")) == 13
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,14 @@ import pytest
 import yaml
 
 from lit_mm.cli import main
+from lit_mm.commands import cost_tables
+from lit_mm.commands.costs import rows_of_data
 from lit_mm.commands.describe import open_recipe
 from lit_mm.commands.options import Arguments
 from lit_mm.commands.sizes import read_sizes
 from lit_mm.distributed.memory import RankMemory, Spread, plan_memory, weights_of
 from lit_mm.errors import UserError
+from lit_mm.stream import lengths
 from tests.tiny import MODEL
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -525,13 +528,59 @@ def test_time_and_money_follow_from_the_operations(described: Callable, capsys: 
     assert "time at 50% of 100 TFLOP/s" in text and "unknown" in text
 
 
-def test_the_data_say_steps_samples_tokens_and_views(described: Callable) -> None:
-    pretrain, finetune = described(write(), "--data")["stages"]
-    data = pretrain["costs"]["data"]
-    assert (data["steps"], data["samples"], data["samples_in_epoch"]) == (3, 6, 8)
-    assert data["tokens"] > data["supervised"] + 4 * data["views"] > data["views"]
-    assert data["views"] >= data["samples"] == data["laid_out"]
-    assert finetune["costs"]["data"]["steps"] is None and not finetune["costs"]["data"]["indexed"]
+def test_the_data_say_steps_samples_tokens_and_views(described: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    pretrain, finetune = (stage["costs"]["data"] for stage in described(write(), "--data")["stages"])
+    assert (pretrain["steps"], pretrain["samples"], pretrain["samples_in_epoch"]) == (3, 6, 8)
+    assert pretrain["tokens"] > pretrain["supervised"] + 4 * pretrain["views"] > pretrain["views"] >= 6
+    assert (pretrain["counted_rows"], pretrain["estimated"]) == (6, [])  # all rows were laid out
+    assert (finetune["steps"], finetune["samples"], finetune["indexed"]) == (3, 18, False)  # 2 epochs of 8 in sixes
+    assert finetune["estimated"] == ["steps"]
+    main(["describe", "--config", "tiny.yaml", "--data", "--stages", "finetune"])
+    text = capsys.readouterr().out
+    assert "finetune: figures with ~ are estimated from" in text and "data index" not in text  # nothing is in files
+    assert ["steps", "~3"] in [line.split() for line in text.splitlines()]
+
+
+def test_with_an_index_of_lengths_every_figure_of_a_stage_is_that_of_its_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LIT_MM_CACHE", "cache")
+    monkeypatch.setattr("lit_mm.commands.costs.LAID_OUT", 4)
+    texts = [{"from": "gpt", "value": "a red circle near the page " * (1 + number % 5)} for number in range(30)]
+    turns = [[{"from": "human", "value": "what is this?"}, text] for text in texts]
+    entries = [{"id": str(number), "conversations": turn} for number, turn in enumerate(turns)]
+    Path("chats.json").write_text(json.dumps(entries))
+    recipe = yaml.safe_load(Path(write()).read_text())
+    source = {
+        "class_path": "lit_mm.documents.sources.LlavaConversations",
+        "init_args": {"path": "chats.json", "images": "."},
+    }
+    members = {"sources": [{"source": source}], "global_batch": 4, "micro_batch": 2, "row_tokens": 192}
+    recipe["data"] = {"class_path": "lit_mm.datamodules.mixture.Mixture", "init_args": members}
+    Path("chats.yaml").write_text(yaml.safe_dump(recipe))
+    cli = open_recipe(Arguments(prog="lit_mm describe"), ["chats.yaml"], [])
+    stage = replace(cli.stages[0], max_steps=None, epochs=2)
+    data, processor = cli.data_of(stage), cli.model.processor_of(stage)
+    estimates, _ = rows_of_data(cli, stage, 1)
+    assert estimates["estimated"] == ["steps", "samples", "tokens", "supervised", "views"]
+    (line,) = cost_tables.estimate_lines([{"name": "one", "costs": {"data": estimates}}])
+    assert line.startswith(
+        "one: figures with ~ are estimated from 4 rows; `python -m lit_mm data index --config RECIPE`"
+    )
+    lengths.build(data.maker(processor), 0)
+    counts, _ = rows_of_data(cli, stage, 1)
+    assert (
+        counts["estimated"] == []
+        and list(cost_tables.estimate_lines([{"name": "one", "costs": {"data": counts}}])) == []
+    )
+    steps = data.begin(processor, stage, seed=cli.seed)
+    samples = [length for micro in data.stream for row in micro.lengths for length in row]
+    assert (counts["steps"], counts["samples"], counts["counted_rows"]) == (steps, len(samples), 4 * steps)
+    for figure in ("tokens", "views", "supervised"):
+        assert counts[figure] == sum(getattr(length, figure) for length in samples), figure
+    monkeypatch.setattr("lit_mm.commands.costs.COUNTED", 4)  # a stage that is too long to be counted
+    again, _ = rows_of_data(cli, stage, 1)
+    assert (again["steps"], again["counted_rows"], again["estimated"][0]) == (steps, 4, "samples")
 
 
 def test_another_recipe_stands_beside_this_one(described: Callable, capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,7 +142,9 @@ def test_the_files_of_a_model_are_those_that_are_published(tmp_path: Path, write
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("text", [None, hub.T5], ids=["decoder", "encoder-decoder"])
+@pytest.mark.parametrize(
+    "text", [None, pytest.param(hub.T5, marks=pytest.mark.slow)], ids=["decoder", "encoder-decoder"]
+)
 def test_an_instructblip_of_a_recipe_is_exported_for_transformers(command: Callable, tmp_path: Path, text: Any) -> None:  # noqa: F811
     folder, data = hub.instructblip(tmp_path / "hub", text), conversation(tmp_path)
     assert command("import", folder, "--to", "run", "--proof_memory", "0")[0] == 0
@@ -184,7 +186,7 @@ def test_a_new_user_types_the_five_commands_of_the_guide(command: Callable, tmp_
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
+@pytest.mark.parametrize("kind", ["lora", "dora", pytest.param("rslora", marks=pytest.mark.slow)])
 def test_an_adapter_is_exported_for_peft_and_merged(command: Callable, tmp_path: Path, kind: str) -> None:  # noqa: F811
     folder, data = hub.hf_llava(tmp_path / "hub"), conversation(tmp_path)
     assert command("import", folder, "--to", "run", "--proof_memory", "0")[0] == 0
@@ -205,7 +207,7 @@ def test_an_adapter_is_exported_for_peft_and_merged(command: Callable, tmp_path:
         adapted, whole = (of(input_ids=ids).logits for of in (model, merged))
         with model.disable_adapter():
             before = model(input_ids=ids).logits
-    torch.testing.assert_close(adapted, whole, rtol=0, atol=1e-2)  # the merged files are fp16
+    torch.testing.assert_close(adapted, whole, rtol=0, atol=1e-4)
     assert (adapted - before).abs().max() > 0.1
 
 
@@ -215,13 +217,14 @@ def test_what_peft_cannot_hold_is_refused_with_the_reason(command: Callable, tmp
     assert command("import", hub.hf_next(tmp_path / "hub"), "--to", "run", "--proof_memory", "0")[0] == 0
     code, _, error = command("export", "run", "--to", "out", "--format", "peft")
     assert code == 2 and "has no adapter of peft" in error, error
-    words = ("--config", "run/recipe.yaml", "--init_from", "run", "--data.path", data, "--data.global_batch", "4", *CPU)
+    words = ("--config", "run/recipe.yaml", "--init_from", "run", "--data.path", data, "--data.global_batch", "2", *CPU)
     adapter = "{lr: 0.05, adapter: {rank: 3}}"
     for train, message in [
         (f"{{language: {adapter}, newline: {{lr: 0.1}}}}", "a parameter of no layer of its own"),
         (f"{{vision: {adapter}}}", "which is no single linear in transformers"),
     ]:
-        code, _, error = command("fit", *words, "--run_dir", message, "--stages.finetune.train", train)
+        stages = f"[{{name: finetune, max_steps: 1, train: {train}}}]"
+        code, _, error = command("fit", *words, "--run_dir", message, "--stages.replace", stages)
         assert code == 0, error
         code, _, error = command("export", message, "--to", "out", "--format", "peft")
         assert code == 2 and message in error and not Path("out").exists(), error
@@ -240,7 +243,7 @@ def test_every_conversion_is_in_the_table_of_the_docs() -> None:
 def test_what_a_layout_cannot_hold_is_refused_with_the_reason(command: Callable, tmp_path: Path) -> None:  # noqa: F811
     assert command("import", hub.llava(tmp_path / "hub"), "--to", "run")[0] == 0
     for words, message in [
-        (("--with", "bird=x"), "--with bird=...: the parts"),
+        (("--with", "bird=x"), "--with bird=...: an export reads"),
         ((), "the projector of transformers' LLaVA has two linears"),
     ]:
         code, _, error = command("export", "run", "--to", "out", "--format", "hf", *words)

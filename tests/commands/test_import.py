@@ -111,7 +111,8 @@ def test_the_proof_beside_transformers_is_kept(command, tmp_path, write, words, 
     assert figures["decoder_layers"] == layers and figures["decoder_layers_of_the_checkpoint"] == 4
     assert len(figures["images"]) == 3
     assert all(image["logits"] < 1e-4 and image["pixels"] < 1 / 255 for image in figures["images"])
-    assert "proof: " in output and "logits differ by" in output
+    assert figures["token_ids"] == {"text": True, "one image": True, "two images": True}
+    assert "proof: " in output and "logits differ by" in output and "token ids equal (text, one" in output
 
 
 def test_a_proof_that_fails_says_so(command, tmp_path, monkeypatch) -> None:

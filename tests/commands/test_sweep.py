@@ -22,13 +22,13 @@ from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.results import figure_of, interval_of
 from lit_mm.commands.sweep import check_recipe, open_point
-from lit_mm.commands.sweep_offline import ranked, trial_folder
+from lit_mm.commands.sweep_offline import ranked, run_offline, trial_folder
 from lit_mm.commands.sweep_online import run_online
 from lit_mm.errors import UserError
 from lit_mm.report.sweep_chart import draw_sweep
 from lit_mm.sweeps.agent import command_of, words_of
 from lit_mm.sweeps.parameters import example_points
-from lit_mm.sweeps.search import Trial
+from lit_mm.sweeps.search import Search, Trial
 from lit_mm.sweeps.specification import Specification, read_specification, specification_of
 from tests.test_cli import TINY
 
@@ -123,7 +123,9 @@ def test_a_metric_that_no_run_measures_is_refused(typed: Typed, metric: str, mes
 def test_options_that_contradict_each_other_are_refused(typed: Typed) -> None:
     for options, message in (
         (["--create", "--offline"], "--create makes a sweep on W&B's server"),
-        (["--check", "--storage", "journal"], "--storage and --folder belong to a sweep without W&B's server"),
+        (["--check", "--storage", "journal"], "--storage, --folder and --retry belong to a sweep without W&B's server"),
+        (["--check", "--retry", "1"], "--storage, --folder and --retry belong to a sweep without W&B's server"),
+        (["--retry", "-1"], "--retry is at least 0, got -1"),
         (["--points", "0"], "--points is at least 1, got 0"),
     ):
         code, _, errors = typed(SWEEP, *options)
@@ -250,6 +252,57 @@ def test_the_picture_has_an_axis_for_each_parameter_that_changes(tmp_path: Path)
         assert wide.width > narrow.width > 400
 
 
+# The run of a trial by its number: 0 ends, 1 fails at first, 2 is killed each time, 3 measures nothing
+RUN = """
+import json, os, pathlib, sys
+place = pathlib.Path(sys.argv[1])
+number, again = int(place.name), (place / "began").exists()
+(place / "began").touch()
+print("run", "again" if again else "first")
+if number == 1 and not again:
+    sys.exit("lit_mm: error: no GPU is free")
+if number == 2:
+    os.kill(os.getpid(), 9)
+(place / "config.yaml").write_text("a: 1\\n")
+if number != 3:
+    (place / "summary.json").write_text(json.dumps({"accuracy": {"overall": number / 10}, "documents": 9}))
+"""
+
+
+def test_a_trial_that_fails_is_no_result_and_is_retried_on_demand_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="the extra `sweeps` is not installed")
+    monkeypatch.setattr(
+        "lit_mm.commands.sweep_offline.command_of", lambda _, point, place: [sys.executable, "-c", RUN, str(place)]
+    )
+    monkeypatch.setattr("lit_mm.commands.sweep_offline.MOST_FAILURES", 4)
+    monkeypatch.setattr("lit_mm.commands.sweep_offline.draw_sweep", lambda *_: None)
+    specification = specification_of(SWEEP | {"metric": {"name": "accuracy", "goal": "maximize"}}, "x")
+
+    def states(retries: int) -> list[tuple[str, float | None, int]]:
+        run_offline(specification, tmp_path, storage="journal", retries=retries)
+        trials = Search(tmp_path, specification).trials()
+        return [(trial.state, trial.value, trial.failures) for trial in trials]
+
+    once = [("finished", 0.0, 0), ("failed", None, 1), ("failed", None, 1), ("failed", None, 1)]
+    assert states(0) == once
+    text = capsys.readouterr().out
+    assert "trial 1 failed (exit code 1: lit_mm: error: no GPU is free); its output is in" in text
+    assert "trial 2 failed (killed by SIGKILL, as systems do that run out of memory: run first)" in text
+    assert "trial 3 failed (no accuracy was measured)" in text
+    assert "the same command with --retry 1 runs them again" in text
+    assert len((tmp_path / "ranking.csv").read_text().splitlines()) == 2
+    assert states(0) == once and "trial 1 of 4" not in capsys.readouterr().out
+    twice = [once[0], ("finished", 0.1, 1), ("failed", None, 2), ("failed", None, 2)]
+    assert states(1) == twice
+    assert "trial 1: accuracy 0.1" in capsys.readouterr().out
+    assert (trial_folder(tmp_path, 1) / "output.txt").read_text().splitlines()[-1] == "run again"
+    assert [row.split(",")[1] for row in (tmp_path / "ranking.csv").read_text().splitlines()[1:]] == ["1", "0"]
+    assert states(1) == twice
+    assert "trial 2 failed 2 times" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_and_resumed_ends_as_an_unbroken_one(folder: Path, typed: Typed) -> None:
     pytest.importorskip("optuna", reason="the extra `sweeps` is not installed")
@@ -283,3 +336,7 @@ def test_a_sweep_that_is_killed_and_resumed_ends_as_an_unbroken_one(folder: Path
     code, _, errors = typed(SWEEP | {"method": "random", "run_cap": 4}, "--offline")
     assert code == 2 and "holds another sweep; it differs in specification.method" in errors
     main(["evaluate", str(trial_folder(sweep, 3)), "--documents", "2"])
+    Image.new("RGB", (60, 40), "red").save("red.png")
+    main(
+        ["generate", str(trial_folder(sweep, 3)), "--image", "red.png", "--question", "what?", "--max_new_tokens", "3"]
+    )

@@ -13,7 +13,7 @@ import torch
 
 from lit_mm.errors import UserError
 from lit_mm.evaluation import answering
-from lit_mm.evaluation.answering import AnswerFile, answer_questions, digest_of_asking, plan_batches, rank_all
+from lit_mm.evaluation.answering import AnswerFile, answer_questions, digest_of_asking, odds, plan_batches, rank_all
 from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure, load_benchmark
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.measurement import measure, rows_of
@@ -23,6 +23,9 @@ from tests.tiny import Noise, xcomposer2
 GENERATION = Procedure("g", "equality", "{question} ?", decoding={"max_new_tokens": 6})
 SAMPLING = Procedure("s", "equality", decoding={"max_new_tokens": 6, "sample": True})
 RANKING = Procedure("r", "equality", answering="candidates", candidates=Candidates({"x": ("red",), "y": ("page", "?")}))
+ODDS = Procedure(
+    "o", "roc_auc", answering="candidates", candidates=Candidates({"x": ("red",), "y": ("page", "?")}, odds_of="x")
+)
 QUESTIONS = [Question(f"q{n}", Noise(n), "what is " * (1 + n % 4), ("red",)) for n in range(9)]
 
 
@@ -36,7 +39,9 @@ def module():
     return model
 
 
-@pytest.mark.parametrize("procedure", [GENERATION, SAMPLING, RANKING], ids=["generation", "sampling", "candidates"])
+@pytest.mark.parametrize(
+    "procedure", [GENERATION, SAMPLING, RANKING, ODDS], ids=["generation", "sampling", "candidates", "odds"]
+)
 def test_a_killed_evaluation_goes_on_with_the_same_answers(
     procedure: Procedure, module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +115,13 @@ def test_the_name_of_the_folder_changes_with_all_that_determines_the_answers(mod
     assert digest(dataclasses.replace(GENERATION, metric="anls", name="other")) == digests[0]  # scoring is not asking
 
 
+def test_log_odds_are_those_of_the_likeliest_texts_and_agree_with_the_choice(module) -> None:
+    assert odds(["x", "y", "y", "z"], [-1.0, -3.0, -0.25, -9.0], "x") == -0.75
+    choices, values = (answer_questions(module, QUESTIONS, procedure) for procedure in (RANKING, ODDS))
+    assert {id: "x" if float(value) > 0 else "y" for id, value in values.items()} == choices
+    assert len(set(values.values())) > 2
+
+
 def test_a_model_that_cannot_rank_is_refused_for_retrieval(module) -> None:
     with pytest.raises(UserError, match="gives no scores of pictures and captions"):
         rank_all(module, QUESTIONS, [question.picture for question in QUESTIONS])
@@ -138,6 +150,9 @@ def test_rankings_of_an_examiner_give_recall_in_both_directions(module, tmp_path
     result = measure(benchmark, procedure, rows_of(questions, answers, procedure))
     assert (result.details["image_to_text"], result.details["text_to_image"]) == (0.8, 1.0)
     assert result.figure == pytest.approx(90.0)
+    file = tmp_path / "answers/answers-0.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:3]))  # killed while rankings were stored
+    assert answer_questions(module, questions, procedure, folder=tmp_path / "answers") == answers
     monkeypatch.setattr(module, "examiner", None)
     assert answer_questions(module, questions, procedure, folder=tmp_path / "answers") == answers
 
@@ -164,14 +179,18 @@ import sys, torch
 import torch.distributed as dist
 from pathlib import Path
 from tests.forked import run_ranks
-from tests.tiny import Noise, xcomposer2
+from tests.tiny import Noise, document, xcomposer2
 from lit_mm.evaluation.answering import answer_questions
 from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure
 from lit_mm.evaluation.benchmarks.question import Question
+from lit_mm.evaluation.held_out import examine_stored
 
+DOCUMENTS = [document(n, pictures=n % 2) for n in range(5)]
 QUESTIONS = [Question(f"q{n}", Noise(n), "what is " * (1 + n % 4), ("red",)) for n in range(9)]
 PROCEDURES = {
     "generation": Procedure("g", "equality", decoding={"max_new_tokens": 4}),
+    "odds": Procedure("o", "roc_auc", answering="candidates",
+                      candidates=Candidates({"x": ("red",), "y": ("page", "?")}, odds_of="x")),
     "candidates": Procedure("r", "equality", answering="candidates",
                             candidates=Candidates({"x": ("red",), "y": ("page", "?")})),
 }
@@ -187,11 +206,13 @@ def work(rank):
     (root / f"{name}/answers-1.jsonl").unlink() if rank == 1 else None
     dist.barrier()
     resumed = answer_questions(module, QUESTIONS, p, folder=root / name, batch_size=2)
+    examination = examine_stored(module, DOCUMENTS, root / "held_out", batch_size=2)
     dist.destroy_process_group()
     alone = {name: answer_questions(module, QUESTIONS, p, batch_size=2) for name, p in PROCEDURES.items()}
     assert shared == alone and len(set(alone["generation"].values())) > 1, (rank, shared, alone)
     assert resumed == alone[name]
-    assert len(list((root / "generation").iterdir())) == 2
+    assert len(list((root / "generation").iterdir())) == len(list((root / "held_out").iterdir())) == 2
+    assert examination == examine_stored(module, DOCUMENTS, None, batch_size=2)
 
 name, p = "candidates", PROCEDURES["candidates"]
 run_ranks(work, 2)

@@ -10,9 +10,11 @@ import pytest
 
 from lit_mm.errors import UserError
 from lit_mm.evaluation.statistics import (
+    Interval,
     binomial_p,
     bootstrap_figure,
     bootstrap_interval,
+    graded_questions_needed,
     holm,
     mcnemar,
     paired_bootstrap,
@@ -51,6 +53,15 @@ def test_images_of_unequal_size_count_by_their_questions() -> None:
     assert (interval.low, interval.high) == (0.0, 1.0)
     median = bootstrap_interval([1.0, 1.0, 1.0, 0.0], ["a", "a", "a", "b"], resamples=4000, level=0.0)
     assert median.low == median.high == 0.75
+
+
+def test_scores_that_are_all_alike_have_an_interval_by_the_number_of_images() -> None:
+    groups = [str(number // 2) for number in range(20)]
+    none, every = (bootstrap_interval([score] * 20, groups) for score in (0.0, 1.0))
+    assert none.low == 0.0 and none.high == pytest.approx(0.2775, abs=1e-4)
+    assert every.high == 1.0 and every.low == pytest.approx(1 - none.high)
+    half = bootstrap_interval([0.5] * 20, groups)
+    assert (half.low, half.high) == (0.5, 0.5)
 
 
 def test_the_interval_of_a_figure_agrees_with_that_of_the_mean() -> None:
@@ -120,6 +131,18 @@ def test_power_is_the_inverse_of_mcnemars_test(difference: float, disagreement: 
 def test_questions_needed_agrees_with_its_formula() -> None:
     expected = ((1.959964 * math.sqrt(0.2) + 0.841621 * math.sqrt(0.2 - 0.0025)) / 0.05) ** 2
     assert questions_needed(0.05, 0.2) == math.ceil(expected) == 626
+
+
+def test_graded_questions_needed_agree_with_the_spread_of_the_differences() -> None:
+    assert graded_questions_needed(0.01, Interval(-0.02, 0.02), 1000) == 8173
+    differences = np.random.default_rng(0).normal(0.0, 0.3, 2000)
+    groups = [str(number) for number in range(2000)]
+    interval = paired_bootstrap([0.0] * 2000, differences.tolist(), groups).interval
+    expected = ((1.959964 + 0.841621) * differences.std() / 0.02) ** 2
+    assert graded_questions_needed(0.02, interval, 2000) == pytest.approx(expected, rel=0.1)
+    for difference, bounds in ((0.0, Interval(-1, 1)), (0.1, Interval(0, 0))):
+        with pytest.raises(UserError, match="a difference other than 0"):
+            graded_questions_needed(difference, bounds, 10)
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.datamodules.mixture import Member, Mixture
+from lit_mm.errors import UserError
 from lit_mm.families import Recombined
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.generate import answer, asked
@@ -65,17 +68,8 @@ def test_a_model_trains_and_answers_with_the_template_of_its_tokenizer(tokenizer
         assert len(prompt) < len(begun) < len(whole)
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "lit_mm.prompts.template.ChatTemplate",
-        {
-            "class_path": "lit_mm.prompts.template.ChatTemplate",
-            "init_args": {"template": QWEN_3, "variables": {"enable_thinking": False}, "answers": "last"},
-        },
-    ],
-)
-def test_a_recipe_names_the_template(prompt: object, tokenizer: Path) -> None:
+def recipe_of(prompt: object, tokenizer: Path) -> dict[str, Any]:
+    """A recipe of `Recombined` with a prompt of the model."""
     arguments = {
         "vision": MODEL["init_args"]["vision"],
         "language": MODEL["init_args"]["language"],
@@ -85,15 +79,56 @@ def test_a_recipe_names_the_template(prompt: object, tokenizer: Path) -> None:
             "prompt": prompt,
         },
     }
-    recipe = {
+    return {
         "model": {"class_path": "lit_mm.families.Recombined", "init_args": arguments},
         "stages": [{"name": "all", "train": {"connector": {"lr": 1e-3}}, "max_steps": 1}],
         "data": {"class_path": "lit_mm.datamodules.nano.NanoDocuments", "init_args": {"documents": 12}},
     }
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "template",
+        "lit_mm.prompts.template.ChatTemplate",
+        {
+            "class_path": "lit_mm.prompts.template.ChatTemplate",
+            "init_args": {"template": QWEN_3, "variables": {"enable_thinking": False}, "answers": "last"},
+        },
+    ],
+)
+def test_a_recipe_names_the_template(prompt: object, tokenizer: Path) -> None:
     with torch.device("meta"):
-        module = RecipeCLI(recipe, "fit").model
+        module = RecipeCLI(recipe_of(prompt, tokenizer), "fit").model
     sample = module.processor.sample(document(0, pictures=1))
     learnt = sample.labels[sample.labels != IGNORE].tolist()
     assert module.processor.tokenizer.decode(learnt, skip_special=False).count("<|im_end|>") == (
         sum(turn.role == "assistant" for turn in document(0).turns) if isinstance(prompt, str) else 1
     )
+
+
+def test_the_word_template_is_an_option_of_model_and_stage_and_stays_in_the_config_of_the_run(
+    tokenizer: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe_of("lit_mm.prompts.plain.Plain", tokenizer)))
+    words = ["--config", str(file), "--model.init_args.inputs.prompt", "template"]
+    with torch.device("meta"):
+        cli = RecipeCLI([*words, "--stages.all.inputs.prompt", "template"], "fit")
+        again = RecipeCLI(yaml.safe_load(cli.resolved()), "fit")
+    for each in (cli, again):
+        assert isinstance(each.model.processor.prompt, ChatTemplate)
+        processors = each.model.processors_of(each.stages[0])
+        assert all(isinstance(processor.prompt, ChatTemplate) for processor in processors.values())
+    assert again.resolved() == cli.resolved()
+
+
+@pytest.mark.parametrize(
+    ("word", "cure"),
+    [("templat", "Did you mean 'template'"), ("chatty", "Give 'template', or its import path, such as package.Class")],
+)
+def test_another_word_than_template_is_refused(word: str, cure: str, tokenizer: Path) -> None:
+    with pytest.raises(UserError) as refusal:
+        RecipeCLI(recipe_of(word, tokenizer), "fit", build=False)
+    assert f"model.init_args.inputs.prompt: there is no class {word}" in str(refusal.value)
+    assert cure in str(refusal.value)

@@ -50,6 +50,7 @@ from lit_mm.vision.timm_vit import TimmViT
 from lit_mm.vision.vit import ViT
 from tests.options.case import Case, With
 from tests.options.families import FAMILIES
+from tests.options.further import FURTHER
 from tests.options.probes import of_data, of_module, of_prompt, of_schedule, of_tiling
 from tests.options.settings import SETTINGS
 from tests.rows import flat
@@ -507,5 +508,5 @@ DATA = {
     ),
 }
 
-TABLES = (TILINGS, SCHEDULES, PROMPTS, CONNECTORS, VISION, LANGUAGE, DATA, SETTINGS, FAMILIES)
+TABLES = (TILINGS, SCHEDULES, PROMPTS, CONNECTORS, VISION, LANGUAGE, DATA, SETTINGS, FAMILIES, FURTHER)
 CASES: dict[type, Case] = {kind: case for table in TABLES for kind, case in table.items()}

@@ -130,6 +130,7 @@ SETTINGS = {
             "adapter": Adapter(rank=2),
             "average": 0.9,
         },
+        {"optional": "tests/stages/test_stage.py::test_optional_settings_of_a_missing_part_are_left_out"},
     ),
     Adapter: Case(
         of_adapter,

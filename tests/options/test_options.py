@@ -21,29 +21,7 @@ from tests.options.probes import Behaviour
 from tests.options.test_reads import classes_of_recipes
 
 ROOT = Path(__file__).parents[2]
-# Classes that have tests of their own and no line in the table
-OUTSIDE = {
-    "Blip": "tests/families/test_blip.py",
-    "Blip2": "tests/families/test_blip2.py",
-    "ChatTemplate": "tests/prompts/test_template.py",
-    "CogAgent": "tests/families/test_cogagent.py",
-    "Conversations": "tests/datamodules/test_conversations.py",
-    "Corpora": "tests/datamodules/test_corpora.py",
-    "EncoderDecoder": "tests/families/test_encoder_decoder.py",
-    "Fuyu": "tests/families/test_fuyu.py",
-    "GlobalCosine": "tests/parity/test_minigpt4.py",
-    "GroupedProjector": "tests/connectors/test_grouped.py",
-    "InstructBlip": "tests/families/test_instructblip.py",
-    "InstructBlipPrompt": "tests/parity/test_instructblip_layouts.py",
-    "MiniGPT4": "tests/families/test_minigpt4.py",
-    "MiniGPT4Prompt": "tests/prompts/test_minigpt4.py",
-    "MiniGemini": "tests/families/test_mini_gemini.py",
-    "PartialLoRA": "tests/language/test_partial_lora.py",
-    "PrintPretraining": "tests/nano/test_prints.py",
-    "Recombined": "tests/families/test_recombined.py",
-    "Templates": "tests/nano/test_typed.py",
-    "TypedPages": "tests/nano/test_typed.py",
-}
+SLOW = ("Blip", "Blip2", "CogAgent")  # many arguments, and seconds
 
 
 def behaviour(kind: type, /, **arguments: Any) -> Behaviour:
@@ -72,7 +50,10 @@ def indifferent(kind: type) -> list[str]:
     return same
 
 
-@pytest.mark.parametrize("kind", CASES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, id=kind.__name__, marks=pytest.mark.slow if kind.__name__ in SLOW else ()) for kind in CASES],
+)
 def test_another_value_of_every_argument_makes_a_difference(kind: type) -> None:
     assert indifferent(kind) == []
 
@@ -92,10 +73,9 @@ def test_every_argument_of_a_class_has_another_value_or_a_test_elsewhere(kind: t
         assert f"def {name}(" in (ROOT / file).read_text(), place
 
 
-def test_every_class_that_a_recipe_names_is_in_the_table_or_has_tests_of_its_own() -> None:
+def test_every_class_that_a_recipe_names_is_in_the_table() -> None:
     kinds = {kind for kind in classes_of_recipes() if signature_of(kind).arguments}
-    assert {kind.__qualname__ for kind in kinds - CASES.keys()} <= OUTSIDE.keys()
-    assert all((ROOT / file).is_file() for file in OUTSIDE.values())
+    assert {kind.__qualname__ for kind in kinds - CASES.keys()} == set()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from PIL import Image, ImageFont
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.evaluation.score import Prediction, Score, score
+from lit_mm.evaluation.statistics import Interval
 from lit_mm.report import curves, samples, summary, tables
 
 
@@ -144,6 +145,15 @@ def test_the_table_has_each_skill_beside_its_blind_baseline_and_count():
     assert ["count", "100.0", "%", "0.0", "%", "1"] in cells
     assert ["overall", "66.7", "%", "12.5", "%", "3"] in cells
     assert "\x1b" not in text
+
+
+def test_names_with_colons_and_brackets_stay_as_they_are_in_tables():
+    line = tables.RunLine("stvqa:monkey: [a]", "Family", "exact match", 50.0, Interval(25.0, 75.0), 12.5, 4)
+    text = tables.run_table([line])
+    assert "stvqa:monkey: [a]" in text
+    assert text.splitlines()[-1 if text.splitlines()[-1].strip() else -2].split()[-6:] == [
+        *("50.0", "25.0", "to", "75.0", "12.5", "4"),
+    ]
 
 
 def test_the_summary_has_its_keys_and_what_is_added(tmp_path: Path):

@@ -1,13 +1,19 @@
 """Every nano recipe, one test for all families: train, save, resume, ask with no, one and two images, decode.
 
+Another test evaluates the runs of all recipes by one command.
+
 The models have the sizes of their recipes; only steps and data are cut. Recipes are found by their place, so a new
 family is tested as soon as its recipe is there.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -143,3 +149,53 @@ def test_a_family_trains_saves_resumes_and_answers(recipe: str, capsys: pytest.C
         assert cached == [without_cache(module, sample, 4) for sample in samples]
         beams = decode(module.network, batch, stop_ids=(), decoding=Decoding(4, beams=2))
     assert [len(row) for row in beams] == [4] * len(documents)
+
+
+def evaluation(runs: list[str]) -> subprocess.Popen[str]:
+    """Start the evaluation of runs in a process of its own."""
+    words = [sys.executable, "-m", "lit_mm", "evaluate", *runs, "--documents", "2", "--batch_size", "1"]
+    environment = os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*words, "--format", "json"], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def stored_answers() -> dict[Path, list[str]]:
+    """File -> complete lines of the answers of all runs."""
+    files = sorted(Path("runs").glob("*/evaluations/held_out/*/answers-0.jsonl"))
+    return {file: file.read_text().split("\n")[:-1] for file in files}
+
+
+@pytest.mark.slow
+def test_all_families_are_evaluated_by_one_command_that_goes_on_after_a_kill() -> None:
+    for recipe in RECIPES:
+        Path("short.yaml").write_text(yaml.safe_dump(short(recipe) | {"examine_documents": 2}, sort_keys=False))
+        assert main(["fit", "--config", "short.yaml", "--run_dir", f"runs/{recipe}"]) in (0, None)
+    runs = [f"runs/{recipe}" for recipe in RECIPES]
+
+    process = evaluation(runs)
+    while process.poll() is None and len(stored_answers()) < len(RECIPES):  # half of two files a run
+        time.sleep(0.1)
+    process.kill()
+    process.communicate()
+    before = stored_answers()
+    assert process.returncode == -9 and len(RECIPES) <= len(before) < 2 * len(RECIPES)
+
+    resumed, _ = evaluation(runs).communicate()
+    after = stored_answers()
+    assert len(after) == 2 * len(RECIPES)
+    assert all(after[file][: len(lines)] == lines for file, lines in before.items())
+    for lines in after.values():
+        names = [json.loads(line)["id"] for line in lines]
+        assert len(set(names)) == len(names)  # nothing was asked twice
+
+    for run in runs:
+        shutil.rmtree(f"{run}/evaluations")
+    unbroken, _ = evaluation(runs).communicate()
+    assert json.loads(unbroken) == json.loads(resumed)
+    models = json.loads(unbroken)["models"]
+    assert [model["model"] for model in models] == RECIPES
+    assert len({model["family"] for model in models}) >= 15
+    measures = {model["model"]: model["measure"] for model in models}
+    assert {name for name, measure in measures.items() if measure == "recall@1"} == {"blip", "blip2"}
+    assert set(measures.values()) == {"recall@1", "exact match"}
+    for model in models:
+        assert 0 <= model["interval"][0] <= model["accuracy"]["overall"] <= model["interval"][1] <= 1

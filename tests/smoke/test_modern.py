@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_mm.commands.recipe import RecipeCLI
-from lit_mm.stages.stage import check_recipe
+from lit_mm.stages.stage import apply_stage, check_recipe
 
 RECIPE = Path(__file__).parents[2] / "experiments/modern.yaml"
 WAY = re.compile(r"    # ([\w.-]+)\n    (?:# )?(<<: .*)\n")
@@ -18,15 +18,11 @@ LANGUAGE = 4_022_468_096  # parameters of Qwen3-4B
 
 
 def ways() -> dict[str, str]:
-    """Return name of a way -> recipe with its line, and with the lines of its new part in `train`."""
+    """Return name of a way -> recipe with its line in place of the active one."""
     text = RECIPE.read_text()
-    lines = dict(WAY.findall(text))
     assert text.count("\n    <<: ") == 1, "one way is active"
-    texts: dict[str, str] = {}
-    for name, line in lines.items():
-        chosen_way = re.sub(r"\n    <<: .*", lambda _, line=line: f"\n    {line}", text)
-        texts[name] = re.sub(rf"# (\w+: .*?) +# of {re.escape(name)}\n", r"\1\n", chosen_way)
-    return texts
+    lines = dict(WAY.findall(text))
+    return {name: re.sub(r"\n    <<: .*", lambda _, line=line: f"\n    {line}", text) for name, line in lines.items()}
 
 
 @pytest.mark.parametrize(
@@ -51,7 +47,10 @@ def test_a_way_of_seeing_builds_with_its_number_of_visual_tokens(
     count = {part: sum(p.numel() for p in parameters.values()) for part, parameters in module.parts().items()}
     assert count["language"] == LANGUAGE
     assert {part: n for part, n in count.items() if part not in ("vision", "connector", "language")} == parts
-    assert all(part in stage.train for stage in cli.stages for part in parts)
+    for stage, learning in zip(cli.stages, ({"connector"}, {"vision", "connector", "language"}), strict=True):
+        apply_stage(module.parts(), stage)
+        for part, parameters in module.parts().items():
+            assert {p.requires_grad for p in parameters.values()} == {part in learning | parts.keys()}, part
     assert tuple(module.processor.visual_tokens(height, width) for height, width in ((336, 336), (672, 1008))) == tokens
     text = RECIPE.read_text()
     assert re.search(rf"#   {re.escape(name)} +{tokens[0]} and +{tokens[1]} ", text)

@@ -11,7 +11,7 @@ from torch import nn
 from lit_mm.errors import UserError
 from lit_mm.stages import Constant, Cosine, EpochCosine, GlobalCosine, Linear
 from lit_mm.stages.groups import multiplies, parameter_groups
-from lit_mm.stages.stage import Stage, Train, apply_stage, check_recipe
+from lit_mm.stages.stage import Stage, Train, apply_stage, check_recipe, of_model
 from tests.tiny import PARTS, Documents, trainer, xcomposer2
 
 
@@ -307,3 +307,23 @@ def test_a_schedule_by_epochs_counts_those_of_its_stage(epochs: int, max_steps: 
     stage = Stage("s", {"p": Train(lr=1.0)}, max_steps=max_steps, epochs=3, schedule=EpochCosine(epochs=epochs))
     with pytest.raises(UserError, match="over 2 epochs, the stage has 3") if refused else nullcontext():
         check_recipe([stage], {"p": {}})
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({"connector": False, "newline": True, "partial_lora": True}, ["connector", "newline"]),
+        ({"connector": True, "newline": False}, ["connector", "newline"]),
+        ({"connector": False}, ["connector"]),  # nothing is left out: the newline may be frozen
+        ({"connector": False, "newlines": False}, ["connector", "newlines"]),  # `check_recipe` refuses it
+        ({"connector": False, "newlines": True}, None),
+    ],
+)
+def test_optional_settings_of_a_missing_part_are_left_out(train: dict[str, bool], expected: list[str] | None) -> None:
+    stage = Stage("s", {part: Train(1e-3, optional=optional) for part, optional in train.items()})
+    parts = ["connector", "language", "newline", "vision"]
+    if expected is None:
+        with pytest.raises(UserError, match=r"no parts \['newlines'\].*added parts \['newline'\]"):
+            of_model(stage, parts, ["newline"])
+    else:
+        assert list(of_model(stage, parts, ["newline"]).train) == expected

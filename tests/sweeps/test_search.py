@@ -87,13 +87,17 @@ def test_a_trial_keeps_its_state_for_other_workers(optuna: Any, tmp_path: Path) 
     for number in range(3):
         assert one.ask().number == number
     two.finish(0, 0.5)
-    two.fail(1)
+    two.fail(1, "exit code 2")
+    two.fail(0, "late")
     one.finish(0, 0.9)  # it has ended before
     assert [(trial.state, trial.value) for trial in one.trials()] == [
         ("finished", 0.5),
         ("failed", None),
         ("running", None),
     ]
+    assert [(trial.failures, trial.error) for trial in one.trials()] == [(0, ""), (1, "exit code 2"), (0, "")]
+    one.finish(1, 0.7)  # it was run again
+    assert [(trial.state, trial.value) for trial in two.trials()][1] == ("finished", 0.7)
 
 
 def test_a_trial_of_a_worker_that_was_killed_while_it_chose_is_completed(optuna: Any, tmp_path: Path) -> None:
@@ -120,6 +124,13 @@ def test_the_parameter_that_decides_is_the_most_important(optuna: Any, tmp_path:
         trial = search.ask()
         search.finish(trial.number, float(trial.point["a.kind"] == "x"))
     assert max(search.importances(), key=search.importances().get) == "a.kind"
+
+
+def test_a_parameter_that_had_one_value_in_all_trials_has_no_importance(optuna: Any, tmp_path: Path) -> None:
+    search = Search(tmp_path, specification_of(SWEEP, "x"), storage="journal")
+    for number in range(3):  # the grid begins with all ranks of the first rate
+        search.finish(search.ask().number, float(number))
+    assert search.importances() == {"model.init_args.rank": 1.0}
 
 
 @pytest.mark.distributed

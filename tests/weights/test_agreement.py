@@ -197,6 +197,37 @@ def test_every_difference_is_counted_and_three_are_described(tmp_path: Path) -> 
     assert message.count(" there and ") == 3 and message.endswith("; and 1 more")
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, {"rope_theta": 1e6}),
+        ({"rms_norm_eps": 1e-6}, {"norm_eps": 1e-6}),
+        ({"attention_bias": True}, {"attention_bias": True}),
+        ({"model_type": "qwen2"}, {"attention_bias": "qkv"}),
+        ({"tie_word_embeddings": True}, {"tie_embeddings": True}),
+        ({"head_dim": 16}, {"head_width": 16}),
+        ({"num_key_value_heads": 4}, {"kv_heads": 4}),
+        ({"vocab_size": 48}, {"vocab_size": 48}),
+    ],
+)
+def test_a_llama_takes_the_numbers_of_its_config(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = LLAMA | {"model_type": "llama", "tie_word_embeddings": False} | changes
+    sizes = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_width": 48, "vocab_size": 40}
+    numbers = {"rope_theta": 5e5, "norm_eps": 1e-5, "attention_bias": False, "tie_embeddings": False}
+    arguments = Llama.published_arguments(config, ())
+    assert arguments == sizes | numbers | expected
+    with torch.device("meta"):
+        assert Llama(**arguments).compare_config(config) == []
+
+
+@pytest.mark.parametrize("kind", ["gemma", "clip_vision_model"])
+def test_a_config_of_another_kind_gives_no_arguments(kind: str) -> None:
+    config = {"model_type": kind, "hidden_size": 32}
+    assert Llama.published_arguments(config, ()) == T5.published_arguments(config, ()) == {}
+    assert kind == "clip_vision_model" or ViT.published_arguments(config, ()) == {}
+
+
 # --- decoders of transformers ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_decoder_agrees_with_the_config_that_it_was_built_from(kind: str, tmp_path: Path) -> None:
@@ -270,6 +301,29 @@ def test_a_t5_is_refused_by_each_number_of_its_config(
     message = refusal(t5(), f"t5:{described(tmp_path, FLAN_T5 | {'model_type': 't5'}, {key: value})}")
     assert f"{key} is {str(value).lower() if value is True else value} there and " in message
     assert str(present).lower() in message and cure in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"num_decoder_layers": 1}, {"decoder_layers": 1}),
+        ({"d_kv": 16}, {"head_width": 16}),
+        ({"relative_attention_num_buckets": 16}, {"buckets": 16}),
+        ({"relative_attention_max_distance": 64}, {"max_distance": 64}),
+        ({"layer_norm_epsilon": 1e-5}, {"norm_eps": 1e-5}),
+        ({"decoder_start_token_id": 3}, {"start_id": 3}),
+        ({"d_ff": 64}, {"ffn_width": 64}),
+    ],
+)
+def test_a_t5_takes_the_numbers_of_its_config(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = FLAN_T5 | {"model_type": "t5"} | changes
+    arguments = T5.published_arguments(config, ())
+    sizes = {"width": 32, "layers": 2, "heads": 4, "ffn_width": 48, "vocab_size": 40}
+    assert arguments == sizes | expected
+    assert T5.published_arguments(config, ("config",)) == {}
+    with torch.device("meta"):
+        assert T5(**arguments).compare_config(config) == []
 
 
 @pytest.mark.parametrize("by", ["folder", "mapping"])
@@ -390,3 +444,25 @@ def test_an_encoder_of_timm_is_refused_by_each_number_of_its_config(
     described(tmp_path, {key: value for key, value in config.items() if value is not None})
     with pytest.raises(UserError, match=message):
         load_part(part, reference, "vision")
+
+
+@pytest.mark.parametrize(
+    ("changes", "written", "expected"),
+    [
+        ({}, (), {}),
+        ({"hidden_act": "gelu"}, (), {"activation": "gelu"}),
+        ({"layer_norm_eps": 1e-6}, (), {"eps": 1e-6}),
+        ({"intermediate_size": 48}, (), {"ffn_width": 48}),
+        ({"intermediate_size": 48}, ("mlp_ratio",), {}),
+        ({"image_size": 32}, (), {"image_size": 32}),
+    ],
+)
+def test_a_vit_takes_the_numbers_of_its_config(
+    changes: dict[str, Any], written: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    config = CLIP | {"model_type": "clip_vision_model"} | changes
+    arguments = ViT.published_arguments(config, written)
+    sizes = {"image_size": 16, "patch": 4, "width": 24, "layers": 2, "heads": 3}
+    assert arguments == sizes | {"activation": "quick_gelu", "eps": 1e-5} | expected
+    with torch.device("meta"):
+        assert written or ViT(**arguments).compare_config(config) == []

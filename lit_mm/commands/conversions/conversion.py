@@ -144,7 +144,10 @@ def tensors_of_transformers(
         model = AutoModelForImageTextToText.from_config(config) if family is None else family(config)
     published = published or {}
     tensors: dict[str, Stored] = {}
+    tied = config.get_text_config().tie_word_embeddings
     for name, tensor in model.state_dict().items():
+        if tied and name.endswith("lm_head.weight"):
+            continue
         shape = (rows, *tensor.shape[1:]) if name.endswith(TABLES) else tuple(tensor.shape)
         start = next((start for start in published if name.startswith(start)), "")
         tensors[published.get(start, "") + name.removeprefix(start)] = Stored(dtype, shape)

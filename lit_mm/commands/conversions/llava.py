@@ -131,15 +131,15 @@ def hf_files(
         raise UserError(f"the tiling makes views of {side} pixels, and the vision encoder reads {vision.image_size}")
     rows, token_id = text.vocab_size, id_of(PLACEHOLDER, module)
     text.vocab_size = rows_with(token_id, rows)
-    config = kind(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=token_id,
-        vision_feature_layer=layer_of(module),
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=text.tie_word_embeddings,
-        **more,
-    )
+    settings = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_index": token_id,
+        "vision_feature_layer": layer_of(module),
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": text.tie_word_embeddings,
+    }
+    config = kind(**(settings | more))
     tensors = tensors_of_transformers(config, HF, rows, PUBLISHED)
     name = f"{kind.__name__.removesuffix('Config')}"
     processor = {

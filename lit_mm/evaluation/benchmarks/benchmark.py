@@ -37,6 +37,8 @@ class Candidates:
         length: "mean" divides the log-likelihood by the number of tokens, "sum" does not; None: as the family
             declares, see `lit_mm.evaluation.candidates.Ranking`, or "mean".
         end: True counts the token that ends the answer; None: as the family declares, or False.
+        odds_of: candidate of `texts` whose log-odds against the likeliest other candidate are the answer, a number; ""
+            answers with the likeliest candidate.
     """
 
     texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Candidates:
     prefix: str = ""
     length: Literal["mean", "sum"] | None = None
     end: bool | None = None
+    odds_of: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,9 @@ class Procedure:
         name: name of the procedure, unique in its benchmark.
         metric: name in `lit_mm.evaluation.metrics.METRICS`.
         prompt: template of the user's turn, see `lit_mm.evaluation.benchmarks.question.TEXTS`.
-        source: file or section in which the procedure is published; "" for our own.
+        prompt_mark: origin of the prompt: "v" was read in a public file, "r" is recalled and still to be checked,
+            "stand-in" was published for another benchmark or family, "ours" is our own choice; "" without a prompt.
+        source: file or section in which the procedure is published, or from which our own takes its prompt.
         families: names of the classes whose authors use it.
         answering: "generation" writes an answer, "candidates" ranks candidates by likelihood, "retrieval" ranks
             pictures for captions and captions for pictures.
@@ -70,6 +75,7 @@ class Procedure:
     name: str
     metric: str
     prompt: str = "{question}"
+    prompt_mark: Literal["v", "r", "stand-in", "ours", ""] = ""
     source: str = ""
     families: tuple[str, ...] = ()
     answering: Literal["generation", "candidates", "retrieval"] = "generation"
@@ -247,10 +253,21 @@ def parse_benchmark(name: str, content: Mapping[str, Any]) -> Benchmark:
         place = f"{where}: procedure {procedure.name!r}"
         find_metric(procedure.metric)
         check_template(procedure.prompt, place)
+        if (procedure.answering != "retrieval") != bool(procedure.prompt_mark and procedure.source):
+            raise UserError(
+                f"{place}: `prompt_mark` (v, r, stand-in or ours) and `source` say where a prompt comes from; "
+                f"retrieval asks without one. Got {procedure.prompt_mark!r} and {procedure.source!r}"
+            )
+        if (procedure.name == OTHERS) != (procedure.prompt_mark == OTHERS) and procedure.answering != "retrieval":
+            raise UserError(f"{place}: the prompt of {OTHERS!r}, and no other, has the mark {OTHERS!r}")
         for step in procedure.postprocessing:
             find_postprocessing(step, place)
         if (procedure.candidates is not None) != (procedure.answering == "candidates"):
             raise UserError(f"{place}: `candidates` are needed if and only if `answering` is candidates")
+        if (candidates := procedure.candidates) and candidates.odds_of and len(candidates.texts) < 2:
+            raise UserError(f"{place}: `odds_of` compares one of at least two candidates of `texts`")
+        if candidates and candidates.odds_of and candidates.odds_of not in candidates.texts:
+            raise UserError(f"{place}: `odds_of` is one of {sorted(candidates.texts)}, got {candidates.odds_of!r}")
         try:
             procedure.decoder()
         except TypeError as error:

@@ -86,7 +86,7 @@ class Reader:
             row that has the image.
         image_if: key that is empty in rows without an image, "" if all rows have one.
         only_with_image: True leaves out rows without an image.
-        group: key or template of the image's name; "" takes `image`, and the id if the row holds the image.
+        group: key or template of the image's name; "" takes `image`, and the digest of the image if the row holds it.
         question: key of the question; "" for a caption.
         references: path of the right answers; "" if they are not public.
         labels: value of `references` -> answer, for labels that are numbers.
@@ -167,7 +167,7 @@ class Reader:
         else:
             entries = self.entries(data)
             holders = {self._text(self.id, row): row for row in entries} if self.bytes and self.id else {}
-            opened: dict[Path, FilePicture] = {}  # several questions may show one image
+            opened: dict[Path | str, Picture] = {}  # several questions may show one image
             questions = (self._question(row, number, data, holders, opened) for number, row in enumerate(entries))
         result: dict[str, Question] = {}
         for question in questions:
@@ -211,18 +211,19 @@ class Reader:
         return paths
 
     def _question(
-        self, row: Entry, number: int, data: Path, holders: Mapping[str, Entry], opened: dict[Path, FilePicture]
+        self, row: Entry, number: int, data: Path, holders: Mapping[str, Entry], opened: dict[Path | str, Picture]
     ) -> Question:
         where = f"{data / self.file}, row {number}"
         id = self._text(self.id, row) if self.id else str(number)
         references = self._references(row, where)
         height, width = (int(find(row, key, where)) for key in self.size) if self.size else (0, 0)
+        picture, name = self._picture(row, id, data, where, holders, opened)
         return Question(
             id=id,
-            picture=self._picture(row, id, data, where, holders, opened),
+            picture=picture,
             text=str(find(row, self.question, where)) if self.question else "",
             references=references,
-            group=self._text(self.group or self.image, row) if self.group or self.image else id,
+            group=self._text(self.group or self.image, row) if self.group or self.image else name or id,
             subset=str(find(row, self.subset, where)) if self.subset else "",
             choices=self._choices(row, where),
             hint=_present(row.get(self.hint)) if self.hint else "",
@@ -257,10 +258,15 @@ class Reader:
         data: Path,
         where: str,
         holders: Mapping[str, Entry],
-        opened: dict[Path, FilePicture],
-    ) -> Picture | None:
+        opened: dict[Path | str, Picture],
+    ) -> tuple[Picture | None, str]:
+        """Open the image of a row. Rows with the same image share the picture.
+
+        Returns:
+            The picture, None for a row without one, and the digest of an image that the row holds, else "".
+        """
         if self.image_if and not _present(row.get(self.image_if)):
-            return None
+            return None, ""
         if not self.bytes:
             path = data / self._text(self.image, row)
             if (refusal := Boundary().refusal(str(path), str(data))) is not None:
@@ -269,13 +275,15 @@ class Reader:
                 if not path.is_file():
                     raise UserError(f"{where}: there is no image {str(path)!r}. The layout is {self.image!r}")
                 opened[path] = FilePicture.open(path)
-            return opened[path]
+            return opened[path], ""
         cell = find(row, self.bytes, where)
         if isinstance(cell, str) and len(cell) < REFERENCE:
             if cell not in holders:
                 raise UserError(f"{where}: the image is that of row {cell!r}, which does not exist")
             cell = find(holders[cell], self.bytes, where)
-        return picture_in(cell, where, id)
+        picture = picture_in(cell, where, id)
+        name = hashlib.blake2b(picture.blob.read(), digest_size=12).hexdigest()
+        return opened.setdefault(name, picture), name
 
     def _text(self, template: str, row: Entry) -> str:
         if "{" not in template:

@@ -7,7 +7,8 @@ import importlib.util
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lit_mm.errors import UserError
@@ -20,21 +21,35 @@ BRACKETS = {"(": "-LRB-", ")": "-RRB-", "{": "-LCB-", "}": "-RCB-"}
 INNER_STOP = re.compile(r"(?<=[a-z]{2})\.(?=\s)")  # nltk splits off only the full stop at the end
 
 
+Tokeniser = Callable[[Sequence[str]], list[str]]
+
+
 def tokenise(captions: Sequence[str]) -> tuple[list[str], str]:
     """Tokenise captions into lower-case tokens without punctuation.
 
     Returns the tokens of each caption joined by spaces, and the name of the tokenizer.
+
+    Raises:
+        UserError: no tokenizer is installed, or Java fails.
+    """
+    tokenizer, name = find_tokenizer()
+    return tokenizer(captions), name
+
+
+def find_tokenizer() -> tuple[Tokeniser, str]:
+    """Return the tokenizer of this machine and its name.
+
     The Java tokenizer of pycocoevalcap is used if both Java and pycocoevalcap are installed, else nltk, which needs no
     download.
 
     Raises:
-        UserError: neither is installed, or Java fails.
+        UserError: neither is installed.
     """
     jar = _jar()
     if jar and shutil.which("java"):
-        return tokenise_java(captions, jar), "PTBTokenizer (Stanford CoreNLP 3.4.1, Java)"
+        return partial(tokenise_java, jar=jar), "PTBTokenizer (Stanford CoreNLP 3.4.1, Java)"
     if importlib.util.find_spec("nltk"):
-        return tokenise_nltk(captions), "nltk TreebankWordTokenizer (an approximation of PTBTokenizer)"
+        return tokenise_nltk, "nltk TreebankWordTokenizer (an approximation of PTBTokenizer)"
     raise UserError(
         "captions cannot be tokenised: neither pycocoevalcap with Java nor nltk is installed. "
         "Install the extra: pip install 'lit_mm[captions]'"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lit_mm.errors import UserError
 from lit_mm.evaluation.metrics.anls import anls, anls_monkey
+from lit_mm.evaluation.metrics.caption_tokens import find_tokenizer
 from lit_mm.evaluation.metrics.captions import bleu4, cider
 from lit_mm.evaluation.metrics.choice import letter_accuracy, mmbench_circular, scienceqa_accuracy
 from lit_mm.evaluation.metrics.due import due_f1
@@ -20,6 +21,7 @@ from lit_mm.evaluation.metrics.equality import (
 from lit_mm.evaluation.metrics.grounding import grounding_accuracy
 from lit_mm.evaluation.metrics.relaxed import relaxed_accuracy, relaxed_accuracy_qwen_vl
 from lit_mm.evaluation.metrics.retrieval import recall
+from lit_mm.evaluation.metrics.roc import roc_auc
 from lit_mm.evaluation.metrics.rows import Function, Row, Scored, check_rows
 from lit_mm.evaluation.metrics.vqa import textvqa_accuracy, vqa_accuracy
 from lit_mm.evaluation.metrics.wtq import wtq_accuracy
@@ -34,11 +36,13 @@ class Metric:
         function: rows -> `Scored`.
         is_mean: True if the figure is the mean of the scores, so that intervals can be computed from the scores alone.
         is_binary: True if each score is right or wrong, so that McNemar's test applies.
+        check: function that raises a UserError if a package of the metric is missing; None if it needs none.
     """
 
     function: Function
     is_mean: bool = True
     is_binary: bool = True
+    check: Callable[[], object] | None = None
 
 
 METRICS = {
@@ -59,12 +63,13 @@ METRICS = {
     "pope_f1": Metric(pope_f1, is_mean=False),
     "pope_accuracy": Metric(pope_accuracy),
     "mme": Metric(mme, is_mean=False),
-    "cider": Metric(cider, is_binary=False),
-    "bleu4": Metric(bleu4, is_mean=False, is_binary=False),
+    "cider": Metric(cider, is_binary=False, check=find_tokenizer),
+    "bleu4": Metric(bleu4, is_mean=False, is_binary=False, check=find_tokenizer),
     "grounding_accuracy": Metric(grounding_accuracy),
     "recall": Metric(recall),
     "due_f1": Metric(due_f1, is_mean=False, is_binary=False),
     "wtq_accuracy": Metric(wtq_accuracy),
+    "roc_auc": Metric(roc_auc, is_mean=False, is_binary=False),
 }
 
 
@@ -77,6 +82,16 @@ def find_metric(name: str) -> Metric:
     if name not in METRICS:
         raise UserError(f"unknown metric {name!r}; there are {', '.join(sorted(METRICS))}")
     return METRICS[name]
+
+
+def check_metric(name: str) -> None:
+    """Refuse a metric that cannot be computed here, before the questions are asked.
+
+    Raises:
+        UserError: no metric has this name, or one of its packages is missing.
+    """
+    if (check := find_metric(name).check) is not None:
+        check()
 
 
 def score_rows(name: str, rows: Sequence[Row]) -> Scored:

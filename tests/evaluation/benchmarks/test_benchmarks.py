@@ -7,6 +7,8 @@ import json
 import zipfile
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
@@ -29,7 +31,7 @@ from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.prompt import PictureRun, TextRun
 from lit_mm.prompts.qwen_vl import QwenPlain
 from lit_mm.prompts.text_to_text import TextToText
-from tests.evaluation.benchmarks.files import FIVE, MAKERS, WORDS, coco_vqa, docvqa, mmbench, vizwiz, write
+from tests.evaluation.benchmarks.files import FIVE, MAKERS, WORDS, coco_vqa, docvqa, encoded, mmbench, vizwiz, write
 from tests.tiny import decoder
 
 WRONG = "nothing of the kind"
@@ -38,6 +40,7 @@ FIGURES = {name: 60.0 for name in MAKERS} | {
     "chartqa": 50.0,  # all three of the augmented half, none of the human half
     "mmbench": 50.0,
     "mmbench_cn": 50.0,
+    "hateful_memes": 100 / 3,  # 2 of 6 pairs of yes and no are in order
 }
 
 
@@ -64,6 +67,9 @@ def answers(name: str, procedure: Procedure, questions: list[Question]) -> dict[
         return {q.id: q.references[0] if q.id.startswith("color/0") else "perhaps" for q in questions}
     if procedure.metric == "mmbench_circular":
         return {q.id: q.references[0] if int(q.id) % 10**6 == 1 else "Z" for q in questions}
+    if procedure.metric == "roc_auc":
+        signs = {"yes": 1, "no": -1}
+        return {q.id: f"{signs[q.references[0]] * (1 if n < 3 else -2)}" for n, q in enumerate(questions)}
     gold = {q.id: (q.option_texts() if procedure.gold == "texts" else q.references)[0] for q in questions}
     first = {q.id for q in questions[:3]}
     return {id: text if id in first else WRONG for id, text in gold.items()}
@@ -128,6 +134,23 @@ def test_questions_carry_what_prompts_need(tmp_path: Path) -> None:
     assert prompts("mme", "ours")[0] == "Is it red? Please answer yes or no."
     assert prompts("mmbench", "ours")[0].startswith("Which colour?\nA. red\nB. blue\nAnswer with")
     assert '"words 3"' in prompts("hateful_memes", "ours")[3]
+
+
+def test_questions_about_one_image_in_the_rows_are_one_group(tmp_path: Path) -> None:
+    ai2d_rows = [
+        {"question": "?", "options": ["a", "b"], "answer": "0", "image": {"bytes": encoded(n // 2), "path": "x"}}
+        for n in range(4)
+    ]
+    (tmp_path / "ai2d/data").mkdir(parents=True)
+    table = pyarrow.Table.from_pylist(ai2d_rows)
+    pyarrow.parquet.write_table(table, tmp_path / "ai2d/data/test-00000-of-00001.parquet")
+    MAKERS["mmbench"](tmp_path)
+    for name, pairs in (("ai2d", [(0, 1), (2, 3)]), ("mmbench", [(0, 1), (2, 3)])):
+        questions = load_benchmark(name).reader_of(load_benchmark(name).split()).questions(tmp_path)
+        for first, second in pairs:
+            assert questions[first].group == questions[second].group != ""
+            assert questions[first].picture == questions[second].picture  # so a blind question never shows it
+        assert questions[0].group != questions[2].group
 
 
 PROMPTS = {
@@ -206,6 +229,17 @@ BAD = {
     "an unknown placeholder": (lambda c: _with(c, prompt="{quest}"), "unknown placeholder {quest}"),
     "an unknown decoding": (lambda c: _with(c, decoding={"beam": 2}), "decoding"),
     "candidates of generation": (lambda c: _with(c, candidates={}), "`candidates` are needed if and only if"),
+    "log-odds of an unknown candidate": (
+        lambda c: _with(c, answering="candidates", candidates={"texts": {"a": ["a"], "b": ["b"]}, "odds_of": "c"}),
+        "`odds_of` is one of",
+    ),
+    "log-odds of letters": (
+        lambda c: _with(c, answering="candidates", candidates={"odds_of": "A"}),
+        "at least two candidates",
+    ),
+    "a prompt without a mark": (lambda c: _with(c, prompt_mark=""), "`prompt_mark`"),
+    "a prompt without a source": (lambda c: _with(c, source=""), "`source` say where a prompt comes from"),
+    "our prompt under another mark": (lambda c: _with(c, prompt_mark="v"), "the prompt of 'ours'"),
     "an unknown mark": (lambda c: c | {"published": [c["published"][0] | {"mark": "x"}]}, r"mark is one of"),
     "a text in place of a number": (lambda c: c | {"scale": "1"}, "scale is of the type float"),
     "no procedure of ours": (lambda c: c | {"procedures": c["procedures"][:-1]}, "the last procedure is 'ours'"),
@@ -229,6 +263,21 @@ def test_every_published_figure_has_its_mark_and_source() -> None:
     entries = [entry for name in benchmark_names() for entry in load_benchmark(name).published]
     assert len(entries) > 100
     assert all(entry.source and entry.split and entry.metric for entry in entries)
+
+
+def test_every_prompt_has_its_mark_and_source() -> None:
+    procedures = [(name, procedure) for name in benchmark_names() for procedure in load_benchmark(name).procedures]
+    asking = [(name, procedure) for name, procedure in procedures if procedure.answering != "retrieval"]
+    assert len(asking) > 100 and len(procedures) - len(asking) == 2
+    assert all(procedure.prompt and procedure.prompt_mark and procedure.source for _, procedure in asking)
+    for name, procedure in asking:
+        assert (procedure.prompt_mark == "ours") == (not procedure.families) == (procedure.name == "ours")
+        if "recalled" in procedure.source and procedure.families:
+            assert procedure.prompt_mark == "r", name
+        if "not released" in procedure.source:
+            assert procedure.prompt_mark == "stand-in", name
+    recalled = {name for name, procedure in asking if procedure.prompt_mark == "r"}
+    assert {"hateful_memes", "iconqa", "scienceqa", "vsr"} <= recalled  # InstructBLIP's appendix E
 
 
 def test_an_unknown_benchmark_is_refused_with_the_nearest() -> None:
@@ -326,7 +375,13 @@ def test_two_models_are_compared_by_the_test_that_fits_the_metric() -> None:
     assert first.comparison.p_value == pytest.approx(2 / 2**10)  # ten questions, all in favour of b
     assert first.comparison.difference == pytest.approx(0.5)
     assert first.adjusted == pytest.approx(2 * first.comparison.p_value)  # Holm over two contrasts
-    assert first.needed is not None and second.needed is None
+    assert first.needed is not None and second.needed is not None
+    tenth, hundredth = (
+        contrast({"x": (procedure, a, b), "y": (graded, c, d)}, difference=points) for points in (0.1, 0.01)
+    )
+    assert all(small.needed > 20 * large.needed for large, small in zip(tenth, hundredth, strict=True))
+    (equal,) = contrast({"x": (procedure, a, a)})
+    assert equal.needed is None
     with pytest.raises(UserError, match="Ask both the same questions"):
         contrast({"x": (procedure, a, dataclasses.replace(b, scores={"0": 1.0}))})
 

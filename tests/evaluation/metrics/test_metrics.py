@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lit_mm.errors import UserError
-from lit_mm.evaluation.metrics import METRICS, Row, resample, score_rows
+from lit_mm.evaluation.metrics import METRICS, Row, caption_tokens, check_metric, resample, score_rows
 from lit_mm.evaluation.metrics.anls import levenshtein
 from lit_mm.evaluation.metrics.captions import cider_d
 from lit_mm.evaluation.metrics.choice import infer_letter, scienceqa_letter
@@ -144,6 +144,14 @@ def test_an_iou_of_one_half_is_right() -> None:
     assert score_rows("grounding_accuracy", [row]).figure == 1
 
 
+def test_a_missing_tokenizer_is_named_before_questions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caption_tokens.importlib.util, "find_spec", lambda name: None)
+    for metric in ("cider", "bleu4"):
+        with pytest.raises(UserError, match=r"pip install 'lit_mm\[captions\]'"):
+            check_metric(metric)
+    check_metric("anls")
+
+
 def test_cider_of_one_image_is_zero_and_of_an_empty_caption_too() -> None:
     assert cider_d(["a cat"], [["a cat"]]) == [0]
     assert cider_d(["", "red dog runs fast"], [["a cat"], ["red dog runs fast"]]) == pytest.approx([0, 10])
@@ -187,6 +195,50 @@ def test_only_the_best_candidates_are_reordered() -> None:
     assert rerank(first, second, 3).tolist() == [[2, 1, 0]]
     with pytest.raises(UserError, match="k=4"):
         rerank(first, second, 4)
+
+
+@pytest.mark.parametrize(
+    ("scores_of_yes", "scores_of_no", "area"),
+    [
+        ([3, 2], [1, -1], 1),
+        ([1], [3, 2], 0),
+        ([2, 0.5], [1, -1], 0.75),  # 3 of 4 pairs
+        ([1, 1], [1, 0], 0.75),  # two ties count half
+        ([1000, 999], [998, 999.5], 0.75),  # far beyond the range of a sigmoid
+        ([-0.0001], [-0.0002, -7, 0.5], 2 / 3),
+    ],
+)
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order(
+    scores_of_yes: list[float], scores_of_no: list[float], area: float
+) -> None:
+    table = [("yes", value) for value in scores_of_yes] + [("no", value) for value in scores_of_no]
+    rows = [question(repr(value), label, id=str(n)) for n, (label, value) in enumerate(table)]
+    scored = score_rows("roc_auc", rows)
+    assert scored.figure == pytest.approx(area) and np.mean(scored.scores) == pytest.approx(area)
+    right = [(value > 0) == (label == "yes") for label, value in table]
+    assert scored.details == {"accuracy": np.mean(right), "share_of_yes": len(scores_of_yes) / len(table)}
+
+
+def test_scores_of_the_area_have_the_variance_of_delong() -> None:
+    draws = np.random.default_rng(0)
+    yes, no = draws.normal(0.7, 1, 11), draws.normal(0, 1, 23)
+    table = [("yes", value) for value in yes] + [("no", value) for value in no]
+    rows = [question(repr(float(value)), label, id=str(n)) for n, (label, value) in enumerate(table)]
+    of_yes, of_no = (yes[:, None] > no).mean(1), (yes[:, None] > no).mean(0)
+    scored = score_rows("roc_auc", rows)
+    assert np.var(scored.scores) / len(rows) == pytest.approx(of_yes.var() / 11 + of_no.var() / 23)
+
+
+def test_labels_that_are_all_alike_have_an_area_of_one_half_and_a_text_is_no_score() -> None:
+    scored = score_rows("roc_auc", [question("1", "yes"), question("-1", "yes", id="1")])
+    assert scored.figure == 0.5 and "all 2 references are yes" in scored.note
+    for prediction, reference, message in (
+        ("yes", "yes", "needs a number"),
+        ("nan", "no", "number"),
+        ("1", "1", "yes or no"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score_rows("roc_auc", [question(prediction, reference)])
 
 
 @pytest.mark.parametrize("metric", METRICS)

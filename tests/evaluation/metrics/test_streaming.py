@@ -19,6 +19,8 @@ ROWS = [
     for i, text in enumerate(ANSWERS)
 ]
 
+SCORES = [Row(str(i), f"image {i}", repr(0.7 * i % 2 - 1), (("yes", "no")[i * i % 3],)) for i in range(7)]
+
 
 @pytest.mark.parametrize("metric", ["equality", "anls", "pope_f1"])
 def test_pieces_and_order_do_not_change_the_figure(metric: str) -> None:
@@ -54,6 +56,9 @@ def work(rank: int) -> None:
         stream = StreamingMetric(metric)
         stream.update(shares[rank])
         assert stream.compute().item() == score_rows(metric, ROWS).figure
+    stream = StreamingMetric("roc_auc")
+    stream.update(SCORES[rank::2])
+    assert stream.compute().item() == score_rows("roc_auc", SCORES).figure
     dist.destroy_process_group()
 
 
