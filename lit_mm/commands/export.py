@@ -152,7 +152,8 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     recipe = translate_config(yaml.safe_load(checkpoint.config))
     quiet()
     with torch.device("meta"):
-        module = RecipeCLI(recipe, "export", f"the config in {str(path)!r}", with_data=False).model
+        cli = RecipeCLI(recipe, "export", f"the config in {str(path)!r}", with_data=False)
+    module = cli.model
     model, weights = recipe["model"], RunWeights(checkpoint, module)
     source = imported_run(path.parents[1])
     record = None if source is None else json.loads((source / "published.json").read_text())
@@ -164,7 +165,9 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     if source is not None and record is not None and same:
         output = same_layout(source, record, model, weights)
     else:
-        conversion = conversion_of(family_of(module), file_format)
+        stages = {stage.name: stage for stage in reversed(cli.stages)}
+        stage = stages.get(checkpoint.manifest["stage"]) or cli.stages[0]  # an import is no stage of its recipe
+        conversion = conversion_of(family_of(module), file_format, module.weights_of_objectives(stage))
         files = conversion.files(module)
         published = published_files({part for part, _ in files.outside.values()}, source, model, parts)
         output = other_layout(conversion.layout, files, model, weights, published)

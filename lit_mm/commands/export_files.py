@@ -66,7 +66,7 @@ def write_shards(folder: Path, tensors: dict[str, Stored], elements: Any) -> lis
 
 def check_parts(output: Output, source: Path | None) -> list[str]:
     """Refuse to lose what a run has trained in a part that the files do not hold. Return a line about tensors that the
-    layout never holds, if the run has trained some.
+    layout never holds, if the run has trained some, or was imported from a layout that may hold them.
 
     Args:
         output: export.
@@ -77,9 +77,14 @@ def check_parts(output: Output, source: Path | None) -> list[str]:
     groups = [group for group in output.plan.groups if not all(":" in name for name in group.sources)]
     in_files = {name for group in groups for name in group.targets}
     imported = None if source is None else reading.read(manifest.find(source))
-    left_out: dict[str, None] = {}
+    left_out: set[str] = set()
     for name, _ in kept_tensors(output.weights.module):
-        if name in in_files or output.weights.is_frozen(name):
+        if name in in_files:
+            continue
+        if output.is_other and output.absent(name):
+            left_out.add(part_of(output.weights.module, name))
+            continue
+        if output.weights.is_frozen(name):
             continue
         start = None
         if imported is not None and name in imported.manifest["weights"]:
@@ -87,14 +92,22 @@ def check_parts(output: Output, source: Path | None) -> list[str]:
         value = output.weights.weight(name)
         if start is None or not torch.equal(value.to(start.dtype), start):
             if output.absent(name):
-                left_out[name.removeprefix("network.").rpartition(".")[0]] = None
+                left_out.add(part_of(output.weights.module, name))
                 continue
             path, part = output.weights.checkpoint.path, name.split(".")[1]
             raise UserError(
                 f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), and the files "
                 f"of {output.layout} do not hold this part. Export to a layout that holds it"
             )
-    return [f"left out, because {output.layout} has no place for it: {shorten(list(left_out))}"] if left_out else []
+    return [f"left out, because {output.layout} has no place for it: {shorten(sorted(left_out))}"] if left_out else []
+
+
+def part_of(module: MultimodalModule, name: str) -> str:
+    """Return the part of a parameter, or the child of the network that holds a buffer."""
+    inner = name.removeprefix("network.")
+    owner, _, kind = name.rpartition(".")
+    is_parameter = kind in dict(module.get_submodule(owner).named_parameters(recurse=False))
+    return module.part_of(inner) if is_parameter else inner.partition(".")[0]
 
 
 def check_files(folder: Path, files: list[Path], output: Output) -> None:
@@ -118,8 +131,10 @@ def check_files(folder: Path, files: list[Path], output: Output) -> None:
 
 
 def is_whole(output: Output) -> bool:
-    """Return True if the files hold every part; transformers' model is compared with such a run alone."""
-    return not any(":" in name for name in output.plan.sources)
+    """Return True if the files hold every part that the layout needs; only then can transformers' model be compared."""
+    groups = [group for group in output.plan.groups if not any(":" in name for name in group.sources)]
+    in_files = {name for group in groups for name in group.targets}
+    return all(name in in_files or output.absent(name) for name, _ in kept_tensors(output.weights.module))
 
 
 def proof_of(output: Output, folder: Path, memory: float | None) -> str:

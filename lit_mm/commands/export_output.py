@@ -128,7 +128,8 @@ def other_layout(
     tensors = dict(kept_tensors(weights.module))
     parts = {target.split(".")[1] for target in opened.targets}
     problems = [target for target in opened.targets if target not in tensors]
-    problems += [target for target in tensors if target not in opened.targets and target.split(".")[1] in parts]
+    needed = [target for target in tensors if layout.start(target) is None]
+    problems += [target for target in needed if target not in opened.targets and target.split(".")[1] in parts]
     problems += [source for source in opened.unused if source not in files.outside]
     problems += [
         target
@@ -147,10 +148,11 @@ def other_layout(
         opened,
         weights,
         lambda target: places[target][0][places[target][1]].to(TYPES[files.tensors[target].dtype]),
-        lambda folder: write_texts(folder, files, model["init_args"]["tokenizer"]),
+        lambda folder: write_texts(folder, files, files.tokenizer or model["init_args"]["tokenizer"]),
         files.rows,
         layout.in_transformers,
         is_other=True,
+        absent=lambda target: layout.start(target) is not None,
     )
 
 

@@ -26,6 +26,7 @@ class ChatPrompt:
         template: name in `lit_mm.prompts.vicuna.TEMPLATES`. The tokenizer must have the template's markers as tokens.
         keep_leading: True leaves a turn in LLaVA's own format (`Document.text_format`) unchanged if its single picture
             already stands in front, with or without a newline behind it, as LLaVA-NeXT does.
+        bos: False leaves out the tokenizer's BOS, as for Nous-Hermes-2-Yi-34B, whose tokenizer writes none.
     Raises:
         UserError: the template is unknown.
     Source: github.com/haotian-liu/LLaVA c121f04, llava/train/train.py, `preprocess_multimodal` and `preprocess_v1`.
@@ -36,10 +37,10 @@ class ChatPrompt:
         for several pictures of a turn; our places follow VILA (arXiv:2312.07533) and LLaVA-NeXT's code.
     """
 
-    def __init__(self, template: str = "vicuna_v1", keep_leading: bool = False) -> None:
+    def __init__(self, template: str = "vicuna_v1", keep_leading: bool = False, bos: bool = True) -> None:
         if template not in TEMPLATES:
             raise UserError(f"ChatPrompt: `template` is one of {sorted(TEMPLATES)}, got {template!r}")
-        self.template, self.keep_leading = TEMPLATES[template], keep_leading
+        self.template, self.keep_leading, self.bos = TEMPLATES[template], keep_leading, bos
 
     def parts(self, document: Document) -> list[Part]:
         """Render a document.
@@ -118,7 +119,7 @@ class ChatPrompt:
         """
         end = self.template.stop_token
         tokenizer.id_of(end)
-        return to_runs(self.parts(document), tokenizer, end)
+        return to_runs(self.parts(document), tokenizer, end, bos=self.bos)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         return frozenset({tokenizer.id_of(self.template.stop_token), tokenizer.eos_id})

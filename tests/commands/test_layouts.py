@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from lit_mm.commands.conversions.conversion import conversion_of
+from lit_mm.commands.published import Published
 from lit_mm.commands.trained import open_model
 from lit_mm.weights.convert import read_checkpoint
-from lit_mm.weights.layouts.layout import all_layouts
+from lit_mm.weights.layouts.layout import Described, all_layouts
 from tests import hub
 from tests.commands.test_import import QUESTION, command, conversation  # noqa: F401  # `command` is a fixture
 
@@ -106,6 +108,44 @@ def test_a_layout_is_asked_trained_exported_and_imported_again(command: Callable
     (start,) = (known.start for known in all_layouts() if known.name == layout)
     stored = [name for name in tuned if start(name) is None]  # files of this layout hold no others
     assert all(torch.equal(again[name], tuned[name].to(dtype).to(again[name].dtype)) for name in stored)
+
+
+CONVERTED = {  # layout of an import -> layout of transformers to which it is exported, and what that leaves out
+    "blip/authors": ("blip/hf", "contrast, encoder, matching, momentum, queue"),
+    "blip_retrieval/authors": ("blip_retrieval/hf", "contrast, decoder, momentum, queue"),
+    "blip_pretrain/authors": ("blip/hf", "contrast, encoder, matching, momentum, queue"),
+    "blip2/authors": ("blip2/hf", ""),
+    "blip2_retrieval/authors": ("blip2_retrieval/hf", "contrast, projection, text_head"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", CONVERTED)
+def test_a_layout_of_the_authors_is_exported_for_transformers(command: Callable, tmp_path: Path, layout: str) -> None:  # noqa: F811
+    target, left_out = CONVERTED[layout]
+    code, _, error = command("import", LAYOUTS[layout](tmp_path / "hub"), "--to", "run", *words_of(layout, tmp_path))
+    assert code == 0, error
+    code, output, error = command("export", "run", "--to", "out", "--format", "hf")
+    assert code == 0 and f"{target}: " in output, error
+    lines = [line.rpartition(": ")[2] for line in output.splitlines() if line.startswith("left out, ")]
+    assert lines == ([left_out] if left_out else [])
+    if target != "blip2_retrieval/hf":  # its language model is in no file, so that no whole model can be compared
+        assert "proof: " in output and "logits differ by" in output
+    else:
+        code, output, error = command("import", "out", "--to", "again", "--with", f"language={tmp_path / 'language'}")
+        assert code == 0 and "against transformers' Blip2ForImageTextRetrieval" in output, error
+
+
+def test_fuyu_is_described_for_transformers_as_it_was_published(tmp_path: Path) -> None:
+    folder = hub.fuyu(tmp_path / "hub", old=False)
+    published = Published.open(str(folder), {})
+    described = conversion_of("lit_mm.families.Fuyu", "hf", ()).files(published.module)
+    assert {name: of.shape for name, of in described.tensors.items()} == {
+        name: of.shape for name, of in published.plan.sources.items()
+    }
+    config = published.layout.model(Described(folder, described.config, described.tensors))
+    assert config["init_args"]["language"] == published.recipe["model"]["init_args"]["language"]
+    assert described.config["image_token_id"] == hub.IMAGE_ID
 
 
 def table() -> str:

@@ -112,7 +112,7 @@ PROMPTS = {
             "point": ("</s>", "<s>"),
         },
     ),
-    ChatPrompt: Case(of_prompt, {}, {"template": "llava_v1", "keep_leading": True}),
+    ChatPrompt: Case(of_prompt, {}, {"template": "llava_v1", "keep_leading": True, "bos": False}),
     QwenChat: Case(of_prompt, TURNS, {"system": "Be brief.", "image_start": "", "image_end": ""}),
     QwenPlain: Case(
         of_prompt,

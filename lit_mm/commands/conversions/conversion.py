@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForImageTextToText, PretrainedConfig
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from lit_mm.commands import conversions
 from lit_mm.errors import UserError
@@ -19,7 +19,10 @@ from lit_mm.weights.stream import Stored
 if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule
 
-TABLES = ("language_model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.weight", "shared.weight")
+TABLES = (
+    *("language_model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.weight", "shared.weight"),
+    "model.decoder.embed_tokens.weight",
+)
 ROWS = 64  # the rows of a table that grows are a multiple of it, as in the converted checkpoints
 
 
@@ -35,6 +38,7 @@ class Files:
         token: special token that the tokenizer gets behind its own ones, for the places of images; "" for none.
         texts: name of a further file -> its text.
         tokenizers: name of a folder -> reference of the tokenizer of a second text.
+        tokenizer: reference of the tokenizer beside the weights; None for that of the language model.
         chat: function from the token at the start of a text, "" where the tokenizer writes it, to the chat template of
             transformers; None for a prompt that is no chat.
     """
@@ -46,6 +50,7 @@ class Files:
     token: str = ""
     texts: Mapping[str, str] = field(default_factory=dict)
     tokenizers: Mapping[str, str] = field(default_factory=dict)
+    tokenizer: str | None = None
     chat: Callable[[str], str] | None = None
 
 
@@ -57,11 +62,13 @@ class Conversion:
         layout: name of the layout in `lit_mm.weights.layouts`.
         family: import path of the family's class.
         files: function from a model, possibly without weights, to the description of its files.
+        objectives: the stage weighs one of these; empty for every stage.
     """
 
     layout: str
     family: str
     files: Callable[[MultimodalModule], Files]
+    objectives: frozenset[str] = frozenset()
 
 
 def families() -> list[ModuleType]:
@@ -75,18 +82,20 @@ def all_conversions() -> list[Conversion]:
     return [conversion for module in families() for conversion in vars(module).get("CONVERSIONS", ())]
 
 
-def conversion_of(family: str, file_format: str) -> Conversion:
+def conversion_of(family: str, file_format: str, objectives: Collection[str] = ()) -> Conversion:
     """Find the conversion of a family to a format.
 
     Args:
         family: import path of the family's class.
         file_format: "hf" or "authors".
+        objectives: objectives of the stage whose end is written.
     Raises:
         UserError: there is none; the message gives the reason where it is known.
     """
     every = all_conversions()
     for conversion in every:
-        if conversion.family == family and conversion.layout.endswith(f"/{file_format}"):
+        fits = not conversion.objectives or not conversion.objectives.isdisjoint(objectives)
+        if fits and conversion.family == family and conversion.layout.endswith(f"/{file_format}"):
             return conversion
     reasons = {pair: reason for module in families() for pair, reason in vars(module).get("REFUSALS", {}).items()}
     reason = reasons.get((family, file_format), f"no layout of this format is known for {family}")
@@ -115,7 +124,11 @@ def text_config(module: MultimodalModule, kinds: Collection[str]) -> PretrainedC
 
 
 def tensors_of_transformers(
-    config: PretrainedConfig, dtype: str, rows: int, published: Mapping[str, str] | None = None
+    config: PretrainedConfig,
+    dtype: str,
+    rows: int,
+    published: Mapping[str, str] | None = None,
+    family: type[PreTrainedModel] | None = None,
 ) -> dict[str, Stored]:
     """List the tensors that transformers' model of a config has.
 
@@ -125,9 +138,10 @@ def tensors_of_transformers(
         rows: number of rows of the embeddings and of the head in the model.
         published: beginning of a name in transformers today -> beginning in the published files; the first that fits
             is taken. None for the same names.
+        family: class of the model; None for the one that the config names.
     """
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = AutoModelForImageTextToText.from_config(config) if family is None else family(config)
     published = published or {}
     tensors: dict[str, Stored] = {}
     tied = config.get_text_config().tie_word_embeddings

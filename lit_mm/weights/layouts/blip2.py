@@ -19,6 +19,7 @@ from lit_mm.weights.layouts.sizes import (
     eva_part,
     language_part,
     qformer_sizes,
+    require_vicuna,
     tokenizer,
 )
 from lit_mm.weights.names import add_prefix, below
@@ -227,12 +228,22 @@ def pair_outputs(ours: Any, theirs: Any, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def start(name: str) -> Start | None:
-    """Return the start value of what one stage has and the other lacks: the projection, and the temperature."""
+    """Return the start value of what files of the first stage lack: projection, temperature, and head of captions."""
     if name == f"network.connector.{TEMPERATURE}":
         return lambda shape: torch.full(shape, 0.07)
     if name == "network.connector.projection.weight":
         return lambda shape: torch.empty(shape).uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5)
-    return torch.zeros if name == "network.connector.projection.bias" else None
+    zero = name == "network.connector.projection.bias" or name.startswith("network.connector.qformer.head.")
+    return torch.zeros if zero else None
+
+
+def start_of_pairs(name: str) -> Start | None:
+    """Return the start value of what the second stage lacks: text branch, head, and heads that compare."""
+    rest = name.removeprefix("network.connector.")
+    if ".text_ffn." in rest:
+        return name.replace(".text_ffn.", ".query_ffn.")
+    others = rest.startswith(("contrast.", "matching.", "qformer.words.", "qformer.positions.", "qformer.head."))
+    return start(name) or torch.zeros if others else None
 
 
 # --- LAVIS -------------------------------------------------------------------------------------------------------
@@ -275,7 +286,10 @@ def lavis_language(described: Described) -> Config:
     shapes = {name: of.shape for name, _ in LANGUAGES if (of := stored.get(f"{name}.weight")) is not None}
     default = "the language model that it was trained with" if shapes else ANY_LANGUAGE
     published = next((LANGUAGES[name, of[0]] for name, of in shapes.items() if (name, of[0]) in LANGUAGES), default)
-    config = part(described, "language", published).config
+    language = part(described, "language", published)
+    if "llm_proj" in shapes:
+        require_vicuna(language, "1")
+    config = language.config
     return language_part(config | {"dense_act_fn": "gelu"} if config.get("model_type") == "t5" else config)
 
 
@@ -344,6 +358,7 @@ LAYOUTS = (
         STAGE,
         in_transformers=True,
         copies=hf_copies,
+        start=start_of_pairs,
     ),
     Layout(
         "blip2_retrieval/authors",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from lit_mm.errors import UserError
+from lit_mm.weights.files import read_json
 from lit_mm.weights.layouts.layout import Config, Described, Layout, State, require
-from lit_mm.weights.layouts.sizes import clip_part, component, llama_part, tokenizer
+from lit_mm.weights.layouts.sizes import clip_part, component, llama_part, require_vicuna, tokenizer
 from lit_mm.weights.llava import hf_llava_to_model, llava_to_model
 from lit_mm.weights.llava_next import hf_llava_next_to_model, llava_next_to_model
 
 LINEAR, MLP, NEWLINE = "model.mm_projector.weight", "model.mm_projector.0.weight", "model.image_newline"
 TOWER = "model.vision_tower.vision_tower.vision_model."
+START, END = "<|im_start|>", "<|im_end|>"  # markers of ChatML
 AUTHORS = ("llava", "llava_llama", "llava_mistral")
 STAGE = {
     "connector": {"lr": 2e-5, "weight_decay": 0.0},
@@ -51,8 +54,8 @@ def is_hf(described: Described, kind: str) -> bool:
     return described.config.get("model_type") == kind and projector
 
 
-def authors_parts(described: Described) -> tuple[Config, Config, str]:
-    """Return the sections `vision` and `language`, and the template, of a checkpoint of the authors.
+def authors_parts(described: Described) -> tuple[Config, Config, Config]:
+    """Return the sections `vision` and `language`, and the arguments of the prompt, of a checkpoint of the authors.
 
     Raises:
         UserError: a part has no sizes, or the config has a value that cannot be imported.
@@ -70,12 +73,31 @@ def authors_parts(described: Described) -> tuple[Config, Config, str]:
     mistral = config.get("model_type") == "llava_mistral" or language.get("model_type") == "mistral"
     keys = {key: value for key, value in language.items() if not key.startswith(("mm_", "image_", "tune_", "freeze_"))}
     decoder = llama_part(keys, "mistral" if mistral else "llama")
-    return clip_part(described, layer), decoder, "mistral_instruct" if mistral else "vicuna_v1"
+    if "language" in described.parts:
+        require_vicuna(described.parts["language"], "1")
+    return clip_part(described, layer), decoder, chat_of(described, mistral)
+
+
+def chat_of(described: Described, mistral: bool) -> Config:
+    """Choose the arguments of `ChatPrompt`. The end-of-sequence token, or the chat template, shows ChatML, the template
+    of Nous-Hermes-2-Yi-34B.
+
+    Raises:
+        UserError: there is no tokenizer.
+    """
+    folder = Path(tokenizer(described))
+    settings = read_json(folder, "tokenizer_config.json")
+    end = settings.get("eos_token") or read_json(folder, "special_tokens_map.json").get("eos_token")
+    texts = [read_json(folder, name).get("chat_template") for name in ("tokenizer_config.json", "chat_template.json")]
+    texts += [file.read_text() for file in (folder / "chat_template.jinja",) if file.is_file()]
+    chatml = END in str(end) or any(START in str(text) for text in texts)
+    no_bos = {"bos": False} if settings.get("add_bos_token") is False else {}
+    return {"template": "mistral_instruct" if mistral else "chatml_direct" if chatml else "vicuna_v1", **no_bos}
 
 
 def authors_model(family: str, described: Described) -> Config:
     """Build the `model` section of LLaVA or LLaVA-1.5 from the authors' files. `image_aspect_ratio` absent: crop."""
-    vision, language, template = authors_parts(described)
+    vision, language, chat = authors_parts(described)
     side = vision["init_args"]["image_size"]
     pads = described.config.get("image_aspect_ratio", "pad" if family == "Llava15" else "square") == "pad"
     connector = "linear.linear_projector" if LINEAR in described.stored else "mlp.MLPProjector"
@@ -89,14 +111,14 @@ def authors_model(family: str, described: Described) -> Config:
             "connector": f"lit_mm.connectors.{connector}",
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{'Pad' if pads else 'CentreCrop'}", size=side),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", template=template),
+                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
                 "max_length": min(language["init_args"]["max_positions"], 4096),
             },
         },
     }
 
 
-def next_model(vision: Config, language: Config, template: str, described: Described, rule: str) -> Config:
+def next_model(vision: Config, language: Config, chat: Config, described: Described, rule: str) -> Config:
     """Build the `model` section of LLaVA-NeXT.
 
     The list `image_grid_pinpoints` is read as (width, height) pairs under both rules; the tiling swaps them for "hf".
@@ -116,7 +138,7 @@ def next_model(vision: Config, language: Config, template: str, described: Descr
             "inputs": {
                 "tiling": component("lit_mm.tiling.AnyRes", tile=side, rule=rule, **grids),
                 "layout": component("lit_mm.samples.BaseThenUnpaddedRows", rule=rule),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", template=template, keep_leading=True),
+                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat, keep_leading=True),
                 "max_length": min(language["init_args"]["max_positions"], 4096),
             },
         },
@@ -128,8 +150,8 @@ def authors_next(described: Described) -> Config:
     return next_model(*authors_parts(described), described, "official")
 
 
-def hf_parts(described: Described) -> tuple[Config, Config, str]:
-    """Return the sections `vision` and `language`, and the template, of a checkpoint of transformers.
+def hf_parts(described: Described) -> tuple[Config, Config, Config]:
+    """Return the sections `vision` and `language`, and the arguments of the prompt, of a checkpoint of transformers.
 
     Raises:
         UserError: the config has a value that cannot be imported.
@@ -146,8 +168,8 @@ def hf_parts(described: Described) -> tuple[Config, Config, str]:
     )
     text = config.get("text_config") or {}
     kind = text.get("model_type", "llama")
-    template = "mistral_instruct" if kind == "mistral" else "vicuna_v1"
-    return clip_part(described, config.get("vision_feature_layer", -2)), llama_part(text, kind), template
+    vision = clip_part(described, config.get("vision_feature_layer", -2))
+    return vision, llama_part(text, kind), chat_of(described, kind == "mistral")
 
 
 def hf_llava(described: Described) -> Config:
@@ -156,7 +178,7 @@ def hf_llava(described: Described) -> Config:
     Raises:
         UserError: the preprocessor is of another size, or neither pads nor crops.
     """
-    vision, language, template = hf_parts(described)
+    vision, language, chat = hf_parts(described)
     side = vision["init_args"]["image_size"]
     processor = described.json("preprocessor_config.json") or described.json("processor_config.json").get(
         "image_processor", {}
@@ -178,7 +200,7 @@ def hf_llava(described: Described) -> Config:
             "image_size": side,
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{'Pad' if pads else 'CentreCrop'}", size=side),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", template=template),
+                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
                 "max_length": min(language["init_args"]["max_positions"], 4096),
             },
         },

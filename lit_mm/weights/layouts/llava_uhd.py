@@ -15,7 +15,7 @@ ARXIV_QUERIES = 64  # of the version on arXiv; the released one has 144
 
 def model(described: Described) -> Config:
     """Build the `model` section; the number of queries shows the version."""
-    vision, language, template = authors_parts(described)
+    vision, language, chat = authors_parts(described)
     vision["init_args"] |= {"any_size": True}
     side, patch = vision["init_args"]["image_size"], vision["init_args"]["patch"]
     queries, width = described.stored[QUERY].shape
@@ -33,7 +33,7 @@ def model(described: Described) -> Config:
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{tiling}", size=side, patch=patch),
                 "layout": component(f"lit_mm.samples.{layout}"),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", template=template),
+                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
                 "max_length": min(language["init_args"]["max_positions"], 4096),
             },
         },

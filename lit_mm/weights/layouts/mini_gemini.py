@@ -68,7 +68,7 @@ def model(described: Described) -> Config:
             f"{str(described.folder / 'config.json')!r}: model_type is {config['model_type']!r}, and only Mini-Gemini "
             "with Llama or Vicuna can be imported"
         )
-    coarse, language, template = authors_parts(replace(described, config=config | {"mm_vision_tower": CLIP}))
+    coarse, language, chat = authors_parts(replace(described, config=config | {"mm_vision_tower": CLIP}))
     size = config.get("image_size_aux", SIZE)
     tiling = "Pad" if config.get("image_aspect_ratio", "pad") == "pad" else "CentreCrop"
     encoders = {
@@ -85,7 +85,7 @@ def model(described: Described) -> Config:
             "tokenizer": tokenizer(described),
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{tiling}", size=size),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", template=template),
+                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
                 "max_length": min(language["init_args"]["max_positions"], 4096),
             },
         },

@@ -5,7 +5,15 @@ from __future__ import annotations
 from lit_mm.errors import UserError
 from lit_mm.weights.layouts.blip2 import VISION_FILE, lavis_rename, part
 from lit_mm.weights.layouts.layout import Config, Described, Layout
-from lit_mm.weights.layouts.sizes import QUERIES, component, eva_part, llama_part, qformer_sizes, tokenizer
+from lit_mm.weights.layouts.sizes import (
+    QUERIES,
+    component,
+    eva_part,
+    llama_part,
+    qformer_sizes,
+    require_vicuna,
+    tokenizer,
+)
 
 PROJECTION = "llama_proj.weight"
 LANGUAGE = "Vicuna version 0, or LLaMA-2 chat for a projection of groups of patches,"
@@ -20,11 +28,13 @@ def model(described: Described) -> Config:
         UserError: a part is missing, or the projection fits neither a Q-Former nor groups of patches.
     """
     _, inputs = described.stored[PROJECTION].shape
-    language = llama_part(part(described, "language", LANGUAGE).config)
+    chosen = part(described, "language", LANGUAGE)
+    language = llama_part(chosen.config)
     vision = part(described, "vision", VISION_FILE).stored
     channels = vision["patch_embed.proj.weight"].shape[0]
     has_qformer = inputs % channels != 0
     if has_qformer:
+        require_vicuna(chosen, "0")
         stored = part(described, "connector", QFORMER).stored
         if QUERIES not in stored or stored[QUERIES].shape[-1] != inputs:
             raise UserError(

@@ -35,6 +35,9 @@ EVA_PATCHES, QUERIES = "patch_embed.proj.weight", "query_tokens"
 EVA_BLOCK = re.compile(r"blocks\.(\d+)\.")
 QLAYER = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.(crossattention\.)?")
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+VICUNA = re.compile(r"vicuna.*?v([01])(?:\.\d)?(?!\d)", re.IGNORECASE)
+VICUNA_0_ROWS = 32001
+SEPARATORS = {"0": ", whose turns end with ###", "1": ".1 or later, whose turns end with </s>"}
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json")
 
 
@@ -224,6 +227,29 @@ def qformer_sizes(stored: Mapping[str, Stored]) -> Config:
         "ffn_width": stored["Qformer.bert.encoder.layer.0.intermediate_query.dense.weight"].shape[0],
         "cross_every": layers // len({match[1] for match in matches if match[2]}),
     }
+
+
+def require_vicuna(language: Described, version: str) -> None:
+    """Refuse a Vicuna of another version, where its name or its files tell.
+
+    Version 0 has 32001 rows, for a padding token, and separates turns by ###; the later ones have 32000 and </s>.
+
+    Args:
+        language: files of the language model.
+        version: "0", or "1" for versions 1.1 to 1.5.
+    Raises:
+        UserError: it is another version.
+    """
+    names = (str(language.config.get("_name_or_path", "")), language.folder.name)
+    found = next((match[1] for name in names if (match := VICUNA.search(name))), None)
+    rows = language.config.get("vocab_size")
+    if found is None and rows == VICUNA_0_ROWS and language.json("added_tokens.json").keys() <= {"[PAD]"}:
+        found = "0"
+    if found not in (None, version):
+        raise UserError(
+            f"{str(language.folder)!r} is Vicuna version {found} by its name or its {rows} rows, and the checkpoint "
+            f"was trained with version {version}{SEPARATORS[version]}. Name that one with --with language=PLACE"
+        )
 
 
 def component(class_path: str, **arguments: Any) -> Config:

@@ -12,7 +12,7 @@ DOWNSAMPLE = "model.mm_projector.layers.1.weight"
 
 def model(described: Described) -> Config:
     """Build the `model` section, with the projector of version 1.0 or 1.5."""
-    vision, language, template = authors_parts(described)
+    vision, language, chat = authors_parts(described)
     side = vision["init_args"]["image_size"]
     connector = "downsample.DownsampleMLP" if DOWNSAMPLE in described.stored else "mlp.MLPProjector"
     return {
@@ -24,7 +24,7 @@ def model(described: Described) -> Config:
             "image_size": side,
             "connector": f"lit_mm.connectors.{connector}",
             "inputs": {
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", template=template),
+                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
                 "max_length": min(language["init_args"]["max_positions"], 4096),
             },
         },
