@@ -143,6 +143,7 @@ class QFormer(nn.Module):
         if head and vocab_size is None:
             raise UserError("QFormer: `head` predicts text, so it needs a text branch; set `vocab_size`")
         self.width, self.dropout, self.cross_every = width, dropout, cross_every
+        self.heads, self.ffn_width = heads, ffn_width
         self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
         self.words = None if vocab_size is None else nn.Embedding(vocab_size, width)
         self.positions = None if vocab_size is None else nn.Embedding(max_positions, width)

@@ -132,8 +132,8 @@ class PairedQFormer(nn.Module, Connector):
         numbers = {
             "width": qformer.width,
             "layers": len(qformer.layers),
-            "heads": qformer.layers[0].attention.heads,
-            "ffn_width": qformer.layers[0].query_ffn.fc1.out_features,
+            "heads": qformer.heads,
+            "ffn_width": qformer.ffn_width,
             "cross_every": qformer.cross_every,
             "vision_width": self.norm.normalized_shape[0],
             "eps": qformer.norm.eps,
