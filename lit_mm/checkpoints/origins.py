@@ -24,6 +24,8 @@ class Origins:
         unloaded: parts in `by_part` that no stage has read yet. They hold the random weights of their constructor.
         digests: part -> name of a tensor in `state_dict` -> digest, "" for a tensor that is not loaded. `freeze` fills
             it.
+        fresh: part -> names of its tensors that its weights do not have, so that they are random. Checkpoints have
+            such a part as a whole.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -31,6 +33,7 @@ class Origins:
         self.by_part: dict[str, str] = {}
         self.unloaded: frozenset[str] = frozenset()
         self.digests: dict[str, dict[str, str]] = {}
+        self.fresh: dict[str, list[str]] = {}
 
     def check_configs(self) -> None:
         """Compare the parts with the config.json of their published weights, where it is on this machine.
@@ -57,7 +60,7 @@ class Origins:
             for part, of_part in parameters.items()
             if all(id(parameter) in published for parameter in of_part.values())
         }
-        self.digests = {}
+        self.digests, self.fresh = {}, {}
         wanted = frozenset(parameters) if needed is None else self._parts.together_with(needed)
         self._load_children(wanted)
         self.unloaded = frozenset(self.by_part.keys() - wanted)
@@ -77,13 +80,14 @@ class Origins:
             p for part, tensors in self._parts.parameters().items() if part not in missing for p in tensors.values()
         ]
         values = [parameter.detach().clone() for parameter in others]
+        origins = {part: self.by_part[part] for part in missing}
         self._load_children(missing)
         with torch.no_grad():
             for parameter, value in zip(others, values, strict=True):
                 parameter.copy_(value)
         self.unloaded -= missing
         for part in missing:
-            self.check("this run", part, self.by_part[part], self.digests.pop(part, {}))
+            self.check("this run", part, origins[part], self.digests.pop(part, {}))
 
     def check(self, owner: str, part: str, origin: str, digests: Mapping[str, str]) -> None:
         """Refuse weights of a part that differ from those a run was trained on.
@@ -133,11 +137,21 @@ class Origins:
         return {f"network.{name}": tensor for name, tensor in self._parts.parameters_of(part).items()}
 
     def _load_children(self, parts: Collection[str]) -> None:
-        """Load the published weights of every child of the network that holds one of these parts."""
+        """Load the published weights of every child of the network that holds one of these parts.
+
+        A part with tensors that its weights do not have gets no origin.
+        """
         together = self._parts.together_with(parts)
+        fresh: set[int] = set()  # ids of parameters
         for part, path, module in self._published():
             if part in together:
-                load_part(module, module.weights, part, path)
+                names = load_part(module, module.weights, part, path)
+                tensors = dict(module.named_parameters())
+                fresh |= {id(tensors[name]) for name in names if name in tensors}
+        for part, tensors in self._parts.parameters().items():
+            if part in together and (names := [name for name, tensor in tensors.items() if id(tensor) in fresh]):
+                self.fresh[part] = names
+                self.by_part.pop(part, None)
 
     def _published(self) -> list[tuple[str, str, Published]]:
         """Modules with published weights, which are children of the network or directly inside a child.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import lightning as L
@@ -13,8 +13,10 @@ from lit_mm.module import MultimodalModule, family_of
 from lit_mm.run.agreement import agree
 from lit_mm.run.data import check_data, digests
 from lit_mm.run.folder import RunFolder
+from lit_mm.run.interruption import say
 from lit_mm.stages.stage import Stage, adapters_of, branches
 from lit_mm.stream.order import stable_hash
+from lit_mm.weights.convert import shorten
 
 
 def run_stages(
@@ -45,9 +47,12 @@ def run_stages(
     adapters = adapters_of(stages)
     origin_of = branches(stages)
     ends: dict[str, Path] = {}  # stage -> the checkpoint of its end
-    saved = resume_point(folder, stages, trainer_of(max_steps=1))
+    launch = trainer_of(max_steps=1)
+    saved = resume_point(folder, stages, launch)
     if saved is None and pretrained:
         module.load_pretrained(module.parts_read(stages[0]))
+        if launch.global_rank == 0:
+            say_fresh(module.origins.fresh)
     first_step = 0
     if saved is not None:
         module.ends = dict(reading.read(saved.path).manifest.get("ends", {}))
@@ -83,6 +88,16 @@ def run_stages(
     module._trainer = trainer  # evaluation reads its precision; a stage that was finished before has attached none
     module.to(trainer.strategy.root_device)  # a Trainer leaves the model on the CPU
     return data
+
+
+def say_fresh(fresh: Mapping[str, list[str]]) -> None:
+    """Name the tensors that published weights do not have.
+
+    Args:
+        fresh: part -> names of its random tensors.
+    """
+    for part, names in fresh.items():
+        say(f"lit_mm: part {part!r}: {len(names)} tensors are not in its weights and start fresh: {shorten(names)}")
 
 
 def final_step(module: MultimodalModule, stage: Stage, steps: int) -> int:

@@ -96,7 +96,7 @@ def is_added(name: str) -> bool:
     return any(added in f".{name}" for added in ADDED)
 
 
-def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> None:
+def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> list[str]:
     """Load published weights into a part.
 
     The config.json of a folder is compared with the part before a tensor is read.
@@ -107,6 +107,9 @@ def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> N
             a folder or a published name. Places joined by "+" are read together; the first that has a tensor gives it.
         part: name of the part, for error messages.
         path: path of the part's arguments in a recipe, for error messages; "" means that of a part of the model.
+    Returns:
+        Names of the module's tensors that a key map leaves as they are, such as the cross-attention of a text model
+        that starts from BERT. Parameters that a family adds are not among them.
     Raises:
         UserError: the key map is unknown, the place does not exist, the config.json, or names or shapes of tensors
             differ from those of the part.
@@ -114,7 +117,7 @@ def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> N
     kind, _, place = reference.partition(":")
     if kind == "nano":
         _fill(module, read_checkpoint(NANO_WEIGHTS / f"{place}.safetensors"))
-        return
+        return []
     if kind not in MAPS or not place:
         raise UserError(
             f"weights {reference!r} of part {part!r}: expected <map>:<place> with a map out of "
@@ -125,7 +128,14 @@ def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> N
         folder = local_place(single)
         check_config(module, folder, part, path or arguments_of(part))
         state = read_checkpoint(folder) | state
-    _fill(module, MAPS[kind](state, module))
+    mapped = MAPS[kind](state, module)
+    fresh = [
+        name
+        for name, tensor in module.state_dict().items()
+        if name in mapped and not tensor.is_meta and tensor.numel() and mapped[name].data_ptr() == tensor.data_ptr()
+    ]
+    _fill(module, mapped)
+    return fresh
 
 
 def places_of(place: str) -> list[str]:

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
+from lit_mm.checkpoints.origins import Origins
 from lit_mm.language.t5 import T5
+from lit_mm.run.stages import say_fresh
 from lit_mm.samples.batch import Texts
+from lit_mm.stages.parts import Parts
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.weights.blip2 import bert_to_connector, blip2_to_hf, blip2_to_lavis
 from lit_mm.weights.convert import load_strict
@@ -39,6 +43,29 @@ def test_text_branch_that_starts_from_bert_equals_bert() -> None:
         if ".query_ffn." in name:
             assert torch.equal(tensor, state[name.replace("query_ffn", "text_ffn")])
     assert torch.equal(state["qformer.words.weight"][30:], fresh["qformer.words.weight"][30:])
+
+
+def test_tensors_that_bert_does_not_have_are_named_and_their_parts_are_stored_in_checkpoints(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save_file({name: tensor.clone() for name, tensor in bert().state_dict().items()}, tmp_path / "bert.safetensors")
+    sizes = {"width": 24, "layers": 2, "heads": 3, "ffn_width": 40, "max_positions": 16}
+    weights = f"bert-connector:{tmp_path / 'bert.safetensors'}"
+    connector = qformer(8, 12, vocab_size=32, head=False, weights=weights, **sizes)
+    first = {name: tensor.clone() for name, tensor in connector.state_dict().items()}
+    origins = Origins(Parts(nn.ModuleDict({"connector": connector})))
+    origins.load()
+    assert origins.by_part == {"text_branch": weights}  # every parameter of it comes from BERT
+    assert origins.fresh.keys() == {"connector", "projection", "contrast", "matching"}
+    assert origins.fresh["projection"] == ["projection.weight", "projection.bias"]
+    names = [name for names in origins.fresh.values() for name in names]
+    state = connector.state_dict()
+    assert all(torch.equal(state[name], first[name]) for name in names)
+    assert {"norm.weight", "qformer.queries", "qformer.layers.0.cross.query.weight"} <= set(names)
+    assert not any("attention" in name or "ffn" in name for name in names)
+    say_fresh(origins.fresh)
+    line = "lit_mm: part 'matching': 2 tensors are not in its weights and start fresh: matching.head.weight, "
+    assert line in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("names", ["lavis", "hugging face"])
