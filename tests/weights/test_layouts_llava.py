@@ -16,7 +16,7 @@ from lit_mm.weights.layouts.sizes import require_vicuna
 from tests import hub
 
 
-def written(folder: Path, name: str, rows: int, added: dict[str, int]) -> Described:
+def language_of(folder: Path, name: str, rows: int, added: dict[str, int]) -> Described:
     folder.mkdir()
     (folder / "added_tokens.json").write_text(json.dumps(added))
     return Described(folder, {"_name_or_path": name, "vocab_size": rows}, {})
@@ -37,7 +37,7 @@ def written(folder: Path, name: str, rows: int, added: dict[str, int]) -> Descri
 def test_a_vicuna_of_another_version_is_refused(
     name: str, rows: int, added: dict[str, int], refused: str, tmp_path: Path
 ) -> None:
-    language = written(tmp_path / "language", name, rows, added)
+    language = language_of(tmp_path / "language", name, rows, added)
     for version in "01":
         if version == refused:
             with pytest.raises(UserError, match=f"is Vicuna version .* trained with version {version}"):

@@ -205,23 +205,23 @@ def draw(shape: tuple[int, ...]) -> Tensor:
 
 
 # --- outputs beside transformers ---------------------------------------------------------------------------------
-def caption_outputs(ours: Any, theirs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+def caption_outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Return the logits of both captioners at the supervised positions."""
     (pixels,) = batch.views.normalised()
-    expected = theirs(pixel_values=pixels, input_ids=batch.ids, attention_mask=torch.ones_like(batch.ids)).logits[0]
-    return ours.network.language.logits(ours.network(batch).hidden), expected[batch.supervised]
+    expected = reference(pixel_values=pixels, input_ids=batch.ids, attention_mask=torch.ones_like(batch.ids)).logits[0]
+    return module.network.language.logits(module.network(batch).hidden), expected[batch.supervised]
 
 
-def pair_outputs(ours: Any, theirs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+def pair_outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Return what both models compute for a pair: the two logits of the match, and the similarity."""
-    network = ours.network
+    network = module.network
     (pixels,) = batch.views.normalised()
     pair = network.encode(batch)
     ids = pair.texts.ids
     grounded = ids.index_fill(1, ids.new_zeros(1), network.grounded_id)
     mask = pair.texts.visible.long()
     expected = [
-        theirs(pixel_values=pixels, input_ids=ids_of, attention_mask=mask, use_itm_head=head).itm_score
+        reference(pixel_values=pixels, input_ids=ids_of, attention_mask=mask, use_itm_head=head).itm_score
         for ids_of, head in ((grounded, True), (ids, False))
     ]
     logits = network.match(pair.texts, pair.features)

@@ -209,19 +209,19 @@ def hf_rename(state: State, model: Config) -> State:
     return add_prefix(hf_to_blip2(state), "network")
 
 
-def pair_outputs(ours: Any, theirs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+def pair_outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Return what both models compute for a pair: the two logits of the match, and the similarity."""
-    network = ours.network
+    network = module.network
     (views,) = batch.views.groups
     features = network.connector.norm(network.vision(views))
     sims = network.connector.encode_image(features) @ network.connector.encode_text(batch.texts).T
     logits = network.connector.match(features, batch.texts)
     ids, mask = batch.texts.ids, batch.texts.mask.long()
-    if (token := theirs.config.image_token_index) is not None:  # placeholders stand before the text
-        queries = ids.new_full((len(ids), theirs.config.num_query_tokens), token)
+    if (token := reference.config.image_token_index) is not None:  # placeholders stand before the text
+        queries = ids.new_full((len(ids), reference.config.num_query_tokens), token)
         ids, mask = torch.cat([queries, ids], 1), torch.cat([torch.ones_like(queries), mask], 1)
     expected = [
-        theirs(pixel_values=views, input_ids=ids, attention_mask=mask, use_image_text_matching_head=head)
+        reference(pixel_values=views, input_ids=ids, attention_mask=mask, use_image_text_matching_head=head)
         for head in (True, False)
     ]
     return torch.cat([logits, sims.amax(1)], 1), torch.cat([output.logits_per_image for output in expected], 1)

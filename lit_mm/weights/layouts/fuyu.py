@@ -46,15 +46,15 @@ def model(described: Described) -> Config:
     }
 
 
-def outputs(ours: Any, theirs: Any, batch: Any) -> tuple[Tensor, Tensor]:
+def outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tensor]:
     """Return the logits at the supervised positions of both models; transformers' reads flat patches, not views."""
-    patch = theirs.config.patch_size
+    patch = reference.config.patch_size
     (views,) = batch.views.groups
     columns = F.unfold(views, patch, stride=patch)  # [V, 3 * P * P, N], channel by channel
     patches = columns.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)
-    ids = batch.ids.index_fill(1, batch.visual, theirs.config.image_token_id)
-    expected = theirs(input_ids=ids, pixel_values=patches, attention_mask=torch.ones_like(ids)).logits[0]
-    return ours.network.language.logits(ours.network(batch).hidden), expected[batch.supervised]
+    ids = batch.ids.index_fill(1, batch.visual, reference.config.image_token_id)
+    expected = reference(input_ids=ids, pixel_values=patches, attention_mask=torch.ones_like(ids)).logits[0]
+    return module.network.language.logits(module.network(batch).hidden), expected[batch.supervised]
 
 
 def pixels(processor: Any, image: Any, views: Tensor) -> Tensor:

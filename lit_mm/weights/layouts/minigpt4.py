@@ -28,13 +28,13 @@ def model(described: Described) -> Config:
         UserError: a part is missing, or the projection fits neither a Q-Former nor groups of patches.
     """
     _, inputs = described.stored[PROJECTION].shape
-    chosen = part(described, "language", LANGUAGE)
-    language = llama_part(chosen.config)
+    decoder = part(described, "language", LANGUAGE)
+    language = llama_part(decoder.config)
     vision = part(described, "vision", VISION_FILE).stored
     channels = vision["patch_embed.proj.weight"].shape[0]
     has_qformer = inputs % channels != 0
     if has_qformer:
-        require_vicuna(chosen, "0")
+        require_vicuna(decoder, "0")
         stored = part(described, "connector", QFORMER).stored
         if QUERIES not in stored or stored[QUERIES].shape[-1] != inputs:
             raise UserError(

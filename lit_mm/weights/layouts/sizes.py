@@ -241,13 +241,13 @@ def require_vicuna(language: Described, version: str) -> None:
         UserError: it is another version.
     """
     names = (str(language.config.get("_name_or_path", "")), language.folder.name)
-    found = next((match[1] for name in names if (match := VICUNA.search(name))), None)
+    actual = next((match[1] for name in names if (match := VICUNA.search(name))), None)
     rows = language.config.get("vocab_size")
-    if found is None and rows == VICUNA_0_ROWS and language.json("added_tokens.json").keys() <= {"[PAD]"}:
-        found = "0"
-    if found not in (None, version):
+    if actual is None and rows == VICUNA_0_ROWS and language.json("added_tokens.json").keys() <= {"[PAD]"}:
+        actual = "0"
+    if actual not in (None, version):
         raise UserError(
-            f"{str(language.folder)!r} is Vicuna version {found} by its name or its {rows} rows, and the checkpoint "
+            f"{str(language.folder)!r} is Vicuna version {actual} by its name or its {rows} rows, and the checkpoint "
             f"was trained with version {version}{SEPARATORS[version]}. Name that one with --with language=PLACE"
         )
 
