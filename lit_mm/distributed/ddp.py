@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from lit_mm.checkpoints import writing
 
@@ -12,10 +13,12 @@ from lit_mm.checkpoints import writing
 class DDP(DDPStrategy):
     """Lightning's DDP with our checkpoints: rank 0 writes them, and all ranks agree on whether that succeeded."""
 
-    def pre_configure_ddp(self) -> None:
-        """Switch off the broadcast of buffers, such as momentum copies, which every rank computes alike."""
-        super().pre_configure_ddp()
-        self._ddp_kwargs.setdefault("broadcast_buffers", False)
+    def configure_ddp(self) -> None:
+        """Switch off the broadcast of buffers before every forward: every rank computes momentum copies and queues alike."""
+        super().configure_ddp()
+        wrapped = self.model
+        assert isinstance(wrapped, DistributedDataParallel)
+        wrapped.broadcast_buffers = self._ddp_kwargs.get("broadcast_buffers", False)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         writing.publish(checkpoint, filepath, self.is_global_zero)
