@@ -311,13 +311,15 @@ def test_a_sweep_that_is_killed_and_resumed_ends_as_an_unbroken_one(folder: Path
     environment = os.environ | {"PYTHONPATH": str(ROOT), "LIT_MM_ALLOW": "tests"}
     worker = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
     sweep = Path("runs/sweeps/rates")
-    deadline = time.monotonic() + 300
-    while not (trial_folder(sweep, 1) / "metrics.csv").exists():
-        assert worker.poll() is None and time.monotonic() < deadline
+    deadline = time.monotonic() + 900
+    begun = trial_folder(sweep, 1) / "metrics.csv"
+    while not begun.exists() and worker.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    os.killpg(worker.pid, signal.SIGKILL)  # the worker; the command of its trial is another group
-    worker.wait()
-    resumed = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=500)
+    if worker.poll() is None:
+        os.killpg(worker.pid, signal.SIGKILL)  # the worker; the command of its trial is another group
+        worker.wait()
+    assert begun.exists()
+    resumed = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=1500)
     assert resumed.returncode == 0, resumed.stderr
     assert "trial 1 of 4" in resumed.stdout and "trial 0 of 4" not in resumed.stdout
     rows = (sweep / "ranking.csv").read_text().splitlines()
