@@ -14,7 +14,7 @@ class DDP(DDPStrategy):
     """Lightning's DDP with our checkpoints: rank 0 writes them, and all ranks agree on whether that succeeded."""
 
     def configure_ddp(self) -> None:
-        """Switch off the broadcast of buffers before every forward: all ranks compute queues and momentum copies alike."""
+        """Switch off the broadcast of buffers before every forward; all ranks compute queues and copies alike."""
         super().configure_ddp()
         wrapped = self.model
         assert isinstance(wrapped, DistributedDataParallel)
