@@ -303,7 +303,16 @@ PARTS = {
         {"vision_width": 10, "language_width": 10, "group": 4, "norm_eps": 0.5, "start": 0.3},
     ),
     InstructBlipPrompt: Case(
-        of_prompt, {}, {"first": "<s>", "writes_target": True, "max_instruction": 4, "max_response": 5}
+        of_prompt,
+        {},
+        {
+            "first": "<s>",
+            "writes_target": True,
+            "max_instruction": 4,
+            "max_response": 5,
+            "question": "Question: {question} Answer:",
+            "end": "!",
+        },
     ),
     MiniGPT4Prompt: Case(
         of_prompt,
