@@ -22,10 +22,10 @@ import yaml
 from torch import Tensor
 
 from lit_mm.cli import main
+from lit_mm.commands import examinations
 from lit_mm.commands.trained import open_model
 from lit_mm.documents.document import Document
-from lit_mm.evaluation import examiners
-from lit_mm.evaluation.examiners import Examination
+from lit_mm.documents.examination import Examination
 from lit_mm.language.llama import Llama
 from lit_mm.module import MultimodalModule
 from lit_mm.weights.cogvlm import cogvlm_to_llama, llama_to_cogvlm
@@ -134,13 +134,13 @@ def test_evaluate_asks_the_averages_that_the_next_stage_starts_from(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connectors: list[dict[str, Tensor]] = []
-    examine = examiners.examine
+    examine = examinations.examine_stored
 
-    def watched(module: MultimodalModule, documents: Sequence[Document], **options: Any) -> Examination:
+    def watched(module: MultimodalModule, documents: Sequence[Document], *rest: Any, **options: Any) -> Examination:
         connectors.append({name: tensor.clone() for name, tensor in module.parts()["connector"].items()})
-        return examine(module, documents, **options)
+        return examine(module, documents, *rest, **options)
 
-    monkeypatch.setattr(examiners, "examine", watched)
+    monkeypatch.setattr(examinations, "examine_stored", watched)
     monkeypatch.chdir(place)
     checkpoint = str(place / "runs/fresh/checkpoints" / ALIGNED)
     asked = ("--averaged", "--data", "{format: llava, path: train.json}", "--documents", "1")
