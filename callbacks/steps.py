@@ -32,6 +32,7 @@ class Step:
         loss: weighted sum of the stage's objectives over all ranks and micro-batches.
         tokens: number of useful tokens over all ranks.
         seconds: duration with the wait for data (except for the first step of a launch), without the work of observers.
+            On a GPU it ends when the figures of the step before have arrived, so sums over steps are exact.
         learning_rates: part -> learning rate of this step; 0 for a frozen part.
         stop: True if an observer on any rank wants the run to end here; all ranks have the same value.
         losses: objective of the stage -> loss without its weight.
@@ -56,7 +57,7 @@ class Step:
     last_samples: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Measured:
     """A step whose sums are on their way from the device.
 
@@ -66,6 +67,7 @@ class Measured:
         shares: number of host sums and of device sums of every observer.
         sums: sums over micro-batches and ranks, in memory of the host; they are valid when `event` has happened.
         event: event of the copy from the device; None for sums that were computed on the host.
+        seconds: duration of the step.
     """
 
     step: Step
@@ -73,6 +75,7 @@ class Measured:
     shares: tuple[tuple[int, int], ...]
     sums: Tensor
     event: torch.cuda.Event | None
+    seconds: float = 0.0
 
     def read(self) -> list[float]:
         """Return the sums; waits for the device if they have not arrived."""
@@ -216,19 +219,20 @@ class StepObserver(L.Callback):
         now = not reads_late(trainer) or self._must_read(trainer, pl_module)
         self._finished = trainer.global_step
         self._begin_step()
-        earlier, self._unread = self._unread, None
-        stops = False
-        if earlier is not None:
-            sums = earlier.read()
-            stops, ends = wishes_of(sums)
-            trainer.should_stop = ends
-            self._report(trainer, pl_module, earlier, sums, stop=False)
-        if now or stops or trainer.should_stop:
-            sums = measured.read()
-            stop, ends = wishes_of(sums)
-            trainer.should_stop = trainer.should_stop or ends
-            self._report(trainer, pl_module, measured, sums, stop=stop or stops)
-        else:
+        stop = False
+        reports: list[tuple[Measured, list[float]]] = []
+        if self._unread is not None:
+            reports.append((self._unread, self._unread.read()))
+            stop, trainer.should_stop = wishes_of(reports[0][1])
+            self._unread = None
+        if now or stop or trainer.should_stop:
+            reports.append((measured, measured.read()))
+            wish, end = wishes_of(reports[-1][1])
+            stop, trainer.should_stop = stop or wish, trainer.should_stop or end
+        measured.seconds = time.perf_counter() - self._since  # with the waits for the device
+        for each, sums in reports:
+            self._report(trainer, pl_module, each, sums, stop=stop and each is measured)
+        if not reports or reports[-1][0] is not measured:
             self._unread = measured
         self._since = time.perf_counter()
 
@@ -269,7 +273,7 @@ class StepObserver(L.Callback):
             stage=module.current_stage.name,
             loss=math.nan,
             tokens=0,
-            seconds=time.perf_counter() - self._since,
+            seconds=math.nan,
             learning_rates=self._rates or {},
             logged=dict(trainer.logged_metrics),
             last_samples=tuple(batch.sample_ids),
@@ -289,11 +293,12 @@ class StepObserver(L.Callback):
         for observer, (host, device) in zip(observers(trainer), measured.shares, strict=True):
             of_observer = [*numbers[:host], *tensors[:device]]
             numbers, tensors = numbers[host:], tensors[device:]
-            figures |= observer.figures_of_step(trainer, of_observer, measured.step.seconds)
+            figures |= observer.figures_of_step(trainer, of_observer, measured.seconds)
         step = replace(
             measured.step,
             loss=loss,
             tokens=int(tokens),
+            seconds=measured.seconds,
             stop=stop,
             losses=dict(zip(measured.objectives, losses, strict=True)),
             samples=digest_of_limbs(limbs),

@@ -88,6 +88,23 @@ def test_the_table_has_the_rows_of_a_run_that_reads_at_once(recipe: Any, monkeyp
     assert tables[0] == tables[1] and len(tables[0]) == 7
 
 
+def test_the_wait_for_the_device_counts_as_time_of_a_step(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seconds, read = [1.0], [], Measured.read
+
+    class Seconds(Spy):
+        def on_step_end(self, trainer: L.Trainer, module: Any, step: Step) -> None:
+            seconds.append(step.seconds)
+
+    def slow(measured: Measured) -> list[float]:
+        clock[0] += 1
+        return read(measured)
+
+    monkeypatch.setattr(Measured, "read", slow)
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: clock[0])
+    recipe.run(recipe.module(), [Seconds(99)])
+    assert seconds == [0, 1, 1, 2, 0, 1, 2]  # the last step of a stage waits for the one before and for itself
+
+
 def test_a_wish_to_stop_is_met_at_once_on_one_rank(recipe: Any) -> None:
     spy = Spy(99, last=2)
     recipe.run(recipe.module(), [spy])
