@@ -115,7 +115,7 @@ def recall_table(runs: Path, families: list[str]) -> str:
         [family, *(f"{each['accuracy']['skills'][n]:.1%} ({each['blind']['skills'][n]:.1%})" for n in names)]
         for family, each in asked.items()
     ]
-    return markdown(["recipe", *names], rows)
+    return markdown(["recipe", *names], rows) if rows else ""
 
 
 def skills_table(runs: Path, families: list[str]) -> str:
@@ -187,6 +187,8 @@ def main() -> None:
     if options.small_text:
         tables["small text"] = small_text_table(options.runs, finished, options.small_text)
     for name, text in tables.items():
+        if not text:
+            continue
         print(text, end="\n\n")
         if options.write:
             write(options.write, name, text)

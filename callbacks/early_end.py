@@ -7,7 +7,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
 
 from lit_mm.callbacks.examination import Examination
 from lit_mm.callbacks.steps import Step, StepObserver, callbacks_of
@@ -68,9 +68,10 @@ class EarlyEnd(StepObserver):
                 )
 
     def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
-        """True if a callback of Lightning's or of a user may read the metrics of the step."""
+        """True if a callback of Lightning's or of a user may save the model or read the metrics of the step."""
         callbacks = callbacks_of(trainer)
-        return bool(monitors(callbacks)) or any(map(may_log, callbacks))
+        acting = (EarlyStopping, ModelCheckpoint, LambdaCallback)
+        return any(isinstance(callback, acting) or may_log(callback) for callback in callbacks)
 
     def on_step_end(self, trainer: L.Trainer, module: MultimodalModule, step: Step) -> None:
         self.publish(

@@ -26,8 +26,9 @@ class Interruption(StepObserver):
 
     It does so inside of a `with` block. Under nohup, which ignores SIGHUP, it stays ignored.
 
-    While a stage trains, a signal on any rank ends the run after the current optimizer step: the reduction of that step
-    informs all ranks, which save one checkpoint of the step and raise `Interrupted`. At the last step of a stage, also
+    While a stage trains, a signal on any rank ends the run after the current optimizer step, or on several GPUs after
+    the next: the reduction of the step informs all ranks, which save one checkpoint and raise `Interrupted`. At the
+    last step of a stage, also
     of one that a callback ends there, the end of the stage saves and examines first. Outside training there is nothing
     to save, and the process ends at once.
     A second Ctrl+C ends the process at once, without saving.
@@ -87,7 +88,7 @@ class Interruption(StepObserver):
             raise Interrupted(self.received, "outside training", self.rank)
         if not again and (self.rank == 0 or received != signal.SIGINT):
             more = " (Ctrl+C again stops at once, without saving)" if received == signal.SIGINT else ""
-            say(f"lit_mm: rank {self.rank} received {received.name}: saving when this step is over, then ending{more}")
+            say(f"lit_mm: rank {self.rank} received {received.name}: saving at the end of a step, then ending{more}")
 
     # --- ends of runs ----------------------------------------------------------------------------------------------
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:

@@ -32,7 +32,8 @@ class Step:
         loss: weighted sum of the stage's objectives over all ranks and micro-batches.
         tokens: number of useful tokens over all ranks.
         seconds: duration with the wait for data (except for the first step of a launch), without the work of observers.
-            On a GPU it ends when the figures of the step before have arrived, so sums over steps are exact.
+            On a GPU it ends when the figures of the step before have arrived: sums over steps are exact, and the time
+            of a single step may stand in the row behind it.
         learning_rates: part -> learning rate of this step; 0 for a frozen part.
         stop: True if an observer on any rank wants the run to end here; all ranks have the same value.
         losses: objective of the stage -> loss without its weight.
@@ -182,7 +183,7 @@ class StepObserver(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: MultimodalModule) -> None:
         self._first = observers(trainer)[0] is self
         self._parts = pl_module.base_parts()
-        self._finished = trainer.global_step
+        self._finished = self._start = trainer.global_step
         self._since: float | None = None
         self._unread: Measured | None = None
         self._begin_step()
@@ -246,6 +247,8 @@ class StepObserver(L.Callback):
     def _must_read(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
         """True if the step that has just ended cannot be read later: the same answer on all ranks."""
         if trainer.world_size == 1 and (self._ended or any(each.wants_to_stop() for each in observers(trainer))):
+            return True
+        if self._finished == self._start:  # its time is left out of averages, so it must not reach the second row
             return True
         last = trainer.global_step >= module.total_steps
         return last or any(observer.due(trainer, module) for observer in observers(trainer))

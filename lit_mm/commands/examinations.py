@@ -154,13 +154,14 @@ def measurement_of(
         images: names of the documents' images.
         examination: predictions on the documents.
     """
-    image_of = {document.id: image for document, image in zip(documents, images, strict=True)}
+    image_of = {(page.source, page.id): image for page, image in zip(documents, images, strict=True)}
     scores: dict[str, float] = {}
     groups: dict[str, str] = {}
     for prediction in examination.predictions:
         document = prediction.document
-        question = json.dumps([document.id, image_of[document.id], document.skill, document.question, document.answer])
-        scores[question], groups[question] = float(prediction.correct), image_of[document.id]
+        image = image_of[document.source, document.id]
+        question = json.dumps([document.id, image, document.skill, document.question, document.answer])
+        scores[question], groups[question] = float(prediction.correct), image
     interval = bootstrap_interval(list(scores.values()), list(groups.values()))
     return Measurement(
         metric=measure_of(module),

@@ -140,7 +140,7 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
 
     from lit_mm.checkpoints import reading
     from lit_mm.checkpoints.before import translate_config
-    from lit_mm.commands.conversions.conversion import conversion_of
+    from lit_mm.commands.conversions.conversion import conversion_of, is_layout_of
     from lit_mm.commands.export_files import check_parts, write_output
     from lit_mm.commands.export_output import other_layout, published_files, same_layout
     from lit_mm.commands.export_peft import write_adapter
@@ -157,7 +157,10 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     model, weights = recipe["model"], RunWeights(checkpoint, module)
     source = imported_run(path.parents[1])
     record = None if source is None else json.loads((source / "published.json").read_text())
-    same = record is not None and record["layout"].endswith(f"/{file_format}")
+    stages = {stage.name: stage for stage in reversed(cli.stages)}
+    stage = stages.get(checkpoint.manifest["stage"]) or cli.stages[0]  # an import is no stage of its recipe
+    family, objectives = family_of(module), module.weights_of_objectives(stage)
+    same = record is not None and is_layout_of(record["layout"], family, file_format, objectives)
     if parts and (same or file_format == "peft"):
         raise UserError("--with: the published files that this export needs are kept beside the import. Leave it out")
     if file_format == "peft":
@@ -165,11 +168,14 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     if source is not None and record is not None and same:
         output = same_layout(source, record, model, weights)
     else:
-        stages = {stage.name: stage for stage in reversed(cli.stages)}
-        stage = stages.get(checkpoint.manifest["stage"]) or cli.stages[0]  # an import is no stage of its recipe
-        conversion = conversion_of(family_of(module), file_format, module.weights_of_objectives(stage))
+        conversion = conversion_of(family, file_format, objectives)
         files = conversion.files(module)
-        published = published_files({part for part, _ in files.outside.values()}, source, model, parts)
+        needed = {part for part, _ in files.outside.values()}
+        if unread := sorted(parts.keys() - needed):
+            raise UserError(
+                f"--with {unread[0]}=...: files of {conversion.layout} need nothing from there. Leave it out"
+            )
+        published = published_files(needed, source, model, parts)
         output = other_layout(conversion.layout, files, model, weights, published)
     left_out = check_parts(output, source)
     return [*write_output(output, folder, memory), *left_out]

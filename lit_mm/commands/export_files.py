@@ -84,13 +84,13 @@ def check_parts(output: Output, source: Path | None) -> list[str]:
         if output.is_other and output.absent(name):
             left_out.add(part_of(output.weights.module, name))
             continue
-        if output.weights.is_frozen(name):
+        if output.weights.is_frozen(name) and name not in output.weights.adapter_of:
             continue
         start = None
         if imported is not None and name in imported.manifest["weights"]:
             start = imported.weight(name)
         value = output.weights.weight(name)
-        if start is None or not torch.equal(value.to(start.dtype), start):
+        if start is None or not torch.equal(value, start.to(value.dtype)):
             if output.absent(name):
                 left_out.add(part_of(output.weights.module, name))
                 continue

@@ -210,6 +210,18 @@ def with_rows(table: Tensor, rows: int | None) -> Tensor:
     return torch.cat([table, mean.expand(rows - len(table), -1)])
 
 
+def with_old_rope_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Repeat the numbers of the rotary positions where programs before transformers 5 read them.
+
+    Args:
+        config: config of a language model, or of a multimodal model around one, as transformers 5 writes it.
+    """
+    rope = config.get("rope_parameters") or {}
+    numbers = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if rope.get(key) is not None}
+    text = {"text_config": with_old_rope_keys(config["text_config"])} if "text_config" in config else {}
+    return {**config, **numbers, **text}
+
+
 def write_texts(folder: Path, files: Files, tokenizer: str) -> None:
     """Write configs and tokenizer of a layout to a new folder.
 
@@ -220,12 +232,15 @@ def write_texts(folder: Path, files: Files, tokenizer: str) -> None:
     """
     folder.mkdir(parents=True)
     writes_bos = save_tokenizer(tokenizer, folder, files.token)
-    (folder / "config.json").write_text(json.dumps(files.config, indent=1) + "\n")
+    (folder / "config.json").write_text(json.dumps(with_old_rope_keys(files.config), indent=1) + "\n")
     for name, reference in files.tokenizers.items():
         (folder / name).mkdir()
         save_tokenizer(reference, folder / name)
     for name, text in files.texts.items():
         (folder / name).write_text(text)
+    own_template = load_tokenizer(tokenizer).chat_template
+    if files.chat is None and own_template is not None:
+        (folder / "chat_template.jinja").write_text(own_template)
     if files.chat is not None:
         (folder / "chat_template.jinja").write_text(
             files.chat("" if writes_bos else load_tokenizer(tokenizer).bos or "")

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.contents import kept_tensors
-from lit_mm.commands.proof import prove, summary
+from lit_mm.commands.proof import class_of, prove, summary
 from lit_mm.commands.published import WRAPPER, Published, rename_of
 from lit_mm.commands.run_weights import RunWeights
 from lit_mm.errors import UserError
 from lit_mm.layers.adapters import NAME
 from lit_mm.stages.adapter import Adapter
-from lit_mm.weights.layouts.layout import all_layouts
+from lit_mm.weights.layouts.layout import Layout, all_layouts
 from lit_mm.weights.provenance import Group, elements_of, plan
 from lit_mm.weights.stream import Stored, write
 
@@ -57,7 +57,8 @@ def write_adapter(
             "an adapter of peft stands on a checkpoint that transformers opens, and this run does not start from one. "
             "Export it merged: --format hf"
         )
-    base = Path(record["place"])
+    place = Path(record["place"])
+    base = place.parent if place.is_file() else place
     if not base.is_dir():
         raise UserError(f"the adapter stands on {str(base)!r}, which is not there any more. Put it back")
     settings = settings_of(weights)
@@ -67,7 +68,7 @@ def write_adapter(
     group_of = {target: group for group in groups for target in group.targets}
     tensors = branches(weights, group_of)
     targets = sorted({name.partition(".lora_")[0].removeprefix(WRAPPER) for name in tensors})
-    trained = changed(weights, source, group_of)
+    trained = changed(weights, source, layouts[record["layout"]], group_of)
     owners = sorted({owner_of(name, modules) for name in trained})
     tensors |= {f"{WRAPPER}{name}": tensor for name, tensor in trained.items()}
     for owner in owners:  # peft keeps all tensors of such a layer
@@ -116,10 +117,11 @@ def settings_of(weights: RunWeights) -> Adapter:
 
 def modules_of(base: Path) -> nn.Module:
     """Build transformers' model of a published checkpoint without weights."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoConfig
 
+    config = AutoConfig.from_pretrained(base)
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base))
+        return class_of(config)(config)
 
 
 def branches(weights: RunWeights, group_of: Mapping[str, Group]) -> dict[str, Tensor]:
@@ -146,8 +148,9 @@ def branches(weights: RunWeights, group_of: Mapping[str, Group]) -> dict[str, Te
     return tensors
 
 
-def changed(weights: RunWeights, source: Path, group_of: Mapping[str, Group]) -> dict[str, Tensor]:
-    """Return the tensors of transformers' model that the run has trained whole.
+def changed(weights: RunWeights, source: Path, layout: Layout, group_of: Mapping[str, Group]) -> dict[str, Tensor]:
+    """Return the tensors of transformers' model that the run has trained whole. Tensors that the layout never holds,
+    such as momentum copies, are left out.
 
     Raises:
         UserError: a trained tensor is not one of transformers' model.
@@ -156,13 +159,16 @@ def changed(weights: RunWeights, source: Path, group_of: Mapping[str, Group]) ->
     tensors: dict[str, Tensor] = {}
     for name, _ in kept_tensors(weights.module):
         value, start = weights.weight(name, merge=False), imported.weight(name)
-        if torch.equal(value.to(start.dtype), start):
+        if torch.equal(value, start.to(value.dtype)):
             continue
-        group = group_of[name]
-        if not group.renames:
+        group = group_of.get(name)
+        if group is None and layout.start(name) is not None:
+            continue
+        if group is None or not group.renames:
+            sources = ", ".join(group.sources) if group is not None else "nothing"
             raise UserError(
-                f"the run has trained {name!r} whole, which transformers has as {', '.join(group.sources)}; peft keeps "
-                "whole layers alone. Export the run merged: --format hf"
+                f"the run has trained {name!r} whole, which transformers has as {sources}; peft keeps whole layers "
+                "alone. Export the run merged: --format hf"
             )
         tensors[group.sources[0]] = value
     return tensors

@@ -16,7 +16,7 @@ import yaml
 from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 
 from lit_mm.commands.proof_ids import compare_ids
 from lit_mm.commands.published import Published, build
@@ -90,8 +90,8 @@ def prove(
     if not published.layout.in_transformers:
         return figures | {"against": "none: every tensor is placed once, with the shape that config.json says"}
     if published.layout.outputs is None:
-        config, pictures = AutoConfig.from_pretrained(published.place), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
-        figures["token_ids"] = compare_ids(published.module, config, published.place, pictures, QUESTION)
+        config, pictures = AutoConfig.from_pretrained(published.folder), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
+        figures["token_ids"] = compare_ids(published.module, config, published.folder, pictures, QUESTION)
     sizes, key = layers_of(published.recipe)
     total = sizes[key]
     some = sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})
@@ -174,16 +174,20 @@ def as_float(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+def class_of(config: PretrainedConfig) -> type[PreTrainedModel]:
+    """Return transformers' class of a checkpoint: the one that its config names, or the one that writes text."""
+    (name,) = config.architectures or [AutoModelForImageTextToText._model_mapping[type(config)].__name__]
+    return resolve_name(f"transformers:{name}")
+
+
 def model_of_transformers(published: Published, layers: list[int]) -> nn.Module:
     """Build transformers' model with some decoder layers, filled from the published files."""
-    config = AutoConfig.from_pretrained(published.place)
+    config = AutoConfig.from_pretrained(published.folder)
     config.text_config.num_hidden_layers = len(layers)
     files = published.files[""]
     names = {name: renumbered(THEIRS, layers, name) for name in files}
     state = {new: files[name].float() for name, new in names.items() if new is not None}
-    (name,) = config.architectures or [AutoModelForImageTextToText._model_mapping[type(config)].__name__]
-    family = resolve_name(f"transformers:{name}")
-    return family.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
+    return class_of(config).from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
 
 
 @torch.inference_mode()
@@ -238,9 +242,9 @@ def pixel_difference(views: Tensor, picture: Drawing, published: Published) -> f
     """
     from transformers import AutoImageProcessor
 
-    if "image_processor_type" not in read_json(published.place, "preprocessor_config.json"):
+    if "image_processor_type" not in read_json(published.folder, "preprocessor_config.json"):
         return None
-    processor = AutoImageProcessor.from_pretrained(published.place)
+    processor = AutoImageProcessor.from_pretrained(published.folder)
     if published.layout.pixels is not None:
         pixels = published.layout.pixels(processor, picture.read(), views)
     else:

@@ -70,6 +70,11 @@ class Published:
     copies: Mapping[str, str]
     fresh: Mapping[str, Start]
 
+    @property
+    def folder(self) -> Path:
+        """Folder of the checkpoint's config.json and processor."""
+        return self.place if self.place.is_dir() else self.place.parent
+
     @cached_property
     def fresh_stored(self) -> dict[str, Stored]:
         """Dtype and shape of the tensors of the model that no file holds, by name."""

@@ -24,7 +24,8 @@ def check_stage_sources(stage: Stage, data: StreamDataModule) -> None:
     for key, inputs in changes.items():
         if inputs is not None and inputs.by_source:
             names = data.source_names()
-            _refuse(sorted(inputs.by_source.keys() - set(names)), names, f"stages.{stage.name}.{key}.by_source")
+            unknown = inputs.by_source.keys() - set(names) - set(benchmark_names())
+            _refuse(sorted(unknown), names, f"stages.{stage.name}.{key}.by_source")
 
 
 def check_model_sources(

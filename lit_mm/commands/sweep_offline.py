@@ -71,7 +71,7 @@ def run_offline(
     if failures == MOST_FAILURES:
         output = trial_folder(folder, last) / OUTPUT
         raise UserError(
-            f"{MOST_FAILURES} trials in a row failed. The last lines of {str(output)!r}:\n{tail_of(output)}"
+            f"{MOST_FAILURES} runs of trials in a row failed. The last lines of {str(output)!r}:\n{tail_of(output)}"
         )
 
 
@@ -95,8 +95,8 @@ def next_trial(search: Search, folder: Path, retries: int = 0) -> Iterator[Trial
     while True:
         trials = [trial for trial in search.trials() if trial.number not in skipped]
         lost = (trial for trial in trials if trial.state == "running")
-        failed = (trial for trial in trials if trial.state == "failed" and may_be_retried(trial, retries))
-        trial = next(lost, None) or search.ask() or next(failed, None)
+        failed = [trial for trial in trials if trial.state == "failed" and may_be_retried(trial, retries)]
+        trial = next(lost, None) or search.ask() or min(failed, key=lambda trial: trial.failures, default=None)
         if trial is None:
             yield None
             return
@@ -262,9 +262,10 @@ def write_report(search: Search, folder: Path) -> str:
             f"trial {trial.number} failed{times} ({trial.error or 'unknown reason'}); its output is in "
             f"{trial_folder(folder, trial.number) / OUTPUT}"
         )
-    if failed:
-        retries = max(trial.failures for trial in failed)
+    if retries := max((trial.failures for trial in failed), default=0):
         notes.append(f"failed trials have no rank; the same command with --retry {retries} runs them again")
+    elif failed:
+        notes.append("failed trials have no rank, and those of an earlier version of lit_mm are not run again")
     rows = [_row(folder, rank, trial, metric.name) for rank, trial in enumerate(best_first, start=1)]
     if not rows:
         return "\n".join([f"no trial of {search.specification.name} has a figure yet", *notes])

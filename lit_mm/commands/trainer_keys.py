@@ -50,8 +50,8 @@ ARGUMENTS = (
     TrainerKey(
         "max_time",
         "means",
-        "The time of a launch. When it is over, the step that is being computed is saved and the command ends with "
-        "exit code 75; the same command goes on.",
+        "The time of a launch. When it is over, the step that is being computed (on several GPUs the next) is saved "
+        "and the command ends with exit code 75; the same command goes on.",
     ),
     TrainerKey("limit_train_batches", "refused", "The length of a stage is `stages.NAME.max_steps`."),
     TrainerKey("limit_val_batches", "refused", "The number of held-out documents is `examine_documents`."),

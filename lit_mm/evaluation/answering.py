@@ -378,7 +378,7 @@ def digest_of_asking(
         "pixels": repr(processor.normalise),
         "batch_size": batch_size,
         "seed": seed,
-        "blind": blind,
+        "blind": "by content" if blind else False,  # equal images of two rows are one picture
     }
     return digest_of_layouts(facts, processor, documents_of(questions, procedure, source))
 

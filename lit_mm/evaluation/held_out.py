@@ -80,14 +80,17 @@ def _examined_at_once(
     def lines() -> dict[str, str]:
         predictions = examiner(module, documents, blind=blind, batch_size=batch_size).predictions
         entries = [
-            (entry.document.id, entry.document.skill, entry.answer, bool(entry.correct)) for entry in predictions
+            (entry.document.source, entry.document.id, entry.document.skill, entry.answer, bool(entry.correct))
+            for entry in predictions
         ]
         return {WHOLE: json.dumps(entries, ensure_ascii=False)}
 
-    by_id = {document.id: document for document in (without_sight(documents) if blind else documents)}
+    pages = without_sight(documents) if blind else documents
+    by_id = {(document.source, document.id): document for document in pages}
     entries: list[list[Any]] = json.loads(answer_at_once(open_answers(folder), (WHOLE,), lines)[WHOLE])
     predictions = tuple(
-        Prediction(replace(by_id[id], skill=skill), answer, correct) for id, skill, answer, correct in entries
+        Prediction(replace(by_id[source, number], skill=skill), answer, correct)
+        for source, number, skill, answer, correct in entries
     )
     return Examination(score(predictions), predictions)
 
@@ -112,6 +115,7 @@ def digest_of_examination(
         "version": VERSION,
         "family": family_of(module),
         "measure": measure_of(module),
+        "keys": ["source", "id"],  # of a stored prediction
         "weights": weights,
         "images": list(images),
         "answers": [document.answer for document in documents],

@@ -109,7 +109,7 @@ class ChatPrompt:
 
     def jinja(self, bos: str = "") -> str:
         """Return the template as transformers reads it, see `lit_mm.prompts.vicuna.chat_template`."""
-        return chat_template(self.template, PLACEHOLDER, bos)
+        return chat_template(self.template, PLACEHOLDER, bos if self.bos else "")
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`.

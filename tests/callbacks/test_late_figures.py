@@ -48,9 +48,9 @@ class Spy(StepObserver):
 @pytest.mark.parametrize(
     ("every", "reports"),
     [
-        # the last steps of the stages, 4 and 7, are read at once
-        (99, [(1, 2), (2, 3), (3, 4), (4, 4), (5, 6), (6, 7), (7, 7)]),
-        (2, [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6), (7, 7)]),
+        # the first and the last steps of the stages, 1 and 4, 5 and 7, are read at once
+        (99, [(1, 1), (2, 3), (3, 4), (4, 4), (5, 5), (6, 7), (7, 7)]),
+        (2, [(1, 1), (2, 2), (3, 4), (4, 4), (5, 5), (6, 6), (7, 7)]),
         (1, [(step, step) for step in range(1, 8)]),
     ],
 )
@@ -72,7 +72,8 @@ def test_numbers_are_read_behind_the_next_step(recipe: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(Measured, "read", noted)
     recipe.run(recipe.module(), [spy])
-    assert reads == [(1, 2), (2, 3), (3, 3), (4, 3), (5, 6), (6, 6), (7, 6)]  # at the ends nobody is asked
+    # at the begins and ends of stages nobody is asked
+    assert reads == [(1, 0), (2, 3), (3, 3), (4, 3), (5, 3), (6, 6), (7, 6)]
 
 
 def test_the_table_has_the_rows_of_a_run_that_reads_at_once(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +103,13 @@ def test_the_wait_for_the_device_counts_as_time_of_a_step(recipe: Any, monkeypat
     monkeypatch.setattr(Measured, "read", slow)
     monkeypatch.setattr(steps.time, "perf_counter", lambda: clock[0])
     recipe.run(recipe.module(), [Seconds(99)])
-    assert seconds == [0, 1, 1, 2, 0, 1, 2]  # the last step of a stage waits for the one before and for itself
+    assert seconds == [1, 0, 1, 2, 1, 0, 2]  # the last step of a stage waits for the one before and for itself
 
 
 def test_a_wish_to_stop_is_met_at_once_on_one_rank(recipe: Any) -> None:
     spy = Spy(99, last=2)
     recipe.run(recipe.module(), [spy])
-    assert spy.reports[:2] == [(1, 2, False), (2, 2, True)]
+    assert spy.reports[:3] == [(1, 1, False), (2, 3, False), (3, 3, True)]
 
 
 def test_a_callback_that_ends_the_stage_ends_it_at_its_step(recipe: Any) -> None:

@@ -15,10 +15,12 @@ from peft import PeftModel
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
-from lit_mm.commands.conversions.conversion import all_conversions, conversion_of
+from lit_mm.commands.conversions.conversion import all_conversions, conversion_of, is_layout_of
+from lit_mm.commands.export_output import with_old_rope_keys
 from lit_mm.commands.published import Published
 from lit_mm.commands.trained import open_model
 from lit_mm.module import family_of
+from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.weights.convert import read_checkpoint
 from lit_mm.weights.layouts.layout import all_layouts
 from tests import hub
@@ -249,6 +251,36 @@ def test_every_conversion_is_in_the_table_of_the_docs() -> None:
         rows.append(f"| {conversion.family.rpartition('.')[2]} | {conversion.layout} | read again{beside} |")
     table = "\n".join(rows)
     assert table in (ROOT / "docs/checkpoints.md").read_text(), f"docs/checkpoints.md needs this table:\n{table}"
+
+
+@pytest.mark.parametrize(
+    ("layout", "objectives", "holds"),
+    [
+        ("blip/hf", {"lm": 1.0}, True),
+        ("blip/hf", {"itc_finetune": 1.0, "itm_finetune": 1.0}, False),
+        ("blip_retrieval/hf", {"itc_finetune": 1.0, "itm_finetune": 1.0}, True),
+        ("blip2_retrieval/hf", {"next_token": 1.0}, False),
+        ("blip2/hf", {"next_token": 1.0}, True),
+        ("blip2/authors", {"next_token": 1.0}, False),  # of another format
+    ],
+)
+def test_a_run_keeps_its_layout_if_that_holds_what_its_stage_trained(
+    layout: str, objectives: dict[str, float], holds: bool
+) -> None:
+    family = "lit_mm.families.Blip2" if layout.startswith("blip2") else "lit_mm.families.Blip"
+    assert is_layout_of(layout, family, "hf", objectives) is holds
+
+
+def test_the_base_of_rotary_positions_is_where_older_programs_read_it() -> None:
+    rope = {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    assert with_old_rope_keys(rope) == rope | {"rope_theta": 1e6}
+    assert with_old_rope_keys({"text_config": rope})["text_config"]["rope_theta"] == 1e6
+    assert with_old_rope_keys({"hidden_size": 4}) == {"hidden_size": 4}
+
+
+def test_a_prompt_without_bos_is_exported_without_it() -> None:
+    assert ChatPrompt(bos=False).jinja("<s>") == ChatPrompt(bos=False).jinja()
+    assert ChatPrompt().jinja("<s>") != ChatPrompt().jinja()
 
 
 def test_what_a_layout_cannot_hold_is_refused_with_the_reason(command: Callable, tmp_path: Path) -> None:  # noqa: F811

@@ -115,6 +115,13 @@ def test_the_proof_beside_transformers_is_kept(command, tmp_path, write, words, 
     assert "proof: " in output and "logits differ by" in output and "token ids equal (text, one" in output
 
 
+def test_a_single_file_is_proved_beside_transformers_by_the_configs_beside_it(command, tmp_path) -> None:
+    folder = hub.hf_llava(tmp_path / "hub")
+    (file,) = folder.glob("*.safetensors")
+    code, output, error = command("import", file, "--to", "run")
+    assert code == 0 and "logits differ by" in output, error
+
+
 def test_a_proof_that_fails_says_so(command, tmp_path, monkeypatch) -> None:
     folder = hub.hf_next(tmp_path / "hub")
     monkeypatch.setattr(

@@ -82,6 +82,21 @@ def all_conversions() -> list[Conversion]:
     return [conversion for module in families() for conversion in vars(module).get("CONVERSIONS", ())]
 
 
+def is_layout_of(layout: str, family: str, file_format: str, objectives: Collection[str]) -> bool:
+    """Return True if a layout is of a format and can hold what a stage has trained.
+
+    Args:
+        layout: name of the layout.
+        family: import path of the family's class.
+        file_format: "hf", "authors" or "peft".
+        objectives: objectives of the stage.
+    """
+    if not layout.endswith(f"/{file_format}"):
+        return False
+    of_layout = [each for each in all_conversions() if each.family == family and each.layout == layout]
+    return all(not each.objectives or not each.objectives.isdisjoint(objectives) for each in of_layout)
+
+
 def conversion_of(family: str, file_format: str, objectives: Collection[str] = ()) -> Conversion:
     """Find the conversion of a family to a format.
 
@@ -157,7 +172,8 @@ def tensors_of_transformers(
 def id_of(token: str, module: MultimodalModule) -> int:
     """Return the id of a special token in the files: that of the run's tokenizer, or the first one behind it."""
     tokenizer = module.processor.tokenizer
-    return tokenizer.id_of(token) if token in tokenizer.special_tokens else tokenizer.size
+    number = tokenizer.vocabulary.find(token)
+    return tokenizer.size if number is None else number
 
 
 def grown(tensors: Mapping[str, Stored], rows: int) -> dict[str, int]:
