@@ -125,6 +125,9 @@ class Ledger(StepObserver):
         super().__init__()
         self.path = path
 
+    def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
+        return False
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: MultimodalModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
