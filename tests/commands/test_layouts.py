@@ -102,12 +102,14 @@ def test_a_layout_is_asked_trained_exported_and_imported_again(command: Callable
     code, _, error = command("import", "out", "--to", "again", *words)
     assert code == 0, error
     tuned, again = (open_model(run, accelerator="cpu").state_dict() for run in ("tuned", "again"))
-    tables = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight", "query_tokens")
+    tables = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight", "query_tokens", "word_embeddings.weight")
     published = read_checkpoint(folder)
     (dtype,) = {tensor.dtype for name, tensor in published.items() if name.endswith(tables) or len(published) == 2}
     (start,) = (known.start for known in all_layouts() if known.name == layout)
     stored = [name for name in tuned if start(name) is None]  # files of this layout hold no others
-    assert all(torch.equal(again[name], tuned[name].to(dtype).to(again[name].dtype)) for name in stored)
+    for name in stored:  # a part from elsewhere is not in the files, so it is not rounded to their dtype
+        rounded = tuned[name].to(dtype).to(again[name].dtype)
+        assert torch.equal(again[name], rounded) or torch.equal(again[name], tuned[name]), name
 
 
 CONVERTED = {  # layout of an import -> layout of transformers to which it is exported, and what that leaves out

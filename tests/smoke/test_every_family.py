@@ -160,7 +160,7 @@ def evaluation(runs: list[str]) -> subprocess.Popen[str]:
 
 def stored_answers() -> dict[Path, list[str]]:
     """File -> complete lines of the answers of all runs."""
-    files = sorted(Path("runs").glob("*/evaluations/held_out/*/answers-0.jsonl"))
+    files = [file for recipe in RECIPES for file in Path("runs", recipe).glob("evaluations/held_out/*/answers-0.jsonl")]
     return {file: file.read_text().split("\n")[:-1] for file in files}
 
 
