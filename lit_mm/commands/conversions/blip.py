@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from transformers import BlipConfig, BlipForConditionalGeneration, BlipForImageTextRetrieval, PreTrainedModel
 
-from lit_mm.commands.conversions.conversion import Conversion, Files, tensors_of_transformers
+from lit_mm.commands.conversions.conversion import Conversion, Files, processor_texts, tensors_of_transformers
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.tiling.plan import Stretch
@@ -62,27 +60,10 @@ def files(module: MultimodalModule, family: type[PreTrainedModel]) -> Files:
     )
     tensors = tensors_of_transformers(config, DTYPE, 0, family=family)
     tensors = {name: stored for name, stored in tensors.items() if not name.endswith(tuple(TIED))}
-    normalise = processor.normalise
-    pixels = {
-        "image_processor_type": "BlipImageProcessor",
-        "processor_class": "BlipProcessor",
-        "size": {"height": side, "width": side},
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(normalise.mean),
-        "image_std": list(normalise.std),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-    }
     return Files(
         config.to_dict() | {"architectures": [family.__name__], "dtype": DTYPE},
         tensors,
-        texts={
-            "preprocessor_config.json": json.dumps(pixels, indent=1),
-            "processor_config.json": json.dumps({"processor_class": "BlipProcessor"}),
-        },
+        texts=processor_texts("BlipProcessor", module, side),
     )
 
 

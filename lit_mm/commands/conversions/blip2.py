@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from transformers import Blip2Config, Blip2ForImageTextRetrieval
@@ -12,6 +11,7 @@ from lit_mm.commands.conversions.conversion import (
     Files,
     grown,
     id_of,
+    processor_texts,
     rows_with,
     tensors_of_transformers,
     text_config,
@@ -83,24 +83,8 @@ def pixels(module: MultimodalModule, queries: int | None) -> dict[str, str]:
     Args:
         queries: number of visual tokens in the text; None for a text without.
     """
-    normalise = module.processor.normalise
-    processor = {
-        "image_processor_type": "BlipImageProcessor",
-        "processor_class": "Blip2Processor",
-        "size": {"height": module.network.vision.image_size, "width": module.network.vision.image_size},
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(normalise.mean),
-        "image_std": list(normalise.std),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-    }
-    return {
-        "preprocessor_config.json": json.dumps(processor, indent=1),
-        "processor_config.json": json.dumps({"processor_class": "Blip2Processor", "num_query_tokens": queries}),
-    }
+    side = module.network.vision.image_size
+    return processor_texts("Blip2Processor", module, side, {"num_query_tokens": queries})
 
 
 def generation(module: MultimodalModule) -> Files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -167,6 +168,37 @@ def tensors_of_transformers(
         start = next((start for start in published if name.startswith(start)), "")
         tensors[published.get(start, "") + name.removeprefix(start)] = Stored(dtype, shape)
     return tensors
+
+
+def processor_texts(
+    name: str, module: MultimodalModule, side: int, more: Mapping[str, Any] | None = None
+) -> dict[str, str]:
+    """Write the configs of a processor of the BLIP families, which stretches images to squares.
+
+    Args:
+        name: class of the processor.
+        module: model, whose normalisation is written.
+        side: side of the squares, pixels.
+        more: keys of processor_config.json that the family adds.
+    """
+    normalise = module.processor.normalise
+    pixels = {
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": name,
+        "size": {"height": side, "width": side},
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(normalise.mean),
+        "image_std": list(normalise.std),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+    return {
+        "preprocessor_config.json": json.dumps(pixels, indent=1),
+        "processor_config.json": json.dumps({"processor_class": name, **(more or {})}),
+    }
 
 
 def id_of(token: str, module: MultimodalModule) -> int:

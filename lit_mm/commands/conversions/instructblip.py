@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from timm.models.eva import Eva
 from transformers import InstructBlipConfig, InstructBlipQFormerConfig, InstructBlipVisionConfig
 
@@ -12,6 +10,7 @@ from lit_mm.commands.conversions.conversion import (
     Files,
     grown,
     id_of,
+    processor_texts,
     rows_with,
     tensors_of_transformers,
     text_config,
@@ -105,30 +104,12 @@ def files(module: MultimodalModule) -> Files:
     tensors = tensors_of_transformers(config, DTYPE, rows)
     if text.model_type == "t5":
         tensors = {name: stored for name, stored in tensors.items() if COPIES not in name}
-    side, normalise = vision.image_size, processor.normalise
-    pixels = {
-        "image_processor_type": "BlipImageProcessor",
-        "processor_class": "InstructBlipProcessor",
-        "size": {"height": side, "width": side},
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(normalise.mean),
-        "image_std": list(normalise.std),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-    }
-    texts = {
-        "preprocessor_config.json": json.dumps(pixels, indent=1),
-        "processor_config.json": json.dumps({"processor_class": "InstructBlipProcessor", "num_query_tokens": queries}),
-    }
     return Files(
         config.to_dict() | {"architectures": ["InstructBlipForConditionalGeneration"], "dtype": DTYPE},
         tensors,
         grown(tensors, text.vocab_size),
         token=PLACEHOLDER,
-        texts=texts,
+        texts=processor_texts("InstructBlipProcessor", module, vision.image_size, {"num_query_tokens": queries}),
         tokenizers={FOLDER: processor.reading.tokenizer},
     )
 
