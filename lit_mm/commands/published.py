@@ -117,7 +117,7 @@ class Published:
             part: Described(tokenizer_folder(where), {}, {}) for part, where in parts.items() if part in TOKENIZERS
         }
         path = local_place(place)
-        main, main_files = described(path, {part: one for part, (one, _) in opened.items()} | others)
+        main, main_files = described(path, {part: checkpoint for part, (checkpoint, _) in opened.items()} | others)
         adapter = main.json("adapter_config.json") if any(PEFT.fullmatch(name) for name in main_files) else {}
         names = {plain_name(name): stored for name, stored in main_files.stored.items()}
         main = Described(main.folder, main.config, names, main.parts)
