@@ -24,7 +24,7 @@ from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, reason_lines, summarise
 from lit_mm.stream.screen import Screen
 
-CHANGED = "data_changed"  # outcome of a line that is about a source and not about samples
+CHANGED = "data_changed"  # outcome of a line about a whole source
 LINE = {"step": int, "stage": str, "source": str, "outcome": str, "kind": str, "count": int}  # keys of a line
 COLUMNS = ("step", "stage", "source", "loss", "tokens", *OUTCOMES)
 TYPES = {"step": int, "stage": str, "source": str, "tokens": int} | dict.fromkeys(OUTCOMES, int)
@@ -69,7 +69,7 @@ class DataLedger(StepObserver):
         samples = bad = 0
         if trainer.is_global_zero:
             rows = [row for row in self.table.restart(module.step) if row["stage"] == module.current_stage.name]
-            self._accounts()  # a damaged file shall show now, and not at the end of the stage
+            self._accounts()  # a damaged file ends the run here, not at the end of the stage
             take_back(self.lines, module.step)
             self._write_changes(module)
             samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
@@ -79,7 +79,7 @@ class DataLedger(StepObserver):
         self.draws, self.bad = trainer.strategy.broadcast((samples, bad))
 
     def _write_changes(self, module: MultimodalModule) -> None:
-        """Write down that the data are not those that the stage began with, once for every difference."""
+        """Write a line for every source whose data have changed since the stage began. Each change is written once."""
         head = {"step": module.step, "stage": module.current_stage.name}
         lines = [
             head | {"source": source, "outcome": CHANGED, "kind": CHANGED, "count": 0, "reason": difference}
@@ -176,7 +176,7 @@ class DataLedger(StepObserver):
             logger.log_metrics(metrics, step=step.number)
 
     def _accounts(self) -> list[dict[str, Any]]:
-        """The accounts of the stages that have ended.
+        """Return the accounts of the stages that have ended.
 
         Raises:
             UserError: ledger.json is damaged.
@@ -214,7 +214,7 @@ class DataLedger(StepObserver):
 
 
 def _from_all_ranks(lost: list[Fault], trainer: L.Trainer) -> list[Fault]:
-    """The faults of all ranks in this step, in the order of the ranks."""
+    """Return the faults of all ranks in this step, in the order of the ranks."""
     if trainer.world_size == 1:
         return lost
     of_ranks: list[list[Fault]] = [[] for _ in range(trainer.world_size)]

@@ -25,7 +25,7 @@ from lit_mm.module import MultimodalModule
 
 MODES = {mode: mode for mode in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
 STEPS = "wandb_steps.json"
-PATIENCE = 10.0  # seconds that the network is tried
+PATIENCE = 10.0  # seconds of attempts to reach the network
 
 
 class RunLogger(WandbLogger):
@@ -52,12 +52,12 @@ class RunLogger(WandbLogger):
         import wandb
 
         try:
-            self.experiment  # noqa: B018  it is made when it is first asked for
+            self.experiment  # noqa: B018  the property starts the run on first access
         except wandb.Error as error:
             if self._wandb_init["mode"] != "online":
                 raise
             print(f"lit_mm: W&B cannot be reached and is kept offline: {_first_line(error)}", file=sys.stderr)
-            wandb.teardown()  # wandb's own process still has the run, and would try on for minutes
+            wandb.teardown()  # wandb's own process would go on trying for minutes
             self._wandb_init |= {"mode": "offline", "resume": None}
             self.experiment  # noqa: B018
 
@@ -89,15 +89,15 @@ class RunLogger(WandbLogger):
 def tracking_logger(
     run_dir: str | Path, name: str, config: Mapping[str, Any] | str, *, project: str = "lit_mm"
 ) -> RunLogger | None:
-    """The logger of a run folder; None where W&B is switched off. For the first rank alone.
+    """Build the logger of a run folder; None where W&B is switched off. Only the first rank calls it.
 
-    Another logger of the same folder continues the same W&B run. What wandb's own settings say wins: environment
-    variables, `wandb login`, `wandb init`, `wandb offline` and `wandb disabled`. Names that W&B gave stay: those of a
-    sweep, and that of a run that exists already.
+    Another logger of the same folder continues the same W&B run. wandb's own settings take precedence: environment
+    variables, `wandb login`, `wandb init`, `wandb offline` and `wandb disabled`. The names of a sweep
+    and of an existing run do not change.
 
     Args:
         run_dir: run folder; W&B's files go below it, and the run's id is kept in `wandb_id`.
-        name: name of a new W&B run, unless WANDB_NAME says another.
+        name: name of a new W&B run, unless WANDB_NAME sets another.
         config: the resolved config, as a mapping or as YAML.
         project: W&B project, unless wandb's settings name one.
     Raises:
@@ -137,7 +137,7 @@ def check_mode(environ: Mapping[str, str]) -> None:
 
 
 def wandb_settings() -> Any:
-    """wandb's settings from the environment and its files.
+    """Return wandb's settings from the environment and its files.
 
     Raises:
         UserError: they cannot be read.
@@ -154,7 +154,7 @@ def wandb_settings() -> Any:
 
 
 def tracking_mode() -> str:
-    """W&B's mode as wandb's settings say, such as "online"; "offline" where they name no account.
+    """Return W&B's mode by wandb's settings, such as "online"; "offline" if they name no account.
 
     Raises:
         UserError: WANDB_MODE, the settings or the key cannot be used.
@@ -178,7 +178,7 @@ def tracking_mode() -> str:
 
 
 def sync_command(logger: WandbLogger) -> str | None:
-    """The command that sends an offline run to an account; None if there is nothing to send."""
+    """Return the command that sends an offline run to an account; None if there is nothing to send."""
     offline = sorted(Path(logger.save_dir, "wandb").glob("offline-run-*"))
     # Every resumed launch makes another folder of the same run
     append = "--append " if len(offline) > 1 else ""
@@ -186,7 +186,7 @@ def sync_command(logger: WandbLogger) -> str | None:
 
 
 def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
-    """The id of the W&B run of a run folder, and whether it is new: W&B's own, that of an earlier launch, or a new one.
+    """Return the id of a run folder's W&B run, and True if it is new. W&B or an earlier launch may have set it.
 
     It is written to `wandb_id`. The steps that were logged to a run of another id do not count for this one.
     """
@@ -202,7 +202,7 @@ def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _steps_of(file: Path) -> dict[str, int]:
-    """Metric -> the last step of it that was logged.
+    """Read metric -> number of the last step that was logged.
 
     Raises:
         UserError: the file is damaged.

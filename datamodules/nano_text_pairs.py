@@ -91,7 +91,7 @@ class NanoTextPairs(StreamDataModule):
         return NanoPairs(self.pairs, questions=self.questions, split=self.split, seed=seed)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        """Questions about pages of the "heldout" split as text, with skills in turn."""
+        """Return questions about pages of the "heldout" split as text, with skills in turn."""
         if count is None or not self.heldout_documents:  # a recipe with 0 examines nothing
             count = self.heldout_documents
         return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]

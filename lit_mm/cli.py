@@ -73,7 +73,7 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell repo
 
 
 def run() -> None:
-    """The program: `main` with the words of the command line.
+    """Run the program: `main` with the words of the command line.
 
     A command that only looks is over in seconds and leaves nothing behind that must be closed. So it collects no
     garbage, a tenth of its time, and its process ends at once: to take down thousands of modules one by one would be
@@ -128,7 +128,7 @@ def no_collection() -> Iterator[None]:
 
 
 def mistake_of(error: Exception) -> UserError | None:
-    """The user's mistake that an exception is, or that was being handled when it arose; a full disk is one.
+    """Return the user's mistake behind an exception: the exception, or one that was being handled; a full disk is one.
 
     When a loader fails to start, Lightning's cleanup asks that loader for its length, fails in turn, and so hides what
     was wrong with the data.
@@ -143,7 +143,7 @@ def mistake_of(error: Exception) -> UserError | None:
 
 
 def message_of(error: UserError) -> str:
-    """The message of an error without the traceback that a loader's worker wraps around it."""
+    """Return the message of an error without the traceback that a loader's worker wraps around it."""
     text = str(error)
     kind = type(error)
     if text.startswith(f"Caught {kind.__name__} in "):
@@ -152,7 +152,7 @@ def message_of(error: UserError) -> str:
 
 
 def installed_version() -> str:
-    """The version of the package; that of its sources where it is not installed."""
+    """Return the version of the package; without an installation, that of its sources."""
     try:
         return version("lit_mm")
     except PackageNotFoundError:
@@ -160,7 +160,7 @@ def installed_version() -> str:
 
 
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
-    """The function of a command; what it needs is imported only then."""
+    """Import and return the function of a command. Other commands are not imported."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(USAGE)

@@ -90,10 +90,10 @@ def _installed(package: str) -> str | None:
 
 
 def _torch_of(torchvision: str) -> str:
-    """The version of torch released with a torchvision: 0.29.2 -> 2.15.*"""
+    """Return the version of torch released with a torchvision: 0.29.2 -> 2.15.*"""
     return f"2.{Version(torchvision).minor - 14}.*"
 
 
 def _partner(torch: str) -> str:
-    """The version of torchvision released with a torch: 2.15.0 -> 0.29.*"""
+    """Return the version of torchvision released with a torch: 2.15.0 -> 0.29.*"""
     return f"0.{Version(torch).minor + 14}.*"

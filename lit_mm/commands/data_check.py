@@ -48,7 +48,7 @@ class Report:
             self.findings.append((source, error, stages))
 
     def as_dict(self) -> dict[str, Any]:
-        """The report for machines."""
+        """Return the report for machines."""
         from lit_mm.documents.sources.check import as_record
 
         findings = [
@@ -62,7 +62,7 @@ class Report:
         return {"ok": not self.errors, "errors": self.errors, "findings": findings, "sources": sources}
 
     def text(self) -> str:
-        """The report for people: one line per error, a table, and notes."""
+        """Return the report for people: one line per error, a table, and notes."""
         lines = []
         for _, error, stages in self.findings:
             kind = f"{error.kind} in {stage_names(stages)}" if stages else error.kind

@@ -17,7 +17,7 @@ from lit_mm.checkpoints.before import translate_config
 from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.checkpoints.origins import is_published
 from lit_mm.commands.conversions.conversion import Files
-from lit_mm.commands.export import with_tokenizers
+from lit_mm.commands.export_start import with_tokenizers
 from lit_mm.commands.import_ import copy_configs
 from lit_mm.commands.published import build, recipe_of, rename_of
 from lit_mm.commands.recipe import RecipeCLI

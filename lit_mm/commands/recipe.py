@@ -243,11 +243,11 @@ class RecipeCLI(LightningCLI):
                 trainer_defaults={"enable_model_summary": False},
             )
         except UserError as error:
-            raise self.placed(error) from error
+            raise self.with_line(error) from error
         except (ArgumentError, ValueError) as error:
             raise self.as_user_error(error) from error
 
-    def placed(self, error: UserError) -> UserError:
+    def with_line(self, error: UserError) -> UserError:
         """Return an error about a key of a stage or of the Trainer with the file and line of the key."""
         match = ADDRESS.fullmatch(str(error))
         if match is None:
@@ -264,7 +264,7 @@ class RecipeCLI(LightningCLI):
         try:
             yield
         except UserError as error:
-            raise self.placed(error) from error
+            raise self.with_line(error) from error
 
     def as_user_error(self, error: Exception, base: str = "") -> Exception:
         """Return the `UserError` of a parser's error; the unchanged error if a constructor failed in another way.
@@ -275,7 +275,7 @@ class RecipeCLI(LightningCLI):
         cause = cause_of(error)
         if cause is not None:
             # a new error, because raising `cause` would make a circle
-            return self.placed(UserError(f"{base}: {cause}" if base else str(cause)))
+            return self.with_line(UserError(f"{base}: {cause}" if base else str(cause)))
         if not isinstance(error, ArgumentError):
             refusal = refused_by_constructor(str(error), self.entries)
             return error if refusal is None else UserError(refusal)
@@ -323,7 +323,7 @@ class RecipeCLI(LightningCLI):
         """
         steps = int(self.config.trainer.fast_dev_run)
         if steps < 0:
-            raise self.placed(UserError(f"trainer.fast_dev_run: expected true, or a number of steps, got {steps}"))
+            raise self.with_line(UserError(f"trainer.fast_dev_run: expected true, or a number of steps, got {steps}"))
         return steps
 
     @property
@@ -355,7 +355,7 @@ class RecipeCLI(LightningCLI):
         return [rehearsed(stage, self.rehearsal) for stage in selected] if self.rehearsal else selected
 
     def resolved(self) -> str:
-        """The config with all defaults and without the keys of the launch."""
+        """Return the config with all defaults and without the keys of the launch."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return yaml.safe_dump({key: value for key, value in config.items() if key not in RUN_KEYS}, sort_keys=False)
 
@@ -376,7 +376,7 @@ class RecipeCLI(LightningCLI):
             try:
                 self.model.processors_of(stage)
             except UserError as error:  # the error does not know its stage
-                raise self.placed(UserError(f"stages.{stage.name}.inputs: {error}")) from error
+                raise self.with_line(UserError(f"stages.{stage.name}.inputs: {error}")) from error
         check_launch(self.trainer_of([], []))
         by_stage: list[StreamDataModule] = []
         for stage in self.stages:

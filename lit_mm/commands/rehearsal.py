@@ -12,7 +12,8 @@ from pathlib import Path
 import yaml
 
 from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_files, flow, overrides, read_config
-from lit_mm.commands.export import export_to, imported_run
+from lit_mm.commands.export import export_to
+from lit_mm.commands.export_start import imported_run
 from lit_mm.commands.fit import fit
 from lit_mm.commands.signatures import merged
 from lit_mm.commands.trained import open_trained

@@ -60,7 +60,7 @@ class RunWeights:
         return adapters
 
     def is_frozen(self, name: str) -> bool:
-        """True for a tensor that is published and that the run has never trained."""
+        """Return True for a tensor that is published and that the run has never trained."""
         return self._key(name) in self._part_of
 
     def __contains__(self, name: str) -> bool:

@@ -174,7 +174,7 @@ def _members(parent: Any) -> list[str]:
 
 def _subclass_of_name(name: str, kinds: Sequence[type]) -> Any:
     """Return the only imported subclass of a name, which the parser accepts without its module; None without one."""
-    matches = {found for kind in kinds for found in _subclasses(kind) if found.__name__ == name}
+    matches = {subclass for kind in kinds for subclass in _subclasses(kind) if subclass.__name__ == name}
     return matches.pop() if len(matches) == 1 else None
 
 

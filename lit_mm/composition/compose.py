@@ -350,5 +350,5 @@ def letter_in(reply: str, count: int) -> int | None:
 
 
 def _most(count: int, fits: Callable[[int], bool]) -> int:
-    """Largest number up to `count` that fits. It is 0 if none fits; the model then refuses the question as too long."""
+    """Return the largest number up to `count` that fits. If it is 0, the model refuses the question as too long."""
     return next((number for number in range(count, 0, -1) if fits(number)), 0)

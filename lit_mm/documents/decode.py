@@ -28,17 +28,17 @@ if TYPE_CHECKING:  # headers are read without torch
     from torch import Tensor
 
 LIMIT_PIXELS = 1024**3 // 4 // 3  # 89 megapixels, where Pillow begins to warn: 256 MB of RGB
-BYTES = 3  # of a pixel of RGB: `limit_pixels` allows so many bytes for each of its pixels
-WEBP_CANVASES = 8  # bytes of a pixel that Pillow's WebP decoder holds besides: two frames of an animation, with alpha
-MOST_SCANS = 200  # of a progressive JPEG; encoders write about ten, and each costs the time of a whole image
+BYTES = 3  # bytes of an RGB pixel, which `limit_pixels` allows for each pixel
+WEBP_CANVASES = 8  # further bytes per pixel in Pillow's WebP decoder: two frames of an animation, with alpha
+MOST_SCANS = 200  # scans of a progressive JPEG; encoders write about ten, and each takes the time of a whole image
 SCAN = b"\xff\xda"  # begins a scan; inside of one every 0xff is followed by 0 or by a restart marker
-# No EPS: to read one runs a program. JPEG includes MPO, the several pictures of a phone; the first is taken.
+# No EPS, because reading it runs a program. JPEG includes MPO, several pictures of a phone; the first is taken.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
-ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
+ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 exchange height and width
 ICON = b"\0\0\1\0"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What Pillow's readers raise over damaged bytes: beside OSError, whatever their parsing trips over (a broken PNG is a
-# SyntaxError, a text chunk that explodes a ValueError, a broken directory of a TIFF any of the others).
+# Errors of Pillow's readers over damaged bytes. Beside OSError, a broken PNG raises SyntaxError, a text chunk that
+# grows too large ValueError, and a broken directory of a TIFF any of the others.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -53,9 +53,9 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-UNPARSED = (SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged EXIF alone
-# libjpeg's warnings over pixels that are missing: it fills them with grey, and so does Pillow without a word. A file
-# that was cut short and then closed by an end marker gives the first.
+UNPARSED = (SyntaxError, ValueError, struct.error)  # errors of Pillow over damaged EXIF
+# libjpeg's warnings over missing pixels, which it fills with grey; Pillow does so without a warning. A file that was
+# cut short and then closed by an end marker gives the first.
 HALVES = ("premature end of data segment", "instead of RST", "bad Huffman code")
 
 # `limit_pixels` refuses by error what Pillow would only warn of
@@ -123,8 +123,8 @@ def decode(
         pixels = None
         if image.format in ("JPEG", "MPO"):
             colours = "RGB" if image.mode in ("RGB", "L") else image.mode
-            known = colours in ("RGB", "CMYK")
-            pixels = _jpeg(data, image.size[::-1], least, colours, name) if known else None
+            is_decodable = colours in ("RGB", "CMYK")
+            pixels = _jpeg(data, image.size[::-1], least, colours, name) if is_decodable else None
         if pixels is None or pixels.shape[2] != 3:  # Pillow knows the inks of a CMYK file
             pixels = _rgb(image)
     return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
@@ -228,9 +228,7 @@ def _check(image: Image.Image, limit_pixels: int, name: str) -> None:
             f"decoded, {pixel_bytes(image)} bytes each. Shrink it, or raise `limit_pixels`"
         )
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # 16-bit PGM arrives as I, 0 to 65535
-        raise PictureError(
-            f"the image {name!r} holds 32-bit values, whose black and white nobody knows. Convert it to 8 bits"
-        )
+        raise PictureError(f"the image {name!r} holds 32-bit values without an agreed range. Convert it to 8 bits")
 
 
 def _orientation(image: Image.Image, stream: BinaryIO) -> int:

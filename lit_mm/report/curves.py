@@ -104,7 +104,7 @@ def _broken(values: Sequence[float], rows: Sequence[Mapping[str, Any]], branches
 
 
 def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Stage -> [first step, last step]."""
+    """Return stage -> [first step, last step]."""
     spans: dict[str, list[int]] = {}
     for row in rows:
         spans.setdefault(row["stage"], [row["step"], row["step"]])[1] = row["step"]

@@ -72,7 +72,7 @@ def _rows(predictions: Sequence[Prediction]) -> list[list[Image.Image]]:
 
 
 def _width(pictures: Sequence[Image.Image]) -> int:
-    """Smallest width of a card, pixels."""
+    """Return the smallest width of a card, pixels."""
     row = sum(picture.width for picture in pictures) + PAD * (len(pictures) - 1)
     return min(SHEET, max(row, 230 * SCALE) + 2 * PAD)
 
@@ -149,7 +149,7 @@ def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans; it is part of matplotlib and covers Latin, Greek, Cyrillic and the check marks."""
+    """Load DejaVu Sans, which is part of matplotlib and covers Latin, Greek, Cyrillic and the check marks."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

@@ -116,5 +116,5 @@ def throughput_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def stopped(end: Mapping[str, Any]) -> str:
-    """An early end of a stage in words: stopped at step 3 of 10, and why."""
+    """Describe an early end of a stage: "stopped at step 3 of 10", and why."""
     return f"stopped at step {end['step']} of {end['planned']}: {end['reason']}"

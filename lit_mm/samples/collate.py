@@ -210,7 +210,7 @@ def counts_of(read: Sequence[Sequence[Tensor]]) -> tuple[int, ...]:
 
 
 def stack_views(pixels: Sequence[Tensor], scaling: Tensor | None) -> Tensor:
-    """Views of one shape as one tensor; uint8 ones beside normalised ones (blank ones of lost samples) are normalised.
+    """Stack views of one shape. If some are normalised (blank views of lost samples), uint8 ones are normalised too.
 
     Args:
         scaling: see `Views`.

@@ -104,11 +104,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def source(self) -> Source:
-        """The training documents of the current stage."""
+        """Open the training documents of the current stage."""
 
     @abstractmethod
     def heldout(self, count: int | None = None) -> list[Document]:
-        """Documents that are never trained on; `count` limits their number, None takes the configured number."""
+        """Return documents that are never trained on; `count` limits their number, None takes the configured one."""
 
     def begin(self, processor: Processor, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
         """Plan a stage and return its number of optimizer steps: `max_steps`, or the steps of its epochs.
@@ -216,11 +216,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
                 )
 
     def screen_at(self, step: int) -> Screen:
-        """The screen of optimizer step `step` of the stage, counted from 0."""
+        """Return the screen of optimizer step `step` of the stage, counted from 0."""
         return self.screens[self.stream.plan.phase_of(step * self.global_batch)]
 
     def micro_batch_on(self, world: int) -> int:
-        """Rows per rank and forward on `world` ranks."""
+        """Return the rows per rank and forward on `world` ranks."""
         return self.micro_batch or max(1, self.global_batch // world)
 
     def source_names(self) -> list[str]:
@@ -262,7 +262,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of finished optimizer steps, which is the position in the stream and equal on every rank.
+        """Return the number of finished optimizer steps. It is the position in the stream and equal on every rank.
 
         `mark` is computed from it; with it a restart need not pack all earlier windows (see `Plan`).
         """
@@ -282,5 +282,5 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
 
 def name_of(source: Source) -> str:
-    """Name of a source for logs and the ledger: its attribute `name`, or else the name of its class."""
+    """Return the name of a source for logs and the ledger: its attribute `name`, or else the name of its class."""
     return getattr(source, "name", None) or type(source).__name__

@@ -21,12 +21,12 @@ class Placed(Protocol):
     """Documents that lie in files."""
 
     def where(self, number: int) -> str:
-        """File and line of a sample."""
+        """Return file and line of a sample."""
         ...
 
 
 def place_of(documents: Any, number: int) -> str:
-    """File and line of a sample; "" of documents that lie in no file."""
+    """Return file and line of a sample; "" if the documents lie in no file."""
     return documents.where(number) if isinstance(documents, Placed) else ""
 
 
@@ -59,7 +59,7 @@ class Joined:
         return replace(self.sources[source][number - self.starts[source]], source=self.names[source])
 
     def where(self, number: int) -> str:
-        """File and line of a sample; "" of a source without files."""
+        """Return file and line of a sample; "" if its source has no files."""
         source = self.source_of(number)
         return place_of(self.sources[source], number - self.starts[source])
 

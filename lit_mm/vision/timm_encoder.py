@@ -313,7 +313,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
         return torch.cat([x[:, :1], patches], dim=1) if self.returns_class_token else patches
 
     def _embedded_prefix(self) -> int:
-        """Number of class and register tokens that have a row in the position table."""
+        """Return the number of class and register tokens that have a row in the position table."""
         return 0 if self.model.no_embed_class else self.prefix_tokens
 
 
@@ -357,7 +357,7 @@ def _create(name: str, image_size: int | None, drop_path: float, overrides: dict
 
 
 def _published_size(model: nn.Module, name: str) -> int:
-    """Side of the views that a model is built for, pixels; that of its data config if it is built for any."""
+    """Return the side of a model's views, pixels; for a model of any size, that of its data config."""
     if isinstance(model, (Eva, VisionTransformer)) and model.patch_embed.img_size is not None:
         return model.patch_embed.img_size[0]
     return timm.get_pretrained_cfg(name).input_size[-1]

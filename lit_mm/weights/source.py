@@ -92,7 +92,7 @@ class Published(Protocol):
 
 
 def is_added(name: str) -> bool:
-    """True if a family adds the parameter of this name to a published part."""
+    """Return True if a family adds the parameter of this name to a published part."""
     return any(added in f".{name}" for added in ADDED)
 
 
@@ -198,7 +198,7 @@ def _fill(module: nn.Module, state: State) -> None:
 
 
 def is_published_name(place: str) -> bool:
-    """True for OWNER/NAME that is no local path."""
+    """Return True for OWNER/NAME that is no local path."""
     return not Path(place).exists() and place.count("/") == 1 and not place.startswith((".", "/", "~"))
 
 

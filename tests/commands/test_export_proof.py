@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from lit_mm.commands.conversions.llava import CLIPS, vision_name
 from lit_mm.commands.export_numbers import differences
@@ -23,6 +25,7 @@ from lit_mm.errors import UserError
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.convert import read_checkpoint
 from tests import hub
+from tests.commands.test_export import published_recipe
 from tests.commands.test_import import command  # noqa: F401  # `command` is a fixture
 
 
@@ -163,3 +166,29 @@ def test_a_run_whose_start_is_gone_is_exported_unless_something_is_needed(comman
     assert code == 0, error
     code, _, error = command("export", "uhd", "--to", "no", "--format", "authors", "--with", "import=uhd_hub")
     assert code == 2 and "have a published.json" in error, error
+
+
+@pytest.mark.distributed
+def test_an_adapter_of_a_recipe_stands_on_its_published_language_model(command: Callable, tmp_path: Path) -> None:  # noqa: F811
+    file = published_recipe(tmp_path)
+    recipe = yaml.safe_load(file.read_text())
+    finetune = recipe["stages"][1]
+    finetune["train"] = {"connector": {"lr": 1e-3}, "language": {"lr": 0.05, "adapter": {"rank": 3}}}
+    file.write_text(yaml.safe_dump(recipe | {"stages": [finetune]}, sort_keys=False))
+    code, output, error = command("fit", "--config", file, "--trainer.fast_dev_run", "true", "--track", "false")
+    assert code == 0 and "its checkpoint loaded and exported; nothing is kept" in output, error
+    code, _, error = command("fit", "--config", file, "--run_dir", "run", "--track", "false")
+    assert code == 0, error
+    code, output, error = command("export", "run", "--to", "adapter", "--format", "peft")
+    assert code == 0 and "LlamaForCausalLM: logits of a text differ by" in output, error
+    assert "is a language model alone: connector" in output
+    config = json.loads(Path("adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "vicuna") and config["task_type"] == "CAUSAL_LM"
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "vicuna", dtype=torch.float32)
+    model, ids = PeftModel.from_pretrained(base, "adapter").eval(), torch.tensor([[1, 5, 40, 7]])
+    with torch.inference_mode():
+        adapted = model(input_ids=ids).logits
+        with model.disable_adapter():
+            assert (adapted - model(input_ids=ids).logits).abs().max() > 1e-3
+    code, _, error = command("export", "run", "--to", "averaged", "--format", "hf", "--averaged")
+    assert code == 2 and "has no averages of weights" in error, error

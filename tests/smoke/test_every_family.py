@@ -31,7 +31,7 @@ from lit_mm.cli import main
 from lit_mm.commands.trained import open_model
 from lit_mm.documents.document import Document, Turn
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import asked, decode
+from lit_mm.inference.generate import decode, prompt_sample
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import TEXT, Sample
@@ -142,7 +142,7 @@ def test_a_family_trains_saves_resumes_and_answers(recipe: str, capsys: pytest.C
         for images in range(3)
         if images not in REFUSED.get(recipe, ())
     ]
-    samples = [asked(module.processor, document) for document in documents]
+    samples = [prompt_sample(module.processor, document) for document in documents]
     batch = collate(samples, module.processor.for_questions())
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         cached = decode(module.network.float(), batch, stop_ids=(), decoding=Decoding(4))

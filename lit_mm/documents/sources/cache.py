@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """`$LIT_MM_CACHE`, or ~/.cache/lit_mm; the indexes lie in `index` below it."""
+    """Return the cache folder, `$LIT_MM_CACHE` or ~/.cache/lit_mm. The indexes lie in `index` below it."""
     return Path(os.environ.get("LIT_MM_CACHE") or Path.home() / ".cache" / "lit_mm")
 
 

@@ -95,8 +95,10 @@ def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple
 
 
 def check_answers(turns: list[tuple[str, str]], sample: Sample) -> None:
-    """Raises:
-    SampleError: an answer is empty.
+    """Refuse an empty answer.
+
+    Raises:
+        SampleError: an answer is empty.
     """
     for number, (role, text) in enumerate(turns):
         if role == "assistant" and not text.strip():

@@ -151,8 +151,10 @@ class JsonList(JsonPart):
         return {"spans": np.concatenate([table, lines[:, None]], axis=1)}
 
     def _refuse(self, buffer: Any) -> None:
-        """Raises:
-        UserError: always; the message says what the file holds instead of a list.
+        """Report what the file holds instead of a list.
+
+        Raises:
+            UserError: always.
         """
         try:
             value = json.loads(bytes(buffer).decode("utf-8-sig"))
