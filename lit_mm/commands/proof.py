@@ -89,9 +89,9 @@ def prove(
     }
     if not published.layout.in_transformers:
         return figures | {"against": "none: every tensor is placed once, with the shape that config.json says"}
-    if published.layout.outputs is None:
-        config, pictures = AutoConfig.from_pretrained(published.folder), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
-        figures["token_ids"] = compare_ids(published.module, config, published.folder, pictures, QUESTION)
+    config, pictures = AutoConfig.from_pretrained(published.folder), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
+    special = published.layout.ids
+    figures["token_ids"] = compare_ids(published.module, config, published.folder, pictures, QUESTION, special)
     sizes, key = layers_of(published.recipe)
     total = sizes[key]
     some = sorted({*range(min(FIRST, total)), *range(max(0, total - LAST), total)})

@@ -13,7 +13,7 @@ from lit_mm.commands.conversions.conversion import conversion_of
 from lit_mm.commands.published import Published
 from lit_mm.commands.trained import open_model
 from lit_mm.weights.convert import read_checkpoint
-from lit_mm.weights.layouts.layout import Described, all_layouts
+from lit_mm.weights.layouts.layout import Described, Layout, all_layouts
 from tests import hub
 from tests.commands.test_import import command, conversation  # noqa: F401  # `command` is a fixture
 
@@ -66,6 +66,10 @@ COMPARE = ("blip_retrieval/authors", "blip_retrieval/hf", "blip2_retrieval/autho
 NAMED = ("vila/authors",)  # layouts whose files look like those of another one
 
 
+def all_layouts_by_name() -> dict[str, Layout]:
+    return {known.name: known for known in all_layouts()}
+
+
 def hints(output: str) -> list[list[str]]:
     """Return the words of the commands that an import prints at its end."""
     lines = [line.partition("python -m lit_mm ")[2] for line in output.splitlines()]
@@ -86,6 +90,8 @@ def test_an_imported_layout_is_exported_as_it_was_published(command: Callable, t
     folder = LAYOUTS[layout](tmp_path / "hub")
     code, output, error = command("import", folder, "--to", "run", *words_of(layout, tmp_path))
     assert code == 0 and f"{layout}, " in output and "proof: " in output, error
+    if all_layouts_by_name()[layout].in_transformers:
+        assert "; token ids equal (" in output and "token ids differ" not in output and "not compared" not in output
     assert [words[0] for words in hints(output)] == ["evaluate" if layout in COMPARE else "generate", "fit"]
     code, _, error = command("export", "run", "--to", "same", "--format", layout.partition("/")[2])
     assert code == 0, error

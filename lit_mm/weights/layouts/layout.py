@@ -18,6 +18,7 @@ from lit_mm.weights.stream import Stored
 
 Config = dict[str, Any]
 State = dict[str, Tensor]
+Ids = tuple[list[int], list[int]]  # ours, and those of transformers
 WRITING = frozenset({"lm", "next_token"})  # objectives of a decoder, which `generate` runs
 Start = str | Callable[[tuple[int, ...]], Tensor]  # the name of another tensor, or a function from a shape to values
 
@@ -70,6 +71,9 @@ class Layout:
             that of another tensor of the model, or values by shape. None: the files must hold the tensor.
         outputs: function of our module, transformers' model and a batch that returns what both compute of it; None
             compares the logits of all positions.
+        ids: function of our module, transformers' processor, a batch of one image with a question and an answer, the
+            image, and the texts of both, that returns what is compared -> (our token ids, those of the processor); None
+            compares questions with their images.
         pixels: function of transformers' preprocessor, an image and our views that returns the pixels of the
             preprocessor; None takes its `pixel_values`.
     """
@@ -87,6 +91,7 @@ class Layout:
     copies: Callable[[Described], Mapping[str, str]] = lambda described: {}
     start: Callable[[str], Start | None] = lambda name: None
     outputs: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None
+    ids: Callable[[Any, Any, Any, Any, str, str], dict[str, Ids]] | None = None
     pixels: Callable[[Any, Any, Tensor], Tensor] | None = None
 
     @property
