@@ -74,7 +74,8 @@ def hf_model(described: Described, caption: Config) -> Config:
     Raises:
         UserError: the config has a value that cannot be imported.
     """
-    config = BlipConfig(**without_type(described.config)).to_dict()
+    sections = {key: described.config[key] for key in ("vision_config", "text_config")}
+    config = BlipConfig(**without_type(described.config | sections)).to_dict()
     vision, text = config["vision_config"], config["text_config"]
     require(described, vision, {"hidden_act": ("gelu",)})
     require(described, text, {"hidden_act": ("gelu",), "encoder_hidden_size": (vision["hidden_size"],)})
@@ -231,9 +232,9 @@ def pair_outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tenso
 def caption_ids(module: Any, processor: Any, batch: Any, image: Any, question: str, answer: str) -> dict[str, Ids]:
     """Return the ids of a caption with its lead. Ours begin with the decoder's token, which transformers' model puts in
     place of the encoder's."""
-    ours = [module.network.encoder_id, *batch.ids[0, 1:].tolist()]
+    ids = [module.network.encoder_id, *batch.ids[0, 1:].tolist()]
     text = module.processor.prompt.lead + answer
-    return {"caption": (ours, processor(images=image, text=text)["input_ids"])}
+    return {"caption": (ids, processor(images=image, text=text)["input_ids"])}
 
 
 # --- recognition -------------------------------------------------------------------------------------------------

@@ -229,11 +229,11 @@ def pair_outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tenso
 
 def pair_ids(module: Any, processor: Any, batch: Any, image: Any, question: str, answer: str) -> dict[str, Ids]:
     """Return the ids of a text that the Q-Former reads, alone and behind the places of an image."""
-    ours = batch.texts.ids[0].tolist()
+    ids = batch.texts.ids[0].tolist()
     (both,) = processor(images=image, text=answer)["input_ids"]
     return {
-        "caption": (ours, processor(text=answer)["input_ids"][0]),
-        "caption and image": (ours, both[processor.num_query_tokens :]),
+        "caption": (ids, processor(text=answer)["input_ids"][0]),
+        "caption and image": (ids, both[processor.num_query_tokens :]),
     }
 
 

@@ -60,9 +60,9 @@ def outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tensor]:
 def ids(module: Any, processor: Any, batch: Any, image: Any, question: str, answer: str) -> dict[str, Ids]:
     """Return the ids of an image and a question, up to the token at which an answer begins."""
     places = batch.ids.index_fill(1, batch.visual, processor.image_token_id)
-    ours = places[0, : int(batch.supervised[0]) + 1].tolist()
+    row = places[0, : int(batch.supervised[0]) + 1].tolist()
     text = module.processor.prompt.question.replace("{question}", question)
-    return {"one image": (ours, processor(images=image, text=text)["input_ids"][0].tolist())}
+    return {"one image": (row, processor(images=image, text=text)["input_ids"][0].tolist())}
 
 
 def pixels(processor: Any, image: Any, views: Tensor) -> Tensor:
