@@ -93,9 +93,8 @@ class Comparison:
         figures: dict[str, Any] = {}
         if self.differences:
             figures["differences"] = list(self.differences)
-        if self.layout.outputs is None:
-            config, pictures = AutoConfig.from_pretrained(self.folder), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
-            figures["token_ids"] = compare_ids(self.module, config, self.folder, pictures, QUESTION)
+        config, pictures = AutoConfig.from_pretrained(self.folder), (Drawing(*SIZES[0]), Drawing(*SIZES[1]))
+        figures["token_ids"] = compare_ids(self.module, config, self.folder, pictures, QUESTION, self.layout.ids)
         stack = decoder_layers(self.module)
         total = number_of_layers(self.module) if stack is None else len(stack)
         layers = list(range(total))
