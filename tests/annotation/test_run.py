@@ -335,7 +335,8 @@ def test_a_source_that_cannot_be_opened_is_named(arguments: dict[str, str], mess
 def test_the_page_shows_twenty_samples_and_escapes_texts(tmp_path: Path) -> None:
     run, _ = start(write_images(tmp_path / "many", 25), tmp_path / "out")
     page = (run.folder / PAGE).read_text()
-    assert page.count("<section>") == 20
+    assert page.count("<section>") == page.count("described, by merge") == 20
+    assert '>merge</td><td class="text"' not in page  # the merged text stands once in a section
     assert "STOP &lt;b&gt;" in page and "STOP <b>" not in page
     assert page.count("data:image/png;base64,") == 20
     assert "a real one" in page and "its score 0.05 is not above 0.4" in page
