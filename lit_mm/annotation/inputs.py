@@ -23,7 +23,7 @@ from lit_mm.documents.sources.sample import Sample
 from lit_mm.errors import UserError
 
 IMAGES = "images"  # format of a folder of image files, or of tar shards, whose texts are not read
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 LICENCES = ("licence", "license")  # keys of an entry
 # Format of Pillow -> ending of the file in a shard. Other formats are written as PNG
 ENDING_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
