@@ -23,6 +23,8 @@ from transformers import (
     CLIPVisionModel,
     FuyuConfig,
     FuyuForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
     InstructBlipConfig,
     InstructBlipForConditionalGeneration,
     LlamaConfig,
@@ -31,6 +33,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    MixtralConfig,
+    MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
 )
@@ -557,15 +561,38 @@ def cogagent(folder: Path) -> Path:
     return cogvlm(folder, more=more, cross_image_size=56, **names)
 
 
-def mini_gemini(folder: Path) -> Path:
+def gemma() -> State:
+    model = randomised(GemmaForCausalLM(GemmaConfig(**TEXT | {"tie_word_embeddings": True, "head_dim": 8})))
+    return {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+
+
+def mixtral() -> State:
+    """Mixtral with experts as they are published, one by one."""
+    state = randomised(MixtralForCausalLM(MixtralConfig(**TEXT, num_local_experts=2))).state_dict()
+    published: State = {}
+    for name, tensor in state.items():
+        at, _, kind = name.partition(".mlp.")
+        if not kind:
+            published[name] = tensor
+        elif kind == "gate.weight":
+            published[f"{at}.block_sparse_moe.gate.weight"] = tensor
+        else:
+            ends = ("w1", "w3") if kind == "experts.gate_up_proj" else ("w2",)
+            for number, expert in enumerate(tensor):
+                for end, piece in zip(ends, expert.chunk(len(ends)), strict=True):
+                    published[f"{at}.block_sparse_moe.experts.{number}.{end}.weight"] = piece
+    return published
+
+
+def mini_gemini(folder: Path, text: State | None = None, **more: Any) -> Path:
     """Mini-Gemini without its encoders, bf16, with a fine encoder of 24 channels and views of 32 pixels."""
-    state = llama() | projector() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    state = text or llama() | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    state |= projector()
     for name, width in (("query", 64), ("aux", FINE_WIDTH), ("val", FINE_WIDTH)):
         at = f"model.vlm_uni_{name}_projector"
         state |= norm(f"{at}.0", width) | linear(f"{at}.1", 64, width)
+    names = {"model_type": "mgm", "architectures": ["MGMLlamaForCausalLM"]}
     config = authors_config(
-        model_type="mgm",
-        architectures=["MGMLlamaForCausalLM"],
         mm_projector_type="mlp2x_gelu",
         image_aspect_ratio="pad",
         image_size_aux=32,
@@ -573,8 +600,23 @@ def mini_gemini(folder: Path) -> Path:
         image_global=False,
         mm_vision_tower="model_zoo/OpenAI/clip-vit-large-patch14-336",
         mm_vision_tower_aux="model_zoo/OpenAI/openclip-convnext-large-d-320-laion2B-s29B-b131K-ft-soup",
+        **names | more,
     )
     return write(folder, {name: tensor.bfloat16() for name, tensor in state.items()}, config, shards=2)
+
+
+def mini_gemini_2b(folder: Path) -> Path:
+    """Mini-Gemini with Gemma."""
+    config = {"head_dim": 8, "hidden_act": "gelu", "tie_word_embeddings": True}
+    mini_gemini(folder, gemma(), model_type="mgm_gemma", architectures=["MGMGemmaForCausalLM"], **config)
+    special(folder, "<start_of_turn>", "<end_of_turn>", "<eos>")
+    return folder
+
+
+def mini_gemini_8x7b(folder: Path) -> Path:
+    """Mini-Gemini with Mixtral."""
+    names = {"model_type": "mini_gemini_mixtral", "architectures": ["MiniGeminiMixtralForCausalLM"]}
+    return mini_gemini(folder, mixtral(), num_local_experts=2, num_experts_per_tok=2, **names)
 
 
 FINE_WIDTH = 24

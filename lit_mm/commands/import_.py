@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -43,6 +44,11 @@ def import_(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--layout", help="name of the layout, where the files do not tell (see --list)")
     parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="chat template that the checkpoint was trained with (default: the one that its files tell)",
+    )
+    parser.add_argument(
         "--proof",
         choices=("some", "full"),
         default="some",
@@ -59,15 +65,28 @@ def import_(arguments: Sequence[str]) -> None:
     run = Path(choices.to)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--to {str(run)!r} is there already and not empty. Give a new folder")
-    path, published = import_to(choices.place, parts_of(choices), run, choices.layout)
+    path, published = import_to(choices.place, parts_of(choices), run, choices.layout, choices.template)
     from lit_mm.checkpoints.reading import read
     from lit_mm.commands.proof import prove, summary
 
     figures = prove(published, read(path).weight, choices.proof_memory, choices.proof == "full")
     (run / "proof.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(summary(figures))
-    print(f'ask it:    python -m lit_mm generate {run} --image page.png --question "What is this?"')
-    print(f"fine-tune: python -m lit_mm fit --config {run}/recipe.yaml --init_from {run} --data.path my_data.json")
+    for use, words in next_commands(run, published.layout.writes):
+        print(f"{use + ':':10} python -m lit_mm {shlex.join(words)}")
+
+
+def next_commands(run: Path, writes: bool) -> list[tuple[str, list[str]]]:
+    """Return the next commands for an imported run, each with the words that say what it is for.
+
+    Args:
+        run: folder of the run.
+        writes: False for a model that only compares images with texts, which no question can be asked.
+    """
+    ask = ["generate", str(run), "--image", "page.png", "--question", "What is this?"]
+    measure = ["evaluate", str(run), "--data", "{format: llava, path: my_data.json}"]
+    tune = ["fit", "--config", f"{run}/recipe.yaml", "--init_from", str(run), "--data.path", "my_data.json"]
+    return [("ask it", ask) if writes else ("measure it", measure), ("fine-tune", tune)]
 
 
 def listing() -> str:
@@ -99,7 +118,24 @@ def parts_of(choices: argparse.Namespace) -> dict[str, str]:
     return parts
 
 
-def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None = None) -> tuple[Path, Published]:
+def prompt_line(published: Published) -> str:
+    """Say in one line which prompt an import has, and how a chat template was found."""
+    from lit_mm.weights.layouts.chats import CHAT, chat_of, language_kind
+
+    section = published.recipe["model"]["init_args"]["inputs"].get("prompt")
+    if section is None:
+        return f"prompt: {type(published.module.processor.prompt).__name__}"
+    name, template = section["class_path"].rpartition(".")[2], section.get("init_args", {}).get("template")
+    line = f"prompt: {name}" + (f" with the template {template}" if template else "")
+    if section["class_path"] != CHAT:
+        return line
+    chat = chat_of(published.main, language_kind(published.main))
+    return f"{line}, {chat.reason}" + ("" if published.main.template else "; --template NAME takes another one")
+
+
+def import_to(
+    place: str, parts: dict[str, str], run: Path, layout: str | None = None, template: str | None = None
+) -> tuple[Path, Published]:
     """Import a checkpoint to a new run folder. Return the new checkpoint's path and its source.
 
     Args:
@@ -107,16 +143,18 @@ def import_to(place: str, parts: dict[str, str], run: Path, layout: str | None =
         parts: part -> place of a part that the checkpoint lacks.
         run: new folder; it gets checkpoints/, config.yaml, recipe.yaml, tokenizer/, published.json and published/.
         layout: name of the layout; None recognises it.
+        template: name of the chat template; None: the files tell.
     Raises:
         UserError: see `Published.open` and `write_checkpoint`.
     """
     from lit_mm.commands.published import Published
 
-    published = Published.open(place, parts, layout)
+    published = Published.open(place, parts, layout, template)
     print(f"{place}: {published.layout.name}, {len(published.plan.sources)} tensors")
     for path in (path for files in published.files.values() for path in files.legacy):
         size = path.stat().st_size / 1e9
         print(f"{path} has the format of torch before 1.6: reading it takes {size:.1f} GB of memory")
+    print(prompt_line(published))
     run.mkdir(parents=True, exist_ok=True)
     complete = False
     try:

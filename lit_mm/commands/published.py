@@ -6,7 +6,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.prompts.tokenizer import download
 from lit_mm.weights.convert import AdaptsState, shorten
 from lit_mm.weights.files import TensorFiles, read_json, tensor_files
+from lit_mm.weights.layouts.chats import CHAT
 from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, layout_of
 from lit_mm.weights.names import add_prefix, below
 from lit_mm.weights.provenance import TYPES, Plan, plan
@@ -34,11 +35,13 @@ WRAPPER = "base_model.model."  # in front of every name that peft writes
 DATA = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "my_data.json", "format": "llava"}}
 
 
-def described(place: Path, parts: Mapping[str, Described] | None = None) -> tuple[Described, TensorFiles]:
+def described(
+    place: Path, parts: Mapping[str, Described] | None = None, template: str | None = None
+) -> tuple[Described, TensorFiles]:
     """Open a place and describe its files."""
     files = TensorFiles(tensor_files(place))
     folder = place if place.is_dir() else place.parent
-    return Described(folder, read_json(place, "config.json"), files.stored, parts or {}), files
+    return Described(folder, read_json(place, "config.json"), files.stored, parts or {}, template), files
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Published:
         adapter: adapter_config.json of a LoRA; {} for other checkpoints.
         copies: name of a tensor of the files -> name of the tensor that it repeats. The plan has no copies.
         fresh: name of a tensor of the model that no file holds -> its start value, see `Layout.start`.
+        main: description of the checkpoint.
     """
 
     place: Path
@@ -69,6 +73,7 @@ class Published:
     adapter: Config
     copies: Mapping[str, str]
     fresh: Mapping[str, Start]
+    main: Described
 
     @property
     def folder(self) -> Path:
@@ -102,13 +107,16 @@ class Published:
         return self.files[part if colon else ""][rest if colon else name]
 
     @classmethod
-    def open(cls, place: str, parts: Mapping[str, str], layout_name: str | None = None) -> Published:
+    def open(
+        cls, place: str, parts: Mapping[str, str], layout_name: str | None = None, template: str | None = None
+    ) -> Published:
         """Open a published checkpoint and check that it fills its model completely.
 
         Args:
             place: file, folder or published name.
             parts: part -> place of the checkpoint of a part that `place` lacks.
             layout_name: name of the layout; None recognises it.
+            template: name of the chat template; None: the files tell.
         Raises:
             UserError: the files cannot be read, their layout is unknown, a part is missing, or names or shapes differ.
         """
@@ -117,13 +125,17 @@ class Published:
             part: Described(tokenizer_folder(where), {}, {}) for part, where in parts.items() if part in TOKENIZERS
         }
         path = local_place(place)
-        main, main_files = described(path, {part: checkpoint for part, (checkpoint, _) in opened.items()} | others)
+        separate = {part: checkpoint for part, (checkpoint, _) in opened.items()} | others
+        main, main_files = described(path, separate, template)
         adapter = main.json("adapter_config.json") if any(PEFT.fullmatch(name) for name in main_files) else {}
         names = {plain_name(name): stored for name, stored in main_files.stored.items()}
-        main = Described(main.folder, main.config, names, main.parts)
+        main = replace(main, stored=names)
         layout = layout_of(main, layout_name)
         check_separate(layout, main, opened)
         recipe = recipe_of(layout.model(main), layout.stage, layout.objectives)
+        prompt = recipe["model"]["init_args"]["inputs"].get("prompt")
+        if template is not None and (prompt is None or prompt["class_path"] != CHAT):
+            raise UserError(f"--template {template}: a checkpoint of {layout.name} has a prompt without a choice")
         module, config = build(recipe)
         files = {"": main_files} | {part: tensors for part, (_, tensors) in opened.items()}
         copies = layout.copies(main)
@@ -136,7 +148,7 @@ class Published:
         absent = [name for name, _ in kept_tensors(module) if name not in opened_plan.targets]
         fresh = {name: start for name in absent if (start := layout.start(name)) is not None}
         check_complete(layout, main, module, opened_plan.targets, fresh)
-        return cls(path, layout, recipe, module, config, opened_plan, files, adapter, copies, fresh)
+        return cls(path, layout, recipe, module, config, opened_plan, files, adapter, copies, fresh, main)
 
 
 def tokenizer_folder(place: str) -> Path:

@@ -57,7 +57,27 @@ def chatml(system: str) -> Template:
     )
 
 
+VISION_ASSISTANT = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
 LLAMA_3 = "<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
+def llama_3(answers: str) -> Template:
+    """Build the template of Llama 3.
+
+    Args:
+        answers: role of the turns that answer.
+    """
+    return Template(
+        LLAMA_3.format(role="system") + "{system}<|eot_id|>",
+        VISION_ASSISTANT,
+        LLAMA_3.format(role="user"),
+        "<|eot_id|>" + LLAMA_3.format(role=answers),
+        "<|eot_id|>",
+    )
+
 
 # Source: github.com/haotian-liu/LLaVA c121f04, llava/conversation.py, whose names are used here
 TEMPLATES: dict[str, Template] = {
@@ -66,8 +86,7 @@ TEMPLATES: dict[str, Template] = {
     "mistral_instruct": Template("{system}", "", "[INST] ", " [/INST] ", " </s>"),
     "llava_llama_2": Template(
         "[INST] <<SYS>>\n{system}\n<</SYS>>\n\n",
-        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-        "provides, and assist the user with a variety of tasks using natural language.",
+        VISION_ASSISTANT,
         "",
         " [/INST] ",
         " </s>",
@@ -75,8 +94,20 @@ TEMPLATES: dict[str, Template] = {
     ),
     "chatml_direct": chatml("Answer the questions."),
     "mpt": chatml(CHATML_SYSTEM),
+    # Source: github.com/LLaVA-VL/LLaVA-NeXT, llava/conversation.py; llava_llama_3 is the template of Llama 3 itself
+    "llava_llama_3": llama_3("assistant"),
+    "qwen_1_5": Template(
+        "<|im_start|>system\n{system}<|im_end|>\n",
+        "You are a helpful assistant.",
+        "<|im_start|>user\n",
+        "<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+        again="\n",
+    ),
     # Source: github.com/dvlab-research/MGM 60d021f, mgm/conversation.py. There the assistant of llama_3 has the role
-    # "system", and BOS is part of the text; here BOS comes from the tokenizer
+    # "system", and BOS is part of the text; here BOS comes from the tokenizer. mixtral_instruct is mistral_instruct
+    # there, which writes <s> before every question
+    "mixtral_instruct": Template("{system}", "", "[INST] ", " [/INST] ", " </s>", again="<s>"),
     "gemma": Template(
         "{system}",
         "",
@@ -85,14 +116,7 @@ TEMPLATES: dict[str, Template] = {
         "<end_of_turn>\n<eos>",
         stop="<eos>",
     ),
-    "llama_3": Template(
-        LLAMA_3.format(role="system") + "{system}<|eot_id|>",
-        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-        "provides, and assist the user with a variety of tasks using natural language.",
-        LLAMA_3.format(role="user"),
-        "<|eot_id|>" + LLAMA_3.format(role="system"),
-        "<|eot_id|>",
-    ),
+    "llama_3": llama_3("system"),
 }
 
 # Jinja: texts of a message, and the rounds of a chat around them

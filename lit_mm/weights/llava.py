@@ -6,7 +6,7 @@ Unknown keys pass through; `load_strict` reports them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from lit_mm.weights.clip import hf_clip_to_vit
 from lit_mm.weights.internlm2 import llama_to_llama
 from lit_mm.weights.names import add_prefix
 
+State = dict[str, Tensor]
 VISION = "model.vision_tower.vision_tower."
 PROJECTOR = "model.mm_projector."
 PROJECTOR_PIECE = re.compile(r"(?:(\d+)\.)?(weight|bias)")
@@ -36,6 +37,7 @@ def llava_to_model(
     vision: str = "network.vision",
     connector: str = "network.connector",
     language: str = "network.language",
+    decoder: Callable[[State], State] = llama_to_llama,
 ) -> dict[str, Tensor]:
     """Rename a checkpoint of the authors to the model.
 
@@ -45,6 +47,7 @@ def llava_to_model(
 
     Args:
         vision, connector, language: name prefixes of the parts in the target model.
+        decoder: key map of the language model.
     Source: github.com/haotian-liu/LLaVA c121f04, llava_arch.py and multimodal_projector/builder.py.
     """
     rest: dict[str, Tensor] = {}
@@ -60,7 +63,7 @@ def llava_to_model(
             text[name] = tensor
         else:
             rest[name] = tensor
-    return mapped | rest | add_prefix(hf_clip_to_vit(tower), vision) | add_prefix(llama_to_llama(text), language)
+    return mapped | rest | add_prefix(hf_clip_to_vit(tower), vision) | add_prefix(decoder(text), language)
 
 
 def hf_llava_to_model(
@@ -69,11 +72,13 @@ def hf_llava_to_model(
     vision: str = "network.vision",
     connector: str = "network.connector",
     language: str = "network.language",
+    decoder: Callable[[State], State] = llama_to_llama,
 ) -> dict[str, Tensor]:
     """Rename transformers' LlavaForConditionalGeneration, of version 5 or before, to the model.
 
     Args:
         vision, connector, language: name prefixes of the parts in the target model.
+        decoder: key map of the language model.
     """
     rest: dict[str, Tensor] = {}
     tower: dict[str, Tensor] = {}
@@ -90,4 +95,4 @@ def hf_llava_to_model(
             text[language_prefixes[1] + name.removeprefix(language_prefixes[0])] = tensor
         else:
             rest[name] = tensor
-    return mapped | rest | add_prefix(hf_clip_to_vit(tower), vision) | add_prefix(llama_to_llama(text), language)
+    return mapped | rest | add_prefix(hf_clip_to_vit(tower), vision) | add_prefix(decoder(text), language)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from lit_mm.weights.llava import PROJECTOR, llava_to_model
+from lit_mm.weights.internlm2 import llama_to_llama
+from lit_mm.weights.llava import PROJECTOR, State, llava_to_model
 from lit_mm.weights.names import add_prefix, below, without
 from lit_mm.weights.qwen_vl import NORM, qwen_pool_to_resampler
 
@@ -24,13 +25,17 @@ def slice_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return mapped | ({} if matrix is None else {"proj.weight": matrix.T.contiguous()})
 
 
-def llava_uhd_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+def llava_uhd_to_model(
+    state: Mapping[str, Tensor], *, network: str = "network", decoder: Callable[[State], State] = llama_to_llama
+) -> State:
     """Rename a checkpoint of the authors to the model. Unknown keys pass through; `load_strict` reports them.
 
     Args:
         network: name prefix of the network in the target model.
+        decoder: key map of the language model.
     Source: github.com/thunlp/LLaVA-UHD, branch LLaVA-UHD-v1 dd7f6cc.
     """
     mapped = add_prefix(slice_resampler(below(state, PROJECTOR)), f"{network}.connector")
     rest = without(state, PROJECTOR)
-    return mapped | llava_to_model(rest, **{part: f"{network}.{part}" for part in ("vision", "connector", "language")})
+    places = {part: f"{network}.{part}" for part in ("vision", "connector", "language")}
+    return mapped | llava_to_model(rest, **places, decoder=decoder)

@@ -5,11 +5,12 @@ Unknown keys pass through; `load_strict` reports them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from lit_mm.weights.llava import PROJECTOR, llava_to_model
+from lit_mm.weights.internlm2 import llama_to_llama
+from lit_mm.weights.llava import PROJECTOR, State, llava_to_model
 from lit_mm.weights.names import below
 
 MINING = {"vlm_uni_query_projector.": "query.", "vlm_uni_aux_projector.": "key.", "vlm_uni_val_projector.": "value."}
@@ -17,13 +18,16 @@ PREFIXES = ("model.", "")  # of a whole checkpoint, and of mm_projector.bin in s
 FINE = {"model.vision_tower_aux.vision_stem.": "model.stem.", "model.vision_tower_aux.vision_stages.": "model.stages."}
 
 
-def mini_gemini_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+def mini_gemini_to_model(
+    state: Mapping[str, Tensor], *, network: str = "network", decoder: Callable[[State], State] = llama_to_llama
+) -> State:
     """Rename a checkpoint of the authors to the model; `mm_projector.bin` of a first stage holds the connector alone.
 
     Checkpoints without the encoders, which stay frozen, give an incomplete state; load CLIP and ConvNeXt as well.
 
     Args:
         network: name prefix of the network in the target model.
+        decoder: key map of the language model.
     Source: github.com/dvlab-research/MGM 769820c, mgm_arch.py and openclip_encoder.py.
     """
     names = {
@@ -45,6 +49,7 @@ def mini_gemini_to_model(state: Mapping[str, Tensor], *, network: str = "network
         vision=f"{network}.vision.low",
         connector=f"{network}.connector.projector",
         language=f"{network}.language",
+        decoder=decoder,
     )
 
 

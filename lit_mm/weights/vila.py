@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from lit_mm.weights.llava import llava_to_model
+from lit_mm.weights.internlm2 import llama_to_llama
+from lit_mm.weights.llava import State, llava_to_model
 
 # layers.0 joins patches and layers.3 is the GELU; neither has parameters
 DOWNSAMPLE = re.compile(r"(?:model\.mm_projector\.)?layers\.([124])\.(weight|bias)")
 
 
-def vila_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
+def vila_to_model(
+    state: Mapping[str, Tensor], *, network: str = "network", decoder: Callable[[State], State] = llama_to_llama
+) -> State:
     """Rename a checkpoint of the authors to the model.
 
     Names `layers.*` belong to the projector of VILA-1.5, either from its folder mm_projector or from a whole model.
 
     Args:
         network: name prefix of the network in the target model.
+        decoder: key map of the language model.
     Source: github.com/NVlabs/VILA eaadb1e, and base_projector.py of branch vila1.5.
     """
     projector: dict[str, Tensor] = {}
@@ -30,4 +34,4 @@ def vila_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> d
         else:
             rest[name] = tensor
     places = {part: f"{network}.{part}" for part in ("vision", "connector", "language")}
-    return projector | llava_to_model(rest, **places)
+    return projector | llava_to_model(rest, **places, decoder=decoder)

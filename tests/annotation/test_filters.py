@@ -76,3 +76,27 @@ def test_a_box_in_pixels_becomes_ordered_shares_inside_of_the_image() -> None:
 )
 def test_a_crop_has_at_least_one_pixel(box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
     assert crop(Noise(0).read(), box).size == size  # the image is 30 x 20
+
+
+@pytest.mark.parametrize(
+    "box", [(-0.1, 0.0, 0.5, 0.5), (0.0, 0.0, 1.1, 0.5), (0.5, 0.0, 0.4, 1.0), (0.0, float("nan"), 1.0, 1.0)]
+)
+def test_a_box_outside_of_the_image_is_refused(box: tuple[float, float, float, float]) -> None:
+    with pytest.raises(UserError, match=r"shares of the image, 0 to 1, got \[.*for 'a dog'"):
+        Description("a dog", box)
+
+
+def test_no_description_gives_no_verdict() -> None:
+    assert filter_by_score([], 0.4) == filter_segments([], MonkeyRules()) == []
+
+
+def test_equal_boxes_of_a_text_pass_once_in_any_script() -> None:
+    texts = ["山の写真 \U0001f5fb", "שלום", "山の写真 \U0001f5fb", "שלום", "山の写真 \U0001f5fb"]
+    verdicts = filter_segments([Description(text, (0.2, 0.2, 0.6, 0.6), 0.9) for text in texts], MonkeyRules())
+    assert [verdict.rule for verdict in verdicts] == ["", "", "overlap", "overlap", "overlap"]
+
+
+def test_a_text_that_was_dropped_by_its_score_is_no_first_one() -> None:
+    box = (0.2, 0.2, 0.6, 0.6)
+    verdicts = filter_segments([Description("a dog", box, 0.5), Description("a dog", box, 0.501)], MonkeyRules())
+    assert [verdict.rule for verdict in verdicts] == ["score", ""]

@@ -21,7 +21,7 @@ from lit_mm.annotation.inputs import Input, Inputs
 from lit_mm.annotation.journal import Journal
 from lit_mm.annotation.language_models import Template
 from lit_mm.annotation.monkey import Monkey
-from lit_mm.annotation.page import COLOURS, draw_boxes
+from lit_mm.annotation.page import COLOURS, draw_boxes, scaled
 from lit_mm.annotation.run import Run, Settings, agree, plan_of
 from lit_mm.annotation.shards import LEDGER, PAGE, PLAN, SPEED, read_accounts
 from lit_mm.documents.sources import open_source
@@ -310,3 +310,25 @@ def test_boxes_are_drawn_around_small_text_and_inside_of_the_image() -> None:
     assert [drawing.getpixel(place) for place in ((50, 9), (50, 8))] == [green, (255, 255, 255)]
     assert [drawing.getpixel(place) for place in ((0, 60), (1, 60), (100, 60), (50, 28), (50, 100))] == [green] * 5
     assert image.getpixel((50, 9)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((300, 200), (300, 200)),
+        ((960, 640), (480, 320)),
+        ((4000, 60), (4000, 60)),  # a strip stays readable, and scrolls
+        ((60000, 600), (4800, 48)),
+        ((2, 4), (32, 64)),  # enlarged, so that boxes are seen
+    ],
+)
+def test_images_of_the_page_are_neither_large_nor_unreadable(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert scaled(Image.new("L", size)).size == expected
+
+
+def test_a_page_without_a_sample_says_which_rows_are_bad(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"no image")
+    run, _ = start(tmp_path / "images", tmp_path / "out", on_bad_image="skip", max_bad=1.0)
+    page = (run.folder / PAGE).read_text()
+    assert "0 of 0 annotated images" in page and "<section>" not in page and "unreadable image" in page

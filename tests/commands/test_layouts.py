@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lit_mm.commands.trained import open_model
 from lit_mm.weights.convert import read_checkpoint
 from lit_mm.weights.layouts.layout import Described, all_layouts
 from tests import hub
-from tests.commands.test_import import QUESTION, command, conversation  # noqa: F401  # `command` is a fixture
+from tests.commands.test_import import command, conversation  # noqa: F401  # `command` is a fixture
 
 LAYOUTS = {
     "instructblip/hf": hub.instructblip,
@@ -61,7 +62,14 @@ PARTS = {  # layouts whose files hold some parts -> writers of the others
     "blip2_retrieval/authors": {"vision": hub.eva_vit_g, "language": hub.opt, "reading": hub.bert},
     "instructblip/authors": {"vision": hub.eva_vit_g, "language": hub.vicuna, "reading": hub.bert},
 }
+COMPARE = ("blip_retrieval/authors", "blip_retrieval/hf", "blip2_retrieval/authors", "blip2_retrieval/hf")
 NAMED = ("vila/authors",)  # layouts whose files look like those of another one
+
+
+def hints(output: str) -> list[list[str]]:
+    """Return the words of the commands that an import prints at its end."""
+    lines = [line.partition("python -m lit_mm ")[2] for line in output.splitlines()]
+    return [shlex.split(line) for line in lines if line]
 
 
 def words_of(layout: str, place: Path) -> tuple[str, ...]:
@@ -78,6 +86,7 @@ def test_an_imported_layout_is_exported_as_it_was_published(command: Callable, t
     folder = LAYOUTS[layout](tmp_path / "hub")
     code, output, error = command("import", folder, "--to", "run", *words_of(layout, tmp_path))
     assert code == 0 and f"{layout}, " in output and "proof: " in output, error
+    assert [words[0] for words in hints(output)] == ["evaluate" if layout in COMPARE else "generate", "fit"]
     code, _, error = command("export", "run", "--to", "same", "--format", layout.partition("/")[2])
     assert code == 0, error
     published, exported = read_checkpoint(folder), read_checkpoint("same")
@@ -90,12 +99,19 @@ def test_an_imported_layout_is_exported_as_it_was_published(command: Callable, t
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_is_asked_trained_exported_and_imported_again(command: Callable, tmp_path: Path, layout: str) -> None:  # noqa: F811
     folder, data, words = LAYOUTS[layout](tmp_path / "hub"), conversation(tmp_path), words_of(layout, tmp_path)
-    assert command("import", folder, "--to", "run", *words)[0] == 0
-    code, _, error = command("generate", "run", "--image", "red.png", *QUESTION, "--accelerator", "cpu")
+    code, output, error = command("import", folder, "--to", "run", *words)
     assert code == 0, error
-    options = ("--data.path", data, "--data.global_batch", "4", "--data.micro_batch", "4", "--track", "false")
-    options += ("--trainer.accelerator", "cpu")
-    code, _, error = command("fit", "--config", "run/recipe.yaml", "--init_from", "run", "--run_dir", "tuned", *options)
+    first, second = hints(output)
+    assert second[:5] == ["fit", "--config", "run/recipe.yaml", "--init_from", "run"]
+    data.rename("my_data.json")
+    Path("red.png").rename("page.png")
+    Path("my_data.json").write_text(Path("my_data.json").read_text().replace("red.png", "page.png"))
+    limits = ("--max_new_tokens", "2") if first[0] == "generate" else ()
+    code, _, error = command(*first, *limits, "--accelerator", "cpu")
+    assert code == 0, error
+    options = ("--data.global_batch", "4", "--data.micro_batch", "4", "--track", "false")
+    options += ("--trainer.accelerator", "cpu", "--run_dir", "tuned")
+    code, _, error = command(*second, *options)
     assert code == 0, error
     code, _, error = command("export", "tuned", "--to", "out", "--format", layout.partition("/")[2])
     assert code == 0, error

@@ -113,7 +113,8 @@ def test_the_other_templates_have_the_released_text(golden: Any) -> None:
         for role, text in (("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2"))
     )
     offered = TEMPLATES.keys() & expected.keys()
-    assert offered == TEMPLATES.keys() - {"vicuna_v1", "gemma", "llama_3"}  # the latter two: see test_mini_gemini.py
+    elsewhere = {"llava_llama_3", "qwen_1_5", "gemma", "llama_3", "mixtral_instruct"}  # of later code
+    assert offered == TEMPLATES.keys() - {"vicuna_v1"} - elsewhere
     for name in offered:
         text, spans = ChatPrompt(name).text(Document("two rounds", turns))
         assert text == expected[name], name

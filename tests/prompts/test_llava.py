@@ -86,7 +86,7 @@ def test_a_system_turn_replaces_the_templates() -> None:
     )
 
 
-@pytest.mark.parametrize("template", [name for name in TEMPLATES if name not in ("llava_llama_2", "gemma", "llama_3")])
+@pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "gemma" and "llama_" not in name])
 def test_generation_goes_on_where_training_learns(template: str, picture: Any) -> None:
     tokenizer, prompt = load_tokenizer("nano"), ChatPrompt(template)
     document = chat(("user", (picture, "what colour?")), ("assistant", ("red",)))

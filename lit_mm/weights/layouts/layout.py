@@ -18,6 +18,7 @@ from lit_mm.weights.stream import Stored
 
 Config = dict[str, Any]
 State = dict[str, Tensor]
+WRITING = frozenset({"lm", "next_token"})  # objectives of a decoder, which `generate` runs
 Start = str | Callable[[tuple[int, ...]], Tensor]  # the name of another tensor, or a function from a shape to values
 
 
@@ -30,12 +31,14 @@ class Described:
         config: config.json; {} if there is none.
         stored: dtype and shape of every tensor, by name.
         parts: part -> description of the checkpoint that `--with` names for it.
+        template: name of the chat template that the user gives; None: the files tell.
     """
 
     folder: Path
     config: Config
     stored: Mapping[str, Stored]
     parts: Mapping[str, Described] = field(default_factory=dict)
+    template: str | None = None
 
     def json(self, name: str) -> Config:
         """Read a JSON file of the folder; {} if it is not there."""
@@ -85,6 +88,11 @@ class Layout:
     start: Callable[[str], Start | None] = lambda name: None
     outputs: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None
     pixels: Callable[[Any, Any, Tensor], Tensor] | None = None
+
+    @property
+    def writes(self) -> bool:
+        """True if models of this layout were trained to write text; False if they only compare images with texts."""
+        return not self.objectives or not WRITING.isdisjoint(self.objectives)
 
     def place(self, part: str) -> str:
         """Return the prefix of the names of a part of `separate` in the model."""

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from transformers import CONFIG_MAPPING
 
 from lit_mm.errors import UserError
-from lit_mm.weights.files import read_json
+from lit_mm.weights.decoders import decoder_to_pretrained
+from lit_mm.weights.internlm2 import llama_to_llama
+from lit_mm.weights.layouts.chats import CHAT, LLAVA, chat_arguments, language_kind
 from lit_mm.weights.layouts.layout import Config, Described, Layout, State, require
-from lit_mm.weights.layouts.sizes import clip_part, component, llama_part, require_vicuna, tokenizer
+from lit_mm.weights.layouts.sizes import (
+    clip_part,
+    component,
+    decoder_part,
+    require_vicuna,
+    sizes_of,
+    tokenizer,
+    vicuna_version,
+)
 from lit_mm.weights.llava import hf_llava_to_model, llava_to_model
 from lit_mm.weights.llava_next import hf_llava_next_to_model, llava_next_to_model
 
 LINEAR, MLP, NEWLINE = "model.mm_projector.weight", "model.mm_projector.0.weight", "model.image_newline"
 TOWER = "model.vision_tower.vision_tower.vision_model."
-START, END = "<|im_start|>", "<|im_end|>"  # markers of ChatML
-AUTHORS = ("llava", "llava_llama", "llava_mistral")
+HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
+AUTHORS = ("llava", "llava_llama", "llava_mistral", "llava_qwen")
+OUTER = ("mm_", "image_", "tune_", "freeze_")  # beginnings of the keys of a config that are not the language model's
 STAGE = {
     "connector": {"lr": 2e-5, "weight_decay": 0.0},
     "language": {"lr": 2e-5, "weight_decay": 0.0},
 }
 STAGE_NEXT = {"vision": {"lr": 2e-6, "weight_decay": 0.0}, "newline": {"lr": 2e-5, "weight_decay": 0.0}} | STAGE
-SEPARATE = {"vision": ("clip", "mm_vision_tower"), "language": ("llama", "_name_or_path")}
+SEPARATE = {"vision": ("clip", "mm_vision_tower"), "language": ("language", "_name_or_path")}
 
 
 def is_authors(described: Described) -> bool:
@@ -54,11 +67,14 @@ def is_hf(described: Described, kind: str) -> bool:
     return described.config.get("model_type") == kind and projector
 
 
-def authors_parts(described: Described) -> tuple[Config, Config, Config]:
+def authors_parts(described: Described, templates: Mapping[str, str] = LLAVA) -> tuple[Config, Config, Config]:
     """Return the sections `vision` and `language`, and the arguments of the prompt, of a checkpoint of the authors.
 
+    Args:
+        templates: see `chat_of`.
     Raises:
-        UserError: a part has no sizes, or the config has a value that cannot be imported.
+        UserError: a part has no sizes, the config has a value that cannot be imported, or the language model is Vicuna
+            version 0.
     """
     config = described.config
     require(described, config, {"mm_use_im_start_end": (False,), "mm_vision_select_feature": ("patch",)})
@@ -70,29 +86,16 @@ def authors_parts(described: Described) -> tuple[Config, Config, Config]:
             "folder of it"
         )
     layer = config.get("mm_vision_select_layer", -2)
-    mistral = config.get("model_type") == "llava_mistral" or language.get("model_type") == "mistral"
-    keys = {key: value for key, value in language.items() if not key.startswith(("mm_", "image_", "tune_", "freeze_"))}
-    decoder = llama_part(keys, "mistral" if mistral else "llama")
+    kind = language_kind(described)
+    decoder = decoder_part({key: value for key, value in language.items() if not key.startswith(OUTER)}, kind)
     if "language" in described.parts:
         require_vicuna(described.parts["language"], "1")
-    return clip_part(described, layer), decoder, chat_of(described, mistral)
-
-
-def chat_of(described: Described, mistral: bool) -> Config:
-    """Choose the arguments of `ChatPrompt`. The end-of-sequence token, or the chat template, shows ChatML, the template
-    of Nous-Hermes-2-Yi-34B.
-
-    Raises:
-        UserError: there is no tokenizer.
-    """
-    folder = Path(tokenizer(described))
-    settings = read_json(folder, "tokenizer_config.json")
-    end = settings.get("eos_token") or read_json(folder, "special_tokens_map.json").get("eos_token")
-    texts = [read_json(folder, name).get("chat_template") for name in ("tokenizer_config.json", "chat_template.json")]
-    texts += [file.read_text() for file in (folder / "chat_template.jinja",) if file.is_file()]
-    chatml = END in str(end) or any(START in str(text) for text in texts)
-    no_bos = {"bos": False} if settings.get("add_bos_token") is False else {}
-    return {"template": "mistral_instruct" if mistral else "chatml_direct" if chatml else "vicuna_v1", **no_bos}
+    elif vicuna_version(described) == "0" and described.template is None:
+        raise UserError(
+            f"{str(described.folder)!r} is by its name or its rows a Vicuna of version 0, whose turns end with ###, "
+            "which no template writes. --template NAME imports it with another one, such as vicuna_v1"
+        )
+    return clip_part(described, layer), decoder, chat_arguments(described, kind, templates)
 
 
 def authors_model(family: str, described: Described) -> Config:
@@ -111,8 +114,8 @@ def authors_model(family: str, described: Described) -> Config:
             "connector": f"lit_mm.connectors.{connector}",
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{'Pad' if pads else 'CentreCrop'}", size=side),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
-                "max_length": min(language["init_args"]["max_positions"], 4096),
+                "prompt": component(CHAT, **chat),
+                "max_length": min(sizes_of(language)["max_positions"], 4096),
             },
         },
     }
@@ -138,8 +141,8 @@ def next_model(vision: Config, language: Config, chat: Config, described: Descri
             "inputs": {
                 "tiling": component("lit_mm.tiling.AnyRes", tile=side, rule=rule, **grids),
                 "layout": component("lit_mm.samples.BaseThenUnpaddedRows", rule=rule),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat, keep_leading=True),
-                "max_length": min(language["init_args"]["max_positions"], 4096),
+                "prompt": component(CHAT, **chat, keep_leading=True),
+                "max_length": min(sizes_of(language)["max_positions"], 4096),
             },
         },
     }
@@ -166,10 +169,9 @@ def hf_parts(described: Described) -> tuple[Config, Config, Config]:
             "multimodal_projector_bias": (True,),
         },
     )
-    text = config.get("text_config") or {}
-    kind = text.get("model_type", "llama")
+    kind = language_kind(described)
     vision = clip_part(described, config.get("vision_feature_layer", -2))
-    return vision, llama_part(text, kind), chat_of(described, kind == "mistral")
+    return vision, decoder_part(config.get("text_config") or {}, kind), chat_arguments(described, kind)
 
 
 def hf_llava(described: Described) -> Config:
@@ -200,8 +202,8 @@ def hf_llava(described: Described) -> Config:
             "image_size": side,
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{'Pad' if pads else 'CentreCrop'}", size=side),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
-                "max_length": min(language["init_args"]["max_positions"], 4096),
+                "prompt": component(CHAT, **chat),
+                "max_length": min(sizes_of(language)["max_positions"], 4096),
             },
         },
     }
@@ -209,6 +211,28 @@ def hf_llava(described: Described) -> Config:
 
 def hf_next(described: Described) -> Config:
     return next_model(*hf_parts(described), described, "hf")
+
+
+def decoder_map(model: Config) -> Callable[[State], State]:
+    """Return the key map of a recipe's language model, a `Llama` or a `Pretrained`."""
+    sizes = sizes_of(model["init_args"]["language"])
+    if sizes["model_type"] == "llama":
+        return llama_to_llama
+    return partial(decoder_to_pretrained, **{key: sizes[key] for key in ("model_type", "heads", "kv_heads")})
+
+
+def with_decoder(rename: Callable[..., State]) -> Callable[[State, Config], State]:
+    """Turn a key map around a language model of any kind into that of a layout."""
+    return lambda state, model: rename(state, decoder=decoder_map(model))
+
+
+def tied(described: Described) -> dict[str, str]:
+    """Name the output projection that repeats the embeddings, in files of a language model that ties them."""
+    config = described.config.get("text_config") or described.config
+    kind = language_kind(described)
+    ties = kind in CONFIG_MAPPING and config.get("tie_word_embeddings", CONFIG_MAPPING[kind]().tie_word_embeddings)
+    head, table = (next((n for n in described.stored if n.endswith(end)), None) for end in (HEAD, TABLE))
+    return {head: table} if ties and head and table else {}
 
 
 def without_sizes(rename: Callable[[State], State]) -> Callable[[State, Config], State]:
@@ -222,44 +246,49 @@ LAYOUTS = (
         "liuhaotian/llava-v1-0719-336px-lora-merge-vicuna-13b-v1.3",
         is_llava,
         lambda described: authors_model("Llava", described),
-        without_sizes(llava_to_model),
+        with_decoder(llava_to_model),
         STAGE,
         SEPARATE,
+        copies=tied,
     ),
     Layout(
         "llava_1_5/authors",
         "liuhaotian/llava-v1.5-7b",
         is_llava_1_5,
         lambda described: authors_model("Llava15", described),
-        without_sizes(llava_to_model),
+        with_decoder(llava_to_model),
         STAGE,
         SEPARATE,
+        copies=tied,
     ),
     Layout(
         "llava_1_5/hf",
         "llava-hf/llava-1.5-7b-hf",
         lambda described: is_hf(described, "llava"),
         hf_llava,
-        without_sizes(hf_llava_to_model),
+        with_decoder(hf_llava_to_model),
         STAGE,
         in_transformers=True,
+        copies=tied,
     ),
     Layout(
         "llava_next/authors",
         "liuhaotian/llava-v1.6-vicuna-7b",
         is_llava_next,
         authors_next,
-        without_sizes(llava_next_to_model),
+        with_decoder(llava_next_to_model),
         STAGE_NEXT,
         SEPARATE,
+        copies=tied,
     ),
     Layout(
         "llava_next/hf",
         "llava-hf/llava-v1.6-vicuna-7b-hf",
         lambda described: is_hf(described, "llava_next"),
         hf_next,
-        without_sizes(hf_llava_next_to_model),
+        with_decoder(hf_llava_next_to_model),
         STAGE_NEXT,
         in_transformers=True,
+        copies=tied,
     ),
 )

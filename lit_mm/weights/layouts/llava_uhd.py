@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+from lit_mm.weights.layouts.chats import CHAT
 from lit_mm.weights.layouts.layout import Config, Described, Layout
-from lit_mm.weights.layouts.llava import SEPARATE, STAGE, authors_parts, without_sizes
-from lit_mm.weights.layouts.sizes import component, tokenizer
+from lit_mm.weights.layouts.llava import SEPARATE, STAGE, authors_parts, tied, with_decoder
+from lit_mm.weights.layouts.sizes import component, sizes_of, tokenizer
 from lit_mm.weights.llava_uhd import llava_uhd_to_model
 
 QUERY = "model.mm_projector.query"
@@ -33,8 +34,8 @@ def model(described: Described) -> Config:
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{tiling}", size=side, patch=patch),
                 "layout": component(f"lit_mm.samples.{layout}"),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
-                "max_length": min(language["init_args"]["max_positions"], 4096),
+                "prompt": component(CHAT, **chat),
+                "max_length": min(sizes_of(language)["max_positions"], 4096),
             },
         },
     }
@@ -46,8 +47,9 @@ LAYOUTS = (
         "files of github.com/thunlp/LLaVA-UHD",
         lambda described: QUERY in described.stored,
         model,
-        without_sizes(llava_uhd_to_model),
+        with_decoder(llava_uhd_to_model),
         STAGE,
         SEPARATE,
+        copies=tied,
     ),
 )

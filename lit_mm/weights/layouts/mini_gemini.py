@@ -6,9 +6,10 @@ import re
 from dataclasses import replace
 
 from lit_mm.errors import UserError
+from lit_mm.weights.layouts.chats import CHAT, MINI_GEMINI, language_kind
 from lit_mm.weights.layouts.layout import Config, Described, Layout
-from lit_mm.weights.layouts.llava import STAGE, authors_parts, without_sizes
-from lit_mm.weights.layouts.sizes import component, tokenizer
+from lit_mm.weights.layouts.llava import STAGE, authors_parts, tied, with_decoder
+from lit_mm.weights.layouts.sizes import component, sizes_of, tokenizer
 from lit_mm.weights.mini_gemini import FINE, MINING, mini_gemini_to_model
 from lit_mm.weights.names import below
 from lit_mm.weights.timm import PREFIXES
@@ -16,6 +17,7 @@ from lit_mm.weights.timm import PREFIXES
 CLIP = "openai/clip-vit-large-patch14-336"
 CONVNEXT = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
 QUERY = f"{next(iter(MINING))}1.weight"
+CONNECTOR = "lit_mm.connectors.patch_info_mining.PatchInfoMining"
 SIZE = 768  # pixels of the fine view, as released beside 336 pixels of the coarse one
 BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.")
 
@@ -62,13 +64,9 @@ def model(described: Described) -> Config:
         UserError: an encoder is missing, or the config has a value that cannot be imported.
     """
     config = described.config
-    kind = config.get("model_type", "").removeprefix("mini_gemini").removeprefix("mgm")
-    if kind:
-        raise UserError(
-            f"{str(described.folder / 'config.json')!r}: model_type is {config['model_type']!r}, and only Mini-Gemini "
-            "with Llama or Vicuna can be imported"
-        )
-    coarse, language, chat = authors_parts(replace(described, config=config | {"mm_vision_tower": CLIP}))
+    clip = replace(described, config=config | {"mm_vision_tower": CLIP})
+    coarse, language, chat = authors_parts(clip, MINI_GEMINI)
+    scales = language_kind(described) == "gemma"  # the release multiplies all embeddings of Gemma, images included
     size = config.get("image_size_aux", SIZE)
     tiling = "Pad" if config.get("image_aspect_ratio", "pad") == "pad" else "CentreCrop"
     encoders = {
@@ -83,10 +81,11 @@ def model(described: Described) -> Config:
             "vision": component("lit_mm.vision.dual.DualEncoder", **encoders),
             "language": language,
             "tokenizer": tokenizer(described),
+            **({"connector": component(CONNECTOR, scale_by_width=True)} if scales else {}),
             "inputs": {
                 "tiling": component(f"lit_mm.tiling.{tiling}", size=size),
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
-                "max_length": min(language["init_args"]["max_positions"], 4096),
+                "prompt": component(CHAT, **chat),
+                "max_length": min(sizes_of(language)["max_positions"], 4096),
             },
         },
     }
@@ -98,13 +97,14 @@ LAYOUTS = (
         "YanweiLi/MGM-7B",
         lambda described: any(name.endswith(QUERY) for name in described.stored),
         model,
-        without_sizes(mini_gemini_to_model),
+        with_decoder(mini_gemini_to_model),
         STAGE,
         {
             "vision": ("clip", "mm_vision_tower"),
             "second_vision": ("timm", "mm_vision_tower_aux"),
-            "language": ("llama", "_name_or_path"),
+            "language": ("language", "_name_or_path"),
         },
+        copies=tied,
         places={"vision": "vision.low", "second_vision": "vision.high"},
     ),
 )

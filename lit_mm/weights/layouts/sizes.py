@@ -7,19 +7,28 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING, CLIPVisionConfig, LlamaConfig, MistralConfig, T5Config
+from transformers import CONFIG_MAPPING, CLIPVisionConfig, T5Config
 
 from lit_mm.errors import UserError
-from lit_mm.weights.config_file import without_type
+from lit_mm.weights.config_file import REFUSALS, without_type
 from lit_mm.weights.layouts.layout import Config, Described
 from lit_mm.weights.stream import Stored
 
 CLIP_HEAD = 64  # width of an attention head in every published CLIP
 EVA_HEAD, EVA_RATIO = 88, 4.3637  # of EVA ViT-g: width of an attention head; feed-forward width / width
 QFORMER_HEAD = 64  # width of an attention head in BERT
-DECODERS = {"llama": LlamaConfig, "mistral": MistralConfig}
+DECODERS = ("llama", "mistral")  # a `Llama` computes them
+SIZES = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+    *("vocab_size", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings"),
+)
 # Keys of a config.json that a `Pretrained` is built from
 SETTINGS = {
+    "llama": (*SIZES, "attention_bias", "mlp_bias", "head_dim"),
+    "mistral": (*SIZES, "head_dim", "sliding_window"),
+    "mixtral": (*SIZES, "head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok"),
+    "gemma": (*SIZES, "head_dim", "attention_bias"),
+    "qwen2": (*SIZES, "use_sliding_window", "sliding_window", "max_window_layers"),
     "opt": (
         *("hidden_size", "num_hidden_layers", "num_attention_heads", "ffn_dim", "word_embed_proj_dim", "vocab_size"),
         *("max_position_embeddings", "activation_function", "do_layer_norm_before", "dropout", "attention_dropout"),
@@ -36,27 +45,33 @@ EVA_BLOCK = re.compile(r"blocks\.(\d+)\.")
 QLAYER = re.compile(r"Qformer\.bert\.encoder\.layer\.(\d+)\.(crossattention\.)?")
 LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 VICUNA = re.compile(r"vicuna.*?v([01])(?:\.\d)?(?!\d)", re.IGNORECASE)
+CACHED = re.compile(r"models--.+--(.+)")  # folder of a published name in the hub's cache
 VICUNA_0_ROWS = 32001
 SEPARATORS = {"0": ", whose turns end with ###", "1": ".1 or later, whose turns end with </s>"}
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json")
 
 
 def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
-    """Build the `language` section from a config of transformers; absent keys have the defaults of their class.
+    """Build a `Llama` from a config of transformers; absent keys have the defaults of their class.
 
     Args:
         config: `config.json` of a language model, or the `text_config` of a multimodal one.
         kind: "llama" or "mistral".
     Raises:
-        UserError: the config has scaled rotary positions or another kind of language model.
+        UserError: the config has scaled rotary positions, another activation or another kind of language model.
     """
     if kind not in DECODERS:
         raise UserError(f"a language model of model_type {kind!r} cannot be imported, only {', '.join(DECODERS)}")
-    known = {key: value for key, value in config.items() if key not in ("architectures", "model_type")}
-    full = DECODERS[kind](**known).to_dict()
+    full = settings(config, kind)
+    if full["hidden_act"] != "silu" or full.get("mlp_bias"):
+        raise UserError(
+            f"a {kind} with hidden_act {full['hidden_act']!r} and mlp_bias {full.get('mlp_bias')} cannot be imported; "
+            "`Llama` has 'silu' and no such bias"
+        )
+    if scaled(full):
+        kind_of_rope = full["rope_parameters"]["rope_type"]
+        raise UserError(f"rotary positions of type {kind_of_rope!r} cannot be imported; `Llama` has plain ones")
     rope = full.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        raise UserError(f"rotary positions of type {rope['rope_type']!r} cannot be imported; `Llama` has plain ones")
     sizes = {
         "width": full["hidden_size"],
         "layers": full["num_hidden_layers"],
@@ -74,20 +89,67 @@ def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
     return {"class_path": "lit_mm.language.llama.Llama", "init_args": sizes}
 
 
+def settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """Return all keys of a language model's config; absent ones have the defaults of their class in transformers.
+
+    Raises:
+        UserError: transformers refuses the config.
+    """
+    known = {key: value for key, value in without_type(dict(config)).items() if key != "architectures"}
+    try:
+        return CONFIG_MAPPING[kind](**known).to_dict()
+    except REFUSALS as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"transformers refuses the config of this {kind}: {reason}") from error
+
+
+def scaled(full: Mapping[str, Any]) -> bool:
+    """Return True for rotary positions that are scaled."""
+    return (full.get("rope_parameters") or {}).get("rope_type", "default") != "default"
+
+
+def decoder_part(config: Mapping[str, Any], kind: str) -> Config:
+    """Build the `language` section of a decoder: a `Llama` for Llama and Mistral with plain rotary positions, else a
+    `Pretrained`.
+
+    Args:
+        config: `config.json` of a language model, or the `text_config` of a multimodal one.
+        kind: model_type of the language model.
+    Raises:
+        UserError: the language model is of another kind, or has a value that cannot be imported.
+    """
+    plain = kind in DECODERS and not scaled(settings(config, kind))
+    return llama_part(config, kind) if plain else pretrained_part({**config, "model_type": kind})
+
+
 def pretrained_part(config: Mapping[str, Any]) -> Config:
     """Build the `language` section of a decoder that `Pretrained` runs; absent keys have the defaults of their class.
 
     Args:
-        config: `config.json` of an OPT or Persimmon, or the `text_config` of a multimodal model.
+        config: `config.json` of a decoder in `SETTINGS`, or the `text_config` of a multimodal model.
     Raises:
         UserError: the language model is of another kind.
     """
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     if kind not in SETTINGS:
         raise UserError(f"a language model of model_type {kind!r} cannot be imported, only {', '.join(SETTINGS)}")
-    full = CONFIG_MAPPING[kind](**without_type(dict(config))).to_dict()
+    full = settings(config, kind)
     numbers = {key: full[key] for key in SETTINGS[kind]}
     return component("lit_mm.language.pretrained.Pretrained", config={"model_type": kind} | numbers)
+
+
+def sizes_of(language: Config) -> Config:
+    """Return the longest sample of a `Llama` or `Pretrained`, and the arguments of its key map."""
+    arguments = language["init_args"]
+    numbers = arguments.get("config")
+    if numbers is None:
+        return {"max_positions": arguments["max_positions"], "model_type": "llama"}
+    return {
+        "max_positions": numbers["max_position_embeddings"],
+        "model_type": numbers["model_type"],
+        "heads": numbers["num_attention_heads"],
+        "kv_heads": numbers["num_key_value_heads"],
+    }
 
 
 def language_part(config: Mapping[str, Any]) -> Config:
@@ -99,7 +161,7 @@ def language_part(config: Mapping[str, Any]) -> Config:
     kind = config.get("model_type")
     if kind == "t5":
         return t5_part(config)
-    return llama_part(config, kind) if kind in DECODERS else pretrained_part(config)
+    return decoder_part(config, kind) if kind in DECODERS else pretrained_part(config)
 
 
 def t5_part(config: Mapping[str, Any]) -> Config:
@@ -150,6 +212,14 @@ def clip_part(described: Described, select_layer: int, drop_cls: bool = True) ->
     config = source.config.get("vision_config")
     if config is None and source.config.get("model_type") == "clip_vision_model":
         config = source.config
+    kind = (config or {}).get("model_type", "clip_vision_model")
+    patched = source.shape("embeddings.patch_embedding.weight") is not None
+    if kind != "clip_vision_model" or (patched and source.shape("embeddings.class_embedding") is None):
+        raise UserError(
+            f"{str(source.folder)!r} has a vision encoder of model_type {kind!r}"
+            + ("" if kind != "clip_vision_model" else " without class_embedding")
+            + ", and only CLIP can be imported here"
+        )
     if config is not None:
         full = CLIPVisionConfig(**{key: value for key, value in config.items() if key != "model_type"}).to_dict()
     else:
@@ -229,10 +299,25 @@ def qformer_sizes(stored: Mapping[str, Stored]) -> Config:
     }
 
 
-def require_vicuna(language: Described, version: str) -> None:
-    """Refuse a Vicuna of another version, where its name or its files tell.
+def names_of(described: Described) -> list[str]:
+    """Return the names of a checkpoint: that in its config, its folder, and the published name in the hub's cache."""
+    folder = described.folder.absolute()
+    cached = [match[1] for parent in folder.parents if (match := CACHED.fullmatch(parent.name))]
+    return [str(described.config.get("_name_or_path") or ""), folder.name, *cached[:1]]
+
+
+def vicuna_version(language: Described) -> str | None:
+    """Return the version of a Vicuna, "0" or "1" for 1.1 to 1.5, by its name or its rows; None if they do not tell.
 
     Version 0 has 32001 rows, for a padding token, and separates turns by ###; the later ones have 32000 and </s>.
+    """
+    actual = next((match[1] for name in names_of(language) if (match := VICUNA.search(name))), None)
+    padded = language.config.get("vocab_size") == VICUNA_0_ROWS
+    return "0" if actual is None and padded and language.json("added_tokens.json").keys() <= {"[PAD]"} else actual
+
+
+def require_vicuna(language: Described, version: str) -> None:
+    """Refuse a Vicuna of another version, where its name or its files tell, see `vicuna_version`.
 
     Args:
         language: files of the language model.
@@ -240,15 +325,12 @@ def require_vicuna(language: Described, version: str) -> None:
     Raises:
         UserError: it is another version.
     """
-    names = (str(language.config.get("_name_or_path", "")), language.folder.name)
-    actual = next((match[1] for name in names if (match := VICUNA.search(name))), None)
-    rows = language.config.get("vocab_size")
-    if actual is None and rows == VICUNA_0_ROWS and language.json("added_tokens.json").keys() <= {"[PAD]"}:
-        actual = "0"
+    actual = vicuna_version(language)
     if actual not in (None, version):
         raise UserError(
-            f"{str(language.folder)!r} is Vicuna version {actual} by its name or its {rows} rows, and the checkpoint "
-            f"was trained with version {version}{SEPARATORS[version]}. Name that one with --with language=PLACE"
+            f"{str(language.folder)!r} is Vicuna version {actual} by its name or its "
+            f"{language.config.get('vocab_size')} rows, and the checkpoint was trained with version "
+            f"{version}{SEPARATORS[version]}. Name that one with --with language=PLACE"
         )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lit_mm.weights.layouts.chats import CHAT
 from lit_mm.weights.layouts.layout import Config, Described, Layout
-from lit_mm.weights.layouts.llava import SEPARATE, STAGE, authors_parts, without_sizes
-from lit_mm.weights.layouts.sizes import component, tokenizer
+from lit_mm.weights.layouts.llava import SEPARATE, STAGE, authors_parts, tied, with_decoder
+from lit_mm.weights.layouts.sizes import component, sizes_of, tokenizer
 from lit_mm.weights.vila import vila_to_model
 
 DOWNSAMPLE = "model.mm_projector.layers.1.weight"
@@ -24,8 +25,8 @@ def model(described: Described) -> Config:
             "image_size": side,
             "connector": f"lit_mm.connectors.{connector}",
             "inputs": {
-                "prompt": component("lit_mm.prompts.llava.ChatPrompt", **chat),
-                "max_length": min(language["init_args"]["max_positions"], 4096),
+                "prompt": component(CHAT, **chat),
+                "max_length": min(sizes_of(language)["max_positions"], 4096),
             },
         },
     }
@@ -37,8 +38,9 @@ LAYOUTS = (
         "Efficient-Large-Model/VILA-7b (with --layout vila/authors)",
         lambda described: DOWNSAMPLE in described.stored,
         model,
-        without_sizes(vila_to_model),
+        with_decoder(vila_to_model),
         STAGE,
         SEPARATE,
+        copies=tied,
     ),
 )

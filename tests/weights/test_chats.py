@@ -1,0 +1,101 @@
+"""The chat template of an import is the one that the authors' programs choose for its name, config and tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_mm.documents.document import Document, Turn
+from lit_mm.prompts.llava import ChatPrompt
+from lit_mm.prompts.vicuna import TEMPLATES
+from lit_mm.weights.layouts.chats import LLAVA, MINI_GEMINI, chat_of, language_kind
+from lit_mm.weights.layouts.layout import Described
+
+UPPER = "{{ message['role'].upper() + ': ' }}"  # of converted LLaVA-1.5
+LLAMA_3 = "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>' }}"
+CASES = [  # published name, config.json, tokenizer_config.json, template
+    ("llava-v1.5-7b", {"model_type": "llava"}, {}, "vicuna_v1"),
+    ("llava-v1.5-13b-lora", {"model_type": "llava", "_name_or_path": "lmsys/vicuna-13b-v1.5"}, {}, "vicuna_v1"),
+    ("llava-v1.6-mistral-7b", {"model_type": "llava_mistral"}, {"chat_template": "'[INST] '"}, "mistral_instruct"),
+    ("llava-v1.6-mistral-7b", {"model_type": "llava_mistral"}, {}, "mistral_instruct"),
+    ("llava-v1.6-34b", {"model_type": "llava"}, {"eos_token": "<|im_end|>"}, "chatml_direct"),
+    ("llava-v1.6-34b", {"model_type": "llava_llama"}, {}, "chatml_direct"),
+    ("llava-llama-2-13b-chat-lightning-preview", {"model_type": "llava"}, {}, "llava_llama_2"),
+    ("tuned", {"model_type": "llava"}, {"chat_template": "'[INST] <<SYS>>'"}, "llava_llama_2"),
+    ("llama3-llava-next-8b", {"model_type": "llava_llama"}, {"bos_token": "<|begin_of_text|>"}, "llava_llama_3"),
+    ("llava-next-72b", {"model_type": "llava_qwen"}, {"eos_token": {"content": "<|im_end|>"}}, "qwen_1_5"),
+    ("BakLLaVA-1", {"model_type": "llava_mistral"}, {}, "vicuna_v1"),
+    ("llava-1.5-7b-hf", {"text_config": {"model_type": "llama"}}, {"chat_template": UPPER}, "vicuna_v1"),
+    ("bakLlava-v1-hf", {"text_config": {"model_type": "mistral"}}, {"chat_template": UPPER}, "vicuna_v1"),
+    (
+        "llava-v1.6-mistral-7b-hf",
+        {"text_config": {"model_type": "mistral"}},
+        {"chat_template": "[INST]"},
+        "mistral_instruct",
+    ),
+    ("llama3-llava-next-8b-hf", {"text_config": {}}, {"chat_template": LLAMA_3}, "llava_llama_3"),
+    ("llava-next-72b-hf", {"text_config": {"model_type": "qwen2"}}, {"chat_template": "<|im_start|>"}, "qwen_1_5"),
+    ("MGM-7B", {"model_type": "mgm", "_name_or_path": "model_zoo/LLM/vicuna/7B-V1.5"}, {}, "vicuna_v1"),
+    ("MGM-2B", {"model_type": "mgm_gemma"}, {}, "gemma"),
+    ("MGM-8B-HD", {"model_type": "mgm"}, {"chat_template": LLAMA_3, "bos_token": "<|begin_of_text|>"}, "llama_3"),
+    ("MGM-8x7B", {"model_type": "mgm_mixtral"}, {"chat_template": "[INST]"}, "mixtral_instruct"),
+    ("MGM-34B", {"model_type": "mini_gemini"}, {"chat_template": "<|im_start|>"}, "chatml_direct"),
+]
+
+
+def checkpoint(folder: Path, config: dict[str, Any], tokenizer: dict[str, Any]) -> Described:
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.model").touch()
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    return Described(folder, config, {})
+
+
+@pytest.mark.parametrize(("name", "config", "tokenizer", "template"), CASES)
+def test_the_template_is_that_of_the_authors(
+    name: str, config: dict[str, Any], tokenizer: dict[str, Any], template: str, tmp_path: Path
+) -> None:
+    for place in (tmp_path / name, tmp_path / f"models--owner--{name}" / "snapshots" / "0a1b"):  # and the hub's cache
+        main = checkpoint(place, config, tokenizer)
+        chat = chat_of(main, language_kind(main), MINI_GEMINI if name.startswith("MGM") else LLAVA)
+        assert chat.template == template in TEMPLATES, chat.reason
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "reason"),
+    [
+        ({}, "a guess, since nothing in its files names a chat"),
+        ({"chat_template": "'<|user|>'"}, "a guess, since its chat template is none of these"),
+        ({"chat_template": UPPER}, "by its chat template"),
+        ({"eos_token": "<|im_end|>"}, "by its eos_token <|im_end|>"),
+    ],
+)
+def test_a_doubtful_template_is_called_a_guess(tokenizer: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    main = checkpoint(tmp_path / "tuned", {"model_type": "llava"}, tokenizer)
+    assert chat_of(main, "llama").reason == reason
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("mixtral_instruct", "[INST] Q1 [/INST] A1 </s><s>[INST] Q2 [/INST]"),
+        (
+            "qwen_1_5",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nQ1<|im_end|>\n"
+            "<|im_start|>assistant\nA1<|im_end|>\n<|im_start|>user\nQ2<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (
+            "llava_llama_3",
+            "<|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"
+            "Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|><|start_header_id|>user"
+            "<|end_header_id|>\n\nQ2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
+def test_two_rounds_have_the_text_of_the_release(template: str, text: str) -> None:
+    turns = [Turn("user", ("Q1",)), Turn("assistant", ("A1",)), Turn("user", ("Q2",))]
+    if template == "llava_llama_3":
+        turns.insert(0, Turn("system", ("s",)))
+    assert ChatPrompt(template).text(Document("a", tuple(turns)))[0] == text
