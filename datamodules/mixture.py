@@ -132,7 +132,7 @@ def _opened(source: Source | dict[str, Any]) -> Source:
 
 
 def _draws(name: str, member: Member, size: int) -> int:
-    """Return the number of samples that an epoch draws by `repeat` or `draws`."""
+    """Number of samples that an epoch draws by `repeat` or `draws`."""
     draws = member.draws if member.draws is not None else round(size * (1 if member.repeat is None else member.repeat))
     if draws < 1:
         raise UserError(f"source {name!r} of {size} samples is never drawn: raise its `repeat` or `draws`")

@@ -53,9 +53,9 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-UNPARSED = (SyntaxError, ValueError, struct.error)  # errors of Pillow over damaged EXIF
-# libjpeg's warnings over missing pixels, which it fills with grey; Pillow does so without a warning. A file that was
-# cut short and then closed by an end marker gives the first.
+UNPARSED = (SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged EXIF alone
+# libjpeg's warnings over pixels that are missing: it fills them with grey, and so does Pillow without a word. A file
+# that was cut short and then closed by an end marker gives the first.
 HALVES = ("premature end of data segment", "instead of RST", "bad Huffman code")
 
 # `limit_pixels` refuses by error what Pillow would only warn of

@@ -23,7 +23,7 @@ class Divided(Protocol):
 
 
 def parts_within(module: nn.Module) -> Mapping[str, str]:
-    """Return attribute -> part, for attributes of a module that belong to another part; empty for most modules."""
+    """Attribute -> part, for the attributes of a module that belong to another part; empty for most modules."""
     return module.parts_within if isinstance(module, Divided) else {}
 
 
