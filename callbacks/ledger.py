@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from lit_mm.callbacks.step_table import Row, StepTable, read_rows
 from lit_mm.callbacks.steps import Numbers, Step, StepObserver, data_module
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.run.files import write_whole
 from lit_mm.samples.batch import TOKENS, Batch
 from lit_mm.samples.fault import Fault
 from lit_mm.stream.datamodule import StreamDataModule
@@ -208,7 +208,7 @@ class DataLedger(StepObserver):
         text = json.dumps(
             {"stages": stages, "quarantined": quarantined(lines), **({CHANGED: changes} if changes else {})}, indent=1
         )
-        _replace(self.folder / "ledger.json", text)
+        write_whole(self.folder / "ledger.json", text)
         console = self.console or Console()
         console.print(ledger_table(account), *reason_lines(account), sep="\n")
 
@@ -247,10 +247,4 @@ def take_back(path: Path, step: int) -> None:
     """Drop the lines after `step`, and a last line that a kill cut short."""
     lines = [line for line in read_lines(path) if line["step"] <= step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    os.replace(part, file)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import secrets
@@ -19,9 +18,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from lit_mm.callbacks.steps import Step, StepObserver
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line, suggestion
 from lit_mm.evaluation.score import Prediction
 from lit_mm.module import MultimodalModule
+from lit_mm.run.files import write_whole
 
 MODES = {mode: mode for mode in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
 STEPS = "wandb_steps.json"
@@ -56,7 +56,7 @@ class RunLogger(WandbLogger):
         except wandb.Error as error:
             if self._wandb_init["mode"] != "online":
                 raise
-            print(f"lit_mm: W&B cannot be reached and is kept offline: {_first_line(error)}", file=sys.stderr)
+            print(f"lit_mm: W&B cannot be reached and is kept offline: {first_line(error)}.", file=sys.stderr)
             wandb.teardown()  # wandb's own process would go on trying for minutes
             self._wandb_init |= {"mode": "offline", "resume": None}
             self.experiment  # noqa: B018
@@ -81,9 +81,7 @@ class RunLogger(WandbLogger):
             return
         self.experiment.log({**new, "step": step})
         self._steps |= dict.fromkeys(new, step)
-        part = self._steps_file.with_name(self._steps_file.name + ".part")
-        part.write_text(json.dumps(self._steps))
-        os.replace(part, self._steps_file)  # a kill at any time leaves a whole file
+        write_whole(self._steps_file, json.dumps(self._steps))
 
 
 def tracking_logger(
@@ -131,8 +129,7 @@ def check_mode(environ: Mapping[str, str]) -> None:
     """
     mode = environ.get("WANDB_MODE") or "online"
     if mode not in MODES:
-        close = difflib.get_close_matches(mode, MODES, n=1)
-        guess = f"Did you mean {close[0]!r}?" if close else f"It is one of {', '.join(MODES)}."
+        guess = suggestion(mode, MODES, otherwise=f"It is one of {', '.join(MODES)}.")
         raise UserError(f"the environment variable WANDB_MODE is {mode!r}. {guess}")
 
 
@@ -148,7 +145,7 @@ def wandb_settings() -> Any:
         return wandb.setup().settings
     except (ValueError, wandb.Error) as error:
         raise UserError(
-            f"the settings of wandb cannot be used: {_first_line(error)} Correct them, or leave W&B out with "
+            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or leave W&B out with "
             "--track false"
         ) from error
 
@@ -171,7 +168,7 @@ def tracking_mode() -> str:
         account = authenticate_session(host=settings.base_url, source="lit_mm", prompt=False, update_session=False)
     except AuthenticationError as error:
         raise UserError(
-            f"the key of the W&B account cannot be used: {_first_line(error)} Log in anew (wandb login), or set "
+            f"the key of the W&B account cannot be used: {first_line(error)}. Log in anew (wandb login), or set "
             "WANDB_MODE=offline"
         ) from error
     return mode if account else "offline"
@@ -195,9 +192,7 @@ def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
     identity = environ.get("WANDB_RUN_ID") or earlier or secrets.token_hex(4)
     if identity != earlier:
         (run_dir / STEPS).unlink(missing_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(identity + "\n")
-        os.replace(part, path)
+        write_whole(path, identity + "\n")
     return identity, identity != earlier
 
 
@@ -215,10 +210,6 @@ def _steps_of(file: Path) -> dict[str, int]:
         raise UserError(
             f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
 
 
 class Tracking(StepObserver):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import gc
 import importlib
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from lit_mm.documents.printable import visible
-from lit_mm.errors import LostRankError, UserError
+from lit_mm.errors import LostRankError, UserError, suggestion
 
 USAGE = """usage: python -m lit_mm COMMAND [--help]
 
@@ -171,8 +170,7 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
     if name in ELSEWHERE:
         raise UserError(f"there is no command {name!r}: {ELSEWHERE[name]}")
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        guess = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(COMMANDS)}."
+        guess = suggestion(name, COMMANDS, otherwise=f"There are {', '.join(COMMANDS)}.")
         raise UserError(f"there is no command {name!r}. {guess} (python -m lit_mm --help)")
     helping = not {"-h", "--help"}.isdisjoint(arguments)
     if name == "fit":

@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 
 def check_torch_pair(*, load: bool = True) -> None:
@@ -71,7 +71,7 @@ def _import_problem() -> str | None:
     try:
         import torchvision  # noqa: F401
     except (RuntimeError, ImportError, OSError) as error:  # most often "operator torchvision::nms does not exist"
-        return str(error).strip().partition("\n")[0].rstrip(".")
+        return first_line(error)
     return None
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from lit_mm.commands.generate import ACCELERATORS
-from lit_mm.commands.options import Arguments
+from lit_mm.commands.options import ACCELERATORS, Arguments
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:

@@ -141,7 +141,7 @@ class Published:
         names = {plain_name(name): stored for name, stored in main_files.stored.items()}
         main = replace(main, stored=names)
         layout = layout_of(main, layout_name)
-        check_separate(layout, main, opened)
+        check_separate(layout, opened)
         recipe = recipe_of(model_of(layout, main), layout.stage, layout.objectives)
         prompt = recipe["model"]["init_args"]["inputs"].get("prompt")
         if template is not None and (prompt is None or prompt["class_path"] != CHAT):
@@ -303,7 +303,7 @@ def build(recipe: Config) -> tuple[MultimodalModule, str]:
     return cli.model, cli.resolved()
 
 
-def check_separate(layout: Layout, main: Described, parts: Collection[str]) -> None:
+def check_separate(layout: Layout, parts: Collection[str]) -> None:
     """Refuse `--with` for a part that no layout takes from elsewhere.
 
     Raises:

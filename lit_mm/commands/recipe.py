@@ -290,7 +290,11 @@ class RecipeCLI(LightningCLI):
             parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **bare)
 
     def instantiate_classes(self) -> None:
-        """Make model and data. A Trainer is made per stage."""
+        """Make model and data. A Trainer is made per stage.
+
+        Raises:
+            UserError: a part refuses its arguments. The message has the stage and the part.
+        """
         self.time_limit = time_limit(self.config.trainer.max_time)
         for stage in self.config.stages or []:
             for part, train in stage.train.items():
@@ -360,8 +364,8 @@ class RecipeCLI(LightningCLI):
         return yaml.safe_dump({key: value for key, value in config.items() if key not in RUN_KEYS}, sort_keys=False)
 
     def check_stages(self) -> None:
-        """Refuse before the first step what would stop a later stage: wrong parts, wrong arguments or missing files of
-        its data, and samples that the index of lengths lists as untrainable.
+        """Refuse, before the first step, mistakes that would stop a later stage: wrong parts, wrong arguments or
+        missing files of its data, and samples that the index of lengths lists as untrainable.
 
         Raises:
             UserError: a stage trains an unknown part, changes an unknown argument, or has no data; `by_source` names an

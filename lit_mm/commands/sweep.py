@@ -93,7 +93,7 @@ def sweep(arguments: Sequence[str]) -> None:
         is_new = begin_folder(folder, specification, choices.seed, recipe.resolved())
     if is_new:
         points = [plans.get(repr(point)) or checked(specification, point) for point in (first, *rest)]
-        print(table_of(specification, points, choices.points))
+        print(table_of(specification, points))
     if choices.check:
         return
     if is_offline:
@@ -230,13 +230,12 @@ def checked(specification: Specification, point: Point) -> Checked:
         raise UserError(f"the trial with {written_point(point)} is refused: {error}") from error
 
 
-def table_of(specification: Specification, points: Sequence[Checked], most: int) -> str:
+def table_of(specification: Specification, points: Sequence[Checked]) -> str:
     """Format the points with their costs, and the number of all trials.
 
     Args:
         specification: the sweep.
         points: checked points.
-        most: most points of the table.
     """
     from lit_mm.commands.cost_tables import GIB, aligned, amount
 

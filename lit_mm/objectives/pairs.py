@@ -13,7 +13,7 @@ from lit_mm.objectives.image_text import Encoded, ImageTextModel
 from lit_mm.objectives.objective import split
 from lit_mm.samples.batch import PAIRS, Batch
 
-EPSILON = 1e-4  # what BLIP adds to the weight of every negative
+EPSILON = 1e-4  # added to the weight of every negative, as in BLIP
 
 # N pairs of this rank, K entries of the queue
 

@@ -53,7 +53,7 @@ def evaluated(polynomial: Polynomial, moments: Mapping[Monomial, float]) -> floa
 
     Args:
         polynomial: monomial -> coefficient.
-        moments: monomial -> its sum over the samples; 1 for (), which is what a call costs. A missing one is 0.
+        moments: monomial -> its sum over the samples; 1 for (), the cost of a call. A missing monomial counts 0.
     """
     return sum(coefficient * moments.get(monomial, 0) for monomial, coefficient in polynomial.items())
 

@@ -86,14 +86,9 @@ class Operations:
         """Operations of forward and backward pass without recomputation: the operations of MFU."""
         return self.forward + self.backward
 
-    @property
-    def halved(self) -> float:
-        """The total if causal attention counts half."""
-        return self.total - self.causal / 2
-
 
 class Work(Protocol):
-    """What a stage costs. It is a function of sizes; results of probes are cached."""
+    """The cost of a stage as a function of sizes. Results of probes are cached."""
 
     def operations(self, row: Row) -> dict[str, Operations]:
         """Compute part -> operations of a micro-batch.
@@ -121,7 +116,7 @@ def operations_of(costs: Costs, moments: Mapping[Monomial, float]) -> Operations
 
 @runtime_checkable
 class Checkpointed(Protocol):
-    """A part that says what its layers keep; see `lit_mm.layers.activations`."""
+    """A part with a choice of what its layers keep; see `lit_mm.layers.activations`."""
 
     activation_checkpointing: Checkpointing
 

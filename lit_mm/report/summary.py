@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mm.evaluation.score import Score
-from lit_mm.report.files import write_whole
+from lit_mm.run.files import write_whole
 
 
 def write_summary(
@@ -43,7 +43,7 @@ def write_summary(
         "stages": [dict(stage) for stage in stages],
         **more,
     }
-    write_whole(path, (json.dumps(summary, indent=2) + "\n").encode())
+    write_whole(path, json.dumps(summary, indent=2) + "\n")
     return summary
 
 

@@ -58,9 +58,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
         worker_start: method that starts worker processes. "fork" is quick; "forkserver" and "spawn" take some seconds
             per worker to start a new interpreter, and share no locks with threads of the trainer. None takes the
             default of Python.
+    Raises:
+        UserError: a count or a share is out of its range.
     """
 
-    training_arguments: tuple[str, ...] = ()  # arguments that are opened at once and that held-out documents do without
+    training_arguments: tuple[str, ...] = ()  # arguments that only training data need
 
     def __init__(
         self,
@@ -176,10 +178,10 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return steps
 
     def _steps_of(self, plan: Stream, stage: Stage, *, tell: bool) -> int:
-        """Count the optimizer steps of a stage whose length is in epochs. Samples without a stored length are laid out.
+        """Count the optimizer steps of a stage with a length in epochs. Samples without a stored length are laid out.
 
         Args:
-            tell: if True, standard error explains what takes so long.
+            tell: True prints the reason for a long wait to standard error.
         """
         documents = self.screen.maker.documents
         tables = zip(documents.sources, self.screen.tables, strict=True)
@@ -196,7 +198,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return -(-rows // self.global_batch)
 
     def refuse_indexed_faults(self, processor: Processor, stage: str) -> None:
-        """Lay out again the samples that the index of lengths has as untrainable, where a bad sample ends the run.
+        """Lay out again the samples that the index marks as untrainable, if `on_bad_sample` is "fail".
 
         Args:
             processor: processor of the stage.

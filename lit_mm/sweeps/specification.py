@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 from lit_mm.sweeps.parameters import Choice, Parameter, Range, ServerOnly, grid_size
 
 METHODS = ("grid", "random", "bayes")
@@ -454,8 +453,3 @@ def _with_point(text: str) -> str:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(candidates), n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""

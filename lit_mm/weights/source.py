@@ -204,7 +204,11 @@ def is_published_name(place: str) -> bool:
 
 
 def local_place(place: str) -> Path:
-    """Return a local path unchanged; download a published name and return its folder."""
+    """Return a local path unchanged; download a published name and return its folder.
+
+    Raises:
+        UserError: the name cannot be downloaded.
+    """
     if not is_published_name(place):
         return Path(place)
     from huggingface_hub import snapshot_download  # imported late: only downloads need it

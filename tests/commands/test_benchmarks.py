@@ -26,6 +26,7 @@ from lit_mm.evaluation.benchmarks.benchmark import FOLDER
 from lit_mm.evaluation.measurement import Measurement
 from lit_mm.evaluation.metrics import METRICS
 from lit_mm.evaluation.statistics import Interval
+from tests.command_line import run_command
 from tests.commands.test_trained import conversations, recipe
 from tests.evaluation.benchmarks.files import MAKERS
 
@@ -64,14 +65,7 @@ def command(
     monkeypatch.chdir(place)
 
     def typed(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(arguments)
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return run_command(capsys, *arguments)
 
     return typed
 

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import TEXT, Sample
 from tests.tiny import Noise
 
+pytestmark = pytest.mark.usefixtures("place")
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ELSEWHERE = ("own_data", "demo", "modern")  # they need a user's data, packages or published weights
 RECIPES = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml")) if path.stem not in ELSEWHERE]
@@ -46,14 +47,6 @@ REFUSED = {
     "blip2": (0,),
     "minigpt4": (0,),
 }  # recipe -> numbers of images that its family refuses in a sample
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(sys, "argv", ["lit_mm"])
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
 
 
 def cut(value: Any) -> Any:

@@ -134,6 +134,7 @@ def _write(path: Path, array: np.ndarray) -> None:
 
 
 def unwritable(error: OSError) -> UserError:
+    """Return the error of a cache folder that cannot be written."""
     return UserError(
         f"the index cannot be written to {str(cache_folder())!r} ({error.strerror}). "
         "Point LIT_MM_CACHE to a folder with space"
