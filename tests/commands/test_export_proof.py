@@ -203,3 +203,12 @@ def test_an_adapter_of_a_recipe_stands_on_its_published_language_model(command: 
             assert (adapted - model(input_ids=ids).logits).abs().max() > 1e-3
     code, _, error = command("export", "run", "--to", "averaged", "--format", "hf", "--averaged")
     assert code == 2 and "has no averages of weights" in error, error
+
+
+@pytest.mark.slow
+def test_a_blip2_of_a_recipe_with_an_encoder_decoder_keeps_its_head(command: Callable, tmp_path: Path) -> None:  # noqa: F811
+    write_recipe_run(hub.hf_blip2(tmp_path / "hub", hub.T5), tmp_path / "run")
+    code, output, error = command("export", "run", "--to", "out", "--format", "hf")
+    assert code == 0 and "logits differ by" in output, error
+    head, table = (read_checkpoint("out")[f"language_model.{name}.weight"] for name in ("lm_head", "shared"))
+    assert not torch.equal(head, table[: len(head)])
