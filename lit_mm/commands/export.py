@@ -101,6 +101,13 @@ def export_to(
     with launch_folder(run, None, stage) as path:
         part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
+        try:
+            part.mkdir(parents=True)
+            part.rmdir()
+        except OSError as error:
+            raise UserError(
+                f"--to {str(target)!r}: the folder cannot be made ({error.strerror}). Give another one"
+            ) from error
         complete = False
         try:
             lines = write_to(part, Path(path), file_format, parts, memory, averaged)

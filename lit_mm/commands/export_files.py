@@ -34,9 +34,12 @@ def write_output(output: Output, folder: Path, memory: float | None) -> list[str
     Raises:
         UserError: a tensor, or a logit of transformers, differs.
     """
-    output.copy(folder)
     value = output.values()
-    files = write_shards(folder, output.tensors, lambda name: elements_of(value(name)))
+    try:
+        output.copy(folder)
+        files = write_shards(folder, output.tensors, lambda name: elements_of(value(name)))
+    except OSError as error:
+        raise UserError(f"the files in {str(folder)!r} cannot be written ({error}). Is the disk full?") from error
     check_files(folder, files, output)
     size = sum(stored.bytes for stored in output.tensors.values())
     return [

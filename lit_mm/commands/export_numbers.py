@@ -24,6 +24,7 @@ UNUSED = frozenset(
         *("output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "problem_type"),
         *("attention_dropout", "hidden_dropout", "dropout_rate", "classifier_dropout", "id2label", "label2id"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "is_decoder", "_name_or_path"),
+        "decoder_id",  # it starts the captions that a Q-Former predicts in training
     }
 )
 EPSILONS = ("eps", "epsilon")  # ends of the names of numbers that only keep a norm from dividing by zero
@@ -83,3 +84,5 @@ def plain(values: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
             yield from plain(value, f"{path}.{key}")
         elif isinstance(value, bool | int | float | str):
             yield f"{path}.{key}", value
+        elif isinstance(value, tuple | list) and all(isinstance(entry, int | float) for entry in value):
+            yield f"{path}.{key}", tuple(value)

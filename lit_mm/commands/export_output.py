@@ -26,11 +26,12 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.save import save_tokenizer
 from lit_mm.prompts.source import load_tokenizer
+from lit_mm.weights.agreement import check_config
 from lit_mm.weights.convert import shorten
 from lit_mm.weights.files import TensorFiles, read_json, tensor_files
 from lit_mm.weights.layouts.layout import Described, Layout, layout_named
 from lit_mm.weights.provenance import TYPES, Plan, plan
-from lit_mm.weights.source import MAPS, is_published_name, local_place, places_of
+from lit_mm.weights.source import MAPS, arguments_of, is_published_name, local_place, places_of
 from lit_mm.weights.stream import Stored
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -201,7 +202,7 @@ def with_names(
     Returns:
         The description, the parts whose places have the run's weights, and lines about parts that were not compared.
     Raises:
-        UserError: no published part has the sizes of the run's, or the place has other weights than the run.
+        UserError: no published part has the sizes of the run's, or the place has other numbers or weights than the run.
     """
     config, equal, lines = dict(files.config), set(), []
     for part, name in files.names.items():
@@ -216,6 +217,7 @@ def with_names(
         config[key] = place
         module = weights.module.get_submodule(layout.place(part))
         if part in parts and part in files.parts:
+            check_config(module, local_place(place), part, arguments_of(part))
             check_equal(layout.place(part), f"{kind}:{place}", weights)
             equal.add(part)
         elif part in files.parts and not (is_published(module) and module.weights):

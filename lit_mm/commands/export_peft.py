@@ -63,7 +63,7 @@ def write_adapter(
         raise UserError(
             f"{str(weights.checkpoint.path)!r} has no adapter of peft: a stage trains one by `adapter` in its `train`, "
             "and it is there until it is merged. Branches that are part of a model, such as partial LoRA, act on some "
-            "positions alone, which peft cannot say. Export the whole model: --format hf"
+            "positions alone, which peft cannot say. Export the whole model: --format hf or authors"
         )
     if source is None:
         return write_language_adapter(weights, folder, memory)

@@ -71,7 +71,10 @@ def with_tokenizers(recipe: dict[str, Any], source: Path | None, parts: Mapping[
         gone = isinstance(place, str) and Path(place).is_absolute() and not Path(place).exists()
         if part not in parts and not (gone and copies):
             if gone:
-                raise UserError(f"the run's tokenizer {place!r} is not there any more. Name it: --with {part}=PLACE")
+                raise UserError(
+                    f"the run's tokenizer {place!r} is not there any more. Name it, --with {part}=PLACE, or the run "
+                    f"that `import` made, which has a copy: --with {START}=RUN"
+                )
             continue
         tokenizer = parts[part] if part in parts else str(copies[0].absolute())
         arguments[part] = tokenizer if part == TOKENIZERS[0] else {**second, "tokenizer": tokenizer}

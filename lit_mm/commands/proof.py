@@ -17,6 +17,7 @@ from peft import PeftModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from lit_mm.checkpoints.contents import kept_tensors
 from lit_mm.commands.proof_ids import compare_ids
@@ -107,6 +108,7 @@ class Comparison:
         if needed > limit:
             text = f"the comparison needs {needed:.1f} GB of memory, and {limit:.1f} GB may be used (--proof_memory)"
             return figures | {"against": f"none: {text}"}
+        logging.disable_progress_bar()
         model, reference = self.model(layers), model_of_transformers(self, layers)
         if self.adapter is not None:
             reference = PeftModel.from_pretrained(reference, self.adapter).merge_and_unload()

@@ -78,13 +78,13 @@ def compare_ids(
         return {name: ours == expected for name, (ours, expected) in pairs.items()}
     if "image_token" not in vars(processor):
         return {"not compared": "transformers' processor writes no places of pictures"}
-    prompt = module.processor.prompt
+    prompt, asking = module.processor.prompt, module.processor.for_questions()
     chats = isinstance(prompt, Rendered)
     counts = {"text": 0, "one image": 1, "two images": 2} if chats else {"one image": 1}
     equal: dict[str, Any] = {}
     for name, count in counts.items():
         document = Document("proof", (Turn("user", (*pictures[:count], question)),))
-        batch = collate([module.processor.for_questions().sample(document)], module.processor)
+        batch = collate([asking.sample(document)], asking)
         ids = batch.ids[0].index_fill(0, batch.visual, IMAGE).tolist()
         plain = prompt.rendered(question) if isinstance(prompt, Asked) else question
         text = prompt.text(document)[0] if chats else plain

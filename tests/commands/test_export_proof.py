@@ -92,6 +92,7 @@ def test_a_fuyu_of_a_recipe_has_the_logits_of_transformers(command: Callable, tm
     assert code == 0 and "FuyuForCausalLM, decoder layers [0, 1, 3] of 4: logits differ by" in output, error
 
 
+@pytest.mark.distributed
 def test_a_config_that_a_run_has_left_is_not_copied_to_its_export(command: Callable, tmp_path: Path) -> None:  # noqa: F811
     folder = hub.hf_llava(tmp_path / "hub")
     assert command("import", folder, "--to", "run", "--proof_memory", "0")[0] == 0
@@ -112,6 +113,7 @@ def clip_of(folder: Path, place: Path) -> Path:
     return place
 
 
+@pytest.mark.distributed
 def test_the_authors_config_names_the_vision_encoder_of_the_run(command: Callable, tmp_path: Path) -> None:  # noqa: F811
     folder = hub.hf_llava(tmp_path / "hub", pad=True)
     assert command("import", folder, "--to", "run", "--proof_memory", "0")[0] == 0
@@ -121,6 +123,11 @@ def test_the_authors_config_names_the_vision_encoder_of_the_run(command: Callabl
     code, _, error = command(*words, "out", "--with", f"vision={hub.clip(tmp_path / 'other')}")
     assert code == 2 and "has other weights than" in error, error
     place = clip_of(folder, tmp_path / "clip")
+    sizes = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(sizes | {"hidden_act": "gelu"}))
+    code, _, error = command(*words, "out", "--with", f"vision={place}")
+    assert code == 2 and "hidden_act is gelu there and quick_gelu in the recipe" in error, error
+    (place / "config.json").write_text(json.dumps(sizes))
     code, _, error = command(*words, "out", "--with", f"vision={place}")
     assert code == 0, error
     assert json.loads(Path("out/config.json").read_text())["mm_vision_tower"] == str(place)
@@ -133,8 +140,9 @@ def test_a_vision_encoder_has_the_name_of_the_published_clip_of_its_sizes() -> N
         with torch.device("meta"):
             assert vision_name(ViT(**arguments)) == name
     with torch.device("meta"):
+        base = ViT(**dict(zip(keys, next(iter(CLIPS)), strict=True)), eps=1e-6)
         wider, recipe = ViT(**arguments | {"layers": 2}), ViT(**arguments | {"layers": 2}, weights="clip:mine/clip")
-    assert vision_name(wider) == "" and vision_name(recipe) == "mine/clip"
+    assert vision_name(wider) == vision_name(base) == "" and vision_name(recipe) == "mine/clip"
 
 
 @pytest.mark.distributed
@@ -158,12 +166,15 @@ def test_a_run_whose_start_is_gone_is_exported_unless_something_is_needed(comman
     assert code == 0 and "any more" not in output, error
 
     code, _, error = command("export", "uhd", "--to", "uhd_out", "--format", "authors")
-    assert code == 2 and "Name it: --with tokenizer=PLACE" in error, error
+    assert code == 2 and "Name it, --with tokenizer=PLACE" in error, error
     words = ("--with", "tokenizer=moved_uhd/tokenizer")
     code, _, error = command("export", "uhd", "--to", "uhd_out", "--format", "authors", *words)
     assert code == 2 and "Name the run: --with import=RUN" in error, error
     code, _, error = command("export", "uhd", "--to", "uhd_out", "--format", "authors", "--with", "import=moved_uhd")
     assert code == 0, error
+    Path("afile").write_text("")
+    code, _, error = command("export", "llava", "--to", "afile/out", "--format", "hf", "--with", "import=moved_llava")
+    assert code == 2 and "the folder cannot be made (Not a directory)" in error, error
     code, _, error = command("export", "uhd", "--to", "no", "--format", "authors", "--with", "import=uhd_hub")
     assert code == 2 and "have a published.json" in error, error
 
@@ -192,3 +203,12 @@ def test_an_adapter_of_a_recipe_stands_on_its_published_language_model(command: 
             assert (adapted - model(input_ids=ids).logits).abs().max() > 1e-3
     code, _, error = command("export", "run", "--to", "averaged", "--format", "hf", "--averaged")
     assert code == 2 and "has no averages of weights" in error, error
+
+
+@pytest.mark.slow
+def test_a_blip2_of_a_recipe_with_an_encoder_decoder_keeps_its_head(command: Callable, tmp_path: Path) -> None:  # noqa: F811
+    write_recipe_run(hub.hf_blip2(tmp_path / "hub", hub.T5), tmp_path / "run")
+    code, output, error = command("export", "run", "--to", "out", "--format", "hf")
+    assert code == 0 and "logits differ by" in output, error
+    head, table = (read_checkpoint("out")[f"language_model.{name}.weight"] for name in ("lm_head", "shared"))
+    assert not torch.equal(head, table[: len(head)])

@@ -9,6 +9,7 @@ from transformers import Blip2Config, Blip2ForImageTextRetrieval
 from lit_mm.commands.conversions.conversion import (
     Conversion,
     Files,
+    config_values,
     grown,
     id_of,
     processor_texts,
@@ -106,7 +107,7 @@ def generation(module: MultimodalModule) -> Files:
     if text.model_type == "t5" or text.tie_word_embeddings:
         tensors = {name: stored for name, stored in tensors.items() if name not in tied}
     return Files(
-        config.to_dict() | {"architectures": ["Blip2ForConditionalGeneration"], "dtype": DTYPE},
+        config_values(config, "Blip2ForConditionalGeneration", DTYPE),
         tensors,
         grown(tensors, text.vocab_size),
         token=PLACEHOLDER,

@@ -164,7 +164,8 @@ def tensors_of_transformers(
         model = AutoModelForImageTextToText.from_config(config) if family is None else family(config)
     published = published or {}
     tensors: dict[str, Stored] = {}
-    tied = config.get_text_config().tie_word_embeddings
+    text = config.get_text_config()
+    tied = text.tie_word_embeddings and text.model_type != "t5"  # transformers 5 says so of every T5
     for name, tensor in model.state_dict().items():
         if tied and name.endswith("lm_head.weight"):
             continue
@@ -172,6 +173,20 @@ def tensors_of_transformers(
         start = next((start for start in published if name.startswith(start)), "")
         tensors[published.get(start, "") + name.removeprefix(start)] = Stored(dtype, shape)
     return tensors
+
+
+def config_values(config: PretrainedConfig, name: str, dtype: str) -> dict[str, Any]:
+    """Return the values of config.json. A T5 has a head of its own, which transformers 5 does not write.
+
+    Args:
+        config: config of a multimodal model.
+        name: class of the model.
+        dtype: dtype of the files.
+    """
+    values = config.to_dict() | {"architectures": [name], "dtype": dtype}
+    if values["text_config"]["model_type"] == "t5":
+        values["text_config"]["tie_word_embeddings"] = False
+    return values
 
 
 def processor_texts(

@@ -8,6 +8,7 @@ from transformers import InstructBlipConfig, InstructBlipQFormerConfig, Instruct
 from lit_mm.commands.conversions.conversion import (
     Conversion,
     Files,
+    config_values,
     grown,
     id_of,
     processor_texts,
@@ -105,7 +106,7 @@ def files(module: MultimodalModule) -> Files:
     if text.model_type == "t5":
         tensors = {name: stored for name, stored in tensors.items() if COPIES not in name}
     return Files(
-        config.to_dict() | {"architectures": ["InstructBlipForConditionalGeneration"], "dtype": DTYPE},
+        config_values(config, "InstructBlipForConditionalGeneration", DTYPE),
         tensors,
         grown(tensors, text.vocab_size),
         token=PLACEHOLDER,

@@ -57,6 +57,7 @@ CLIPS = {
     (224, 14, 1280, 32, 16, 5120, "gelu"): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
     (224, 14, 1664, 48, 16, 8192, "gelu"): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
 }
+CLIP_EPSILON = 1e-5  # of every published CLIP
 HF, AUTHORS, AUTHORS_NEXT = "float16", "float16", "bfloat16"  # dtypes of the published files
 
 
@@ -263,7 +264,7 @@ def vision_name(vision: ViT) -> str:
         (place, *_) = places_of(joined)
         return str(Path(place).absolute()) if Path(place).exists() else place
     sizes = (vision.image_size, vision.patch, vision.width, vision.published_layers, vision.heads, vision.ffn_width)
-    return CLIPS.get((*sizes, vision.activation), "")
+    return CLIPS.get((*sizes, vision.activation), "") if vision.eps == CLIP_EPSILON else ""
 
 
 def authors_1_5(module: MultimodalModule) -> Files:
