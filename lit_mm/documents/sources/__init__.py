@@ -14,7 +14,8 @@ In a recipe a source is a class (`class_path: lit_mm.documents.sources.LlavaConv
 | captions | key.jpg with key.txt or key.json in a tar: WebDataset |
 | obelics, mmc4 | a page of texts and images |
 
-All but captions are read from JSON, lines of JSON, csv, parquet and arrow files, packed or not.
+All but captions are read from JSON, lines of JSON, csv, tsv, parquet and arrow files, packed or not (gz, bz2, xz, zst,
+zip).
 """
 
 from lit_mm.documents.sources.captions import CaptionShards
