@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import string
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    BertTokenizer,
     Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2ForImageTextRetrieval,
@@ -41,6 +43,7 @@ from transformers import (
 
 from lit_mm.assets import NANO_TOKENIZER
 
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of BERT
 SIDE, IMAGE_ID, VOCABULARY = 28, 509, 512  # the nano tokenizer has 509 tokens
 VISION = {
     "image_size": SIDE,
@@ -369,10 +372,11 @@ def blip_pixels(folder: Path) -> None:
 
 
 def bert(folder: Path) -> Path:
-    """Write a tokenizer with BERT's tokens around a text."""
-    folder.mkdir(exist_ok=True)
-    tokenizer(folder)
-    special(folder, "[CLS]", "[SEP]")
+    """Write a tokenizer of BERT, with letters as pieces."""
+    letters = string.ascii_lowercase + string.digits
+    pieces = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *string.punctuation, "picture", "##s"]
+    numbers = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    BertTokenizer(vocab=numbers).save_pretrained(folder)
     return folder
 
 
@@ -482,7 +486,16 @@ def fuyu(folder: Path, *, old: bool = True) -> Path:
     sizes = {"size": {"height": 40, "width": 60}, "patch_size": {"height": 4, "width": 4}, "padding_value": 1.0}
     processor = {"image_processor_type": "FuyuImageProcessor", "image_mean": 0.5, "image_std": 0.5, "resample": 2}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor | sizes))
-    special(folder, "|SPEAKER|", "|NEWLINE|", "<0x04>", "<0x00>", "<0x01>", "<0x02>", "<0x03>")
+    characters = [*string.ascii_letters, *string.digits, *string.punctuation, "\n", "▁"]
+    words = ["<unk>", "<s>", "</s>", "<pad>", "|NEWLINE|", "<0x04>", "<0x00>", "<0x01>", "<0x02>", "<0x03>"]
+    unused = [f"unused {number}" for number in range(IMAGE_ID - len(characters) - len(words))]
+    scores = [*((word, 0.0) for word in words), *((piece, -10.0) for piece in (*characters, *unused))]
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([*scores, ("|SPEAKER|", 0.0)], unk_id=0))
+    steps = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    unigram.normalizer = tokenizers.normalizers.Sequence(steps)
+    unigram.decoder = tokenizers.decoders.Metaspace()
+    unigram.add_special_tokens(words[:4])
+    unigram.save(str(folder / "tokenizer.json"))
     return folder
 
 
@@ -721,7 +734,7 @@ def hf_blip(folder: Path, kind: type[nn.Module] = BlipForConditionalGeneration) 
     """BLIP's captioner of transformers, or another of its models, with the copies that older files have."""
     sizes = {"image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-5}
     text = BERT | {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "encoder_hidden_size": 32}
-    text |= {"bos_token_id": VOCABULARY - 2, "sep_token_id": 510}
+    text |= {"bos_token_id": VOCABULARY - 2, "sep_token_id": 3}
     model = randomised(kind(BlipConfig(vision_config=EVA | sizes, text_config=text, image_text_hidden_size=8)))
     names = {"architectures": [type(model).__name__]}
     write(folder, dict(model.state_dict()), {**model.config.to_dict(), **names}, shards=2)

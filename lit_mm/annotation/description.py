@@ -174,12 +174,12 @@ def rounded_box(box: tuple[float, float, float, float], height: float, width: fl
     """Convert a box from pixels to shares with three decimals. Corners are ordered and limited to the image.
 
     Args:
-        box: two opposite corners: x, y, x, y, pixels.
+        box: two opposite corners: x, y, x, y, pixels; numbers of Python or of NumPy.
         height, width: size of the image, pixels.
     """
     xs, ys = sorted((box[0], box[2])), sorted((box[1], box[3]))
     shares = (xs[0] / width, ys[0] / height, xs[1] / width, ys[1] / height)
-    left, top, right, bottom = (round(min(max(share, 0.0), 1.0), DIGITS) for share in shares)
+    left, top, right, bottom = (round(min(max(float(share), 0.0), 1.0), DIGITS) for share in shares)
     return left, top, right, bottom
 
 

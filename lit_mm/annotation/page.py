@@ -144,13 +144,16 @@ def _cell(kind: str, text: str) -> str:
 
 
 def _section(account: Mapping[str, Any], inputs: Inputs) -> str:
-    """Write one sample: the image at the left, texts and verdicts at the right."""
+    """Write one sample: the image at the left, outputs, and other texts with their verdicts, at the right."""
     image = scaled(inputs.entry(account["row"]).picture.read().convert("RGB"))
     buffer = io.BytesIO()
     draw_boxes(image, account["statements"]).save(buffer, format="PNG")
     source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    above = {(output["expert"], output["text"]) for output in account["outputs"] if output["expert"]}
     lines = []
     for statement in account["statements"]:
+        if statement["kept"] and statement["score"] is None and (statement["expert"], statement["text"]) in above:
+            continue  # the output shows it
         score = "" if statement["score"] is None else f"{statement['score']:.3f}"
         colour = f' style="color: {COLOURS.get(statement["kind"], OTHER)}"' if statement["kept"] else ""
         lines.append(
@@ -159,11 +162,7 @@ def _section(account: Mapping[str, Any], inputs: Inputs) -> str:
             f'<td class="text" dir="auto">{escape(statement["text"])}</td>'
             f'<td class="number">{score}</td><td>{escape(statement["reason"])}</td></tr>\n'
         )
-    outputs = "".join(
-        f'<div class="output"><small>{escape(output["subset"])}</small>\n'
-        f'<div dir="auto">{escape(output["text"])}</div></div>\n'
-        for output in account["outputs"]
-    )
+    outputs = "".join(_output(output) for output in account["outputs"])
     head = '<tr><th>kind</th><th>text</th><th class="number">score</th><th>why it was dropped</th></tr>'
     table = f"<table>\n{head}\n{''.join(lines)}</table>" if lines else ""
     licence = f", {escape(account['licence'])}" if account["licence"] else ""
@@ -175,6 +174,11 @@ def _section(account: Mapping[str, Any], inputs: Inputs) -> str:
         f"<div>{outputs or '<p>no text of this image passed</p>'}\n{table}</div>\n"
         "</section>\n"
     )
+
+
+def _output(output: Mapping[str, str]) -> str:
+    name = f"{output['subset']}, by {output['expert'] or 'the source'}"
+    return f'<div class="output"><small>{escape(name)}</small>\n<div dir="auto">{escape(output["text"])}</div></div>\n'
 
 
 def scaled(image: Image.Image) -> Image.Image:

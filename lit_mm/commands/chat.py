@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -44,8 +45,8 @@ def chat(arguments: Sequence[str]) -> None:
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
-    if choices.temperature < 0:
-        raise UserError(f"--temperature is at least 0, got {choices.temperature}")
+    if not 0 <= choices.temperature < math.inf:
+        raise UserError(f"--temperature is a number from 0, got {choices.temperature}")
 
     from rich.console import Console
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need 
 
 BROKEN = 2  # exit code of a data set with errors
 FIT = ("python", "-m", "lit_mm", "fit")
-OWN_DATA = "experiments/own_data.yaml"  # the recipe for a file of conversations
+OWN_DATA = "own_data"  # the recipe for a file of conversations
 
 
 class Report:

@@ -59,7 +59,7 @@ def parser_of_evaluate() -> Arguments:
     parser.add_argument(
         "--benchmarks",
         metavar="NAMES",
-        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all)",
+        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all), or mine.yaml",
     )
     parser.add_argument(
         "--list", action="store_true", help="list the benchmarks, what each needs and where its files must lie"

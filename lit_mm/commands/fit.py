@@ -132,7 +132,7 @@ def train(
         if documents:
             with watchdog.watching(module, "examining the trained model"):
                 conclude(module, documents, folder, logger, branches(stages))
-    if module.trainer.is_global_zero:
+    if module.trainer.is_global_zero and not cli.rehearsal:  # a rehearsal keeps no folder
         print(next_steps(folder, documents, logger, lasting_ends(stages) - {stages[-1].name}))
 
 

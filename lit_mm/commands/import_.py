@@ -6,7 +6,8 @@ import argparse
 import json
 import shlex
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,12 +66,15 @@ def import_(arguments: Sequence[str]) -> None:
     run = Path(choices.to)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--to {str(run)!r} is there already and not empty. Give a new folder")
-    path, published = import_to(choices.place, parts_of(choices), run, choices.layout, choices.template)
-    from lit_mm.checkpoints.reading import read
-    from lit_mm.commands.proof import prove, summary
+    if choices.proof_memory is not None and not choices.proof_memory >= 0:
+        raise UserError(f"--proof_memory is at least 0 GB, got {choices.proof_memory}")
+    with new_folder(run):
+        path, published = import_to(choices.place, parts_of(choices), run, choices.layout, choices.template)
+        from lit_mm.checkpoints.reading import read
+        from lit_mm.commands.proof import prove, summary
 
-    figures = prove(published, read(path).weight, choices.proof_memory, choices.proof == "full")
-    (run / "proof.json").write_text(json.dumps(figures, indent=1) + "\n")
+        figures = prove(published, read(path).weight, choices.proof_memory, choices.proof == "full")
+        (run / "proof.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(summary(figures))
     for use, words in next_commands(run, published.layout.writes):
         print(f"{use + ':':10} python -m lit_mm {shlex.join(words)}")
@@ -155,15 +159,32 @@ def import_to(
         size = path.stat().st_size / 1e9
         print(f"{path} has the format of torch before 1.6: reading it takes {size:.1f} GB of memory")
     print(prompt_line(published))
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        published.module.check_vocabulary()
+    except UserError as error:  # questions in words of the table can be answered; fit refuses the model
+        print(f"fit will refuse this checkpoint: {error}, or --with tokenizer=PLACE")
+    try:
+        return write_run(published, run), published
+    except OSError as error:
+        raise UserError(
+            f"the import to {str(run)!r} failed: {error.strerror or error}. Make room, or give another place by --to"
+        ) from error
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Leave no folder behind if what fills it fails.
+
+    Args:
+        folder: folder that is not there, or empty.
+    """
     complete = False
     try:
-        path = write_run(published, run)
+        yield
         complete = True
     finally:
-        if not complete:  # the folder was new or empty
-            shutil.rmtree(run)
-    return path, published
+        if not complete:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_run(published: Published, run: Path) -> Path:
@@ -177,6 +198,7 @@ def write_run(published: Published, run: Path) -> Path:
     from lit_mm.weights.stream import write
 
     arguments = published.recipe["model"]["init_args"]
+    run.mkdir(parents=True, exist_ok=True)
     tokenizer = Path(arguments["tokenizer"])
     copy_configs(tokenizer, run / "tokenizer")
     copy_configs(published.place if published.place.is_dir() else published.place.parent, run / "published")

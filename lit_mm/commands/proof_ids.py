@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -13,8 +14,10 @@ from transformers.processing_utils import ProcessorMixin
 from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
+from lit_mm.weights.layouts.layout import Ids
 
 IMAGE = -1  # stands for the positions of pictures in lists of ids
+ANSWER = "two red birds"  # of a caption
 BLANK = "▁"  # the authors' tokenizers write it between a picture and a newline
 KEYS = {  # settings that old files of processors lack -> the config that has them
     "patch_size": lambda config: config.vision_config.patch_size,
@@ -38,7 +41,12 @@ class Asked(Protocol):
 
 
 def compare_ids(
-    module: MultimodalModule, config: PretrainedConfig, folder: Path, pictures: tuple[Picture, ...], question: str
+    module: MultimodalModule,
+    config: PretrainedConfig,
+    folder: Path,
+    pictures: tuple[Picture, ...],
+    question: str,
+    special: Callable[..., dict[str, Ids]] | None = None,
 ) -> dict[str, Any]:
     """Compare the ids of a question alone, about one picture, and about two.
 
@@ -51,9 +59,11 @@ def compare_ids(
         folder: folder of the checkpoint.
         pictures: two pictures.
         question: text of the question.
+        special: function that compares other texts, see `Layout.ids`; None for none.
     Returns:
-        "text", "one image" and "two images" -> True if the ids are equal. A prompt without placeholders has the second
-        alone. A folder whose processor transformers does not open gives the key "not compared" with the reason.
+        "text", "one image" and "two images", or the names that `special` gives -> True if the ids are equal. A prompt
+        without placeholders has the second alone. A folder whose processor transformers does not open gives the key
+        "not compared" with the reason.
     """
     if type(config) not in PROCESSOR_MAPPING:
         return {"not compared": f"transformers has no processor for {config.model_type}"}
@@ -61,6 +71,11 @@ def compare_ids(
         processor = processor_of(config, folder)
     except (ImportError, OSError, ValueError) as error:
         return {"not compared": str(error).strip().partition("\n")[0]}
+    if special is not None:
+        document = Document("proof", (Turn("user", (pictures[0], question)), Turn("assistant", (ANSWER,))))
+        batch = collate([module.processor.sample(document)], module.processor)
+        pairs = special(module, processor, batch, pictures[0].read(), question, ANSWER)
+        return {name: ours == expected for name, (ours, expected) in pairs.items()}
     if "image_token" not in vars(processor):
         return {"not compared": "transformers' processor writes no places of pictures"}
     prompt = module.processor.prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import zlib
@@ -21,7 +22,7 @@ from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.tokenizer import download
 from lit_mm.weights.convert import AdaptsState, shorten
-from lit_mm.weights.files import TensorFiles, read_json, tensor_files
+from lit_mm.weights.files import TensorFiles, check_names, read_json, tensor_files
 from lit_mm.weights.layouts.chats import CHAT
 from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, layout_of
 from lit_mm.weights.names import add_prefix, below
@@ -30,6 +31,7 @@ from lit_mm.weights.source import MAPS, is_published_name, local_place
 from lit_mm.weights.stream import Stored
 
 PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
+SECTIONS = ("text_config", "vision_config", "qformer_config", "visual")  # keys of config.json with keys of their own
 TOKENIZERS = ("tokenizer", "reading")  # of the language model, and of a second text; they have no tensors
 WRAPPER = "base_model.model."  # in front of every name that peft writes
 DATA = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "my_data.json", "format": "llava"}}
@@ -38,10 +40,18 @@ DATA = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": 
 def described(
     place: Path, parts: Mapping[str, Described] | None = None, template: str | None = None
 ) -> tuple[Described, TensorFiles]:
-    """Open a place and describe its files."""
+    """Open a place and describe its files.
+
+    Raises:
+        UserError: the files cannot be read, or hold no weights that can be imported.
+    """
     files = TensorFiles(tensor_files(place))
     folder = place if place.is_dir() else place.parent
-    return Described(folder, read_json(place, "config.json"), files.stored, parts or {}, template), files
+    config = read_json(place, "config.json")
+    if wrong := [key for key in SECTIONS if not isinstance(config.get(key) or {}, dict)]:
+        raise UserError(f"{str(folder / 'config.json')!r}: {wrong[0]} should be an object, got {config[wrong[0]]!r}")
+    check_names(place, config, files.stored)
+    return Described(folder, config, files.stored, parts or {}, template), files
 
 
 @dataclass(frozen=True)
@@ -125,13 +135,14 @@ class Published:
             part: Described(tokenizer_folder(where), {}, {}) for part, where in parts.items() if part in TOKENIZERS
         }
         path = local_place(place)
-        main, main_files = described(path, {part: one for part, (one, _) in opened.items()} | others, template)
-        adapter = main.json("adapter_config.json") if any(PEFT.fullmatch(name) for name in main_files) else {}
+        separate = {part: checkpoint for part, (checkpoint, _) in opened.items()} | others
+        main, main_files = described(path, separate, template)
+        adapter = adapter_of(main)
         names = {plain_name(name): stored for name, stored in main_files.stored.items()}
         main = replace(main, stored=names)
         layout = layout_of(main, layout_name)
-        check_separate(layout, main, opened)
-        recipe = recipe_of(layout.model(main), layout.stage, layout.objectives)
+        check_separate(layout, opened)
+        recipe = recipe_of(model_of(layout, main), layout.stage, layout.objectives)
         prompt = recipe["model"]["init_args"]["inputs"].get("prompt")
         if template is not None and (prompt is None or prompt["class_path"] != CHAT):
             raise UserError(f"--template {template}: a checkpoint of {layout.name} has a prompt without a choice")
@@ -148,6 +159,52 @@ class Published:
         fresh = {name: start for name in absent if (start := layout.start(name)) is not None}
         check_complete(layout, main, module, opened_plan.targets, fresh)
         return cls(path, layout, recipe, module, config, opened_plan, files, adapter, copies, fresh, main)
+
+
+def model_of(layout: Layout, main: Described) -> Config:
+    """Build the `model` section of a checkpoint.
+
+    Raises:
+        UserError: see `Layout.model`, or a key of its config.json or a tensor that every checkpoint of the layout has
+            is absent.
+    """
+    try:
+        return layout.model(main)
+    except KeyError as error:
+        raise UserError(
+            f"{str(main.folder)!r} as {layout.name}: there is no {error.args[0]!r}, a key of config.json or the name "
+            "of a tensor. Is the checkpoint complete, and of this layout?"
+        ) from error
+
+
+def adapter_of(main: Described) -> Config:
+    """Read the adapter_config.json of a LoRA of peft; {} for a checkpoint without one.
+
+    Raises:
+        UserError: a LoRA has no such file, or one that is not merged as W + scale B A.
+    """
+    if not any(PEFT.fullmatch(name) for name in main.stored):
+        return {}
+    adapter, file = main.json("adapter_config.json"), str(main.folder / "adapter_config.json")
+    if missing := [key for key in ("r", "lora_alpha") if key not in adapter]:
+        raise UserError(f"{file!r} lacks {', '.join(missing)}, or is not there; they scale the LoRA. Copy the file")
+    if used := [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out") if adapter.get(key)]:
+        raise UserError(
+            f"{file!r} sets {', '.join(used)}, and only a plain LoRA is merged here. Merge it by merge_and_unload() of "
+            "peft, and import the result"
+        )
+    rest = [name for name in main.stored if not PEFT.fullmatch(name)]
+    if not rest:
+        raise UserError(
+            f"{str(main.folder)!r} holds a LoRA and no connector. Put non_lora_trainables.bin of its training there"
+        )
+    return adapter
+
+
+def lora_scale(adapter: Config) -> float:
+    """Return the factor of B A in a merged LoRA: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
+    rank = float(adapter["r"])
+    return float(adapter["lora_alpha"]) / (math.sqrt(rank) if adapter.get("use_rslora") else rank)
 
 
 def tokenizer_folder(place: str) -> Path:
@@ -179,7 +236,7 @@ def rename_of(
             kind, _ = layout.separate[part]
             tensors = below(state, f"{part}:")
             if part == "language" and adapter:
-                tensors = merged(tensors, state, float(adapter["lora_alpha"]) / float(adapter["r"]))
+                tensors = merged(tensors, state, lora_scale(adapter))
             place = layout.place(part)
             mapped |= add_prefix(MAPS[kind](tensors, module.get_submodule(place)), place)
         if adapter:
@@ -229,16 +286,24 @@ def recipe_of(model: Config, train: Config, objectives: Config) -> Config:
 
 
 def build(recipe: Config) -> tuple[MultimodalModule, str]:
-    """Build the model of a recipe on the meta device; return it with the resolved recipe."""
+    """Build the model of a recipe on the meta device; return it with the resolved recipe.
+
+    Raises:
+        UserError: an argument is refused.
+    """
     quiet()
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         file = Path(folder) / "recipe.yaml"
         file.write_text(yaml.safe_dump(recipe, sort_keys=False))
-        cli = RecipeCLI(["--config", str(file)], "import")
+        try:
+            cli = RecipeCLI(["--config", str(file)], "import")
+        except UserError as error:
+            reason = str(error).replace(f"{file}, ", "")
+            raise UserError(f"the model that config.json describes cannot be built: {reason}") from error
     return cli.model, cli.resolved()
 
 
-def check_separate(layout: Layout, main: Described, parts: Collection[str]) -> None:
+def check_separate(layout: Layout, parts: Collection[str]) -> None:
     """Refuse `--with` for a part that no layout takes from elsewhere.
 
     Raises:
@@ -285,10 +350,11 @@ def check_complete(
             below(dict.fromkeys(missing), f"{layout.place(part)}.").keys()
             == below(tensors, f"{layout.place(part)}.").keys()
         ):
-            published = main.config.get(layout.separate[part][1]) or "the one that it was trained with"
+            published = main.config.get(layout.separate[part][1])
             raise UserError(
-                f"{str(main.folder)!r} has no weights of the part {part!r}; {published} belongs there. Add --with "
-                f"{part}={published}, or a folder or file of it"
+                f"{str(main.folder)!r} has no weights of the part {part!r}; "
+                f"{published or 'the one that it was trained with'} belongs there. Add --with "
+                f"{part}={published or 'PLACE'}, or a folder or file of it"
             )
     problems = []
     if missing:
@@ -300,6 +366,13 @@ def check_complete(
         for name, tensor in tensors.items()
         if name in targets and targets[name].shape != tuple(tensor.shape)
     ]
+    integers = [
+        name
+        for name, tensor in tensors.items()
+        if name in targets and tensor.is_floating_point() and not TYPES[targets[name].dtype].is_floating_point
+    ]
+    if integers:
+        problems.append(f"{len(integers)} weights are whole numbers, as of a quantised checkpoint: {shorten(integers)}")
     if shapes:
         problems.append(f"{len(shapes)} shapes differ: {shorten(shapes)}")
     if problems:

@@ -388,26 +388,37 @@ class RecipeCLI(LightningCLI):
                 data = self.data_of(stage)
                 if not len(data.source()):
                     raise UserError(f"stages.{stage.name}.data: the data set is empty. Check this key and `data`")
-                if isinstance(data, StreamDataModule):
-                    check_stage_sources(stage, data)
-                    by_stage.append(data)
-                    for processor in self.model.processors_of(stage).values():
-                        data.refuse_indexed_faults(processor, stage.name)
+                check_stage_sources(stage, data)
+                by_stage.append(data)
+                for processor in self.model.processors_of(stage).values():
+                    data.refuse_indexed_faults(processor, stage.name)
         if len(by_stage) == len(self.config_init.stages or []) and by_stage:
             held_out = partial(self.datamodule.heldout, self.config.examine_documents)
             check_model_sources(self.model.processor, by_stage, held_out)
 
-    def data_of(self, stage: Stage | None) -> L.LightningDataModule:
-        """Make the recipe's data module with the changes of a stage."""
+    def data_of(self, stage: Stage | None) -> StreamDataModule:
+        """Make the recipe's data module with the changes of a stage.
+
+        Raises:
+            UserError: an argument is refused, or the class does not plan the order of its samples.
+        """
         changes = stage.data if stage is not None else {}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningDataModule, "data")
         base = self.config.data.as_dict()
         config = {**base, "init_args": {**(base.get("init_args") or {}), **changes}}
         try:
-            return parser.instantiate_classes(parser.parse_object({"data": config}, defaults=False)).data
+            module = parser.instantiate_classes(parser.parse_object({"data": config}, defaults=False)).data
         except (ArgumentError, ValueError) as error:
-            raise self.as_user_error(error, f"stages.{stage.name}.data" if changes else "") from error
+            raise self.as_user_error(
+                error, f"stages.{stage.name}.data" if stage is not None and changes else ""
+            ) from error
+        if not isinstance(module, StreamDataModule):
+            raise UserError(
+                f"data.class_path: {base['class_path']} does not plan the order of its samples, by which runs resume. "
+                "Extend lit_mm.stream.datamodule.StreamDataModule, whose `source` returns documents by number"
+            )
+        return module
 
     def trainer_of(self, callbacks: list[L.Callback], loggers: list[Any], **changes: Any) -> L.Trainer:
         """Make a Trainer with a new strategy.

@@ -87,7 +87,7 @@ def sweep(arguments: Sequence[str]) -> None:
         repr(each.point): each
         for each in map(partial(checked, specification), example_points(specification.parameters))
     }
-    folder = Path(choices.folder or Path("runs") / "sweeps" / specification.name)
+    folder = folder_of(choices.folder, specification)
     is_new = True
     if is_offline and not choices.check:
         is_new = begin_folder(folder, specification, choices.seed, recipe.resolved())
@@ -109,6 +109,21 @@ def sweep(arguments: Sequence[str]) -> None:
     from lit_mm.commands.sweep_online import run_online
 
     run_online(specification, create_only=choices.create, most=choices.trials)
+
+
+def folder_of(folder: str | None, specification: Specification) -> Path:
+    """Return the folder of an offline sweep.
+
+    Args:
+        folder: folder of the command line; None for the one of the sweep's name.
+        specification: the sweep.
+    Raises:
+        UserError: the name is not that of a folder.
+    """
+    name = specification.name
+    if folder is None and (Path(name).name != name or len(name.encode()) > 200 or not name.isprintable()):
+        raise UserError(f"name: {name!r} names no folder. Choose another name, or give --folder")
+    return Path(folder or Path("runs") / "sweeps" / name)
 
 
 def parser_of_sweep() -> Arguments:

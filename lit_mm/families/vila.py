@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_mm.connectors.mlp import MLPProjector
 from lit_mm.families.composition import compose
-from lit_mm.language.llama import Llama
+from lit_mm.language.protocol import LanguageModel
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.samples.inputs import MEAN_COLOUR, Inputs
@@ -39,7 +39,7 @@ class Vila(MultimodalModule):
     def __init__(
         self,
         vision: nn.Module,
-        language: Llama,
+        language: LanguageModel,
         tokenizer: str,
         image_size: int = 336,
         connector: Callable[[int, int], nn.Module] = MLPProjector,

@@ -82,6 +82,17 @@ def square_root_shares(sizes: Sequence[int], factors: Sequence[float]) -> list[f
     return [product / sum(products) for product in products]
 
 
+def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
+    """Raises:
+    UserError: a weight is not a positive number.
+    """
+    if not all(weight > 0 and math.isfinite(weight) for weight in weights):
+        raise UserError(
+            f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}. "
+            "Remove a source that is never to be drawn"
+        )
+
+
 def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]) -> list[int]:
     """Compute how many samples an epoch draws from each source, in proportion to `weights`.
 
@@ -98,9 +109,8 @@ def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Seque
     Source: arXiv:2305.06500, section 2.4. Its loader draws one source for a whole batch, on each rank by itself; here
         every batch mixes the sources.
     """
+    check_weights(weights, names)
     total, weight_sum = sum(sizes), sum(weights)
-    if not all(weight > 0 and math.isfinite(weight) for weight in weights):
-        raise UserError(f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}")
     shares = [total * weight / weight_sum for weight in weights]
     draws = [int(share) for share in shares]
     by_rest = sorted(range(len(shares)), key=lambda s: (draws[s] - shares[s], s))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -326,12 +327,19 @@ def normalisation(name: str) -> tuple[Constants, Constants]:
     Args:
         name: timm's name of a model, with or without a tag of weights.
     Raises:
-        UserError: timm has no such model.
+        UserError: timm has no such model, or no weights of this tag.
     """
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not timm.is_model(name.partition(".")[0]):
-        near = timm.list_models(f"*{name.partition('.')[0].partition('_')[0]}*")[:8]
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=8)
         raise UserError(f"TimmEncoder: timm has no model {name!r}; near names are {near}")
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+        raise UserError(
+            f"TimmEncoder: timm's {base} has no weights {tag!r}, only {', '.join(tags) or 'none'}"
+        ) from error
     (mean, std) = ((float(red), float(green), float(blue)) for red, green, blue in (config.mean, config.std))
     return mean, std
 

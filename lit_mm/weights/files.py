@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_mm.errors import UserError
-from lit_mm.weights.convert import INDEXES, TORCH_SUFFIXES, WHOLE, read_checkpoint, weight_map, within
+from lit_mm.weights.convert import INDEXES, TORCH_SUFFIXES, WHOLE, read_checkpoint, shorten, weight_map, within
 from lit_mm.weights.stream import DTYPES, Stored
 
 NAMES = {code: name for name, (code, _) in DTYPES.items()}  # name of a dtype in safetensors -> in torch
 LORA = ("adapter_model.safetensors", "adapter_model.bin")  # weights of peft
 REST = "non_lora_trainables.bin"  # LLaVA's LoRA training writes the projector here
 PROJECTORS = ("mm_projector.bin",)
-STEPS = ("global_step*", "mp_rank_*", "latest")  # folders of DeepSpeed, SAT and Megatron
+STEPS = ("global_step*", "mp_rank_*", "zero_pp_rank_*", "latest")  # files of DeepSpeed, SAT and Megatron
+SHARDED = ("*.distcp", "*_fsdp_*", "*/*.distcp")  # files of torch.distributed.checkpoint, which FSDP writes
+# Files of a Trainer beside weights
+STATES = re.compile(r"(?:training_args|optimizer|scheduler|scaler|rng_state|random_states)(?:_\d+)?\..*")
+OTHERS = {
+    ".gguf": "llama.cpp",
+    ".ggml": "llama.cpp",
+    ".onnx": "ONNX",
+    ".h5": "TensorFlow",
+    ".msgpack": "Flax",
+    ".tflite": "TensorFlow Lite",
+    ".npz": "NumPy",
+}  # ending of a file of weights -> program whose format it has
+POINTER = b"version https://git-lfs"  # beginning of a file that stands for one which Git LFS has not fetched
+QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_scale", ".weight_packed")
+UNMERGED = ".base_layer."  # part of the names of linears that peft has wrapped
 
 
 class TensorFiles(Mapping[str, Tensor]):
@@ -55,29 +71,38 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def _opened(self, path: Path) -> dict[str, Stored]:
         """Open one file and return dtype and shape of its tensors."""
+        check_pointer(path)
         try:
             if path.suffix == ".safetensors":
                 handle = self._open[path] = safe_open(path, framework="pt")
                 slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-                return {name: Stored(NAMES[s.get_dtype()], tuple(s.get_shape())) for name, s in slices.items()}
+                dtypes = {name: NAMES.get(entry.get_dtype(), entry.get_dtype()) for name, entry in slices.items()}
+                return {name: stored(path, name, dtypes[name], tuple(s.get_shape())) for name, s in slices.items()}
             if zipfile.is_zipfile(path):
                 state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                self._open[path] = state = within(state)
             else:
-                self.legacy.append(path)
                 state = torch.load(path, map_location="meta", weights_only=True)
-                state = within(state)
-            return {
-                name: Stored(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-                for name, tensor in state.items()
-            }
-        except (SafetensorError, RuntimeError, EOFError, OSError, AttributeError, KeyError) as error:
-            raise UserError(f"checkpoint {str(path)!r} cannot be read ({error}). Is the download complete?") from error
+                self.legacy.append(path)
+        except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"checkpoint {str(path)!r} cannot be read ({reason}). Is the download complete?") from error
         except pickle.UnpicklingError as error:
+            reasons = [line for line in str(error).splitlines() if line.startswith(("Trying", "Unsupported"))]
             raise UserError(
-                f"checkpoint {str(path)!r} holds more than tensors; it is not loaded, because it could run code: "
-                f"{error}"
+                f"checkpoint {str(path)!r} is no file of tensors alone; it is not loaded, because it could run code "
+                f"({reasons[0] if reasons else 'damaged, or of another program'})"
             ) from error
+        state = within(state) if isinstance(state, dict) else state
+        if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+            keys = sorted(map(str, state)) if isinstance(state, dict) else [type(state).__name__]
+            cure = " That is a shard of DeepSpeed or SwissArmyTransformer; join them first" if "module" in keys else ""
+            raise UserError(f"checkpoint {str(path)!r} should map names to tensors; it holds {shorten(keys)}.{cure}")
+        if path not in self.legacy:
+            self._open[path] = state
+        return {
+            name: stored(path, name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in state.items()
+        }
 
     def __getitem__(self, name: str) -> Tensor:
         path = self._file_of[name]
@@ -96,6 +121,63 @@ class TensorFiles(Mapping[str, Tensor]):
         return len(self.stored)
 
 
+def stored(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> Stored:
+    """Describe a tensor of a file.
+
+    Raises:
+        UserError: its dtype is none that a model of this program has.
+    """
+    if dtype not in DTYPES:
+        raise UserError(
+            f"checkpoint {str(path)!r}: {name!r} has the dtype {dtype}. Quantised weights are not read; take the "
+            "checkpoint in float16, bfloat16 or float32 that they were made from"
+        )
+    return Stored(dtype, shape)
+
+
+def check_pointer(path: Path) -> None:
+    """Refuse a file that Git LFS has not fetched.
+
+    Raises:
+        UserError: the file is such a pointer.
+    """
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(
+                f"{str(path)!r} is a pointer of Git LFS, not the file itself. Fetch it by git lfs pull, or download it"
+            )
+
+
+def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) -> None:
+    """Refuse a checkpoint that is quantised, has adapters beside its weights, or is incomplete by its index.
+
+    Args:
+        config: its config.json.
+        names: names of its tensors.
+    Raises:
+        UserError: it is one of these.
+    """
+    text = config.get("text_config") or {}
+    quantised = config.get("quantization_config") or text.get("quantization_config")
+    if quantised or any(name.endswith(QUANTISED) for name in names):
+        method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
+        raise UserError(
+            f"{str(place)!r} is quantised{f' by {method}' if method else ''}, and only weights in float16, bfloat16 or "
+            "float32 are imported. Take the checkpoint that it was made from"
+        )
+    if unmerged := next((name for name in names if UNMERGED in name), None):
+        raise UserError(
+            f"{str(place)!r} has adapters beside its weights, such as those of {unmerged!r}. Merge them first, by "
+            "merge_and_unload() of peft"
+        )
+    index = next((place / name for name in INDEXES if (place / name).is_file()), None)
+    if index is not None and (absent := sorted(weight_map(index).keys() - set(names))):
+        raise UserError(
+            f"{str(place)!r}: {index.name} lists tensors that no shard holds: {shorten(absent)}. Is the download "
+            "complete?"
+        )
+
+
 def tensor_files(place: Path) -> list[Path]:
     """List the files of tensors of a checkpoint: a file itself, or those of a folder, with LoRA and projector files.
 
@@ -104,12 +186,18 @@ def tensor_files(place: Path) -> list[Path]:
     """
     if place.is_file():
         if place.suffix not in (".safetensors", *TORCH_SUFFIXES):
+            cure = ". Give its folder" if place.suffix == ".json" else other_format(place)
             raise UserError(
-                f"{str(place)!r} is no file of weights; they end in .safetensors, {', '.join(TORCH_SUFFIXES)}"
+                f"{str(place)!r} is no file of weights; they end in .safetensors, {', '.join(TORCH_SUFFIXES)}{cure}"
             )
         return [place]
     if not place.is_dir():
         raise UserError(f"{str(place)!r}: no such file or folder, and no published name OWNER/NAME")
+    if (place / "manifest.json").is_file() or (place / "published.json").is_file():
+        raise UserError(
+            f"{str(place)!r} is a checkpoint or a run of this program, which needs no import: generate, "
+            "evaluate and fit --init_from take it"
+        )
     if index := next((place / name for name in INDEXES if (place / name).is_file()), None):
         shards = sorted(set(weight_map(index).values()))
         if missing := [name for name in shards if not (place / name).is_file()]:
@@ -121,16 +209,35 @@ def tensor_files(place: Path) -> list[Path]:
     for names in (WHOLE, PROJECTORS):
         if whole := [place / name for name in names if (place / name).is_file()]:
             return whole[:1]
-    files = sorted(place.glob("*.safetensors")) or sorted(p for p in place.iterdir() if p.suffix in TORCH_SUFFIXES)
-    if files:
-        return files
+    weights = [path for path in place.iterdir() if path.is_file() and not STATES.fullmatch(path.name)]
+    files = sorted(place.glob("*.safetensors")) or sorted(path for path in weights if path.suffix in TORCH_SUFFIXES)
     steps = [path.name for pattern in STEPS for path in place.glob(pattern)]
+    shards = [str(path.relative_to(place)) for pattern in SHARDED for path in place.glob(pattern)]
+    if files and not steps and not shards:
+        return files
+    if shards:
+        raise UserError(
+            f"{str(place)!r} holds {shards[0]!r}, shards of FSDP. Join them first with accelerate merge-weights or "
+            "torch.distributed.checkpoint.format_utils, and import the file that it writes"
+        )
     if steps:
         raise UserError(
             f"{str(place)!r} holds {steps[0]!r}, shards of DeepSpeed or SwissArmyTransformer. Join them first with the "
             "tool of their program, and import the file that it writes"
         )
-    raise UserError(f"{str(place)!r} holds no weights; it has {sorted(path.name for path in place.iterdir())[:8]}")
+    names = sorted(path.name for path in place.iterdir())
+    inner = [path for path in sorted(place.iterdir()) if path.is_dir() and (path / "config.json").is_file()]
+    cure = f". Give its folder {inner[-1].name!r}" if inner else ""
+    cure = next((text for path in place.iterdir() if (text := other_format(path))), cure)
+    raise UserError(f"{str(place)!r} holds no weights; it has {names[:8]}{cure}")
+
+
+def other_format(path: Path) -> str:
+    """Return a sentence that names the program whose format a file of weights has; "" for a file of another kind."""
+    program = OTHERS.get(path.suffix)
+    return (
+        "" if program is None else f". {path.name!r} is a file of {program}; take the files that it was converted from"
+    )
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -143,6 +250,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
+        check_pointer(path)
         raise UserError(f"{str(path)!r} is damaged ({error}). Is the download complete?") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{str(path)!r} should hold an object, got {type(content).__name__}. Is the download complete?")
+    return content

@@ -28,6 +28,7 @@ ADDED = (
     *(".lora_a.", ".lora_b.", ".adapters.", ".lora_A.", ".lora_B.", ".lora_magnitude_vector."),
     *(".expert.", ".cross_attention.", ".cross_norm."),
 )
+DOWNLOADED = ("*.safetensors", "*.bin", "*.pth", "*.json", "*.model", "*.tiktoken", "*.jinja", "*.txt")
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
@@ -213,9 +214,9 @@ def local_place(place: str) -> Path:
     from huggingface_hub import snapshot_download  # imported late: only downloads need it
 
     try:
-        return Path(snapshot_download(place, allow_patterns=["*.safetensors", "*.bin", "*.json", "*.model"]))
-    except OSError as error:  # the hub's errors: no such name, no access, no network
+        return Path(snapshot_download(place, allow_patterns=list(DOWNLOADED)))
+    except (OSError, ValueError) as error:  # the hub's errors: no such name, no access, no network
         raise UserError(
             f"the weights {place!r} cannot be downloaded ({str(error).strip().partition(chr(10))[0].rstrip('.')}). "
-            "Correct `weights:`, or give a local file or folder"
+            "Correct the name, or give a local file or folder"
         ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from lit_mm.annotation.description import Description, crop, rounded_box
-from lit_mm.annotation.filters import MonkeyRules, filter_by_score, filter_segments, overlap
+from lit_mm.annotation.filters import MonkeyRules, filter_by_score, filter_segments, overlap, write_block
 from lit_mm.errors import UserError
 from tests.tiny import Noise
 
@@ -68,6 +69,12 @@ def test_thresholds_out_of_range_are_refused(arguments: dict[str, float]) -> Non
 
 def test_a_box_in_pixels_becomes_ordered_shares_inside_of_the_image() -> None:
     assert rounded_box((50, 10, -5, 40), height=30, width=100) == (0.0, 0.333, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_a_box_of_numpy_is_written_with_three_decimals(kind: type) -> None:
+    box = rounded_box(tuple(kind(side) for side in (10, 10, 20, 29)), kind(30), kind(90))
+    assert write_block([Description("a dog", box)]) == "a dog: [0.111, 0.333, 0.222, 0.967]; "
 
 
 @pytest.mark.parametrize(

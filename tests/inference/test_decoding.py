@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -116,6 +117,9 @@ def test_a_draw_follows_the_distribution(module: Decoder) -> None:
         {"max_new_tokens": 0},
         {"min_new_tokens": 30},
         {"temperature": 0.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"repetition_penalty": math.nan},
         {"top_p": 0.0},
         {"top_k": -1},
         {"repetition_penalty": 0.0},

@@ -147,6 +147,12 @@ def test_the_table_has_each_skill_beside_its_blind_baseline_and_count():
     assert "\x1b" not in text
 
 
+def test_documents_without_a_skill_have_no_row_of_their_own():
+    predictions = [prediction("", "a", correct=True, pictures=())]
+    lines = tables.accuracy_table(score(predictions), Score(0.5, {"": 0.5}, 1), predictions).splitlines()
+    assert [line.split() for line in lines if "100.0" in line] == [["overall", "100.0", "%", "50.0", "%", "1"]]
+
+
 def test_names_with_colons_and_brackets_stay_as_they_are_in_tables():
     line = tables.RunLine("stvqa:monkey: [a]", "Family", "exact match", 50.0, Interval(25.0, 75.0), 12.5, 4)
     text = tables.run_table([line])

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lit_mm.commands.published import described
 from lit_mm.documents.document import Document, Turn
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.vicuna import TEMPLATES
 from lit_mm.weights.layouts.chats import LLAVA, MINI_GEMINI, chat_of, language_kind
-from lit_mm.weights.layouts.layout import Described
+from lit_mm.weights.layouts.layout import Described, layout_of
+from tests import hub
 
 UPPER = "{{ message['role'].upper() + ': ' }}"  # of converted LLaVA-1.5
 LLAMA_3 = "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>' }}"
@@ -99,3 +102,45 @@ def test_two_rounds_have_the_text_of_the_release(template: str, text: str) -> No
     if template == "llava_llama_3":
         turns.insert(0, Turn("system", ("s",)))
     assert ChatPrompt(template).text(Document("a", tuple(turns)))[0] == text
+
+
+def prompt_of(main: Described) -> tuple[str, str | None]:
+    """Return the class and the template of the prompt that an import chooses."""
+    section = layout_of(main).model(main)["init_args"]["inputs"]["prompt"]
+    return section["class_path"].rpartition(".")[2], section.get("init_args", {}).get("template")
+
+
+@pytest.mark.parametrize(
+    ("name", "generation", "prompt"),
+    [
+        ("Qwen-VL", {"chat_format": "raw"}, "QwenPlain"),
+        ("Qwen-VL-Chat", {"chat_format": "chatml"}, "QwenChat"),
+        ("Qwen-VL-Chat", {}, "QwenChat"),
+        ("tuned", {}, "QwenPlain"),
+    ],
+)
+def test_qwen_vl_chats_if_its_generation_config_or_its_name_says_so(
+    name: str, generation: dict[str, Any], prompt: str, tmp_path: Path
+) -> None:
+    folder = hub.qwen_vl(tmp_path / name)
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert prompt_of(described(folder)[0]) == (prompt, None)
+
+
+@pytest.mark.parametrize(
+    ("write", "version", "template"),
+    [
+        (hub.cogvlm, "chat", "chat_old"),  # the release writes Question: and Answer:
+        (hub.cogvlm, "vqa", "vqa"),
+        (hub.cogagent, "chat", "chat"),
+        (hub.cogagent, "chat_old", "chat_old"),
+    ],
+)
+def test_cogvlm_and_cogagent_read_the_version_of_their_config(
+    write: Callable[[Path], Path], version: str, template: str, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "hub")
+    hub.tokenizer(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"template_version": version}))
+    assert prompt_of(described(folder)[0]) == ("CogVLMPrompt", template)

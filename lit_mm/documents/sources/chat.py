@@ -47,7 +47,11 @@ def role_of(turn: Any, number: int, sample: Sample, key: str) -> str:
             "Leave the sample out, or write the call as text of the user and the assistant",
         )
     if role is None:
-        raise sample.error(f"turn {number}: {key!r} is one of {sorted(SPEAKERS)}, got {brief(speaker)}", "bad_entry")
+        raise sample.error(
+            f"turn {number}: {key!r} is one of {sorted(SPEAKERS)}, got {brief(speaker)}",
+            "bad_entry",
+            "Rename the speaker",
+        )
     if len(turn) == 2:  # a speaker and a text
         return role
     check_turn_keys(sample, turn, number)

@@ -15,7 +15,7 @@ from transformers import BlipConfig
 from lit_mm.errors import UserError
 from lit_mm.weights.blip import NO_IMAGE, blip_to_network, network_name
 from lit_mm.weights.config_file import without_type
-from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, State, require
+from lit_mm.weights.layouts.layout import Config, Described, Ids, Layout, Start, State, require
 from lit_mm.weights.layouts.sizes import EVA_PATCHES, component, tokenizer
 from lit_mm.weights.names import add_prefix
 
@@ -74,7 +74,8 @@ def hf_model(described: Described, caption: Config) -> Config:
     Raises:
         UserError: the config has a value that cannot be imported.
     """
-    config = BlipConfig(**without_type(described.config)).to_dict()
+    sections = {key: described.config[key] for key in ("vision_config", "text_config")}
+    config = BlipConfig(**without_type(described.config | sections)).to_dict()
     vision, text = config["vision_config"], config["text_config"]
     require(described, vision, {"hidden_act": ("gelu",)})
     require(described, text, {"hidden_act": ("gelu",), "encoder_hidden_size": (vision["hidden_size"],)})
@@ -228,6 +229,14 @@ def pair_outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tenso
     return torch.cat([logits, pair.image @ pair.text.T], 1), torch.cat(expected, 1)
 
 
+def caption_ids(module: Any, processor: Any, batch: Any, image: Any, question: str, answer: str) -> dict[str, Ids]:
+    """Return the ids of a caption with its lead. Ours begin with the decoder's token, which transformers' model puts in
+    place of the encoder's."""
+    ids = [module.network.encoder_id, *batch.ids[0, 1:].tolist()]
+    text = module.processor.prompt.lead + answer
+    return {"caption": (ids, processor(images=image, text=text)["input_ids"])}
+
+
 # --- recognition -------------------------------------------------------------------------------------------------
 def has(described: Described, *starts: str) -> bool:
     """Return True if for each start some tensor's name begins with it."""
@@ -268,6 +277,7 @@ LAYOUTS = (
         copies=copies,
         start=start_of_encoder,
         outputs=caption_outputs,
+        ids=caption_ids,
     ),
     Layout(
         "blip_pretrain/authors",
@@ -303,5 +313,6 @@ LAYOUTS = (
         copies=copies,
         start=start_of_hf_retrieval,
         outputs=pair_outputs,
+        ids=caption_ids,
     ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_mm.errors import UserError
 from lit_mm.weights.blip2 import TEMPERATURE, VISION, hf_to_blip2, lavis_to_blip2
-from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, State, require
+from lit_mm.weights.layouts.layout import Config, Described, Ids, Layout, Start, State, require
 from lit_mm.weights.layouts.sizes import (
     EVA_PATCHES,
     QUERIES,
@@ -227,6 +227,16 @@ def pair_outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tenso
     return torch.cat([logits, sims.amax(1)], 1), torch.cat([output.logits_per_image for output in expected], 1)
 
 
+def pair_ids(module: Any, processor: Any, batch: Any, image: Any, question: str, answer: str) -> dict[str, Ids]:
+    """Return the ids of a text that the Q-Former reads, alone and behind the places of an image."""
+    ids = batch.texts.ids[0].tolist()
+    (both,) = processor(images=image, text=answer)["input_ids"]
+    return {
+        "caption": (ids, processor(text=answer)["input_ids"][0]),
+        "caption and image": (ids, both[processor.num_query_tokens :]),
+    }
+
+
 def start(name: str) -> Start | None:
     """Return the start value of what files of the first stage lack: projection, temperature, and head of captions."""
     if name == f"network.connector.{TEMPERATURE}":
@@ -384,5 +394,6 @@ LAYOUTS = (
         objectives=PAIRS,
         start=start,
         outputs=pair_outputs,
+        ids=pair_ids,
     ),
 )

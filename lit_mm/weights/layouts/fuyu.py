@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_mm.weights.config_file import half_of
 from lit_mm.weights.fuyu import VISION, fuyu_to_model
-from lit_mm.weights.layouts.layout import Config, Described, Layout, require
+from lit_mm.weights.layouts.layout import Config, Described, Ids, Layout, require
 from lit_mm.weights.layouts.llava import without_sizes
 from lit_mm.weights.layouts.sizes import component, pretrained_part, tokenizer
 
@@ -57,6 +57,14 @@ def outputs(module: Any, reference: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return module.network.language.logits(module.network(batch).hidden), expected[batch.supervised]
 
 
+def ids(module: Any, processor: Any, batch: Any, image: Any, question: str, answer: str) -> dict[str, Ids]:
+    """Return the ids of an image and a question, up to the token at which an answer begins."""
+    places = batch.ids.index_fill(1, batch.visual, processor.image_token_id)
+    row = places[0, : int(batch.supervised[0]) + 1].tolist()
+    text = module.processor.prompt.question.replace("{question}", question)
+    return {"one image": (row, processor(images=image, text=text)["input_ids"][0].tolist())}
+
+
 def pixels(processor: Any, image: Any, views: Tensor) -> Tensor:
     """Return the pixels of the preprocessor, which pads to the whole canvas, cut to the size of our view."""
     height, width = views.shape[-2:]
@@ -73,6 +81,7 @@ LAYOUTS = (
         STAGE,
         in_transformers=True,
         outputs=outputs,
+        ids=ids,
         pixels=pixels,
     ),
 )

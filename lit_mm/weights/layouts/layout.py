@@ -18,6 +18,7 @@ from lit_mm.weights.stream import Stored
 
 Config = dict[str, Any]
 State = dict[str, Tensor]
+Ids = tuple[list[int], list[int]]  # ours, and those of transformers
 WRITING = frozenset({"lm", "next_token"})  # objectives of a decoder, which `generate` runs
 Start = str | Callable[[tuple[int, ...]], Tensor]  # the name of another tensor, or a function from a shape to values
 
@@ -60,6 +61,7 @@ class Layout:
         model: function that builds the `model` section of the recipe.
         rename: key map, a function from a state and the `model` section to the state of the model.
         stage: the `train` section of the fine-tuning stage.
+        accepts: function that returns True for a checkpoint whose user may name this layout; None: `recognises`.
         separate: part -> (key map of `lit_mm.weights.source.MAPS`, key of config.json with the published name) for
             parts that a checkpoint may leave out.
         in_transformers: True if transformers opens a checkpoint of this layout.
@@ -70,6 +72,9 @@ class Layout:
             that of another tensor of the model, or values by shape. None: the files must hold the tensor.
         outputs: function of our module, transformers' model and a batch that returns what both compute of it; None
             compares the logits of all positions.
+        ids: function of our module, transformers' processor, a batch of one image with a question and an answer, the
+            image, and the texts of both, that returns what is compared -> (our token ids, those of the processor); None
+            compares questions with their images.
         pixels: function of transformers' preprocessor, an image and our views that returns the pixels of the
             preprocessor; None takes its `pixel_values`.
     """
@@ -87,6 +92,8 @@ class Layout:
     copies: Callable[[Described], Mapping[str, str]] = lambda described: {}
     start: Callable[[str], Start | None] = lambda name: None
     outputs: Callable[[Any, Any, Any], tuple[Tensor, Tensor]] | None = None
+    accepts: Callable[[Described], bool] | None = None
+    ids: Callable[[Any, Any, Any, Any, str, str], dict[str, Ids]] | None = None
     pixels: Callable[[Any, Any, Tensor], Tensor] | None = None
 
     @property
@@ -106,6 +113,11 @@ def all_layouts() -> list[Layout]:
     return [layout for module in modules for layout in vars(module).get("LAYOUTS", ())]
 
 
+def layout_named(name: str) -> Layout:
+    """Return the layout of a name, such as "llava_1_5/hf"."""
+    return next(layout for layout in all_layouts() if layout.name == name)
+
+
 def layout_of(described: Described, name: str | None = None) -> Layout:
     """Find the layout of a checkpoint.
 
@@ -119,16 +131,27 @@ def layout_of(described: Described, name: str | None = None) -> Layout:
     if name is not None:
         if name not in known:
             raise UserError(f"--layout: there is no layout {name!r}; there are {', '.join(known)}")
-        return known[name]
+        if (known[name].accepts or known[name].recognises)(described):
+            return known[name]
     fitting = [layout for layout in known.values() if layout.recognises(described)]
-    if len(fitting) == 1:
+    if len(fitting) == 1 and name is None:
         return fitting[0]
     kind = described.config.get("model_type"), described.config.get("architectures")
-    raise UserError(
-        f"{str(described.folder)!r}: {len(fitting)} known layouts fit its config.json (model_type {kind[0]!r}, "
-        f"architectures {kind[1]!r}) and its {len(described.stored)} tensors such as "
-        f"{sorted(described.stored)[:3]}. Name one with --layout, such as those of python -m lit_mm import --list"
+    files = (
+        f"its config.json (model_type {kind[0]!r}, architectures {kind[1]!r})" if described.config else "no config.json"
     )
+    files += f" and its {len(described.stored)} tensors such as {sorted(described.stored)[:3]}"
+    if name is not None:
+        others = ", ".join(layout.name for layout in fitting) or "none of the known ones"
+        raise UserError(f"--layout {name}: {str(described.folder)!r} with {files} fits {others}")
+    cure = f"Name one of {', '.join(layout.name for layout in fitting)} with --layout"
+    if not fitting:
+        cure = (
+            "python -m lit_mm import --list shows the layouts. A language model or an encoder alone is no layout: "
+            "`weights:` of a part in a recipe reads it, or --with beside a multimodal checkpoint"
+        )
+    count = f"{len(fitting)} layouts fit" if fitting else "no known layout fits"
+    raise UserError(f"{str(described.folder)!r} with {files}: {count}. {cure}")
 
 
 def require(described: Described, config: Config, values: Mapping[str, Collection[Any]]) -> None:

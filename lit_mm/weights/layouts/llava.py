@@ -80,6 +80,9 @@ def authors_parts(described: Described, templates: Mapping[str, str] = LLAVA) ->
     require(described, config, {"mm_use_im_start_end": (False,), "mm_vision_select_feature": ("patch",)})
     language = config if "hidden_size" in config else described.parts.get("language", described).config
     if "hidden_size" not in language:
+        source = described.parts.get("language", described)
+        if "language" in described.parts or any(name.endswith(TABLE) for name in described.stored):
+            raise UserError(f"{str(source.folder / 'config.json')!r} lacks hidden_size, or is not there. Copy it there")
         name = config.get("_name_or_path") or "lmsys/vicuna-7b-v1.5"
         raise UserError(
             f"{str(described.folder)!r} has no language model; {name} belongs there. Add --with language={name}, or a "
@@ -170,8 +173,13 @@ def hf_parts(described: Described) -> tuple[Config, Config, Config]:
         },
     )
     kind = language_kind(described)
-    vision = clip_part(described, config.get("vision_feature_layer", -2))
-    return vision, decoder_part(config.get("text_config") or {}, kind), chat_arguments(described, kind)
+    text, layer = config["text_config"], config.get("vision_feature_layer", -2)
+    if "vision_config" not in config or not isinstance(layer, int):
+        raise UserError(
+            f"{str(described.folder / 'config.json')!r} lacks vision_config, or its vision_feature_layer {layer!r} is "
+            "no whole number"
+        )
+    return clip_part(described, layer), decoder_part(text, kind), chat_arguments(described, kind)
 
 
 def hf_llava(described: Described) -> Config:

@@ -6,7 +6,7 @@ import math
 
 from lit_mm.errors import UserError
 from lit_mm.weights.layouts.layout import Config, Described, Layout, State
-from lit_mm.weights.layouts.sizes import component, tokenizer
+from lit_mm.weights.layouts.sizes import component, names_of, tokenizer
 from lit_mm.weights.qwen_vl import qwen_vl_to_model
 
 VISUAL, ADAPTER = "transformer.visual.conv1.weight", "in_proj_lora."
@@ -65,8 +65,10 @@ def parts(described: Described) -> Config:
 
 
 def model(described: Described) -> Config:
-    """Build the `model` section. generation_config.json says if it is the chat model."""
-    chat = described.json("generation_config.json").get("chat_format") == "chatml"
+    """Build the `model` section. generation_config.json says if it is the chat model, or else its name."""
+    generation = described.json("generation_config.json")
+    by_name = any("chat" in name.lower() for name in names_of(described))
+    chat = generation["chat_format"] == "chatml" if "chat_format" in generation else by_name
     prompt = f"lit_mm.prompts.qwen_vl.{'QwenChat' if chat else 'QwenPlain'}"
     inputs = {"prompt": component(prompt), "max_length": 2048}
     side = described.config["visual"].get("image_size", 448)

@@ -95,9 +95,9 @@ def settings(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
     Raises:
         UserError: transformers refuses the config.
     """
-    known = {key: value for key, value in without_type(dict(config)).items() if key != "architectures"}
+    keys = {key: value for key, value in without_type(dict(config)).items() if key != "architectures"}
     try:
-        return CONFIG_MAPPING[kind](**known).to_dict()
+        return CONFIG_MAPPING[kind](**keys).to_dict()
     except REFUSALS as error:
         reason = " ".join(str(error).split())
         raise UserError(f"transformers refuses the config of this {kind}: {reason}") from error
@@ -228,6 +228,8 @@ def clip_part(described: Described, select_layer: int, drop_cls: bool = True) ->
         ffn = source.shape("encoder.layers.0.mlp.fc1.weight")
         if patches is None or table is None or ffn is None:
             name = described.config.get("mm_vision_tower", "openai/clip-vit-large-patch14-336")
+            if "vision" in described.parts:
+                raise UserError(f"--with vision={str(source.folder)!r} has no tensors of CLIP; {name} belongs there")
             raise UserError(
                 f"{str(described.folder)!r} has no vision encoder; {name} belongs there. Add --with vision={name}, or "
                 "a folder or file of it"

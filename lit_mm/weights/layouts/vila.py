@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lit_mm.weights.layouts.chats import CHAT
 from lit_mm.weights.layouts.layout import Config, Described, Layout
-from lit_mm.weights.layouts.llava import SEPARATE, STAGE, authors_parts, tied, with_decoder
+from lit_mm.weights.layouts.llava import SEPARATE, STAGE, authors_parts, is_llava_1_5, tied, with_decoder
 from lit_mm.weights.layouts.sizes import component, sizes_of, tokenizer
 from lit_mm.weights.vila import vila_to_model
 
@@ -41,6 +41,7 @@ LAYOUTS = (
         with_decoder(vila_to_model),
         STAGE,
         SEPARATE,
+        accepts=lambda described: DOWNSAMPLE in described.stored or is_llava_1_5(described),
         copies=tied,
     ),
 )
