@@ -83,8 +83,13 @@ def square_root_shares(sizes: Sequence[int], factors: Sequence[float]) -> list[f
 
 
 def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
-    """Raises:
-    UserError: a weight is not a positive number.
+    """Refuse weights of a mixture that are no positive numbers.
+
+    Args:
+        weights: weight of each source.
+        names: names of the sources, for the message.
+    Raises:
+        UserError: a weight is not a positive number.
     """
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise UserError(

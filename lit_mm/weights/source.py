@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from lit_mm.assets import NANO_WEIGHTS
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.weights.agreement import check_config
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.blip2 import bert_to_connector, blip2_part, blip2_qformer
@@ -217,6 +217,6 @@ def local_place(place: str) -> Path:
         return Path(snapshot_download(place, allow_patterns=list(DOWNLOADED)))
     except (OSError, ValueError) as error:  # the hub's errors: no such name, no access, no network
         raise UserError(
-            f"the weights {place!r} cannot be downloaded ({str(error).strip().partition(chr(10))[0].rstrip('.')}). "
+            f"the weights {place!r} cannot be downloaded ({first_line(error)}). "
             "Correct the name, or give a local file or folder"
         ) from error

@@ -6,7 +6,6 @@ published procedures; the code compares them with the name of the model's class.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, suggestion
 from lit_mm.evaluation.benchmarks.question import check_template
 from lit_mm.evaluation.benchmarks.reader import Reader
 from lit_mm.evaluation.benchmarks.typed import typed
@@ -235,10 +234,7 @@ def load_benchmark(name: str) -> Benchmark:
         return parse_benchmark(Path(name).stem, _read_yaml(name))
     names = benchmark_names()
     if name not in names:
-        close = difflib.get_close_matches(name, names, n=1)
-        guess = (
-            f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}, and files such as mine.yaml."
-        )
+        guess = suggestion(name, names, otherwise=f"There are {', '.join(names)}, and files such as mine.yaml.")
         raise UserError(f"there is no benchmark {name!r}. {guess}")
     return parse_benchmark(name, yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
 
