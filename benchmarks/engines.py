@@ -1,6 +1,6 @@
 """This study closes the loop of the data engines in the nano world: one command, one seed.
 
-    python benchmarks/engines.py [--runs runs/engines] [--pages 1500] [--human 400] [--steps 600] [--noise 0.4]
+    python benchmarks/engines.py [--runs runs/engines] [--pages 1500] [--human 400] [--steps 1000] [--noise 0.4]
 
 1. Pages are written with their transcripts as captions. A share of the web captions, the planted noise, belongs to
    other pages. Human captions are true.
@@ -13,8 +13,7 @@
 
 Each claim is reported as shown or not shown. The intervals cover the choice of held-out pages and not the seed of
 training. Every part resumes: `fit` from its newest checkpoint, `annotate` from its last batch; finished parts are
-skipped. A resumed study has the same choices; `--heldout` alone may differ. Run it with nothing else on the machine.
-The defaults take about 45 CPU minutes: 4,440 steps of 0.5 CPU seconds, and some minutes of annotation and examination.
+skipped. A resumed study has the same choices; `--heldout` and `--side_by_side` alone may differ.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -116,8 +116,11 @@ def agree(runs: Path, choices: Mapping[str, Any]) -> None:
     write_atomically(record, json.dumps(choices).encode())
 
 
-def command(*words: str, program: Sequence[str] = (sys.executable, "-m", "lit_mm")) -> None:
-    """Run a command of the package. On Linux it is killed with this process, so that a restart finds its files free."""
+def command(*words: str, program: Sequence[str] = (sys.executable, "-m", "lit_mm"), threads: int | None = None) -> None:
+    """Run a command of the package. On Linux it is killed with this process, so that a restart finds its files free.
+
+    The signal comes when the thread ends that started the command: a thread waits here until the command has ended.
+    """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def die_with_parent() -> None:
@@ -125,16 +128,18 @@ def command(*words: str, program: Sequence[str] = (sys.executable, "-m", "lit_mm
             library.prctl(PDEATHSIG, signal.SIGKILL)
 
     environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     subprocess.run([*program, *words], check=True, env=environment, preexec_fn=die_with_parent)
 
 
-def fit(runs: Path, name: str, config: dict[str, Any]) -> Path:
+def fit(runs: Path, name: str, config: dict[str, Any], *, threads: int | None = None) -> Path:
     """Train a model, or skip it if it is finished. Return its run folder."""
     folder, record = runs / name, runs / f"{name}.json"
     if not record.is_file():
         (runs / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         start = time.monotonic()
-        command("fit", "--config", str(runs / f"{name}.yaml"), "--run_dir", str(folder))
+        command("fit", "--config", str(runs / f"{name}.yaml"), "--run_dir", str(folder), threads=threads)
         write_atomically(record, json.dumps({"seconds_of_last_launch": round(time.monotonic() - start)}).encode())
     return folder
 
@@ -244,9 +249,10 @@ def main() -> None:
     parser.add_argument("--pages", type=int, default=1500, help="web pages")
     parser.add_argument("--human", type=int, default=400, help="pages with human captions")
     parser.add_argument("--heldout", type=int, default=300, help="held-out pages")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps of a pre-training")
+    parser.add_argument("--steps", type=int, default=1000, help="optimizer steps of a pre-training")
     parser.add_argument("--noise", type=float, default=0.4, help="share of the web captions that is planted noise")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side_by_side", type=int, default=2, help="new models that train at the same time")
     choices = parser.parse_args()
     runs: Path = choices.runs.absolute()
     runs.mkdir(parents=True, exist_ok=True)
@@ -275,8 +281,13 @@ def main() -> None:
         "plain": shards("plain", "described"),
         "described": shards("monkey", "described"),
     }
-    for name in KINDS:
-        fit(runs, name, recipe([*corpora[name], human], human, choices.steps, finetunes=False))
+    threads = max(1, (os.cpu_count() or 1) // choices.side_by_side)
+
+    def train(name: str) -> None:
+        fit(runs, name, recipe([*corpora[name], human], human, choices.steps, finetunes=False), threads=threads)
+
+    with ThreadPoolExecutor(choices.side_by_side) as pool:
+        list(pool.map(train, KINDS))  # raises the first failure; trainings that have not begun are cancelled
     text = report(runs, noisy, choices.heldout, choices.seed)
     write_atomically(runs / "report.md", text.encode())
     print(text)

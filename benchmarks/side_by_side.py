@@ -44,7 +44,7 @@ from transformers import (
 from lit_mm.commands.describe import aligned
 from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import asked, decode
+from lit_mm.inference.generate import decode, prompt_sample
 from lit_mm.language.llama import Llama
 from lit_mm.module import MultimodalModule
 from lit_mm.objectives.next_token import NextToken
@@ -277,7 +277,7 @@ def decoding(pair: Pair, precision: str, batch_size: int, new_tokens: int) -> di
     """Answers of both in turns to as many held-out questions as a batch has, or to eight of them one by one."""
     network, twin, processor = pair.module.network.eval(), pair.twin.eval(), pair.processor
     stops = sorted(processor.prompt.stop_ids(processor.tokenizer))
-    questions = [asked(processor, document) for document in pair.questions[: max(batch_size, 8)]]
+    questions = [prompt_sample(processor, document) for document in pair.questions[: max(batch_size, 8)]]
     batches = [questions[start : start + batch_size] for start in range(0, len(questions), batch_size)]
     seconds: dict[str, list[float]] = {"lit_mm": [], "transformers": []}
     tokens = {"lit_mm": 0, "transformers": 0}

@@ -1,4 +1,4 @@
-"""Callbacks of a recipe that measure: what they may monitor, when they check, and the stage that they end early."""
+"""Lightning's EarlyStopping and ModelCheckpoint in a recipe: metrics, times of checks, and early ends of stages."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class EarlyEnd(StepObserver):
     A callback that sets `trainer.should_stop` finishes the stage: step and reason go into `module.ends`, and so into
     every later checkpoint; the next stage starts.
 
-    Put this behind the callbacks that measure and before the one that saves.
+    It must follow the callbacks that measure and precede the one that saves.
 
     Args:
         folder: the run folder; `model_checkpoints/STAGE` and `profile/` are made in it if needed.
     Raises:
-        UserError: a callback monitors what is not measured.
+        UserError: a callback monitors a metric that is not measured.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -68,7 +68,7 @@ class EarlyEnd(StepObserver):
                 )
 
     def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
-        """True if a callback of Lightning's or of a user may save the model or read the metrics of the step."""
+        """Return True if a callback of Lightning or of a user may save the model or read the metrics of the step."""
         callbacks = callbacks_of(trainer)
         acting = (EarlyStopping, ModelCheckpoint, LambdaCallback)
         return any(isinstance(callback, acting) or may_log(callback) for callback in callbacks)
@@ -107,13 +107,13 @@ class EarlyEnd(StepObserver):
 
 
 def monitors(callbacks: Sequence[L.Callback]) -> list[EarlyStopping | ModelCheckpoint]:
-    """The callbacks that check a metric between the steps of a stage."""
+    """Return the callbacks that check a metric between the steps of a stage."""
     checking = [callback for callback in callbacks if isinstance(callback, (EarlyStopping, ModelCheckpoint))]
     return [callback for callback in checking if callback.monitor is not None]
 
 
 def may_log(callback: L.Callback) -> bool:
-    """True for a callback of a user's package, whose metrics are known when it has logged them."""
+    """Return True for a callback of a user's package, whose metrics are known when it has logged them."""
     return type(callback).__module__.partition(".")[0] not in ("lightning", "lit_mm")
 
 
@@ -126,7 +126,7 @@ def unmeasured(callback: EarlyStopping | ModelCheckpoint, names: Sequence[str]) 
 
 
 def reason_of(callbacks: Sequence[L.Callback]) -> str:
-    """The words of the callback that ended a stage, if it has any."""
+    """Return the words of the callback that ended a stage, if it has any."""
     messages = [
         c.stopping_reason_message for c in callbacks if isinstance(c, EarlyStopping) if c.stopping_reason_message
     ]

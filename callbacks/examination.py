@@ -23,7 +23,7 @@ class HeldOut(Protocol):
     """A data module with held-out documents, such as a `lit_mm.stream.datamodule.StreamDataModule`."""
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        """Documents that are never trained on; `count` None returns as many as are configured."""
+        """Return held-out documents; `count` None returns the configured number."""
         ...
 
 
@@ -34,9 +34,9 @@ class Examination(StepObserver):
     A stage that does not read all parts has no complete model, and is not examined.
 
     Args:
-        every_n_steps: number of optimizer steps between examinations, counted through all stages; 0 examines step 0 and
-            the ends of stages alone.
-        documents: held-out documents, or how many of them the data module provides.
+        every_n_steps: number of optimizer steps between examinations, counted through all stages; 0 examines
+            only step 0 and the ends of stages.
+        documents: held-out documents, or the number of documents to take from the data module.
         path: path of the CSV with the columns step, stage, overall, and one column per skill. A resumed run continues
             it.
         batch_size: number of documents that are decoded together.
@@ -115,5 +115,5 @@ def read_accuracy(path: str | Path) -> list[Row]:
 
 
 def accuracy_at(path: str | Path, step: int) -> float | None:
-    """The overall accuracy at a step, counted through all stages, in an accuracy.csv; None if there is no row."""
+    """Return the overall accuracy at a step, counted through all stages, in an accuracy.csv; None without a row."""
     return next((row["overall"] for row in read_accuracy(path) if row["step"] == step), None)

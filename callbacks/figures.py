@@ -25,11 +25,11 @@ class StageFigures(StepObserver):
     table is not measured again.
 
     Args:
-        every_n_steps: number of optimizer steps between measurements, counted through all stages; 0 measures the
-            begins and ends of stages alone.
-        measures: name of a stage -> what it measures.
+        every_n_steps: number of optimizer steps between measurements, counted through all stages; 0 measures
+            only at the begins and ends of stages.
+        measures: name of a stage -> sets of figures that it measures.
         path: path of the CSV with the columns step, stage, figure, value. A resumed run continues it.
-        best: figure by which the best checkpoint stays, "" for none.
+        best: figure that selects the best checkpoint; "" for none.
     Raises:
         UserError: no stage measures `best`.
     """

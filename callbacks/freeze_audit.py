@@ -140,7 +140,7 @@ def check_groups(groups: Sequence[Sequence[nn.Parameter]], parts: Parts, trained
 
 
 def optimizer_parameters(optimizer: torch.optim.Optimizer) -> list[list[nn.Parameter]]:
-    """The model's parameters by group. DeepSpeed replaces its groups by flat partitions and keeps the originals."""
+    """Return the model's parameters by group. DeepSpeed's own groups are flat partitions; it keeps the originals."""
     for attribute in ("bit16_groups", "fp16_groups", "bf16_groups"):  # ZeRO-1 and 2; ZeRO-3 and fp16; bf16
         if hasattr(optimizer, attribute):
             return [list(group) for group in getattr(optimizer, attribute)]
@@ -152,13 +152,13 @@ def digest_parts(parts: Parts) -> Digests:
 
 
 def digest_share(parameter: nn.Parameter) -> str:
-    """The digest of a parameter's bytes, or of this rank's shard; "" if this rank has no share of it."""
+    """Return the digest of a parameter's bytes, or of this rank's shard; "" if this rank has no share of it."""
     share = share_of(parameter)
     return "" if share is None else digest(share)
 
 
 def describe_parts(parts: Parts, trained: set[str], stage: str, read: Collection[str]) -> str:
-    """One line with the trainable, frozen and unread parts of a stage and their numbers of parameters."""
+    """Format one line with the trainable, frozen and unread parts of a stage and their numbers of parameters."""
 
     def listed(names: Iterator[str]) -> str:
         return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "nothing"

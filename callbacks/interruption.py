@@ -24,19 +24,18 @@ TWICE = 2.0  # seconds after which a Ctrl+C counts as a second one: terminal and
 class Interruption(StepObserver):
     """Handles SIGTERM, SIGUSR1 (SLURM's warning before the time limit), SIGHUP (the terminal was closed) and Ctrl+C.
 
-    It does so inside of a `with` block. Under nohup, which ignores SIGHUP, it stays ignored.
+    The handlers are installed inside a `with` block. Under nohup, SIGHUP stays ignored.
 
     While a stage trains, a signal on any rank ends the run after the current optimizer step, or on several GPUs after
     the next: the reduction of the step informs all ranks, which save one checkpoint and raise `Interrupted`. At the
-    last step of a stage, also
-    of one that a callback ends there, the end of the stage saves and examines first. Outside training there is nothing
-    to save, and the process ends at once.
-    A second Ctrl+C ends the process at once, without saving.
+    last step of a stage, the end of the stage saves and examines first, also if a callback ends the stage early.
+    Outside training there is nothing to save, and the process ends at once. A second Ctrl+C ends the process at once,
+    without saving.
 
     This replaces Lightning's handlers, which save at any point of a step. It must follow `Checkpointing` in
     `Trainer.callbacks`.
 
-    A time limit ends the run in the same way, and a stage that ends behind it is the last of the launch.
+    A time limit ends the run in the same way. If a stage ends after the limit, no further stage starts.
 
     Args:
         checkpointing: callback that saves the checkpoint.
@@ -126,7 +125,7 @@ class Interruption(StepObserver):
         raise Interrupted(signals, outcome, trainer.global_rank, together=True, out_of_time=late > 0)
 
     def _counts(self, trainer: L.Trainer) -> list[float]:
-        """The number of ranks that have received each of the signals, and of those that are out of time."""
+        """Return the number of ranks that have received each of the signals, and of those that are out of time."""
         flags = [*(number in self.received for number in HEARD), time.monotonic() > self.deadline]
         counts = torch.tensor([float(flag) for flag in flags], device=trainer.strategy.root_device)
         return trainer.strategy.reduce(counts, reduce_op="sum").tolist()

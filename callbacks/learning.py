@@ -1,4 +1,4 @@
-"""How every part learns, at an interval: the norm of its gradient, and the size of its update beside its weights."""
+"""Measures how every part learns, at an interval: the norm of its gradient, and its update relative to its weights."""
 
 from __future__ import annotations
 

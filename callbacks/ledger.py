@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +17,14 @@ from lit_mm.callbacks.step_table import Row, StepTable, read_rows
 from lit_mm.callbacks.steps import Numbers, Step, StepObserver, data_module
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.run.files import write_whole
 from lit_mm.samples.batch import TOKENS, Batch
 from lit_mm.samples.fault import Fault
 from lit_mm.stream.datamodule import StreamDataModule
 from lit_mm.stream.ledger import OUTCOMES, Entry, entries_of, ledger_table, quarantined, reason_lines, summarise
 from lit_mm.stream.screen import Screen
 
-CHANGED = "data_changed"  # outcome of a line that is about a source and not about samples
+CHANGED = "data_changed"  # outcome of a line about a whole source
 LINE = {"step": int, "stage": str, "source": str, "outcome": str, "kind": str, "count": int}  # keys of a line
 COLUMNS = ("step", "stage", "source", "loss", "tokens", *OUTCOMES)
 TYPES = {"step": int, "stage": str, "source": str, "tokens": int} | dict.fromkeys(OUTCOMES, int)
@@ -69,7 +69,7 @@ class DataLedger(StepObserver):
         samples = bad = 0
         if trainer.is_global_zero:
             rows = [row for row in self.table.restart(module.step) if row["stage"] == module.current_stage.name]
-            self._accounts()  # a damaged file shall show now, and not at the end of the stage
+            self._accounts()  # a damaged file ends the run here, not at the end of the stage
             take_back(self.lines, module.step)
             self._write_changes(module)
             samples = sum(row[outcome] for row in rows for outcome in OUTCOMES)
@@ -79,7 +79,7 @@ class DataLedger(StepObserver):
         self.draws, self.bad = trainer.strategy.broadcast((samples, bad))
 
     def _write_changes(self, module: MultimodalModule) -> None:
-        """Write down that the data are not those that the stage began with, once for every difference."""
+        """Write a line for every source whose data have changed since the stage began. Each change is written once."""
         head = {"step": module.step, "stage": module.current_stage.name}
         lines = [
             head | {"source": source, "outcome": CHANGED, "kind": CHANGED, "count": 0, "reason": difference}
@@ -176,7 +176,7 @@ class DataLedger(StepObserver):
             logger.log_metrics(metrics, step=step.number)
 
     def _accounts(self) -> list[dict[str, Any]]:
-        """The accounts of the stages that have ended.
+        """Return the accounts of the stages that have ended.
 
         Raises:
             UserError: ledger.json is damaged.
@@ -208,13 +208,13 @@ class DataLedger(StepObserver):
         text = json.dumps(
             {"stages": stages, "quarantined": quarantined(lines), **({CHANGED: changes} if changes else {})}, indent=1
         )
-        _replace(self.folder / "ledger.json", text)
+        write_whole(self.folder / "ledger.json", text)
         console = self.console or Console()
         console.print(ledger_table(account), *reason_lines(account), sep="\n")
 
 
 def _from_all_ranks(lost: list[Fault], trainer: L.Trainer) -> list[Fault]:
-    """The faults of all ranks in this step, in the order of the ranks."""
+    """Return the faults of all ranks in this step, in the order of the ranks."""
     if trainer.world_size == 1:
         return lost
     of_ranks: list[list[Fault]] = [[] for _ in range(trainer.world_size)]
@@ -247,10 +247,4 @@ def take_back(path: Path, step: int) -> None:
     """Drop the lines after `step`, and a last line that a kill cut short."""
     lines = [line for line in read_lines(path) if line["step"] <= step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    os.replace(part, file)
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in lines))

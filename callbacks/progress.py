@@ -102,7 +102,7 @@ class StageProgress(StepObserver, ProgressBar):
             self.print(f"{self.label}  step {self.finished}/{self.total}  {self.status(now)}")
 
     def status(self, now: float) -> str:
-        """The text of the bar: loss, speed and times left."""
+        """Return the text of the bar: loss, speed and times left."""
         # The first step includes compilation, so it counts only while there is no other
         warm = self.finished - self.resumed_at > WINDOW or len(self.steps) == 1
         steps = list(self.steps)[0 if warm else 1 :]
@@ -123,7 +123,7 @@ class StageProgress(StepObserver, ProgressBar):
         return f"{text}, recipe {more}{clock(left + per_step * sum(steps or 0 for steps in self._later()))}"
 
     def _later(self) -> list[int | None]:
-        """Optimizer steps of each later stage; None if unknown."""
+        """Return the optimizer steps of each later stage; None if unknown."""
         names = [name for name, _ in self.stages]
         return [steps for _, steps in self.stages[names.index(self.name) + 1 :]] if self.name in names else []
 
@@ -148,7 +148,7 @@ class StageProgress(StepObserver, ProgressBar):
 
 
 def throughput_text(steps: Sequence[Step]) -> str:
-    """The part of the bar's text about images, MFU, waiting and memory; "" if no observer measures them."""
+    """Return the part of the bar's text about images, MFU, waiting and memory; "" if no observer measures them."""
     if not steps or "images" not in steps[-1].figures:
         return ""
     seconds = max(sum(step.seconds for step in steps), 1e-9)
@@ -160,7 +160,7 @@ def throughput_text(steps: Sequence[Step]) -> str:
 
 
 def stage_label(name: str, names: Sequence[str]) -> str:
-    """The label of a stage, such as "pretrain 1/2"; the name alone if it is not among `names`."""
+    """Return the label of a stage, such as "pretrain 1/2"; the name alone if it is not among `names`."""
     return f"{name} {names.index(name) + 1}/{len(names)}" if name in names else name
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_mm.errors import UserError
+from lit_mm.run.files import write_whole
 
 Row = dict[str, Any]
 TYPES = {"step": int, "stage": str, "tokens": int, "samples": str}  # every other column is a float
@@ -77,9 +77,7 @@ class StepTable:
             file.write(line)
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(_line(self.columns) + "".join(self._line_of(row) for row in rows))
-        os.replace(part, self.path)
+        write_whole(self.path, _line(self.columns) + "".join(self._line_of(row) for row in rows))
 
     def _line_of(self, row: Mapping[str, Any]) -> str:
         return _line([row.get(column, math.nan) if self.grows else row[column] for column in self.columns])

@@ -44,7 +44,7 @@ class Throughput(StepObserver):
     | peak_memory_mb | peak memory of a rank in the stage so far: of its GPU, or of its process on a CPU; MiB |
 
     MFU counts the views of all vision encoders in their shapes, and causal attention in full; it does not count layers
-    that are computed again. Data that a first step waits for before it begins are not in its figures.
+    that are computed again. The figures of the first step of a launch leave out its wait for data.
 
     Args:
         always: True counts operations on every device; False, on devices with a known peak alone, since a count takes

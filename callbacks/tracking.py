@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import secrets
@@ -19,13 +18,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from lit_mm.callbacks.steps import Step, StepObserver
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line, suggestion
 from lit_mm.evaluation.score import Prediction
 from lit_mm.module import MultimodalModule
+from lit_mm.run.files import write_whole
 
 MODES = {mode: mode for mode in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
 STEPS = "wandb_steps.json"
-PATIENCE = 10.0  # seconds that the network is tried
+PATIENCE = 10.0  # seconds of attempts to reach the network
 
 
 class RunLogger(WandbLogger):
@@ -52,12 +52,12 @@ class RunLogger(WandbLogger):
         import wandb
 
         try:
-            self.experiment  # noqa: B018  it is made when it is first asked for
+            self.experiment  # noqa: B018  the property starts the run on first access
         except wandb.Error as error:
             if self._wandb_init["mode"] != "online":
                 raise
-            print(f"lit_mm: W&B cannot be reached and is kept offline: {_first_line(error)}", file=sys.stderr)
-            wandb.teardown()  # wandb's own process still has the run, and would try on for minutes
+            print(f"lit_mm: W&B cannot be reached and is kept offline: {first_line(error)}.", file=sys.stderr)
+            wandb.teardown()  # wandb's own process would go on trying for minutes
             self._wandb_init |= {"mode": "offline", "resume": None}
             self.experiment  # noqa: B018
 
@@ -81,23 +81,21 @@ class RunLogger(WandbLogger):
             return
         self.experiment.log({**new, "step": step})
         self._steps |= dict.fromkeys(new, step)
-        part = self._steps_file.with_name(self._steps_file.name + ".part")
-        part.write_text(json.dumps(self._steps))
-        os.replace(part, self._steps_file)  # a kill at any time leaves a whole file
+        write_whole(self._steps_file, json.dumps(self._steps))
 
 
 def tracking_logger(
     run_dir: str | Path, name: str, config: Mapping[str, Any] | str, *, project: str = "lit_mm"
 ) -> RunLogger | None:
-    """The logger of a run folder; None where W&B is switched off. For the first rank alone.
+    """Build the logger of a run folder; None where W&B is switched off. Only the first rank calls it.
 
-    Another logger of the same folder continues the same W&B run. What wandb's own settings say wins: environment
-    variables, `wandb login`, `wandb init`, `wandb offline` and `wandb disabled`. Names that W&B gave stay: those of a
-    sweep, and that of a run that exists already.
+    Another logger of the same folder continues the same W&B run. wandb's own settings take precedence: environment
+    variables, `wandb login`, `wandb init`, `wandb offline` and `wandb disabled`. The names of a sweep
+    and of an existing run do not change.
 
     Args:
         run_dir: run folder; W&B's files go below it, and the run's id is kept in `wandb_id`.
-        name: name of a new W&B run, unless WANDB_NAME says another.
+        name: name of a new W&B run, unless WANDB_NAME sets another.
         config: the resolved config, as a mapping or as YAML.
         project: W&B project, unless wandb's settings name one.
     Raises:
@@ -131,13 +129,12 @@ def check_mode(environ: Mapping[str, str]) -> None:
     """
     mode = environ.get("WANDB_MODE") or "online"
     if mode not in MODES:
-        close = difflib.get_close_matches(mode, MODES, n=1)
-        guess = f"Did you mean {close[0]!r}?" if close else f"It is one of {', '.join(MODES)}."
+        guess = suggestion(mode, MODES, otherwise=f"It is one of {', '.join(MODES)}.")
         raise UserError(f"the environment variable WANDB_MODE is {mode!r}. {guess}")
 
 
 def wandb_settings() -> Any:
-    """wandb's settings from the environment and its files.
+    """Return wandb's settings from the environment and its files.
 
     Raises:
         UserError: they cannot be read.
@@ -148,13 +145,13 @@ def wandb_settings() -> Any:
         return wandb.setup().settings
     except (ValueError, wandb.Error) as error:
         raise UserError(
-            f"the settings of wandb cannot be used: {_first_line(error)} Correct them, or leave W&B out with "
+            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or leave W&B out with "
             "--track false"
         ) from error
 
 
 def tracking_mode() -> str:
-    """W&B's mode as wandb's settings say, such as "online"; "offline" where they name no account.
+    """Return W&B's mode by wandb's settings, such as "online"; "offline" if they name no account.
 
     Raises:
         UserError: WANDB_MODE, the settings or the key cannot be used.
@@ -171,14 +168,14 @@ def tracking_mode() -> str:
         account = authenticate_session(host=settings.base_url, source="lit_mm", prompt=False, update_session=False)
     except AuthenticationError as error:
         raise UserError(
-            f"the key of the W&B account cannot be used: {_first_line(error)} Log in anew (wandb login), or set "
+            f"the key of the W&B account cannot be used: {first_line(error)}. Log in anew (wandb login), or set "
             "WANDB_MODE=offline"
         ) from error
     return mode if account else "offline"
 
 
 def sync_command(logger: WandbLogger) -> str | None:
-    """The command that sends an offline run to an account; None if there is nothing to send."""
+    """Return the command that sends an offline run to an account; None if there is nothing to send."""
     offline = sorted(Path(logger.save_dir, "wandb").glob("offline-run-*"))
     # Every resumed launch makes another folder of the same run
     append = "--append " if len(offline) > 1 else ""
@@ -186,7 +183,7 @@ def sync_command(logger: WandbLogger) -> str | None:
 
 
 def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
-    """The id of the W&B run of a run folder, and whether it is new: W&B's own, that of an earlier launch, or a new one.
+    """Return the id of a run folder's W&B run, and True if it is new. W&B or an earlier launch may have set it.
 
     It is written to `wandb_id`. The steps that were logged to a run of another id do not count for this one.
     """
@@ -195,14 +192,12 @@ def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
     identity = environ.get("WANDB_RUN_ID") or earlier or secrets.token_hex(4)
     if identity != earlier:
         (run_dir / STEPS).unlink(missing_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(identity + "\n")
-        os.replace(part, path)
+        write_whole(path, identity + "\n")
     return identity, identity != earlier
 
 
 def _steps_of(file: Path) -> dict[str, int]:
-    """Metric -> the last step of it that was logged.
+    """Read metric -> number of the last step that was logged.
 
     Raises:
         UserError: the file is damaged.
@@ -215,10 +210,6 @@ def _steps_of(file: Path) -> dict[str, int]:
         raise UserError(
             f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
 
 
 class Tracking(StepObserver):

@@ -220,7 +220,7 @@ class Watchdog(L.Callback):
             os._exit(STALLED)
 
     def _others(self, now: Activity) -> list[Activity]:
-        """The last reports of the other ranks, by step: the rank furthest behind comes first."""
+        """Return the last reports of the other ranks, by step; the rank furthest behind comes first."""
         reports = []
         for rank in range(now.ranks):
             key = f"watchdog/{rank}"

@@ -14,26 +14,28 @@ from lit_mm.stream.screen import BadSample
 from lit_mm.stream.split import Split
 
 ConversationFormat = Literal["llava", "qwen_vl", "xcomposer", "messages", "query_response"]
-MOST_ASKED = 500  # rows of a held-out share that are asked; the others of the share are neither asked nor trained on
+MOST_ASKED = 500  # rows of a held-out share that are asked; the other rows of the share are not used at all
 
 
 class Conversations(StreamDataModule):
-    """Supervised fine-tuning on conversations about images.
+    """This data module reads conversations about images for supervised fine-tuning.
 
     Args:
-        path: the data file, local or a URL; see `lit_mm.documents.sources.Source`.
-        images: folder that relative image paths start from; None for the file's own.
-        heldout_path: file of conversations that are never trained on, asked at the end; None for none.
-        format: format of both files, see `lit_mm.documents.sources.FORMATS`; it has to be declared.
+        path: data file, local or a URL; see `lit_mm.documents.sources.Source`.
+        images: folder that relative image paths start from; None for the folder of the data file.
+        heldout_path: file of conversations that are never trained on, for the examination at the end; None for no file.
+        format: format of both files, see `lit_mm.documents.sources.FORMATS`; it is required.
         limit_group: largest number of bytes of a row group of a parquet file; None for the default.
-        limit_pixels: largest number of pixels of a picture; a larger one makes a bad sample. None for the default.
-        literal_placeholders: placeholders in rows without pictures are text, such as HTML or code.
-        heldout_share: share of the rows of `path` that is held out if `heldout_path` is None, chosen by their numbers
-            (see `lit_mm.stream.split.Split`); the first 500 of them are asked at the end. 0 for none.
-        places: what rows may name outside of `images`, such as `/data/coco, https`; None for nothing. See
-            `lit_mm.documents.sources.Source`.
+        limit_pixels: largest number of pixels of a picture; a larger picture makes a bad sample. None for the default.
+        literal_placeholders: True treats placeholders in rows without pictures as text, such as HTML or code.
+        heldout_share: share of the rows of `path` that is held out if `heldout_path` is None, see
+            `lit_mm.stream.split.Split`. The first 500 of these rows are asked at the end. 0 holds out no row.
+        places: folders and URLs that rows may name outside of `images`, such as `/data/coco, https`; None for none.
+            See `lit_mm.documents.sources.Source`.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
             max_bad, max_unsupervised: see `StreamDataModule`.
+    Raises:
+        UserError: `format` is missing, or `heldout_share` is not a share.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class Conversations(StreamDataModule):
 
     @property
     def heldout_source(self) -> Source | Split | None:
-        """The conversations that are never trained on, by number."""
+        """Held-out conversations by number; None without any."""
         if self.heldout_share:
             return Split(self._open(self.path), self.heldout_share, is_held_out=True, limit=MOST_ASKED)
         return None if self.heldout_path is None else self._open(self.heldout_path)

@@ -1,4 +1,4 @@
-"""Several data sets by declaration, each stage its own: what the published recipes name their data with."""
+"""The data module of the published recipes: several declared data sets, which may differ from stage to stage."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from lit_mm.stream.screen import BadSample
 
 @dataclass
 class Corpus:
-    """One data set; nothing of it is read before the stage that trains on it begins.
+    """One data set. Its files are first read when a stage that trains on it begins.
 
     Args:
-        name: name in logs and in the ledger; no two corpora of a stage have the same.
-        format: its format, see `lit_mm.documents.sources.FORMATS`; it has to be declared.
-        path: path of its file or shards.
-        images: folder that relative picture names start from; None for the data file's own.
-        max_images: number of pictures of a page of format mmc4 that are used, the first ones; None for all.
-        weight, repeat: how often it is drawn, see `lit_mm.datamodules.mixture.Member`.
+        name: name in logs and in the ledger, unique among the corpora of a stage.
+        format: format of the data set, see `lit_mm.documents.sources.FORMATS`; it is required.
+        path: path of the file or the shards.
+        images: folder that relative picture names start from; None for the folder of the data file.
+        max_images: largest number of pictures of a page of format mmc4, the first ones; None for no limit.
+        weight, repeat: number of draws from this data set, see `lit_mm.datamodules.mixture.Member`.
         limit_pixels, limit_group, text, caption, image_first, file, gaps, literal_placeholders, places: arguments of
-            the format's class, see `lit_mm.documents.sources`; None for its default. A format refuses those of others.
+            the format's class, see `lit_mm.documents.sources`; None for the default. An argument that the format does
+            not have is refused.
     """
 
     name: str
@@ -49,8 +50,10 @@ class Corpus:
     places: str | None = None
 
     def open(self) -> Source:
-        """Raises:
-        UserError: see `open_source`.
+        """Open the source.
+
+        Raises:
+            UserError: see `open_source`.
         """
         drawing = ("weight", "repeat")
         return open_source({k: v for k, v in asdict(self).items() if v is not None and k not in drawing})
@@ -61,10 +64,12 @@ class Corpora(StreamDataModule):
 
     Args:
         corpora: the data sets of the stage.
-        weights: how often each is drawn, see `lit_mm.datamodules.mixture.Mixture`.
-        heldout: documents that are never trained on, asked at the end; none when left out.
+        weights: rule for the samples of a data set in an epoch, see `lit_mm.datamodules.mixture.Mixture`.
+        heldout: documents that are never trained on, for the examination at the end; None for no examination.
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
             max_bad, max_unsupervised: see `StreamDataModule`.
+    Raises:
+        UserError: `corpora` is empty.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class Corpora(StreamDataModule):
 
     @property
     def heldout_source(self) -> Source | None:
-        """The documents that are never trained on, by number."""
+        """Held-out documents by number; None without any."""
         return None if self.examined is None else self.examined.open()
 
     def heldout(self, count: int | None = None) -> list[Document]:

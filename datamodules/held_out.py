@@ -1,4 +1,4 @@
-"""Held-out documents of files: sound ones alone, or an error before anything is trained."""
+"""Held-out documents of files. Broken ones are left out, or end the run before it trains."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ SMALL = (1, 1)  # decoding a JPEG at an eighth of its size shows whether it is w
 
 
 class HeldOut:
-    """The documents that are asked, each with an answer to compare with.
+    """Held-out documents, each of which ends in an answer to compare with.
 
-    Every picture is decoded once, because a damaged one would end a run only when it is asked about. Of a conversation
-    that ends in a question, the last answered question is asked.
+    Every picture is decoded once before training; otherwise a damaged one would end the run at its examination. A
+    conversation that ends in a question is cut behind its last answer.
 
     Args:
         source: documents by number.
-        on_bad_sample: fail raises at the first document that is broken, before any is asked; skip and quarantine leave
-            it out with a line on standard error.
+        on_bad_sample: policy for a broken document: "fail" raises an error, before any document is asked; "skip" and
+            "quarantine" leave it out with a line on standard error.
     """
 
     def __init__(self, source: Source, on_bad_sample: BadSample) -> None:
         self.source, self.on_bad_sample = source, on_bad_sample
         self.sound: list[Document] = []
-        self.next = 0  # number of the first document that was not looked at
+        self.next = 0  # number of the next document to check
         self.num_broken = 0
 
     def documents(self, count: int | None = None) -> list[Document]:
-        """The first sound documents.
+        """Return the first sound documents.
 
         Args:
             count: number of documents; None for all.
@@ -46,13 +46,13 @@ class HeldOut:
         size = len(self.source)
         is_whole = count is None or self.on_bad_sample == "fail"
         while self.next < size and (is_whole or len(self.sound) < count):
-            self._look(self.next)
+            self._check(self.next)
             self.next += 1
         if size and count != 0 and not self.sound:
             raise UserError(f"all {size} held-out documents are broken. Correct them, or name no held-out data")
         return self.sound[:count]
 
-    def _look(self, number: int) -> None:
+    def _check(self, number: int) -> None:
         try:
             document = self.source[number]
             for picture in document.pictures:
@@ -76,6 +76,6 @@ def _print(line: str) -> None:
 
 
 def _answered(document: Document) -> Document:
-    """A conversation up to its last answer; a page as it is."""
+    """Return a conversation up to its last answer; a page is unchanged."""
     answers = [number for number, turn in enumerate(document.turns) if turn.role == "assistant"]
     return replace(document, turns=document.turns[: answers[-1] + 1]) if answers else document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ from lit_mm.documents.sources import open_source
 from lit_mm.errors import UserError
 from lit_mm.stream.datamodule import Source, StreamDataModule, WorkerStart, name_of
 from lit_mm.stream.maker import TooLong
-from lit_mm.stream.mixture import Joined, draws_per_epoch, square_root_shares
+from lit_mm.stream.mixture import Joined, check_weights, draws_per_epoch, square_root_shares
 from lit_mm.stream.screen import BadSample
 
 NO_SOURCES = "the mixture has no sources: list at least one under `data.init_args.sources`"
@@ -104,14 +105,19 @@ class Mixture(StreamDataModule):
             keys = [key for key, value in values.items() if value is not None]
             if set(keys) - set(reads) or len(keys) > 1 or (self.weights == "explicit" and not keys):
                 texts = {"explicit": "a `weight`", "sqrt": "at most a `weight`", "repeat": "`repeat` or `draws`"}
-                expected = texts.get(self.weights, "none of them")
-                raise UserError(f"source {name!r}: with `weights: {self.weights}` it takes {expected}, got {keys}")
+                expected = texts.get(self.weights, "neither `weight` nor `repeat` nor `draws`")
+                got = " and ".join(f"`{key}`" for key in keys) or "none"
+                raise UserError(
+                    f"source {name!r}: with `weights: {self.weights}` it takes {expected}, got {got}. "
+                    "`weights: explicit` reads `weight`, `weights: repeat` reads `repeat` and `draws`"
+                )
         if self.weights == "size":
             draws = sizes
         elif self.weights == "repeat":
             draws = [_draws(name, member, size) for name, member, size in zip(names, self.members, sizes, strict=True)]
         else:
             weights = [1.0 if member.weight is None else member.weight for member in self.members]
+            check_weights(weights, names)
             shares = square_root_shares(sizes, weights) if self.weights == "sqrt" else weights
             draws = draws_per_epoch(sizes, shares, names)
         return Joined([member.source for member in self.members], names, draws)
@@ -132,7 +138,9 @@ def _opened(source: Source | dict[str, Any]) -> Source:
 
 
 def _draws(name: str, member: Member, size: int) -> int:
-    """Number of samples that an epoch draws by `repeat` or `draws`."""
+    """Return the number of samples that an epoch draws by `repeat` or `draws`."""
+    if member.repeat is not None and not math.isfinite(member.repeat):
+        raise UserError(f"`repeat` of source {name!r} is a positive number, got {member.repeat}")
     draws = member.draws if member.draws is not None else round(size * (1 if member.repeat is None else member.repeat))
     if draws < 1:
         raise UserError(f"source {name!r} of {size} samples is never drawn: raise its `repeat` or `draws`")

@@ -139,8 +139,7 @@ class NanoDocuments(StreamDataModule):
         return source_of_kind(self.kind)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        if count is None or not self.heldout_documents:  # a recipe with 0 examines nothing
-            count = self.heldout_documents
+        count = heldout_count(count, self.heldout_documents)
         if self.kind == "text":  # texts with even numbers ask questions
             return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]
         skills = SKILLS if self.heldout_kind == "questions" else self.skills
@@ -159,3 +158,11 @@ class Alternating:
 
     def __getitem__(self, number: int) -> Document:
         return self.sources[number % len(self.sources)][number // len(self.sources)]
+
+
+def heldout_count(count: int | None, configured: int) -> int:
+    """Return the number of held-out documents of a call: `count`, or the configured number if `count` is None.
+
+    A recipe with 0 held-out documents examines nothing, whatever `count` is.
+    """
+    return configured if count is None or not configured else count

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Literal
 
-from lit_mm.datamodules.nano import NanoSource
+from lit_mm.datamodules.nano import NanoSource, heldout_count
 from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
@@ -130,7 +130,6 @@ class NanoInterleaved(StreamDataModule):
         return Blend(makers[self.kind], self.documents)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        if count is None or not self.heldout_documents:  # a recipe with 0 examines nothing
-            count = self.heldout_documents
+        count = heldout_count(count, self.heldout_documents)
         source = NanoSource("questions", count, split="heldout", seed=self.world_seed, skills=SKILLS, questions=1)
         return [source[i] for i in range(count)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lit_mm.datamodules.nano import heldout_count
 from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.nano.text import reading_document
@@ -91,7 +92,6 @@ class NanoTextPairs(StreamDataModule):
         return NanoPairs(self.pairs, questions=self.questions, split=self.split, seed=seed)
 
     def heldout(self, count: int | None = None) -> list[Document]:
-        """Questions about pages of the "heldout" split as text, with skills in turn."""
-        if count is None or not self.heldout_documents:  # a recipe with 0 examines nothing
-            count = self.heldout_documents
+        """Return questions about pages of the "heldout" split as text, with skills in turn."""
+        count = heldout_count(count, self.heldout_documents)
         return [reading_document(2 * i, split="heldout", seed=self.world_seed, questions=1) for i in range(count)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import gc
 import importlib
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from lit_mm.documents.printable import visible
-from lit_mm.errors import LostRankError, UserError
+from lit_mm.errors import LostRankError, UserError, suggestion
 
 USAGE = """usage: python -m lit_mm COMMAND [--help]
 
@@ -73,7 +72,7 @@ FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell repo
 
 
 def run() -> None:
-    """The program: `main` with the words of the command line.
+    """Run the program: `main` with the words of the command line.
 
     A command that only looks is over in seconds and leaves nothing behind that must be closed. So it collects no
     garbage, a tenth of its time, and its process ends at once: to take down thousands of modules one by one would be
@@ -128,7 +127,7 @@ def no_collection() -> Iterator[None]:
 
 
 def mistake_of(error: Exception) -> UserError | None:
-    """The user's mistake that an exception is, or that was being handled when it arose; a full disk is one.
+    """Return the user's mistake behind an exception: the exception, or one that was being handled; a full disk is one.
 
     When a loader fails to start, Lightning's cleanup asks that loader for its length, fails in turn, and so hides what
     was wrong with the data.
@@ -143,7 +142,7 @@ def mistake_of(error: Exception) -> UserError | None:
 
 
 def message_of(error: UserError) -> str:
-    """The message of an error without the traceback that a loader's worker wraps around it."""
+    """Return the message of an error without the traceback that a loader's worker wraps around it."""
     text = str(error)
     kind = type(error)
     if text.startswith(f"Caught {kind.__name__} in "):
@@ -152,7 +151,7 @@ def message_of(error: UserError) -> str:
 
 
 def installed_version() -> str:
-    """The version of the package; that of its sources where it is not installed."""
+    """Return the version of the package; without an installation, that of its sources."""
     try:
         return version("lit_mm")
     except PackageNotFoundError:
@@ -160,7 +159,7 @@ def installed_version() -> str:
 
 
 def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
-    """The function of a command; what it needs is imported only then."""
+    """Import and return the function of a command. Other commands are not imported."""
     name = arguments[0] if arguments else "--help"
     if name in ("-h", "--help", "help"):
         print(USAGE)
@@ -171,8 +170,7 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
     if name in ELSEWHERE:
         raise UserError(f"there is no command {name!r}: {ELSEWHERE[name]}")
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        guess = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(COMMANDS)}."
+        guess = suggestion(name, COMMANDS, otherwise=f"There are {', '.join(COMMANDS)}.")
         raise UserError(f"there is no command {name!r}. {guess} (python -m lit_mm --help)")
     helping = not {"-h", "--help"}.isdisjoint(arguments)
     if name == "fit":

@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 
 def check_torch_pair(*, load: bool = True) -> None:
@@ -71,7 +71,7 @@ def _import_problem() -> str | None:
     try:
         import torchvision  # noqa: F401
     except (RuntimeError, ImportError, OSError) as error:  # most often "operator torchvision::nms does not exist"
-        return str(error).strip().partition("\n")[0].rstrip(".")
+        return first_line(error)
     return None
 
 
@@ -90,10 +90,10 @@ def _installed(package: str) -> str | None:
 
 
 def _torch_of(torchvision: str) -> str:
-    """The version of torch released with a torchvision: 0.29.2 -> 2.15.*"""
+    """Return the version of torch released with a torchvision: 0.29.2 -> 2.15.*"""
     return f"2.{Version(torchvision).minor - 14}.*"
 
 
 def _partner(torch: str) -> str:
-    """The version of torchvision released with a torch: 2.15.0 -> 0.29.*"""
+    """Return the version of torchvision released with a torch: 2.15.0 -> 0.29.*"""
     return f"0.{Version(torch).minor + 14}.*"

@@ -1,4 +1,9 @@
-"""The exception for errors that a user can cause and cure."""
+"""The errors that a user can cause and cure, and the words that many of their messages share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -10,3 +15,20 @@ class UserError(ValueError):
 
 class LostRankError(UserError):
     """Another rank of the job has ended or does not answer. The command line prints one line and exits with code 1."""
+
+
+def suggestion(name: str, candidates: Iterable[str], otherwise: str = "") -> str:
+    """Return "Did you mean 'width'?" with the candidate nearest to a name; `otherwise` if no candidate is similar."""
+    close = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"Did you mean {close[0]!r}?" if close else otherwise
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str:
+    """Return ". Did you mean 'width'?", which continues a message; "" if no candidate is similar."""
+    guess = suggestion(name, candidates)
+    return f". {guess}" if guess else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of the error of another package, without a full stop at its end."""
+    return str(error).strip().partition("\n")[0].rstrip(".")

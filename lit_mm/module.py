@@ -23,6 +23,7 @@ from lit_mm.distributed.zero import ZeRO
 from lit_mm.documents.document import Document
 from lit_mm.documents.examination import Examination
 from lit_mm.errors import UserError
+from lit_mm.layers.adapters import add_adapters, remove_adapters
 from lit_mm.layers.protocols import bounds_of
 from lit_mm.model import MultimodalModel
 from lit_mm.objectives.next_token import NextToken
@@ -240,8 +241,6 @@ class MultimodalModule(L.LightningModule):
             if part in self.adapters:
                 self.adapters[part] = adapter  # `after` may differ
                 continue
-            from lit_mm.layers.adapters import add_adapters  # seconds, which only recipes with adapters need
-
             if part not in modules:
                 raise UserError(f"train.{part}.adapter: an adapter goes on one of {sorted(modules)}, got {part!r}")
             with torch.random.fork_rng(devices=[]):
@@ -267,8 +266,6 @@ class MultimodalModule(L.LightningModule):
         for part, fate in fates.items():
             if fate == "keep":
                 continue
-            from lit_mm.layers.adapters import remove_adapters
-
             remove_adapters(self.modules_by_part()[part], adapter_part(part), merge=fate == "merge")
             self.origins.digests.pop(part, None)
             if fate == "merge":

@@ -300,6 +300,12 @@ def test_a_class_of_another_kind_is_refused(mistake: Mistake, dotted: str, value
     assert mistake("fit", "--config", path).partition(": ")[2] == message
 
 
+def test_a_data_module_that_plans_no_samples_is_refused(mistake: Mistake) -> None:
+    data = {"class_path": "lightning.pytorch.LightningDataModule"}
+    path = written(RECIPE | {"data": data, "stages": STAGES[:1]})
+    assert "Extend lit_mm.stream.datamodule.StreamDataModule" in mistake("fit", "--config", path)
+
+
 def test_a_key_that_is_in_a_file_twice_is_refused_with_both_lines(mistake: Mistake) -> None:
     text = yaml.safe_dump(RECIPE, sort_keys=False) + "data: {}\n"
     Path("recipe.yaml").write_text(text)

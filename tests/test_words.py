@@ -39,7 +39,7 @@ ROLES = frozenset(
         "theirs",
     )
 )
-MOST_ROLES = 0.006  # share of all bound names
+MOST_ROLES = 0.002  # share of all bound names
 MOST_LOOKUPS = 15  # calls of getattr and hasattr
 
 

@@ -95,6 +95,15 @@ def xcomposer2(*, dropout: float = 0.0, trained: bool = False, max_length: int =
     return module
 
 
+def sharp_xcomposer2() -> XComposer2:
+    """A model with large random weights: attention is sharp, so answers depend on text, images and positions."""
+    module = xcomposer2(trained=True)
+    for name, parameter in module.network.language.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.4)
+    return module
+
+
 def decoder() -> Decoder:
     """The language model of `xcomposer2()` alone."""
     return Decoder(language(), "nano", PROMPT)

@@ -92,7 +92,7 @@ class CapFilt(Engine):
 
     def _account(self, row: Row, verdicts: Mapping[tuple[int, str], Verdict]) -> Account:
         if row.is_human:
-            return Account((Statement(HUMAN, "", Verdict(Description(row.text))),), (Output(HUMAN, "", row.text),))
+            return self._human(row)
         scorer = "" if self.filter is None else "filter"
         statements: list[Statement] = []
         outputs: list[Output] = []
@@ -104,3 +104,10 @@ class CapFilt(Engine):
             if verdict.passed:
                 outputs.append(Output(kind, writer, verdict.description.text))
         return Account(tuple(statements), tuple(outputs))
+
+    @staticmethod
+    def _human(row: Row) -> Account:
+        if row.text.strip():
+            return Account((Statement(HUMAN, "", Verdict(Description(row.text))),), (Output(HUMAN, "", row.text),))
+        verdict = Verdict(Description(row.text), "empty", "the source has no text for this image")
+        return Account((Statement(HUMAN, "", verdict),), ())

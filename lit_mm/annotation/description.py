@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from lit_mm.errors import UserError
+
 Box = tuple[float, float, float, float]  # left, top, right, bottom; shares of the image's width and height
 Rule = Literal["", "score", "overlap", "empty", "size"]
 DIGITS = 3  # decimals of boxes and match scores, as released
@@ -20,11 +22,22 @@ class Description:
         text: the text.
         box: place of the text; None for the whole image.
         score: probability of a match, or confidence of a reader, 0 to 1; None without one.
+    Raises:
+        UserError: the box is not inside of the image, or its corners are not in order.
     """
 
     text: str
     box: Box | None = None
     score: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.box is not None:
+            left, top, right, bottom = self.box
+            if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
+                raise UserError(
+                    f"a box is left, top, right, bottom in shares of the image, 0 to 1, got {list(self.box)} for "
+                    f"{self.text!r}. Correct the expert; `rounded_box` makes such a box from pixels"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,12 +174,12 @@ def rounded_box(box: tuple[float, float, float, float], height: float, width: fl
     """Convert a box from pixels to shares with three decimals. Corners are ordered and limited to the image.
 
     Args:
-        box: two opposite corners: x, y, x, y, pixels.
+        box: two opposite corners: x, y, x, y, pixels; numbers of Python or of NumPy.
         height, width: size of the image, pixels.
     """
     xs, ys = sorted((box[0], box[2])), sorted((box[1], box[3]))
     shares = (xs[0] / width, ys[0] / height, xs[1] / width, ys[1] / height)
-    left, top, right, bottom = (round(min(max(share, 0.0), 1.0), DIGITS) for share in shares)
+    left, top, right, bottom = (round(min(max(float(share), 0.0), 1.0), DIGITS) for share in shares)
     return left, top, right, bottom
 
 

@@ -23,7 +23,7 @@ from lit_mm.documents.sources.sample import Sample
 from lit_mm.errors import UserError
 
 IMAGES = "images"  # format of a folder of image files, or of tar shards, whose texts are not read
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2")
 LICENCES = ("licence", "license")  # keys of an entry
 # Format of Pillow -> ending of the file in a shard. Other formats are written as PNG
 ENDING_OF = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
@@ -102,7 +102,7 @@ class ImageFolder:
             file
             for file in sorted(self.folder.rglob("*"))
             if file.suffix.lower() in ENDINGS
-            and file.is_file()
+            and not file.is_dir()
             and not any(piece.startswith(".") for piece in file.relative_to(self.folder).parts)
         ]
         if not self.files:
@@ -196,7 +196,7 @@ class Input:
         name: name of the source in the output.
         path, images: files of the source, see `lit_mm.documents.sources`.
         format: "images" for a folder or tar shards of images alone, or a format of `lit_mm.documents.sources`.
-        human: True if the texts are by human annotators, which CapFilt does not judge.
+        human: True if the texts are by human annotators, which CapFilt does not judge; not of "images".
         licence: licence of the images whose entries have none.
         text, caption, file, limit_pixels, places: arguments of the format's class; None for its default. Rows may name
             files outside of the folder of the images only below `places`.
@@ -231,6 +231,11 @@ class Input:
                 )
             return SourceRows(open_source({**arguments, "format": self.format, "name": self.name}), self.licence)
         limit = {} if self.limit_pixels is None else {"limit_pixels": self.limit_pixels}
+        if self.human:
+            raise UserError(
+                f"source {self.name!r}: the format {IMAGES} has no texts, so none is `human`. Name a `format` "
+                f"with texts, one of {', '.join(FORMATS)}"
+            )
         if extra := sorted(arguments.keys() - {"path", "limit_pixels"}):
             raise UserError(f"source {self.name!r}: the format {IMAGES} takes `path` alone, got {extra}")
         if self.path.lower().endswith(".tar"):

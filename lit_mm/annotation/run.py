@@ -84,7 +84,7 @@ def agree(folder: Path, plan: dict[str, Any]) -> None:
     """Write the plan of a new run, or compare it with that of the run in the folder.
 
     Raises:
-        UserError: the folder holds another run, or something else.
+        UserError: the folder holds another run, or something else, or cannot be written.
     """
     file = folder / PLAN
     if not file.is_file():
@@ -92,7 +92,12 @@ def agree(folder: Path, plan: dict[str, Any]) -> None:
             if not file.is_file():  # another process may have begun the run in this moment
                 raise UserError(f"--out {str(folder)!r} is there and holds no run of `annotate`. Choose another folder")
         else:
-            write_atomically(file, json.dumps(plan, ensure_ascii=False, indent=2).encode())
+            try:
+                write_atomically(file, json.dumps(plan, ensure_ascii=False, indent=2).encode())
+            except OSError as error:
+                raise UserError(
+                    f"--out {str(folder)!r} cannot be written ({error.strerror}). Choose another folder"
+                ) from error
     earlier = json.loads(file.read_text(encoding="utf-8"))
     current = json.loads(json.dumps(plan))
     if keys := [key for key in {**earlier, **current} if earlier.get(key) != current.get(key)]:
@@ -232,9 +237,10 @@ class Run:
         """
         fault = Fault.of(number, error, entry.identity if entry is not None else self.inputs.where(number))
         if self.settings.on_bad_image == "fail":
+            place, message = f"{self.inputs.where(number)}: ", str(error)
             raise UserError(
-                f"source {self.inputs.source_of(number)!r}, {self.inputs.where(number)}: {error}. `on_bad_image: skip` "
-                "or `quarantine` leaves such rows out"
+                f"source {self.inputs.source_of(number)!r}, {place}{message.removeprefix(place)}. "
+                "`on_bad_image: skip` or `quarantine` leaves such rows out"
             ) from error
         return fault
 

@@ -75,5 +75,5 @@ class RapidText(TextExpert):
         for corners, text, score in zip(result.boxes, result.txts, result.scores, strict=True):
             box = rounded_box((*corners[0], *corners[2]), image.height, image.width)
             if text.strip():
-                descriptions.append(Description(text, tuple(float(side) for side in box), float(score)))
+                descriptions.append(Description(text, box, float(score)))
         return descriptions

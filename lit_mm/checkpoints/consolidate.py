@@ -62,7 +62,15 @@ def consolidate(
 def pieces_of(
     manifest: Manifest, entry: Mapping[str, Any], index: Mapping[str, Mapping[str, tuple[int, int]]]
 ) -> Iterator[bytes]:
-    """Yield the bytes of a tensor from its pieces, in order. Elements that two ranks have written are read once."""
+    """Yield the bytes of a tensor from its pieces, in order. Elements that two ranks have written are read once.
+
+    Args:
+        manifest: checkpoint to read.
+        entry: entry of the tensor in the manifest.
+        index: file -> key -> (begin, end) of the tensor's bytes in the file.
+    Raises:
+        UserError: a piece has another length than its entry.
+    """
     _, width = DTYPES[entry["dtype"]]
     position = 0
     for file, key, start, count in sorted(entry["pieces"], key=lambda piece: piece[2]):

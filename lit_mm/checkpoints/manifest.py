@@ -40,6 +40,13 @@ class Saved:
 
 
 def checkpoint_name(number: int, stage: str, step: int) -> str:
+    """Return the name of a checkpoint's folder.
+
+    Args:
+        number: number of the stage, from 1.
+        stage: name of the stage.
+        step: optimizer steps of the stage.
+    """
     return f"{number:02d}-{stage}-step={step:06d}.ckpt"
 
 

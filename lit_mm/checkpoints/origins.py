@@ -61,9 +61,9 @@ class Origins:
             if all(id(parameter) in published for parameter in of_part.values())
         }
         self.digests, self.fresh = {}, {}
-        wanted = frozenset(parameters) if needed is None else self._parts.together_with(needed)
-        self._load_children(wanted)
-        self.unloaded = frozenset(self.by_part.keys() - wanted)
+        parts = frozenset(parameters) if needed is None else self._parts.together_with(needed)
+        self._load_children(parts)
+        self.unloaded = frozenset(self.by_part.keys() - parts)
 
     def load_missing(self, needed: Collection[str] | None = None) -> None:
         """Load the published weights of parts that are still `unloaded`. All other weights stay.
@@ -129,8 +129,8 @@ class Origins:
         self.digests = {part: self.digests.get(part) or self._digests_of(part) for part in self.by_part}
 
     def _digests_of(self, part: str) -> dict[str, str]:
-        known = part not in self.unloaded
-        return {name: digest(tensor) if known else "" for name, tensor in self._tensors(part).items()}
+        is_loaded = part not in self.unloaded
+        return {name: digest(tensor) if is_loaded else "" for name, tensor in self._tensors(part).items()}
 
     def _tensors(self, part: str) -> dict[str, nn.Parameter]:
         """Return name in the model's `state_dict` -> parameter of a part."""
@@ -154,7 +154,7 @@ class Origins:
                 self.by_part.pop(part, None)
 
     def _published(self) -> list[tuple[str, str, Published]]:
-        """Modules with published weights, which are children of the network or directly inside a child.
+        """List the modules with published weights, which are children of the network or directly inside a child.
 
         Each comes with its part, and with the path of its arguments in a recipe.
         """
@@ -171,5 +171,5 @@ class Origins:
 
 
 def is_published(module: nn.Module) -> bool:
-    """True if a module names a checkpoint to load."""
+    """Return True if a module names a checkpoint to load."""
     return isinstance(module, Published) and bool(module.weights)

@@ -161,7 +161,7 @@ def newest_whole(folder: Path) -> manifests.Saved | None:
 
 
 def alternative(damaged: Path) -> str:
-    """The newest whole checkpoint beside a damaged one that somebody names, as the end of a message."""
+    """Return the end of a message that names the newest whole checkpoint beside a damaged one."""
     whole = newest_whole(damaged.parent)
     return f". The newest whole checkpoint there is {str(whole.path)!r}" if whole else ""
 

@@ -178,7 +178,7 @@ def of_connector(connector: Connector) -> tuple[str, str]:
 
 
 def tokens_of(connector: Connector, grid: Size) -> int | None:
-    """Number of visual tokens of a view of `grid` patches; None if the connector refuses it."""
+    """Return the number of visual tokens of a view of `grid` patches; None if the connector refuses it."""
     try:
         rows, columns = connector.token_grid(grid)
     except UserError:

@@ -58,7 +58,7 @@ IN_A_FAMILY: frozenset[Part] = frozenset({"vision", "connector", "view"})  # til
 
 
 def objection(p: Properties) -> str | None:
-    """The reason why these parts do not go together; None if they do."""
+    """Return the reason why these parts do not go together; None if they do."""
     if p.takes_view is not None and p.view != p.takes_view:
         views = "of sizes that follow the image" if p.view is None else f"of {_pixels(p.view)}"
         return f"the tiling makes views {views}, the vision encoder takes {_pixels(p.takes_view)} alone"
@@ -84,7 +84,7 @@ def objection(p: Properties) -> str | None:
 
 @cache
 def nearest(p: Properties, free: frozenset[Part] = EVERYTHING) -> tuple[str, ...]:
-    """The shortest list of changes after which the parts go together, as lines of the recipe.
+    """Return the shortest list of changes after which the parts go together, as lines of the recipe.
 
     Args:
         free: parts that may be changed. With `EVERYTHING` there is always a list of at most `MOST_CHANGES`.
@@ -109,7 +109,7 @@ def _within(p: Properties, depth: int, free: frozenset[Part]) -> tuple[str, ...]
 
 
 def changes(p: Properties, free: frozenset[Part] = EVERYTHING) -> Iterator[tuple[str, Properties]]:
-    """All changes of one free part, the smallest first: the line of the recipe, and the properties after the change."""
+    """Return all changes of one free part, the smallest first: the line of the recipe, and the properties after it."""
     return ((line, properties) for part, line, properties in _changes(p) if part in free)
 
 

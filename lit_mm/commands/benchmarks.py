@@ -23,7 +23,7 @@ from lit_mm.evaluation.answering import answer_questions, digest_of_asking
 from lit_mm.evaluation.benchmarks.benchmark import Benchmark, Procedure, benchmark_names, load_benchmark
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.benchmarks.submission import write_submission
-from lit_mm.evaluation.measurement import Contrast, Measurement, contrast, measure, rows_of
+from lit_mm.evaluation.measurement import Contrast, Measurement, check_questions, contrast, measure, rows_of
 from lit_mm.evaluation.metrics import check_metric
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.report.benchmark_tables import Line, benchmark_table, contrast_table
@@ -76,7 +76,7 @@ def list_benchmarks(names: Sequence[str] = ()) -> str:
     """Describe what benchmarks need and where their files must lie.
 
     Args:
-        names: names of benchmarks; empty for all.
+        names: names or files of benchmarks; empty for all that come with the package.
     """
     lines = []
     for name in names or benchmark_names():
@@ -109,6 +109,9 @@ def evaluate_benchmarks(choices: Namespace) -> None:
     join_ranks()
     data = Path(choices.data).absolute()
     tasks = [open_task(name, data, choices.documents) for name in choices.benchmarks.split(",")]
+    titles = [task.name for task in tasks]
+    if repeated := [title for title in titles if titles.count(title) > 1]:
+        raise UserError(f"--benchmarks names {repeated[0]} twice. Remove one, or rename its file")
     names = model_names(choices.checkpoint)
     lines: list[Line] = []
     procedures: dict[tuple[str, str], Procedure] = {}
@@ -156,7 +159,7 @@ def on_device_of_rank(module: MultimodalModule) -> MultimodalModule:
 
 
 def open_task(text: str, data: Path, limit: int | None) -> Task:
-    """Read the questions of "NAME" or "NAME:SPLIT".
+    """Read the questions of "NAME" or "NAME:SPLIT", where NAME may be a file of your own, such as mine.yaml.
 
     Raises:
         UserError: there is no such benchmark or split, its files cannot be read, or a submission was limited.
@@ -184,11 +187,15 @@ def procedure_of(task: Task, module: MultimodalModule, name: str) -> Procedure:
         module: model.
         name: name of a procedure; "" for that of the model's family.
     Raises:
-        UserError: there is no such procedure, or its metric lacks a package.
+        UserError: there is no such procedure, its metric lacks a package, or it cannot score a question.
     """
     procedure = task.benchmark.procedure_of(type(module).__name__, name)
     if task.benchmark.splits[task.split].submission is None:
         check_metric(procedure.metric)
+        try:
+            check_questions(task.questions, procedure)
+        except UserError as error:
+            raise UserError(f"{task.name}: {error}") from error
     return procedure
 
 

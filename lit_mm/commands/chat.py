@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_mm.commands.generate import ACCELERATORS
-from lit_mm.commands.options import Arguments
+from lit_mm.commands.options import Arguments, add_checkpoint
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:  # seconds of import, which --help need not wait for
@@ -33,25 +33,20 @@ def chat(arguments: Sequence[str]) -> None:
     """Talk with a checkpoint about images. Answers come word by word; Ctrl+C ends an answer."""
     commands = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     parser = Arguments(prog="python -m lit_mm chat", description=chat.__doc__, epilog=f"in the chat:\n{commands}")
-    parser.add_argument(
-        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="an image for the first question; several in order"
     )
-    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
-    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="where a long answer is cut (default: 512)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="divisor of scores before a draw (default: 0, no draws)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
-    if choices.temperature < 0:
-        raise UserError(f"--temperature is at least 0, got {choices.temperature}")
+    if not 0 <= choices.temperature < math.inf:
+        raise UserError(f"--temperature is a number from 0, got {choices.temperature}")
 
     from rich.console import Console
 

@@ -19,7 +19,7 @@ import yaml
 
 from lit_mm.commands.mistakes import SPOKEN
 from lit_mm.commands.trainer_keys import ARGUMENTS
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 
 WIDTH = 80  # columns of a terminal
 OURS = "lit_mm."  # package of the classes whose docstrings are printed whole
@@ -90,7 +90,7 @@ def kinds_of(key: str) -> list[Any]:
         UserError: the key does not exist.
     """
     from lit_mm.commands.recipe import KEYS
-    from lit_mm.commands.signatures import nearest, signature_of
+    from lit_mm.commands.signatures import signature_of
     from lit_mm.distributed.precision import Trainer
 
     first, *names = key.split(".")

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -94,12 +94,6 @@ def _tag(text: str) -> str:
 
 def _scalar(text: str) -> str:
     return text if PLAIN.fullmatch(text) and not text.endswith(":") else json.dumps(text)
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    """Return `. Did you mean 'width'?`, or "" if no candidate is similar."""
-    close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return f". Did you mean {close[0]!r}?" if close else ""
 
 
 def allowed() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run of a recipe costs.
+    """The cost of a run of a recipe.
 
     Attributes:
         parameters: parameters of the model.

@@ -25,15 +25,17 @@ COUNTED = 1 << 20  # rows of a stage that are counted by the index of lengths; t
 
 @dataclass(frozen=True)
 class Assumptions:
-    """What a plan assumes where the recipe does not say it.
+    """Assumptions of a plan about facts that the recipe does not set.
 
     Attributes:
         text: number of text tokens of a sample, half of which is learnt.
         data: True reads the lengths of the stage's data.
         device: name of the device, or its peak in TFLOP/s; None: no time is planned.
-        utilisation: MFU.
+        utilisation: MFU, the share of the device's peak that is used, 0 to 1.
         price: price of a device for an hour; None: no money is planned.
         memory: memory of a device, GiB; None: that of `device`.
+    Raises:
+        UserError: a number is out of its range, or there is a price without a device.
     """
 
     text: int = 64
@@ -66,7 +68,7 @@ def costs_of(
     Args:
         memory: plan of the stage's memory; None if there is none for its precision.
         sizes: (width, height) of images, pixels; None: a square of `SIDE` pixels.
-        assumptions: what the plan assumes.
+        assumptions: assumptions of the plan.
     """
     work, processor = stage_work(cli, stage, memory), cli.model.processor_of(stage)
     samples = sample_rows(processor, [(SIDE, SIDE)] if sizes is None else sizes, assumptions.text)

@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.data_sources import FINISHED, declaration_of, jobs_of, parsed
@@ -18,11 +18,11 @@ from lit_mm.stream.progress import bar
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
     from lit_mm.documents.sources import SampleError
     from lit_mm.documents.sources.check import Documents, Summary
-    from lit_mm.stream.check import Job
+    from lit_mm.stream.check import Job, Result
 
 BROKEN = 2  # exit code of a data set with errors
 FIT = ("python", "-m", "lit_mm", "fit")
-OWN_DATA = "experiments/own_data.yaml"  # the recipe for a file of conversations
+OWN_DATA = "own_data"  # the recipe for a file of conversations
 
 
 class Report:
@@ -47,8 +47,27 @@ class Report:
         if not self.limit or len(self.findings) < self.limit:
             self.findings.append((source, error, stages))
 
+    def include(self, source: str, result: Result, places: Container[str]) -> None:
+        """Count the result of a task on the last source, and add its errors.
+
+        Args:
+            source: name of the source.
+            result: result of the task.
+            places: places of samples whose errors are listed already; these errors are not counted again.
+        """
+        summary = self.summaries[-1]
+        self.apart[-1].update(result.apart)
+        self.cut[-1].update(result.cut)
+        self.decoded += result.decoded
+        for refusals in result.refusals:
+            errors = [(error, stages) for error, stages in refusals if stages or error.where not in places]
+            summary.broken += bool(errors) and refusals[0].error.where not in places
+            summary.kinds.update(error.kind for error, _ in errors)
+            for error, stages in errors:
+                self.add(source, error, stages)
+
     def as_dict(self) -> dict[str, Any]:
-        """The report for machines."""
+        """Return the report for machines."""
         from lit_mm.documents.sources.check import as_record
 
         findings = [
@@ -62,7 +81,7 @@ class Report:
         return {"ok": not self.errors, "errors": self.errors, "findings": findings, "sources": sources}
 
     def text(self) -> str:
-        """The report for people: one line per error, a table, and notes."""
+        """Return the report for people: one line per error, a table, and notes."""
         lines = []
         for _, error, stages in self.findings:
             kind = f"{error.kind} in {stage_names(stages)}" if stages else error.kind
@@ -90,8 +109,8 @@ class Report:
 
 def check(choices: argparse.Namespace) -> None:
     """Check all samples without decoding pixels: placeholders against images, ids, files, image headers, empty answers,
-    regions, JSON. With a recipe, every stage's template and limits are applied to every sample, so that what passes is
-    trained on, but for damaged pixels, which --pixels finds. The exit code is 2 if anything is wrong."""
+    regions, JSON. With a recipe, every stage's template and limits are applied to every sample; all samples that pass
+    are trained on, except those with damaged pixels, which --pixels finds. The exit code is 2 if anything is wrong."""
     if choices.lines < 0:
         raise UserError(f"--lines is at least 0, got {choices.lines}")
     if not 0 <= choices.pixels <= 1:
@@ -128,6 +147,9 @@ def check_entries(name: str, documents: Documents, report: Report, places: set[s
     """Check the entries and image headers of a source.
 
     Args:
+        name: name of the source.
+        documents: documents of the source.
+        report: report that collects the errors.
         places: places of broken samples, to which those of this source are added. A place is not listed again, such as
             a held-out row of the same file.
     """
@@ -151,6 +173,8 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
     """Check the entries of every source, then its samples under all layouts.
 
     Args:
+        jobs: sources with their layouts.
+        report: report that collects the errors.
         share: share of the samples whose pixels are decoded, 0 to 1.
         workers: number of worker processes; None for the number of processors, or 0 if there are few samples.
     """
@@ -164,19 +188,10 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
             check_entries(job.name, job.documents, report, places)
             if not job.layouts and not share:
                 continue
-            summary, apart = report.summaries[-1], report.apart[-1]
             with bar(f"laying out {job.name}", len(job.documents)) as progress:
                 for result in run(tasks_of(number, len(job.documents), share)):
                     progress(result.stop)
-                    apart.update(result.apart)
-                    report.cut[-1].update(result.cut)
-                    report.decoded += result.decoded
-                    for refusals in result.refusals:
-                        errors = [(error, stages) for error, stages in refusals if stages or error.where not in places]
-                        summary.broken += bool(errors) and refusals[0].error.where not in places
-                        summary.kinds.update(error.kind for error, _ in errors)
-                        for error, stages in errors:
-                            report.add(job.name, error, stages)
+                    report.include(job.name, result, places)
 
 
 def fit_command(declaration: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ from lit_mm.stream.progress import bar
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
     from lit_mm.stages.stage import Stage
+    from lit_mm.stream.maker import SampleMaker
 
 EXPLAINED = 5  # samples of a source that cannot be trained on and are listed with their reasons
 
@@ -57,17 +58,30 @@ def index_lengths(choices: argparse.Namespace) -> None:
                 counted.add(key)
                 if choices.rebuild:
                     lengths.forget(maker, source)
-                samples, name = maker.documents.sizes[source], maker.documents.names[source]
-                with bar(f"lengths of {name}", samples) as progress:
-                    unknown = lengths.build(maker, source, progress)
-                print(
-                    f"{name}: lengths of {samples} samples{layout_name(stage, step)}"
-                    + (f"; {unknown} of them cannot be trained on" if unknown else "")
-                )
-                for error in lengths.explain(maker, source, EXPLAINED):
-                    print(f"  {error.sample_id!r}: {error}")
-                if unknown > EXPLAINED:
-                    print(f"  and {unknown - EXPLAINED} more, which `python -m lit_mm data check` lists")
+                index_source(maker, source, layout_name(stage, step))
+
+
+def index_source(maker: SampleMaker, source: int, layout: str) -> None:
+    """Store the lengths of one source, and print their number and the first samples that cannot be trained on.
+
+    Args:
+        maker: maker of the samples.
+        source: number of the source in the maker's documents.
+        layout: see `layout_name`.
+    """
+    from lit_mm.stream import lengths
+
+    samples, name = maker.documents.sizes[source], maker.documents.names[source]
+    with bar(f"lengths of {name}", samples) as progress:
+        unknown = lengths.build(maker, source, progress)
+    print(
+        f"{name}: lengths of {samples} samples{layout}"
+        + (f"; {unknown} of them cannot be trained on" if unknown else "")
+    )
+    for error in lengths.explain(maker, source, EXPLAINED):
+        print(f"  {error.sample_id!r}: {error}")
+    if unknown > EXPLAINED:
+        print(f"  and {unknown - EXPLAINED} more, which `python -m lit_mm data check` lists")
 
 
 def layout_name(stage: Stage | None, step: int) -> str:

@@ -11,7 +11,7 @@ from lit_mm.commands.config_text import Entry, spoken
 from lit_mm.commands.signatures import class_of, name_of, signature_of
 from lit_mm.errors import UserError
 
-OWN_DATA = "experiments/own_data.yaml"  # the recipe for a file of conversations
+OWN_DATA = "own_data"  # the recipe for a file of conversations
 
 
 def with_class_path(override: Entry) -> Entry:

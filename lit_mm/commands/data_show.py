@@ -114,7 +114,11 @@ def side_by_side(views: Sequence[Image.Image]) -> Image.Image:
 
 
 def processor_and_documents(choices: argparse.Namespace) -> tuple[Processor, Any]:
-    """Return the documents, and the processor of the stage that `--stage` names or of the first stage."""
+    """Return the processor of the stage that `--stage` names, or of the first stage, and the documents.
+
+    Raises:
+        UserError: the recipe has no such stage.
+    """
     cli = parsed(choices.recipe, build=True)
     stages = {stage.name: stage for stage in cli.stages}
     if choices.stage is not None and choices.stage not in stages:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from lit_mm.commands.generate import ACCELERATORS
-from lit_mm.commands.options import Arguments
+from lit_mm.commands.options import ACCELERATORS, Arguments
 from lit_mm.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def parser_of_evaluate() -> Arguments:
     parser.add_argument(
         "--benchmarks",
         metavar="NAMES",
-        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all)",
+        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all), or mine.yaml",
     )
     parser.add_argument(
         "--list", action="store_true", help="list the benchmarks, what each needs and where its files must lie"

@@ -1,4 +1,4 @@
-"""Opens what the stages of a recipe measure, so that a mistake shows before anything is trained."""
+"""Opens the documents and benchmarks that stages measure, so that a mistake is reported before the training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def measures_of(stages: Sequence[Stage], held_out: Callable[[int | None], list[D
         held_out: function that returns the recipe's held-out documents, as many as its argument says; None returns as
             many as an examination takes.
     Returns:
-        Name of a stage -> what it measures; stages without `examine` are left out.
+        Name of a stage -> the sets of figures that it measures; stages without `examine` are left out.
     Raises:
         UserError: documents or a benchmark cannot be read, or a metric is unknown.
     """

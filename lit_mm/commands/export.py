@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lit_mm.commands.export_start import START, TOKENIZERS, start_of, with_tokenizers
 from lit_mm.commands.import_ import parts_of
 from lit_mm.commands.options import Arguments
 from lit_mm.errors import UserError
@@ -18,7 +19,8 @@ EPILOG = """examples:
   python -m lit_mm export runs/tuned --to adapter --format peft
   python -m lit_mm export runs/llava_1_5 --to exported --format hf --with vision=openai/clip-vit-large-patch14-336"""
 FORMATS = ("hf", "authors", "peft")
-PARTS = ("vision",)  # parts that --with may name
+GONE = "the names, configs and further tensors of its published files are needed. Name the run: --with import=RUN"
+PARTS = ("vision", START, *TOKENIZERS)  # what --with may name
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -38,15 +40,22 @@ def export(arguments: Sequence[str]) -> None:
         action="append",
         default=[],
         metavar="PART=PLACE",
-        help="folder, file or published name of the encoder whose tensors behind the features the files need",
+        help="vision=PLACE: the published encoder whose name, or tensors behind the features, the files need; "
+        "import=RUN: the run that `import` made, or tokenizer=PLACE and reading=PLACE: tokenizers of the run, if they "
+        "are no longer where they were",
     )
     parser.add_argument("--proof_memory", type=float, metavar="GB", help="memory of the proof (default: what is free)")
+    parser.add_argument(
+        "--averaged", action="store_true", help="write the moving averages of the weights that have one (default: no)"
+    )
     choices = parser.parse_args(arguments)
     target = Path(choices.to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to {str(target)!r} is there already and not empty. Give a new folder")
     parts = export_parts(choices)
-    export_to(choices.run, target, choices.format, choices.stage, parts, choices.proof_memory)
+    export_to(
+        choices.run, target, choices.format, choices.stage, parts, choices.proof_memory, averaged=choices.averaged
+    )
 
 
 def export_parts(choices: argparse.Namespace) -> dict[str, str]:
@@ -57,25 +66,8 @@ def export_parts(choices: argparse.Namespace) -> dict[str, str]:
     """
     parts = parts_of(choices)
     if unknown := sorted(parts.keys() - set(PARTS)):
-        raise UserError(f"--with {unknown[0]}=...: an export reads the published files of {', '.join(PARTS)} alone")
+        raise UserError(f"--with {unknown[0]}=...: an export takes {', '.join(PARTS)} alone")
     return parts
-
-
-def imported_run(run: Path) -> Path | None:
-    """Follow the starts of a run back to the run that `import` made. Return None if there is none.
-
-    Raises:
-        UserError: a run on the way is gone.
-    """
-    place = run
-    while not (place / "published.json").is_file():
-        start = place / "init_from.json"
-        if not start.is_file():
-            return None
-        place = Path(json.loads(start.read_text())["checkpoint"]).parents[1]
-        if not place.is_dir():
-            raise UserError(f"{str(run)!r} started from {str(place)!r}, which is not there any more. Put it back")
-    return place
 
 
 def export_to(
@@ -85,6 +77,8 @@ def export_to(
     stage: str | None = None,
     parts: Mapping[str, str] | None = None,
     memory: float | None = None,
+    *,
+    averaged: bool = False,
 ) -> None:
     """Export a checkpoint to a new folder, and print what was done.
 
@@ -95,6 +89,7 @@ def export_to(
         stage: name of a stage, to export its end; None means the newest checkpoint.
         parts: part -> place of its published files.
         memory: gigabytes that the proof may take; None for those that are free now.
+        averaged: True writes the moving averages of the weights that have one.
     Raises:
         UserError: the layout cannot hold the run, a tensor that no run holds is missing, or the files differ from the
             weights when they are read again.
@@ -108,7 +103,7 @@ def export_to(
         shutil.rmtree(part, ignore_errors=True)
         complete = False
         try:
-            lines = write_to(part, Path(path), file_format, parts, memory)
+            lines = write_to(part, Path(path), file_format, parts, memory, averaged)
             complete = True
         finally:
             if not complete:
@@ -125,13 +120,15 @@ def absolute(place: str) -> str:
     return str(Path(place).absolute()) if Path(place).exists() else place
 
 
-def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str], memory: float | None) -> list[str]:
+def write_to(
+    folder: Path, path: Path, file_format: str, parts: Mapping[str, str], memory: float | None, averaged: bool
+) -> list[str]:
     """Write the export of a checkpoint to a new folder. Return what was done and proved.
 
     Args:
         folder: the new folder.
         path: folder of the checkpoint.
-        file_format, parts, memory: see `export_to`.
+        file_format, parts, memory, averaged: see `export_to`.
     Raises:
         UserError: see `export_to`.
     """
@@ -142,20 +139,22 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     from lit_mm.checkpoints.before import translate_config
     from lit_mm.commands.conversions.conversion import conversion_of, is_layout_of
     from lit_mm.commands.export_files import check_parts, write_output
-    from lit_mm.commands.export_output import other_layout, published_files, same_layout
+    from lit_mm.commands.export_output import other_layout, published_files, same_layout, with_names
     from lit_mm.commands.export_peft import write_adapter
     from lit_mm.commands.recipe import RecipeCLI, quiet
     from lit_mm.commands.run_weights import RunWeights
     from lit_mm.module import family_of
+    from lit_mm.weights.layouts.layout import layout_named
 
     checkpoint = reading.read(path)
-    recipe = translate_config(yaml.safe_load(checkpoint.config))
+    source, missing = start_of(path.parents[1], parts.get(START))
+    recipe = with_tokenizers(translate_config(yaml.safe_load(checkpoint.config)), source, parts)
+    parts = {part: place for part, place in parts.items() if part not in (START, *TOKENIZERS)}
     quiet()
     with torch.device("meta"):
         cli = RecipeCLI(recipe, "export", f"the config in {str(path)!r}", with_data=False)
     module = cli.model
-    model, weights = recipe["model"], RunWeights(checkpoint, module)
-    source = imported_run(path.parents[1])
+    model, weights = recipe["model"], RunWeights(checkpoint, module, averaged=averaged)
     record = None if source is None else json.loads((source / "published.json").read_text())
     stages = {stage.name: stage for stage in reversed(cli.stages)}
     stage = stages.get(checkpoint.manifest["stage"]) or cli.stages[0]  # an import is no stage of its recipe
@@ -163,19 +162,29 @@ def write_to(folder: Path, path: Path, file_format: str, parts: Mapping[str, str
     same = record is not None and is_layout_of(record["layout"], family, file_format, objectives)
     if parts and (same or file_format == "peft"):
         raise UserError("--with: the published files that this export needs are kept beside the import. Leave it out")
+    absent = f"{str(path)!r} started from {str(missing)!r}, which is not there any more"
     if file_format == "peft":
+        if missing is not None:
+            raise UserError(f"{absent}; {GONE}")
         return write_adapter(weights, model, source, folder, memory)
     if source is not None and record is not None and same:
-        output = same_layout(source, record, model, weights)
+        output, equal, lines = same_layout(source, record, model, weights), frozenset(), []
     else:
-        conversion = conversion_of(family, file_format, objectives)
+        try:
+            conversion = conversion_of(family, file_format, objectives)
+        except UserError as error:
+            if missing is None:
+                raise
+            raise UserError(f"{absent}; {GONE}") from error
         files = conversion.files(module)
         needed = {part for part, _ in files.outside.values()}
-        if unread := sorted(parts.keys() - needed):
+        if unread := sorted(parts.keys() - needed - files.names.keys()):
             raise UserError(
                 f"--with {unread[0]}=...: files of {conversion.layout} need nothing from there. Leave it out"
             )
         published = published_files(needed, source, model, parts)
+        files, equal, lines = with_names(layout_named(conversion.layout), files, weights, parts)
         output = other_layout(conversion.layout, files, model, weights, published)
-    left_out = check_parts(output, source)
-    return [*write_output(output, folder, memory), *left_out]
+        lines += [f"{absent}: written from the run alone"] if missing is not None else []
+    left_out = check_parts(output, source, missing, equal)
+    return [*write_output(output, folder, memory), *left_out, *lines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.checkpoints.contents import kept_tensors
-from lit_mm.commands.export_output import Output, with_rows
-from lit_mm.commands.proof import SIZES, prove, summary
-from lit_mm.commands.published import Published
+from lit_mm.commands.export_numbers import differences
+from lit_mm.commands.export_output import Output
+from lit_mm.commands.proof import SIZES, Comparison, counts, summary
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.weights.convert import shorten
-from lit_mm.weights.files import TensorFiles
+from lit_mm.weights.files import TensorFiles, tensor_files
+from lit_mm.weights.layouts.layout import layout_named
 from lit_mm.weights.provenance import TYPES, elements_of
 from lit_mm.weights.stream import Stored, write
 
@@ -40,7 +42,7 @@ def write_output(output: Output, folder: Path, memory: float | None) -> list[str
     return [
         f"{output.layout}: {len(output.tensors)} tensors, {size / 1e6:,.1f} MB",
         "read again: every tensor is the run's, in the dtype of the published file",
-        *([proof_of(output, folder, memory)] if output.is_hf and is_whole(output) else []),
+        *proof_of(output, folder, memory),
     ]
 
 
@@ -64,41 +66,52 @@ def write_shards(folder: Path, tensors: dict[str, Stored], elements: Any) -> lis
     return [folder / name for name in dict.fromkeys(weight_map.values())]
 
 
-def check_parts(output: Output, source: Path | None) -> list[str]:
+def check_parts(
+    output: Output, source: Path | None, missing: Path | None = None, equal: Collection[str] = ()
+) -> list[str]:
     """Refuse to lose what a run has trained in a part that the files do not hold. Return a line about tensors that the
     layout never holds, if the run has trained some, or was imported from a layout that may hold them.
 
     Args:
         output: export.
         source: run that `import` made; None for a run that was not imported.
+        missing: run that the weights started from and that is not there any more; None if nothing is missing.
+        equal: parts whose published files were compared with the run and have its weights.
     Raises:
         UserError: a tensor of such a part is neither the published nor the imported one.
     """
     groups = [group for group in output.plan.groups if not all(":" in name for name in group.sources)]
     in_files = {name for group in groups for name in group.targets}
-    imported = None if source is None else reading.read(manifest.find(source))
+    imported: list[reading.Checkpoint] = []  # opened when a tensor has to be compared
     left_out: set[str] = set()
     for name, _ in kept_tensors(output.weights.module):
-        if name in in_files:
+        if name in in_files or name.split(".")[1] in equal:
             continue
         if output.is_other and output.absent(name):
             left_out.add(part_of(output.weights.module, name))
             continue
         if output.weights.is_frozen(name) and name not in output.weights.adapter_of:
             continue
-        start = None
-        if imported is not None and name in imported.manifest["weights"]:
-            start = imported.weight(name)
+        if source is not None and not imported:
+            imported.append(reading.read(manifest.find(source)))
+        start = next((of.weight(name) for of in imported if name in of.manifest["weights"]), None)
         value = output.weights.weight(name)
-        if start is None or not torch.equal(value, start.to(value.dtype)):
-            if output.absent(name):
-                left_out.add(part_of(output.weights.module, name))
-                continue
-            path, part = output.weights.checkpoint.path, name.split(".")[1]
+        if start is not None and torch.equal(value, start.to(value.dtype)):
+            continue
+        if output.absent(name):
+            left_out.add(part_of(output.weights.module, name))
+            continue
+        path, part = output.weights.checkpoint.path, name.split(".")[1]
+        if missing is not None:
             raise UserError(
-                f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), and the files "
-                f"of {output.layout} do not hold this part. Export to a layout that holds it"
+                f"the files of {output.layout} do not hold the part {part!r}, and {str(path)!r} may have trained it: "
+                f"the run {str(missing)!r} that it started from is not there any more. Name that run, --with "
+                f"import=RUN, or the published files of the part, --with {part}=PLACE"
             )
+        raise UserError(
+            f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), and the files "
+            f"of {output.layout} do not hold this part. Export to a layout that holds it"
+        )
     return [f"left out, because {output.layout} has no place for it: {shorten(sorted(left_out))}"] if left_out else []
 
 
@@ -130,29 +143,29 @@ def check_files(folder: Path, files: list[Path], output: Output) -> None:
                 raise UserError(f"{str(folder)!r}: {name!r} is not that of {str(path)!r} when read again")
 
 
-def is_whole(output: Output) -> bool:
-    """Return True if the files hold every part that the layout needs; only then can transformers' model be compared."""
-    groups = [group for group in output.plan.groups if not any(":" in name for name in group.sources)]
-    in_files = {name for group in groups for name in group.targets}
-    return all(name in in_files or output.absent(name) for name, _ in kept_tensors(output.weights.module))
+def proof_of(output: Output, folder: Path, memory: float | None) -> list[str]:
+    """Compare the run with the program that reads its files. Return the words of the proof.
 
-
-def proof_of(output: Output, folder: Path, memory: float | None) -> str:
-    """Compare the run with transformers' model of the exported files. Return the words of the proof.
+    The numbers of the run, such as epsilons, are compared with those that the configs of the files describe; where
+    transformers opens the files, its logits are compared with the run's, rounded to the dtypes of the files.
 
     Raises:
-        UserError: see `lit_mm.commands.proof.prove`.
+        UserError: a number differs that is no epsilon, or see `lit_mm.commands.proof.Comparison.figures`.
     """
-    published = Published.open(str(folder), {}, output.layout)
+    described, module = output.described(folder), output.weights.module
     if output.is_other:
-        check_inputs(output, published.module)
-    tables = {group.targets[0]: output.rows.get(group.sources[0]) for group in output.plan.groups if group.renames}
+        check_inputs(output, described)
+    lines = differences(module.network, described.network, output.layout)
+    layout = layout_named(output.layout)
+    if not layout.in_transformers:
+        return list(lines)
 
     def weight(name: str) -> Tensor:
-        value = output.weights.weight(name).to(TYPES[output.plan.targets[name].dtype])
-        return with_rows(value, tables.get(name))
+        value = output.weights.weight(name)
+        return value.to(TYPES[output.plan.targets[name].dtype]) if name in output.plan.targets else value
 
-    return summary(prove(published, weight, memory, whole=False))
+    comparison = Comparison(layout, folder, TensorFiles(tensor_files(folder)), module, weight, differences=lines)
+    return [summary(counts(layout, output.plan) | comparison.figures(memory, whole=False))]
 
 
 def check_inputs(output: Output, module: MultimodalModule) -> None:

@@ -10,22 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
+from lit_mm.checkpoints.before import translate_config
 from lit_mm.checkpoints.contents import kept_tensors
+from lit_mm.checkpoints.origins import is_published
 from lit_mm.commands.conversions.conversion import Files
+from lit_mm.commands.export_start import with_tokenizers
 from lit_mm.commands.import_ import copy_configs
-from lit_mm.commands.published import rename_of
-from lit_mm.commands.run_weights import RunWeights
+from lit_mm.commands.published import build, recipe_of, rename_of
+from lit_mm.commands.recipe import RecipeCLI
+from lit_mm.commands.run_weights import Origin, RunWeights
 from lit_mm.errors import UserError
+from lit_mm.module import MultimodalModule
 from lit_mm.prompts.save import save_tokenizer
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.weights.convert import shorten
-from lit_mm.weights.files import TensorFiles, tensor_files
-from lit_mm.weights.layouts.layout import all_layouts
+from lit_mm.weights.files import TensorFiles, read_json, tensor_files
+from lit_mm.weights.layouts.layout import Described, Layout, layout_named
 from lit_mm.weights.provenance import TYPES, Plan, plan
 from lit_mm.weights.source import MAPS, is_published_name, local_place, places_of
 from lit_mm.weights.stream import Stored
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Output:
         is_other: True if the run was not imported from this layout.
         copies: name of a tensor of the files -> name of the tensor that it repeats.
         absent: function that returns True for a tensor of the model that the layout never holds.
+        described: function from the folder of the files to the model, without weights, that their configs describe.
     """
 
     layout: str
@@ -50,6 +59,7 @@ class Output:
     weights: RunWeights
     outside: Callable[[str], Tensor]
     copy: Callable[[Path], None]
+    described: Callable[[Path], MultimodalModule]
     rows: Mapping[str, int] = field(default_factory=dict)
     is_hf: bool = False
     is_other: bool = False
@@ -92,7 +102,7 @@ def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], wei
         model: section `model` of the recipe.
         weights: weights of the run.
     """
-    layout = next(layout for layout in all_layouts() if layout.name == record["layout"])
+    layout = layout_named(record["layout"])
     copies = record.get("copies", {})
     tensors = {name: entry for name, entry in record["tensors"].items() if name not in copies}
     stored = {name: Stored(dtype, tuple(shape)) for name, (dtype, shape) in tensors.items()}
@@ -103,6 +113,7 @@ def same_layout(source: Path, record: dict[str, Any], model: dict[str, Any], wei
         weights,
         TensorFiles([source / "published.safetensors"]).__getitem__,
         lambda folder: copy_configs(source / "published", folder),
+        lambda folder: imported_model(source),
         is_hf=layout.in_transformers,
         copies=copies,
         absent=lambda name: layout.start(name) is not None,
@@ -123,7 +134,7 @@ def other_layout(
     Raises:
         UserError: the files do not hold the model exactly, or a tensor that no run holds is missing.
     """
-    layout = next(layout for layout in all_layouts() if layout.name == name)
+    layout = layout_named(name)
     opened = plan(files.tensors, rename_of(layout, model, weights.module, [], {}))
     tensors = dict(kept_tensors(weights.module))
     parts = {target.split(".")[1] for target in opened.targets}
@@ -149,11 +160,92 @@ def other_layout(
         weights,
         lambda target: places[target][0][places[target][1]].to(TYPES[files.tensors[target].dtype]),
         lambda folder: write_texts(folder, files, files.tokenizer or model["init_args"]["tokenizer"]),
+        lambda folder: described_model(layout, folder, files),
         files.rows,
         layout.in_transformers,
         is_other=True,
         absent=lambda target: layout.start(target) is not None,
     )
+
+
+def imported_model(source: Path) -> MultimodalModule:
+    """Build the model of a run that `import` made, without weights."""
+    recipe = with_tokenizers(translate_config(yaml.safe_load((source / "config.yaml").read_text())), source, {})
+    with torch.device("meta"):
+        return RecipeCLI(recipe, "export", f"the config of {str(source)!r}", with_data=False).model
+
+
+def described_model(layout: Layout, folder: Path, files: Files) -> MultimodalModule:
+    """Build the model that an import of exported files would have, without weights.
+
+    Args:
+        layout: layout of the files.
+        folder: folder of the files.
+        files: description of the files.
+    """
+    parts = {part: Described(folder, config, {}) for part, config in files.parts.items()}
+    main = Described(folder, read_json(folder, "config.json"), files.tensors, parts)
+    return build(recipe_of(layout.model(main), layout.stage, layout.objectives))[0]
+
+
+def with_names(
+    layout: Layout, files: Files, weights: RunWeights, parts: Mapping[str, str]
+) -> tuple[Files, frozenset[str], list[str]]:
+    """Write the published names of parts into config.json, such as `mm_vision_tower`.
+
+    Args:
+        layout: layout of the files.
+        files: description of the files.
+        weights: weights of the run.
+        parts: part -> place of `--with`, which is compared with the run where the files do not hold the part.
+    Returns:
+        The description, the parts whose places have the run's weights, and lines about parts that were not compared.
+    Raises:
+        UserError: no published part has the sizes of the run's, or the place has other weights than the run.
+    """
+    config, equal, lines = dict(files.config), set(), []
+    for part, name in files.names.items():
+        kind, key = layout.separate[part]
+        place = parts.get(part, name)
+        if not place:
+            raise UserError(
+                f"{key!r} of config.json in {layout.name} names the published {part} encoder, and no published one "
+                f"that is known here has the sizes of the run's. Name it: --with {part}=PLACE, a published name or a "
+                "folder"
+            )
+        config[key] = place
+        module = weights.module.get_submodule(layout.place(part))
+        if part in parts and part in files.parts:
+            check_equal(layout.place(part), f"{kind}:{place}", weights)
+            equal.add(part)
+        elif part in files.parts and not (is_published(module) and module.weights):
+            lines.append(
+                f"{key} is {place}, the published name of an encoder of these sizes; its weights were not compared "
+                f"with the run's, --with {part}={place} does it"
+            )
+    return replace(files, config=config), frozenset(equal), lines
+
+
+def check_equal(path: str, reference: str, weights: RunWeights) -> None:
+    """Refuse published weights of a part that are not the run's, in fp32, fp16 or bf16.
+
+    Args:
+        path: path of the part in the model.
+        reference: reference of the weights, see `lit_mm.weights.source.load_part`.
+        weights: weights of the run.
+    Raises:
+        UserError: a tensor differs.
+    """
+    module = weights.module.get_submodule(path)
+    origin = Origin(reference, module)
+    for name, _ in kept_tensors(module):
+        value, published = weights.weight(f"{path}.{name}").float(), origin.weight(name)
+        if not any(torch.equal(value, published.to(dtype).float()) for dtype in FLOATS):
+            raise UserError(
+                f"{reference.partition(':')[2]!r} has other weights than {str(weights.checkpoint.path)!r}: "
+                f"'{path}.{name}' differs. Name the files that the run was trained with, or export to a layout that "
+                "holds this part"
+            )
 
 
 def find_outside(
@@ -238,9 +330,9 @@ def write_texts(folder: Path, files: Files, tokenizer: str) -> None:
         save_tokenizer(reference, folder / name)
     for name, text in files.texts.items():
         (folder / name).write_text(text)
-    own_template = load_tokenizer(tokenizer).chat_template
-    if files.chat is None and own_template is not None:
-        (folder / "chat_template.jinja").write_text(own_template)
+    template = load_tokenizer(tokenizer).chat_template
+    if files.chat is None and template is not None:
+        (folder / "chat_template.jinja").write_text(template)
     if files.chat is not None:
         (folder / "chat_template.jinja").write_text(
             files.chat("" if writes_bos else load_tokenizer(tokenizer).bos or "")

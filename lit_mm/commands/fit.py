@@ -55,7 +55,7 @@ from lit_mm.run.lost_rank import lost_rank_named
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.adapter import fates
-from lit_mm.stages.stage import adapters_of, best_figure, branches, lasting_ends
+from lit_mm.stages.stage import Stage, adapters_of, best_figure, branches, lasting_ends
 
 
 def fit(arguments: Sequence[str]) -> None:
@@ -102,30 +102,12 @@ def train(
     logger = tracking_logger(folder.path, experiment, config) if tracked else None
     if logger is not None:
         logger.open()
-    watchdog = Watchdog(cli.config.step_timeout)
+    watchdog, best = Watchdog(cli.config.step_timeout), best_figure(stages)
     observers: list[L.Callback] = [
         watchdog,
-        FiniteLoss(),
-        # Lightning refuses a progress bar of ours where it is asked for none
-        *([] if cli.config.trainer.enable_progress_bar is False else [StageProgress(stages)]),
-        Throughput(),
-        FreezeAudit(),
-        MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
-        DataLedger(folder.path),
-        MemoryTrim(),
+        *measuring(cli, stages, folder, tracked=logger is not None),
+        EarlyEnd(folder.path),
     ]
-    if cli.datamodule.heldout(1):
-        observers.append(
-            Examination(cli.config.examine_every, cli.config.examine_documents, folder.path / "accuracy.csv")
-        )
-    best = best_figure(stages)
-    if measures := measures_of(stages, lambda count: cli.datamodule.heldout(count or cli.config.examine_documents)):
-        observers.append(StageFigures(cli.config.examine_every, measures, folder.path / "figures.csv", best))
-    if cli.config.learning_every:
-        observers.append(Learning(cli.config.learning_every, folder.path / "learning.csv"))
-    if logger is not None:
-        observers.append(Tracking())
-    observers.append(EarlyEnd(folder.path))
     checkpointing = Checkpointing(
         folder.checkpoints,
         cli.config.checkpoint_every,
@@ -134,7 +116,7 @@ def train(
         lasting_ends(stages),
     )
     interruption = Interruption(checkpointing, cli.time_limit)
-    observers += [checkpointing, interruption]  # the last callback, see its docstring
+    observers += [checkpointing, interruption]  # in this order and last, see their docstrings
     with interruption, resumable(arguments, folder), lost_rank_named(module):
         data = run_stages(
             module,
@@ -150,8 +132,39 @@ def train(
         if documents:
             with watchdog.watching(module, "examining the trained model"):
                 conclude(module, documents, folder, logger, branches(stages))
-    if module.trainer.is_global_zero:
+    if module.trainer.is_global_zero and not cli.rehearsal:  # a rehearsal keeps no folder
         print(next_steps(folder, documents, logger, lasting_ends(stages) - {stages[-1].name}))
+
+
+def measuring(cli: RecipeCLI, stages: Sequence[Stage], folder: RunFolder, *, tracked: bool) -> list[L.Callback]:
+    """Build the callbacks that measure a run and write its tables, in their order.
+
+    Args:
+        cli: the recipe.
+        stages: stages to run.
+        folder: run folder.
+        tracked: True adds the callback of W&B.
+    """
+    every, documents = cli.config.examine_every, cli.config.examine_documents
+    observers: list[L.Callback] = [
+        FiniteLoss(),
+        # Lightning refuses this progress bar if `enable_progress_bar` is False
+        *([] if cli.config.trainer.enable_progress_bar is False else [StageProgress(stages)]),
+        Throughput(),
+        FreezeAudit(),
+        MetricsCSV(folder.path / "metrics.csv", LAUNCHED),
+        DataLedger(folder.path),
+        MemoryTrim(),
+    ]
+    if cli.datamodule.heldout(1):
+        observers.append(Examination(every, documents, folder.path / "accuracy.csv"))
+    if measures := measures_of(stages, lambda count: cli.datamodule.heldout(count or documents)):
+        observers.append(StageFigures(every, measures, folder.path / "figures.csv", best_figure(stages)))
+    if cli.config.learning_every:
+        observers.append(Learning(cli.config.learning_every, folder.path / "learning.csv"))
+    if tracked:
+        observers.append(Tracking())
+    return observers
 
 
 @contextmanager

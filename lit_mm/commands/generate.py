@@ -6,24 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lit_mm.commands.options import Arguments, utf8_text
+from lit_mm.commands.options import Arguments, add_checkpoint, utf8_text
 from lit_mm.errors import UserError
-
-ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")
 
 
 def generate(arguments: Sequence[str]) -> None:
     """Answer a question about one image or several, greedily, with cached decoding."""
     parser = Arguments(prog="python -m lit_mm generate", description=generate.__doc__)
-    parser.add_argument(
-        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; several in order")
     parser.add_argument("--question", type=utf8_text, required=True, help="what to ask")
-    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
-    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument("--max_new_tokens", type=int, default=64, help="where a long answer is cut (default: 64)")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
     parser.add_argument(
         "--draw",
         metavar="FILE",

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from lit_mm.commands.config_text import Entry, nearest, spoken
+from lit_mm.commands.config_text import Entry, spoken
 from lit_mm.commands.options import unrecognized
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 
 KEY = re.compile(r"Parser key \"(?P<key>[^\"]+)\":(?P<inline>.*)")
 CLASS = re.compile(r"Problem with given class_path '[^']+':")

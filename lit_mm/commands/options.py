@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 
 from lit_mm.errors import UserError
 
+ACCELERATORS = ("cpu", "gpu", "cuda", "mps", "auto")  # choices of --accelerator
+
 
 class Arguments(argparse.ArgumentParser):
     """An argument parser that raises `UserError`s. It takes no abbreviations, because a new option would break them."""
@@ -36,6 +38,16 @@ class Arguments(argparse.ArgumentParser):
 
 SAME_WORD, BEGUN_WORD, SAME_LETTERS = 0.75, 0.9, 0.8  # ratios of equal letters, 0 to 1
 HALF = 0.5  # share of the typed words
+
+
+def add_checkpoint(parser: Arguments) -> None:
+    """Add the arguments of a command that answers with a checkpoint: place, stage, config and device."""
+    parser.add_argument(
+        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
+    )
+    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
+    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
 
 
 def utf8_text(text: str) -> str:

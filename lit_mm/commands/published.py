@@ -135,12 +135,13 @@ class Published:
             part: Described(tokenizer_folder(where), {}, {}) for part, where in parts.items() if part in TOKENIZERS
         }
         path = local_place(place)
-        main, main_files = described(path, {part: one for part, (one, _) in opened.items()} | others, template)
+        separate = {part: checkpoint for part, (checkpoint, _) in opened.items()} | others
+        main, main_files = described(path, separate, template)
         adapter = adapter_of(main)
         names = {plain_name(name): stored for name, stored in main_files.stored.items()}
         main = replace(main, stored=names)
         layout = layout_of(main, layout_name)
-        check_separate(layout, main, opened)
+        check_separate(layout, opened)
         recipe = recipe_of(model_of(layout, main), layout.stage, layout.objectives)
         prompt = recipe["model"]["init_args"]["inputs"].get("prompt")
         if template is not None and (prompt is None or prompt["class_path"] != CHAT):
@@ -302,7 +303,7 @@ def build(recipe: Config) -> tuple[MultimodalModule, str]:
     return cli.model, cli.resolved()
 
 
-def check_separate(layout: Layout, main: Described, parts: Collection[str]) -> None:
+def check_separate(layout: Layout, parts: Collection[str]) -> None:
     """Refuse `--with` for a part that no layout takes from elsewhere.
 
     Raises:

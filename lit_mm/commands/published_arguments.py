@@ -48,20 +48,20 @@ def _left_out(entry: Entry, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
     arguments = entry.keys.get("init_args", Entry({}, entry.place)).keys
     weights, class_path = arguments.get("weights"), entry.keys.get("class_path")
     if weights is not None and isinstance(weights.value, str) and class_path is not None:
-        written = [name for name, argument in arguments.items() if argument.value is not None]
-        for name, value in _published(str(class_path.value), weights.value, written).items():
+        recipe_arguments = [name for name, argument in arguments.items() if argument.value is not None]
+        for name, value in _published(str(class_path.value), weights.value, recipe_arguments).items():
             yield (*path, "init_args", name), value
     for name, inner in entry.keys.items():
         yield from _left_out(inner, (*path, name))
 
 
-def _published(class_path: str, weights: str, written: Collection[str]) -> dict[str, Entry]:
+def _published(class_path: str, weights: str, recipe_arguments: Collection[str]) -> dict[str, Entry]:
     """Return the arguments in the config.json of weights that differ from the defaults of a class.
 
     Args:
         class_path: import path of the class; {} if it is none, or the class reads no config.json.
         weights: reference of the weights.
-        written: arguments of the recipe, which stay.
+        recipe_arguments: arguments of the recipe, which stay.
     """
     try:
         loaded = resolve(class_path) if IMPORT_PATH.fullmatch(class_path) else None
@@ -71,12 +71,12 @@ def _published(class_path: str, weights: str, written: Collection[str]) -> dict[
     if here is None:
         return {}
     file, config = here
-    published = loaded.published_arguments(config, written)
+    published = loaded.published_arguments(config, recipe_arguments)
     defaults = {name: argument.default for name, argument in signature_of(loaded).arguments.items()}
     return {
         name: _entry(value, str(file))
         for name, value in published.items()
-        if name not in written and value != defaults[name]
+        if name not in recipe_arguments and value != defaults[name]
     }
 
 

@@ -243,11 +243,11 @@ class RecipeCLI(LightningCLI):
                 trainer_defaults={"enable_model_summary": False},
             )
         except UserError as error:
-            raise self.placed(error) from error
+            raise self.with_line(error) from error
         except (ArgumentError, ValueError) as error:
             raise self.as_user_error(error) from error
 
-    def placed(self, error: UserError) -> UserError:
+    def with_line(self, error: UserError) -> UserError:
         """Return an error about a key of a stage or of the Trainer with the file and line of the key."""
         match = ADDRESS.fullmatch(str(error))
         if match is None:
@@ -264,7 +264,7 @@ class RecipeCLI(LightningCLI):
         try:
             yield
         except UserError as error:
-            raise self.placed(error) from error
+            raise self.with_line(error) from error
 
     def as_user_error(self, error: Exception, base: str = "") -> Exception:
         """Return the `UserError` of a parser's error; the unchanged error if a constructor failed in another way.
@@ -275,7 +275,7 @@ class RecipeCLI(LightningCLI):
         cause = cause_of(error)
         if cause is not None:
             # a new error, because raising `cause` would make a circle
-            return self.placed(UserError(f"{base}: {cause}" if base else str(cause)))
+            return self.with_line(UserError(f"{base}: {cause}" if base else str(cause)))
         if not isinstance(error, ArgumentError):
             refusal = refused_by_constructor(str(error), self.entries)
             return error if refusal is None else UserError(refusal)
@@ -290,7 +290,11 @@ class RecipeCLI(LightningCLI):
             parser.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **bare)
 
     def instantiate_classes(self) -> None:
-        """Make model and data. A Trainer is made per stage."""
+        """Make model and data. A Trainer is made per stage.
+
+        Raises:
+            UserError: a part refuses its arguments. The message has the stage and the part.
+        """
         self.time_limit = time_limit(self.config.trainer.max_time)
         for stage in self.config.stages or []:
             for part, train in stage.train.items():
@@ -323,7 +327,7 @@ class RecipeCLI(LightningCLI):
         """
         steps = int(self.config.trainer.fast_dev_run)
         if steps < 0:
-            raise self.placed(UserError(f"trainer.fast_dev_run: expected true, or a number of steps, got {steps}"))
+            raise self.with_line(UserError(f"trainer.fast_dev_run: expected true, or a number of steps, got {steps}"))
         return steps
 
     @property
@@ -355,13 +359,13 @@ class RecipeCLI(LightningCLI):
         return [rehearsed(stage, self.rehearsal) for stage in selected] if self.rehearsal else selected
 
     def resolved(self) -> str:
-        """The config with all defaults and without the keys of the launch."""
+        """Return the config with all defaults and without the keys of the launch."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
         return yaml.safe_dump({key: value for key, value in config.items() if key not in RUN_KEYS}, sort_keys=False)
 
     def check_stages(self) -> None:
-        """Refuse before the first step what would stop a later stage: wrong parts, wrong arguments or missing files of
-        its data, and samples that the index of lengths lists as untrainable.
+        """Refuse, before the first step, mistakes that would stop a later stage: wrong parts, wrong arguments or
+        missing files of its data, and samples that the index of lengths lists as untrainable.
 
         Raises:
             UserError: a stage trains an unknown part, changes an unknown argument, or has no data; `by_source` names an
@@ -376,7 +380,7 @@ class RecipeCLI(LightningCLI):
             try:
                 self.model.processors_of(stage)
             except UserError as error:  # the error does not know its stage
-                raise self.placed(UserError(f"stages.{stage.name}.inputs: {error}")) from error
+                raise self.with_line(UserError(f"stages.{stage.name}.inputs: {error}")) from error
         check_launch(self.trainer_of([], []))
         by_stage: list[StreamDataModule] = []
         for stage in self.stages:
@@ -384,26 +388,37 @@ class RecipeCLI(LightningCLI):
                 data = self.data_of(stage)
                 if not len(data.source()):
                     raise UserError(f"stages.{stage.name}.data: the data set is empty. Check this key and `data`")
-                if isinstance(data, StreamDataModule):
-                    check_stage_sources(stage, data)
-                    by_stage.append(data)
-                    for processor in self.model.processors_of(stage).values():
-                        data.refuse_indexed_faults(processor, stage.name)
+                check_stage_sources(stage, data)
+                by_stage.append(data)
+                for processor in self.model.processors_of(stage).values():
+                    data.refuse_indexed_faults(processor, stage.name)
         if len(by_stage) == len(self.config_init.stages or []) and by_stage:
             held_out = partial(self.datamodule.heldout, self.config.examine_documents)
             check_model_sources(self.model.processor, by_stage, held_out)
 
-    def data_of(self, stage: Stage | None) -> L.LightningDataModule:
-        """Make the recipe's data module with the changes of a stage."""
+    def data_of(self, stage: Stage | None) -> StreamDataModule:
+        """Make the recipe's data module with the changes of a stage.
+
+        Raises:
+            UserError: an argument is refused, or the class does not plan the order of its samples.
+        """
         changes = stage.data if stage is not None else {}
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(L.LightningDataModule, "data")
         base = self.config.data.as_dict()
         config = {**base, "init_args": {**(base.get("init_args") or {}), **changes}}
         try:
-            return parser.instantiate_classes(parser.parse_object({"data": config}, defaults=False)).data
+            module = parser.instantiate_classes(parser.parse_object({"data": config}, defaults=False)).data
         except (ArgumentError, ValueError) as error:
-            raise self.as_user_error(error, f"stages.{stage.name}.data" if changes else "") from error
+            raise self.as_user_error(
+                error, f"stages.{stage.name}.data" if stage is not None and changes else ""
+            ) from error
+        if not isinstance(module, StreamDataModule):
+            raise UserError(
+                f"data.class_path: {base['class_path']} does not plan the order of its samples, by which runs resume. "
+                "Extend lit_mm.stream.datamodule.StreamDataModule, whose `source` returns documents by number"
+            )
+        return module
 
     def trainer_of(self, callbacks: list[L.Callback], loggers: list[Any], **changes: Any) -> L.Trainer:
         """Make a Trainer with a new strategy.

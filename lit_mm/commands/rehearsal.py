@@ -12,13 +12,15 @@ from pathlib import Path
 import yaml
 
 from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_files, flow, overrides, read_config
-from lit_mm.commands.export import export_to, imported_run
+from lit_mm.commands.export import export_to
+from lit_mm.commands.export_start import imported_run
 from lit_mm.commands.fit import fit
 from lit_mm.commands.signatures import merged
 from lit_mm.commands.trained import open_trained
 from lit_mm.errors import UserError
 
 DOCUMENTS = 2  # number of held-out documents
+HF = "hf"  # format of the export of a run that was not imported
 
 
 def fit_or_rehearse(arguments: Sequence[str]) -> None:
@@ -42,14 +44,10 @@ def fit_or_rehearse(arguments: Sequence[str]) -> None:
 
 
 def rehearse_export(run: Path) -> str:
-    """Export a run that started from an imported checkpoint, and return the words for it; "" for any other run."""
-    try:
-        source = imported_run(run)
-    except UserError:
-        return ""
-    if source is None:
-        return ""
-    layout = json.loads((source / "published.json").read_text())["layout"]
+    """Export a run and return the words for it. A run that started from an imported checkpoint is written in the layout
+    of the checkpoint, any other one for transformers."""
+    source, _ = imported_run(run)
+    layout = f"/{HF}" if source is None else json.loads((source / "published.json").read_text())["layout"]
     try:
         export_to(str(run), run / "exported", layout.rpartition("/")[2])
     except UserError as error:

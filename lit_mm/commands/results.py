@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_mm.errors import UserError
-from lit_mm.sweeps.specification import nearest
+from lit_mm.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from lit_mm.commands.recipe import RecipeCLI

@@ -1,4 +1,4 @@
-"""Run folders on disk: which there are, how far each has come, and what it has cost. No torch is imported."""
+"""Finds run folders and reads the state, the figures and the cost of each run. No torch is imported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TAIL = 1 << 16  # bytes at the end of a table, which hold its last row
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder says of its run.
+    """The state, the figures and the cost of a run, read from its folder.
 
     Attributes:
         path: the folder.
@@ -68,7 +68,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 def config_of_run(folder: Path) -> Mapping[str, Any] | None:
-    """Return the config of a run folder; None if the folder is none of ours."""
+    """Return the config of a run folder; None for any other folder."""
     if not (folder / "checkpoints").is_dir():
         return None
     try:

@@ -32,10 +32,18 @@ class RunWeights:
     Args:
         checkpoint: checkpoint of the run.
         module: model of the run's recipe, on the meta device, without the adapters of stages.
+        averaged: True reads the moving averages of the weights that have one.
+    Raises:
+        UserError: `averaged` is set and the checkpoint has no averages.
     """
 
-    def __init__(self, checkpoint: Checkpoint, module: MultimodalModule) -> None:
-        self.checkpoint, self.module = checkpoint, module
+    def __init__(self, checkpoint: Checkpoint, module: MultimodalModule, *, averaged: bool = False) -> None:
+        if averaged and not any(checkpoint.average(name) is not None for name in checkpoint.manifest["weights"]):
+            raise UserError(
+                f"{str(checkpoint.path)!r} has no averages of weights, because its stage averages no part. Leave "
+                "`averaged` out, or take the end of a stage with `average` in its `train`"
+            )
+        self.checkpoint, self.module, self.averaged = checkpoint, module, averaged
         self.adapters = adapters_in(checkpoint.manifest)
         self._stored: Mapping[str, object] = checkpoint.manifest["weights"]
         frozen = checkpoint.manifest["frozen"]
@@ -52,7 +60,7 @@ class RunWeights:
         return adapters
 
     def is_frozen(self, name: str) -> bool:
-        """True for a tensor that is published and that the run has never trained."""
+        """Return True for a tensor that is published and that the run has never trained."""
         return self._key(name) in self._part_of
 
     def __contains__(self, name: str) -> bool:
@@ -67,7 +75,7 @@ class RunWeights:
             UserError: the origin of a frozen part has changed.
         """
         key = self._key(name)
-        value = self.checkpoint.weight(key) if key in self._stored else self._frozen(key, name)
+        value = self._read(key) if key in self._stored else self._frozen(key, name)
         adapter = self.adapter_of.get(name)
         return value if adapter is None or not merge else merged(value, self.branches(name), adapter)
 
@@ -75,7 +83,12 @@ class RunWeights:
         """Read the tensors of the adapter on a weight, by their names in peft, such as `lora_A.default.weight`."""
         owner = f"{name.removesuffix('.weight')}."
         names = (other for other in self._stored if other.startswith(f"{owner}lora_"))
-        return {other.removeprefix(owner): self.checkpoint.weight(other) for other in names}
+        return {other.removeprefix(owner): self._read(other) for other in names}
+
+    def _read(self, key: str) -> Tensor:
+        """Read a tensor that the checkpoint stores, or its average."""
+        average = self.checkpoint.average(key) if self.averaged else None
+        return self.checkpoint.weight(key) if average is None else average
 
     def _key(self, name: str) -> str:
         """Return the name of a tensor in the checkpoint."""

@@ -6,8 +6,7 @@ import socket
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from lit_mm.commands.generate import ACCELERATORS
-from lit_mm.commands.options import Arguments
+from lit_mm.commands.options import Arguments, add_checkpoint
 from lit_mm.errors import UserError
 
 LOOPBACK = "127.0.0.1"
@@ -22,9 +21,7 @@ def serve(arguments: Sequence[str]) -> None:
     again is not encoded again. The environment variable LIT_SERVER_API_KEY sets a key that requests need in X-API-Key.
     """
     parser = Arguments(prog="python -m lit_mm serve", description=serve.__doc__)
-    parser.add_argument(
-        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--host", choices=HOSTS, default=LOOPBACK, help="address to listen at (default: 127.0.0.1, this machine alone)"
     )
@@ -34,12 +31,9 @@ def serve(arguments: Sequence[str]) -> None:
         action="store_true",
         help="download images that a request names by address; whoever asks then makes this machine send requests",
     )
-    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
-    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
     parser.add_argument(
         "--max_new_tokens", type=int, default=512, help="longest answer, whatever a request allows (default: 512)"
     )
-    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")

@@ -134,7 +134,8 @@ def question_of(request: ChatCompletionRequest, max_new_tokens: int, *, web: boo
     if refused:
         raise UserError(f"the request sets {', '.join(refused)}, which this server does not support; leave it out")
     document = document_of([message.model_dump() for message in request.messages], partial(picture_of_uri, web=web))
-    longest = request.max_completion_tokens or request.max_tokens or max_new_tokens
+    limits = (request.max_completion_tokens, request.max_tokens, max_new_tokens)
+    longest = next(limit for limit in limits if limit is not None)
     temperature = request.temperature if "temperature" in request.model_fields_set else None
     draws = {}
     if temperature:

@@ -21,8 +21,8 @@ from enum import Enum
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Protocol, Union, get_args, get_origin
 
-from lit_mm.commands.config_text import ALLOW, COMMAND_LINE, Entry, allowed, flow, nearest, spoken
-from lit_mm.errors import UserError
+from lit_mm.commands.config_text import ALLOW, COMMAND_LINE, Entry, allowed, flow, spoken
+from lit_mm.errors import UserError, nearest
 
 SUBCLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -174,7 +174,7 @@ def _members(parent: Any) -> list[str]:
 
 def _subclass_of_name(name: str, kinds: Sequence[type]) -> Any:
     """Return the only imported subclass of a name, which the parser accepts without its module; None without one."""
-    matches = {found for kind in kinds for found in _subclasses(kind) if found.__name__ == name}
+    matches = {subclass for kind in kinds for subclass in _subclasses(kind) if subclass.__name__ == name}
     return matches.pop() if len(matches) == 1 else None
 
 
@@ -293,7 +293,16 @@ def _is_name(text: str, kinds: Sequence[Any]) -> bool:
 
 
 def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], default: Any = None) -> None:
-    """Compare the `class_path` and `init_args` of a config with the signature of the class."""
+    """Compare the `class_path` and `init_args` of a config with the signature of the class.
+
+    Args:
+        entry: entry with the two keys.
+        kinds: types that the entry may have.
+        path: keys of the entry from the top of the config, for messages.
+        default: default of the argument; a class there stands for a missing `class_path`.
+    Raises:
+        UserError: see `check_entry`.
+    """
     inner = dict(entry.keys)
     arguments = inner.get("init_args", Entry({}, entry.place))
     # The command line may leave `init_args` out: --model.rank 8
@@ -324,7 +333,11 @@ def check_class(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...], defau
 
 
 def class_of(entry: Entry, kinds: Sequence[Any], path: tuple[str, ...]) -> Any:
-    """Return the class of a `class_path`; None if only the parser can find it."""
+    """Return the class of a `class_path`; None if only the parser can find it.
+
+    Raises:
+        UserError: the class does not exist, may not be imported, or is of none of these types.
+    """
     text = entry.value
     classes = [_returned(kind) for kind in kinds]
     bases = [kind for kind in classes if inspect.isclass(kind) and kind is not Any]
@@ -359,8 +372,13 @@ def check_keys(entry: Entry, signature: Signature, owner: str, path: tuple[str, 
     """Compare the keys of a mapping with arguments, and each value with its argument's type.
 
     Args:
+        entry: the mapping.
+        signature: arguments of the class.
         owner: name of the class in messages.
+        path: keys of the mapping from the top of the config, for messages.
         complete: True if required arguments may not be missing.
+    Raises:
+        UserError: see `check_entry`.
     """
     for key, inner in entry.keys.items():
         argument = signature.arguments.get(key)

@@ -1,13 +1,12 @@
-"""The names in `inputs.by_source` are compared with the sources of the data."""
+"""Compares the names in `inputs.by_source` with the sources of the data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from lit_mm.commands.config_text import nearest
 from lit_mm.documents.document import Document
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 from lit_mm.evaluation.benchmarks.benchmark import benchmark_names
 from lit_mm.samples.processor import Processor
 from lit_mm.stages.stage import Stage

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
 
-from lit_mm.commands.config_text import COMMAND_LINE, Entry, agent_form, flow, nearest, read_config, spoken
+from lit_mm.commands.config_text import COMMAND_LINE, Entry, agent_form, flow, read_config, spoken
 from lit_mm.commands.signatures import SUBCLASS_KEYS, is_part, merged, name_of, signature_of
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 from lit_mm.stages.stage import ALL_STAGES, REPLACE, Stage
 
 

@@ -87,13 +87,13 @@ def sweep(arguments: Sequence[str]) -> None:
         repr(each.point): each
         for each in map(partial(checked, specification), example_points(specification.parameters))
     }
-    folder = Path(choices.folder or Path("runs") / "sweeps" / specification.name)
+    folder = folder_of(choices.folder, specification)
     is_new = True
     if is_offline and not choices.check:
         is_new = begin_folder(folder, specification, choices.seed, recipe.resolved())
     if is_new:
         points = [plans.get(repr(point)) or checked(specification, point) for point in (first, *rest)]
-        print(table_of(specification, points, choices.points))
+        print(table_of(specification, points))
     if choices.check:
         return
     if is_offline:
@@ -109,6 +109,21 @@ def sweep(arguments: Sequence[str]) -> None:
     from lit_mm.commands.sweep_online import run_online
 
     run_online(specification, create_only=choices.create, most=choices.trials)
+
+
+def folder_of(folder: str | None, specification: Specification) -> Path:
+    """Return the folder of an offline sweep.
+
+    Args:
+        folder: folder of the command line; None for the one of the sweep's name.
+        specification: the sweep.
+    Raises:
+        UserError: the name is not that of a folder.
+    """
+    name = specification.name
+    if folder is None and (Path(name).name != name or len(name.encode()) > 200 or not name.isprintable()):
+        raise UserError(f"name: {name!r} names no folder. Choose another name, or give --folder")
+    return Path(folder or Path("runs") / "sweeps" / name)
 
 
 def parser_of_sweep() -> Arguments:
@@ -215,13 +230,12 @@ def checked(specification: Specification, point: Point) -> Checked:
         raise UserError(f"the trial with {written_point(point)} is refused: {error}") from error
 
 
-def table_of(specification: Specification, points: Sequence[Checked], most: int) -> str:
+def table_of(specification: Specification, points: Sequence[Checked]) -> str:
     """Format the points with their costs, and the number of all trials.
 
     Args:
         specification: the sweep.
         points: checked points.
-        most: most points of the table.
     """
     from lit_mm.commands.cost_tables import GIB, aligned, amount
 

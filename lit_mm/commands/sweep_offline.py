@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from lit_mm.commands.results import figure_of, interval_of, read_summary
 from lit_mm.errors import UserError
-from lit_mm.report.files import write_whole
 from lit_mm.report.sweep_chart import draw_sweep
+from lit_mm.run.files import write_whole
 from lit_mm.run.interruption import CTRL_C, HEARD, REQUEUE, say
 from lit_mm.run.lock import FolderInUse, FolderLock, living_holder
 from lit_mm.sweeps.agent import command_of
@@ -249,23 +249,7 @@ def write_report(search: Search, folder: Path) -> str:
     """
     trials, metric = search.trials(), search.specification.metric
     best_first = ranked(trials, metric.goal)
-    open_trials = [trial.number for trial in trials if trial.state == "running"]
-    notes = []
-    if left := search.limit - len(best_first) - sum(trial.state == "failed" for trial in trials):
-        notes.append(f"{left} of {search.limit} trials have not ended; the same command goes on")
-    if open_trials:
-        notes.append(f"begun and not ended: {', '.join(map(str, open_trials))}")
-    failed = [trial for trial in trials if trial.state == "failed"]
-    for trial in failed:
-        times = f" {trial.failures} times" if trial.failures > 1 else ""
-        notes.append(
-            f"trial {trial.number} failed{times} ({trial.error or 'unknown reason'}); its output is in "
-            f"{trial_folder(folder, trial.number) / OUTPUT}"
-        )
-    if retries := max((trial.failures for trial in failed), default=0):
-        notes.append(f"failed trials have no rank; the same command with --retry {retries} runs them again")
-    elif failed:
-        notes.append("failed trials have no rank, and those of an earlier version of lit_mm are not run again")
+    notes = notes_of(trials, search.limit - len(best_first), search.limit, folder)
     rows = [_row(folder, rank, trial, metric.name) for rank, trial in enumerate(best_first, start=1)]
     if not rows:
         return "\n".join([f"no trial of {search.specification.name} has a figure yet", *notes])
@@ -273,7 +257,7 @@ def write_report(search: Search, folder: Path) -> str:
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(folder / "ranking.csv", buffer.getvalue().encode())
+    write_whole(folder / "ranking.csv", buffer.getvalue())
     draw_sweep(
         [trial.point for trial in best_first],
         [trial.value for trial in best_first if trial.value is not None],
@@ -288,7 +272,7 @@ def write_report(search: Search, folder: Path) -> str:
         f"# {written_point(best.point)}\n#   python -m lit_mm fit --config {file}\n"
     )
     config = (trial_folder(folder, best.number) / "config.yaml").read_text()
-    write_whole(file, (head + config).encode())
+    write_whole(file, head + config)
     if (interval := interval_of(trial_folder(folder, best.number), metric.name)) is not None:
         near = [trial.number for trial in best_first[1:] if interval.low <= (trial.value or 0.0) <= interval.high]
         if near:
@@ -303,6 +287,35 @@ def write_report(search: Search, folder: Path) -> str:
             f"table, picture and best recipe: {folder}/ranking.csv, sweep.png, best.yaml",
         ]
     )
+
+
+def notes_of(trials: Sequence[Trial], unranked: int, limit: int, folder: Path) -> list[str]:
+    """Describe the trials of a sweep that have no figure, in sentences.
+
+    Args:
+        trials: trials of the sweep.
+        unranked: number of trials without a figure, those that have not begun included.
+        limit: number of trials of the whole sweep.
+        folder: folder of the sweep.
+    """
+    failed = [trial for trial in trials if trial.state == "failed"]
+    open_trials = [trial.number for trial in trials if trial.state == "running"]
+    notes = []
+    if left := unranked - len(failed):
+        notes.append(f"{left} of {limit} trials have not ended; the same command goes on")
+    if open_trials:
+        notes.append(f"begun and not ended: {', '.join(map(str, open_trials))}")
+    for trial in failed:
+        times = f" {trial.failures} times" if trial.failures > 1 else ""
+        notes.append(
+            f"trial {trial.number} failed{times} ({trial.error or 'unknown reason'}); its output is in "
+            f"{trial_folder(folder, trial.number) / OUTPUT}"
+        )
+    if retries := max((trial.failures for trial in failed), default=0):
+        notes.append(f"failed trials have no rank; the same command with --retry {retries} runs them again")
+    elif failed:
+        notes.append("failed trials have no rank, and those of an earlier version of lit_mm are not run again")
+    return notes
 
 
 def _row(folder: Path, rank: int, trial: Trial, metric: str) -> dict[str, Any]:

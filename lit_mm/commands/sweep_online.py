@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.sweeps.specification import Specification
 
 
@@ -26,5 +26,5 @@ def run_online(specification: Specification, *, create_only: bool = False, most:
         if not create_only:
             wandb.agent(identity, entity=content.get("entity"), project=content.get("project", "lit_mm"), count=most)
     except (wandb.Error, ValueError) as error:
-        line = str(error).strip().partition("\n")[0].rstrip(".")
+        line = first_line(error)
         raise UserError(f"W&B's server did not take the sweep: {line}. Without the server: --offline") from error

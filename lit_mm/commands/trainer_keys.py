@@ -102,11 +102,7 @@ CALLBACKS = (
     TrainerKey("BaseFinetuning", "refused", "Parts thaw on a schedule with `stages.NAME.train.PART.from_step`."),
     TrainerKey("BatchSizeFinder", "refused", "`describe` gives the memory of a micro-batch before anything runs."),
     TrainerKey("DeviceStatsMonitor", "refused", "W&B records the use of devices and memory by itself, with `track`."),
-    TrainerKey(
-        "EMAWeightAveraging",
-        "refused",
-        AVERAGES,
-    ),
+    TrainerKey("EMAWeightAveraging", "refused", AVERAGES),
     TrainerKey(
         "EarlyStopping",
         "means",
@@ -127,29 +123,17 @@ CALLBACKS = (
         "It saves beside the run's own checkpoints, in the run folder's `model_checkpoints/STAGE`: after examinations "
         "if it monitors an accuracy, else every `every_n_train_steps` or at the end of a stage.",
     ),
-    TrainerKey(
-        "ModelPruning",
-        "refused",
-        AVERAGES,
-    ),
+    TrainerKey("ModelPruning", "refused", AVERAGES),
     TrainerKey("ModelSummary", "honoured", "Lightning's table of modules."),
     TrainerKey("OnExceptionCheckpoint", "refused", "A run that fails resumes from its last checkpoint."),
     TrainerKey("RichModelSummary", "honoured", "Lightning's table of modules, in colour."),
     TrainerKey("RichProgressBar", "refused", "The run has its bar, which `trainer.enable_progress_bar` switches."),
     TrainerKey("SpikeDetection", "refused", "The run ends at the first loss that is no number."),
-    TrainerKey(
-        "StochasticWeightAveraging",
-        "refused",
-        AVERAGES,
-    ),
+    TrainerKey("StochasticWeightAveraging", "refused", AVERAGES),
     TrainerKey("TQDMProgressBar", "refused", "The run has its bar, which `trainer.enable_progress_bar` switches."),
     TrainerKey("ThroughputMonitor", "refused", "Useful tokens per second are in metrics.csv and in W&B."),
     TrainerKey("Timer", "refused", "The time of a launch is `trainer.max_time`."),
-    TrainerKey(
-        "WeightAveraging",
-        "refused",
-        AVERAGES,
-    ),
+    TrainerKey("WeightAveraging", "refused", AVERAGES),
 )
 
 

@@ -40,6 +40,8 @@ class Question:
 
 
 class Retriever(Protocol):
+    """A search in a pool of images."""
+
     def __call__(self, caption: str, count: int, exclude: Collection[int]) -> Sequence[int]:
         """Find at most `count` images of the pool for a caption, none of them in `exclude`. Numbers, best first."""
         ...
@@ -181,7 +183,11 @@ def steps(
 
 
 def write(talk: _Talk, instruction: str) -> Generator[Question, str, tuple[str, ...]]:
-    """Ask for the article and return its lines."""
+    """Ask for the article and return its lines.
+
+    Raises:
+        UserError: the model writes nothing.
+    """
     template = talk.template
     question = talk.document("article", template.article.format(instruction=instruction))
     lines = lines_of((yield Question("article", question, template.decode_article)))
@@ -277,7 +283,11 @@ def captions_so_far(template: Template, captions: Sequence[tuple[int, str]]) -> 
 def select(
     talk: _Talk, lines: Sequence[str], captions: Sequence[tuple[int, str]], retrieve: Retriever, candidates: int
 ) -> Generator[Question, str, tuple[Slot, ...]]:
-    """Ask for the image of each slot. Returns the slots in reading order."""
+    """Ask for the image of each slot. Returns the slots in reading order.
+
+    Raises:
+        UserError: the retriever proposes an image twice, one that is used, or one outside of the pool.
+    """
     slots: list[Slot] = []
     for place, caption in sorted(captions):
         used = {slot.image for slot in slots if slot.image is not None}
@@ -341,7 +351,7 @@ def _selection(
 
 
 def letter_in(reply: str, count: int) -> int | None:
-    """Index of the candidate, below `count`, that the first letter of a reply names; None for anything else.
+    """Return the number of the candidate, below `count`, that the first letter of a reply names; else None.
 
     White space and colons may precede the letter: XComposer2 answers ": C".
     """
@@ -350,5 +360,5 @@ def letter_in(reply: str, count: int) -> int | None:
 
 
 def _most(count: int, fits: Callable[[int], bool]) -> int:
-    """Largest number up to `count` that fits. It is 0 if none fits; the model then refuses the question as too long."""
+    """Return the largest number up to `count` that fits. If it is 0, the model refuses the question as too long."""
     return next((number for number in range(count, 0, -1) if fits(number)), 0)

@@ -42,12 +42,12 @@ def without_metadata(content: bytes) -> bytes | None:
 
 def _jpeg(content: bytes, turn: int) -> bytes | None:
     """Keep the segments that decoding needs, the colour profile, and an orientation other than upright."""
-    kept, at = bytearray(SOI), len(SOI)
+    output, at = bytearray(SOI), len(SOI)
     if turn in range(2, 9):
         exif = Image.Exif()
         exif[ORIENTATION] = turn
         payload = exif.tobytes()
-        kept += b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload
+        output += b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload
     while at + 4 <= len(content) or content[at : at + 2] == bytes((0xFF, EOI)):
         marker = content[at + 1]
         if content[at] != 0xFF:
@@ -56,17 +56,17 @@ def _jpeg(content: bytes, turn: int) -> bytes | None:
             at += 1
             continue
         if marker == EOI:  # what follows is no part of the image, such as further ones with EXIF of their own
-            return bytes(kept + content[at : at + 2])
+            return bytes(output + content[at : at + 2])
         size = 0 if marker in ALONE else int.from_bytes(content[at + 2 : at + 4], "big")
         segment = content[at : at + 2 + size]
         if len(segment) < 2 + size or (size < 2 and marker not in ALONE):
             return None
         if _decodes(marker, segment[4:]):
-            kept += segment
+            output += segment
         at += len(segment)
         if marker == SOS:
             end = _end_of_scan(content, at)
-            kept += content[at:end]
+            output += content[at:end]
             at = end
     return None
 
@@ -90,22 +90,22 @@ def _end_of_scan(content: bytes, at: int) -> int:
 
 
 def _png(content: bytes) -> bytes | None:
-    kept, at = bytearray(PNG), len(PNG)
+    output, at = bytearray(PNG), len(PNG)
     while at + 12 <= len(content):
         size, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
         chunk = content[at : at + 12 + size]
         if len(chunk) < 12 + size or zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
             return None
         if kind[:1].isupper() or kind in PNG_LOOKS | PNG_FRAMES:
-            kept += chunk
+            output += chunk
         if kind == b"IEND":
-            return bytes(kept)
+            return bytes(output)
         at += len(chunk)
     return None
 
 
 def _webp(content: bytes) -> bytes | None:
-    kept, at = bytearray(), 12  # behind RIFF, the size and WEBP
+    output, at = bytearray(), 12  # behind RIFF, the size and WEBP
     stop = min(len(content), 8 + int.from_bytes(content[4:8], "little"))
     while at + 8 <= stop:
         kind, size = content[at : at + 4], int.from_bytes(content[at + 4 : at + 8], "little")
@@ -115,6 +115,6 @@ def _webp(content: bytes) -> bytes | None:
         if kind == b"VP8X":
             chunk[8] &= ~WEBP_FLAGS & 0xFF
         if kind not in (b"EXIF", b"XMP "):
-            kept += chunk
+            output += chunk
         at += len(chunk)
-    return b"RIFF" + struct.pack("<I", len(kept) + 4) + b"WEBP" + bytes(kept)
+    return b"RIFF" + struct.pack("<I", len(output) + 4) + b"WEBP" + bytes(output)

@@ -140,6 +140,7 @@ def escape_markdown(text: str) -> str:
 
 
 def escape_html(text: str) -> str:
+    """Escape markup of HTML, so that the text is displayed literally."""
     return html.escape(_printable(text))
 
 

@@ -35,6 +35,8 @@ class ByLikelihood:
 
     Args:
         batch_size: number of images per forward pass.
+    Raises:
+        UserError: the batch size is below 1.
     """
 
     def __init__(self, batch_size: int = 16) -> None:

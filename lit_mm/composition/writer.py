@@ -41,5 +41,5 @@ class Writer:
         return text
 
     def fits(self, document: Document) -> bool:
-        """True if the question fits the context."""
+        """Return True if the question fits the context."""
         return len(self.module.processor.lay_out(document)) <= self.context

@@ -19,7 +19,7 @@ Sight = Literal["unimodal", "bidirectional", "multimodal_causal"]
 
 
 def who_sees_whom(sight: Sight, num_queries: int, text_mask: Tensor) -> Tensor:
-    """The attention mask of [queries; text] for one of the objectives that train a Q-Former.
+    """Build the attention mask of [queries; text] for one of the objectives that train a Q-Former.
 
     | sight | objective | a query sees | a text position sees |
     |---|---|---|---|
@@ -210,7 +210,7 @@ class QFormer(nn.Module):
 
 
 def _draw(module: nn.Module) -> None:
-    """BERT's initial weights."""
+    """Draw BERT's initial weights."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

@@ -201,7 +201,7 @@ class PairedQFormer(nn.Module, Connector):
         return self.qformer(features, ids, who_sees_whom("multimodal_causal", count, texts.mask))[:, count:]
 
     def heads(self) -> tuple[QueryContrast, QueryMatching]:
-        """The heads that compare images with texts.
+        """Return the heads that compare images with texts.
 
         Raises:
             UserError: see `match`.

@@ -31,7 +31,7 @@ def pooled_shape(grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def axis_weights(length: int, box: float, boxes: int, bins: int) -> Tensor:
-    """The weights of the patches in each bin along one axis: [boxes * bins, length] fp32.
+    """Compute the weights of the patches in each bin along one axis: [boxes * bins, length] fp32.
 
     A bin is the mean of equally spaced samples; their number is the patches of a box / its bins, rounded up. A sample
     is a linear mixture of the two patches beside it. A box shorter than a patch is stretched to one patch from its
@@ -67,7 +67,7 @@ def axis_weights(length: int, box: float, boxes: int, bins: int) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def region_weights(grid: tuple[int, int], side: int) -> tuple[Tensor, Tensor]:
-    """The weights of the rows and of the columns for a map that is divided into `side` x `side` boxes.
+    """Compute the weights of the rows and columns for a map that is divided into `side` x `side` boxes.
 
     Source: LLaVA-UHD, branch v1, `slice_image_feature_minicpm`, whose boxes have this height and width, computed
     in this order. The release rounds the boxes to the dtype of the features (bf16, say); here they stay fp32.

@@ -135,7 +135,7 @@ class SliceResampler(nn.Module, Connector):
         return self.proj(self.norm(self.out(read.reshape(len(x), -1, self.language_width))))
 
     def _positions(self, grids: Sequence[Grid], length: int) -> Tensor:
-        """The positions of the keys: [V, R, P, E], with zeros if a view has fewer than P = `length` vectors."""
+        """Return the positions of the keys [V, R, P, E]; a view with fewer than P = `length` vectors has zeros."""
 
         def table(grid: Grid) -> Tensor:
             resized = resize_grid(self.positions, grid)[None]

@@ -12,18 +12,18 @@ from lit_mm.distributed.shares import Sharded
 
 
 def is_shared(network: nn.Module) -> bool:
-    """True if the ranks hold shards of this model (ZeRO-3), so that a forward needs all ranks."""
+    """Return True if the ranks hold shards of this model (ZeRO-3), so that a forward needs all ranks."""
     return dist.is_initialized() and any(isinstance(parameter, Sharded) for parameter in network.parameters())
 
 
-def all_done(done: Tensor, network: nn.Module) -> bool:
-    """True if every entry of `done` is True, on every rank that a forward of the network needs.
+def all_done(ended: Tensor, network: nn.Module) -> bool:
+    """Return True if every entry of `ended` is True, on every rank that a forward of the network needs.
 
     Ranks may answer different documents. On unlike devices even answers to the same document may differ in length.
     """
     if not is_shared(network):
-        return bool(done.all())
-    left = (~done).sum()
+        return bool(ended.all())
+    left = (~ended).sum()
     dist.all_reduce(left)
     return not left.item()
 

@@ -144,7 +144,7 @@ def plan_memory(weights: Sequence[Weight], spread: Spread) -> RankMemory:
 
 
 def _replicated(weights: Sequence[Weight], spread: Spread) -> RankMemory:
-    """DDP: every rank has everything, and a copy of the gradients in the buckets in which they are reduced."""
+    """Plan DDP: every rank has everything, and a copy of the gradients in the buckets in which they are reduced."""
     size = BF16 if spread.pure else FP32
     learnt = sum(w.numel for w in weights if w.group is not None)
     memory = Holding(
@@ -157,7 +157,7 @@ def _replicated(weights: Sequence[Weight], spread: Spread) -> RankMemory:
 
 
 def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
-    """ZeRO-1 and 2: each group is flattened and padded, and each rank updates one part of it."""
+    """Plan ZeRO-1 and 2: each group is flattened and padded, and each rank updates one part of it."""
     size = BF16 if spread.bf16 or spread.pure else FP32
     groups = _groups(weights)
     flat = [_up(sum(group), ALIGNMENT * spread.ranks) for group in groups]
@@ -186,7 +186,7 @@ def _partitioned(weights: Sequence[Weight], spread: Spread) -> RankMemory:
 
 
 def _sharded(weights: Sequence[Weight], spread: Spread) -> RankMemory:
-    """ZeRO-3: each parameter is cut into equal shards; small parameters also stay whole on every rank."""
+    """Plan ZeRO-3: each parameter is cut into equal shards; small parameters also stay whole on every rank."""
     size = BF16 if spread.bf16 or spread.pure else FP32
     shards = size * sum(_shard(w, spread) for w in weights)
     whole = size * sum(w.numel for w in weights if w.numel <= spread.keep_whole)
@@ -214,7 +214,7 @@ def _put(memory: dict[str, int], **sizes: int) -> None:
 
 
 def chains(weights: Iterable[Weight]) -> list[int]:
-    """Elements that are gathered while each module runs: those of the module and of the modules around it."""
+    """Count the elements that are gathered while each module runs: its own and those of the modules around it."""
     elements: Counter[str] = Counter()
     for weight in weights:
         elements[weight.owner] += weight.numel
@@ -222,13 +222,13 @@ def chains(weights: Iterable[Weight]) -> list[int]:
 
 
 def _with_those_around(owner: str) -> list[str]:
-    """The path of a module and those of the modules around it: "", a and a.b for a.b."""
+    """Return the paths of a module and of the modules around it: "", a and a.b for a.b."""
     names = owner.split(".") if owner else []
     return [".".join(names[:depth]) for depth in range(len(names) + 1)]
 
 
 def _groups(weights: Sequence[Weight]) -> list[list[int]]:
-    """Elements of the trainable parameters, by group, in order."""
+    """Return the elements of the trainable parameters by group, in order."""
     groups: dict[int, list[int]] = {}
     for weight in weights:
         if weight.group is not None:

@@ -21,7 +21,7 @@ from lit_mm.errors import UserError
 
 
 def fresh(strategy: Any) -> Any:
-    """A strategy that no Trainer has used yet: a name stays as it is, an object from the config is copied."""
+    """Return a strategy that no Trainer has used: a name is returned unchanged, an object from the config is copied."""
     return copy.deepcopy(strategy)
 
 
@@ -43,7 +43,7 @@ def _unknown(strategy: str) -> UserError:
 
 
 def spread_of(strategy: str | Mapping[str, Any], *, ranks: int, precision: str, accumulation: int = 1) -> Spread | None:
-    """The distribution that a recipe's `trainer.strategy` stands for. No engine is built.
+    """Return the distribution that a recipe's `trainer.strategy` stands for. No engine is built.
 
     Args:
         strategy: a name, or `class_path` and `init_args` as the resolved config has them.

@@ -12,7 +12,7 @@ from lit_mm.layers.hardware import fast_bf16
 
 
 def best_precision(accelerator: str) -> str:
-    """The precision that `auto` stands for: bf16-mixed if the hardware multiplies bf16, else 32-true.
+    """Return the precision that `auto` stands for: bf16-mixed if the hardware multiplies bf16, else 32-true.
 
     Args:
         accelerator: argument `accelerator` of the Trainer; "auto" is the best device of the machine.
@@ -23,7 +23,7 @@ def best_precision(accelerator: str) -> str:
 
 
 def resolved(precision: _PRECISION_INPUT | Literal["auto"] | None, accelerator: str) -> str:
-    """The precision Lightning will use, such as 32-true."""
+    """Return the precision Lightning will use, such as 32-true."""
     name = best_precision(accelerator) if precision == "auto" else precision
     return _convert_precision_to_unified_args(name) or "32-true"
 

@@ -35,7 +35,7 @@ class Partitioned(Protocol):
 
 
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
-    """The shape of a parameter, also while ZeRO-3 keeps only shards of it."""
+    """Return the shape of a parameter, also while ZeRO-3 keeps only shards of it."""
     return parameter.ds_shape if isinstance(parameter, Sharded) else parameter.shape
 
 
@@ -58,7 +58,7 @@ class Share:
     offset: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The share's elements of a tensor that is aligned with `flat`, as a view."""
+        """Return the share's elements of a tensor that is aligned with `flat`, as a view."""
         return tensor.detach().narrow(0, self.offset, self.count)
 
 
@@ -84,7 +84,7 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def share_of(parameter: nn.Parameter) -> Tensor | None:
-    """The elements of a parameter whose values this rank can compare over time.
+    """Return the elements of a parameter whose values this rank can compare over time.
 
     Returns:
         The whole parameter, or this rank's shard of it, in fp32 if it is trainable; None if other ranks hold all of it.

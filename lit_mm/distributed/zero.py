@@ -231,7 +231,7 @@ class ZeRO(DeepSpeedStrategy):
         return self.optimizers[0]
 
     def shares(self) -> Iterator[Share]:
-        """This rank's shares of the trainable parameters, in the order of the model's parameters."""
+        """Return this rank's shares of the trainable parameters, in the order of the model's parameters."""
         zero = self.engine_optimizer
         for name, parameter in self.lightning_module.named_parameters():
             if not parameter.requires_grad or not whole_shape(parameter).numel():
@@ -248,7 +248,7 @@ class ZeRO(DeepSpeedStrategy):
                 yield Share(name, low.start, low.numel, flat, high.start)
 
     def _cuts(self) -> dict[Tensor, list[Cut]]:
-        """Flat tensor -> the matrices that ZeRO has cut into it, in the order of its group."""
+        """Return flat tensor -> the matrices that ZeRO has cut into it, in the order of its group."""
         zero, shares = self.engine_optimizer, {share.name: share for share in self.shares()}
         names = {id(parameter): name for name, parameter in self.lightning_module.named_parameters()}
         cuts: dict[Tensor, list[Cut]] = {}
@@ -272,7 +272,7 @@ class ZeRO(DeepSpeedStrategy):
         return total.to(pieces.device)
 
     def _frozen_pieces(self, names: set[str]) -> Iterator[Piece]:
-        """Frozen parameters that this rank saves: its shards under ZeRO-3, else every n-th parameter as a whole."""
+        """Return the frozen pieces that this rank saves: its shards under ZeRO-3, else every n-th parameter whole."""
         frozen = [(n, p) for n, p in self.lightning_module.named_parameters() if not p.requires_grad and n in names]
         for number, (name, parameter) in enumerate(frozen):
             shape = tuple(whole_shape(parameter))

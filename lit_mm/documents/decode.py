@@ -28,17 +28,17 @@ if TYPE_CHECKING:  # headers are read without torch
     from torch import Tensor
 
 LIMIT_PIXELS = 1024**3 // 4 // 3  # 89 megapixels, where Pillow begins to warn: 256 MB of RGB
-BYTES = 3  # of a pixel of RGB: `limit_pixels` allows so many bytes for each of its pixels
-WEBP_CANVASES = 8  # bytes of a pixel that Pillow's WebP decoder holds besides: two frames of an animation, with alpha
-MOST_SCANS = 200  # of a progressive JPEG; encoders write about ten, and each costs the time of a whole image
+BYTES = 3  # bytes of an RGB pixel, which `limit_pixels` allows for each pixel
+WEBP_CANVASES = 8  # further bytes per pixel in Pillow's WebP decoder: two frames of an animation, with alpha
+MOST_SCANS = 200  # scans of a progressive JPEG; encoders write about ten, and each takes the time of a whole image
 SCAN = b"\xff\xda"  # begins a scan; inside of one every 0xff is followed by 0 or by a restart marker
-# No EPS: to read one runs a program. JPEG includes MPO, the several pictures of a phone; the first is taken.
+# No EPS, because reading it runs a program. JPEG includes MPO, several pictures of a phone; the first is taken.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "ICO")
-ORIENTATION = 0x0112  # EXIF tag; 5 to 8 lie on their side
+ORIENTATION = 0x0112  # EXIF tag; the values 5 to 8 exchange height and width
 ICON = b"\0\0\1\0"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# What Pillow's readers raise over damaged bytes: beside OSError, whatever their parsing trips over (a broken PNG is a
-# SyntaxError, a text chunk that explodes a ValueError, a broken directory of a TIFF any of the others).
+# Errors of Pillow's readers over damaged bytes. Beside OSError, a broken PNG raises SyntaxError, a text chunk that
+# grows too large ValueError, and a broken directory of a TIFF any of the others.
 UNREADABLE = (
     OSError,
     SyntaxError,
@@ -53,9 +53,26 @@ UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-UNPARSED = (SyntaxError, ValueError, struct.error)  # what Pillow raises over damaged EXIF alone
-# libjpeg's warnings over pixels that are missing: it fills them with grey, and so does Pillow without a word. A file
-# that was cut short and then closed by an end marker gives the first.
+HEAD = 512  # bytes of a file that tell what it is
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+# First bytes of files that are often taken for images, in lower case -> what they are, and what to do
+STRANGERS = {
+    b"<!doctype html": "it is a web page, as a failed download leaves it. Fetch it again",
+    b"<html": "it is a web page, as a failed download leaves it. Fetch it again",
+    b"<?xml": "it is XML text, as a failed download leaves it. Fetch it again",
+    b"{": "it is JSON text, as a failed download leaves it. Fetch it again",
+    b"version https://git-lfs": "it is a pointer of Git LFS. Fetch the file itself by `git lfs pull`",
+    b"%pdf": "it is a PDF. Render its pages to images",
+    b"%!ps": "it is PostScript. Render it to an image",
+    b"8bps": "it is a Photoshop file. Convert it to PNG",
+    b"\xff\x0a": "it is a JPEG XL. Convert it to JPEG or PNG",
+    b"\x1ae\xdf\xa3": "it is a video. Take a frame of it",
+    b"pk\x03\x04": "it is a zip archive. Unpack it",
+    b"\x1f\x8b": "it is compressed by gzip. Unpack it",
+}
+UNPARSED = (SyntaxError, ValueError, struct.error)  # errors of Pillow over damaged EXIF
+# libjpeg's warnings over missing pixels, which it fills with grey; Pillow does so without a warning. A file that was
+# cut short and then closed by an end marker gives the first.
 HALVES = ("premature end of data segment", "instead of RST", "bad Huffman code")
 
 # `limit_pixels` refuses by error what Pillow would only warn of
@@ -106,7 +123,7 @@ def decode(
             data = file.read()
     with _reading(name):
         _check_icon(io.BytesIO(data), limit_pixels, name)
-    with _reading(name), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    with _reading(name, data[:HEAD]), Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check(image, limit_pixels, name)
         if image.format in ("JPEG", "MPO") and (scans := data.count(SCAN)) > MOST_SCANS:
             raise TooManyPixels(
@@ -123,8 +140,8 @@ def decode(
         pixels = None
         if image.format in ("JPEG", "MPO"):
             colours = "RGB" if image.mode in ("RGB", "L") else image.mode
-            known = colours in ("RGB", "CMYK")
-            pixels = _jpeg(data, image.size[::-1], least, colours, name) if known else None
+            is_decodable = colours in ("RGB", "CMYK")
+            pixels = _jpeg(data, image.size[::-1], least, colours, name) if is_decodable else None
         if pixels is None or pixels.shape[2] != 3:  # Pillow knows the inks of a CMYK file
             pixels = _rgb(image)
     return torch.from_numpy(_upright(pixels, turn)).permute(2, 0, 1)
@@ -144,7 +161,9 @@ def read_header(data: bytes | Path | BinaryIO, *, limit_pixels: int = LIMIT_PIXE
         stream = _open(data) if isinstance(data, Path) else io.BytesIO(data) if isinstance(data, bytes) else data
         try:
             _check_icon(stream, limit_pixels, name)
-            with Image.open(stream, formats=FORMATS) as image:
+            head = stream.read(HEAD)
+            stream.seek(0)
+            with _reading(name, head), Image.open(stream, formats=FORMATS) as image:
                 _check(image, limit_pixels, name)
                 width, height = image.size
                 return (width, height) if _orientation(image, stream) >= 5 else (height, width)
@@ -166,8 +185,12 @@ def _name(data: bytes | Path | BinaryIO, name: str) -> str:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
-    """Turn the errors of a reader into a PictureError about this image."""
+def _reading(name: str, head: bytes = b"") -> Iterator[None]:
+    """Turn the errors of a reader into a PictureError about this image.
+
+    Args:
+        head: first bytes of the file.
+    """
     try:
         yield
     except PictureError:
@@ -175,16 +198,31 @@ def _reading(name: str) -> Iterator[None]:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise PictureError(f"there is no image {name!r}. Is the path relative to another folder?") from error
     except Image.UnidentifiedImageError as error:
-        raise PictureError(
-            f"{name!r} is not an image that can be read: it begins like none of {', '.join(FORMATS)}. "
-            "Is it empty, or named wrongly? Replace it, or leave it out"
-        ) from error
+        kind = kind_of(head) or f"it begins like none of {', '.join(FORMATS)}. Is it named wrongly? Replace it"
+        raise PictureError(f"{name!r} is not an image that can be read: {kind}, or leave it out") from error
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"the image {name!r} is too large to decode ({error}). Shrink it, or leave it out"
         ) from error
     except UNREADABLE as error:
         raise PictureError(f"the image {name!r} is damaged ({error}). Replace the file, or leave it out") from error
+
+
+def kind_of(head: bytes) -> str:
+    """Return what a file without an image is, and what to do; "" if its first bytes do not tell.
+
+    Args:
+        head: first bytes of the file, a few hundred.
+    """
+    if not head:
+        return "it is empty. Fetch it again"
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if b"<svg" in text:
+        return "it is an SVG drawing. Convert it to PNG"
+    if head[4:8] == b"ftyp":
+        is_heif = head[8:12] in HEIF_BRANDS
+        return "it is a HEIC photo. Convert it to JPEG" if is_heif else "it is a video. Take a frame of it"
+    return next((kind for mark, kind in STRANGERS.items() if text.startswith(mark)), "")
 
 
 def pixel_bytes(image: Image.Image) -> int:
@@ -228,9 +266,7 @@ def _check(image: Image.Image, limit_pixels: int, name: str) -> None:
             f"decoded, {pixel_bytes(image)} bytes each. Shrink it, or raise `limit_pixels`"
         )
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # 16-bit PGM arrives as I, 0 to 65535
-        raise PictureError(
-            f"the image {name!r} holds 32-bit values, whose black and white nobody knows. Convert it to 8 bits"
-        )
+        raise PictureError(f"the image {name!r} holds 32-bit values without an agreed range. Convert it to 8 bits")
 
 
 def _orientation(image: Image.Image, stream: BinaryIO) -> int:

@@ -57,6 +57,9 @@ class Turn:
     """A turn is the text and pictures of one role, in the order they appear.
 
     `role` is one of `ROLES`; "page" is running text that is trained on from start to end (captions, web pages).
+
+    Raises:
+        ValueError: the role is not in `ROLES`.
     """
 
     role: str

@@ -12,8 +12,8 @@ from torch import Tensor
 from lit_mm.documents.decode import decode, read_header
 from lit_mm.errors import UserError
 
-LIMIT_BYTES = 64 * 2**20  # of an image file from the web
-SECONDS = 20.0  # without an answer of the web server
+LIMIT_BYTES = 64 * 2**20  # largest image file from the web
+SECONDS = 20.0  # longest wait for an answer of the web server
 
 
 @dataclass(frozen=True)

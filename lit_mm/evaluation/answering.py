@@ -26,7 +26,7 @@ from lit_mm.evaluation.benchmarks.question import LETTERS, Question, as_document
 from lit_mm.evaluation.candidates import DeclaresRanking, Ranking, candidate_ids, likelihoods
 from lit_mm.evaluation.examiners import without_sight
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import asked, decode, share
+from lit_mm.inference.generate import decode, prompt_sample, share
 from lit_mm.module import MultimodalModule, family_of
 from lit_mm.prompts.prompt import Stops
 from lit_mm.samples.collate import collate
@@ -132,7 +132,7 @@ def answer_questions(
         return answer_at_once(file, ranking_names(questions), rankings)
     documents = {document.id: document for document in documents_of(questions, procedure, source, blind=blind)}
     decoding = procedure.decoder()
-    lengths = {id: len(asked(module.processor, document)) for id, document in documents.items()}
+    lengths = {id: len(prompt_sample(module.processor, document)) for id, document in documents.items()}
     by_id = {question.id: question for question in questions}
 
     def texts_of(ids: Sequence[str]) -> list[str]:
@@ -236,7 +236,7 @@ def generated(module: MultimodalModule, documents: Sequence[Document], decoding:
     """Decode the answers of one batch."""
     processor = module.processor
     stops = Stops.of(processor.prompt, processor.tokenizer)
-    samples = [asked(processor, document) for document in documents]
+    samples = [prompt_sample(processor, document) for document in documents]
     batch = collate(samples, processor.for_questions()).to(module.device)
     with module.inference():
         rows = decode(module.network, batch, stop_ids=stops.ids, stop_sequences=stops.sequences, decoding=decoding)
@@ -260,7 +260,7 @@ def ranked(
         ]
         for document, table in zip(documents, tables, strict=True)
     ]
-    samples = [asked(processor, document) for document in documents]
+    samples = [prompt_sample(processor, document) for document in documents]
     batch = collate(samples, processor.for_questions()).to(module.device)
     with module.inference():
         scores = likelihoods(module.network, batch, ids, length=ranking.length)
@@ -399,7 +399,7 @@ def precision_of(module: MultimodalModule) -> str:
 
 def _layouts(processor: Processor, documents: Iterable[Document]) -> Iterable[bytes]:
     for document in documents:
-        sample = asked(processor, document)
+        sample = prompt_sample(processor, document)
         yield document.id.encode() + b"\0"
         yield sample.input_ids.tobytes()
         yield sample.index.tobytes()

@@ -14,7 +14,7 @@ from lit_mm.errors import UserError
 from lit_mm.evaluation.answering import answer_questions
 from lit_mm.evaluation.benchmarks.benchmark import Benchmark
 from lit_mm.evaluation.benchmarks.question import Question
-from lit_mm.evaluation.measurement import rows_of, score
+from lit_mm.evaluation.measurement import check_questions, rows_of, score
 from lit_mm.evaluation.metrics import Row, check_metric, score_rows
 from lit_mm.inference.generate import answer, share
 from lit_mm.module import MultimodalModule
@@ -116,7 +116,7 @@ class BenchmarkFigures:
         questions: its questions.
         batch_size: number of questions per batch.
     Raises:
-        UserError: the answers of the split are not public, or a metric lacks a package.
+        UserError: the answers of the split are not public, a metric lacks a package, or it cannot score the questions.
     """
 
     def __init__(
@@ -126,6 +126,8 @@ class BenchmarkFigures:
             raise UserError(f"examine.benchmarks: the answers of {benchmark.name}:{split} are not public")
         for procedure in benchmark.procedures:
             check_metric(procedure.metric)
+        for procedure in {(each.metric, each.gold): each for each in benchmark.procedures}.values():
+            check_questions(questions, procedure)
         self.benchmark, self.split, self.questions, self.batch_size = benchmark, split, questions, batch_size
 
     def names(self, module: MultimodalModule) -> list[str]:

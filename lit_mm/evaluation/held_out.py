@@ -25,7 +25,7 @@ from lit_mm.evaluation.answering import (
 from lit_mm.evaluation.examiners import MAX_NEW_TOKENS, matched, measure_of, without_sight
 from lit_mm.evaluation.score import score
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import asked
+from lit_mm.inference.generate import prompt_sample
 from lit_mm.module import Examiner, MultimodalModule, family_of
 
 WHOLE = "examination"  # id of the stored predictions of an examiner that is asked at once
@@ -54,7 +54,7 @@ def examine_stored(
         return _examined_at_once(module, module.examiner, documents, folder, blind=blind, batch_size=batch_size)
     questions = without_sight(documents) if blind else documents
     by_key = {f"{number:08d}": question for number, question in enumerate(questions)}
-    lengths = {key: len(asked(module.processor, question)) for key, question in by_key.items()}
+    lengths = {key: len(prompt_sample(module.processor, question)) for key, question in by_key.items()}
     decoding = Decoding(MAX_NEW_TOKENS)
     answers = answer_batches(
         plan_batches(lengths, batch_size),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -92,9 +93,24 @@ def _row(question: Question, answer: str, procedure: Procedure) -> Row:
     if procedure.gold == "texts":
         references = question.option_texts()
     elif procedure.gold == "pairs":
-        answer = "\t" + answer.replace("\n", " ") if answer else ""
+        # Tabs and line breaks part values and pairs, so those of a text become spaces
+        answer, *references = [re.sub(r"[\t\n]", " ", text) for text in (answer, *references)]
+        answer = f"\t{answer}" if answer else ""
         references = ("\t" + "\t".join(references),)
     return Row(question.id, question.group, answer, references, question.subset, question.choices, question.size)
+
+
+def check_questions(questions: Sequence[Question], procedure: Procedure) -> None:
+    """Score a wrong answer to every question, so that a question that cannot be scored shows before one is asked.
+
+    Args:
+        questions: questions with public answers.
+        procedure: procedure whose metric scores them. Retrieval, whose rows need rankings, is not checked.
+    Raises:
+        UserError: see `score`.
+    """
+    if procedure.answering != "retrieval":
+        score(procedure, rows_of(questions, {question.id: "0" for question in questions}, procedure))
 
 
 def retrieval_rows(questions: Sequence[Question], rankings: Mapping[str, str]) -> list[Row]:

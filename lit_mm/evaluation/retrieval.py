@@ -31,11 +31,11 @@ class Comparison(Protocol):
     """A model that compares images with texts."""
 
     def encode_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Image features [N, P, D], and unit vectors [N, C], or [N, Q, C] of Q queries."""
+        """Return image features [N, P, D], and unit vectors [N, C], or [N, Q, C] of Q queries."""
         ...
 
     def encode_texts(self, batch: Batch) -> tuple[Padded, Tensor]:
-        """Texts [N, L] and their unit vectors [N, C]; pictures are not read."""
+        """Return texts [N, L] and their unit vectors [N, C]; pictures are not read."""
         ...
 
     def match(self, texts: Padded, features: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ def batches_of(
 
 
 def blank_view(view: View) -> Tensor:
-    """A black view, [3, H, W] uint8."""
+    """Build a black view, [3, H, W] uint8."""
     return torch.zeros(3, *view.size, dtype=torch.uint8)
 
 

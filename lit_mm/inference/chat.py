@@ -11,7 +11,7 @@ from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.features import FeatureCache
-from lit_mm.inference.generate import asked
+from lit_mm.inference.generate import prompt_sample
 from lit_mm.inference.streaming import stream
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.processor import Processor, Sample
@@ -99,4 +99,4 @@ class Chat:
 
     def prompt(self) -> Sample | None:
         """Return the prompt of the last answer as the model reads it; None before the first answer."""
-        return asked(self.module.processor, Document("chat", self.turns)) if self.turns else None
+        return prompt_sample(self.module.processor, Document("chat", self.turns)) if self.turns else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -54,9 +55,11 @@ class Decoding:
                 "decoding: `max_new_tokens` is at least 1 and `min_new_tokens` between 0 and it, got "
                 f"{self.max_new_tokens} and {self.min_new_tokens}"
             )
-        if self.temperature <= 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.repetition_penalty <= 0:
+        finite = 0 < self.temperature < math.inf and 0 < self.repetition_penalty < math.inf  # False for nan
+        if not finite or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(
-                f"decoding: temperature > 0, top_k >= 0, 0 < top_p <= 1 and repetition_penalty > 0, got {self}"
+                "decoding: temperature and repetition_penalty are numbers above 0, top_k >= 0 and 0 < top_p <= 1, got "
+                f"{self}"
             )
         if self.beams < 1 or (self.beams > 1 and self.sample):
             raise UserError(f"decoding: `beams` is at least 1, and 1 when sampling, got {self.beams}")

@@ -49,7 +49,7 @@ def answer(
     """
     processor = module.processor
     decoding = decoding or Decoding(max_new_tokens)
-    samples = [asked(processor, document, continued=continued) for document in documents]
+    samples = [prompt_sample(processor, document, continued=continued) for document in documents]
     order = sorted(range(len(samples)), key=lambda i: len(samples[i]))
     stops = Stops.of(processor.prompt, processor.tokenizer)
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -91,7 +91,7 @@ def share(batches: Sequence[list[int]], rank: int, ranks: int, *, equal: bool) -
     return batches_of_rank + ([batches[-1]] * missing if equal else [])
 
 
-def asked(processor: Processor, document: Document, *, continued: bool = False) -> Sample:
+def prompt_sample(processor: Processor, document: Document, *, continued: bool = False) -> Sample:
     """Lay out a document as a prompt, whose last position predicts the first new token.
 
     Args:

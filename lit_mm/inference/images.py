@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 REQUEST = " <GEN>"  # end of a question that asks for an image
 START, END = "<h>", "</h>"
@@ -73,7 +73,7 @@ def load_pipeline(reference: str = SDXL, device: torch.device | str = "cpu") -> 
         dtype = torch.float16 if half else torch.float32
         pipeline = DiffusionPipeline.from_pretrained(reference, torch_dtype=dtype, use_safetensors=True, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f"the image pipeline {reference!r} cannot be read ({reason}). Give a folder in diffusers' layout or a "
             "published name that can be downloaded"

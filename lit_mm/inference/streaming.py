@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lit_mm.documents.document import Document
 from lit_mm.inference.decoding import Decoding
 from lit_mm.inference.features import FeatureCache
-from lit_mm.inference.generate import asked, decode, decode_steps
+from lit_mm.inference.generate import decode, decode_steps, prompt_sample
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.prompt import ReadsAnswers, Settles, Stops
 from lit_mm.samples.collate import collate
@@ -51,7 +51,7 @@ def stream(
     """
     processor = module.processor
     text = StreamedText(processor, document, until)
-    sample = asked(processor, document)
+    sample = prompt_sample(processor, document)
     batch = collate([sample], processor.for_questions()).to(module.device)
     with module.inference(), nullcontext() if cache is None else cache.applied(module.network):
         if decoding.beams > 1:

@@ -118,7 +118,7 @@ class Llama(nn.Module):
         return self.lm.model.layers
 
     @classmethod
-    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+    def published_arguments(cls, config: dict[str, Any], recipe_arguments: Collection[str]) -> dict[str, Any]:
         """See `lit_mm.weights.agreement.ReadsArguments`."""
         return llama_arguments(config)
 

@@ -247,9 +247,9 @@ class T5(nn.Module):
                     block.layer[1].EncDecAttention = T5RowAttention(block.layer[1].EncDecAttention)
 
     @classmethod
-    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+    def published_arguments(cls, config: dict[str, Any], recipe_arguments: Collection[str]) -> dict[str, Any]:
         """See `lit_mm.weights.agreement.ReadsArguments`."""
-        if "config" in written or half_of(config, "text_config").get("model_type") not in T5_KINDS:
+        if "config" in recipe_arguments or half_of(config, "text_config").get("model_type") not in T5_KINDS:
             return {}
         numbers = t5_numbers(config)
         sizes = {name: numbers[name] for name in SIZES}

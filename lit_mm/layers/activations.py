@@ -54,7 +54,7 @@ def prepare_layers(model: nn.Module, checkpointing: Checkpointing, compiled: boo
 
 
 def outer_layers(model: nn.Module) -> Iterator[GradientCheckpointingLayer]:
-    """The outermost layers of a part, in order."""
+    """Return the outermost layers of a part, in order."""
     for child in model.children():
         if isinstance(child, GradientCheckpointingLayer):
             yield child
@@ -63,7 +63,7 @@ def outer_layers(model: nn.Module) -> Iterator[GradientCheckpointingLayer]:
 
 
 def runner(checkpointing: Checkpointing, compiled: bool) -> Callable[..., Any] | None:
-    """What runs a layer in training, called as `recompute` is; None for the layer's own forward."""
+    """Return the function that runs a layer in training, called as `recompute` is; None for the layer's own forward."""
     if not compiled:
         return recompute if checkpointing == "full" else None
     return {"none": run_compiled, "full": recompute_compiled, "selective": recompute_selected}[checkpointing]
@@ -112,18 +112,18 @@ def recompute_selected(forward: partial, *args: Any) -> Any:
 
 
 def compiled_forward(forward: partial, args: tuple) -> partial:
-    """The forward of a layer, compiled; as it is where its inputs have lengths."""
+    """Return the compiled forward of a layer, or the plain one if its inputs have lengths."""
     function = forward.func if has_lengths(args) else compile_forward(forward.func)
     return partial(function, *forward.args, **forward.keywords)
 
 
 def has_lengths(args: tuple) -> bool:
-    """True if a layer gets the lengths of padded views, which differ from batch to batch, as graphs for them would."""
+    """Return True if a layer gets the lengths of padded views. They differ per batch, and so would the graphs."""
     return any(isinstance(value, tuple) for value in args)
 
 
 def compiles_layers(model: nn.Module) -> bool:
-    """True if a layer of a model is compiled while it trains."""
+    """Return True if a layer of a model is compiled while it trains."""
     compiling = (run_compiled, recompute_compiled, recompute_selected)
     return any(
         layer.gradient_checkpointing and layer._gradient_checkpointing_func in compiling
@@ -133,13 +133,13 @@ def compiles_layers(model: nn.Module) -> bool:
 
 @cache
 def compile_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """The compiled forward of a class of layers: one graph, whatever the lengths."""
+    """Return the compiled forward of a class of layers: one graph for all lengths."""
     return torch.compile(forward, backend=BACKEND, fullgraph=True, dynamic=True)
 
 
 @cache
 def selecting(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward inside of torch's selective checkpoint, which only the compiler handles at no cost."""
+    """Return a forward inside torch's selective checkpoint, which only the compiler handles at no cost."""
     # A routed layer leaves its routing in the layer; when it runs again, the graph holds the routing already
     torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True
 
@@ -151,13 +151,13 @@ def selecting(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kept_contexts() -> Any:
-    """The contexts of torch's selective checkpoint: results of these operations are kept."""
+    """Return the contexts of torch's selective checkpoint, which keep the results of `kept_operations`."""
     return create_selective_checkpoint_contexts(kept_operations())
 
 
 @cache
 def kept_operations() -> list[Any]:
-    """Operations whose results selective checkpointing keeps: matrix products and attention."""
+    """Return the operations whose results selective checkpointing keeps: matrix products and attention."""
     aten = torch.ops.aten
     operations: list[Any] = [
         aten.mm.default,

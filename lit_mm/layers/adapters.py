@@ -1,4 +1,7 @@
-"""Low-rank adapters of peft on the linears of a part: LoRA, rsLoRA and DoRA."""
+"""Low-rank adapters of peft on the linears of a part: LoRA, rsLoRA and DoRA.
+
+The functions import peft themselves, because all families import this module and few recipes have adapters.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from peft.tuners.lora import Linear, LoraConfig
 from torch import nn
 
 from lit_mm.errors import UserError
@@ -49,6 +51,8 @@ def add_adapters(
         UserError: the rank is not positive, or a target names no linear that is free of adapters.
     Source: arXiv:2106.09685, arXiv:2312.03732, arXiv:2402.09353.
     """
+    from peft.tuners.lora import Linear, LoraConfig
+
     if rank < 1:
         raise UserError(f"the adapter {part!r}: `rank` is at least 1, got {rank}")
     plain = list(plain_linears(module))
@@ -82,6 +86,8 @@ def remove_adapters(module: nn.Module, part: str, *, merge: bool) -> None:
         part: name of the adapter's part; other adapters stay.
         merge: True adds the adapter's branches to the weights of the bases.
     """
+    from peft.tuners.lora import Linear
+
     for owner in list(module.modules()):
         for name, layer in list(owner.named_children()):
             if isinstance(layer, Linear) and parts_within(layer).get(PIECES[0]) == part:
@@ -118,6 +124,8 @@ def plain_linears(module: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
 
 
 def _below(module: nn.Module, path: str) -> Iterator[tuple[nn.Module, str, str]]:
+    from peft.tuners.lora import Linear
+
     within = parts_within(module)
     for name, child in module.named_children():
         if name in within or isinstance(child, Linear):

@@ -6,7 +6,7 @@ import torch
 
 
 def fast_bf16(device: str) -> bool:
-    """True if the device multiplies bf16 in hardware. Otherwise torch emulates it, 50 times slower than fp32.
+    """Return True if the device multiplies bf16 in hardware. Otherwise torch emulates it, 50 times slower than fp32.
 
     Args:
         device: type of the device: "cpu", "cuda" or "mps".

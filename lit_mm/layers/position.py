@@ -40,19 +40,19 @@ def resize_grid(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def bicubic_weights(source: int, target: int) -> Tensor:
-    """The weights of `source` points in each of `target` points along one axis: [target, source] fp32."""
+    """Return the weights of `source` points in each of `target` points along one axis: [target, source] fp32."""
     eye = torch.eye(source, device="cpu").view(1, 1, source, source)
     return F.interpolate(eye, size=(target, source), mode="bicubic", align_corners=False)[0, 0]
 
 
 def sincos_frequencies(width: int) -> Tensor:
-    """The frequencies of a 2-D table: [width / 4] fp64, from 1 down towards 1 / 10000 in a geometric sequence."""
+    """Return the frequencies of a 2-D table: [width / 4] fp64, a geometric sequence from 1 down towards 1 / 10000."""
     quarter = width // 4
     return 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
 
 
 def sincos_table(width: int, side: int) -> Tensor:
-    """The fixed 2-D sine-cosine table of a square grid.
+    """Build the fixed 2-D sine-cosine table of a square grid.
 
     The first half of the channels encodes the column, the second half the row; each half is sines, then cosines.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from inspect import isfunction
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from torch import nn
 
 from lit_mm.errors import UserError
 
 
-@runtime_checkable
 class Divided(Protocol):
     """A module that holds parameters of another part than the one around it, such as LoRA in a language model.
 
@@ -23,8 +22,15 @@ class Divided(Protocol):
 
 
 def parts_within(module: nn.Module) -> Mapping[str, str]:
-    """Attribute -> part, for the attributes of a module that belong to another part; empty for most modules."""
-    return module.parts_within if isinstance(module, Divided) else {}
+    """Return attribute -> part, for attributes of a module that belong to another part; empty for most modules.
+
+    The attribute is read without `isinstance`, which takes 25 us for a protocol in Python 3.11; a network has hundreds
+    of modules.
+    """
+    try:
+        return cast(Divided, module).parts_within
+    except AttributeError:
+        return {}
 
 
 @runtime_checkable

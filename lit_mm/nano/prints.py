@@ -152,7 +152,7 @@ class Prints(Dataset):
         )
 
     def rng(self, number: int) -> Random:
-        """Random numbers for the window of page `number`."""
+        """Return the random numbers for the window of page `number`."""
         return Random(stable_hash(self.seed, "window", number))
 
     def _page(self, number: int) -> Page:
@@ -183,7 +183,7 @@ def draw_window(rng: Random, close_ups: float) -> Box:
 
 
 def _look(sign: Sign) -> str:
-    """A key that is equal for two signs exactly when their pictures are equal."""
+    """Return a key that is equal for two signs exactly when their pictures are equal."""
     element = sign.element
     if isinstance(element, Text):
         return sign.letter
@@ -213,7 +213,7 @@ def draw_sign(sign: Sign | None) -> Tensor:
 
 
 def sides_of(element: Element, window: Box = WHOLE) -> list[int]:
-    """Left, top, right and bottom of the element's box, each as the number of the nearest of TENTHS lines (0 to 10)."""
+    """Return left, top, right and bottom of the element's box, each as the nearest of TENTHS lines (0 to 10)."""
     left, top, right, bottom = window
     starts, lengths = (left, top) * 2, (right - left, bottom - top) * 2
     sides = [(side - start) / length for side, start, length in zip(element.box, starts, lengths, strict=True)]
@@ -239,7 +239,7 @@ class PrintNetwork(nn.Module):
         self.code, self.blank = code, blank
 
     def forward(self, batch: PrintBatch) -> Tensor:
-        """Mean loss of a page times the number of pages, a scalar."""
+        """Return the mean loss of a page times the number of pages, a scalar."""
         features = self.vision(batch.prints)  # [V, N, D]
         outputs = self.proof(features).float()  # [V, N, sum of sizes]
         places, sides, row, column = outputs.split(self.sizes, dim=-1)
@@ -258,7 +258,7 @@ class PrintNetwork(nn.Module):
         return (sign_loss + 0.3 * side_loss + 0.1 * position_loss) * len(batch.sample_ids)
 
     def _sign_loss(self, places: Tensor, signs: Tensor, sheet: Tensor) -> Tensor:
-        """Weighted mean cross-entropy of picking the right picture for each place.
+        """Return the weighted mean cross-entropy of picking the right picture for each place.
 
         Args:
             places: [V, N, PLACES * C] predicted vectors.

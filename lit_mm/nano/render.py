@@ -58,12 +58,12 @@ def render(height: int, width: int, style: Style, elements: Sequence[Element]) -
 
 @lru_cache(maxsize=4096)
 def text_width(text: str) -> float:
-    """Natural width of a text as a multiple of cap height, tracking included."""
+    """Return the natural width of a text as a multiple of cap height, tracking included."""
     return sum(_advances()[letter] for letter in text) + TRACKING * (len(text) - 1)
 
 
 def advance(letter: str) -> float:
-    """Natural advance width of one letter as a multiple of cap height, without tracking."""
+    """Return the natural advance width of one letter as a multiple of cap height, without tracking."""
     return _advances()[letter]
 
 
@@ -91,13 +91,13 @@ def _draw_text(image: Image.Image, element: Text, style: Style) -> None:
 
 @lru_cache(maxsize=256)
 def _font(cap: int) -> ImageFont.FreeTypeFont:
-    """The font at the size that makes capitals `cap` pixels high."""
+    """Return the font at the size that makes capitals `cap` pixels high."""
     return ImageFont.load_default(cap / _cap_share())
 
 
 @lru_cache(maxsize=1)
 def _cap_share() -> float:
-    """Cap height as a share of the font size, about 0.7."""
+    """Return the cap height as a share of the font size, about 0.7."""
     _, top, _, bottom = ImageFont.load_default(400).getbbox("H", anchor="ls")
     return (bottom - top) / 400
 
@@ -135,7 +135,7 @@ def _master(kind: str) -> Image.Image:
 
 
 def _outline(kind: str) -> list[tuple[float, float]]:
-    """Corners of a shape in the unit square."""
+    """Return the corners of a shape in the unit square."""
     if kind == "square":
         return [(0, 0), (1, 0), (1, 1), (0, 1)]
     if kind == "triangle":
@@ -158,7 +158,7 @@ def _outline(kind: str) -> list[tuple[float, float]]:
 
 @lru_cache(maxsize=16)
 def _noise_field(amplitude: int) -> Image.Image:
-    """An image of `FIELD` x `FIELD` pixels, uniform in 0..2 x amplitude. It is cached: drawing costs 6 ms."""
+    """Draw an image of `FIELD` x `FIELD` pixels, uniform in 0..2 x amplitude. It is cached: drawing costs 6 ms."""
     values = np.random.Generator(np.random.PCG64(amplitude)).integers(0, 2 * amplitude + 1, (FIELD, FIELD, 3), np.uint8)
     return Image.fromarray(values)
 

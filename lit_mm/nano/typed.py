@@ -75,7 +75,7 @@ class Templates:
         return templates[stable_hash(document.id, "template") % len(templates)].runs(document, tokenizer)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        """Ids that end an answer under any of the chat templates; captions are never generated."""
+        """Return the ids that end an answer under any of the chat templates; captions are never generated."""
         return frozenset().union(*(chat.stop_ids(tokenizer) for chat in self.chats))
 
 
@@ -123,7 +123,7 @@ class DrawnProcessor(TypedProcessor):
 
 
 def window_of(view: View) -> tuple[float, float, float, float]:
-    """The part of the image that a view shows, in unit coordinates; padding lies outside [0, 1]."""
+    """Return the part of the image that a view shows, in unit coordinates; padding lies outside [0, 1]."""
     (height, width), (y, x), (top, left, rows, columns) = view.resize, view.offset, view.box
     return (left - x) / width, (top - y) / height, (left + columns - x) / width, (top + rows - y) / height
 
@@ -246,7 +246,7 @@ class TypedPages(MultimodalModule):
         self.stage_names = frozenset({*self.drawing, *self.noise})
 
     def processors_of(self, stage: Stage) -> dict[int, Processor]:
-        """Processors by first step, see `MultimodalModule.processors_of`; stages listed in `views` draw a way."""
+        """Return processors by first step, see `MultimodalModule.processors_of`; stages in `views` draw a way."""
         processors = super().processors_of(stage)
         if stage.name not in self.drawing:
             return processors

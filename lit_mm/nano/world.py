@@ -147,7 +147,7 @@ def _turns(opening: tuple[str | Page, ...], questions: tuple[tuple[str, str], ..
 
 
 def _rng(seed: int, split: str, kind: str, index: int) -> Random:
-    """Random numbers for one document, the same in every process (Python's `hash` is not)."""
+    """Return the random numbers for one document, the same in every process (Python's `hash` is not)."""
     name = f"nano/{seed}/{split}/{kind}/{index}".encode()
     return Random(int.from_bytes(blake2b(name, digest_size=8).digest(), "little"))
 

@@ -25,7 +25,7 @@ def gathered_rows(rows: Tensor) -> Tensor:
 
 
 def row_counts(rows: Tensor) -> list[int]:
-    """Number of rows of `rows` [n, ...] on every rank, in the order of the ranks."""
+    """Return the number of rows of `rows` [n, ...] on every rank, in the order of the ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [len(rows)]  # without a device tensor, whose values the host would wait for
     return gathered_rows(torch.tensor([len(rows)], device=rows.device)).tolist()

@@ -141,7 +141,7 @@ class ImageTextModel(nn.Module):
         return self.text
 
     def _followed(self) -> Mapping[str, nn.Module]:
-        """Name in `momentum` -> module that a copy follows."""
+        """Return name in `momentum` -> module that a copy follows."""
         projections = nn.ModuleDict({"vision": self.contrast.vision, "text": self.contrast.text})
         return {"vision": self.vision, "text": self.text, "contrast": projections}
 

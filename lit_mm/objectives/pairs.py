@@ -13,7 +13,7 @@ from lit_mm.objectives.image_text import Encoded, ImageTextModel
 from lit_mm.objectives.objective import split
 from lit_mm.samples.batch import PAIRS, Batch
 
-EPSILON = 1e-4  # what BLIP adds to the weight of every negative
+EPSILON = 1e-4  # added to the weight of every negative, as in BLIP
 
 # N pairs of this rank, K entries of the queue
 
@@ -81,7 +81,7 @@ class MomentumContrast:
         self.step, self.total_steps = 0, 1
 
     def current_alpha(self) -> float:
-        """Share of the momentum distribution at this step. Example: alpha 0.4, ramp 0.1, step 5 of 100 -> 0.2."""
+        """Return the share of the momentum distribution. Example: alpha 0.4, ramp 0.1, step 5 of 100 -> 0.2."""
         rise = self.ramp * self.total_steps
         return self.alpha * (min(1.0, self.step / rise) if rise else 1.0)
 

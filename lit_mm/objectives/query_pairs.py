@@ -176,8 +176,8 @@ def same_image(pairs: Pairs, images: Tensor | None = None) -> Tensor:
         images: [n] number of the image of each pair; None: all images differ.
     """
     if images is None:
-        own = pairs.first + torch.arange(len(pairs.image), device=pairs.image.device)
-        return own[:, None] == torch.arange(len(pairs.all_image), device=own.device)
+        numbers = pairs.first + torch.arange(len(pairs.image), device=pairs.image.device)
+        return numbers[:, None] == torch.arange(len(pairs.all_image), device=numbers.device)
     return images[:, None] == gathered_rows(images)
 
 
@@ -213,8 +213,7 @@ def matching_logits(connector: PairedQFormer, pairs: Pairs, texts: Tensor, image
         texts: [n] number among all ranks of the negative text of each image.
         images: [n] number among all ranks of the negative image of each text.
     """
-    own = pairs.texts
-    ids, mask, all_ids, all_mask = gathered_texts(own.ids, own.mask)
+    ids, mask, all_ids, all_mask = gathered_texts(pairs.texts.ids, pairs.texts.mask)
     all_features = gathered_with_gradient(pairs.features, pairs.counts)
     joined = Texts(torch.cat([ids, ids, all_ids[texts]]), torch.cat([mask, mask, all_mask[texts]]))
     return connector.match(torch.cat([pairs.features, all_features[images], pairs.features]), joined)
@@ -337,7 +336,7 @@ class QueryCaptioning:
 
 
 def _heads(model: MultimodalModel) -> PairedQFormer:
-    """The connector, as a Q-Former that compares; `SharedPairs` has checked it."""
+    """Return the connector as a Q-Former that compares; `SharedPairs` has checked its type."""
     assert isinstance(model.connector, PairedQFormer)
     return model.connector
 

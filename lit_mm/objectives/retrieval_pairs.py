@@ -91,8 +91,8 @@ class RetrievalMatching:
             images = (rank << 32) + torch.arange(count, device=device)
         ids, visible = encoded.texts
         if not self.all_ranks:
-            own = (ids, visible, encoded.features, encoded.image, encoded.text, images, encoded.valid)
-            return Candidates(*own), images
+            local = (ids, visible, encoded.features, encoded.image, encoded.text, images, encoded.valid)
+            return Candidates(*local), images
         _, _, all_ids, all_visible = gathered_texts(ids, visible)
         features = gathered_with_gradient(encoded.features, row_counts(encoded.valid))
         rest = (gathered_rows(rows.detach()) for rows in (encoded.image, encoded.text, images, encoded.valid))

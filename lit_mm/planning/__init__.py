@@ -1,1 +1,1 @@
-"""What a stage costs, computed on the meta device before anything is loaded: operations, bytes, time and money."""
+"""The cost of a stage, computed on the meta device before anything is loaded: operations, bytes, time and money."""

@@ -53,7 +53,7 @@ def evaluated(polynomial: Polynomial, moments: Mapping[Monomial, float]) -> floa
 
     Args:
         polynomial: monomial -> coefficient.
-        moments: monomial -> its sum over the samples; 1 for (), which is what a call costs. A missing one is 0.
+        moments: monomial -> its sum over the samples; 1 for (), the cost of a call. A missing monomial counts 0.
     """
     return sum(coefficient * moments.get(monomial, 0) for monomial, coefficient in polynomial.items())
 
@@ -178,7 +178,7 @@ def fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """`F.scaled_dot_product_attention` of meta tensors of 4 dimensions, by the operations of the flash kernel."""
+    """Run `F.scaled_dot_product_attention` on meta tensors of 4 dimensions by the flash kernel's operations."""
     return _Fused.apply(query, key, value, is_causal)
 
 
@@ -263,9 +263,9 @@ class Trace(TorchDispatchMode):
         self._needed.append(tensor)
         return tensor
 
-    def kept(self) -> list[Tensor]:
+    def saved_tensors(self) -> list[Tensor]:
         """Return the inputs of the layer and the results of kept operations from which the rest is computed again."""
-        kept, open_tensors, visited = [], list(self._needed), set()
+        saved, open_tensors, visited = [], list(self._needed), set()
         while open_tensors:
             tensor = open_tensors.pop()
             address = _storage(tensor)
@@ -275,8 +275,8 @@ class Trace(TorchDispatchMode):
             if address in self._operands:
                 open_tensors += self._operands[address]
             else:
-                kept.append(tensor)
-        return kept
+                saved.append(tensor)
+        return saved
 
 
 def _storage(tensor: Tensor) -> int:

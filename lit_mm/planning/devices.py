@@ -1,4 +1,4 @@
-"""Devices by name, and what a stage takes on them: time and money."""
+"""Devices by name, and the time of a stage on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sizes of a micro-batch that decide what it costs: numbers alone, known before any pixel is read."""
+"""The sizes of a micro-batch that decide its cost: numbers alone, known before any pixel is read."""
 
 from __future__ import annotations
 

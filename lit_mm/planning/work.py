@@ -86,14 +86,9 @@ class Operations:
         """Operations of forward and backward pass without recomputation: the operations of MFU."""
         return self.forward + self.backward
 
-    @property
-    def halved(self) -> float:
-        """The total if causal attention counts half."""
-        return self.total - self.causal / 2
-
 
 class Work(Protocol):
-    """What a stage costs. It is a function of sizes; results of probes are cached."""
+    """The cost of a stage as a function of sizes. Results of probes are cached."""
 
     def operations(self, row: Row) -> dict[str, Operations]:
         """Compute part -> operations of a micro-batch.
@@ -121,7 +116,7 @@ def operations_of(costs: Costs, moments: Mapping[Monomial, float]) -> Operations
 
 @runtime_checkable
 class Checkpointed(Protocol):
-    """A part that says what its layers keep; see `lit_mm.layers.activations`."""
+    """A part with a choice of what its layers keep; see `lit_mm.layers.activations`."""
 
     activation_checkpointing: Checkpointing
 
@@ -197,7 +192,7 @@ def trace_selected(precision: Precision, checkpointed: list[Tensor], forward: pa
         return recompute_with(precision, forward, *args)
     with Trace(kept_operations()) as trace:
         results = forward(*args)
-    checkpointed += trace.kept()
+    checkpointed += trace.saved_tensors()
     return results
 
 
@@ -318,14 +313,14 @@ class PartwiseWork:
                 return [connector(features, Texts(ids, torch.ones_like(ids, dtype=torch.bool)))]
             return [connector(features)]
 
-        with eager(vision, self.precision) as kept:
-            costs, leaves = measure(encode, {"v": VIEWS}, vision.parameters(), self.precision, kept)
+        with eager(vision, self.precision) as checkpointed:
+            costs, leaves = measure(encode, {"v": VIEWS}, vision.parameters(), self.precision, checkpointed)
         parameters = () if connector is None else tuple(connector.parameters())
         if connector is None:
             of_connector, outputs = new_costs(), leaves
         else:
-            with eager(connector, self.precision) as kept:
-                of_connector, outputs = measure(connect, {"v": VIEWS}, parameters, self.precision, kept)
+            with eager(connector, self.precision) as checkpointed:
+                of_connector, outputs = measure(connect, {"v": VIEWS}, parameters, self.precision, checkpointed)
         return ViewCosts(linear(costs), linear(of_connector), outputs[0].shape[1], outputs[0].shape[-1])
 
     def _of_language(self, second_shape: Shape | None) -> tuple[Costs, Costs]:
@@ -355,8 +350,8 @@ class PartwiseWork:
             logits = language.logits(hidden).float()
             return [F.cross_entropy(logits, batch.labels, reduction="none")]
 
-        with eager(language, self.precision) as kept, unlimited(language):
-            costs, (hidden,) = measure(read, SIZES, language.parameters(), self.precision, kept)
+        with eager(language, self.precision) as checkpointed, unlimited(language):
+            costs, (hidden,) = measure(read, SIZES, language.parameters(), self.precision, checkpointed)
         head, _ = measure(predict, SIZES, [*language.parameters(), hidden], self.precision)
         return costs, head
 
@@ -455,8 +450,8 @@ class WholeWork:
         def run() -> Sequence[Tensor]:
             return [objective(self.network, batch) for objective in self.objectives]
 
-        with eager(self.network, self.precision) as kept:
-            costs, _ = measure(run, {"v": VIEWS}, self.network.parameters(), self.precision, kept)
+        with eager(self.network, self.precision) as checkpointed:
+            costs, _ = measure(run, {"v": VIEWS}, self.network.parameters(), self.precision, checkpointed)
         return costs
 
 

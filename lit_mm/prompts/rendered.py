@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 
 from lit_mm.prompts.prompt import PictureRun, Run, TextRun
@@ -30,6 +31,12 @@ class Text:
 Part = Text | int  # a text, or the number of a picture
 
 
+@lru_cache(maxsize=64)
+def template_ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Tokenise a text of the template. The ids are cached, because the text is the same in every document."""
+    return tuple(tokenizer.encode(text))
+
+
 def encode_seam(prompt: str, answer: str, tokenizer: Tokenizer, before: str = "") -> tuple[list[int], list[int], bool]:
     """Tokenise a prompt and the answer that follows it, such that the prompt's ids do not depend on the answer.
 
@@ -44,7 +51,7 @@ def encode_seam(prompt: str, answer: str, tokenizer: Tokenizer, before: str = ""
     Returns:
         Ids of the prompt, ids of the answer, and whether they were tokenised apart.
     """
-    start = len(tokenizer.encode(before)) if before else 0
+    start = len(template_ids(before, tokenizer))
     head = tokenizer.encode(before + prompt)[start:]
     whole = tokenizer.encode(before + prompt + answer)[start:]
     if whole[: len(head)] == head:
@@ -71,7 +78,7 @@ def encode_rounds(text: str, tokenizer: Tokenizer, opening: str, closing: str) -
         apart += is_apart
         before = end
     if text:
-        ids += tokenizer.encode(before + text)[len(tokenizer.encode(before)) if before else 0 :]
+        ids += tokenizer.encode(before + text)[len(template_ids(before, tokenizer)) :]
     return ids, apart
 
 
@@ -115,7 +122,7 @@ def _stretch(texts: Sequence[Text], tokenizer: Tokenizer, end: str) -> list[Run]
         prompt, before = "", end
     if prompt:
         assert before or not ids, "a learnt text that more text follows ends with a special token: give `end`"
-        head = tokenizer.encode(before + prompt)[len(tokenizer.encode(before)) if before else 0 :]
+        head = tokenizer.encode(before + prompt)[len(template_ids(before, tokenizer)) :]
         ids += head
         learn += [False] * len(head)
     return [TextRun(ids, learn, apart)] if ids else []

@@ -28,7 +28,7 @@ def load_tokenizer(reference: str) -> Tokenizer:
 
 
 def is_on_this_machine(tokenizer: Tokenizer | PublishedTokenizer) -> bool:
-    """True for a tokenizer that is read without a download."""
+    """Return True for a tokenizer that is read without a download."""
     if not isinstance(tokenizer, PublishedTokenizer):
         return True
     from huggingface_hub import snapshot_download  # imported late: only published names need it

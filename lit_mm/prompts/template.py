@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jinja2
 
 from lit_mm.documents.document import Document, Turn
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.prompts.prompt import Prompt, Run
 from lit_mm.prompts.rendered import Part, Text, to_runs
 from lit_mm.prompts.tokenizer import Tokenizer
@@ -328,7 +328,7 @@ class ChatTemplate:
                 **(settings | self.variables),
             )
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            reason = str(error).partition("\n")[0].rstrip(".")
+            reason = first_line(error)
             clock = (
                 " The template writes today's date, with which tokens would change from day to day: set its date in "
                 "`variables`, such as {date_string: 26 Jul 2024}."

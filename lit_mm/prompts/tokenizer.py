@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tokenizers
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.prompts.files import FILES, read_files
 from lit_mm.prompts.vocabularies import FastVocabulary, Vocabulary
 
@@ -108,13 +108,17 @@ class Tokenizer:
 
 
 def download(name: str) -> Path:
-    """Return the folder of a published tokenizer's files; files that are not in the cache are downloaded."""
+    """Return the folder of a published tokenizer's files; files that are not in the cache are downloaded.
+
+    Raises:
+        UserError: there is no such tokenizer, or it is neither in the cache nor can be downloaded.
+    """
     import huggingface_hub
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:  # raised for names without a repository, and without a network
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f"the tokenizer {name!r} cannot be read ({reason}). Give a folder with its files, one of the files, a "
             "published name that can be downloaded, or 'nano'"

@@ -47,6 +47,7 @@ class Template:
 
 
 def chatml(system: str) -> Template:
+    """Build a ChatML template with this system text."""
     return Template(
         opening="<|im_start|>system\n{system}<|im_end|>",
         system=system,

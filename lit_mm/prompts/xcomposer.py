@@ -9,7 +9,7 @@ from itertools import chain, count
 from lit_mm.documents.document import Document
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PICTURE, PictureRun, Run, TextRun
-from lit_mm.prompts.rendered import encode_rounds
+from lit_mm.prompts.rendered import encode_rounds, template_ids
 from lit_mm.prompts.tokenizer import Tokenizer
 
 PLACEHOLDER = "<ImageHere>"
@@ -131,11 +131,11 @@ class XComposerPrompt:
 
     def _bridge(self, tokenizer: Tokenizer) -> int:
         """Count the tokens from the end of a question to the first token of the answer."""
-        ids = tokenizer.encode(self.end_of_human + BOT)
+        ids = template_ids(self.end_of_human + BOT, tokenizer)
         if ids[0] != (marker := tokenizer.id_of(self.end_of_human)):
             raise UserError(
                 f"the tokenizer breaks the marker {self.end_of_human!r} (id {marker}) into pieces: "
-                f"{self.end_of_human + BOT!r} became {ids}; make it an added token of the tokenizer"
+                f"{self.end_of_human + BOT!r} became {list(ids)}; make it an added token of the tokenizer"
             )
         return len(ids)
 

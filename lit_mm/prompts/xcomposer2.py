@@ -10,7 +10,7 @@ from lit_mm.documents.document import Document, Turn
 from lit_mm.documents.turns import PLACEHOLDER
 from lit_mm.errors import UserError
 from lit_mm.prompts.prompt import PICTURE, PictureRun, Run, TextRun
-from lit_mm.prompts.rendered import encode_rounds
+from lit_mm.prompts.rendered import encode_rounds, template_ids
 from lit_mm.prompts.tokenizer import Tokenizer
 
 Piece = str | int  # text, or the number of a picture
@@ -130,12 +130,12 @@ class XComposer2Prompt:
     def _bridge(self, tokenizer: Tokenizer) -> int:
         """Count the tokens from the end of a user turn to the first token of the answer."""
         text = f"{self.turn_end}\n{self.turn_start}assistant\n"
-        ids = tokenizer.encode(text)
+        ids = template_ids(text, tokenizer)
         markers = [tokenizer.id_of(self.turn_end), tokenizer.id_of(self.turn_start)]
         if ids[0] != markers[0] or markers[1] not in ids:
             raise UserError(
                 f"the tokenizer breaks the turn markers {self.turn_end!r} (id {markers[0]}) and {self.turn_start!r} "
-                f"(id {markers[1]}) into pieces: {text!r} became {ids}; make them added tokens of the tokenizer"
+                f"(id {markers[1]}) into pieces: {text!r} became {list(ids)}; make them added tokens of the tokenizer"
             )
         return len(ids)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_mm.evaluation.score import Score
 from lit_mm.report.colours import FAINT, GREY, INK, MORE, PALETTE
-from lit_mm.report.files import write_whole
+from lit_mm.run.files import write_whole
 
 if TYPE_CHECKING:  # importing matplotlib takes a second
     from matplotlib.axes import Axes
@@ -45,13 +45,13 @@ def draw_curves(
     loss.plot(steps, values, color=PALETTE[0], alpha=0.3, linewidth=0.9)
     for first, last in _spans(metrics_rows).values():
         span = slice(bisect_left(steps, first), bisect_right(steps, last))
-        loss.plot(steps[span], _smooth(values[span], len(values) // 60), color=PALETTE[0], linewidth=2)
+        loss.plot(steps[span], smooth(values[span], len(values) // 60), color=PALETTE[0], linewidth=2)
     loss.set_ylabel("loss (nats per token)")
     if values and min(values) > 0 and max(values) / min(values) > 20:
         loss.set_yscale("log")
 
     parts = [column for column in (metrics_rows[0] if metrics_rows else {}) if column.startswith("lr_")]
-    for part, color in zip(parts, _colors(len(parts)), strict=True):
+    for part, color in zip(parts, colours(len(parts)), strict=True):
         rates = [row[part] or float("nan") for row in metrics_rows]  # a rate of 0 is a frozen part and gets no line
         if any(r == r for r in rates):
             rate.plot(steps, rates, color=color, linewidth=1.8, label=part.removeprefix("lr_"))
@@ -69,7 +69,7 @@ def draw_curves(
     accuracy.plot(at, overall, color=INK, linewidth=2.8, marker="o", markersize=4.5, label="overall", zorder=5)
     if blind is not None:
         accuracy.axhline(100 * blind.overall, color=INK, linewidth=1.4, linestyle=(0, (5, 4)), label="overall, blind")
-    for skill, color in zip(skills, _colors(len(skills)), strict=True):
+    for skill, color in zip(skills, colours(len(skills)), strict=True):
         line = _broken([100 * row[skill] for row in accuracy_rows], accuracy_rows, branches)
         accuracy.plot(at, line, color=color, linewidth=1.1, marker="o", markersize=2.5, alpha=0.85, label=skill)
     accuracy.set_ylim(-3, 103)
@@ -86,7 +86,7 @@ def draw_curves(
     write_whole(path, buffer.getvalue())
 
 
-def _smooth(values: Sequence[float], reach: int) -> list[float]:
+def smooth(values: Sequence[float], reach: int) -> list[float]:
     """Average over `reach` steps on either side, fewer at the ends. The window is centred, so jumps do not move."""
     sums = [0.0, *accumulate(values)]
     windows = [(max(0, i - reach), min(len(values), i + reach + 1)) for i in range(len(values))]
@@ -104,14 +104,14 @@ def _broken(values: Sequence[float], rows: Sequence[Mapping[str, Any]], branches
 
 
 def _spans(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Stage -> [first step, last step]."""
+    """Return stage -> [first step, last step]."""
     spans: dict[str, list[int]] = {}
     for row in rows:
         spans.setdefault(row["stage"], [row["step"], row["step"]])[1] = row["step"]
     return spans
 
 
-def _colors(count: int) -> list[str]:
+def colours(count: int) -> list[str]:
     """Pick `count` colours: the palettes, whose first six are the clearest, up to twelve; above, a continuous map."""
     if count <= len(PALETTE + MORE):
         return list((PALETTE + MORE)[:count])

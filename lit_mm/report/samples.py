@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lit_mm.evaluation.score import Prediction, of_each_skill
 from lit_mm.report.colours import GREY, INK, RIGHT, WRONG
-from lit_mm.report.files import write_whole
+from lit_mm.run.files import write_whole
 
 SCALE = 2  # the sheet is drawn at twice the nominal size, which keeps small text sharp
 SHEET = 1200 * SCALE  # width of a row of cards, pixels
@@ -55,7 +55,7 @@ def _rows(predictions: Sequence[Prediction]) -> list[list[Image.Image]]:
     rows: list[list[tuple[Prediction, list[Image.Image]]]] = []
     room = 0
     for prediction in predictions:
-        pictures = [_fit(picture.read()) for picture in prediction.document.pictures]
+        pictures = [fit(picture.read()) for picture in prediction.document.pictures]
         width = _width(pictures)
         if not rows or width > room:
             rows.append([])
@@ -72,7 +72,7 @@ def _rows(predictions: Sequence[Prediction]) -> list[list[Image.Image]]:
 
 
 def _width(pictures: Sequence[Image.Image]) -> int:
-    """Smallest width of a card, pixels."""
+    """Return the smallest width of a card, pixels."""
     row = sum(picture.width for picture in pictures) + PAD * (len(pictures) - 1)
     return min(SHEET, max(row, 230 * SCALE) + 2 * PAD)
 
@@ -88,11 +88,11 @@ def _card(prediction: Prediction, pictures: Sequence[Image.Image], width: int) -
     plain, bold = _font(TEXT), _font(TEXT, bold=True)
     color, mark = (RIGHT, "\u2713") if prediction.correct else (WRONG, "\u2717")
     indent = round(plain.getlength("answer ")) + PAD
-    lines = [("", line, plain, INK, 0) for line in _wrap(document.question.strip(), plain, inner)]
+    lines = [("", line, plain, INK, 0) for line in wrap(document.question.strip(), plain, inner)]
     lines.append(("", "", plain, INK, 0))
     answer = f"{mark} {prediction.answer.strip() or '(nothing)'}"
     for label, text, ink in (("truth", document.answer.strip(), INK), ("answer", answer, color)):
-        wrapped = _wrap(text, bold, inner - indent)
+        wrapped = wrap(text, bold, inner - indent)
         lines += [(label if not n else "", line, bold, ink, indent) for n, line in enumerate(wrapped)]
 
     step, top = round(1.4 * TEXT), PAD + round(1.4 * TEXT)
@@ -114,14 +114,14 @@ def _card(prediction: Prediction, pictures: Sequence[Image.Image], width: int) -
     return card
 
 
-def _fit(image: Image.Image) -> Image.Image:
+def fit(image: Image.Image) -> Image.Image:
     """Resize a picture to the largest size that a card allows; the aspect ratio is kept."""
     scale = min(PICTURE[0] / image.height, PICTURE[1] / image.width)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 6) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, most: int = 6) -> list[str]:
     """Break a text into at most `most` lines of at most `width` pixels; a text that is cut ends in "...".
 
     Words wider than a line are broken, because answers of an untrained model may be one long run of characters.
@@ -149,7 +149,7 @@ def _pieces(word: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans; it is part of matplotlib and covers Latin, Greek, Cyrillic and the check marks."""
+    """Load DejaVu Sans, which is part of matplotlib and covers Latin, Greek, Cyrillic and the check marks."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_mm.evaluation.score import Score
-from lit_mm.report.files import write_whole
+from lit_mm.run.files import write_whole
 
 
 def write_summary(
@@ -43,7 +43,7 @@ def write_summary(
         "stages": [dict(stage) for stage in stages],
         **more,
     }
-    write_whole(path, (json.dumps(summary, indent=2) + "\n").encode())
+    write_whole(path, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -116,5 +116,5 @@ def throughput_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
 
 def stopped(end: Mapping[str, Any]) -> str:
-    """An early end of a stage in words: stopped at step 3 of 10, and why."""
+    """Describe an early end of a stage: "stopped at step 3 of 10", and why."""
     return f"stopped at step {end['step']} of {end['planned']}: {end['reason']}"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_mm.report.colours import FAINT, GREY, INK, PALETTE
-from lit_mm.report.files import write_whole
+from lit_mm.run.files import write_whole
 
 if TYPE_CHECKING:  # importing matplotlib takes a second
     from matplotlib.axes import Axes

@@ -24,6 +24,7 @@ from lit_mm.checkpoints import manifest
 from lit_mm.checkpoints.before import translate_config
 from lit_mm.errors import UserError
 from lit_mm.run.agreement import agree
+from lit_mm.run.files import write_whole
 
 # Config keys that may differ between launches of one run, because stream and loss do not depend on them
 MAY_CHANGE = re.compile(
@@ -114,7 +115,7 @@ class RunFolder:
                 )
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
                 (self.path / record).unlink(missing_ok=True)
-        _write(file, config)
+        write_whole(file, config)
 
 
 def check_run_dir(run_dir: str | None) -> None:
@@ -178,12 +179,6 @@ def _point_latest(path: Path) -> None:
     link = runs / f".latest-{uuid.uuid4().hex}"
     link.symlink_to(os.path.relpath(path.resolve(), runs.resolve()), target_is_directory=True)
     os.replace(link, runs / "latest")
-
-
-def _write(file: Path, text: str) -> None:
-    part = file.with_name(file.name + ".part")
-    part.write_text(text)
-    os.replace(part, file)
 
 
 def with_new_arguments(config: Any) -> Any:

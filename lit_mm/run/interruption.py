@@ -24,7 +24,7 @@ class Interrupted(SystemExit):
 
     Args:
         signals: signals that any rank has received.
-        kept: part of the message that tells which state was saved.
+        saved_state: end of the message, which tells the state that was saved.
         rank: rank of this process, over all nodes.
         together: True if all ranks end after the same step.
         out_of_time: True if the time limit of the launch, `trainer.max_time`, is over.
@@ -33,19 +33,19 @@ class Interrupted(SystemExit):
     def __init__(
         self,
         signals: Collection[signal.Signals],
-        kept: str,
+        saved_state: str,
         rank: int = 0,
         *,
         together: bool = False,
         out_of_time: bool = False,
     ) -> None:
-        self.signals, self.kept, self.rank, self.together = frozenset(signals), kept, rank, together
+        self.signals, self.saved_state, self.rank, self.together = frozenset(signals), saved_state, rank, together
         self.out_of_time = out_of_time
         super().__init__(CTRL_C if self.signals == {signal.SIGINT} else REQUEUE)
 
     def __str__(self) -> str:
         causes = [*sorted(received.name for received in self.signals), *["trainer.max_time"] * self.out_of_time]
-        return f"stopped by {', '.join(causes)} {self.kept}."
+        return f"stopped by {', '.join(causes)} {self.saved_state}."
 
     @property
     def wants_requeue(self) -> bool:

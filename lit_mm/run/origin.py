@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lit_mm.checkpoints import manifest, reading
 from lit_mm.errors import UserError
+from lit_mm.run.files import write_whole
 from lit_mm.run.folder import ORIGIN, RunFolder
 
 CURE = "Leave --init_from out to go on with this run, or choose another folder with --run_dir"
@@ -83,9 +84,7 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
         path = manifest.find(init_from)
         _check_whole(path)
         record = {"init_from": os.path.abspath(init_from), "checkpoint": os.path.abspath(path), "digest": _digest(path)}
-        part = file.with_name(file.name + ".part")
-        part.write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(part, file)
+        write_whole(file, json.dumps(record, indent=1) + "\n")
         return str(path)
     if record is None:
         return ""

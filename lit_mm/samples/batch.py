@@ -45,7 +45,7 @@ class Views:
         return sum(len(group) for group in self.groups)
 
     def normalised(self) -> tuple[Tensor, ...]:
-        """Per shape [V_g, 3, H_g, W_g] what the encoder reads."""
+        """Return per shape the [V_g, 3, H_g, W_g] pixels that the encoder reads."""
         return self.groups if self.scaling is None else tuple(normalised(group, self.scaling) for group in self.groups)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Views:

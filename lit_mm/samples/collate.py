@@ -38,13 +38,8 @@ def collate(
     grouped, first_of_view, second = None, [], None
     if processor.token_grid is not None:
         pixels = views if views is not None else [processor.views(sample) for sample in samples]
-        firsts = [len(sample.tokens_per_view) for sample in samples]
-        grouped, first_of_view = group_views(
-            samples, processor, [of_sample[:count] for of_sample, count in zip(pixels, firsts, strict=True)]
-        )
-        second = group_second_views(
-            processor, [of_sample[count:] for of_sample, count in zip(pixels, firsts, strict=True)]
-        )
+        grouped, first_of_view = group_views(samples, processor, pixels)
+        second = group_second_views(samples, processor, pixels)
     pad = np.array([processor.tokenizer.pad_id], dtype=np.int64)
     ids, positions, visual, bank, routed = [], [], [], [], []
     places, labels, source_ids, answers = [], [], [], []
@@ -136,8 +131,9 @@ def group_views(
     Args:
         samples: samples of the micro-batch, in order.
         processor: processor that made the samples.
-        read: views of every sample.
+        read: views of every sample, see `Processor.crops`.
     """
+    read = [views[: len(sample.tokens_per_view)] for sample, views in zip(samples, read, strict=True)]
     pixels = [view for views in read for view in views]
     counts = [count for sample in samples for count in sample.tokens_per_view]
     tiles = [tile for sample in samples for plan in sample.plans for tile in plan.tile_numbers]
@@ -164,15 +160,17 @@ def group_views(
     return grouped, first
 
 
-def group_second_views(processor: Processor, read: Sequence[Sequence[Tensor]]) -> Views | None:
+def group_second_views(
+    samples: Sequence[Sample], processor: Processor, read: Sequence[Sequence[Tensor]]
+) -> Views | None:
     """Group the views of the second vision encoder by shape; None if the tiling makes none.
 
     If the samples have no view, the result holds a blank view, as in `group_views`.
 
     Args:
-        processor: processor that made the samples.
-        read: views of the second encoder of every sample.
+        samples, processor, read: see `group_views`.
     """
+    read = [views[len(sample.tokens_per_view) :] for sample, views in zip(samples, read, strict=True)]
     pixels = [view for views in read for view in views]
     owners = [number for number, views in enumerate(read) for _ in views]
     if not pixels:
@@ -210,7 +208,7 @@ def counts_of(read: Sequence[Sequence[Tensor]]) -> tuple[int, ...]:
 
 
 def stack_views(pixels: Sequence[Tensor], scaling: Tensor | None) -> Tensor:
-    """Views of one shape as one tensor; uint8 ones beside normalised ones (blank ones of lost samples) are normalised.
+    """Stack views of one shape. If some are normalised (blank views of lost samples), uint8 ones are normalised too.
 
     Args:
         scaling: see `Views`.

@@ -41,7 +41,7 @@ class Adapter:
             raise UserError(f"an adapter has a rank of at least 1 and a dropout in [0, 1), got {self}")
 
     def fits(self, other: Adapter) -> bool:
-        """True if two adapters differ in `after` alone."""
+        """Return True if two adapters differ in `after` alone."""
         return replace(self, after=other.after) == other
 
 

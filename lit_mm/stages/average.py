@@ -5,6 +5,7 @@ A moment is sharded, saved and resumed with the others, under every strategy.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,21 +30,26 @@ def keep_average(optimizer: Optimizer) -> None:
 
     @torch.no_grad()
     def remember(optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"] if group[AVERAGE] is not None else ():
-                if AVERAGE not in optimizer.state.get(parameter, {}):
-                    starts[parameter] = parameter.detach().clone()
+        for parameter, _decay in averaged(optimizer):
+            if AVERAGE not in optimizer.state.get(parameter, {}):
+                starts[parameter] = parameter.detach().clone()
 
     @torch.no_grad()
     def update(optimizer: Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"] if group[AVERAGE] is not None else ():
-                state = optimizer.state.get(parameter)
-                if state:  # empty for a weight that has not learnt yet
-                    if AVERAGE not in state:
-                        state[AVERAGE] = starts[parameter]
-                    state[AVERAGE].lerp_(parameter.detach(), 1 - group[AVERAGE])
+        for parameter, decay in averaged(optimizer):
+            state = optimizer.state.get(parameter)
+            if state:  # empty for a weight that has not learnt yet
+                if AVERAGE not in state:
+                    state[AVERAGE] = starts[parameter]
+                state[AVERAGE].lerp_(parameter.detach(), 1 - decay)
         starts.clear()
 
     optimizer.register_step_pre_hook(remember)
     optimizer.register_step_post_hook(update)
+
+
+def averaged(optimizer: Optimizer) -> Iterator[tuple[Tensor, float]]:
+    """Yield (parameter, decay) of all parameters whose average is kept."""
+    for group in optimizer.param_groups:
+        if group[AVERAGE] is not None:
+            yield from ((parameter, group[AVERAGE]) for parameter in group["params"])

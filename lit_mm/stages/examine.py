@@ -21,7 +21,7 @@ class Examine:
     Args:
         metrics: names of metrics, or "loss", measured on the recipe's held-out documents and on `sources`.
         sources: name -> declaration of held-out documents, such as {format: llava, path: asked.json}.
-        benchmarks: names of benchmarks, "NAME" or "NAME:SPLIT".
+        benchmarks: benchmarks, "NAME" or "NAME:SPLIT"; a NAME that ends in .yaml is a file, see docs/benchmarks.md.
         data: folder of all benchmarks.
         questions: number of documents of a source and of questions of a benchmark; None for all of a benchmark or
             source, and for `examine_documents` of the recipe's held-out documents.

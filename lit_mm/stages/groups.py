@@ -22,12 +22,12 @@ class Layered(Protocol):
     num_layers: int
 
     def layer_of(self, name: str) -> int:
-        """Number of the layer that holds the parameter `name`: 0 for the embeddings, i + 1 for block i."""
+        """Return the number of the layer that holds the parameter `name`: 0 for the embeddings, i + 1 for block i."""
         ...
 
 
 def layered(modules: Mapping[str, nn.Module]) -> dict[str, Layered]:
-    """The parts that can tell a parameter's layer, by name."""
+    """Return the parts that can tell a parameter's layer, by name."""
     return {name: module for name, module in modules.items() if isinstance(module, Layered)}
 
 
@@ -36,7 +36,7 @@ LOOKED_UP = ("embed", "shared", "head", "relative_attention_bias", "table")
 
 
 def multiplies(name: str) -> bool:
-    """True if the name belongs to a matrix of a linear layer, such as "blocks.3.fc1.weight" or "resampler.q.weight".
+    """Return True for a matrix of a linear layer, such as "blocks.3.fc1.weight" or "resampler.q.weight".
 
     It is False for embeddings, vocabulary heads, and free parameters such as "query" and "positions".
     """

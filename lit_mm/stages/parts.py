@@ -29,12 +29,12 @@ class Parts:
         self._aside: dict[str, nn.Module] = {}
 
     def children(self) -> dict[str, nn.Module]:
-        """Name -> child of the network, for children with parameters."""
+        """Return name -> child of the network, for children with parameters."""
         children = {**dict(self.network.named_children()), **self._aside}
         return {name: child for name, child in children.items() if next(child.parameters(), None) is not None}
 
     def modules(self) -> dict[str, nn.Module]:
-        """Part -> child of the network. Parts inside a child, such as partial LoRA, are not listed."""
+        """Return part -> child of the network. Parts inside a child, such as partial LoRA, are not listed."""
         within = parts_within(self.network)
         return {within.get(name, name): child for name, child in self.children().items()}
 
@@ -43,7 +43,7 @@ class Parts:
         return _part_of(parameter, self._divisions())
 
     def parameters(self) -> dict[str, dict[str, nn.Parameter]]:
-        """Part -> name relative to the child -> parameter. Every parameter belongs to exactly one part."""
+        """Return part -> name relative to the child -> parameter. Every parameter belongs to exactly one part."""
         divisions = self._divisions()
         parts: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -51,7 +51,7 @@ class Parts:
         return parts
 
     def parameters_of(self, part: str) -> dict[str, nn.Parameter]:
-        """Name in the network -> parameter of a part."""
+        """Return name in the network -> parameter of a part."""
         divisions = self._divisions()
         return {name: tensor for name, tensor in self.named_parameters() if _part_of(name, divisions) == part}
 
@@ -67,7 +67,7 @@ class Parts:
                 yield f"{child}.{name}", parameter
 
     def state_aside(self) -> dict[str, Tensor]:
-        """Weights of the children that are set aside, under their names in the `state_dict` of the network.
+        """Return the weights of children that are set aside, by their names in the `state_dict` of the network.
 
         A tensor with several names, such as tied embeddings, is there once, under its first name.
         """
@@ -94,7 +94,7 @@ class Parts:
             self._aside = {}
 
     def _groups(self) -> dict[str, set[str]]:
-        """Child of the network -> parts that have parameters in it."""
+        """Return child of the network -> parts that have parameters in it."""
         divisions = self._divisions()
         return {
             child: {_part_of(f"{child}.{name}", divisions) for name, _ in module.named_parameters()}
@@ -102,7 +102,7 @@ class Parts:
         }
 
     def _divisions(self) -> dict[str, str]:
-        """Name in the network -> part, for all attributes that a module assigns to another part."""
+        """Return name in the network -> part, for all attributes that a module assigns to another part."""
         modules = [self.network.named_modules(remove_duplicate=False)]
         modules += [child.named_modules(prefix=name, remove_duplicate=False) for name, child in self._aside.items()]
         return {

@@ -114,6 +114,8 @@ class ByEpoch(Rising):
 
     Attributes:
         epochs: number of equal epochs that the stage is divided into.
+    Raises:
+        UserError: there is no epoch.
     Source: LAVIS 506965b, lavis/common/optims.py.
     """
 
@@ -150,6 +152,8 @@ class EpochDecay(ByEpoch):
 
     Attributes:
         decay: factor between the rates of two epochs, in (0, 1].
+    Raises:
+        UserError: the decay is out of its range.
     """
 
     decay: float = 0.9

@@ -101,6 +101,8 @@ class Stage:
         inputs_from: optimizer step of the stage -> further changes of the inputs from that step on. Optimizer, schedule
             and the order of samples go on.
         examine: figures to measure at the times of the examinations; None measures the accuracy alone.
+    Raises:
+        UserError: the name is no name of a stage, the stage trains nothing, or a number is out of its range.
     """
 
     name: str

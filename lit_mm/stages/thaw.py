@@ -12,12 +12,12 @@ from lit_mm.stages.stage import Stage
 
 
 def late_parts(stage: Stage) -> dict[str, int]:
-    """Part -> optimizer step of the stage at which it thaws, for parts that do not train from the start."""
+    """Return part -> step of the stage at which it thaws, for parts that do not train from the start."""
     return {part: train.from_step for part, train in stage.train_parts.items() if train.from_step}
 
 
 def learning_parts(stage: Stage, step: int) -> frozenset[str]:
-    """The parts that train at optimizer step `step` (from 0) of a stage."""
+    """Return the parts that train at optimizer step `step` (from 0) of a stage."""
     return frozenset(part for part, train in stage.train_parts.items() if step >= train.from_step)
 
 

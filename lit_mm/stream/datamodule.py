@@ -58,9 +58,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
         worker_start: method that starts worker processes. "fork" is quick; "forkserver" and "spawn" take some seconds
             per worker to start a new interpreter, and share no locks with threads of the trainer. None takes the
             default of Python.
+    Raises:
+        UserError: a count or a share is out of its range.
     """
 
-    training_arguments: tuple[str, ...] = ()  # arguments that are opened at once and that held-out documents do without
+    training_arguments: tuple[str, ...] = ()  # arguments that only training data need
 
     def __init__(
         self,
@@ -104,11 +106,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
     @abstractmethod
     def source(self) -> Source:
-        """The training documents of the current stage."""
+        """Open the training documents of the current stage."""
 
     @abstractmethod
     def heldout(self, count: int | None = None) -> list[Document]:
-        """Documents that are never trained on; `count` limits their number, None takes the configured number."""
+        """Return documents that are never trained on; `count` limits their number, None takes the configured one."""
 
     def begin(self, processor: Processor, stage: Stage, *, seed: int, rank: int = 0, world: int = 1) -> int:
         """Plan a stage and return its number of optimizer steps: `max_steps`, or the steps of its epochs.
@@ -176,10 +178,10 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return steps
 
     def _steps_of(self, plan: Stream, stage: Stage, *, tell: bool) -> int:
-        """Count the optimizer steps of a stage whose length is in epochs. Samples without a stored length are laid out.
+        """Count the optimizer steps of a stage with a length in epochs. Samples without a stored length are laid out.
 
         Args:
-            tell: if True, standard error explains what takes so long.
+            tell: True prints the reason for a long wait to standard error.
         """
         documents = self.screen.maker.documents
         tables = zip(documents.sources, self.screen.tables, strict=True)
@@ -196,7 +198,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         return -(-rows // self.global_batch)
 
     def refuse_indexed_faults(self, processor: Processor, stage: str) -> None:
-        """Lay out again the samples that the index of lengths has as untrainable, where a bad sample ends the run.
+        """Lay out again the samples that the index marks as untrainable, if `on_bad_sample` is "fail".
 
         Args:
             processor: processor of the stage.
@@ -216,11 +218,11 @@ class StreamDataModule(L.LightningDataModule, ABC):
                 )
 
     def screen_at(self, step: int) -> Screen:
-        """The screen of optimizer step `step` of the stage, counted from 0."""
+        """Return the screen of optimizer step `step` of the stage, counted from 0."""
         return self.screens[self.stream.plan.phase_of(step * self.global_batch)]
 
     def micro_batch_on(self, world: int) -> int:
-        """Rows per rank and forward on `world` ranks."""
+        """Return the rows per rank and forward on `world` ranks."""
         return self.micro_batch or max(1, self.global_batch // world)
 
     def source_names(self) -> list[str]:
@@ -262,7 +264,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of finished optimizer steps, which is the position in the stream and equal on every rank.
+        """Return the number of finished optimizer steps. It is the position in the stream and equal on every rank.
 
         `mark` is computed from it; with it a restart need not pack all earlier windows (see `Plan`).
         """
@@ -282,5 +284,5 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
 
 def name_of(source: Source) -> str:
-    """Name of a source for logs and the ledger: its attribute `name`, or else the name of its class."""
+    """Return the name of a source for logs and the ledger: its attribute `name`, or else the name of its class."""
     return getattr(source, "name", None) or type(source).__name__

@@ -97,8 +97,8 @@ def keys_of(maker: SampleMaker) -> list[str | None]:
         tiled = name if name in maker.processor.by_source else ""
         if tiled not in layouts:
             layouts[tiled] = fingerprint(maker.processor, tiled)
-        named = cache.key_of("lengths", source.content, layouts[tiled], budgets) if isinstance(source, Stored) else None
-        keys.append(named)
+        is_stored = isinstance(source, Stored)
+        keys.append(cache.key_of("lengths", source.content, layouts[tiled], budgets) if is_stored else None)
     return keys
 
 

@@ -21,12 +21,12 @@ class Placed(Protocol):
     """Documents that lie in files."""
 
     def where(self, number: int) -> str:
-        """File and line of a sample."""
+        """Return file and line of a sample."""
         ...
 
 
 def place_of(documents: Any, number: int) -> str:
-    """File and line of a sample; "" of documents that lie in no file."""
+    """Return file and line of a sample; "" if the documents lie in no file."""
     return documents.where(number) if isinstance(documents, Placed) else ""
 
 
@@ -59,7 +59,7 @@ class Joined:
         return replace(self.sources[source][number - self.starts[source]], source=self.names[source])
 
     def where(self, number: int) -> str:
-        """File and line of a sample; "" of a source without files."""
+        """Return file and line of a sample; "" if its source has no files."""
         source = self.source_of(number)
         return place_of(self.sources[source], number - self.starts[source])
 
@@ -82,6 +82,17 @@ def square_root_shares(sizes: Sequence[int], factors: Sequence[float]) -> list[f
     return [product / sum(products) for product in products]
 
 
+def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
+    """Raises:
+    UserError: a weight is not a positive number.
+    """
+    if not all(weight > 0 and math.isfinite(weight) for weight in weights):
+        raise UserError(
+            f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}. "
+            "Remove a source that is never to be drawn"
+        )
+
+
 def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Sequence[str]) -> list[int]:
     """Compute how many samples an epoch draws from each source, in proportion to `weights`.
 
@@ -98,9 +109,8 @@ def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Seque
     Source: arXiv:2305.06500, section 2.4. Its loader draws one source for a whole batch, on each rank by itself; here
         every batch mixes the sources.
     """
+    check_weights(weights, names)
     total, weight_sum = sum(sizes), sum(weights)
-    if not all(weight > 0 and math.isfinite(weight) for weight in weights):
-        raise UserError(f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}")
     shares = [total * weight / weight_sum for weight in weights]
     draws = [int(share) for share in shares]
     by_rest = sorted(range(len(shares)), key=lambda s: (draws[s] - shares[s], s))

@@ -146,14 +146,14 @@ class Plan:
         return Window([rows[i] for i in shuffle], left_out)
 
     def _start_of(self, number: int) -> int:
-        """Number of rows before window `number`."""
+        """Return the number of rows before window `number`."""
         while self._first + len(self._starts) <= number:
             last = self._first + len(self._starts) - 1
             self._starts.append(self._starts[-1] + len(self._window(last).rows))
         return self._starts[number - self._first]
 
     def _number_of(self, row: int) -> int:
-        """Number of the window that holds a row.
+        """Return the number of the window that holds a row.
 
         Raises:
             UserError: a whole epoch has no row, because all samples are left out.
@@ -173,7 +173,7 @@ class Plan:
         return self._first + bisect_right(self._starts, row) - 1
 
     def rows(self, start: int, stop: int) -> list[Row]:
-        """Rows [start, stop) of the stream."""
+        """Return rows [start, stop) of the stream."""
         rows: list[Row] = []
         while len(rows) < stop - start:
             row = start + len(rows)
@@ -183,7 +183,7 @@ class Plan:
         return rows
 
     def left_out(self, start: int, stop: int) -> list[int]:
-        """Numbers of the samples left out of the windows that begin in rows [start, stop).
+        """Return the numbers of samples left out of the windows that begin in rows [start, stop).
 
         A window without rows counts for the row before it, or for the next row if no row of its epoch precedes it. So
         every window counts exactly once, however the stream is cut into steps.
@@ -201,11 +201,11 @@ class Plan:
         return samples
 
     def first(self, count: int) -> list[int]:
-        """Numbers of the first `count` samples of the first epoch, including those that are left out."""
+        """Return the numbers of the first `count` samples of the first epoch, including those that are left out."""
         return self._order(0)[:count].tolist()
 
     def rows_of(self, epochs: int) -> int:
-        """Number of rows in the first `epochs` epochs."""
+        """Return the number of rows in the first `epochs` epochs."""
         self._begin()
         return self._start_of(max(epochs * self._windows, self.head.window))
 
@@ -215,15 +215,15 @@ class Plan:
             self._first, self._starts = self.head.window, [self.head.rows]
 
     def phase_of(self, row: int) -> int:
-        """Number of changes of the inputs before a row: always 0, because a single plan has no change."""
+        """Count the changes of the inputs before a row: always 0, because a single plan has no change."""
         return 0
 
     def length_at(self, row: int) -> Callable[[int], Length | None]:
-        """The function sample number -> length that was used to plan a row."""
+        """Return the function sample number -> length that was used to plan a row."""
         return self.length
 
     def head_at(self, row: int) -> Head:
-        """Starting point of another plan that takes over at a row.
+        """Return the starting point of another plan that takes over at a row.
 
         If the row lies inside a window, the other plan first gets the samples of that window whose rows are still to
         come, in order. Samples left out of the window were counted with its first row and are not repeated.
@@ -328,7 +328,7 @@ class RowStream:
         return self.global_batch // (self.micro_batch * self.world)
 
     def __len__(self) -> int:
-        """Number of micro-batches of the whole stage. `first_step` is not deducted, because Lightning does that."""
+        """Count the micro-batches of the whole stage. `first_step` is not deducted, because Lightning does that."""
         return self.steps * self.accumulation
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -356,6 +356,6 @@ class RowStream:
                 )
 
     def samples(self, step: int) -> StepSamples:
-        """The samples of optimizer step `step` of the stage (from 0), over all ranks and micro-batches."""
+        """Return the samples of optimizer step `step` of the stage (from 0), over all ranks and micro-batches."""
         start, stop = step * self.global_batch, (step + 1) * self.global_batch
         return StepSamples([i for row in self.plan.rows(start, stop) for i in row], self.plan.left_out(start, stop))

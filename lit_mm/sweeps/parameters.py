@@ -13,6 +13,7 @@ from typing import Any
 from lit_mm.errors import UserError
 
 Point = dict[str, Any]  # address of a key -> value
+MOST_POINTS = 100_000  # of a grid
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Choice:
     def grid(self) -> tuple[Any, ...] | None:
         """All values."""
         return self.values
+
+    @property
+    def count(self) -> int | None:
+        """Number of values in `grid`."""
+        return len(self.values)
 
     def draw(self, random: Random) -> Any:
         """Draw a value uniformly."""
@@ -70,6 +76,12 @@ class Range:
             return None
         return tuple(self._rounded(self.low + number * step) for number in range(self._steps(step) + 1))
 
+    @property
+    def count(self) -> int | None:
+        """Number of values in `grid`, which are not listed for it; None for a continuous range."""
+        step = self.step or (1 if self.whole else None)
+        return None if step is None else self._steps(step) + 1
+
     def draw(self, random: Random) -> Any:
         """Draw a value."""
         if self.log:
@@ -104,6 +116,11 @@ class ServerOnly:
         """None: the parameter has no list of values."""
         return None
 
+    @property
+    def count(self) -> None:
+        """None: the parameter has no list of values."""
+        return None
+
     def draw(self, random: Random) -> Any:
         """Draw one of the examples, because the server alone knows the distribution."""
         return random.choice(self.examples)
@@ -125,32 +142,33 @@ def grid_size(parameters: Mapping[str, Parameter]) -> int:
     """Return the number of points of a grid.
 
     Raises:
-        UserError: a parameter is a continuous range.
+        UserError: a parameter is a continuous range, or there are more than `MOST_POINTS` points.
     """
-    return math.prod(len(values) for values in _grid(parameters).values())
+    count = 1
+    for address, parameter in parameters.items():
+        if parameter.count is None:
+            raise UserError(
+                f"parameters.{address}: a grid needs `values`, whole numbers from `min` to `max`, or `distribution: "
+                "q_uniform`; this range has no list of values. Take `method: random` or `bayes` for it"
+            )
+        count *= parameter.count
+    if count > MOST_POINTS:
+        raise UserError(
+            f"parameters: a grid has at most {MOST_POINTS:,} points, got {count:,}. Name fewer `values`, or take "
+            "`method: random` or `bayes`"
+        )
+    return count
 
 
 def grid_points(parameters: Mapping[str, Parameter]) -> Iterator[Point]:
     """Yield the points of a grid; the last parameter changes fastest.
 
     Raises:
-        UserError: a parameter is a continuous range.
+        UserError: see `grid_size`.
     """
-    grid = _grid(parameters)
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
-
-
-def _grid(parameters: Mapping[str, Parameter]) -> dict[str, tuple[Any, ...]]:
-    grid = {}
-    for address, parameter in parameters.items():
-        if parameter.grid is None:
-            raise UserError(
-                f"parameters.{address}: a grid needs `values`, whole numbers from `min` to `max`, or `distribution: "
-                "q_uniform`; this range has no list of values. Take `method: random` or `bayes` for it"
-            )
-        grid[address] = parameter.grid
-    return grid
+    grid_size(parameters)
+    for values in itertools.product(*(parameter.grid or () for parameter in parameters.values())):
+        yield dict(zip(parameters, values, strict=True))
 
 
 def random_point(parameters: Mapping[str, Parameter], seed: int, number: int) -> Point:

@@ -292,6 +292,8 @@ def numbered(make: Callable[[int], BaseSampler]) -> BaseSampler:
     import optuna
 
     class Numbered(optuna.samplers.BaseSampler):
+        """Passes every call on to the sampler of the trial's number."""
+
         def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
             self.inner = make(trial.number)
             self.inner.before_trial(study, trial)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 from lit_mm.sweeps.parameters import Choice, Parameter, Range, ServerOnly, grid_size
 
 METHODS = ("grid", "random", "bayes")
@@ -31,6 +30,7 @@ KEYS = (
     "early_terminate",
 )
 LAUNCH = ("controller", "scheduler", "job", "image_uri", "settings")  # keys of W&B Launch
+HYPERBAND = {"type": str, "min_iter": int, "max_iter": int, "s": int, "eta": (int, float), "strict": bool}  # its keys
 ARGUMENTS = ("${args}", "${args_no_equals}")  # macros of the agent that `fit` reads
 MACROS = ("${env}", "${interpreter}", "${program}")
 # distribution -> keys that it needs beside `distribution`
@@ -47,6 +47,16 @@ ELSEWHERE = (
     "q_log_uniform_values",
 )
 DISTRIBUTIONS = ("constant", "categorical", *UNIFORM, *LOGARITHMIC, *ELSEWHERE)
+# distribution -> keys that it reads, `min` and `max` where it is not listed
+READ_KEYS = {
+    "constant": ("value",),
+    "categorical": ("values", "probabilities"),
+    "beta": ("a", "b"),
+    "q_beta": ("a", "b", "q"),
+    **dict.fromkeys(("normal", "log_normal"), ("mu", "sigma")),
+    **dict.fromkeys(("q_normal", "q_log_normal"), ("mu", "sigma", "q")),
+    **dict.fromkeys(("q_uniform", "q_log_uniform", "q_log_uniform_values"), ("min", "max", "q")),
+}
 PARAMETER_KEYS = ("value", "values", "probabilities", "distribution", "min", "max", "q", "mu", "sigma", "a", "b")
 LAUNCH_OPTIONS = ("config", "run_dir", "take_over")  # keys of `fit` that belong to one launch
 
@@ -170,14 +180,18 @@ def specification_of(content: Mapping[str, Any], name: str) -> Specification:
     if not isinstance(title, str) or not title.strip():
         raise UserError(f"name: expected a text, got {title!r}")
     early_terminate = content.get("early_terminate")
-    if early_terminate is not None and not isinstance(early_terminate, dict):
-        raise UserError(f"early_terminate: expected keys such as type and min_iter, got {early_terminate!r}")
+    if early_terminate is not None:
+        _check_early_end(early_terminate)
+    command = _command(content.get("command"))
+    fixed = {word.removeprefix("--").partition("=")[0] for word in command if word.startswith("--")}
+    if searched := sorted(fixed & flat.keys()):
+        raise UserError(f"command: --{searched[0]} is a parameter of the sweep, too. Remove one of the two")
     return Specification(
         name=title,
         method=method,
         metric=_metric(content.get("metric")),
         parameters=checked,
-        command=_command(content.get("command")),
+        command=command,
         run_cap=run_cap,
         early_terminate=early_terminate,
         content={**content, "name": title, "parameters": flat},
@@ -207,7 +221,7 @@ def flattened(parameters: Mapping[str, Any], prefix: str = "") -> dict[str, dict
         if not isinstance(keys, dict):
             raise UserError(f"parameters.{address}: expected `value`, `values`, or `min` and `max`, got {keys!r}")
         if "parameters" in keys:
-            if len(keys) > 1 or not isinstance(keys["parameters"], dict):
+            if len(keys) > 1 or not isinstance(keys["parameters"], dict) or not keys["parameters"]:
                 raise UserError(f"parameters.{address}: nested `parameters` stand alone and hold names, got {keys!r}")
             inner = flattened(keys["parameters"], f"{address}.")
         else:
@@ -240,6 +254,9 @@ def parameter_of(address: str, keys: Mapping[str, Any]) -> Parameter:
             f"{where}.distribution: expected one of {', '.join(DISTRIBUTIONS)}, got {distribution!r}"
             f"{nearest(str(distribution), DISTRIBUTIONS)}"
         )
+    read = READ_KEYS.get(distribution, ("min", "max"))
+    if unread := [key for key in keys if key not in (*read, "distribution")]:
+        raise UserError(f"{where}: {distribution} reads {' and '.join(read)}, and nothing `{unread[0]}`. Remove it")
     if distribution == "constant":
         _check_present(keys, ("value",), where, distribution)
         return Choice((keys["value"],))
@@ -247,17 +264,20 @@ def parameter_of(address: str, keys: Mapping[str, Any]) -> Parameter:
         return _choice(keys, where)
     if distribution in ("normal", "q_normal", "log_normal", "q_log_normal"):
         mean = _number(keys.get("mu", 0), f"{where}.mu")
-        return ServerOnly(f"distribution: {distribution}", (math.exp(mean) if "log" in distribution else mean,))
+        _positive(keys.get("sigma", 1), f"{where}.sigma")
+        return ServerOnly(
+            f"distribution: {distribution}", (_exponential(mean, f"{where}.mu") if "log" in distribution else mean,)
+        )
     if distribution in ("beta", "q_beta"):
         _check_present(keys, ("a", "b"), where, distribution)
-        a, b = (_number(keys[key], f"{where}.{key}") for key in ("a", "b"))
+        a, b = (_positive(keys[key], f"{where}.{key}") for key in ("a", "b"))
         return ServerOnly(f"distribution: {distribution}", (a / (a + b),))
     _check_present(keys, ("min", "max"), where, distribution)
     low, high = (_number(keys[key], f"{where}.{key}") for key in ("min", "max"))
     if distribution in ("log_uniform", "q_log_uniform"):
-        low, high = math.exp(low), math.exp(high)
+        low, high = _exponential(low, f"{where}.min"), _exponential(high, f"{where}.max")
     elif distribution == "inv_log_uniform":
-        low, high = math.exp(-high), math.exp(-low)
+        low, high = _exponential(-high, f"{where}.max"), _exponential(-low, f"{where}.min")
     if low >= high:
         raise UserError(f"{where}: expected min below max, got {keys['min']} and {keys['max']}")
     if "log" in distribution and low <= 0:
@@ -284,14 +304,17 @@ def _choice(keys: Mapping[str, Any], where: str) -> Parameter:
     if repeated := [text for text in texts if texts.count(text) > 1]:
         raise UserError(f"{where}.values: the value {repeated[0]} is there twice. Remove one of the two")
     if "probabilities" in keys:
+        shares = keys["probabilities"]
+        if not isinstance(shares, list) or len(shares) != len(values):
+            raise UserError(f"{where}.probabilities: expected a list of {len(values)} numbers, got {shares!r}")
+        if abs(sum(_number(share, f"{where}.probabilities") for share in shares) - 1) > 1e-6 or min(shares) < 0:
+            raise UserError(f"{where}.probabilities: expected numbers from 0 with the sum 1, got {shares!r}")
         return ServerOnly("probabilities", tuple(values))
     return Choice(tuple(values))
 
 
 def _stepped(keys: Mapping[str, Any], low: float, high: float, where: str) -> Range:
-    step = _number(keys.get("q", 1), f"{where}.q")
-    if step <= 0:
-        raise UserError(f"{where}.q: expected a distance above 0, got {step}")
+    step = _positive(keys.get("q", 1), f"{where}.q")
     for key, bound in (("min", low), ("max", high)):
         if abs(bound / step - round(bound / step)) > 1e-6:
             raise UserError(f"{where}.{key}: q_uniform draws multiples of q = {step}, and {bound} is none")
@@ -380,6 +403,47 @@ def _number(value: Any, where: str) -> float:
     return value
 
 
+def _positive(value: Any, where: str) -> float:
+    number = _number(value, where)
+    if number <= 0:
+        raise UserError(f"{where}: expected a number above 0, got {value!r}")
+    return number
+
+
+def _exponential(value: float, where: str) -> float:
+    """Return e to the power of a bound."""
+    try:
+        return math.exp(value)
+    except OverflowError as error:
+        raise UserError(
+            f"{where}: the bounds of a distribution without `_values` are exponents of e, and e^{abs(value):g} is no "
+            "number. Take log_uniform_values for bounds in values"
+        ) from error
+
+
+def _check_early_end(rule: Any) -> None:
+    """Check `early_terminate`, whose only type on W&B's server is hyperband.
+
+    Source: docs.wandb.ai, "Sweep configuration options".
+
+    Raises:
+        UserError: a key is unknown or of another type, or the number of the first iteration is missing.
+    """
+    if not isinstance(rule, dict):
+        raise UserError(f"early_terminate: expected keys such as type and min_iter, got {rule!r}")
+    _check_keys(rule, tuple(HYPERBAND), "early_terminate")
+    if rule.get("type") != "hyperband":
+        raise UserError(f"early_terminate.type: expected hyperband, got {rule.get('type')!r}")
+    for key, value in rule.items():
+        numeric = HYPERBAND[key] not in (str, bool)
+        if not isinstance(value, HYPERBAND[key]) or (numeric and (isinstance(value, bool) or value < 1)):
+            raise UserError(
+                f"early_terminate.{key}: expected {'a number from 1' if numeric else 'true or false'}, got {value!r}"
+            )
+    if "min_iter" not in rule and not {"max_iter", "s"} <= rule.keys():
+        raise UserError("early_terminate: hyperband needs `min_iter`, or `max_iter` and `s`")
+
+
 def _with_point(text: str) -> str:
     """Write a number in the exponent form that YAML 1.1 reads: 1e-5 -> 1.0e-5."""
     digits, _, exponent = text.lower().partition("e")
@@ -389,8 +453,3 @@ def _with_point(text: str) -> str:
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def nearest(name: str, candidates: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(candidates), n=1)
-    return f". Did you mean {close[0]!r}?" if close else ""

@@ -30,6 +30,8 @@ class PatchGrid(GridRule):
     Attributes:
         patch: side of a patch, pixels.
         name: class of the vision encoder, for errors.
+    Raises:
+        UserError: when called, the patch does not divide a side of the view.
     """
 
     patch: int
@@ -59,6 +61,8 @@ class FixedGrid(GridRule):
     Attributes:
         rows, columns: the grid.
         square: class of a connector that reads square grids of patches only, for errors; "" if it reads any.
+    Raises:
+        UserError: when called, the grid is not square, but has to be.
     """
 
     rows: int
@@ -78,6 +82,8 @@ class MergedGrid(GridRule):
     Attributes:
         merge: side of a block, patches.
         name: class of the connector, for errors.
+    Raises:
+        UserError: when called, the sides of the grid do not divide.
     """
 
     merge: int
@@ -101,6 +107,8 @@ class RegionGrid(GridRule):
         size: side of the only views that are accepted, pixels.
         side: number of patches per side of a region.
         regions: number of regions.
+    Raises:
+        UserError: when called, the view has another size.
     """
 
     size: int
@@ -148,6 +156,8 @@ class GroupedGrid(GridRule):
     Attributes:
         group: number of patches of a group.
         name: class of the connector, for errors.
+    Raises:
+        UserError: when called, the sides of the grid do not divide.
     """
 
     group: int

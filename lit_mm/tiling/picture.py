@@ -12,7 +12,7 @@ PADDING, BLANK, WHOLE, PAPER, INK = "#303030", "#d8d8d8", "#000000", "#ffffff", 
 
 
 def region(view: View, image: Size) -> tuple[float, float, float, float]:
-    """What a view shows: (left, top, right, bottom) in pixels of the source image. Outside of the image is padding.
+    """Return what a view shows: (left, top, right, bottom) in pixels of the source image. Outside of it is padding.
 
     Args:
         image: (height, width) of the source image, pixels.
@@ -24,7 +24,7 @@ def region(view: View, image: Size) -> tuple[float, float, float, float]:
 
 
 def draw_plan(plan: TilePlan, image: Image.Image | None = None, caption: str = "") -> Image.Image:
-    """The image with the outline and number of every view, from 1 in the order in which the encoder sees them.
+    """Draw the outline and number of every view on an image, from 1 in the order in which the encoder sees them.
 
     Args:
         image: of the plan's size; None for a blank one.
@@ -37,7 +37,7 @@ def draw_plan(plan: TilePlan, image: Image.Image | None = None, caption: str = "
     scale = LONGER / max(right - left, bottom - top)
 
     def scaled(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-        """Source pixels -> the picture's; at least one pixel wide and high."""
+        """Convert source pixels to those of the picture; at least one pixel wide and high."""
         x, y, to_x, to_y = ((edge - start) * scale for edge, start in zip(box, (left, top, left, top), strict=True))
         return round(x), round(y), max(round(to_x), round(x) + 1), max(round(to_y), round(y) + 1)
 

@@ -37,7 +37,7 @@ def plan_uhd(height: int, width: int, *, max_slices: int = 7, size: int = 336, p
 
 
 def plan_uhd_arxiv(height: int, width: int, *, max_slices: int = 6, size: int = 336, patch: int = 14) -> TilePlan:
-    """The partition of the first version: slices are cut from the image as it is, each then shrunk to whole patches.
+    """Plan as the first version does: slices are cut from the image as it is, and each is shrunk to whole patches.
 
     Differs from `plan_uhd`: an image of up to two slices is never given fewer (so 1000 x 1 pixels are cut in two), the
     ideal count and not the grid is limited (so there may be `max_slices` + 1), and no view exceeds the patches of the

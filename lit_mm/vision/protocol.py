@@ -17,7 +17,7 @@ class VisionEncoder(Protocol):
     the other attributes when the model is composed.
 
     Attributes:
-        width: D, of the features.
+        width: D, width of the features.
         image_size: side of the only views that it takes, pixels; None if it takes views of several sizes.
         any_size: True if it takes views of any size, whatever `image_size` says, and groups of views of several shapes
             in one call. Its output is then padded to the longest view; the valid patches of a view come first.
@@ -26,7 +26,7 @@ class VisionEncoder(Protocol):
         returns_class_token: True if its class token precedes the patches in its output.
         mean, std: constants per channel that normalise pixels in [0, 1]; None: those of the family, CLIP's by default.
         two_maps: True if its output is `lit_mm.layers.two_maps.TwoMaps`, features at two resolutions.
-        reads_pixels: False if its views are no pixels; what they cost is then not planned.
+        reads_pixels: False if its views are no pixels; their cost is then not planned.
     """
 
     width: int

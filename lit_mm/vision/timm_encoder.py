@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -313,7 +314,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
         return torch.cat([x[:, :1], patches], dim=1) if self.returns_class_token else patches
 
     def _embedded_prefix(self) -> int:
-        """Number of class and register tokens that have a row in the position table."""
+        """Return the number of class and register tokens that have a row in the position table."""
         return 0 if self.model.no_embed_class else self.prefix_tokens
 
 
@@ -326,12 +327,19 @@ def normalisation(name: str) -> tuple[Constants, Constants]:
     Args:
         name: timm's name of a model, with or without a tag of weights.
     Raises:
-        UserError: timm has no such model.
+        UserError: timm has no such model, or no weights of this tag.
     """
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not timm.is_model(name.partition(".")[0]):
-        near = timm.list_models(f"*{name.partition('.')[0].partition('_')[0]}*")[:8]
+    base, _, tag = name.partition(".")
+    if not timm.is_model(base):
+        near = difflib.get_close_matches(base, timm.list_models(), n=8)
         raise UserError(f"TimmEncoder: timm has no model {name!r}; near names are {near}")
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
+        raise UserError(
+            f"TimmEncoder: timm's {base} has no weights {tag!r}, only {', '.join(tags) or 'none'}"
+        ) from error
     (mean, std) = ((float(red), float(green), float(blue)) for red, green, blue in (config.mean, config.std))
     return mean, std
 
@@ -357,7 +365,7 @@ def _create(name: str, image_size: int | None, drop_path: float, overrides: dict
 
 
 def _published_size(model: nn.Module, name: str) -> int:
-    """Side of the views that a model is built for, pixels; that of its data config if it is built for any."""
+    """Return the side of a model's views, pixels; for a model of any size, that of its data config."""
     if isinstance(model, (Eva, VisionTransformer)) and model.patch_embed.img_size is not None:
         return model.patch_embed.img_size[0]
     return timm.get_pretrained_cfg(name).input_size[-1]

@@ -175,10 +175,10 @@ class ViT(nn.Module, VisionEncoder):
         return int(rest.split(".", 1)[0]) + 1 if head == "blocks" else 0
 
     @classmethod
-    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+    def published_arguments(cls, config: dict[str, Any], recipe_arguments: Collection[str]) -> dict[str, Any]:
         """See `lit_mm.weights.agreement.ReadsArguments`."""
         arguments = vit_arguments(config)
-        if "mlp_ratio" in written:
+        if "mlp_ratio" in recipe_arguments:
             arguments.pop("ffn_width", None)
         return arguments
 

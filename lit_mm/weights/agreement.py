@@ -54,12 +54,12 @@ class ReadsArguments(Protocol):
     """A class of parts that reads arguments of its constructor from the config.json of its weights."""
 
     @classmethod
-    def published_arguments(cls, config: dict[str, Any], written: Collection[str]) -> dict[str, Any]:
+    def published_arguments(cls, config: dict[str, Any], recipe_arguments: Collection[str]) -> dict[str, Any]:
         """Return arguments of the constructor.
 
         Args:
             config: a config.json; one of another kind of model gives {}.
-            written: arguments of the recipe.
+            recipe_arguments: names of the arguments that the recipe sets.
         """
         ...
 

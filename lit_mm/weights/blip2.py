@@ -70,9 +70,9 @@ def blip2_to_lavis(state: Mapping[str, Tensor], projection: str = "opt_proj") ->
         state: state of the network.
         projection: name of the projection: "opt_proj", "t5_proj", "llm_proj" or "llama_proj".
     """
-    pieces = {ours: theirs for theirs, ours in QFORMER_PARTS.items()}
-    heads = {ours: theirs for theirs, ours in HEADS.items()} | {"projection": projection}
-    top = {ours: theirs for theirs, ours in TOP.items()}
+    pieces = {path: name for name, path in QFORMER_PARTS.items()}
+    heads = {path: name for name, path in HEADS.items()} | {"projection": projection}
+    top = {path: name for name, path in TOP.items()}
     renamed = add_prefix(timm_to_eva_clip(below(state, "vision.")), VISION.removesuffix("."))
     for name, tensor in without(state, "vision.").items():
         if name == "connector.qformer.queries":
@@ -153,8 +153,8 @@ def blip2_to_hf(state: Mapping[str, Tensor], *, instruct: bool = False) -> dict[
         state: state of the network.
         instruct: True for InstructBLIP, whose text embeddings are inside the Q-Former.
     """
-    heads = {theirs: ours for ours, theirs in HF_HEADS.items()}
-    embeddings = {theirs: ("qformer." if instruct else "") + ours for ours, theirs in HF_EMBEDDINGS.items()}
+    heads = {lavis: name for name, lavis in HF_HEADS.items()}
+    embeddings = {lavis: ("qformer." if instruct else "") + name for name, lavis in HF_EMBEDDINGS.items()}
     norm = "qformer.embeddings.layernorm" if instruct else "qformer.layernorm"
     renamed = add_prefix(timm_to_hf_blip2(below(state, "vision.")), HF_VISION.removesuffix("."))
     for name, tensor in blip2_to_lavis(without(state, "vision.", "language.")).items():

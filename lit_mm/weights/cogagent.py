@@ -46,7 +46,7 @@ def cogagent_to_llama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def llama_to_cogagent(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a `Llama` with visual expert and cross-attention to the names of the hub; see `cogagent_to_llama`."""
-    places = {ours: theirs for theirs, ours in PLACES.items()}
+    places = {attribute: published for published, attribute in PLACES.items()}
     renamed = {}
     for name, tensor in llama_to_cogvlm(state).items():
         match = LAYER.fullmatch(name)

@@ -70,7 +70,7 @@ def llama_to_cogvlm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename a `Llama` with a visual expert to the names of the hub; it undoes `cogvlm_to_llama`."""
     layer = re.compile(r"lm\.model\.layers\.(\d+)\.(.+)\.weight")
     packed = re.compile(r"self_attn\.([qkv])_proj\.(base|expert)")
-    places = {ours: theirs for theirs, ours in PLACES.items()}
+    places = {attribute: published for published, attribute in PLACES.items()}
     packs = {attribute: name for name, attribute in PACKED.items()}
     mapped: dict[str, Tensor] = {}
     for name, tensor in state.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 CONFIG = "config.json"
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # names of transformers' files of weights
@@ -79,7 +79,7 @@ def _download(name: str) -> Path:
     try:
         return Path(hf_hub_download(name, CONFIG))
     except OSError as error:  # the hub's errors: no such name, no access, no network
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f"the config of {name!r} cannot be downloaded ({reason}). Correct the name, or give a local folder"
         ) from error

@@ -379,7 +379,7 @@ def compare_timm(config: Numbers, name: str, overrides: Numbers, numbers: Number
 
 
 def is_of_timm_head(argument: str) -> bool:
-    """True for an argument of timm's constructor that changes no features of the part."""
+    """Return True for an argument of timm's constructor that changes no features of the part."""
     return argument.endswith("_rate") or argument in ("img_size", "in_chans", "num_classes", "global_pool")
 
 

@@ -51,9 +51,9 @@ def settings_of(numbers: Numbers, *, check_keys: bool) -> PretrainedConfig:
         )
     numbers = renamed(numbers)
     values = {key: value for key, value in numbers.items() if key not in ("model_type", "dtype", "torch_dtype")}
-    known = AutoConfig.for_model(numbers["model_type"]).to_dict().keys()
-    if check_keys and (unknown := sorted(values.keys() - known - set(OLD_KEYS))):
-        raise UserError(f"the config of a {kind} has no keys {unknown}; it has {sorted(known)}")
+    keys = AutoConfig.for_model(numbers["model_type"]).to_dict().keys()
+    if check_keys and (unknown := sorted(values.keys() - keys - set(OLD_KEYS))):
+        raise UserError(f"the config of a {kind} has no keys {unknown}; it has {sorted(keys)}")
     values |= {"use_cache": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}  # the processor's
     try:
         settings = AutoConfig.for_model(numbers["model_type"], **values)

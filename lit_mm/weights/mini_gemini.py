@@ -31,8 +31,8 @@ def mini_gemini_to_model(
     Source: github.com/dvlab-research/MGM 769820c, mgm_arch.py and openclip_encoder.py.
     """
     names = {
-        f"{prefix}{published}": f"{network}.connector.{ours}"
-        for published, ours in MINING.items()
+        f"{prefix}{published}": f"{network}.connector.{attribute}"
+        for published, attribute in MINING.items()
         for prefix in PREFIXES
     }
     names |= {published: f"{network}.vision.high.{inner}" for published, inner in FINE.items()}
@@ -56,7 +56,7 @@ def mini_gemini_to_model(
 def connector_to_mini_gemini(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
     """Rename the connector of the model to `mm_projector.bin` of the authors; all other tensors are left out."""
     connector = f"{network}.connector."
-    places = {f"{connector}{ours}": f"model.{published}" for published, ours in MINING.items()}
+    places = {f"{connector}{attribute}": f"model.{published}" for published, attribute in MINING.items()}
     places[f"{connector}projector.mlp."] = PROJECTOR
     return {
         published + name: tensor

@@ -27,7 +27,7 @@ BLOCK = re.compile(r"(.*\bblocks\.\d+\.)(.+)")
 def monkey_visual_to_parts(
     state: Mapping[str, Tensor], *, heads: int, vision: str = "vision", connector: str = "connector"
 ) -> dict[str, Tensor]:
-    """Rename the vision tower (names below `transformer.visual.`) to the encoder with adapters and the resampler.
+    """Rename the module `transformer.visual` (names below it) to the encoder with adapters and the resampler.
 
     The adapters of all windows are stacked into one tensor. Rows that adapters add to the packed q, k and v are
     reordered like the packed rows.

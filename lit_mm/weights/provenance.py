@@ -133,20 +133,21 @@ class Plan:
                 name: torch.zeros(self.sources[name].shape, dtype=wide, requires_grad=True) for name in group.sources
             }
             mapped = self.rename(self._empty() | inputs)
-        moved = [name for name in group.targets if mapped[name].requires_grad]
-        sizes = sum(self.sources[name].elements for name in group.sources), sum(mapped[name].numel() for name in moved)
-        constants = {name: mapped[name] for name in group.targets if name not in moved}
+        variable = [name for name in group.targets if mapped[name].requires_grad]
+        elements = sum(self.sources[name].elements for name in group.sources)
+        places = sum(mapped[name].numel() for name in variable)
+        constants = {name: mapped[name] for name in group.targets if name not in variable}
         changes = [name for name, constant in constants.items() if not torch.equal(values[name].to(wide), constant)]
-        if len(kinds) > 1 or sizes[0] != sizes[1] or changes:
+        if len(kinds) > 1 or elements != places or changes:
             raise UserError(
                 f"{', '.join(changes or group.targets[:3])}: these weights cannot be turned back into "
-                f"{group.sources[0]!r}: the published tensors have {sizes[0]} elements of {sorted(kinds)}, the model "
-                f"has {sizes[1]}" + (f", and the published files have no place for {changes[0]!r}" if changes else "")
+                f"{group.sources[0]!r}: the published tensors have {elements} elements of {sorted(kinds)}, the model "
+                f"has {places}" + (f", and the published files have no place for {changes[0]!r}" if changes else "")
             )
         gradients = torch.autograd.grad(
-            [mapped[name] for name in moved],
+            [mapped[name] for name in variable],
             list(inputs.values()),
-            [values[name].to(dtype).contiguous().view(whole).to(wide) for name in moved],
+            [values[name].to(dtype).contiguous().view(whole).to(wide) for name in variable],
         )
         return {name: bits.to(whole).contiguous().view(dtype) for name, bits in zip(inputs, gradients, strict=True)}
 

@@ -92,7 +92,7 @@ def qwen_pool_to_resampler(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def qwen_visual_to_parts(
     state: Mapping[str, Tensor], *, heads: int, vision: str = "vision", connector: str = "connector"
 ) -> dict[str, Tensor]:
-    """Rename the whole vision tower (names below `transformer.visual.`) to encoder and `NormalisedResampler`.
+    """Rename the whole module `transformer.visual` (names below it) to the encoder and `NormalisedResampler`.
 
     Args:
         heads: number of attention heads of the encoder.

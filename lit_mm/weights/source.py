@@ -93,7 +93,7 @@ class Published(Protocol):
 
 
 def is_added(name: str) -> bool:
-    """True if a family adds the parameter of this name to a published part."""
+    """Return True if a family adds the parameter of this name to a published part."""
     return any(added in f".{name}" for added in ADDED)
 
 
@@ -199,12 +199,16 @@ def _fill(module: nn.Module, state: State) -> None:
 
 
 def is_published_name(place: str) -> bool:
-    """True for OWNER/NAME that is no local path."""
+    """Return True for OWNER/NAME that is no local path."""
     return not Path(place).exists() and place.count("/") == 1 and not place.startswith((".", "/", "~"))
 
 
 def local_place(place: str) -> Path:
-    """Return a local path unchanged; download a published name and return its folder."""
+    """Return a local path unchanged; download a published name and return its folder.
+
+    Raises:
+        UserError: the name cannot be downloaded.
+    """
     if not is_published_name(place):
         return Path(place)
     from huggingface_hub import snapshot_download  # imported late: only downloads need it

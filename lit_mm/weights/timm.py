@@ -155,7 +155,7 @@ def _to_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _eva_pairs(state: Mapping[str, Tensor]) -> Pairs:
-    """EVA02-CLIP-L and -B have separate q, k and v, whose biases timm calls by their linears."""
+    """Return the renames of EVA02-CLIP-L and -B: they have separate q, k and v, whose biases timm calls by linears."""
     separate = any(name.endswith("attn.k_proj.weight") for name in state)
     return (*EVA_CLIP, *SPLIT_BIASES) if separate else EVA_CLIP
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lit_mm.annotation.capfilt import CapFilt
-from lit_mm.annotation.description import Account, Row
+from lit_mm.annotation.description import Account, Description, Row
 from lit_mm.annotation.experts import Blocks
 from lit_mm.annotation.filters import MonkeyRules
 from lit_mm.annotation.language_models import Template
@@ -47,6 +47,14 @@ def statements(account: Account, kind: str) -> list[tuple[str, bool]]:
         for statement in account.statements
         if statement.kind == kind
     ]
+
+
+def account_regions(account: Account) -> tuple[Description, ...]:
+    return tuple(
+        statement.verdict.description
+        for statement in account.statements
+        if statement.kind == "regions" and statement.verdict.passed
+    )
 
 
 # --- Monkey ----------------------------------------------------------------------------------------------------------
@@ -97,6 +105,41 @@ def test_a_blank_description_is_dropped_with_its_reason() -> None:
     assert account.statements[-1].verdict.reason == "the merged text is empty"
 
 
+def test_blank_captions_are_dropped_and_not_scored() -> None:
+    class Mute(Captions):
+        def captions(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
+            return [" \n"] * len(images)
+
+    class Blank(Halves):
+        def regions(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[list[Description]]:
+            return [
+                [Description("", (0.0, 0.0, 0.5, 1.0)), Description("a cat 9", (0.5, 0.0, 1.0, 1.0))] for _ in images
+            ]
+
+    scores, merge = Scores(), Recorder()
+    engine = Monkey(Mute(), merge, Blank(), segments=Stripes(), score=scores)
+    (account,) = engine.annotate([row()], seed=0)
+    assert statements(account, "regions") == [("", False), ("a cat 9", True)]
+    assert len(scores.sizes) == 1 and merge.blocks == [Blocks("", account_regions(account))]
+    dropped = [statement for statement in account.statements if not statement.verdict.passed]
+    assert len(dropped) == 1 + 1 + 20  # the whole, a region, the largest segments
+    assert {(entry.verdict.rule, entry.verdict.reason) for entry in dropped} == {("empty", "the expert wrote nothing")}
+
+
+def test_monkey_without_any_region_or_text_merges_the_overall_caption() -> None:
+    class Nothing(Halves, Words):
+        def regions(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[list[Description]]:
+            return [[] for _ in images]
+
+        def texts(self, images: Sequence[Image.Image]) -> list[list[Description]]:
+            return [[] for _ in images]
+
+    merge = Recorder()
+    (account,) = monkey(merge, regions=Nothing(), text=Nothing(), segments=None).annotate([row()], seed=0)
+    assert [statement.kind for statement in account.statements] == ["overall", "merge"]
+    assert merge.blocks[0].regions == merge.blocks[0].text == ()
+
+
 def test_draws_depend_on_seed_and_row_and_not_on_the_other_rows() -> None:
     def said(rows: Sequence[Row], seed: int) -> dict[int, list[str]]:
         accounts = monkey().annotate(rows, seed)
@@ -138,7 +181,7 @@ def test_the_prompt_has_the_published_blocks_in_order_and_leaves_empty_texts_out
 # --- CapFilt ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("text", "passes"),
-    [("a dog 9", True), ("a dog 5", True), ("a dog 4", False), ("", None)],  # scores 0.95, 0.55, 0.45
+    [("a dog 9", True), ("a dog 5", True), ("a dog 4", False), ("", None), (" ", None)],  # scores 0.95, 0.55, 0.45
 )
 def test_web_texts_pass_above_the_threshold(text: str, passes: bool | None) -> None:
     (account,) = CapFilt(Captions(), Scores()).annotate([row(text=text)], seed=0)
@@ -161,6 +204,39 @@ def test_human_texts_stay_and_no_expert_sees_them() -> None:
     assert [output.text for output in accounts[0].outputs] == ["people 0"]
     assert accounts[0].outputs[0].subset == "human"
     assert captions.images == 1
+
+
+def test_a_text_with_exactly_the_threshold_is_dropped() -> None:
+    (account,) = CapFilt(None, Scores(), threshold=0.55).annotate([row(text="a dog 5")], seed=0)
+    assert statements(account, "web") == [("a dog 5", False)]
+    assert account.statements[0].verdict.reason == "its match probability 0.55 is not above 0.55"
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_human_row_without_a_text_gives_no_text(text: str) -> None:
+    (account,) = CapFilt(Captions(), Scores()).annotate([row(text=text, is_human=True)], seed=0)
+    assert not account.outputs
+    assert [(entry.verdict.rule, entry.expert) for entry in account.statements] == [("empty", "")]
+
+
+def test_a_human_text_stays_as_it_is() -> None:
+    text = "  two  people\n山の写真 \U0001f5fb "
+    (account,) = CapFilt(Captions(), Scores()).annotate([row(text=text, is_human=True)], seed=0)
+    assert [output.text for output in account.outputs] == [text]
+
+
+def test_a_synthetic_text_that_is_empty_is_dropped_without_a_score() -> None:
+    class Mute(Captions):
+        def captions(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> list[str]:
+            return [" "] * len(images)
+
+    scores = Scores()
+    (account,) = CapFilt(Mute(), scores).annotate([row(text="a dog 9")], seed=0)
+    assert [(entry.kind, entry.verdict.rule, entry.scorer) for entry in account.statements] == [
+        ("web", "", "filter"),
+        ("synthetic", "empty", ""),
+    ]
+    assert len(scores.sizes) == 1
 
 
 @pytest.mark.parametrize(

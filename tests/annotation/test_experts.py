@@ -185,12 +185,18 @@ def test_a_segment_is_white_outside_of_its_mask() -> None:
 
 
 # --- a chat server ---------------------------------------------------------------------------------------------------
+BREAKS, BREAKS_IN_THE_MIDDLE = 1, 2  # answers that are no status codes
+
+
 class Server(HTTPServer):
     """Answers by a list of (status, body) and keeps the requests."""
 
     def __init__(self, answers: list[tuple[int, str]]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.answers, self.requests = answers, []
+        self.answers, self.requests, self.wish = answers, [], ""
+
+    def handle_error(self, *_: Any) -> None:
+        """Print nothing."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -198,7 +204,13 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.requests.append((self.path, self.headers.get("Authorization"), body))
         status, text = self.server.answers.pop(0)
-        self.send_response(status)
+        if status == BREAKS:
+            raise ConnectionAbortedError
+        self.send_response(200 if status == BREAKS_IN_THE_MIDDLE else status)
+        if status == 429:
+            self.send_header("Retry-After", self.server.wish)
+        if status == BREAKS_IN_THE_MIDDLE:
+            self.send_header("Content-Length", str(len(text) + 1))
         self.end_headers()
         self.wfile.write(text.encode())
 
@@ -242,15 +254,58 @@ def test_a_server_gets_the_prompt_and_its_seed_and_is_asked_again_while_it_is_bu
     ("answers", "message"),
     [
         ([(404, "no such model")], "answers 404: no such model"),
-        ([(503, "busy")] * 3, "answers 503: busy"),
+        ([(503, "busy")] * 3, "answers 503: busy, 3 times in a row. .*the same command resumes"),
+        ([(429, "slow\n down")] * 2 + [(500, "")], "answers 500: , 3 times"),
         ([(200, "{}")], "answers without a text"),
         ([(200, "<html>")], "does not answer in JSON"),
+        ([(200, "")], "does not answer in JSON"),
+        ([(200, '{"choices": [{"message": {"content": [1]}}]}')], "answers without a text"),
     ],
 )
 def test_a_server_that_gives_no_text_stops_the_run(server: Server, answers: list, message: str) -> None:
     server.answers = list(answers)
     with pytest.raises(ExpertError, match=message):
         chat(server).merge([Blocks("a dog")], [0])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((400, '{"error": "the prompt is too long"}'), "answers 400: .*too long"),
+        ((200, '{"choices": [{"message": {"content": null}, "finish_reason": "content_filter"}]}'), "content_filter"),
+    ],
+)
+def test_a_server_that_refuses_an_image_makes_its_row_a_bad_one(
+    server: Server, answer: tuple[int, str], message: str
+) -> None:
+    server.answers = [answer]
+    with pytest.raises(UserError, match=message) as caught:
+        chat(server).merge([Blocks("a dog")], [0])
+    assert not isinstance(caught.value, ExpertError)
+
+
+def test_an_empty_answer_is_an_empty_text(server: Server) -> None:
+    server.answers = [(200, GOOD.replace("A dog.", ""))]
+    assert chat(server).merge([Blocks("a dog")], [0]) == [""]
+
+
+def test_a_server_is_asked_again_when_its_connection_breaks(server: Server) -> None:
+    server.answers = [(BREAKS, ""), (BREAKS_IN_THE_MIDDLE, GOOD), (200, GOOD)]
+    assert chat(server).merge([Blocks("a dog")], [0]) == ["A dog."]
+    server.answers = [(BREAKS_IN_THE_MIDDLE, GOOD)] * 3
+    with pytest.raises(ExpertError, match=r"does not answer \(IncompleteRead.*3 times in a row"):
+        chat(server).merge([Blocks("a dog")], [0])
+
+
+@pytest.mark.parametrize(("wish", "pause"), [("7", 7.0), ("100000", 60.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 0.0)])
+def test_a_server_says_how_long_to_wait(
+    server: Server, monkeypatch: pytest.MonkeyPatch, wish: str, pause: float
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(language_models.time, "sleep", pauses.append)
+    server.answers, server.wish = [(429, "slow down"), (200, GOOD)], wish
+    assert chat(server).merge([Blocks("a dog")], [0]) == ["A dog."]
+    assert pauses == [pause]
 
 
 def test_a_server_that_is_away_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

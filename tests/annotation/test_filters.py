@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from lit_mm.annotation.description import Description, crop, rounded_box
-from lit_mm.annotation.filters import MonkeyRules, filter_by_score, filter_segments, overlap
+from lit_mm.annotation.filters import MonkeyRules, filter_by_score, filter_segments, overlap, write_block
 from lit_mm.errors import UserError
 from tests.tiny import Noise
 
@@ -70,9 +71,39 @@ def test_a_box_in_pixels_becomes_ordered_shares_inside_of_the_image() -> None:
     assert rounded_box((50, 10, -5, 40), height=30, width=100) == (0.0, 0.333, 0.5, 1.0)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_a_box_of_numpy_is_written_with_three_decimals(kind: type) -> None:
+    box = rounded_box(tuple(kind(side) for side in (10, 10, 20, 29)), kind(30), kind(90))
+    assert write_block([Description("a dog", box)]) == "a dog: [0.111, 0.333, 0.222, 0.967]; "
+
+
 @pytest.mark.parametrize(
     ("box", "size"),
     [((0.0, 0.0, 0.5, 0.5), (15, 10)), ((1.0, 1.0, 1.0, 1.0), (1, 1)), ((0.2, 0.2, 0.2, 0.9), (1, 14))],
 )
 def test_a_crop_has_at_least_one_pixel(box: tuple[float, float, float, float], size: tuple[int, int]) -> None:
     assert crop(Noise(0).read(), box).size == size  # the image is 30 x 20
+
+
+@pytest.mark.parametrize(
+    "box", [(-0.1, 0.0, 0.5, 0.5), (0.0, 0.0, 1.1, 0.5), (0.5, 0.0, 0.4, 1.0), (0.0, float("nan"), 1.0, 1.0)]
+)
+def test_a_box_outside_of_the_image_is_refused(box: tuple[float, float, float, float]) -> None:
+    with pytest.raises(UserError, match=r"shares of the image, 0 to 1, got \[.*for 'a dog'"):
+        Description("a dog", box)
+
+
+def test_no_description_gives_no_verdict() -> None:
+    assert filter_by_score([], 0.4) == filter_segments([], MonkeyRules()) == []
+
+
+def test_equal_boxes_of_a_text_pass_once_in_any_script() -> None:
+    texts = ["山の写真 \U0001f5fb", "שלום", "山の写真 \U0001f5fb", "שלום", "山の写真 \U0001f5fb"]
+    verdicts = filter_segments([Description(text, (0.2, 0.2, 0.6, 0.6), 0.9) for text in texts], MonkeyRules())
+    assert [verdict.rule for verdict in verdicts] == ["", "", "overlap", "overlap", "overlap"]
+
+
+def test_a_text_that_was_dropped_by_its_score_is_no_first_one() -> None:
+    box = (0.2, 0.2, 0.6, 0.6)
+    verdicts = filter_segments([Description("a dog", box, 0.5), Description("a dog", box, 0.501)], MonkeyRules())
+    assert [verdict.rule for verdict in verdicts] == ["score", ""]

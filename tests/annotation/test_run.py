@@ -21,7 +21,7 @@ from lit_mm.annotation.inputs import Input, Inputs
 from lit_mm.annotation.journal import Journal
 from lit_mm.annotation.language_models import Template
 from lit_mm.annotation.monkey import Monkey
-from lit_mm.annotation.page import COLOURS, draw_boxes
+from lit_mm.annotation.page import COLOURS, draw_boxes, scaled
 from lit_mm.annotation.run import Run, Settings, agree, plan_of
 from lit_mm.annotation.shards import LEDGER, PAGE, PLAN, SPEED, read_accounts
 from lit_mm.documents.sources import open_source
@@ -157,6 +157,12 @@ def test_another_run_does_not_go_into_the_folder(images: Path, unbroken: Path, t
         start(images, tmp_path)
 
 
+def test_an_output_that_cannot_be_written_is_named(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"--out '.*file/out' cannot be written \(Not a directory\)"):
+        start(images, tmp_path / "file/out")
+
+
 def test_a_cut_line_of_a_journal_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'[{"row": 0}]\n[{"row": 1}]\n[{"row"')
@@ -209,6 +215,40 @@ def test_bad_images_are_left_out_and_counted(damaged: Path, tmp_path: Path, poli
     }
     assert [fault["id"] for fault in ledger["faults"]] == listed
     assert ledger["subsets"] == {"described": 6}
+
+
+def test_a_bad_sample_is_named_once_with_its_place(images: Path, tmp_path: Path) -> None:
+    conversation = {"image": ["000.jpg", "001.png"], "conversations": [{"from": "human", "value": "<image><image>"}]}
+    conversation["conversations"].append({"from": "gpt", "value": "two"})
+    (tmp_path / "two.jsonl").write_text(json.dumps(conversation))
+    inputs = Inputs([Input("two", str(tmp_path / "two.jsonl"), format="llava", images=str(images))])
+    with pytest.raises(UserError, match=r"^source 'two', two\.jsonl:1: an engine annotates one image"):
+        Run(Counting(), inputs, tmp_path / "out", Settings()).work()
+
+
+def test_a_link_without_its_image_is_a_bad_row(damaged: Path, tmp_path: Path) -> None:
+    (damaged / "004.jpg").unlink()
+    (damaged / "004.jpg").symlink_to("nowhere.jpg")
+    run, _ = start(damaged, tmp_path / "out", on_bad_image="quarantine", max_bad=0.5)
+    ledger = json.loads((run.folder / LEDGER).read_text())
+    assert [fault["id"] for fault in ledger["faults"]] == ["003.png", "004.jpg", "006.jpg"]
+
+
+def test_an_image_that_vanishes_in_a_run_loses_no_row(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "images", 3)
+
+    class Vanishing(Counting):
+        def annotate(self, rows: Sequence[Row], seed: int) -> list[Account]:
+            accounts = super().annotate(rows, seed)
+            (folder / "002.jpg").rename(folder / "away")
+            return accounts
+
+    with pytest.raises(UserError, match=r"there is no image '.*002\.jpg'"):
+        start(folder, tmp_path / "out", Vanishing(), batch_rows=3)
+    (folder / "away").rename(folder / "002.jpg")
+    engine = Counting()
+    run, _ = start(folder, tmp_path / "out", engine, batch_rows=3)
+    assert not engine.numbers and len(list(read_accounts(run.folder, 1))) == 3
 
 
 def test_a_run_that_a_bad_image_stopped_goes_on_with_another_policy(damaged: Path, tmp_path: Path) -> None:
@@ -284,6 +324,7 @@ def test_tar_shards_without_texts_are_a_source(images: Path, tmp_path: Path) -> 
         ({"path": "nowhere"}, "there is no folder 'nowhere'"),
         ({"path": "nowhere", "format": "photos"}, "there is no format 'photos'"),
         ({"path": "nowhere", "text": "txt"}, r"takes `path` alone, got \['text'\]"),
+        ({"path": "nowhere", "human": True}, "has no texts, so none is `human`"),
     ],
 )
 def test_a_source_that_cannot_be_opened_is_named(arguments: dict[str, str], message: str) -> None:
@@ -294,7 +335,8 @@ def test_a_source_that_cannot_be_opened_is_named(arguments: dict[str, str], mess
 def test_the_page_shows_twenty_samples_and_escapes_texts(tmp_path: Path) -> None:
     run, _ = start(write_images(tmp_path / "many", 25), tmp_path / "out")
     page = (run.folder / PAGE).read_text()
-    assert page.count("<section>") == 20
+    assert page.count("<section>") == page.count("described, by merge") == 20
+    assert '>merge</td><td class="text"' not in page  # the merged text stands once in a section
     assert "STOP &lt;b&gt;" in page and "STOP <b>" not in page
     assert page.count("data:image/png;base64,") == 20
     assert "a real one" in page and "its score 0.05 is not above 0.4" in page
@@ -310,3 +352,25 @@ def test_boxes_are_drawn_around_small_text_and_inside_of_the_image() -> None:
     assert [drawing.getpixel(place) for place in ((50, 9), (50, 8))] == [green, (255, 255, 255)]
     assert [drawing.getpixel(place) for place in ((0, 60), (1, 60), (100, 60), (50, 28), (50, 100))] == [green] * 5
     assert image.getpixel((50, 9)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((300, 200), (300, 200)),
+        ((960, 640), (480, 320)),
+        ((4000, 60), (4000, 60)),  # a strip stays readable, and scrolls
+        ((60000, 600), (4800, 48)),
+        ((2, 4), (32, 64)),  # enlarged, so that boxes are seen
+    ],
+)
+def test_images_of_the_page_are_neither_large_nor_unreadable(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert scaled(Image.new("L", size)).size == expected
+
+
+def test_a_page_without_a_sample_says_which_rows_are_bad(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").write_bytes(b"no image")
+    run, _ = start(tmp_path / "images", tmp_path / "out", on_bad_image="skip", max_bad=1.0)
+    page = (run.folder / PAGE).read_text()
+    assert "0 of 0 annotated images" in page and "<section>" not in page and "unreadable image" in page

@@ -22,9 +22,11 @@ from lit_mm.commands.examinations import ExaminedRun, compare, writable
 from lit_mm.documents.examination import Score
 from lit_mm.errors import UserError
 from lit_mm.evaluation import answering
+from lit_mm.evaluation.benchmarks.benchmark import FOLDER
 from lit_mm.evaluation.measurement import Measurement
 from lit_mm.evaluation.metrics import METRICS
 from lit_mm.evaluation.statistics import Interval
+from tests.command_line import run_command
 from tests.commands.test_trained import conversations, recipe
 from tests.evaluation.benchmarks.files import MAKERS
 
@@ -41,6 +43,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("tiny.yaml").write_text(yaml.safe_dump(recipe(), sort_keys=False))
         main(["fit", "--config", "tiny.yaml", "--run_dir", "runs/a"])
         shutil.copytree("runs/a", "runs/b")
+        content = yaml.safe_load((FOLDER / "vsr.yaml").read_text())
+        ours = content["procedures"][-1] | {"answering": "generation", "metric": "mmbench_circular"}
+        ours.pop("candidates", None)
+        split = next(iter(content["splits"].values()))
+        Path("mine.yaml").write_text(yaml.safe_dump(content | {"splits": {"val": split}, "procedures": [ours]}))
         for name in ("textvqa", "vsr", "vizwiz", "flickr30k"):
             MAKERS[name](place / "files")
         shutil.move("files/vizwiz/val", "files/vizwiz/test")
@@ -58,14 +65,7 @@ def command(
     monkeypatch.chdir(place)
 
     def typed(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(arguments)
-        except SystemExit as end:
-            code = end.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return run_command(capsys, *arguments)
 
     return typed
 
@@ -212,6 +212,9 @@ def test_answers_that_are_not_public_are_written_for_the_server(command) -> None
         (("--benchmarks", "textvqa", "--data", "files", "--procedure", "x"), "has no procedure 'x'"),
         (("--benchmarks", "vizwiz:test", "--data", "files", "--documents", "2"), "Leave out --documents"),
         (("runs/a", "--benchmarks", "textvqa", "--data", "files"), "is given twice"),
+        (("--benchmarks", "textvqa,textvqa:val", "--data", "files"), "names textvqa:val twice"),
+        (("--benchmarks", "none.yaml", "--data", "files"), "the benchmark 'none.yaml' cannot be read"),
+        (("--benchmarks", "mine.yaml", "--data", "files"), "mine:val: row '0' is multiple choice and needs"),
         (("--blind",), "need --benchmarks"),
         (("--benchmarks", "textvqa,flickr30k", "--data", "files"), "no tokenizer"),
         (("--difference", "1"), "needs at least two checkpoints to compare, got 1 and 1"),

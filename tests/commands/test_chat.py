@@ -96,7 +96,8 @@ def test_a_question_that_is_too_long_is_not_remembered(monkeypatch) -> None:
     ("arguments", "message"),
     [
         (["--max_new_tokens", "0"], "--max_new_tokens is at least 1, got 0"),
-        (["--temperature", "-1"], "--temperature is at least 0, got -1.0"),
+        (["--temperature", "-1"], "--temperature is a number from 0, got -1.0"),
+        (["--temperature", "nan"], "--temperature is a number from 0, got nan"),
         (["--image", "none.png"], "there is no image"),
         (["nowhere"], "there is no checkpoint 'nowhere'"),
     ],

@@ -162,8 +162,7 @@ def test_a_check_ends_with_the_command_that_comes_next(capsys):
         "next: python -m lit_mm fit --config recipe.yaml"
     )
     assert leaves(capsys, "check", "--source", declared)[1].splitlines()[-1] == (
-        "next: python -m lit_mm fit --config experiments/own_data.yaml --data.init_args.path chat.jsonl "
-        "--data.init_args.format llava"
+        "next: python -m lit_mm fit --config own_data --data.init_args.path chat.jsonl --data.init_args.format llava"
     )
 
 

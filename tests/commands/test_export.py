@@ -286,7 +286,7 @@ def test_a_prompt_without_bos_is_exported_without_it() -> None:
 def test_what_a_layout_cannot_hold_is_refused_with_the_reason(command: Callable, tmp_path: Path) -> None:  # noqa: F811
     assert command("import", hub.llava(tmp_path / "hub"), "--to", "run")[0] == 0
     for words, message in [
-        (("--with", "bird=x"), "--with bird=...: an export reads"),
+        (("--with", "bird=x"), "--with bird=...: an export takes"),
         ((), "the projector of transformers' LLaVA has two linears"),
     ]:
         code, _, error = command("export", "run", "--to", "out", "--format", "hf", *words)

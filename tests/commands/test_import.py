@@ -15,7 +15,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from lit_mm.cli import main
 from lit_mm.commands.trained import open_model
 from lit_mm.documents.document import Document, Turn
 from lit_mm.module import MultimodalModule
@@ -24,6 +23,7 @@ from lit_mm.weights.clip import HF_PARTS
 from lit_mm.weights.convert import read_checkpoint
 from lit_mm.weights.files import TensorFiles
 from tests import hub
+from tests.command_line import run_command
 from tests.rows import states
 from tests.tiny import Noise
 
@@ -38,14 +38,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(tmp_path)
 
     def typed(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as left:
-            code = left.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return run_command(capsys, *arguments)
 
     yield typed
     torch.use_deterministic_algorithms(False)

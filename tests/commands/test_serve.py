@@ -81,6 +81,8 @@ def test_the_openai_client_asks_a_checkpoint_about_an_image(tmp_path: Path) -> N
         create = client.chat.completions.create
         text = create(model=name, messages=[{"role": "user", "content": "what ?"}], max_tokens=5)
         assert visible(text.choices[0].message.content) == expected.strip()
+        with pytest.raises(openai.BadRequestError, match="`max_new_tokens` is at least 1"):
+            create(model=name, messages=question(), max_tokens=0)
         whole = create(model=name, messages=question(), max_tokens=6)
         pieces = list(create(model=name, messages=question(), max_tokens=6, stream=True))
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole.choices[0].message.content

@@ -21,7 +21,7 @@ from wandb.wandb_agent import Agent
 from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.results import figure_of, interval_of
-from lit_mm.commands.sweep import check_recipe, open_point
+from lit_mm.commands.sweep import check_recipe, folder_of, open_point
 from lit_mm.commands.sweep_offline import ranked, run_offline, trial_folder
 from lit_mm.commands.sweep_online import run_online
 from lit_mm.errors import UserError
@@ -92,7 +92,7 @@ def test_the_check_shows_every_trial_with_its_cost_and_creates_nothing(typed: Ty
     ("change", "message"),
     [
         ({RANK: {"values": [2, "two"]}}, f"{RANK}=two is refused: {RANK} (on the command line): expected"),
-        ({RANK: {"values": [2], "q": 1}, "model.init_args.rnak": {"value": 1}}, "Did you mean 'rank'"),
+        ({RANK: {"values": [2]}, "model.init_args.rnak": {"value": 1}}, "Did you mean 'rank'"),
         ({LR: {"values": [0.1, -1.0]}}, "stages.pretrain.train.connector: a part learns with lr > 0"),
         ({"stages.pretran.clip": {"value": 1}}, "the recipe has no stage 'pretran'. Did you mean 'pretrain'?"),
         ({"stages.*.train.visoin.lr": {"value": 1.0}}, "trains unknown parts ['visoin']"),
@@ -193,13 +193,13 @@ def test_online_the_sweep_is_created_with_flat_addresses_and_an_agent_runs_it(
     for name in reversed(LR.split(".")):
         nested = {"parameters": {name: nested}}
     small = SWEEP | nested
-    server = {"entity": "lab", "early_terminate": {"type": "hyperband"}}
+    server = {"entity": "lab", "early_terminate": {"type": "hyperband", "min_iter": 3}}
     code, output, errors = typed(small | server, "--trials", "3")
     assert code == 0, errors
     (content, names), agent = calls
     assert names == {"entity": "lab", "project": "lit_mm"}
     assert list(content["parameters"]) == [LR]
-    assert content["early_terminate"] == {"type": "hyperband"} and content["command"] == SWEEP["command"]
+    assert content["early_terminate"] == {"type": "hyperband", "min_iter": 3} and content["command"] == SWEEP["command"]
     assert agent == ("id7", {"entity": "lab", "project": "lit_mm", "count": 3})
     assert "wandb agent lab/lit_mm/id7" in output
     calls.clear()
@@ -342,3 +342,11 @@ def test_a_sweep_that_is_killed_and_resumed_ends_as_an_unbroken_one(folder: Path
     main(
         ["generate", str(trial_folder(sweep, 3)), "--image", "red.png", "--question", "what?", "--max_new_tokens", "3"]
     )
+
+
+@pytest.mark.parametrize("name", ["../mine", "a/b", "a\nb", "x" * 300])
+def test_a_name_that_is_no_folder_needs_one(name: str) -> None:
+    specification = specification_of(SWEEP | {"name": name}, "x")
+    with pytest.raises(UserError, match="give --folder"):
+        folder_of(None, specification)
+    assert folder_of("runs/mine", specification) == Path("runs/mine")

@@ -21,6 +21,7 @@ from lit_mm.callbacks.ledger import read_lines
 from lit_mm.checkpoints.manifest import find, read
 from lit_mm.cli import main
 from lit_mm.commands.trained import for_answers
+from tests.command_line import run_command
 from tests.run.test_lock import HOLD, ROOT
 from tests.test_cli import TINY
 
@@ -78,14 +79,7 @@ def command(
     monkeypatch.chdir(place)
 
     def typed(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(arguments)
-        except SystemExit as left:
-            code = left.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return run_command(capsys, *arguments)
 
     return typed
 

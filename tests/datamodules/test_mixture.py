@@ -62,10 +62,16 @@ def test_weights_decide_how_often_a_source_is_drawn(weights: str, options: list[
 @pytest.mark.parametrize(
     ("weights", "options", "message"),
     [
-        ("explicit", {}, r"with `weights: explicit` it takes a `weight`, got \[\]"),
-        ("size", {"weight": 2.0}, r"with `weights: size` it takes none of them, got \['weight'\]"),
-        ("sqrt", {"repeat": 2}, r"with `weights: sqrt` it takes at most a `weight`, got \['repeat'\]"),
-        ("repeat", {"repeat": 2, "draws": 5}, r"takes `repeat` or `draws`, got \['repeat', 'draws'\]"),
+        ("explicit", {}, r"with `weights: explicit` it takes a `weight`, got none"),
+        (
+            "size",
+            {"weight": 2.0},
+            r"with `weights: size` it takes neither `weight` .*got `weight`.*`weights: explicit` reads",
+        ),
+        ("sqrt", {"repeat": 2}, r"with `weights: sqrt` it takes at most a `weight`, got `repeat`"),
+        ("repeat", {"repeat": 2, "draws": 5}, r"takes `repeat` or `draws`, got `repeat` and `draws`"),
+        ("repeat", {"repeat": float("inf")}, "`repeat` of source .* is a positive number, got inf"),
+        ("sqrt", {"weight": 0.0}, r"weights of a mixture are positive numbers, got .* 0\.0}\. Remove a source"),
         ("repeat", {"repeat": 0.01}, "of 5 samples is never drawn"),
     ],
 )

@@ -414,7 +414,7 @@ def test_stray_bytes_between_markers_do_not_lose_a_good_jpeg():
 def test_what_is_no_image_is_refused_whatever_its_name(content, tmp_path):
     (tmp_path / "notes.jpg").write_bytes(content)
     for asked in (decode, read_header):
-        with pytest.raises(PictureError, match=r"notes\.jpg' is not an image .* Replace it, or leave it out"):
+        with pytest.raises(PictureError, match=r"notes\.jpg' is not an image that can be read: .*, or leave it out"):
             asked(tmp_path / "notes.jpg")
 
 
@@ -513,3 +513,23 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded():
     decode(data)
     with pytest.raises(TooManyPixels, match=r"the JPEG 'slow' has \d+ scans, at most 200 are decoded"):
         decode(data[:first] + data[first:-2] * 40 + data[-2:], name="slow")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\n<!DOCTYPE html><html>", "it is a web page"),
+        (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "it is an SVG drawing"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC photo"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "it is a video"),
+        (b"%PDF-1.4\n", "it is a PDF"),
+        (b"8BPS\0\1", "it is a Photoshop file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "by `git lfs pull`"),
+        (b"these are no pixels", "it begins like none of JPEG"),
+    ],
+)
+@pytest.mark.parametrize("function", [decode, read_header])
+def test_a_file_that_is_no_image_is_called_by_its_name(function, content, message):
+    with pytest.raises(PictureError, match=message):
+        function(content)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from lit_mm.errors import UserError
 from lit_mm.evaluation import answering
@@ -18,7 +17,7 @@ from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure, load_b
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.measurement import measure, rows_of
 from tests.evaluation.benchmarks.files import MAKERS
-from tests.tiny import Noise, xcomposer2
+from tests.tiny import Noise, sharp_xcomposer2
 
 GENERATION = Procedure("g", "equality", "{question} ?", decoding={"max_new_tokens": 6})
 SAMPLING = Procedure("s", "equality", decoding={"max_new_tokens": 6, "sample": True})
@@ -32,11 +31,7 @@ QUESTIONS = [Question(f"q{n}", Noise(n), "what is " * (1 + n % 4), ("red",)) for
 @pytest.fixture(scope="module")
 def module():
     """A model with large random weights, whose answers depend on the question."""
-    model = xcomposer2(trained=True).eval()
-    for name, parameter in model.network.language.named_parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.4)
-    return model
+    return sharp_xcomposer2().eval()
 
 
 @pytest.mark.parametrize(

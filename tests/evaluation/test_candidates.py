@@ -12,7 +12,7 @@ from lit_mm.evaluation.benchmarks.benchmark import Candidates
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.candidates import candidate_ids, likelihoods
 from lit_mm.families import EncoderDecoder
-from lit_mm.inference.generate import asked
+from lit_mm.inference.generate import prompt_sample
 from lit_mm.language.t5 import T5
 from lit_mm.samples.collate import collate
 from tests.tiny import Noise, xcomposer2
@@ -59,7 +59,9 @@ def test_the_likelihood_of_a_candidate_is_that_of_training(make, end: bool) -> N
         [candidate_ids(module.processor, document, text, end=end) for text in group]
         for document, group in zip(documents, groups, strict=True)
     ]
-    batch = collate([asked(module.processor, document) for document in documents], module.processor.for_questions())
+    batch = collate(
+        [prompt_sample(module.processor, document) for document in documents], module.processor.for_questions()
+    )
     sums = likelihoods(module.network, batch, ids, length="sum")
     means = likelihoods(module.network, batch, ids, length="mean")
     for document, group, of_sums, of_means in zip(documents, groups, sums, means, strict=True):
@@ -74,7 +76,7 @@ def test_the_likeliest_verbaliser_decides() -> None:
     question = Question("q", Noise(0), "what is it ?", ())
     document = Document("q", (Turn("user", (Noise(0), "what is it ?")),))
     with torch.no_grad():
-        batch = collate([asked(module.processor, document)], module.processor)
+        batch = collate([prompt_sample(module.processor, document)], module.processor)
         ids = [candidate_ids(module.processor, document, text) for text in TEXTS]
         values = likelihoods(module.network, batch, [ids])[0]
     best = values.index(max(values))

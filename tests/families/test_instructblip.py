@@ -16,7 +16,7 @@ from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.candidates import Ranking, candidate_ids, likelihoods
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import answer, asked
+from lit_mm.inference.generate import answer, prompt_sample
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import IGNORE, PAIRS, TOKENS, Batch
 from lit_mm.samples.collate import collate
@@ -152,7 +152,7 @@ def test_candidates_are_ranked_by_the_sum_over_their_tokens(kind: str) -> None:
     processor = module.processor
     ids = [[candidate_ids(processor, d, text, end=module.ranking.end) for text in options] for d in documents]
     with module.inference():
-        batch = collate([asked(processor, document) for document in documents], processor.for_questions())
+        batch = collate([prompt_sample(processor, document) for document in documents], processor.for_questions())
         scores = likelihoods(module.network, batch, ids, length="sum")
     best = ["ABC"[row.index(max(row))] for row in scores]
     assert ranked(module, documents, questions, Candidates(as_letters=False)) == best

@@ -9,7 +9,7 @@ import torch
 
 from lit_mm.documents.document import Document
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import answer, asked, decode
+from lit_mm.inference.generate import answer, decode, prompt_sample
 from lit_mm.prompts.minigpt4 import MiniGPT4Prompt
 from lit_mm.samples.batch import IGNORE
 from lit_mm.samples.collate import collate
@@ -58,7 +58,7 @@ def test_the_first_stage_has_no_template_and_the_second_has_one(kind: str, token
 def test_generation_stops_at_a_separator_of_several_tokens() -> None:
     module = minigpt4(inputs=Inputs(prompt=MiniGPT4Prompt("vicuna")))
     documents = [page(number) for number in range(3)]
-    batch = collate([asked(module.processor, document) for document in documents], module.processor)
+    batch = collate([prompt_sample(module.processor, document) for document in documents], module.processor)
     free = decode(module.network.eval(), batch, stop_ids=(), decoding=Decoding(6))
     for beams in (1, 3):
         whole = decode(module.network, batch, stop_ids=(), decoding=Decoding(6, beams=beams))
@@ -72,13 +72,13 @@ def test_generation_stops_at_a_separator_of_several_tokens() -> None:
 
 
 def decode_one(module, document: Document, end: tuple[int, ...], beams: int) -> list[list[int]]:
-    batch = collate([asked(module.processor, document)], module.processor)
+    batch = collate([prompt_sample(module.processor, document)], module.processor)
     return decode(module.network, batch, stop_ids=(), stop_sequences=[end], decoding=Decoding(6, beams=beams))
 
 
 def test_an_answer_that_is_continued_begins_with_the_words_before_the_separator() -> None:
     module = minigpt4()
-    whole, begun = module.processor.sample(page(2)), asked(module.processor, page(2), continued=True)
+    whole, begun = module.processor.sample(page(2)), prompt_sample(module.processor, page(2), continued=True)
     separator = module.processor.tokenizer.encode("a###")[1:]
     assert begun.input_ids.tolist() + separator == whole.input_ids.tolist()
     assert answer(module, [page(2)], decoding=Decoding(2))[0].count("#") < 3

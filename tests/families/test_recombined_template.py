@@ -16,7 +16,7 @@ from lit_mm.datamodules.mixture import Member, Mixture
 from lit_mm.errors import UserError
 from lit_mm.families import Recombined
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import answer, asked
+from lit_mm.inference.generate import answer, prompt_sample
 from lit_mm.language.pretrained import Pretrained
 from lit_mm.prompts.template import ChatTemplate
 from lit_mm.samples.batch import IGNORE
@@ -61,10 +61,10 @@ def test_a_model_trains_and_answers_with_the_template_of_its_tokenizer(tokenizer
     assert together == [answer(module, [single], decoding=Decoding(3))[0] for single in documents]
     processor = module.processor
     for single in documents:
-        whole, prompt = processor.sample(single), asked(processor, single)
+        whole, prompt = processor.sample(single), prompt_sample(processor, single)
         assert whole.input_ids[: len(prompt)].tolist() == prompt.input_ids.tolist()
         assert whole.labels[len(prompt)] != IGNORE
-        begun = asked(processor, single, continued=True)
+        begun = prompt_sample(processor, single, continued=True)
         assert len(prompt) < len(begun) < len(whole)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import asked, decode
+from lit_mm.inference.generate import decode, prompt_sample
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
 from tests.smoke.test_every_family import without_cache
@@ -33,7 +33,7 @@ def test_cached_decoding_of_unequal_prompts_is_that_of_single_ones_without_a_cac
     for name, parameter in module.network.language.named_parameters():
         if parameter.ndim > 1:  # sharp attention, so that answers depend on the prompt
             torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.4)
-    samples = [asked(module.processor, question(n, pictures=count)) for n, count in enumerate(pictures)]
+    samples = [prompt_sample(module.processor, question(n, pictures=count)) for n, count in enumerate(pictures)]
     assert len({len(sample) for sample in samples}) == len(samples)
     batch = collate(samples, module.processor.for_questions())
     expected = [without_cache(module, sample, 5) for sample in samples]

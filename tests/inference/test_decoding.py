@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from lit_mm.documents.document import Document, Turn
 from lit_mm.errors import UserError
 from lit_mm.families import Decoder
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import answer, asked, decode
+from lit_mm.inference.generate import answer, decode, prompt_sample
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.xcomposer import XComposerPrompt
 from lit_mm.samples.collate import collate
@@ -116,6 +117,9 @@ def test_a_draw_follows_the_distribution(module: Decoder) -> None:
         {"max_new_tokens": 0},
         {"min_new_tokens": 30},
         {"temperature": 0.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"repetition_penalty": math.nan},
         {"top_p": 0.0},
         {"top_k": -1},
         {"repetition_penalty": 0.0},
@@ -136,14 +140,17 @@ def test_a_begun_answer_is_the_whole_document_without_its_end(prompt: Any) -> No
     processor = Decoder(language(), "nano", prompt).processor
     turns = (Turn("user", ("what?",)), Turn("assistant", ("red",)), Turn("user", ("which?",)))
     whole = Document("d", (*turns, Turn("assistant", ("the blue circle",))))
-    begun = asked(processor, whole, continued=True)
+    begun = prompt_sample(processor, whole, continued=True)
     ids = processor.sample(whole).input_ids
     assert begun.input_ids.tolist() == ids[: len(begun)].tolist()
     assert processor.tokenizer.decode(begun.input_ids, skip_special=False).endswith("the blue circle")
     assert int(ids[len(begun)]) in prompt.stop_ids(processor.tokenizer)
-    assert len(begun) > len(asked(processor, whole))
+    assert len(begun) > len(prompt_sample(processor, whole))
     bare = replace(whole, turns=turns)
-    assert asked(processor, bare, continued=True).input_ids.tolist() == asked(processor, bare).input_ids.tolist()
+    assert (
+        prompt_sample(processor, bare, continued=True).input_ids.tolist()
+        == prompt_sample(processor, bare).input_ids.tolist()
+    )
 
 
 def test_the_answer_depends_on_how_it_was_begun() -> None:

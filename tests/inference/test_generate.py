@@ -15,7 +15,7 @@ from lit_mm.language.t5 import T5
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import TEXT
 from tests.rows import states
-from tests.tiny import decoder, document, xcomposer2
+from tests.tiny import decoder, document, sharp_xcomposer2, xcomposer2
 
 DOCUMENTS = [document(number) for number in range(6)]  # of different lengths, with 0, 1 and 2 pictures
 
@@ -23,11 +23,7 @@ DOCUMENTS = [document(number) for number in range(6)]  # of different lengths, w
 @pytest.fixture(scope="module")
 def module():
     """A model with large random weights: attention is sharp, so answers depend on the text and on positions."""
-    model = xcomposer2(trained=True).eval()
-    for name, parameter in model.network.language.named_parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.4)
-    return model
+    return sharp_xcomposer2().eval()
 
 
 @torch.no_grad()

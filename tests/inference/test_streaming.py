@@ -21,18 +21,14 @@ from lit_mm.prompts.caption import Caption
 from lit_mm.prompts.fuyu import FuyuPrompt
 from lit_mm.prompts.prompt import ReadsAnswers
 from lit_mm.prompts.template import ChatTemplate
-from tests.tiny import Noise, decoder, document, xcomposer2
+from tests.tiny import Noise, decoder, document, sharp_xcomposer2
 from tests.tiny_blip import blip
 
 
 @pytest.fixture(scope="module")
 def module():
     """A model with large random weights, whose answers depend on the text and on the images."""
-    model = xcomposer2(trained=True).train()
-    for name, parameter in model.network.language.named_parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=1.0 if "embed_tokens" in name else 0.4)
-    return model
+    return sharp_xcomposer2().train()
 
 
 @pytest.fixture

@@ -203,7 +203,7 @@ def test_a_trace_keeps_inputs_and_products_from_which_the_rest_is_computed_again
         first = (x * 2).cos() @ weight  # its backward pass needs the cosine, which is computed again from x
         second = first.tanh().view(2, 8).exp() @ bias.view(8, 2)  # needs first alone
         third = second + torch.ones(2, 2)  # needs nothing
-    kept = {tensor.untyped_storage()._cdata: tensor for tensor in trace.kept()}
+    kept = {tensor.untyped_storage()._cdata: tensor for tensor in trace.saved_tensors()}
     expected = [x, first, weight, bias]
     assert kept.keys() == {tensor.untyped_storage()._cdata for tensor in expected}
     third.sum().backward()  # nothing was changed

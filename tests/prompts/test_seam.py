@@ -186,3 +186,17 @@ def test_ids_and_labels_of_the_nano_world_are_those_of_one_text(template: str) -
         whole = backend.encode(text, add_special_tokens=False)
         learn = [any(at in inside for at in range(*offsets)) for offsets in whole.offsets]
         assert flat(ChatPrompt(template), document, tokenizer) == ([tokenizer.bos_id, *whole.ids], [False, *learn])
+
+
+def test_the_texts_of_a_template_are_tokenised_once_for_all_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer("nano")
+    texts: list[str] = []
+    encode = tokenizer.encode
+    monkeypatch.setattr(tokenizer, "encode", lambda text: texts.append(text) or encode(text))
+    prompt = XComposer2Prompt(**MARKED)
+    document = Document("d", (Turn("user", ("What?",)), Turn("assistant", ("A cat.",))))
+    first = prompt.runs(document, tokenizer)
+    count = len(texts)
+    assert prompt.runs(document, tokenizer) == first
+    repeated = texts[count:]
+    assert len(repeated) == 3, "the prompt, the round, and what follows it; neither the bridge nor the end of a round"

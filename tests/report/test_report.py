@@ -74,16 +74,16 @@ def test_curves_of_a_run_that_has_hardly_begun_are_drawn(tmp_path: Path, steps: 
 
 
 def test_smoothing_has_no_lag_and_keeps_a_line_a_line():
-    assert curves._smooth([1.0, 2.0, 3.0, 4.0, 5.0], 1)[1:-1] == [2.0, 3.0, 4.0]
-    assert curves._smooth([5.0, 5.0], 3) == [5.0, 5.0]
-    assert curves._smooth([], 2) == []
-    step = curves._smooth([0.0] * 10 + [1.0] * 10, 2)
+    assert curves.smooth([1.0, 2.0, 3.0, 4.0, 5.0], 1)[1:-1] == [2.0, 3.0, 4.0]
+    assert curves.smooth([5.0, 5.0], 3) == [5.0, 5.0]
+    assert curves.smooth([], 2) == []
+    step = curves.smooth([0.0] * 10 + [1.0] * 10, 2)
     assert step[:8] == [0.0] * 8 and step[12:] == [1.0] * 8 and step[9] < 0.5 < step[10]
 
 
 def test_every_line_has_its_own_colour_however_many_there_are():
     for count in (1, 6, 12, 30):
-        assert len(set(curves._colors(count))) == count
+        assert len(set(curves.colours(count))) == count
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
@@ -111,8 +111,8 @@ def test_a_story_shows_all_its_pages_and_a_long_one_still_fits(tmp_path: Path):
 
 
 def test_a_picture_keeps_its_aspect():
-    assert samples._fit(Image.new("L", (100, 20))).size == (samples.PICTURE[1], round(samples.PICTURE[1] / 5))
-    assert samples._fit(Image.new("RGB", (500, 2000))).size == (samples.PICTURE[0] // 4, samples.PICTURE[0])
+    assert samples.fit(Image.new("L", (100, 20))).size == (samples.PICTURE[1], round(samples.PICTURE[1] / 5))
+    assert samples.fit(Image.new("RGB", (500, 2000))).size == (samples.PICTURE[0] // 4, samples.PICTURE[0])
 
 
 @pytest.mark.parametrize("answer", ["", "x" * 400, "ein \u00df und \u4e2d", "one two " * 80])
@@ -123,12 +123,12 @@ def test_any_answer_can_be_drawn(tmp_path: Path, answer: str):
 
 def test_wrapped_lines_fit_and_what_is_cut_off_is_marked():
     font: ImageFont.FreeTypeFont = samples._font(20)
-    lines = samples._wrap("a few words and " + "y" * 90, font, 200, most=20)
+    lines = samples.wrap("a few words and " + "y" * 90, font, 200, most=20)
     assert all(font.getlength(line) <= 200 for line in lines)
     assert "".join(lines).replace(" ", "") == "afewwordsand" + "y" * 90
-    cut = samples._wrap("y" * 900, font, 200, most=3)
+    cut = samples.wrap("y" * 900, font, 200, most=3)
     assert len(cut) == 3 and cut[-1].endswith("...")
-    assert samples._wrap("", font, 200) == [""]
+    assert samples.wrap("", font, 200) == [""]
 
 
 # --- table and summary -----------------------------------------------------------------------------------------------
@@ -145,6 +145,12 @@ def test_the_table_has_each_skill_beside_its_blind_baseline_and_count():
     assert ["count", "100.0", "%", "0.0", "%", "1"] in cells
     assert ["overall", "66.7", "%", "12.5", "%", "3"] in cells
     assert "\x1b" not in text
+
+
+def test_documents_without_a_skill_have_no_row_of_their_own():
+    predictions = [prediction("", "a", correct=True, pictures=())]
+    lines = tables.accuracy_table(score(predictions), Score(0.5, {"": 0.5}, 1), predictions).splitlines()
+    assert [line.split() for line in lines if "100.0" in line] == [["overall", "100.0", "%", "50.0", "%", "1"]]
 
 
 def test_names_with_colons_and_brackets_stay_as_they_are_in_tables():

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,13 @@ from lit_mm.cli import main
 from lit_mm.commands.trained import open_model
 from lit_mm.documents.document import Document, Turn
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.generate import asked, decode
+from lit_mm.inference.generate import decode, prompt_sample
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
 from lit_mm.samples.processor import TEXT, Sample
 from tests.tiny import Noise
+
+pytestmark = pytest.mark.usefixtures("place")
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 ELSEWHERE = ("own_data", "demo", "modern")  # they need a user's data, packages or published weights
@@ -46,14 +47,6 @@ REFUSED = {
     "blip2": (0,),
     "minigpt4": (0,),
 }  # recipe -> numbers of images that its family refuses in a sample
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(sys, "argv", ["lit_mm"])
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
 
 
 def cut(value: Any) -> Any:
@@ -142,7 +135,7 @@ def test_a_family_trains_saves_resumes_and_answers(recipe: str, capsys: pytest.C
         for images in range(3)
         if images not in REFUSED.get(recipe, ())
     ]
-    samples = [asked(module.processor, document) for document in documents]
+    samples = [prompt_sample(module.processor, document) for document in documents]
     batch = collate(samples, module.processor.for_questions())
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         cached = decode(module.network.float(), batch, stop_ids=(), decoding=Decoding(4))

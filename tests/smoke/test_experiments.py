@@ -20,10 +20,10 @@ import yaml
 from PIL import Image
 
 from lit_mm.callbacks.throughput import Throughput
-from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.nano.skills import SKILLS
 from lit_mm.stages.stage import check_recipe
+from tests.command_line import run_command
 from tests.options.recording import recording, unread_keys
 
 ROOT = Path(__file__).parents[2]
@@ -155,14 +155,7 @@ def command(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.chdir(run.place)
 
     def typed(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(arguments)
-        except SystemExit as left:
-            code = left.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return run_command(capsys, *arguments)
 
     yield typed
     latest = run.place / "runs/latest"  # each test finds it as the fixture's run left it

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from lit_mm.cli import main
+
+pytestmark = pytest.mark.usefixtures("place")
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 VISION = {"image_size": 28, "width": 16, "layers": 2, "heads": 2, "weights": None}
@@ -36,14 +35,6 @@ MATCHING = {  # recipe -> stage -> column of its matching loss
     "blip": {"pretrain": "loss/itm", "retrieval": "loss/itm_finetune"},
     "blip2": {"represent": "loss/itm", "retrieval": "loss/itm"},
 }
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(sys, "argv", ["lit_mm"])
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
 
 
 @pytest.mark.parametrize("recipe", SIZES)

@@ -9,7 +9,6 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from PIL import Image
 from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.trained import open_trained
+
+pytestmark = pytest.mark.usefixtures("place")
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 LLAVA = ("llava", "llava_1_5", "llava_next", "llava_uhd", "vila")
@@ -81,14 +82,6 @@ def tiny(recipe: str) -> dict[str, Any]:
                 if recipe == "monkey":
                     tiling["init_args"]["size"] = [56, 56]
     return config | {"track": False, "examine_documents": 9, "checkpoint_every": 1}
-
-
-@pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    monkeypatch.setattr(sys, "argv", ["lit_mm"])
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    torch.use_deterministic_algorithms(False)  # `fit` switches it on for its process
 
 
 def written(config: dict[str, Any], name: str = "tiny.yaml") -> str:

@@ -76,6 +76,14 @@ def test_the_keys_of_a_parameter_are_those_of_wandb(keys: dict[str, Any], parame
         ({"distribution": "log_uniform_values", "min": 0, "max": 1}, "a logarithmic range is above 0, got 0"),
         ({"distribution": "gauss", "min": 0, "max": 1}, "parameters.a.distribution: expected one of constant, "),
         ({"distribution": "uniform", "min": 0}, "parameters.a: uniform needs `max`"),
+        ({"distribution": "log_uniform", "min": 1, "max": 1000}, "parameters.a.max: the bounds of a distribution"),
+        ({"distribution": "log_normal", "mu": 1000}, "parameters.a.mu: the bounds of a distribution"),
+        ({"distribution": "normal", "sigma": 0}, "parameters.a.sigma: expected a number above 0, got 0"),
+        ({"distribution": "beta", "a": 0, "b": 0}, "parameters.a.a: expected a number above 0, got 0"),
+        ({"value": 1, "values": [1, 2]}, "parameters.a: constant reads value, and nothing `values`. Remove it"),
+        ({"values": [1, 2], "min": 0}, "parameters.a: categorical reads values and probabilities, and nothing `min`"),
+        ({"values": [1, 2], "probabilities": [1.0]}, "probabilities: expected a list of 2 numbers, got [1.0]"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "expected numbers from 0 with the sum 1, got [0.5, 0.6]"),
         (
             {"distribution": "q_uniform", "min": 1, "max": 4, "q": 2},
             "q_uniform draws multiples of q = 2, and 1 is none",
@@ -94,6 +102,12 @@ def test_a_wrong_parameter_is_refused_with_the_key(keys: dict[str, Any], message
     ("change", "message"),
     [
         ({"method": "gird"}, "method: expected one of grid, random, bayes, got 'gird'"),
+        ({"parameters": {"a": {"min": 0, "max": 10**12}}}, "a grid has at most 100,000 points, got 1,000,000,000,001"),
+        ({"parameters": {"a": {"parameters": {}}}}, "parameters.a: nested `parameters` stand alone and hold names"),
+        ({"early_terminate": {"type": "hyperbnd"}}, "early_terminate.type: expected hyperband, got 'hyperbnd'"),
+        ({"early_terminate": {"type": "hyperband"}}, "hyperband needs `min_iter`, or `max_iter` and `s`"),
+        ({"early_terminate": {"type": "hyperband", "min_iter": "3"}}, "early_terminate.min_iter: expected a number"),
+        ({"early_terminate": {"type": "hyperband", "miniter": 3}}, "Did you mean 'min_iter'"),
         ({"metric": {"name": "loss"}}, "metric.goal: expected one of minimize, maximize, got None"),
         ({"metric": None}, "metric: expected `name` and `goal`"),
         ({"metric": {"name": "loss", "goal": "minimize", "target": 1}}, "metric.target: a sweep ends after its trials"),
@@ -108,6 +122,10 @@ def test_a_wrong_parameter_is_refused_with_the_key(keys: dict[str, Any], message
         ({"command": COMMAND[:-1]}, "`fit` reads one of ${args} and ${args_no_equals}, once and after `fit`; got none"),
         ({"command": [*COMMAND[:-1], "${args_json}"]}, "got ${args_json}"),
         ({"command": [*COMMAND, "--run_dir", "x"]}, "command: --run_dir is chosen for each trial"),
+        (
+            {"command": [*COMMAND, "--x=3"], "parameters": {"x": {"value": 1}}},
+            "command: --x is a parameter of the sweep",
+        ),
     ],
 )
 def test_a_wrong_specification_is_refused_with_the_key(change: dict[str, Any], message: str) -> None:

@@ -154,6 +154,10 @@ def test_constants_of_normalisation_are_those_of_the_named_weights() -> None:
     assert normalisation("vit_so400m_patch14_siglip_378.v2_webli") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     model = encoder("eva02_large_patch14_clip_224")
     assert model.mean == pytest.approx((0.4815, 0.4578, 0.4082), abs=1e-4)
+    with pytest.raises(UserError, match=r"no weights 'nope', only .*augreg_in21k"):
+        TimmEncoder("vit_tiny_patch16_224.nope")
+    with pytest.raises(UserError, match=r"'vit_tinyy_patch16_224'; near names are .*'vit_tiny_patch16_224'"):
+        TimmEncoder("vit_tinyy_patch16_224")
     with pytest.raises(UserError, match="timm has no model 'eva_gigantic'"):
         normalisation("eva_gigantic")
 

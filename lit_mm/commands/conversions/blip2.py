@@ -128,6 +128,7 @@ def retrieval(module: MultimodalModule) -> Files:
         tensors_of_transformers(config, DTYPE, 0, family=Blip2ForImageTextRetrieval),
         texts=pixels(module, None),
         tokenizer=module.processor.reading.tokenizer,
+        parts={"language": module.network.language.lm.config.to_dict()},
     )
 
 

@@ -42,6 +42,8 @@ class Files:
         tokenizer: reference of the tokenizer beside the weights; None for that of the language model.
         chat: function from the token at the start of a text, "" where the tokenizer writes it, to the chat template of
             transformers; None for a prompt that is no chat.
+        parts: part that the files do not hold -> config.json of its published files.
+        names: part whose published name config.json has -> this name, "" if no published part has its sizes.
     """
 
     config: dict[str, Any]
@@ -53,6 +55,8 @@ class Files:
     tokenizers: Mapping[str, str] = field(default_factory=dict)
     tokenizer: str | None = None
     chat: Callable[[str], str] | None = None
+    parts: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +35,7 @@ from lit_mm.tiling.anyres import AnyRes
 from lit_mm.tiling.square import CentreCrop, Pad
 from lit_mm.vision.vit import ViT
 from lit_mm.weights.layouts.llava import LINEAR, NEWLINE, TOWER
+from lit_mm.weights.source import places_of
 from lit_mm.weights.stream import Stored
 
 MODELS = {"llama": "llava", "mistral": "llava_mistral"}  # model_type of the language model -> of the authors' files
@@ -43,6 +46,16 @@ PUBLISHED = {
     "lm_head.": "language_model.lm_head.",
     "model.vision_tower.": "vision_tower.vision_model.",
     "model.": "",
+}
+# Side of the images and of a patch in pixels, width, layers, heads, feed-forward width, activation -> published name
+CLIPS = {
+    (224, 32, 768, 12, 12, 3072, "quick_gelu"): "openai/clip-vit-base-patch32",
+    (224, 16, 768, 12, 12, 3072, "quick_gelu"): "openai/clip-vit-base-patch16",
+    (224, 14, 1024, 24, 16, 4096, "quick_gelu"): "openai/clip-vit-large-patch14",
+    (336, 14, 1024, 24, 16, 4096, "quick_gelu"): "openai/clip-vit-large-patch14-336",
+    (224, 14, 1024, 24, 16, 4096, "gelu"): "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+    (224, 14, 1280, 32, 16, 5120, "gelu"): "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    (224, 14, 1664, 48, 16, 8192, "gelu"): "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
 }
 HF, AUTHORS, AUTHORS_NEXT = "float16", "float16", "bfloat16"  # dtypes of the published files
 
@@ -230,7 +243,6 @@ def authors_files(module: MultimodalModule, dtype: str, more: dict[str, Any]) ->
     config = text.to_dict() | {
         "model_type": MODELS[text.model_type],
         "architectures": [CLASSES[text.model_type]],
-        "mm_vision_tower": vision_name(vision),
         "mm_vision_select_layer": layer_of(module),
         "mm_vision_select_feature": "patch",
         "mm_projector_type": "mlp2x_gelu",
@@ -240,13 +252,18 @@ def authors_files(module: MultimodalModule, dtype: str, more: dict[str, Any]) ->
         "use_mm_proj": True,
         "dtype": dtype,
     }
-    return Files(config | more, tensors)
+    return Files(config | more, tensors, names={"vision": vision_name(vision)})
 
 
 def vision_name(vision: ViT) -> str:
-    """Return the published name of the vision encoder: that of the recipe, or that of LLaVA-1.5."""
-    place = (vision.weights or "").partition(":")[2]
-    return place or "openai/clip-vit-large-patch14-336"
+    """Return the published name of the vision encoder, which is the place of the recipe's weights, or else the name of
+    the published CLIP of these sizes; "" if there is none."""
+    kind, _, joined = (vision.weights or "").partition(":")
+    if kind == "clip":
+        (place, *_) = places_of(joined)
+        return str(Path(place).absolute()) if Path(place).exists() else place
+    sizes = (vision.image_size, vision.patch, vision.width, vision.published_layers, vision.heads, vision.ffn_width)
+    return CLIPS.get((*sizes, vision.activation), "")
 
 
 def authors_1_5(module: MultimodalModule) -> Files:
@@ -258,7 +275,8 @@ def authors_1_5(module: MultimodalModule) -> Files:
     tiling = module.processor.tiling
     if not isinstance(tiling, Pad | CentreCrop):
         raise UserError(f"the authors' LLaVA-1.5 pads or crops one view of an image; the run has {tiling}")
-    return authors_files(module, AUTHORS, {"image_aspect_ratio": "pad" if isinstance(tiling, Pad) else "square"})
+    files = authors_files(module, AUTHORS, {"image_aspect_ratio": "pad" if isinstance(tiling, Pad) else "square"})
+    return replace(files, parts={"vision": clip_config(module).to_dict()})
 
 
 def authors_next(module: MultimodalModule) -> Files:
@@ -280,7 +298,7 @@ def authors_next(module: MultimodalModule) -> Files:
     tensors = {names[name]: Stored(AUTHORS_NEXT, tuple(tensor.shape)) for name, tensor in tower.items()}
     newline = {NEWLINE: Stored(AUTHORS_NEXT, (module.network.language.width,))}
     last = outside(list(tensors), module.network.vision.num_layers, TOWER)
-    return Files(files.config, dict(files.tensors) | newline | tensors, outside=last)
+    return replace(files, tensors=dict(files.tensors) | newline | tensors, outside=last)
 
 
 LLAVA, FIRST, NEXT = (f"lit_mm.families.{name}" for name in ("Llava", "Llava15", "LlavaNext"))

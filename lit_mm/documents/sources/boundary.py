@@ -15,9 +15,9 @@ from lit_mm.documents.sources.paths import expand_home, is_url
 from lit_mm.errors import UserError
 
 SCHEME = re.compile(r"[A-Za-z][\w+.-]*")
-# Schemes whose host is a machine; that of s3 and gs is a bucket
+# Schemes whose host is a machine; the host of s3 and gs is a bucket
 HOSTED = frozenset(("http", "https", "ftp", "ftps", "sftp", "ssh", "smb", "hdfs", "webhdfs", "webdav"))
-# Endings of names that only the own network knows
+# Endings of host names that only a local network resolves
 PRIVATE = ("localhost", "local", "internal", "intranet", "lan", "home", "home.arpa", "corp")
 
 
@@ -25,8 +25,8 @@ PRIVATE = ("localhost", "local", "internal", "intranet", "lan", "home", "home.ar
 class Boundary:
     """Rows may name what lies below the folder of their pictures, and the places that the recipe adds.
 
-    Names are compared as texts after `..` is resolved; links are not followed. Names of hosts are not looked up, and a
-    server may answer from elsewhere, so a scheme is allowed only where the data are trusted that far.
+    Names are compared as texts after `..` is resolved; links are not followed. Host names are not looked up, and a
+    server may redirect, so allow a scheme only for data that you trust.
 
     Attributes:
         folders: absolute paths of further folders.

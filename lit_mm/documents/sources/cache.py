@@ -18,7 +18,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def cache_folder() -> Path:
-    """`$LIT_MM_CACHE`, or ~/.cache/lit_mm; the indexes lie in `index` below it."""
+    """Return the cache folder, `$LIT_MM_CACHE` or ~/.cache/lit_mm. The indexes lie in `index` below it."""
     return Path(os.environ.get("LIT_MM_CACHE") or Path.home() / ".cache" / "lit_mm")
 
 
@@ -134,6 +134,7 @@ def _write(path: Path, array: np.ndarray) -> None:
 
 
 def unwritable(error: OSError) -> UserError:
+    """Return the error of a cache folder that cannot be written."""
     return UserError(
         f"the index cannot be written to {str(cache_folder())!r} ({error.strerror}). "
         "Point LIT_MM_CACHE to a folder with space"

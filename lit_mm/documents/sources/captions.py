@@ -9,6 +9,7 @@ from typing import Literal
 from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob, SpanBlob
+from lit_mm.documents.sources.entries import is_data_file
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
 from lit_mm.documents.sources.sample import Sample
@@ -16,7 +17,7 @@ from lit_mm.documents.sources.source import Source
 from lit_mm.documents.sources.tar import TarPart
 from lit_mm.errors import UserError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")  # endings
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2")  # endings
 
 
 class CaptionShards(Source):
@@ -48,6 +49,8 @@ class CaptionShards(Source):
         super().__init__(path, None, name, limit_pixels)
 
     def open_part(self, path: str) -> Part:
+        if is_data_file(path):
+            raise UserError(f"{path!r} is a table and not a tar: its rows of image and caption are of `format: folder`")
         return TarPart(path, self.expected)
 
     def identity(self, sample: Sample) -> str | None:
@@ -69,7 +72,7 @@ class CaptionShards(Source):
             raise sample.error(
                 f"there is no .{self.text} beside the image, only {sorted(sample.entry)}",
                 "missing_file",
-                self._advice(sample) or "Add it, or correct `text`",
+                self._advice(sample) or self._other_text(sample),
             )
         caption = self._caption(blob, sample)
         if not caption.strip():
@@ -80,6 +83,14 @@ class CaptionShards(Source):
         """Return a possible reason for missing members of the sample; "" if there is no sign of one."""
         part = next(part for part in self.parts if part.path == sample.path)
         return part.advice(sample.entry)
+
+    def _other_text(self, sample: Sample) -> str:
+        """Return the advice for a sample without the declared text."""
+        other = "json" if self.text == "txt" else "txt"
+        if other not in sample.entry:
+            return f"Add it, or rename the file that holds the caption to .{self.text}"
+        key = f" under its key {self.caption!r} (`caption`)" if other == "json" else ""
+        return f"`text: {other}` reads the caption from the .{other}{key}"
 
     def _caption(self, blob: SpanBlob, sample: Sample) -> str:
         try:

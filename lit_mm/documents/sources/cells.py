@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unicodedata import normalize
 
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob, BytesBlob, FileBlob
@@ -50,7 +51,7 @@ def blob_of(cell: Any, sample: Sample, folder: str, boundary: Boundary, label: s
     if isinstance(cell, bytes):
         return BytesBlob(cell, sample.path, f"{sample.where.rpartition(':')[2]}, {label}")
     if not isinstance(cell, str) or not cell:
-        raise sample.error(f"the name of an image is text, got {brief(cell)!r}", "bad_entry")
+        raise sample.error(f"the name of an image is text, got {brief(cell)}", "bad_entry")
     if is_embedded(cell):
         try:
             content = decode_embedded(cell)
@@ -69,6 +70,7 @@ def _path(name: str, sample: Sample, folder: str) -> str:
     """Return the path that a picture's name stands for.
 
     Lists that were written on Windows separate folders by a backslash. It is read as a slash if that file exists.
+    Systems also differ in the code points of an accented letter; the other form is read if only that file exists.
 
     Raises:
         SampleError: no file can have that name.
@@ -82,7 +84,8 @@ def _path(name: str, sample: Sample, folder: str) -> str:
     if "\0" in name:
         raise sample.error(f"the name of an image {brief(name)} holds a NUL character", "bad_entry", "Correct it")
     path = join(folder, name)
-    if "\\" in name and not is_url(path) and not os.path.exists(path):
-        forward = join(folder, name.replace("\\", "/"))
-        return forward if os.path.exists(forward) else path
+    if ("\\" in name or not name.isascii()) and not is_url(path) and not os.path.exists(path):
+        forward = name.replace("\\", "/")
+        others = (join(folder, text) for text in (forward, *(normalize(form, forward) for form in ("NFC", "NFD"))))
+        return next((other for other in others if os.path.exists(other)), path)
     return path

@@ -47,7 +47,11 @@ def role_of(turn: Any, number: int, sample: Sample, key: str) -> str:
             "Leave the sample out, or write the call as text of the user and the assistant",
         )
     if role is None:
-        raise sample.error(f"turn {number}: {key!r} is one of {sorted(SPEAKERS)}, got {brief(speaker)}", "bad_entry")
+        raise sample.error(
+            f"turn {number}: {key!r} is one of {sorted(SPEAKERS)}, got {brief(speaker)}",
+            "bad_entry",
+            "Rename the speaker",
+        )
     if len(turn) == 2:  # a speaker and a text
         return role
     check_turn_keys(sample, turn, number)
@@ -95,8 +99,10 @@ def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple
 
 
 def check_answers(turns: list[tuple[str, str]], sample: Sample) -> None:
-    """Raises:
-    SampleError: an answer is empty.
+    """Refuse an empty answer.
+
+    Raises:
+        SampleError: an answer is empty.
     """
     for number, (role, text) in enumerate(turns):
         if role == "assistant" and not text.strip():

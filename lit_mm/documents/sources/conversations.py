@@ -278,8 +278,10 @@ class QwenVLConversations(Conversations):
 
     @staticmethod
     def _check_tags(sample: Sample, turns: Sequence[tuple[str, str]]) -> None:
-        """Raises:
-        SampleError: <box>, <quad> or <ref> is opened twice, closed before it is opened, or never closed.
+        """Refuse marks of regions that are not in pairs.
+
+        Raises:
+            SampleError: <box>, <quad> or <ref> is opened twice, closed before it is opened, or never closed.
         """
         for number, (_, text) in enumerate(turns):
             opened = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from lit_mm.documents.sources.guess import guess_format
 from lit_mm.documents.sources.messages import MessageConversations, QueryResponseConversations
 from lit_mm.documents.sources.pages import Mmc4Pages, ObelicsPages
 from lit_mm.documents.sources.source import Source
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 
 FORMATS: Mapping[str, type[Source]] = {
     "llava": LlavaConversations,
@@ -56,14 +55,17 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
         raise undeclared(str(declaration.get("path", "")), FORMATS)
     kind = declaration["format"]
     if kind not in FORMATS:
-        raise UserError(f"there is no data format {kind!r}.{_near_format(str(kind))} It is one of {', '.join(FORMATS)}")
+        raise UserError(
+            f"there is no data format {kind!r}{_near_format(str(kind)) or '.'} It is one of {', '.join(FORMATS)}"
+        )
     reader = FORMATS[kind]
     arguments = {key: value for key, value in declaration.items() if key != "format"}
     parameters = inspect.signature(reader).parameters
     for key, value in arguments.items():
         if key not in parameters:
             raise UserError(
-                f"a source of format {kind!r} has no {key!r}.{_near(key, parameters)} It has {', '.join(parameters)}"
+                f"a source of format {kind!r} has no {key!r}{nearest(key, parameters) or '.'} "
+                f"It has {', '.join(parameters)}"
             )
         spelt = type_of(str(parameters[key].annotation))
         if not isinstance(value, spelt) or (isinstance(value, bool) and bool not in spelt):
@@ -98,9 +100,4 @@ def type_of(annotation: str) -> tuple[type, ...]:
 
 def _near_format(name: str) -> str:
     synonym = SYNONYMS.get(name.lower().replace("-", "_"))
-    return _near(name, FORMATS) if synonym is None else f" Did you mean {synonym!r}?"
-
-
-def _near(word: str, words: Any) -> str:
-    close = difflib.get_close_matches(word, list(words), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return nearest(name, FORMATS) if synonym is None else f". Did you mean {synonym!r}?"

@@ -6,17 +6,17 @@ import os
 from collections.abc import Sequence
 
 from lit_mm.documents.sources.arrow import ArrowRows
-from lit_mm.documents.sources.csv_rows import CsvRows
-from lit_mm.documents.sources.json_files import JsonLines, JsonList, holds_list
+from lit_mm.documents.sources.csv_rows import SEPARATORS, CsvRows
+from lit_mm.documents.sources.json_files import layout_of
 from lit_mm.documents.sources.packed import ENDINGS, unpack
 from lit_mm.documents.sources.parquet import LIMIT_GROUP, ParquetRows
 from lit_mm.documents.sources.part import Part, digest_of
-from lit_mm.documents.sources.paths import name_of
+from lit_mm.documents.sources.paths import is_url, name_of
 from lit_mm.documents.sources.storage import open_file
 from lit_mm.errors import UserError
 
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
-TABLE_ENDINGS = (".csv", ".parquet", ".arrow")
+TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".arrow")
 PARQUET = b"PAR1"
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00")  # beginnings of UTF-16 and UTF-32
 
@@ -24,7 +24,8 @@ WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00")  # beginnings of UTF-16 and UTF-32
 def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_group: int = LIMIT_GROUP) -> Part:
     """Open the entries of a file. If content and ending of the file disagree, the content decides.
 
-    A .jsonl that holds one list is read as a list, and a .json with one object per line is read as lines. A compressed
+    A .jsonl that holds one list is read as a list, a .json with one object per line is read as lines, and values that
+    take several lines each are read one behind another. A compressed
     file is decompressed into the cache folder once, see `lit_mm.documents.sources.packed`.
 
     Args:
@@ -35,9 +36,12 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
     """
     ending = _ending(path)
     if ending not in (*JSON_ENDINGS, *TABLE_ENDINGS):
+        if not is_url(path) and os.path.isdir(path):
+            raise UserError(f"{path!r} is a folder, and `path` names a data file: name one in it{_data_files(path)}")
         raise UserError(
-            f"the data file {path!r} ends in {ending or 'nothing'!r}; this format is read from "
-            f"{[*JSON_ENDINGS, *TABLE_ENDINGS]}, each also packed ({', '.join(ENDINGS)})"
+            f"the data file {path!r} {f'ends in {ending!r}' if ending else 'has no ending that tells what it holds'}; "
+            f"this format is read from {', '.join((*JSON_ENDINGS, *TABLE_ENDINGS))}, each also packed "
+            f"(such as .json.gz, of {', '.join(ENDINGS)}). Name the file by what it holds"
         )
     digest_of(path)  # refuses a file that does not exist
     if ending == ".arrow":
@@ -49,11 +53,20 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
         return ParquetRows(path, expected, columns, limit_group, unpacked)
     if beginning.startswith(WIDE) or beginning[1:2] == b"\x00":
         raise UserError(f"the data file {path!r} is UTF-16 or UTF-32, and text is read as UTF-8: save it as UTF-8")
-    if ending == ".csv":
-        return CsvRows(path, expected, unpacked)
-    if holds_list(unpacked or path, is_json=ending == ".json"):
-        return JsonList(path, expected, unpacked)
-    return JsonLines(path, expected, unpacked)
+    if ending in SEPARATORS:
+        return CsvRows(path, expected, unpacked, SEPARATORS[ending])
+    return layout_of(unpacked or path, is_json=ending == ".json")(path, expected, unpacked)
+
+
+def is_data_file(path: str) -> bool:
+    """Return True if entries are read from files with this ending."""
+    return _ending(path) in (*JSON_ENDINGS, *TABLE_ENDINGS)
+
+
+def _data_files(folder: str) -> str:
+    """Return the names of some data files of a folder for a message; "" if it holds none."""
+    names = sorted(name for name in os.listdir(folder) if is_data_file(name))[:3]
+    return f", such as {', '.join(map(repr, names))}" if names else ""
 
 
 def _ending(path: str) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 
 from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
-from lit_mm.documents.sources.entries import open_entries
+from lit_mm.documents.sources.entries import is_data_file, open_entries
 from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.keys import check_keys
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
-from lit_mm.documents.sources.paths import expand_home, join
+from lit_mm.documents.sources.paths import expand_home, folder_of, is_url, join, name_of
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
 from lit_mm.documents.sources.placeholders import check_placeholders
 from lit_mm.documents.sources.sample import Sample
 from lit_mm.documents.sources.source import Source
 from lit_mm.documents.sources.storage import stamp
+from lit_mm.errors import UserError
 
 FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")  # those of Hugging Face's image folders
 READ = ("image", "images", "file_name", "file_names")  # keys of pictures
@@ -33,7 +35,7 @@ class PictureFolder(Source):
     becomes a conversation of two turns, and a caption becomes a page. The key `id` is optional.
 
     Args:
-        path: path or URL of the folder.
+        path: path or URL of the folder, or of the file in it that lists the pictures, such as pictures/captions.csv.
         file: name of the file in the folder that lists the pictures; None for the first of metadata.jsonl, .csv and
             .parquet that exists.
         name, limit_pixels: see `Source`.
@@ -54,8 +56,13 @@ class PictureFolder(Source):
     ) -> None:
         self.limit_group = limit_group
         folder = expand_home(path).rstrip("/")
+        if file is None and is_data_file(folder) and (is_url(folder) or not os.path.isdir(folder)):
+            file = name_of(folder)
+            name, folder = name or file.partition(".")[0], folder_of(folder)
         files = [join(folder, choice) for choice in (FILES if file is None else (file,))]
         data_file = next((choice for choice in files if len(files) == 1 or stamp(choice) is not None), files[0])
+        if file is None and not is_url(folder) and not os.path.isfile(data_file):
+            raise _without_list(folder)
         super().__init__(data_file, folder, name or folder.rpartition("/")[2], limit_pixels, places)
 
     def open_part(self, path: str) -> Part:
@@ -86,13 +93,17 @@ class PictureFolder(Source):
     def _entry(sample: Sample) -> Mapping:
         entry = sample.entry
         # A row of a table has all columns, and None where it has no value
-        keys = ("question", *CAPTIONS)
-        if not isinstance(entry, Mapping) or sum(entry.get(key) is not None for key in keys) != 1:
+        keys = [key for key in ("question", *CAPTIONS) if isinstance(entry, Mapping) and entry.get(key) is not None]
+        if len(keys) != 1:
             guess = format_of(entry)
             raise sample.error(
                 f"a line is an object with `question` and `answer`, or with `caption` or `text`, got {brief(entry)}",
                 "bad_entry",
-                "" if guess is None else f"Is its `format` {guess}?",
+                f"Keep one of {' and '.join(f'`{key}`' for key in keys)}"
+                if keys
+                else "Rename the key that holds the text"
+                if guess is None
+                else f"Is its `format` {guess}?",
             )
         return entry
 
@@ -102,3 +113,21 @@ class PictureFolder(Source):
         if not text.strip():
             raise sample.error(f"its {key} is empty", "empty_answer" if key != "question" else "bad_entry", "Write it")
         return text
+
+
+def _without_list(folder: str) -> UserError:
+    """Return the error of a folder without a file that lists its pictures."""
+    if not os.path.isdir(folder):
+        return UserError(f"there is no folder {folder!r}. Correct the source's `path`")
+    names = sorted(os.listdir(folder))
+    lists = [name for name in names if is_data_file(name)]
+    stems = {name.partition(".")[0] for name in names if name.endswith(".txt")}
+    if lists:
+        advice = f"If {lists[0]!r} does, name it: `file: {lists[0]}`"
+    elif any(name.partition(".")[0] in stems for name in names if not name.endswith(".txt")):
+        advice = (
+            "Pairs of an image and a .txt are read from a tar: `tar --sort=name -cf pairs.tar *`, `format: captions`"
+        )
+    else:
+        advice = 'Write one, such as a metadata.jsonl with a line {"file_name": ..., "text": ...} for each picture'
+    return UserError(f"the folder {folder!r} has none of {', '.join(FILES)}, which list its pictures. {advice}")

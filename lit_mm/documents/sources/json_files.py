@@ -17,6 +17,7 @@ from lit_mm.errors import UserError
 BOM = b"\xef\xbb\xbf"
 ENTRIES = ("conversations", "messages", "texts", "text_list", "images")  # keys of a file that holds a single entry
 HEAD = 1 << 20  # bytes that show whether a file holds a list
+NOT_UTF8 = "Save the file as UTF-8"
 SCAN = 1 << 24  # bytes searched for line ends at a time
 # Tokens of a JSON list that decide where its elements end
 TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"|[{}\[\]]|[^\s,:"{}\[\]]++|"', re.DOTALL)
@@ -48,7 +49,7 @@ class JsonPart(Part):
         try:
             return json.loads(text.decode("utf-8-sig"), object_pairs_hook=_object)
         except UnicodeDecodeError as error:
-            raise self._malformed(number, f"is not UTF-8 at byte {error.start}") from error
+            raise self._malformed(number, f"is not UTF-8 at byte {error.start}", NOT_UTF8) from error
         except json.JSONDecodeError as error:
             raise self._malformed(number, f"is not JSON ({error.msg}, character {error.pos + 1})") from error
         except RecursionError as error:
@@ -63,12 +64,12 @@ class JsonPart(Part):
         except ValueError as error:  # Python refuses to read numbers of more than 4300 digits
             raise self._malformed(number, f"cannot be read ({error})") from error
 
-    def _malformed(self, number: int, what: str) -> SampleError:
+    def _malformed(self, number: int, what: str, remedy: str = "Correct it, or leave it out") -> SampleError:
         return SampleError(
             f"the {self.expected} {what}",
             where=self.where(number),
             kind="malformed_json",
-            remedy="Correct it, or leave it out",
+            remedy=remedy,
         )
 
 
@@ -121,6 +122,8 @@ class JsonLines(JsonPart):
 class JsonList(JsonPart):
     """Reads a .json that holds one list of entries, in one line or several."""
 
+    depth = 1  # brackets around an entry
+
     def scan(self) -> dict[str, np.ndarray]:
         """Find the elements by their brackets alone. Each element is parsed when it is read.
 
@@ -134,25 +137,27 @@ class JsonList(JsonPart):
                 mark = buffer[token.start()]
                 opens, closes = mark in b"[{", mark in b"]}"
                 unclosed = token.end() - token.start() == 1 and mark == ord('"')
-                if unclosed or (depth == 0 and (stop or mark != ord("["))):
+                if unclosed or depth < closes or (depth < self.depth and (stop or mark != ord("["))):
                     self._refuse(buffer)
-                if depth == 1 and not closes:
+                if depth == self.depth and not closes:
                     start = token.start()
                 depth += opens - closes
-                if depth == 1 and not opens:
+                if depth == self.depth and not opens:
                     spans.append((start, token.end() - start))
                 if depth == 0:
                     stop = token.end()
             rest = buffer[stop:] if stop else bytes(buffer)
-            if depth or rest.strip():
+            if depth or (self.depth and rest.strip()):
                 self._refuse(buffer)
             table = np.array(spans, dtype=np.int64).reshape(-1, 2)
             lines = np.searchsorted(line_ends(buffer), table[:, 0]) + 1
         return {"spans": np.concatenate([table, lines[:, None]], axis=1)}
 
     def _refuse(self, buffer: Any) -> None:
-        """Raises:
-        UserError: always; the message says what the file holds instead of a list.
+        """Report what the file holds instead of a list.
+
+        Raises:
+            UserError: always.
         """
         try:
             value = json.loads(bytes(buffer).decode("utf-8-sig"))
@@ -166,13 +171,31 @@ class JsonList(JsonPart):
         inside = ". A single entry stands in brackets too" if lists else ""
         if len(lists) == 1 and lists[0] not in ENTRIES:
             inside = f". Its key {lists[0]!r} holds a list: write that list alone"
+        if {"images", "annotations"} <= set(lists):
+            inside = ". It is of COCO's form: write a row {image, caption} for each annotation, `format: folder`"
+        elif lists and lists[0] in ("questions", "annotations"):
+            inside = ". It is of VQAv2's form: write a row {image, question, answer} for each, `format: folder`"
+        elif isinstance(value, dict) and value and all(isinstance(content, dict) for content in value.values()):
+            inside = ". Its values seem to be the entries: write them as a list, without their keys"
         raise UserError(
             f"{self.path!r} holds {type(value).__name__}, expected a list of {self.expected}s{printable(inside)}"
         )
 
 
-def holds_list(path: str, *, is_json: bool) -> bool:
-    """Return True if a file holds one list, False if it holds one entry per line. The content decides.
+class JsonValues(JsonList):
+    """Reads JSON values one behind another, each in one line or several, such as `jq '.[]'` writes them."""
+
+    depth = 0
+
+    def _refuse(self, buffer: Any) -> None:
+        raise UserError(
+            f"{self.path!r} holds {self.expected}s one behind another, and a bracket or a quote in it is not closed. "
+            "Was it copied whole?"
+        )
+
+
+def layout_of(path: str, *, is_json: bool) -> type[JsonPart]:
+    """Return the class that reads a file: a list, one entry per line, or values of several lines. The content decides.
 
     Args:
         is_json: True if the file's ending is .json, False if it is .jsonl.
@@ -180,10 +203,25 @@ def holds_list(path: str, *, is_json: bool) -> bool:
     with open_file(path) as file:
         head = file.read(HEAD).removeprefix(BOM).lstrip()
     first, _, others = head.partition(b"\n")
-    is_lines = bool(others.strip()) and _is_value(first)
+    is_line = _is_value(first)
+    rest = _behind_value(head) if head[:1] == b"{" and not is_line else None
+    if rest is not None and (rest[:1] == "{" or (not rest and not is_json)):
+        return JsonValues
+    is_lines = bool(others.strip()) and is_line
     if is_json:
-        return head[:1] != b"{" or not is_lines
-    return head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]") and not is_lines
+        return JsonLines if head[:1] == b"{" and is_lines else JsonList
+    is_list = head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]") and not is_lines
+    return JsonList if is_list else JsonLines
+
+
+def _behind_value(head: bytes) -> str | None:
+    """Return the text behind the first value of a file, without a comma between them; None if there is no value."""
+    text = head.decode("utf-8", "replace")
+    try:
+        _, stop = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    return text[stop:].lstrip(", \t\r\n")
 
 
 def _is_value(line: bytes) -> bool:

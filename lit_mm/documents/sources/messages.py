@@ -22,10 +22,11 @@ PICTURE_KEYS = ("image", "image_url", "url", "path", "data", "base64")  # of a p
 class MessageConversations(Conversations):
     """Reads messages of `{"role": ..., "content": ...}`, the form of chat clients, TRL and the tools of Qwen2-VL.
 
-    `content` is a text, or a list of parts. A part is `{"type": "text", "text": ...}` or a picture, which is `{"type":
-    "image", "image": ...}` or `{"type": "image_url", "image_url": {"url": ...}}`. A picture stays at the place of its
-    part. A picture's part without a name, and `<image>` in a text, stand for the next picture in `images` of the entry.
-    If there is neither, the only picture of `images` stands in front of the first question.
+    `content` is a text, or a list of parts. A part is `{"type": "text", "text": ...}` or a picture: `{"type": "image",
+    "image": ...}`, `{"type": "image_url", "image_url": {"url": ...}}`, or an image with `{"source": {"data": ...}}` or
+    a `url` there. A picture stays at the place of its part. A picture's part without a name, and `<image>` in a text,
+    stand for the next picture in `images` of the entry. If there is neither, the only picture of `images` stands in
+    front of the first question.
 
     An entry has one of three forms: `messages`; `prompt` and `completion`, which are two lists of messages; or `texts`,
     rounds of `{"user": ..., "assistant": ...}` about all `images`, which stand in front.
@@ -181,6 +182,8 @@ def _part(part: Any, number: int, sample: Sample) -> Any:
         if isinstance(filled.get("text"), str):
             return filled["text"]
     elif kind in IMAGES or (kind is None and filled.keys() & set(PICTURES)):
+        source = filled.get("source")  # {"type": "base64", "data": ...} or {"type": "url", "url": ...}
+        filled = {**filled, **source} if isinstance(source, Mapping) else filled
         cell = next((filled[key] for key in PICTURE_KEYS if filled.get(key)), None)
         return {"cell": next(cells_in(cell), None)}
     raise sample.error(

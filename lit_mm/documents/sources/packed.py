@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import lzma
 import os
 import shutil
@@ -19,24 +20,50 @@ from lit_mm.documents.sources.part import digest_of
 from lit_mm.documents.sources.storage import open_file
 from lit_mm.errors import UserError
 
-ENDINGS = (".gz", ".bz2", ".xz", ".zip")
-OPENERS: dict[bytes, Callable[[Any], IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-ZIP, ZSTD = b"PK\x03\x04", b"\x28\xb5\x2f\xfd"
+ENDINGS = (".gz", ".bz2", ".xz", ".zst", ".zip")
+ZIP = b"PK\x03\x04"
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+
+
+class ZstdFile(io.RawIOBase):
+    """The content of a file that zstd has compressed, as a stream."""
+
+    def __init__(self, packed: BinaryIO) -> None:
+        import pyarrow as pa
+
+        self.stream = pa.CompressedInputStream(pa.PythonFile(packed, "r"), "zstd")
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most `size` bytes.
+
+        Raises:
+            EOFError: the file is damaged or cut short.
+        """
+        try:
+            return self.stream.read(None if size < 0 else size)
+        except OSError as error:
+            raise EOFError(str(error)) from error
+
+
+# First bytes of a file -> function that opens its content
+OPENERS: dict[bytes, Callable[[Any], Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ": lzma.open,
+    b"\x28\xb5\x2f\xfd": ZstdFile,
+}
 
 
 def unpack(path: str) -> str | None:
     """Decompress a file into the cache folder and return the new file; None for a file that is not compressed.
 
     Args:
-        path: file compressed by gzip, bzip2 or xz, or a zip archive of one file, under any name.
+        path: file compressed by gzip, bzip2, xz or zstd, or a zip archive of one file, under any name.
     Raises:
         UserError: the file is damaged or compressed in another way, or the cache folder cannot be written.
     """
     with open_file(path) as file:
         beginning = file.read(6)
-    if beginning.startswith(ZSTD):
-        raise UserError(f"the data file {path!r} is packed by zstd: unpack it")
     if not beginning.startswith((ZIP, *OPENERS)):
         return None
     target = cache.cache_folder() / "unpacked" / digest_of(path)

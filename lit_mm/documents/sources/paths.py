@@ -18,6 +18,7 @@ RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_url(path: str) -> bool:
+    """Return True for a path with a scheme, such as https:// or memory://."""
     return SCHEME.match(path) is not None
 
 
@@ -30,10 +31,12 @@ def join(folder: str, name: str) -> str:
 
 
 def folder_of(path: str) -> str:
+    """Return the folder of a path or URL, without a slash at its end."""
     return path.rpartition("/")[0] if is_url(path) else os.path.dirname(path)
 
 
 def name_of(path: str) -> str:
+    """Return the last piece of a path or URL."""
     return path.rpartition("/")[2] if is_url(path) else os.path.basename(path)
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from PIL import Image
 
+from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.errors import Kind, SampleError
 from lit_mm.documents.sources.paths import is_url, local_path
@@ -108,16 +110,23 @@ def _is_missing(error: Exception) -> bool:
 
 
 def _near_name(path: str) -> str:
-    """Return the advice for a path that differs from an existing file only in upper and lower case; "" without one."""
+    """Return the advice for a path that is a folder, a link to nothing, or nearly the name of a file; "" otherwise."""
     if is_url(path):
         return ""
+    if os.path.islink(path):
+        return f"It is a link to {brief(os.readlink(path))}, which does not exist"
+    if os.path.isdir(path):
+        return "It is a folder"
     folder, name = os.path.split(path)
     try:
         names = _names_in(folder or ".", os.stat(folder or ".").st_mtime_ns)
     except OSError:
         return ""
     near = names.get(name.lower())
-    return "" if near in (None, name) else f"There is {near!r}: upper and lower case differ"
+    if near not in (None, name):
+        return f"There is {near!r}: upper and lower case differ"
+    near = names.get(unquote(name).strip().lower())
+    return "" if near is None else f"There is {near!r}: write the name as it is, without spaces around it or %-escapes"
 
 
 @lru_cache(maxsize=8)

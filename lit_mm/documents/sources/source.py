@@ -309,8 +309,10 @@ class Source(ABC):
 
 
 def _check_text(text: str, number: int, sample: Sample) -> None:
-    """Raises:
-    SampleError: the text holds half a character, which no tokenizer can read.
+    """Refuse a text with a lone surrogate.
+
+    Raises:
+        SampleError: the text holds half a character, which no tokenizer can read.
     """
     if text.isascii():
         return

@@ -23,6 +23,7 @@ from lit_mm.evaluation.postprocessing import find_postprocessing
 from lit_mm.inference.decoding import Decoding
 
 FOLDER = Path(__file__).parent
+ENDINGS = (".yaml", ".yml")
 OTHERS = "ours"  # name of the procedure for families without a published one
 
 
@@ -191,7 +192,10 @@ class Benchmark:
 
     def reader_of(self, split: str) -> Reader:
         """Return the reader of a split."""
-        return typed(Reader, self.reader | self.splits[split].reader, f"{self.name}.yaml: reader of {split}")
+        where = f"{self.name}.yaml: reader of {split}"
+        reader = typed(Reader, self.reader | self.splits[split].reader, where)
+        reader.check(where)
+        return reader
 
     def procedure_of(self, family: str, name: str = "") -> Procedure:
         """Return the procedure for a family.
@@ -220,17 +224,32 @@ def benchmark_names() -> list[str]:
 
 
 def load_benchmark(name: str) -> Benchmark:
-    """Load a benchmark by its name.
+    """Load a benchmark by its name, or from a YAML file of the user's, whose name without ending becomes its name.
 
+    Args:
+        name: name, or path of a file that ends in .yaml.
     Raises:
-        UserError: there is no such benchmark, or see `parse_benchmark`.
+        UserError: there is no such benchmark, its file cannot be read, or see `parse_benchmark`.
     """
+    if name.endswith(ENDINGS):
+        return parse_benchmark(Path(name).stem, _read_yaml(name))
     names = benchmark_names()
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
-        guess = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}."
+        guess = (
+            f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(names)}, and files such as mine.yaml."
+        )
         raise UserError(f"there is no benchmark {name!r}. {guess}")
     return parse_benchmark(name, yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def _read_yaml(file: str) -> Any:
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"the benchmark {file!r} cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the benchmark {file!r} is not YAML: {' '.join(str(error).split())}") from error
 
 
 def parse_benchmark(name: str, content: Mapping[str, Any]) -> Benchmark:
@@ -241,6 +260,10 @@ def parse_benchmark(name: str, content: Mapping[str, Any]) -> Benchmark:
             decoding is unknown; or the procedures do not end in ours.
     """
     where = f"{name}.yaml"
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where} has the keys of a benchmark, such as title and reader, got {str(content)[:80]!r}")
+    if "name" in content:
+        raise UserError(f"{where}: a benchmark has the name of its file. Remove `name`")
     benchmark = typed(Benchmark, {**content, "name": name}, where)
     if not benchmark.splits or not benchmark.procedures:
         raise UserError(f"{where}: a benchmark has at least one split and one procedure")

@@ -50,12 +50,19 @@ class Question:
 
 
 def check_template(template: str, where: str) -> None:
-    """Refuse a template with an unknown placeholder.
+    """Refuse a template that cannot be filled.
 
     Raises:
-        UserError: a placeholder is not in `TEXTS`.
+        UserError: a placeholder is not in `TEXTS`, or a brace belongs to none.
     """
-    unknown = [name for _, name, _, _ in Formatter().parse(template) if name is not None and name not in TEXTS]
+    try:
+        unknown = [name for _, name, _, _ in Formatter().parse(template) if name is not None and name not in TEXTS]
+        if not unknown:
+            template.format(**dict.fromkeys(TEXTS, ""))
+    except (ValueError, LookupError) as error:
+        raise UserError(
+            f"{where}: the prompt {template!r} cannot be filled ({error}). Write a brace of its text twice: {{{{"
+        ) from error
     if unknown:
         raise UserError(f"{where}: unknown placeholder {{{unknown[0]}}}; there are {', '.join(TEXTS)}")
 

@@ -128,6 +128,22 @@ class Reader:
     size: tuple[str, ...] = ()
     box: Literal["corners", "sides", ""] = ""
 
+    def check(self, where: str) -> None:
+        """Refuse keys that contradict each other.
+
+        Args:
+            where: place of the reader in errors, such as "textvqa.yaml: reader of val".
+        Raises:
+            UserError: rows have neither a file nor bytes of an image, a letter has no options, or a size has not two
+                keys.
+        """
+        if self.kind == "rows" and not self.image and not self.bytes:
+            raise UserError(f"{where}: `image` or `bytes` says where the image of a row is, got neither")
+        if self.answer != "texts" and not self.choices:
+            raise UserError(f"{where}: the {self.answer} of `answer` need `choices`, the options of a question")
+        if len(self.size) not in (0, 2):
+            raise UserError(f"{where}: `size` has the keys of height and width, got {list(self.size)}")
+
     def files(self) -> list[str]:
         """Return the files that are read, without images."""
         others = [part.file for part in (self.join, self.only) if part is not None]
@@ -166,6 +182,7 @@ class Reader:
             questions = self._from_folders(data)
         else:
             entries = self.entries(data)
+            self._check_present(entries, data)
             holders = {self._text(self.id, row): row for row in entries} if self.bytes and self.id else {}
             opened: dict[Path | str, Picture] = {}  # several questions may show one image
             questions = (self._question(row, number, data, holders, opened) for number, row in enumerate(entries))
@@ -193,19 +210,25 @@ class Reader:
         ]
         if self.only is not None:
             (path,) = self._paths(data, self.only.file)
-            by_key = {row["key"]: row for row in rows}
-            rows = [by_key[str(key)] for key in find(read_json(path), self.only.key, str(path))]
+            by_key = {str(find(row, "key", self.file)): row for row in rows}
+            keys = [str(key) for key in _listed(find(read_json(path), self.only.key, str(path)))]
+            if absent := [key for key in keys if key not in by_key]:
+                raise UserError(f"{path} lists the key {absent[0]!r}, which {str(data / self.file)!r} does not have")
+            rows = [by_key[key] for key in keys]
         if self.join is not None:
             (path,) = self._paths(data, self.join.file)
             partners: dict[Any, list[Entry]] = defaultdict(list)
             for row in read_rows(path, self.join.rows):
-                partners[find(row, self.join.key, str(path))].append(row)
-            rows = [{**row, "joined": partners[find(row, self.join.to, self.file)]} for row in rows]
+                partners[_plain(find(row, self.join.key, str(path)), f"{path}: {self.join.key}")].append(row)
+            rows = [
+                {**row, "joined": partners[_plain(find(row, self.join.to, self.file), f"{self.file}: {self.join.to}")]}
+                for row in rows
+            ]
         return [row for row in rows if all(_fits(row.get(key), value) for key, value in self.where.items())]
 
     def _paths(self, data: Path, name: str) -> list[Path]:
         paths = [Path(path) for path in sorted(glob.glob(str(data / name)))] if "*" in name else [data / name]
-        if not paths or not paths[0].exists():
+        if not paths or not (paths[0].is_dir() if self.kind == "folders" else paths[0].is_file()):
             layout = "\n  ".join(self.layout())
             raise UserError(f"there is no {str(data / name)!r}. The layout under {str(data)!r} is:\n  {layout}")
         return paths
@@ -215,41 +238,82 @@ class Reader:
     ) -> Question:
         where = f"{data / self.file}, row {number}"
         id = self._text(self.id, row) if self.id else str(number)
-        references = self._references(row, where)
-        height, width = (int(find(row, key, where)) for key in self.size) if self.size else (0, 0)
+        choices = self._choices(row, where)
+        references = self._references(row, choices, where)
+        height, width = [_whole(find(row, key, where), f"{where}: {key!r}", 1) for key in self.size] or (0, 0)
         picture, name = self._picture(row, id, data, where, holders, opened)
         return Question(
             id=id,
             picture=picture,
-            text=str(find(row, self.question, where)) if self.question else "",
+            text=_text_of(find(row, self.question, where), f"{where}: the question {self.question!r}")
+            if self.question
+            else "",
             references=references,
             group=self._text(self.group or self.image, row) if self.group or self.image else name or id,
             subset=str(find(row, self.subset, where)) if self.subset else "",
-            choices=self._choices(row, where),
+            choices=choices,
             hint=_present(row.get(self.hint)) if self.hint else "",
             ocr=tuple(map(str, _listed(find(row, self.ocr, where)))) if self.ocr else (),
             size=(height, width),
             entry=row,
         )
 
-    def _references(self, row: Entry, where: str) -> tuple[str, ...]:
+    def _check_present(self, entries: Sequence[Entry], data: Path) -> None:
+        """Refuse a key that may be absent in a row if no row has it: it is misspelt."""
+        optional = {"image_if": self.image_if, "hint": self.hint}
+        if len(self.choices) > 1:
+            optional["choices"] = self.choices[0]
+        for name, key in optional.items():
+            if key and entries and not any(key in row for row in entries):
+                raise UserError(f"{data / self.file}: no row has the key {key!r} of `{name}`, only {_keys(entries[0])}")
+
+    def _references(self, row: Entry, choices: Sequence[str], where: str) -> tuple[str, ...]:
         if not self.references:
             return ()
         values = _listed(find(row, self.references, where))
+        place = f"{where}: {self.references!r}"
+        if all(value is None or value == "" for value in values):
+            raise UserError(
+                f"{place} has no answer, got {values!r}. Leave the row out, or leave out `references` if the answers "
+                "are not public"
+            )
         if self.box:
-            x, y, *rest = map(float, values)
-            x2, y2 = rest if self.box == "corners" else (x + rest[0], y + rest[1])
-            return (",".join(f"{value:g}" for value in (x, y, x2, y2)),)
+            return (_box(values, self.box, place),)
         if self.labels:
-            return tuple(self.labels[value] for value in values)
+            return tuple(self._label(value, place) for value in values)
         if self.answer == "index":
-            return tuple(LETTERS[int(value)] for value in values)
-        return tuple(map(str, values))
+            return tuple(LETTERS[_whole(value, place, 0, len(choices) - 1)] for value in values)
+        if self.answer == "letters":
+            letters = LETTERS[: len(choices)]
+            if wrong := [value for value in values if not isinstance(value, str) or value not in tuple(letters)]:
+                raise UserError(f"{place} is one of the letters {', '.join(letters)}, got {wrong[0]!r}")
+        return tuple(_text_of(value, place) for value in values)
+
+    def _label(self, value: Any, place: str) -> str:
+        if isinstance(value, str | int | float) and value in self.labels:
+            return self.labels[value]
+        hint = ". Quote the labels, as the file has texts" if isinstance(value, str) else ""
+        raise UserError(f"{place} is one of the `labels` {list(self.labels)}, got {value!r}{hint}")
 
     def _choices(self, row: Entry, where: str) -> tuple[str, ...]:
-        if len(self.choices) == 1:
-            return tuple(map(str, _listed(find(row, self.choices[0], where))))
-        return tuple(text for key in self.choices if (text := _present(row.get(key))))
+        if not self.choices:
+            return ()
+        place = f"{where}: the options {', '.join(self.choices)}"
+        if len(self.choices) > 1:
+            cells = [_present(row.get(key)) for key in self.choices]
+            choices = tuple(filter(None, cells))
+            if any(cells[len(choices) :]):
+                raise UserError(f"{place} have a gap, which would change the letters: {cells}")
+        else:
+            listed = find(row, self.choices[0], where)
+            if isinstance(listed, Mapping) and "".join(map(str, listed)) == LETTERS[: len(listed)]:
+                listed = list(listed.values())  # {A: text, B: text}
+            if not isinstance(listed, list | tuple):
+                raise UserError(f"{place} are a list of texts, or texts by letters from A, got {str(listed)[:80]!r}")
+            choices = tuple(_text_of(option, place) for option in listed)
+        if not 2 <= len(choices) <= len(LETTERS):
+            raise UserError(f"{place} are 2 to {len(LETTERS)} texts, got {len(choices)}")
+        return choices
 
     def _picture(
         self,
@@ -291,7 +355,7 @@ class Reader:
         try:
             return template.format_map(row)
         except (KeyError, ValueError, TypeError) as error:
-            raise UserError(f"{self.file}: {template!r} cannot be filled from a row with {sorted(row)}") from error
+            raise UserError(f"{self.file}: {template!r} cannot be filled from a row with {_keys(row)}") from error
 
     def _from_folders(self, data: Path) -> Iterator[Question]:
         (root,) = self._paths(data, self.file)
@@ -352,33 +416,72 @@ def read_rows(path: Path, place: str, format: str = "") -> list[Entry]:
     Raises:
         UserError: the file cannot be parsed, or its format is another.
     """
-    match format or path.suffix.removeprefix("."):
+    kind = format or path.suffix.removeprefix(".")
+    match kind:
         case "json":
-            rows = find(read_json(path), place, str(path))
-            if isinstance(rows, Mapping):
-                return [{"key": key, **row} for key, row in rows.items()]
-            return list(rows)
+            content = read_json(path)
+            rows = find(content, place, str(path))
+            if isinstance(rows, Mapping) and all(isinstance(row, Mapping) for row in rows.values()):
+                rows = [{"key": key, **row} for key, row in rows.items()]
+            if not isinstance(rows, list):
+                keys = f", only the keys {_keys(content)}" if isinstance(content, Mapping) else ""
+                raise UserError(
+                    f"{path}: there is no list of rows at {place or 'the top'!r}{keys}. `rows` is the path of the list"
+                )
         case "jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+            lines = read_text(path).split("\n")  # texts of JSON may hold other line breaks, such as U+2028
+            rows = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
         case "tsv" | "csv":
-            csv.field_size_limit(LONGEST_CELL)
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                return list(csv.DictReader(file, delimiter="," if path.suffix == ".csv" else "\t"))
+            rows = _read_table(path, "," if kind == "csv" else "\t")
         case "parquet":
             import pyarrow.parquet as parquet
 
-            return parquet.read_table(path).to_pylist()
-    raise UserError(f"{path}: rows are read from files with the endings .json, .jsonl, .tsv, .csv and .parquet")
+            try:
+                rows = parquet.read_table(path).to_pylist()
+            except (OSError, ValueError) as error:
+                raise UserError(f"{path} is no Parquet file ({error}). Was the download complete?") from error
+        case _:
+            raise UserError(f"{path}: rows are read from files with the endings .json, .jsonl, .tsv, .csv and .parquet")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise UserError(f"{path}, row {number}: a row has keys, such as {{question: ...}}, got {str(row)[:80]!r}")
+    return rows
+
+
+def _read_table(path: Path, delimiter: str) -> list[Entry]:
+    """Read a table whose first line has the keys; every cell is a text, and absent last cells are None."""
+    csv.field_size_limit(LONGEST_CELL)
+    rows = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for row in csv.DictReader(file, delimiter=delimiter):
+                if None in row:
+                    raise UserError(f"{path}, row {len(rows)}: more cells than keys, which are {_keys(row)}")
+                rows.append(row)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, row {len(rows)} cannot be read ({error}). Is it a table in UTF-8?") from error
+    return rows
+
+
+def read_text(path: Path) -> str:
+    """Read a text in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it is in another encoding.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not in UTF-8 ({error}). Convert it") from error
 
 
 def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is not JSON in UTF-8.
     """
-    return _parsed(path.read_text(encoding="utf-8"), str(path))
+    return _parsed(read_text(path), str(path))
 
 
 def find(value: Any, place: str, where: str) -> Any:
@@ -392,7 +495,7 @@ def find(value: Any, place: str, where: str) -> Any:
             rest = ".".join(place.split(".")[number:])
             return [item for element in value for item in _listed(find(element, rest, where))]
         if not isinstance(value, Mapping) or key not in value:
-            keys = sorted(value) if isinstance(value, Mapping) else type(value).__name__
+            keys = _keys(value) if isinstance(value, Mapping) else type(value).__name__
             raise UserError(f"{where}: there is no key {key!r} (of the path {place!r}), only {keys}")
         value = value[key]
     return value
@@ -417,3 +520,46 @@ def _present(value: Any) -> str:
 
 def _fits(value: Any, expected: Any) -> bool:
     return value in expected if isinstance(expected, list) else value == expected
+
+
+def _keys(row: Mapping[Any, Any]) -> list[str]:
+    return sorted(str(key) for key in row if key is not None)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """Return a value that identifies a row."""
+    if not isinstance(value, str | int | float):
+        raise UserError(f"{where} is a text or a number that identifies a row, got {str(value)[:80]!r}")
+    return value
+
+
+def _text_of(value: Any, where: str) -> str:
+    """Return a text or a number as a text."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        hint = ""
+        if isinstance(value, Mapping):
+            hint = f". A path such as KEY.{next(iter(value), 'KEY')} descends into it"
+        elif isinstance(value, bool):
+            hint = '. `labels` gives it a text, such as {true: "yes", false: "no"}'
+        raise UserError(f"{where} is a text or a number, got {str(value)[:80]!r}{hint}")
+    return str(value)
+
+
+def _whole(value: Any, where: str, low: int, high: int | None = None) -> int:
+    """Return a whole number, or a text of one, between two bounds."""
+    number = float(value) if isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal()) else -1.0
+    if isinstance(value, bool) or not number.is_integer() or number < low or (high is not None and number > high):
+        bound = f"from {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{where} is a whole number {bound}, got {value!r}")
+    return int(number)
+
+
+def _box(values: Sequence[Any], kind: str, where: str) -> str:
+    """Return "x1,y1,x2,y2" of four numbers: two corners, or a corner and two sides."""
+    try:
+        x, y, x2, y2 = map(float, values)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} is a box of four numbers, got {values!r}") from error
+    if kind == "sides":
+        x2, y2 = x + x2, y + y2
+    return ",".join(f"{value:g}" for value in (x, y, x2, y2))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, suggestion
 
 T = TypeVar("T")
 
@@ -29,8 +28,7 @@ def typed(cls: type[T], values: Any, where: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            guess = f"Did you mean {close[0]!r}?" if close else f"There are {', '.join(fields)}."
+            guess = suggestion(str(key), fields, otherwise=f"There are {', '.join(fields)}.")
             raise UserError(f"{where}: unknown key {key!r}. {guess}")
     required = [
         name

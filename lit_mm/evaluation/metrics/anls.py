@@ -19,20 +19,26 @@ def anls(rows: Sequence[Row]) -> Scored:
 
 def anls_monkey(rows: Sequence[Row]) -> Scored:
     """Compute ANLS as Monkey does: inner white space counts. Source: Monkey eval/evaluate_vqa.py, `evaluateANLS`."""
-    return mean_of([best_similarity(row.prediction, row.references, collapse_ws=False) for row in rows])
+    return mean_of([best_similarity(row.prediction.strip(), row.references, official=False) for row in rows])
 
 
-def best_similarity(prediction: str, references: Sequence[str], *, collapse_ws: bool = True) -> float:
+def best_similarity(prediction: str, references: Sequence[str], *, official: bool = True) -> float:
     """Compute the similarity to the closest reference; it is 0 if it would be below 0.5.
 
     The distance is taken between stripped texts in lower case; it is divided by the longer length of the raw texts.
+
+    Args:
+        prediction: answer.
+        references: right answers.
+        official: True collapses inner white space and takes lengths in upper case ("ß" has two letters), as the script
+            of the challenges does; False does neither, as Monkey.
     """
 
     def plain(text: str) -> str:
-        return " ".join(text.lower().split()) if collapse_ws else text.lower().strip()
+        return " ".join(text.lower().split()) if official else text.lower().strip()
 
     def distance(reference: str) -> float:
-        longest = max(len(prediction), len(reference))
+        longest = max(len(text.upper() if official else text) for text in (prediction, reference))
         return levenshtein(plain(prediction), plain(reference)) / longest if longest else 0.0
 
     similarity = 1 - min(distance(reference) for reference in references)

@@ -20,10 +20,11 @@ def relaxed_accuracy(rows: Sequence[Row]) -> Scored:
 def relaxed_accuracy_qwen_vl(rows: Sequence[Row]) -> Scored:
     """Compute the share of answers that have a reference within 5 % of the answer, as the reference code does.
 
-    It swaps the two arguments of `relaxed_accuracy`: the tolerance is 5 % of the answer, not of the reference.
+    It swaps the two arguments of `relaxed_accuracy`: the tolerance is 5 % of the answer, not of the reference. White
+    space around the answer is dropped.
     Source: Qwen-VL eval_mm/evaluate_vqa.py and Monkey eval/evaluate_vqa.py, `evaluate_relaxed_accuracy`.
     """
-    return mean_of([float(any(is_close(gold, row.prediction) for gold in row.references)) for row in rows])
+    return mean_of([float(any(is_close(gold, row.prediction.strip()) for gold in row.references)) for row in rows])
 
 
 def is_close(answer: str, target: str) -> bool:

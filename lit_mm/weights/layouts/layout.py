@@ -113,6 +113,11 @@ def all_layouts() -> list[Layout]:
     return [layout for module in modules for layout in vars(module).get("LAYOUTS", ())]
 
 
+def layout_named(name: str) -> Layout:
+    """Return the layout of a name, such as "llava_1_5/hf"."""
+    return next(layout for layout in all_layouts() if layout.name == name)
+
+
 def layout_of(described: Described, name: str | None = None) -> Layout:
     """Find the layout of a checkpoint.
 

@@ -94,7 +94,7 @@ def test_pixels_are_those_of_the_named_file(write):
         (llava("wide.png", "<image> what?"), "no_supervision", "nothing in it can be learnt"),
         (llava("absent.png"), "missing_file", "there is no image '.*absent.png'"),
         (llava("damaged.png"), "unreadable_image", "damaged.png' is not an image"),
-        (llava(7), "bad_entry", "the name of an image is text, got '7'"),
+        (llava(7), "bad_entry", "the name of an image is text, got 7"),
         ("[1, 2]", "bad_entry", "an entry is an object with a list `conversations`"),
         ({"id": "x", "conversations": [{"from": "human"}]}, "bad_entry", "turn 0 needs the keys 'from' and 'value'"),
         ({"id": "x", "conversations": [{"from": "cat", "value": "x"}]}, "bad_entry", "'from' is one of .* got 'cat'"),

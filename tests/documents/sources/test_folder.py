@@ -35,7 +35,7 @@ def test_questions_are_conversations_and_captions_pages(folder, write):
 def test_another_file_of_the_folder_can_be_named(folder, write):
     write([{"caption": "text"}], "heldout.json")
     assert PictureFolder(str(folder), file="heldout.json")[0].turns[0].text == "text"
-    with pytest.raises(UserError, match=r"there is no data file .*metadata\.jsonl"):
+    with pytest.raises(UserError, match=r"has none of metadata\.jsonl, .*name it: `file: heldout\.json`"):
         PictureFolder(str(folder))
 
 

@@ -154,9 +154,9 @@ def test_a_part_travels_to_workers(folder):
 
 
 def test_the_ending_decides_and_an_unknown_one_is_refused(folder):
-    (folder / "data.tsv").write_text("a,b")
-    with pytest.raises(UserError, match=r"ends in '\.tsv'; this format is read from \['\.jsonl', '\.ndjson', "):
-        open_entries(str(folder / "data.tsv"), "entry")
+    (folder / "data.ods").write_text("a,b")
+    with pytest.raises(UserError, match=r"ends in '\.ods'; this format is read from \.jsonl, \.ndjson, "):
+        open_entries(str(folder / "data.ods"), "entry")
     with pytest.raises(UserError, match=r"there is no data file .*Correct the source's `path`"):
         open_entries(str(Path(folder) / "absent.json"), "entry")
 

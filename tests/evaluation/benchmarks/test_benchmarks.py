@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
+from PIL import Image
 
 from lit_mm.errors import UserError
 from lit_mm.evaluation.benchmarks.benchmark import (
@@ -23,10 +25,10 @@ from lit_mm.evaluation.benchmarks.benchmark import (
     parse_benchmark,
 )
 from lit_mm.evaluation.benchmarks.question import Question, as_document, prompt_text
-from lit_mm.evaluation.benchmarks.reader import Reader
+from lit_mm.evaluation.benchmarks.reader import Join, Only, Reader
 from lit_mm.evaluation.benchmarks.submission import write_submission, write_table
-from lit_mm.evaluation.measurement import contrast, difference_to, measure, rows_of
-from lit_mm.evaluation.metrics import captions
+from lit_mm.evaluation.measurement import check_questions, contrast, difference_to, measure, rows_of
+from lit_mm.evaluation.metrics import captions, score_rows
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.prompt import PictureRun, TextRun
 from lit_mm.prompts.qwen_vl import QwenPlain
@@ -219,6 +221,124 @@ def test_a_row_names_no_image_outside_of_the_folder_of_all_benchmarks(tmp_path: 
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": name, "question": "what?"}))
     with pytest.raises(UserError, match="lies outside of the folder of the pictures"):
         Reader("rows.jsonl", image="{image}", question="question").questions(tmp_path)
+
+
+ROW = {"image": "a.png", "question": "what?", "answer": "A", "options": ["red", "blue"]}
+LETTERED = {"choices": ("options",), "answer": "letters"}
+BOXED = {"box": "corners", "size": ("height", "width")}
+# what is wrong -> (changes of the row, keys of the reader, message)
+BAD_ROWS = {
+    "no answer": ({"answer": None}, {}, "'answer' has no answer, got [None]"),
+    "an empty answer": ({"answer": ""}, {}, "'answer' has no answer"),
+    "no answer of many": ({"answer": []}, {}, "'answer' has no answer"),
+    "a flag as answer": ({"answer": True}, {}, '`labels` gives it a text, such as {true: "yes", false: "no"}'),
+    "a mapping as answer": ({"answer": [{"text": "x"}]}, {}, "A path such as KEY.text descends into it"),
+    "no question": ({"question": None}, {}, "the question 'question' is a text or a number, got 'None'"),
+    "a letter outside": ({"answer": "C"}, LETTERED, "'answer' is one of the letters A, B, got 'C'"),
+    "a small letter": ({"answer": "a"}, LETTERED, "'answer' is one of the letters A, B, got 'a'"),
+    "a text for a letter": ({"answer": "red"}, LETTERED, "'answer' is one of the letters A, B, got 'red'"),
+    "two letters in one": ({"answer": "AB"}, LETTERED, "'answer' is one of the letters A, B, got 'AB'"),
+    "an index outside": ({"answer": 2}, LETTERED | {"answer": "index"}, "a whole number from 0 to 1, got 2"),
+    "an index from behind": ({"answer": -1}, LETTERED | {"answer": "index"}, "a whole number from 0 to 1, got -1"),
+    "a broken index": ({"answer": 0.5}, LETTERED | {"answer": "index"}, "a whole number from 0 to 1, got 0.5"),
+    "a letter for an index": ({"answer": "B"}, LETTERED | {"answer": "index"}, "from 0 to 1, got 'B'"),
+    "options in one text": ({"options": "['red', 'blue']"}, LETTERED, "are a list of texts, or texts by letters"),
+    "one option": ({"options": ["red"]}, LETTERED, "are 2 to 10 texts, got 1"),
+    "no options": ({"options": None}, LETTERED, "are a list of texts"),
+    "a gap": ({"A": "red", "C": "blue"}, {"choices": ("A", "B", "C"), "answer": "letters"}, "have a gap"),
+    "misspelt options": ({}, {"choices": ("a", "b"), "answer": "letters"}, "no row has the key 'a' of `choices`"),
+    "a misspelt hint": ({}, {"hint": "hnt"}, "no row has the key 'hnt' of `hint`"),
+    "a misspelt condition": ({}, {"image_if": "img"}, "no row has the key 'img' of `image_if`"),
+    "an unknown label": ({"answer": 2}, {"labels": {0: "no", 1: "yes"}}, "one of the `labels` [0, 1], got 2"),
+    "a label in a text": ({"answer": "1"}, {"labels": {0: "no", 1: "yes"}}, "Quote the labels, as the file has texts"),
+    "three numbers": ({"answer": [1, 2, 3], "height": 9, "width": 9}, BOXED, "a box of four numbers, got [1, 2, 3]"),
+    "a size of nothing": ({"answer": [1, 2, 3, 4], "height": None, "width": 9}, BOXED, "'height' is a whole number"),
+    "a list as key": (
+        {"question": ["what?"]},
+        {"join": Join("rows.json", "question", "question")},
+        "question is a text or a number that identifies a row",
+    ),
+    "a key that is not there": ({"key": "7"}, {"only": Only("rows.json", "image")}, "lists the key 'a.png', which"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_a_faulty_row_is_refused_with_its_place_and_value(name: str, tmp_path: Path) -> None:
+    changes, keys, message = BAD_ROWS[name]
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    write(tmp_path / "rows.json", [ROW | changes])
+    reader = Reader("rows.json", **({"image": "{image}", "question": "question", "references": "answer"} | keys))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        reader.questions(tmp_path)
+    assert "rows.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.json", {"data": [ROW]}, r"no list of rows at 'the top', only the keys \['data'\]"),
+        ("rows.json", [3], r"row 0: a row has keys, .* got '3'"),
+        ("rows.json", None, "no list of rows"),
+        ("rows.jsonl", b"3", "row 0: a row has keys"),
+        ("rows.json", "[]é".encode("latin1"), "is not in UTF-8"),
+        ("rows.csv", "image,question\né,what?\n".encode("latin1"), "Is it a table in UTF-8"),
+        ("rows.csv", b"image,question\na.png,what?,red\n", r"row 0: more cells than keys"),
+        ("rows.parquet", b"PAR", "is no Parquet file"),
+    ],
+)
+def test_a_file_of_another_layout_is_refused(name: str, content: object, message: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    with pytest.raises(UserError, match=message):
+        Reader(name, image="{image}", question="question").questions(tmp_path)
+
+
+def test_files_as_people_write_them_are_read(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    row = ROW | {"question": "one\u2028two", "options": {"A": "red", "B": "blue"}}
+    line = json.dumps(row, ensure_ascii=False)
+    (tmp_path / "rows.jsonl").write_text(f"\ufeff{line}\r\n\n", encoding="utf-8")
+    (tmp_path / "rows.txt").write_text("image,question,answer\na.png,what?,3\n")
+    keys = {"image": "{image}", "question": "question", "references": "answer"}
+    (question,) = Reader("rows.jsonl", **keys, **LETTERED).questions(tmp_path)
+    assert (question.text, question.choices, question.references) == (row["question"], ("red", "blue"), ("A",))
+    (question,) = Reader("rows.txt", format="csv", **keys).questions(tmp_path)
+    assert question.references == ("3",)
+
+
+def test_a_question_that_its_metric_cannot_score_is_refused_before_it_is_asked() -> None:
+    questions = [Question(f"color/{n}", None, "?", ("yes",), group=str(n // 2), subset="color") for n in range(3)]
+    check_questions(questions[:2], Procedure("ours", "mme"))
+    with pytest.raises(UserError, match="two questions per image"):
+        check_questions(questions, Procedure("ours", "mme"))
+
+
+def test_tabs_and_line_breaks_of_a_text_part_no_values() -> None:
+    questions = [Question("1", None, "?", ("12\n13",), group="1")]
+    for answer, figure in (("12 13", 1.0), ("12\t13", 1.0), ("7\t12 13", 0.0)):
+        rows = rows_of(questions, {"1": answer}, Procedure("ours", "due_f1", gold="pairs"))
+        assert score_rows("due_f1", rows).figure == figure
+
+
+def test_a_benchmark_of_the_user_is_a_file(tmp_path: Path) -> None:
+    content = yaml.safe_load((FOLDER / "docvqa.yaml").read_text())
+    file = tmp_path / "mine.yaml"
+    for text, message in (
+        (yaml.safe_dump(content | {"name": "x"}), "Remove `name`"),
+        ("[1, 2]", "has the keys of a benchmark"),
+        ("a: [", "is not YAML"),
+        (yaml.safe_dump(_with(content, prompt="{question} {")), "cannot be filled"),
+        (yaml.safe_dump(content | {"reader": content["reader"] | {"image": ""}}), "`image` or `bytes`"),
+        (yaml.safe_dump(content | {"reader": content["reader"] | {"answer": "index"}}), "need `choices`"),
+        (yaml.safe_dump(content | {"reader": content["reader"] | {"size": ["h"]}}), "height and width"),
+    ):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_benchmark(str(file))
+    file.write_text(yaml.safe_dump(content))
+    assert load_benchmark(str(file)).name == "mine"
+    with pytest.raises(UserError, match=r"none\.yaml' cannot be read"):
+        load_benchmark(str(tmp_path / "none.yaml"))
 
 
 BAD = {

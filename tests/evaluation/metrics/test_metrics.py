@@ -57,6 +57,10 @@ def test_vqa_normalisation(text: str, expected: str) -> None:
         ("relaxed_accuracy", "1e400", ["5"], 0),
         ("relaxed_accuracy", "5", ["no", "5.1"], 1),
         ("relaxed_accuracy_qwen_vl", "105.1", ["100"], 1),
+        ("relaxed_accuracy_qwen_vl", " Red\n", ["red"], 1),  # the answer is stripped
+        ("anls", "ß", ["x"], 0.5),  # 1 letter of 2, as "ß" in upper case is "SS"
+        ("anls_monkey", "ß", ["x"], 0),
+        ("anls_monkey", "  ab  ", ["ac"], 0.5),  # the answer is stripped, 1 letter of 2
         ("relaxed_accuracy", "105.1", ["100"], 0),
         ("equality", " Red ", ["blue", "red"], 1),
         ("equality", "red.", ["red"], 0),

@@ -1,0 +1,88 @@
+"""The start of a run that is exported: the run that `import` made, and the tokenizers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lit_mm.commands.import_ import FOLDERS
+from lit_mm.errors import UserError
+
+START = "import"  # name in --with of the run that `import` made
+TOKENIZERS = ("tokenizer", "reading")  # of the language model, and of a second text
+
+
+def imported_run(run: Path) -> tuple[Path | None, Path | None]:
+    """Follow the starts of a run back to the run that `import` made.
+
+    Returns:
+        That run, None if there is none; and the first run on the way that is not there any more, None if all are.
+    """
+    place = run
+    while not (place / "published.json").is_file():
+        start = place / "init_from.json"
+        if not start.is_file():
+            return None, None
+        place = Path(json.loads(start.read_text())["checkpoint"]).parents[1]
+        if not place.is_dir():
+            return None, place
+    return place, None
+
+
+def start_of(run: Path, place: str | None) -> tuple[Path | None, Path | None]:
+    """Return the run that `import` made and a run that is missing, see `imported_run`.
+
+    Args:
+        run: run folder.
+        place: place of `--with import=`; None for the recorded one.
+    Raises:
+        UserError: the place is no such run.
+    """
+    if place is None:
+        return imported_run(run)
+    source, _ = imported_run(Path(place))
+    if source is None:
+        raise UserError(
+            f"--with {START}={place}: neither this folder nor the runs that it started from have a published.json. "
+            "Name the run that `import` made"
+        )
+    return source, None
+
+
+def with_tokenizers(recipe: dict[str, Any], source: Path | None, parts: Mapping[str, str]) -> dict[str, Any]:
+    """Return a recipe with tokenizers that are there.
+
+    Args:
+        recipe: config of a run.
+        source: run that `import` made, whose copies stand in for files that are gone; None for a run that was not
+            imported.
+        parts: "tokenizer" or "reading" -> place of `--with`, which is taken first.
+    Raises:
+        UserError: a tokenizer is neither where the run says nor elsewhere.
+    """
+    arguments = dict(recipe["model"]["init_args"])
+    places = {TOKENIZERS[0]: arguments.get(TOKENIZERS[0])}
+    if isinstance(second := arguments.get(TOKENIZERS[1]), dict):
+        places[TOKENIZERS[1]] = second.get("tokenizer")
+    for part, place in places.items():
+        copies = [] if source is None else copies_of(source / "tokenizer", second=part == TOKENIZERS[1])
+        gone = isinstance(place, str) and Path(place).is_absolute() and not Path(place).exists()
+        if part not in parts and not (gone and copies):
+            if gone:
+                raise UserError(f"the run's tokenizer {place!r} is not there any more. Name it: --with {part}=PLACE")
+            continue
+        tokenizer = parts[part] if part in parts else str(copies[0].absolute())
+        arguments[part] = tokenizer if part == TOKENIZERS[0] else {**second, "tokenizer": tokenizer}
+    return recipe | {"model": recipe["model"] | {"init_args": arguments}}
+
+
+def copies_of(folder: Path, *, second: bool) -> list[Path]:
+    """List the copies of a tokenizer that `import` has written to a folder, the best one first.
+
+    Args:
+        second: True for the tokenizer of a second text, which has a folder inside if it is another one.
+    """
+    inside = [folder / name for name in FOLDERS] if second else []
+    return [place for place in (*inside, folder) if place.is_dir()]

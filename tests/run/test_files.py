@@ -1,0 +1,32 @@
+"""Files are written in one step."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lit_mm.run.files import write_whole
+
+
+@pytest.mark.parametrize("content", ["Grüße\n", "Grüße\n".encode()], ids=["text", "bytes"])
+def test_a_file_is_replaced_and_nothing_else_is_left(content: str | bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("earlier, and longer than what follows")
+    write_whole(file, content)
+    assert file.read_bytes() == "Grüße\n".encode()
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_kill_before_the_last_step_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
