@@ -39,6 +39,7 @@ from transformers import (
     MixtralForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PretrainedConfig,
 )
 
 from lit_mm.assets import NANO_TOKENIZER
@@ -186,9 +187,9 @@ def hf_config() -> dict[str, Any]:
     }
 
 
-def hf_llava(folder: Path, *, old: bool = True, pad: bool = False) -> Path:
-    """LLaVA-1.5 of transformers, in the names from before version 5 or of today."""
-    config = LlavaConfig(**hf_config())
+def hf_llava(folder: Path, *, old: bool = True, pad: bool = False, text: PretrainedConfig | None = None) -> Path:
+    """LLaVA-1.5 of transformers, in the names from before version 5 or of today, with a Llama or another decoder."""
+    config = LlavaConfig(**hf_config() | ({} if text is None else {"text_config": text}))
     model = randomised(LlavaForConditionalGeneration(config))
     kind = "LlavaImageProcessor" if pad else "CLIPImageProcessor"
     processor = {"image_processor_type": kind, "do_pad": pad, "do_center_crop": True} | PIXELS

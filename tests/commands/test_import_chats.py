@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import LlamaConfig, PretrainedConfig, Qwen2Config
 
 from lit_mm.weights.convert import read_checkpoint
 from tests import hub
@@ -49,6 +50,39 @@ def test_mini_gemini_with_another_decoder_is_imported_asked_and_exported(
     published, exported = read_checkpoint(folder), read_checkpoint("same")
     assert published.keys() == exported.keys()
     assert all(torch.equal(tensor, exported[name]) for name, tensor in published.items())
+
+
+ROPE = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE |= {"original_max_position_embeddings": 16}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (LlamaConfig(**hub.TEXT, rope_parameters=ROPE), "the template vicuna_v1, a guess, since nothing in its files"),
+        (Qwen2Config(**hub.TEXT), "the template qwen_1_5, by its language model, a qwen2"),
+    ],
+)
+def test_a_converted_checkpoint_with_another_decoder_gives_the_logits_of_transformers(
+    command: Callable,  # noqa: F811
+    tmp_path: Path,
+    text: PretrainedConfig,
+    line: str,
+) -> None:
+    code, output, error = command("import", hub.hf_llava(tmp_path / "hub", text=text), "--to", "run")
+    assert code == 0 and line in output, error
+    assert "against transformers' LlavaForConditionalGeneration" in output and "fit will refuse" not in output
+    language = yaml.safe_load(Path("run/recipe.yaml").read_text())["model"]["init_args"]["language"]
+    assert language["class_path"] == "lit_mm.language.pretrained.Pretrained"
+
+
+def test_tokens_without_a_row_are_named(command: Callable, tmp_path: Path) -> None:  # noqa: F811
+    folder = hub.hf_llava(tmp_path / "hub")
+    hub.special(folder, *(f"<more {number}>" for number in range(8)))
+    code, output, error = command("import", folder, "--to", "run", "--proof_memory", "0")
+    assert code == 0, error
+    assert "fit will refuse this checkpoint: model.init_args: the tokenizer has 518 entries, the language" in output
 
 
 def test_the_user_chooses_another_template(command: Callable, tmp_path: Path) -> None:  # noqa: F811

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lit_mm.commands.published import lora_scale
 from lit_mm.weights.files import tensor_files
 from tests import hub
 from tests.commands.test_import import command  # noqa: F401  # a fixture
@@ -183,6 +184,11 @@ def test_a_lora_that_is_not_merged_here_is_refused(
         (tmp_path / "lora" / "adapter_config.json").write_text(json.dumps(config))
     code, _, error = command("import", "lora", "--to", "run")
     assert code == 2 and message in error, error
+
+
+@pytest.mark.parametrize(("more", "scale"), [({}, 2.0), ({"use_rslora": True}, 4.0), ({"use_rslora": False}, 2.0)])
+def test_the_products_of_a_lora_have_the_scale_of_peft(more: dict[str, Any], scale: float) -> None:
+    assert lora_scale({"r": 4, "lora_alpha": 8} | more) == scale
 
 
 def test_files_of_a_trainer_beside_the_weights_are_passed_over(folder: Path) -> None:
