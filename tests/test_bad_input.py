@@ -18,6 +18,7 @@ from PIL import Image
 import lit_mm.environment
 from lit_mm.cli import main, message_of, mistake_of
 from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_of
+from lit_mm.commands.evaluate import declared
 from lit_mm.commands.mistakes import Problem, explain, locate
 from lit_mm.commands.options import RECIPE_OPTIONS, nearest_option
 from lit_mm.errors import UserError
@@ -298,6 +299,13 @@ def test_what_a_part_refuses_is_said_in_its_own_words(mistake: Mistake) -> None:
 def test_a_class_of_another_kind_is_refused(mistake: Mistake, dotted: str, value: str, message: str) -> None:
     path = written(with_key(dotted, value))
     assert mistake("fit", "--config", path).partition(": ")[2] == message
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"{path: \xe9}", "is not YAML"), (b"- 1", r"got \[1\]")])
+def test_a_declaration_of_data_that_is_no_mapping_in_utf8_is_refused(content: bytes, message: str) -> None:
+    Path("asked.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=f"--data asked.yaml .*{message}"):
+        declared("asked.yaml")
 
 
 def test_a_data_module_that_plans_no_samples_is_refused(mistake: Mistake) -> None:

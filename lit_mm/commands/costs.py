@@ -50,10 +50,10 @@ class Assumptions:
             raise UserError(f"--text counts the text tokens of a sample, got {self.text}")
         if not 0 < self.utilisation <= 1:
             raise UserError(f"--utilisation is a share of the peak above 0 and at most 1, got {self.utilisation}")
-        if self.price is not None and (self.price < 0 or self.device is None):
-            raise UserError("--price is at least 0, and needs a --device whose hours it counts")
-        if self.memory is not None and self.memory <= 0:
-            raise UserError(f"--memory is above 0 GiB, got {self.memory}")
+        if self.price is not None and (not 0 <= self.price < math.inf or self.device is None):
+            raise UserError("--price is a number from 0, and needs a --device whose hours it counts")
+        if self.memory is not None and not 0 < self.memory < math.inf:
+            raise UserError(f"--memory is a number above 0 GiB, got {self.memory}")
 
 
 def costs_of(

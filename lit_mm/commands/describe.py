@@ -266,9 +266,11 @@ def ranks_of(trainer: Mapping[str, Any]) -> tuple[int, str]:
     "auto" and -1 mean all devices of a machine and count as one per node.
 
     Raises:
-        UserError: `devices` is not a number of devices.
+        UserError: `devices` is not a number of devices, or `num_nodes` not one of nodes.
     """
     devices = trainer["devices"]
+    if trainer["num_nodes"] < 1:
+        raise UserError(f"trainer.num_nodes counts nodes from 1, got {trainer['num_nodes']}")
     if str(devices) in ("auto", "-1"):
         return trainer["num_nodes"], "assumed"
     listed = devices.strip(",").split(",") if isinstance(devices, str) and "," in devices else devices

@@ -107,18 +107,17 @@ def declared(text: str) -> Source:
     from lit_mm.documents.sources import open_source
     from lit_mm.documents.sources.paths import expand_home, is_url
 
-    where = "--data"
+    where, file = "--data", Path(text)
     if not text.lstrip().startswith("{"):
-        where, file = f"--data {text}", Path(text)
+        where = f"--data {text}"
         if not file.is_file():
             raise UserError(f"there is no file {text!r} with a source for --data")
-        text = file.read_text(encoding="utf-8")
     try:
-        declaration = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        declaration = yaml.safe_load(text if where == "--data" else file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(declaration, dict):
-        raise UserError(f'{where} is a mapping such as "{{format: llava, path: asked.json}}", got {text.strip()!r}')
+        raise UserError(f'{where} is a mapping such as "{{format: llava, path: asked.json}}", got {declaration!r}')
     paths = {key: value for key, value in declaration.items() if key in PATHS and isinstance(value, str)}
     absolute = {key: path if is_url(path) else os.path.abspath(expand_home(path)) for key, path in paths.items()}
     return open_source(declaration | absolute)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
 from collections.abc import AsyncGenerator, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import litserve as ls  # pyrefly: ignore[missing-import]  # an extra
-from fastapi import HTTPException, Request  # pyrefly: ignore[missing-import]
+from fastapi import BackgroundTasks, HTTPException, Request  # pyrefly: ignore[missing-import]
 from fastapi.responses import JSONResponse  # pyrefly: ignore[missing-import]
 from litserve.specs.openai import ChatCompletionRequest, OpenAISpec  # pyrefly: ignore[missing-import]
 
@@ -27,6 +29,10 @@ UNSUPPORTED: Mapping[str, Any] = {
     "response_format": None,
     "reasoning_effort": None,
 }
+# Fields of the protocol that litserve does not read, and that would change an answer
+UNREAD = ("seed", "logprobs", "top_logprobs", "logit_bias", "best_of", "functions", "function_call", "modalities")
+UNREAD_EXTRAS = ("top_k", "min_p", "repetition_penalty", "length_penalty", "use_beam_search", "min_tokens")  # of vLLM
+MOST_ANSWERS = 128  # of one request
 
 
 class Question(NamedTuple):
@@ -45,6 +51,20 @@ class Question(NamedTuple):
 
 class Protocol(OpenAISpec):
     """The chat-completions protocol of litserve, whose error event in a stream lacks the blank line that ends it."""
+
+    async def chat_completion(
+        self, request: ChatCompletionRequest, background_tasks: BackgroundTasks, http: Request
+    ) -> Any:  # FastAPI reads the annotation
+        """Answer a request; one with fields that litserve would ignore is answered with status 400 and the reason.
+
+        Raises:
+            HTTPException: the request cannot be followed.
+        """
+        try:
+            check_fields(await http.json())
+        except UserError as error:
+            raise HTTPException(400, str(error)) from error
+        return await super().chat_completion(request, background_tasks)
 
     async def streaming_completion(
         self, request: ChatCompletionRequest, pipe_responses: list[Any]
@@ -117,6 +137,20 @@ class Completions(ls.LitAPI):
         }
 
 
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Refuse fields of a request that litserve drops before `question_of` sees them, and its own limits.
+
+    Raises:
+        UserError: the request has such a field, or the number of answers is out of range.
+    """
+    refused = [name for name in (*UNREAD, *UNREAD_EXTRAS) if fields.get(name) not in (None, False, [], {})]
+    if refused:
+        raise UserError(f"the request sets {', '.join(refused)}, which this server does not support; leave it out")
+    count = fields.get("n", 1)
+    if count is None or not 1 <= int(count) <= MOST_ANSWERS:
+        raise UserError(f"`n` is a number of answers from 1 to {MOST_ANSWERS}, got {count}")
+
+
 def question_of(request: ChatCompletionRequest, max_new_tokens: int, *, web: bool) -> Question:
     """Convert a request to a document, settings of decoding and ends of the answer.
 
@@ -151,8 +185,21 @@ async def error_response(_: Request, error: HTTPException) -> JSONResponse:
     return JSONResponse(content, status_code=error.status_code)
 
 
+def end_on_sigterm() -> None:
+    """Let SIGTERM end the server as Ctrl+C does; by default it would leave litserve's processes with port and model."""
+    owner = os.getpid()
+
+    def stop(number: int, _: object) -> None:
+        if os.getpid() == owner:
+            raise KeyboardInterrupt
+        os._exit(128 + number)  # a process that litserve forked
+
+    signal.signal(signal.SIGTERM, stop)
+
+
 def run_server(completions: Completions, host: str, port: int) -> None:
-    """Serve until Ctrl+C. One process holds the model, and one answers HTTP."""
+    """Serve until Ctrl+C or SIGTERM. One process holds the model, and one answers HTTP."""
+    end_on_sigterm()
     completions.spec.add_endpoint("/v1/models", completions.models, ["GET"])
     server = ls.LitServer(completions, accelerator="cpu", devices=1, timeout=False)
     server.app.add_exception_handler(HTTPException, error_response)

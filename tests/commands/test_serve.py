@@ -83,6 +83,9 @@ def test_the_openai_client_asks_a_checkpoint_about_an_image(tmp_path: Path) -> N
         assert visible(text.choices[0].message.content) == expected.strip()
         with pytest.raises(openai.BadRequestError, match="`max_new_tokens` is at least 1"):
             create(model=name, messages=question(), max_tokens=0)
+        for wrong, message in (({"seed": 3}, "sets seed"), ({"n": 0}, "`n` is a number of answers from 1 to 128")):
+            with pytest.raises(openai.BadRequestError, match=message):
+                create(model=name, messages=question(), **wrong)
         whole = create(model=name, messages=question(), max_tokens=6)
         pieces = list(create(model=name, messages=question(), max_tokens=6, stream=True))
         assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == whole.choices[0].message.content
@@ -103,8 +106,10 @@ def test_the_openai_client_asks_a_checkpoint_about_an_image(tmp_path: Path) -> N
         with pytest.raises(openai.APIError, match="an image is a data URI"):
             list(create(model=name, messages=question("file:///etc/passwd"), stream=True))
     finally:
-        server.send_signal(signal.SIGINT)
+        server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
+    with socket.socket() as probe:  # no process is left that holds the port
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes], seconds: float = 120) -> None:

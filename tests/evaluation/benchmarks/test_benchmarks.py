@@ -341,6 +341,18 @@ def test_a_benchmark_of_the_user_is_a_file(tmp_path: Path) -> None:
         load_benchmark(str(tmp_path / "none.yaml"))
 
 
+def test_the_benchmark_of_the_docs_reads_its_row(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs/benchmarks.md").read_text()
+    (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    benchmark = load_benchmark(str(tmp_path / "mine.yaml"))
+    row = {"image": "1.jpg", "question": "Where to?", "options": ["north", "south"], "answer": "B"}
+    write(tmp_path / "signs.jsonl", row)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos/1.jpg")
+    (question,) = benchmark.reader_of(benchmark.split()).questions(tmp_path)
+    assert (question.references, question.choices) == (("B",), ("north", "south"))
+
+
 BAD = {
     "an unknown key": (lambda c: c | {"metrik": "anls"}, r"unknown key 'metrik'. Did you mean 'metric'|unknown key"),
     "an unknown key of the reader": (lambda c: c | {"reader": c["reader"] | {"imge": ""}}, "Did you mean 'image'"),
