@@ -130,6 +130,7 @@ def test_a_family_trains_saves_resumes_and_answers(recipe: str, capsys: pytest.C
             assert code == 0 and out.endswith("\n"), err
 
     module = open_model("run").eval()
+    assert all(parameter.ndim for parameter in module.parameters()), "FSDP2 and DeepSpeed refuse a shape of []"
     documents = [
         Document(str(images), (Turn("user", (*(Noise(number, 40, 60) for number in range(images)), "what?")),))
         for images in range(3)
