@@ -94,7 +94,7 @@ def model(described: Described) -> Config:
 LAYOUTS = (
     Layout(
         "mini_gemini/authors",
-        "YanweiLi/MGM-7B",
+        "YanweiLi/MGM-7B, YanweiLi/MGM-2B, YanweiLi/MGM-8x7B",
         lambda described: any(name.endswith(QUERY) for name in described.stored),
         model,
         with_decoder(mini_gemini_to_model),
