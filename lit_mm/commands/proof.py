@@ -177,10 +177,9 @@ def prove(published: Published, weight: Callable[[str], Tensor], memory: float |
     """
     layout, figures = published.layout, counts(published.layout, published.plan)
     if not layout.in_transformers:
-        return figures | {
-            "against": "none: every tensor is placed once, with the shape that config.json says. The family's arithmetic is "
-            "compared with values of its authors' code in tests/parity"
-        }
+        shapes = "none: every tensor is placed once, with the shape that config.json says"
+        parity = "The family's arithmetic is compared with values of its authors' code in tests/parity"
+        return figures | {"against": f"{shapes}. {parity}"}
     comparison = Comparison(layout, published.folder, published.files[""], published.module, weight)
     return figures | comparison.figures(memory, whole)
 
