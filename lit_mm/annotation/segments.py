@@ -13,7 +13,7 @@ from PIL import Image
 from lit_mm.annotation.description import Identity, Segment, rounded_box
 from lit_mm.annotation.experts import Models, SegmentExpert, class_path, optional_package
 from lit_mm.annotation.language_models import digest_of_file
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 PUBLISHED = "SAM ViT-H, automatic mask generator"
 WHITE = 255
@@ -116,7 +116,7 @@ class Sam(SegmentExpert):
             self._generator = pipeline("mask-generation", model=self.model, device=self.device)
         except (OSError, ValueError) as error:  # a ValueError: the folder holds no model
             raise UserError(
-                f"Sam: the weights {self.model!r} cannot be read ({str(error).splitlines()[0]}). Correct `model`, or "
+                f"Sam: the weights {self.model!r} cannot be read ({first_line(error)}). Correct `model`, or "
                 "take lit_mm.annotation.segments.Felzenszwalb"
             ) from error
         folder = Path(self.model)

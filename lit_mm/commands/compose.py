@@ -13,7 +13,7 @@ import yaml
 from lit_mm.commands.config_text import without_allow
 from lit_mm.commands.options import Arguments, utf8_text
 from lit_mm.documents.printable import visible
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from lit_mm.composition.template import Template
@@ -174,7 +174,7 @@ def make_search(reference: str) -> Any:
         try:
             config = yaml.safe_load(Path(reference).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"--retriever {reference!r} cannot be read: {str(error).splitlines()[0]}") from error
+            raise UserError(f"--retriever {reference!r} cannot be read: {first_line(error)}") from error
         if not isinstance(config, dict) or not isinstance(config.get("class_path"), str):
             raise UserError(f"--retriever {reference!r} needs `class_path:` and, if it takes any, `init_args:`")
         if odd := sorted(set(config) - {"class_path", "init_args"}):

@@ -18,7 +18,7 @@ import yaml
 
 from lit_mm.checkpoints.before import TOP_LEVEL, translate_path
 from lit_mm.commands.recipe_files import recipe_file, recipe_names
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 COMMAND_LINE = ""  # place of an entry outside of files
 MOST_ENTRIES = 100_000  # nodes of a config, aliases expanded
@@ -142,7 +142,7 @@ def read_config(path: str) -> Entry:
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise UserError(f"{path}{where} is not YAML: {problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a YAML text: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a YAML text: {first_line(error)}") from error
     except RecursionError as error:
         raise UserError(f"{path} is nested too deeply. {FLATTER}") from error
     if not isinstance(root, yaml.MappingNode):

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
     import lightning as L
@@ -164,7 +164,7 @@ def declaration_of(text: str) -> dict[str, Any]:
     try:
         declaration = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"--source is not YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--source is not YAML: {first_line(error)}") from error
     if not isinstance(declaration, dict):
         raise UserError(f'--source is a mapping such as "{{format: llava, path: chat.json}}", got {text!r}')
     return declaration

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from lit_mm.commands.options import ACCELERATORS, Arguments
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from lit_mm.documents.sources import Source
@@ -115,7 +115,7 @@ def declared(text: str) -> Source:
     try:
         declaration = yaml.safe_load(text if where == "--data" else file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{where} is not YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{where} is not YAML: {first_line(error)}") from error
     if not isinstance(declaration, dict):
         raise UserError(f'{where} is a mapping such as "{{format: llava, path: asked.json}}", got {declaration!r}')
     paths = {key: value for key, value in declaration.items() if key in PATHS and isinstance(value, str)}

@@ -57,7 +57,7 @@ from lit_mm.commands.trainer_keys import CALLBACKS as TRAINER_CALLBACKS
 from lit_mm.distributed.names import check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
 from lit_mm.distributed.zero import ZeRO
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.prompt import Prompt
 from lit_mm.samples.layout import Layout
@@ -440,7 +440,7 @@ class RecipeCLI(LightningCLI):
         try:
             trainer = Trainer(**config)
         except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
-            raise UserError(f"trainer: {str(error).splitlines()[0]} Correct `trainer:` in the config") from error
+            raise UserError(f"trainer: {first_line(error)}. Correct `trainer:` in the config") from error
         check_strategy(trainer.strategy)
         if trainer.precision not in PRECISIONS and not isinstance(trainer.strategy, ZeRO):
             raise UserError(

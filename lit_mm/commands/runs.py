@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lit_mm.commands.options import Arguments
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from lit_mm.commands.run_folders import RunRecord
@@ -140,7 +140,7 @@ def _config(place: str) -> Mapping[str, Any]:
     except OSError as error:
         raise UserError(f"{place!r} cannot be read ({error.strerror}). Give a run folder or its {CONFIG}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{place!r} is no YAML: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{place!r} is no YAML: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise UserError(f"{place!r} holds no config; expected keys such as model, stages and data")
     return translate_config(config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.prompts.vocabularies import (
     FastVocabulary,
     SentencePieceVocabulary,
@@ -122,7 +122,7 @@ def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
         )
     except RuntimeError as error:
         raise UserError(
-            f"tokenizer file {str(file)!r} is no sentencepiece model ({str(error).splitlines()[0]}); give one of "
+            f"tokenizer file {str(file)!r} is no sentencepiece model ({first_line(error)}); give one of "
             f"{', '.join(DATA)}"
         ) from error
 

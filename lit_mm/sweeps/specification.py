@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from lit_mm.errors import UserError, nearest
+from lit_mm.errors import UserError, first_line, nearest
 from lit_mm.sweeps.parameters import Choice, Parameter, Range, ServerOnly, grid_size
 
 METHODS = ("grid", "random", "bayes")
@@ -137,7 +137,7 @@ def read_specification(file: str | Path) -> Specification:
         raise UserError(f"the sweep {str(path)!r} cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error).splitlines()[0]
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else first_line(error)
         where = f", line {mark.line + 1}" if mark is not None else ""
         raise UserError(f"{path}{where} is not YAML: {problem}") from error
     if not isinstance(content, dict):

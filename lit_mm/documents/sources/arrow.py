@@ -10,7 +10,7 @@ import numpy as np
 
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.paths import is_url
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 
 class ArrowRows(Part):
@@ -46,4 +46,4 @@ def _table(path: str, digest: str, process: int) -> Any:
     try:
         return pa.ipc.open_stream(pa.memory_map(path)).read_all()
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path!r} is not an arrow stream that can be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path!r} is not an arrow stream that can be read ({first_line(error)})") from error

@@ -14,7 +14,7 @@ from lit_mm.documents.sources.errors import SampleError
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.paths import is_url
 from lit_mm.documents.sources.storage import open_file
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 LIMIT_GROUP = 1 << 28  # largest number of bytes of a row group
 
@@ -84,7 +84,7 @@ class ParquetRows(Part):
             table = _row_group(self.file, self.digest, os.getpid(), group, self.columns)
         except (pa.ArrowInvalid, OSError) as error:
             raise SampleError(
-                f"row group {group} cannot be read ({str(error).splitlines()[0]})",
+                f"row group {group} cannot be read ({first_line(error)})",
                 where=self.where(number),
                 kind="unreadable_shard",
                 remedy="Replace the file",
@@ -107,7 +107,7 @@ def _parquet(path: str, digest: str, process: int) -> Any:
     try:
         return pq.ParquetFile(open_file(path) if is_url(path) else path, pre_buffer=False)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path!r} is not a parquet file that can be read ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path!r} is not a parquet file that can be read ({first_line(error)})") from error
 
 
 @lru_cache(maxsize=2)  # a row group may hold a thousand pages with their pictures
