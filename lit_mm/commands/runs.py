@@ -112,7 +112,7 @@ def _duration(seconds: float) -> str:
 # --- diff ------------------------------------------------------------------------------------------------------------
 def diff(choices: Any) -> None:
     """Print the keys whose values differ between the resolved configs of two runs."""
-    from lit_mm.run.folder import differences
+    from lit_mm.run.folder import differences, value_at
 
     a, b = (_config(place) for place in (choices.a, choices.b))
     pairs = {key: (value_at(a, key), value_at(b, key)) for key in differences(a, b)}
@@ -144,24 +144,6 @@ def _config(place: str) -> Mapping[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"{place!r} holds no config; expected keys such as model, stages and data")
     return translate_config(config)
-
-
-def value_at(config: Any, key: str) -> Any:
-    """Return the value of a dotted key, in which stages have their names; None if there is none.
-
-    {"stages": [{"name": "a", "clip": 1}]}, "stages.a.clip" -> 1
-    """
-    if not key:
-        return config
-    if isinstance(config, list):
-        names = [str(item.get("name", n)) if isinstance(item, dict) else str(n) for n, item in enumerate(config)]
-        config = dict(zip(names, config, strict=True))
-    if not isinstance(config, Mapping):
-        return None
-    for name, value in config.items():  # a name may have dots
-        if key == str(name) or key.startswith(f"{name}."):
-            return value_at(value, key[len(str(name)) + 1 :])
-    return None
 
 
 def _flow(value: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import re
 import resource
 import sys
+import textwrap
 import time
 import uuid
 from collections.abc import Mapping
@@ -109,8 +111,11 @@ class RunFolder:
                 fresh = "choose another folder with --run_dir"
                 if not any(key.startswith("model") for key in keys):
                     fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
+                values = ((key, value_at(translated, key), value_at(current, key)) for key in keys[:4])
+                listed = ", ".join(f"{key} ({_short(before)} there, {_short(now)} here)" for key, before, now in values)
+                more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
                 raise UserError(
-                    f"{str(self.path)!r} holds a run with another config; it differs in {', '.join(keys[:4])}. "
+                    f"{str(self.path)!r} holds a run with another config; it differs in {listed}{more}. "
                     f"Resume with the same config, or {fresh}"
                 )
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
@@ -219,6 +224,23 @@ def differences(a: Any, b: Any, key: str = "") -> list[str]:
     return [] if a == b or (a in (None, {}) and b in (None, {})) else [key]
 
 
+def value_at(config: Any, key: str) -> Any:
+    """Return the value of a dotted key, in which stages have their names; None if there is none.
+
+    {"stages": [{"name": "a", "clip": 1}]}, "stages.a.clip" -> 1
+    """
+    if not key:
+        return config
+    if isinstance(config, list):
+        config = dict(zip(_names(config), config, strict=True))
+    if not isinstance(config, Mapping):
+        return None
+    for name, value in config.items():  # a name may have dots
+        if key == str(name) or key.startswith(f"{name}."):
+            return value_at(value, key[len(str(name)) + 1 :])
+    return None
+
+
 def _names(items: list[Any]) -> list[str]:
     """Return the names of a list's items in dotted keys: stages have their names, other items their numbers."""
     return [
@@ -227,16 +249,14 @@ def _names(items: list[Any]) -> list[str]:
     ]
 
 
+def _short(value: Any) -> str:
+    """Return a value of a config in one short line."""
+    return textwrap.shorten(json.dumps(value, default=str, ensure_ascii=False), 60, placeholder=" ...")
+
+
 def _is_set(key: str, *configs: Any) -> bool:
     """Return True if all configs have a value other than null under a dotted key."""
-    for config in configs:
-        value = config
-        for name in key.split("."):
-            value = dict(zip(_names(value), value, strict=True)) if isinstance(value, list) else value
-            value = (value or {}).get(name)
-        if value in (None, {}):
-            return False
-    return True
+    return all(value_at(config, key) not in (None, {}) for config in configs)
 
 
 def peak_memory_mb() -> float:

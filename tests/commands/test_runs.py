@@ -17,8 +17,7 @@ import yaml
 from lit_mm.checkpoints import manifest
 from lit_mm.cli import main
 from lit_mm.commands.run_folders import config_of_run, last_row
-from lit_mm.commands.runs import value_at
-from lit_mm.run.folder import differences
+from lit_mm.run.folder import differences, value_at
 from lit_mm.run.lock import BEAT, MISSED, FolderLock, living_holder
 
 CONFIG: dict[str, Any] = {
