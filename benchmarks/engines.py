@@ -254,6 +254,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--side_by_side", type=int, default=2, help="new models that train at the same time")
     choices = parser.parse_args()
+    if choices.side_by_side < 1:
+        parser.error(f"--side_by_side is at least 1, got {choices.side_by_side}")
     runs: Path = choices.runs.absolute()
     runs.mkdir(parents=True, exist_ok=True)
     try:

@@ -26,7 +26,7 @@ class Corpus:
         path: path of the file or the shards.
         images: folder that relative picture names start from; None for the folder of the data file.
         max_images: largest number of pictures of a page of format mmc4, the first ones; None for no limit.
-        weight, repeat: number of draws from this data set, see `lit_mm.datamodules.mixture.Member`.
+        weight, repeat: share of the draws, or number of passes in an epoch, see `lit_mm.datamodules.mixture.Member`.
         limit_pixels, limit_group, text, caption, image_first, file, gaps, literal_placeholders, places: arguments of
             the format's class, see `lit_mm.documents.sources`; None for the default. An argument that the format does
             not have is refused.

@@ -30,5 +30,5 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of the error of another package, without a full stop at its end."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    """Return the first line of the error of another package, without a full stop; its type's name if it has no text."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__

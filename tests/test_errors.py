@@ -28,7 +28,7 @@ def test_other_words_stand_in_for_a_suggestion() -> None:
 
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("no such file", "no such file"), ("\n no access.\nSee the log.", "no access"), ("", "")],
+    [("no such file", "no such file"), ("\n no access.\nSee the log.", "no access"), ("", "OSError")],
 )
 def test_the_first_line_of_an_error_has_no_full_stop(text: str, line: str) -> None:
     assert first_line(OSError(text)) == line

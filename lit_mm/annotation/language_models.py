@@ -221,7 +221,7 @@ class ChatServer(MergeExpert):
             return self._send(request)
         except _BusyError as busy:
             raise ExpertError(
-                f"ChatServer: {busy}, {len(PAUSES) + 1} times in a row. Start it; the same command resumes the run"
+                f"ChatServer: {busy}, {len(PAUSES) + 1} times in a row. The same command resumes once it answers"
             ) from busy
 
     def _send(self, request: urllib.request.Request) -> Any:

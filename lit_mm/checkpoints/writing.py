@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lit_mm.checkpoints.manifest import FORMAT, digest_file, newest, sealed
 from lit_mm.checkpoints.reading import Checkpoint, read
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 
 LARGEST_FILE = 2 << 30  # bytes of tensors in one file, which a rank copies to the CPU's memory at a time
 
@@ -221,7 +221,7 @@ def _together(work: Callable[[], Any] | None, final: Path) -> list[Any]:
     try:
         result = work() if work is not None else None
     except (OSError, SafetensorError, RuntimeError) as error:
-        problem, cause = str(error).strip().partition("\n")[0], error
+        problem, cause = first_line(error), error
     if not dist.is_initialized() or dist.get_world_size() == 1:
         outcomes = [(problem, result)]
     else:

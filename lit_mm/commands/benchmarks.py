@@ -192,10 +192,7 @@ def procedure_of(task: Task, module: MultimodalModule, name: str) -> Procedure:
     procedure = task.benchmark.procedure_of(type(module).__name__, name)
     if task.benchmark.splits[task.split].submission is None:
         check_metric(procedure.metric)
-        try:
-            check_questions(task.questions, procedure)
-        except UserError as error:
-            raise UserError(f"{task.name}: {error}") from error
+        check_questions(task.questions, procedure, task.name)
     return procedure
 
 

@@ -52,6 +52,8 @@ def export(arguments: Sequence[str]) -> None:
     target = Path(choices.to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"--to {str(target)!r} is there already and not empty. Give a new folder")
+    if choices.proof_memory is not None and not choices.proof_memory >= 0:
+        raise UserError(f"--proof_memory is at least 0 GB, got {choices.proof_memory}")
     parts = export_parts(choices)
     export_to(
         choices.run, target, choices.format, choices.stage, parts, choices.proof_memory, averaged=choices.averaged

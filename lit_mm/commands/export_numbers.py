@@ -24,9 +24,12 @@ UNUSED = frozenset(
         *("output_attentions", "output_hidden_states", "return_dict", "chunk_size_feed_forward", "problem_type"),
         *("attention_dropout", "hidden_dropout", "dropout_rate", "classifier_dropout", "id2label", "label2id"),
         *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "is_decoder", "_name_or_path"),
+        *("any_size", "any_view", "dynamic_img_size", "strict_img_size", "flatten", "output_fmt"),  # how views are run
         "decoder_id",  # it starts the captions that a Q-Former predicts in training
     }
 )
+TRAINING = ("momentum",)  # parts of training alone, which files do not hold
+CLASSES = {"ResizingTransformer": "VisionTransformer"}  # class -> class that differs in the views that it takes
 EPSILONS = ("eps", "epsilon")  # ends of the names of numbers that only keep a norm from dividing by zero
 
 
@@ -67,7 +70,9 @@ def numbers(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """
     configs: set[int] = set()
     for path, module in network.named_modules():
-        yield path, type(module).__name__
+        if path.partition(".")[0] in TRAINING:
+            continue
+        yield path, CLASSES.get(type(module).__name__, type(module).__name__)
         for key, value in vars(module).items():
             if isinstance(value, PretrainedConfig) and id(value) not in configs:
                 configs.add(id(value))

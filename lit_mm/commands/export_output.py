@@ -220,7 +220,7 @@ def with_names(
             check_config(module, local_place(place), part, arguments_of(part))
             check_equal(layout.place(part), f"{kind}:{place}", weights)
             equal.add(part)
-        elif part in files.parts and not (is_published(module) and module.weights):
+        elif part in files.parts and not (is_published(module) and (module.weights or "").startswith(f"{kind}:")):
             lines.append(
                 f"{key} is {place}, the published name of an encoder of these sizes; its weights were not compared "
                 f"with the run's, --with {part}={place} does it"

@@ -23,7 +23,7 @@ from lit_mm.commands.proof import QUESTION, TOLERANCE, Comparison, class_of, cou
 from lit_mm.commands.published import WRAPPER, Published, rename_of
 from lit_mm.commands.run_weights import Origin, RunWeights
 from lit_mm.documents.document import Document, Turn
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.layers.adapters import NAME
 from lit_mm.samples.collate import collate
 from lit_mm.stages.adapter import Adapter
@@ -174,9 +174,14 @@ def write_language_adapter(weights: RunWeights, folder: Path, memory: float | No
             "run merged: --format hf"
         )
     base = str(Path(place).absolute()) if Path(place).is_dir() else place
-    config = AutoConfig.from_pretrained(local_place(place))
-    with torch.device("meta"):
-        modules = AutoModelForCausalLM.from_config(config)
+    try:
+        config = AutoConfig.from_pretrained(local_place(place), trust_remote_code=False)
+        with torch.device("meta"):
+            modules = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"transformers does not open {place!r} ({first_line(error)}). Export the run merged: --format hf"
+        ) from error
     prefix = f"network.{LANGUAGE}."
     groups = groups_of(modules, lambda state: add_prefix(MAPS[kind](state, part), prefix.removesuffix(".")))
     origin = Origin(reference, part)
@@ -187,6 +192,12 @@ def write_language_adapter(weights: RunWeights, folder: Path, memory: float | No
 
     names = [name for name, _ in kept_tensors(weights.module)]
     group_of = {target: group for group in groups for target in group.targets}
+    beside = [name for name in names if name.startswith(prefix) and name not in group_of]
+    if trained_beside := [name for name in beside if not weights.is_frozen(name)]:
+        raise UserError(
+            f"the run has trained {trained_beside[0]!r}, which is no layer of {base}; peft cannot hold it. Export the "
+            "whole model: --format hf or authors"
+        )
     trained = trained_whole(weights, group_of, start, lambda name: not name.startswith(prefix))
     line = write_files(folder, weights, modules, groups, trained, base, "CAUSAL_LM")
     others = {name.split(".")[1] for name in names if not name.startswith(prefix) and not weights.is_frozen(name)}
@@ -220,7 +231,11 @@ def proof_of_language(weights: RunWeights, base: Path, folder: Path, memory: flo
     reference = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     reference = PeftModel.from_pretrained(reference, folder).eval()
     document = Document("proof", (Turn("user", (QUESTION,)), Turn("assistant", ("yes",))))
-    batch = collate([processor.sample(document)], processor)
+    try:
+        sample = processor.sample(document)
+    except UserError as error:  # a prompt that needs a picture
+        return f"proof: none: {error}"
+    batch = collate([sample], processor)
     every = replace(batch, supervised=torch.arange(batch.ids.shape[1]), labels=batch.ids[0], views=None)
     with torch.inference_mode():
         logits = language.eval().logits(language.learn(language.embed(every.ids), every).hidden)

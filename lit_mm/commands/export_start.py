@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from lit_mm.checkpoints import manifest
 from lit_mm.commands.import_ import FOLDERS
 from lit_mm.errors import UserError
 
@@ -48,7 +51,27 @@ def start_of(run: Path, place: str | None) -> tuple[Path | None, Path | None]:
             f"--with {START}={place}: neither this folder nor the runs that it started from have a published.json. "
             "Name the run that `import` made"
         )
+    check_digest(run, source)
     return source, None
+
+
+def check_digest(run: Path, source: Path) -> None:
+    """Refuse an import in place of a start that is missing, if the record of the start tells that it is another one.
+
+    Raises:
+        UserError: the manifests differ.
+    """
+    start, record = {}, run / "init_from.json"
+    while record.is_file():
+        start = json.loads(record.read_text())
+        record = Path(start["checkpoint"]).parents[1] / "init_from.json"
+    checkpoint = manifest.find(source)
+    is_import = start and Path(start["checkpoint"]).name == checkpoint.name
+    if is_import and start.get("digest", "") not in ("", manifest.digest_file(checkpoint / "manifest.json")):
+        raise UserError(
+            f"--with {START}={source}: the run did not start from this import, but from {start['checkpoint']!r}, whose "
+            "manifest has another digest. Name that one, or its copy"
+        )
 
 
 def with_tokenizers(recipe: dict[str, Any], source: Path | None, parts: Mapping[str, str]) -> dict[str, Any]:
@@ -66,8 +89,13 @@ def with_tokenizers(recipe: dict[str, Any], source: Path | None, parts: Mapping[
     places = {TOKENIZERS[0]: arguments.get(TOKENIZERS[0])}
     if isinstance(second := arguments.get(TOKENIZERS[1]), dict):
         places[TOKENIZERS[1]] = second.get("tokenizer")
+    if unread := sorted((parts.keys() & set(TOKENIZERS)) - {part for part, place in places.items() if place}):
+        raise UserError(f"--with {unread[0]}=...: the run has no such tokenizer. Leave it out")
+    imported = {} if source is None else yaml.safe_load((source / "config.yaml").read_text())["model"]["init_args"]
     for part, place in places.items():
-        copies = [] if source is None else copies_of(source / "tokenizer", second=part == TOKENIZERS[1])
+        own = imported.get(part)
+        is_copy = place == (own.get("tokenizer") if isinstance(own, dict) else own)
+        copies = copies_of(source / "tokenizer", second=part == TOKENIZERS[1]) if source and is_copy else []
         gone = isinstance(place, str) and Path(place).is_absolute() and not Path(place).exists()
         if part not in parts and not (gone and copies):
             if gone:

@@ -12,6 +12,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
 
 from lit_mm.documents.document import Document, Picture, Turn
+from lit_mm.errors import first_line
 from lit_mm.module import MultimodalModule
 from lit_mm.samples.collate import collate
 from lit_mm.weights.layouts.layout import Ids
@@ -70,7 +71,7 @@ def compare_ids(
     try:
         processor = processor_of(config, folder)
     except (ImportError, OSError, ValueError) as error:
-        return {"not compared": str(error).strip().partition("\n")[0]}
+        return {"not compared": first_line(error)}
     if special is not None:
         document = Document("proof", (Turn("user", (pictures[0], question)), Turn("assistant", (ANSWER,))))
         batch = collate([module.processor.sample(document)], module.processor)

@@ -41,7 +41,7 @@ class RunWeights:
         if averaged and not any(checkpoint.average(name) is not None for name in checkpoint.manifest["weights"]):
             raise UserError(
                 f"{str(checkpoint.path)!r} has no averages of weights, because its stage averages no part. Leave "
-                "`averaged` out, or take the end of a stage with `average` in its `train`"
+                "--averaged out, or take the end of a stage with `average` in its `train`"
             )
         self.checkpoint, self.module, self.averaged = checkpoint, module, averaged
         self.adapters = adapters_in(checkpoint.manifest)
@@ -126,6 +126,7 @@ class Origin:
     """
 
     def __init__(self, reference: str, module: nn.Module) -> None:
+        self.reference = reference
         kind, _, place = reference.partition(":")
         self._files: dict[str, TensorFiles] = {}  # name of a tensor -> the files that hold it
         for folder in [NANO_WEIGHTS / f"{place}.safetensors"] if kind == "nano" else map(local_place, places_of(place)):
@@ -145,8 +146,14 @@ class Origin:
         self._waiting: dict[str, Tensor] = {}
 
     def weight(self, name: str) -> Tensor:
-        """Read a tensor by its name in the part, in the dtype of the part."""
+        """Read a tensor by its name in the part, in the dtype of the part.
+
+        Raises:
+            UserError: the files have none.
+        """
         plain = name.replace(f".{BASE}.", ".").replace(".base.", ".")  # as `load_part` takes them
+        if plain not in self._waiting and plain not in self._group_of:
+            raise UserError(f"{self.reference!r} has no tensor for {name!r}. Name the files of this part")
         if plain not in self._waiting:
             self._waiting = self._plan.compute(self._group_of[plain], self._read)
         return self._waiting.pop(plain).to(self._dtypes[name])

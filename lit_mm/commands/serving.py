@@ -19,7 +19,7 @@ from lit_mm.documents.document import Document
 from lit_mm.documents.inline import picture_of_uri
 from lit_mm.errors import UserError
 from lit_mm.inference.decoding import Decoding
-from lit_mm.inference.messages import document_of
+from lit_mm.inference.messages import check_fields, document_of
 
 # Fields of a request that would change an answer and are not supported -> the value that asks for nothing
 UNSUPPORTED: Mapping[str, Any] = {
@@ -29,10 +29,6 @@ UNSUPPORTED: Mapping[str, Any] = {
     "response_format": None,
     "reasoning_effort": None,
 }
-# Fields of the protocol that litserve does not read, and that would change an answer
-UNREAD = ("seed", "logprobs", "top_logprobs", "logit_bias", "best_of", "functions", "function_call", "modalities")
-UNREAD_EXTRAS = ("top_k", "min_p", "repetition_penalty", "length_penalty", "use_beam_search", "min_tokens")  # of vLLM
-MOST_ANSWERS = 128  # of one request
 
 
 class Question(NamedTuple):
@@ -137,20 +133,6 @@ class Completions(ls.LitAPI):
         }
 
 
-def check_fields(fields: Mapping[str, Any]) -> None:
-    """Refuse fields of a request that litserve drops before `question_of` sees them, and its own limits.
-
-    Raises:
-        UserError: the request has such a field, or the number of answers is out of range.
-    """
-    refused = [name for name in (*UNREAD, *UNREAD_EXTRAS) if fields.get(name) not in (None, False, [], {})]
-    if refused:
-        raise UserError(f"the request sets {', '.join(refused)}, which this server does not support; leave it out")
-    count = fields.get("n", 1)
-    if count is None or not 1 <= int(count) <= MOST_ANSWERS:
-        raise UserError(f"`n` is a number of answers from 1 to {MOST_ANSWERS}, got {count}")
-
-
 def question_of(request: ChatCompletionRequest, max_new_tokens: int, *, web: bool) -> Question:
     """Convert a request to a document, settings of decoding and ends of the answer.
 
@@ -204,4 +186,8 @@ def run_server(completions: Completions, host: str, port: int) -> None:
     server = ls.LitServer(completions, accelerator="cpu", devices=1, timeout=False)
     server.app.add_exception_handler(HTTPException, error_response)
     print(f"chat completions at http://{host}:{port}/v1, once the model is loaded. Ctrl+C ends the server", flush=True)
-    server.run(host=host, port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
+    try:
+        server.run(host=host, port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
+    finally:  # litserve ends its workers only once the model is loaded
+        for worker in server.inference_workers or ():
+            worker.terminate()

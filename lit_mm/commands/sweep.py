@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -87,9 +86,9 @@ def sweep(arguments: Sequence[str]) -> None:
         repr(each.point): each
         for each in map(partial(checked, specification), example_points(specification.parameters))
     }
-    folder = folder_of(choices.folder, specification)
     is_new = True
     if is_offline and not choices.check:
+        folder = folder_of(choices.folder, specification)
         is_new = begin_folder(folder, specification, choices.seed, recipe.resolved())
     if is_new:
         points = [plans.get(repr(point)) or checked(specification, point) for point in (first, *rest)]
@@ -99,7 +98,7 @@ def sweep(arguments: Sequence[str]) -> None:
     if is_offline:
         run_offline(
             specification,
-            folder,
+            folder_of(choices.folder, specification),
             seed=choices.seed,
             storage=choices.storage,
             most=choices.trials,
@@ -286,6 +285,7 @@ def begin_folder(folder: Path, specification: Specification, seed: int, recipe: 
     Raises:
         UserError: the folder holds another sweep, or cannot be written.
     """
+    from lit_mm.run.files import write_whole
     from lit_mm.run.folder import differences
 
     record = {"specification": specification.content, "seed": seed, "recipe": yaml.safe_load(recipe)}
@@ -293,9 +293,7 @@ def begin_folder(folder: Path, specification: Specification, seed: int, recipe: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
-            part = file.with_name(f"{file.name}.{os.getpid()}.part")
-            part.write_text(yaml.safe_dump(record, sort_keys=False))
-            os.replace(part, file)
+            write_whole(file, yaml.safe_dump(record, sort_keys=False))
             return True
         earlier = yaml.safe_load(file.read_text())
     except OSError as error:

@@ -54,7 +54,22 @@ UNREADABLE = (
     Image.DecompressionBombError,
 )
 HEAD = 512  # bytes of a file that tell what it is
-HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+# Brands of the container of MP4 -> what such a file is, and what to do
+BRANDS = {
+    (b"avif", b"avis"): "it is a damaged AVIF. Fetch it again",
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"): "it is a HEIC photo. Convert it to JPEG",
+    (
+        b"isom",
+        b"iso2",
+        b"iso4",
+        b"iso5",
+        b"mp41",
+        b"mp42",
+        b"avc1",
+        b"M4V ",
+        b"qt  ",
+    ): "it is a video. Take a frame of it",
+}
 # First bytes of files that are often taken for images, in lower case -> what they are, and what to do
 STRANGERS = {
     b"<!doctype html": "it is a web page, as a failed download leaves it. Fetch it again",
@@ -220,8 +235,7 @@ def kind_of(head: bytes) -> str:
     if b"<svg" in text:
         return "it is an SVG drawing. Convert it to PNG"
     if head[4:8] == b"ftyp":
-        is_heif = head[8:12] in HEIF_BRANDS
-        return "it is a HEIC photo. Convert it to JPEG" if is_heif else "it is a video. Take a frame of it"
+        return next((kind for brands, kind in BRANDS.items() if head[8:12] in brands), "")
     return next((kind for mark, kind in STRANGERS.items() if text.startswith(mark)), "")
 
 

@@ -126,8 +126,8 @@ class BenchmarkFigures:
             raise UserError(f"examine.benchmarks: the answers of {benchmark.name}:{split} are not public")
         for procedure in benchmark.procedures:
             check_metric(procedure.metric)
-        for procedure in {(each.metric, each.gold): each for each in benchmark.procedures}.values():
-            check_questions(questions, procedure)
+        for procedure in {(each.metric, each.gold, each.answering): each for each in benchmark.procedures}.values():
+            check_questions(questions, procedure, f"examine.benchmarks: {benchmark.name}:{split}")
         self.benchmark, self.split, self.questions, self.batch_size = benchmark, split, questions, batch_size
 
     def names(self, module: MultimodalModule) -> list[str]:

@@ -100,17 +100,22 @@ def _row(question: Question, answer: str, procedure: Procedure) -> Row:
     return Row(question.id, question.group, answer, references, question.subset, question.choices, question.size)
 
 
-def check_questions(questions: Sequence[Question], procedure: Procedure) -> None:
+def check_questions(questions: Sequence[Question], procedure: Procedure, name: str) -> None:
     """Score a wrong answer to every question, so that a question that cannot be scored shows before one is asked.
 
     Args:
         questions: questions with public answers.
         procedure: procedure whose metric scores them. Retrieval, whose rows need rankings, is not checked.
+        name: name of the benchmark, for messages.
     Raises:
         UserError: see `score`.
     """
-    if procedure.answering != "retrieval":
+    if procedure.answering == "retrieval":
+        return
+    try:
         score(procedure, rows_of(questions, {question.id: "0" for question in questions}, procedure))
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
 
 
 def retrieval_rows(questions: Sequence[Question], rankings: Mapping[str, str]) -> list[Row]:

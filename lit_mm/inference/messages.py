@@ -8,7 +8,47 @@ from typing import Any
 from lit_mm.documents.document import Document, Picture, Turn
 from lit_mm.errors import UserError
 
+# Fields of a request that litserve drops, and that would change an answer -> values beside null that ask for nothing
+UNREAD: Mapping[str, Sequence[Any]] = {
+    "seed": (),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "functions": ([],),
+    "function_call": ("none",),
+    "modalities": (["text"], []),
+    # of vLLM
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "use_beam_search": (False,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+}
+MOST_ANSWERS = 128  # of one request
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """Refuse fields of a request that litserve drops, and numbers of answers that it cannot give.
+
+    Raises:
+        UserError: the request has such a field with a value that asks for something, or `n` is out of range.
+    """
+    refused = [
+        name
+        for name, neutral in UNREAD.items()
+        if (value := fields.get(name)) is not None
+        and not any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
+    ]
+    if refused:
+        raise UserError(f"the request sets {', '.join(refused)}, which this server does not support; leave it out")
+    count = fields.get("n", 1)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_ANSWERS:
+        raise UserError(f"`n` is a number of answers from 1 to {MOST_ANSWERS}, got {count}")
 
 
 def document_of(

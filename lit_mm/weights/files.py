@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.weights.convert import INDEXES, TORCH_SUFFIXES, WHOLE, read_checkpoint, shorten, weight_map, within
 from lit_mm.weights.stream import DTYPES, Stored
 
@@ -71,8 +71,8 @@ class TensorFiles(Mapping[str, Tensor]):
 
     def _opened(self, path: Path) -> dict[str, Stored]:
         """Open one file and return dtype and shape of its tensors."""
-        check_pointer(path)
         try:
+            check_pointer(path)
             if path.suffix == ".safetensors":
                 handle = self._open[path] = safe_open(path, framework="pt")
                 slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
@@ -83,9 +83,10 @@ class TensorFiles(Mapping[str, Tensor]):
             else:
                 state = torch.load(path, map_location="meta", weights_only=True)
                 self.legacy.append(path)
-        except (SafetensorError, RuntimeError, EOFError, OSError, KeyError) as error:
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"checkpoint {str(path)!r} cannot be read ({reason}). Is the download complete?") from error
+        except (SafetensorError, RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"checkpoint {str(path)!r} cannot be read ({first_line(error)}). Is the download complete?"
+            ) from error
         except pickle.UnpicklingError as error:
             reasons = [line for line in str(error).splitlines() if line.startswith(("Trying", "Unsupported"))]
             raise UserError(

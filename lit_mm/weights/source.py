@@ -29,6 +29,7 @@ ADDED = (
     *(".expert.", ".cross_attention.", ".cross_norm."),
 )
 DOWNLOADED = ("*.safetensors", "*.bin", "*.pth", "*.json", "*.model", "*.tiktoken", "*.jinja", "*.txt")
+SECOND_COPIES = ["original/*"]  # of the weights, in the authors' names
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
@@ -214,7 +215,7 @@ def local_place(place: str) -> Path:
     from huggingface_hub import snapshot_download  # imported late: only downloads need it
 
     try:
-        return Path(snapshot_download(place, allow_patterns=list(DOWNLOADED)))
+        return Path(snapshot_download(place, allow_patterns=list(DOWNLOADED), ignore_patterns=SECOND_COPIES))
     except (OSError, ValueError) as error:  # the hub's errors: no such name, no access, no network
         raise UserError(
             f"the weights {place!r} cannot be downloaded ({first_line(error)}). "

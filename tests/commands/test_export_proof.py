@@ -17,8 +17,10 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from lit_mm.checkpoints import manifest
 from lit_mm.commands.conversions.llava import CLIPS, vision_name
 from lit_mm.commands.export_numbers import differences
+from lit_mm.commands.export_start import check_digest, with_tokenizers
 from lit_mm.commands.import_ import write_run
 from lit_mm.commands.published import Published
 from lit_mm.errors import UserError
@@ -74,9 +76,45 @@ def test_a_number_that_the_files_lack_is_stated_or_refused(numbers: Any, lines: 
         assert len(differences(run, exported, "llava/hf")) == lines
 
 
+def test_numbers_of_training_alone_are_not_compared() -> None:
+    run, exported = nn.Module(), nn.Module()
+    run.momentum, exported.momentum = Block(1e-5, nn.GELU, 1e4), Block(1e-5, nn.GELU, 1e6)
+    assert differences(run, exported, "llava/hf") == ()
+
+
+def test_a_tokenizer_that_the_run_does_not_have_is_not_taken() -> None:
+    recipe = {"model": {"init_args": {"tokenizer": "nano"}}}
+    with pytest.raises(UserError, match=r"--with reading=.*the run has no such tokenizer"):
+        with_tokenizers(recipe, None, {"reading": "elsewhere"})
+
+
+def test_another_tokenizer_than_the_import_had_is_not_replaced_by_its_copy(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "config.yaml").write_text("model: {init_args: {tokenizer: /before/tokenizer}}")
+    recipe = {"model": {"init_args": {"tokenizer": "/before/tokenizer"}}}
+    copied = with_tokenizers(recipe, tmp_path, {})
+    assert copied["model"]["init_args"]["tokenizer"] == str(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="'/before/larger' is not there any more"):
+        with_tokenizers({"model": {"init_args": {"tokenizer": "/before/larger"}}}, tmp_path, {})
+
+
+def test_another_import_than_the_start_is_refused(tmp_path: Path) -> None:
+    for name in ("import", "other"):
+        (tmp_path / name / "checkpoints/01-import-step=000000.ckpt").mkdir(parents=True)
+        (tmp_path / name / "checkpoints/01-import-step=000000.ckpt/manifest.json").write_text(name)
+    checkpoint = tmp_path / "import/checkpoints/01-import-step=000000.ckpt"
+    record = {"checkpoint": str(checkpoint), "digest": manifest.digest_file(checkpoint / "manifest.json")}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/init_from.json").write_text(json.dumps(record))
+    check_digest(tmp_path / "run", checkpoint)
+    with pytest.raises(UserError, match="did not start from this import"):
+        check_digest(tmp_path / "run", tmp_path / "other/checkpoints" / checkpoint.name)
+
+
 @pytest.mark.distributed
 def test_an_epsilon_of_lavis_is_stated_beside_the_logits_of_the_run(command: Callable, tmp_path: Path) -> None:  # noqa: F811
-    write_recipe_run(hub.hf_blip2(tmp_path / "hub"), tmp_path / "run", connector={"norm_eps": 1e-5})
+    settings = {"connector": {"norm_eps": 1e-5}, "vision": {"any_size": True}}
+    write_recipe_run(hub.hf_blip2(tmp_path / "hub"), tmp_path / "run", **settings)
     code, output, error = command("export", "run", "--to", "out", "--format", "hf")
     assert code == 0 and "logits differ by" in output, error
     assert "blip2/hf has the epsilon 1e-06 where the run has 1e-05 (connector.norm.eps)" in output
@@ -157,6 +195,8 @@ def test_a_run_whose_start_is_gone_is_exported_unless_something_is_needed(comman
         Path(f"{name}/init_from.json").write_text(json.dumps({"checkpoint": start}))
         Path(f"start_{name}").rename(f"moved_{name}")
     shutil.rmtree("uhd/tokenizer")
+    config = Path("moved_uhd/config.yaml")  # the run has the tokenizer of its start
+    config.write_text(config.read_text().replace("start_uhd/tokenizer", "uhd/tokenizer"))
     code, _, error = command("export", "llava", "--to", "out", "--format", "hf")
     assert code == 2 and "--with vision=" in error, error
     place = clip_of(tmp_path / "llava_hub", tmp_path / "clip")

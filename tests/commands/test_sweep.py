@@ -78,9 +78,10 @@ def typed(folder: Path, capsys: pytest.CaptureFixture[str]) -> Typed:
 # --- the check -------------------------------------------------------------------------------------------------------
 def test_the_check_shows_every_trial_with_its_cost_and_creates_nothing(typed: Typed) -> None:
     parameters = SWEEP["parameters"] | {LR: {"value": 1e-3}}
-    code, output, errors = typed(SWEEP | {"parameters": parameters}, "--check")
+    # A name that is no folder matters to a sweep without a server alone
+    code, output, errors = typed(SWEEP | {"parameters": parameters, "name": "llava/rates"}, "--check")
     assert code == 0, errors
-    assert "rates: grid search by minimizing loss, 2 trials" in output
+    assert "llava/rates: grid search by minimizing loss, 2 trials" in output
     rows = [line.split() for line in output.splitlines()]
     assert [row[:2] for row in rows[4:6]] == [["0", "2"], ["1", "4"]]
     assert int(rows[4][2].replace(",", "")) < int(rows[5][2].replace(",", ""))  # a larger rank has more parameters

@@ -523,6 +523,8 @@ def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded():
         (b"<?xml version='1.0'?>\n<svg xmlns='x'/>", "it is an SVG drawing"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "it is a HEIC photo"),
         (b"\0\0\0\x18ftypmp42\0\0\0\0", "it is a video"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1", "it is a damaged AVIF"),
+        (b"\0\0\0\x18ftypcrx \0\0\0\0", "it begins like none of JPEG"),
         (b"%PDF-1.4\n", "it is a PDF"),
         (b"8BPS\0\1", "it is a Photoshop file"),
         (b"version https://git-lfs.github.com/spec/v1\n", "by `git lfs pull`"),

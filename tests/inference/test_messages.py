@@ -14,7 +14,7 @@ from PIL import Image
 from lit_mm.documents.document import Turn
 from lit_mm.documents.inline import BytesPicture, picture_of_uri
 from lit_mm.errors import UserError
-from lit_mm.inference.messages import document_of
+from lit_mm.inference.messages import check_fields, document_of
 
 
 def png(width: int = 30, height: int = 20) -> bytes:
@@ -102,3 +102,22 @@ def test_an_image_is_downloaded_where_addresses_are_allowed(monkeypatch) -> None
         open_picture(f"{address}/red.png")
     server.shutdown()
     server.server_close()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"seed": None, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "best_of": 1, "n": 2},
+     {"modalities": ["text"], "function_call": "none", "logprobs": False, "logit_bias": {}, "stop_token_ids": []}],
+)  # fmt: skip
+def test_fields_that_ask_for_nothing_are_accepted(fields: dict[str, object]) -> None:
+    check_fields(fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 0), ("seed", 7), ("logprobs", True), ("top_k", 5), ("ignore_eos", True), ("stop_token_ids", [2]),
+     ("best_of", 3), ("modalities", ["text", "audio"]), ("n", 0), ("n", None), ("n", 129), ("n", "two")],
+)  # fmt: skip
+def test_fields_that_would_be_dropped_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=name):
+        check_fields({name: value})

@@ -19,6 +19,21 @@ def test_a_file_is_replaced_and_nothing_else_is_left(content: str | bytes, tmp_p
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_processes_that_write_the_same_file_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, replace = tmp_path / "a.txt", os.replace
+
+    def overtaken(part: Path, place: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        write_whole(file, "other")
+        replace(part, place)
+
+    monkeypatch.setattr(os, "replace", overtaken)
+    write_whole(file, "own")
+    assert file.read_text() == "own" and list(tmp_path.iterdir()) == [file]
+
+
 def test_a_kill_before_the_last_step_leaves_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.txt"
     file.write_text("old")
@@ -29,4 +44,4 @@ def test_a_kill_before_the_last_step_leaves_the_old_content(tmp_path: Path, monk
     monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
         write_whole(file, "new")
-    assert file.read_text() == "old"
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]

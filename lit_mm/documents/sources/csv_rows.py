@@ -21,6 +21,7 @@ LONGEST_CELL = 1 << 28  # characters; a cell may hold a picture as base64
 SEPARATORS = {".csv": ",", ".tsv": "\t"}  # ending of a file -> separator of its cells
 OTHERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}  # wrong separators in a header
 
+CARRIAGE_RETURN = "a carriage return without a line feed behind it, as in files of old systems"
 QUOTES = 'Close every quoted text, and write a quote inside of it twice ("")'
 
 
@@ -73,6 +74,9 @@ class CsvRows(Part):
             stops = ends if len(ends) and ends[-1] == len(buffer) else np.append(ends, len(buffer))
             beginning = len(BOM) if buffer[: len(BOM)] == BOM else 0
             starts = np.concatenate([[beginning], stops[:-1]])
+            header = bytes(buffer[: stops[0]]) if len(stops) else b""
+            if b"\r" in header.rstrip(b"\r\n"):
+                raise UserError(f"the header of {self.path!r} cannot be read ({CARRIAGE_RETURN}). Correct it")
 
             def lines() -> Iterator[str]:
                 for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
@@ -136,4 +140,4 @@ class CsvRows(Part):
 def _plain(error: csv.Error) -> str:
     """Return the reason of an error of Python's reader, which names a parameter for one of them."""
     is_end = "new-line character" in str(error)
-    return "a carriage return without a line feed behind it, as in files of old systems" if is_end else str(error)
+    return CARRIAGE_RETURN if is_end else str(error)

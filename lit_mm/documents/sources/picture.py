@@ -113,7 +113,7 @@ def _near_name(path: str) -> str:
     """Return the advice for a path that is a folder, a link to nothing, or nearly the name of a file; "" otherwise."""
     if is_url(path):
         return ""
-    if os.path.islink(path):
+    if os.path.islink(path) and not os.path.exists(path):
         return f"It is a link to {brief(os.readlink(path))}, which does not exist"
     if os.path.isdir(path):
         return "It is a folder"

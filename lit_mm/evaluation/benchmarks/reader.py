@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import glob
 import hashlib
@@ -300,7 +299,7 @@ class Reader:
             return ()
         place = f"{where}: the options {', '.join(self.choices)}"
         if len(self.choices) > 1:
-            cells = [_present(row.get(key)) for key in self.choices]
+            cells = [_option(row.get(key)) for key in self.choices]
             choices = tuple(filter(None, cells))
             if any(cells[len(choices) :]):
                 raise UserError(f"{place} have a gap, which would change the letters: {cells}")
@@ -366,7 +365,7 @@ class Reader:
                 path = next((path for path in images if path.is_file()), None)
                 if path is None:
                     raise UserError(f"{file} has no image; there is none of {[str(image) for image in images]}")
-                for number, line in enumerate(file.read_text(encoding="utf-8").splitlines()):
+                for number, line in enumerate(read_text(file).split("\n")):
                     if not line.strip():
                         continue
                     question, tab, answer = line.rpartition("\t")
@@ -398,7 +397,7 @@ def picture_in(cell: Any, where: str, id: str) -> SourcePicture:
     if isinstance(content, str):
         try:
             content = base64.b64decode(content, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # binascii.Error, or a letter beyond ASCII
             raise UserError(f"{where}: the base64 of the image is damaged ({error})") from error
     if not isinstance(content, bytes):
         raise UserError(f"{where}: an image is bytes or base64, got {type(cell).__name__}")
@@ -518,6 +517,11 @@ def _present(value: Any) -> str:
     return "" if text.strip().lower() in ABSENT else text
 
 
+def _option(value: Any) -> str:
+    """Return the text of an option, "" if it is absent. "None" may be an option."""
+    return "" if value is None or value != value else str(value).strip()
+
+
 def _fits(value: Any, expected: Any) -> bool:
     return value in expected if isinstance(expected, list) else value == expected
 
@@ -547,8 +551,9 @@ def _text_of(value: Any, where: str) -> str:
 
 def _whole(value: Any, where: str, low: int, high: int | None = None) -> int:
     """Return a whole number, or a text of one, between two bounds."""
-    number = float(value) if isinstance(value, int | float) or (isinstance(value, str) and value.isdecimal()) else -1.0
-    if isinstance(value, bool) or not number.is_integer() or number < low or (high is not None and number > high):
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    is_whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+    if isinstance(value, bool) or not is_whole or number < low or (high is not None and number > high):
         bound = f"from {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"{where} is a whole number {bound}, got {value!r}")
     return int(number)

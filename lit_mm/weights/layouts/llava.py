@@ -27,7 +27,7 @@ from lit_mm.weights.llava_next import hf_llava_next_to_model, llava_next_to_mode
 LINEAR, MLP, NEWLINE = "model.mm_projector.weight", "model.mm_projector.0.weight", "model.image_newline"
 TOWER = "model.vision_tower.vision_tower.vision_model."
 HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
-AUTHORS = ("llava", "llava_llama", "llava_mistral", "llava_qwen")
+AUTHORS = ("llava", "llava_llama", "llava_mistral", "llava_mixtral", "llava_gemma", "llava_qwen")
 OUTER = ("mm_", "image_", "tune_", "freeze_")  # beginnings of the keys of a config that are not the language model's
 STAGE = {
     "connector": {"lr": 2e-5, "weight_decay": 0.0},

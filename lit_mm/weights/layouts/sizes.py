@@ -302,10 +302,13 @@ def qformer_sizes(stored: Mapping[str, Stored]) -> Config:
 
 
 def names_of(described: Described) -> list[str]:
-    """Return the names of a checkpoint: that in its config, its folder, and the published name in the hub's cache."""
+    """Return the names of a checkpoint: that in its config, and that of its folder.
+
+    In the hub's cache a folder has the hash of a version, so the published name takes its place.
+    """
     folder = described.folder.absolute()
     cached = [match[1] for parent in folder.parents if (match := CACHED.fullmatch(parent.name))]
-    return [str(described.config.get("_name_or_path") or ""), folder.name, *cached[:1]]
+    return [str(described.config.get("_name_or_path") or ""), *(cached[:1] or [folder.name])]
 
 
 def vicuna_version(language: Described) -> str | None:

@@ -194,3 +194,17 @@ def test_a_picture_s_part_may_have_its_content_in_a_source(folder: Path, write: 
     entry = {"messages": [{"role": "user", "content": [part, {"type": "text", "text": "q"}]}, answer]}
     source = open_source({"format": "messages", "path": write([entry], "a.json")})
     assert source[0].pictures[0].width == 20
+
+
+def test_a_table_with_line_ends_of_old_systems_is_refused_as_such(folder: Path) -> None:
+    (folder / "a.csv").write_bytes(b"image,caption\rwide.png,a\r")
+    with pytest.raises(UserError, match=r"header of .* \(a carriage return without a line feed"):
+        open_source({"format": "folder", "path": str(folder / "a.csv")})
+
+
+def test_a_link_to_a_folder_is_a_folder(folder: Path) -> None:
+    (folder / "real").mkdir()
+    (folder / "linked.png").symlink_to("real")
+    (folder / "a.csv").write_bytes(b"image,caption\nlinked.png,a\n")
+    with pytest.raises(SampleError, match="It is a folder"):
+        open_source({"format": "folder", "path": str(folder / "a.csv")})[0]

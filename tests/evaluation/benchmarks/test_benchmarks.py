@@ -273,6 +273,14 @@ def test_a_faulty_row_is_refused_with_its_place_and_value(name: str, tmp_path: P
     assert "rows.json" in str(caught.value)
 
 
+def test_none_is_an_option_like_others(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    write(tmp_path / "rows.json", [ROW | {"A": "None", "B": "one", "C": float("nan"), "answer": "A"}])
+    keys = {"image": "{image}", "question": "question", "choices": ("A", "B", "C"), "answer": "letters"}
+    (question,) = Reader("rows.json", references="answer", **keys).questions(tmp_path)
+    assert question.choices == ("None", "one")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -308,9 +316,9 @@ def test_files_as_people_write_them_are_read(tmp_path: Path) -> None:
 
 def test_a_question_that_its_metric_cannot_score_is_refused_before_it_is_asked() -> None:
     questions = [Question(f"color/{n}", None, "?", ("yes",), group=str(n // 2), subset="color") for n in range(3)]
-    check_questions(questions[:2], Procedure("ours", "mme"))
+    check_questions(questions[:2], Procedure("ours", "mme"), "mine")
     with pytest.raises(UserError, match="two questions per image"):
-        check_questions(questions, Procedure("ours", "mme"))
+        check_questions(questions, Procedure("ours", "mme"), "mine")
 
 
 def test_tabs_and_line_breaks_of_a_text_part_no_values() -> None:
