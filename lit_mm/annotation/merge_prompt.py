@@ -9,7 +9,7 @@ from lit_mm.annotation.experts import Blocks
 from lit_mm.annotation.filters import write_block
 
 # A change of any text below needs another number: outputs name the version that made them
-VERSION = "lit_mm/merge 1"
+VERSION = "lit_mm/merge 2"
 
 ROLE = (
     "Several people have looked at one and the same image, and each of them has noted something else. You write the "

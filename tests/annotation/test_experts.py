@@ -399,4 +399,4 @@ def test_the_small_language_model_merges_and_always_says_the_same() -> None:
     blocks = [Blocks("a red car", text=(Description("STOP", (0.1, 0.1, 0.2, 0.2), 0.9),))]
     texts = expert.merge(blocks, [0])
     assert texts == expert.merge(blocks, [1]) and len(texts[0].split()) > 3
-    assert expert.identity().version == "SmolLM2-135M-Instruct, lit_mm/merge 1"
+    assert expert.identity().version == "SmolLM2-135M-Instruct, lit_mm/merge 2"
