@@ -189,5 +189,5 @@ def run_server(completions: Completions, host: str, port: int) -> None:
     try:
         server.run(host=host, port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
     finally:  # litserve ends its workers only once the model is loaded
-        for worker in server.inference_workers or ():
+        for worker in vars(server).get("inference_workers", ()):  # litserve sets it when it has started them
             worker.terminate()
