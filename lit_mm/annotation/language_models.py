@@ -221,7 +221,7 @@ class ChatServer(MergeExpert):
             return self._send(request)
         except _BusyError as busy:
             raise ExpertError(
-                f"ChatServer: {busy}, {len(PAUSES) + 1} times in a row. The same command resumes once it answers"
+                f"ChatServer: {busy}, {len(PAUSES) + 1} times in a row. When it answers, the same command resumes"
             ) from busy
 
     def _send(self, request: urllib.request.Request) -> Any:

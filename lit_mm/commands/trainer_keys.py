@@ -41,7 +41,8 @@ ARGUMENTS = (
     TrainerKey(
         "fast_dev_run",
         "means",
-        "A rehearsal in a temporary folder: one step of every stage, two held-out documents, a save and a load.",
+        "A rehearsal in a temporary folder: one step of every stage, two held-out documents, a save, a load and "
+        "an export.",
     ),
     TrainerKey("max_epochs", "refused", "The length of a stage is `stages.NAME.epochs` or `stages.NAME.max_steps`."),
     TrainerKey("min_epochs", "refused", "The length of a stage is `stages.NAME.epochs` or `stages.NAME.max_steps`."),

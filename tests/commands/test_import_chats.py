@@ -15,6 +15,7 @@ from tests import hub
 from tests.commands.test_import import QUESTION, command, conversation  # noqa: F401  # `command` is a fixture
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("write", "line", "decoder"),
     [

@@ -328,6 +328,7 @@ def flat(lr: float, rank: int) -> dict[str, Any]:
     return {LR: lr, RANK: rank, "stages.*.max_steps": 1, "trainer.max_time": None}
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("parameters", [flat, pytest.param(nested, marks=pytest.mark.slow)])
 def test_a_grid_is_executed_with_the_arguments_that_the_agent_builds(
     recipe: str, monkeypatch: pytest.MonkeyPatch, parameters: Callable[[float, int], dict[str, Any]]
