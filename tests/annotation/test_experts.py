@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import threading
 from collections.abc import Iterator
@@ -126,8 +127,12 @@ def test_an_untrained_model_writes_no_regions(images: list[Image.Image]) -> None
 def test_a_missing_package_is_named_with_its_installation(
     expert: Expert, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(name: str, *_: Any) -> Any:
-        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    import_module = importlib.import_module
+
+    def refuse(name: str, *others: Any) -> Any:
+        if name == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return import_module(name, *others)
 
     monkeypatch.setattr("lit_mm.annotation.experts.importlib.import_module", refuse)
     with pytest.raises(UserError, match=rf"needs the package '{package}'.*pip install 'lit_mm\[engines\]'"):
