@@ -478,8 +478,8 @@ def test_a_table_is_a_workbook_of_valid_xml(tmp_path: Path) -> None:
 
     write_table(tmp_path / "t.xlsx", [["a", "b"], [1, "x & \x07y"]])
     with zipfile.ZipFile(tmp_path / "t.xlsx") as file:
-        for name in file.namelist():
-            ElementTree.fromstring(file.read(name))
+        roots = {name: ElementTree.fromstring(file.read(name)) for name in file.namelist()}
+    assert roots["xl/worksheets/sheet1.xml"].tag.endswith("}worksheet")
 
 
 def test_only_read_figures_of_the_same_split_and_metric_get_a_difference() -> None:
