@@ -25,5 +25,5 @@ def dropout(x: Tensor, p: float, training: bool = True) -> Tensor:
         return F.dropout(x, p, training)
     dropped = min(max(round(p * LEVELS), 1), LEVELS - 1)
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)  # all 64 bits
-    mask = (draws.view(torch.int16)[: x.numel()] >= dropped - LEVELS // 2).view(x.shape)
-    return x * mask.to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
+    mask = draws.view(torch.int16)[: x.numel()].ge_(dropped - LEVELS // 2)  # 0 or 1; bool would be slower to convert
+    return x * mask.view(x.shape).to(x.dtype).mul_(LEVELS / (LEVELS - dropped))
