@@ -56,6 +56,7 @@ COMMANDS = {  # command -> module in lit_mm.commands and function
     "serve": ("serve", "serve"),
 }
 LATE = ("data", "checkpoint", "recipes", "runs")  # they need torch at times only, and check its pair then
+OTHER_CONFIGS = ("annotate",)  # its --config is no recipe and finds names by itself
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
     "validate": "`fit` examines the model on held-out documents while it trains (`examine_every`); `evaluate` does it "
@@ -184,6 +185,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         print(fit_help())
         sys.exit(0)
+    if not helping and name not in OTHER_CONFIGS:
+        from lit_mm.commands.config_text import check_config_files
+
+        check_config_files(arguments[1:])
     if not helping and name not in LATE:
         from lit_mm.environment import check_torch_pair
 

@@ -252,6 +252,16 @@ def config_files(arguments: Sequence[str]) -> list[str]:
     return [value for key, value in _options(arguments) if key in ("--config", "-c") and value]
 
 
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Refuse config files that cannot be read. No torch is imported, so that the message comes at once.
+
+    Raises:
+        UserError: see `read_config`.
+    """
+    for file in config_files(arguments):
+        read_config(file)
+
+
 def overrides(arguments: Sequence[str]) -> Iterator[Entry]:
     """Return each dotted option of a command line, such as `--data.init_args.path x`, as a config of one key."""
     for option, text in _options(arguments):
