@@ -14,6 +14,7 @@ from lit_mm.distributed.shares import share_of, whole_shape
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.stages.thaw import idle_line, idle_steps
 
 Parts = Mapping[str, Mapping[str, nn.Parameter]]
 Digests = dict[str, dict[str, str]]  # part -> parameter -> digest of its bytes
@@ -54,6 +55,8 @@ class FreezeAudit(L.Callback):
         for groups in lists:
             check_groups(groups, parts, set(stage.train_parts), stage.name)
         trainer.print(describe_parts(parts, set(stage.train_parts), stage.name, pl_module.parts_read(stage)))
+        if idle := idle_steps(stage):
+            trainer.print(idle_line(stage.name, idle))
         parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
         if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
             self._check_frozen(parts, set(stage.train_parts), "the checkpoint that was loaded")

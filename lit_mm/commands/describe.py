@@ -27,11 +27,12 @@ Any key of the recipe may follow, spelt as in the YAML: --model.init_args.image_
 Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
-`frozen_total`, `unread` parts, `from_step` of parts that thaw later, `starts_from` of a branch, `steps` or `epochs`,
-`rows_per_step`, `samples_per_step`, `depends_on`, `memory`) and, with --images, `images` (`width`, `height`, `views`,
-`grid` as [columns, rows] of tiles, `visual_tokens`) as the finished model sees them. A stage that sees them in another
-way has its own `images`; `images_by_source` has those of sources with a tiling of their own. A size that the tiling
-refuses has `refused`, the reason, in place of views, grid and tokens.
+`frozen_total`, `unread` parts, `from_step` of parts that thaw later, `idle_steps` before the first part learns,
+`starts_from` of a branch, `steps` or `epochs`, `rows_per_step`, `samples_per_step`, `depends_on`, `memory`) and, with
+--images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles, `visual_tokens`) as the finished
+model sees them. A stage that sees them in another way has its own `images`; `images_by_source` has those of sources
+with a tiling of their own. A size that the tiling refuses has `refused`, the reason, in place of views, grid and
+tokens.
 
 `depends_on` says, by objective that compares samples, which samples the loss of a pair depends on.
 
@@ -184,6 +185,7 @@ def stage_plan(
 ) -> dict[str, Any]:
     """Return the trainable parts of a stage, its length, its memory and its costs."""
     from lit_mm.stages.stage import adapters_of
+    from lit_mm.stages.thaw import idle_steps
 
     model, data = cli.model, cli.data_of(stage)
     ended = [part for part, adapter in model.adapters.items() if adapter.after != "keep"]
@@ -204,6 +206,7 @@ def stage_plan(
         "frozen_total": sum(p.numel() for tensors in parts.values() for p in tensors.values()) - total,
         "unread": unread,
         "from_step": {part: train.from_step for part, train in stage.train_parts.items() if train.from_step},
+        "idle_steps": idle_steps(stage),
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
         "depends_on": comparisons_of(cli, stage, data, ranks),
@@ -342,6 +345,8 @@ def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str =
 
 def tables(plan: dict[str, Any]) -> str:
     """Format the plan as tables for people."""
+    from lit_mm.stages.thaw import idle_line
+
     stages = plan["stages"]
     rows = [["part", "parameters", *(stage["name"] for stage in stages)]]
     for part, count in plan["parameters"]["parts"].items():
@@ -353,7 +358,8 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), "", memory_table(stages), *cost_lines(stages)]
+    idle = [idle_line(stage["name"], stage["idle_steps"]) for stage in stages if stage["idle_steps"]]
+    text = [plan["family"], "", aligned(rows), *idle, "", memory_table(stages), *cost_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         reasons = []

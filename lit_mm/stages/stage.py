@@ -232,7 +232,7 @@ def check_stage(
         objectives: names of the model's objectives.
     Raises:
         UserError: the stage names a part or an objective that the model does not have, its warm-up is longer than the
-            stage, or its schedule counts other epochs than the stage.
+            stage, its schedule counts other epochs than the stage, or a part thaws after its end.
     """
     unknown = sorted(stage.train.keys() - parts.keys())
     if unknown:
@@ -245,6 +245,11 @@ def check_stage(
             stage.schedule.factor(0, stage.max_steps)
         except UserError as error:  # the schedule's message does not name the stage
             raise UserError(f"stages.{stage.name}.schedule: {error}") from error
+        if late := {part: train.from_step for part, train in stage.train.items() if train.from_step >= stage.max_steps}:
+            raise UserError(
+                f"stages.{stage.name}.train: a part thaws before the stage ends after {stage.max_steps} optimizer "
+                f"steps, got `from_step` {late}. Lower it, or take the part out of `train`"
+            )
     elif isinstance(stage.schedule, ByEpoch) and stage.schedule.epochs != stage.epochs:
         raise UserError(
             f"stages.{stage.name}.schedule changes the rate over {stage.schedule.epochs} epochs, the stage has "

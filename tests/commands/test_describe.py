@@ -137,6 +137,7 @@ def test_tied_embeddings_count_once_and_parts_that_no_stage_names_are_frozen(des
 def test_a_part_that_thaws_late_is_trainable_from_its_step(described: Callable) -> None:
     pretrain, finetune = described(write())["stages"]
     assert (pretrain["from_step"], finetune["from_step"]) == ({}, {"connector": 7})
+    assert (pretrain["idle_steps"], finetune["idle_steps"]) == (0, 0)
     assert finetune["trainable"].keys() == {"language", "connector"}
 
 
@@ -268,8 +269,10 @@ def test_a_batch_that_does_not_split_over_the_ranks_is_told(
     described: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [stage["memory"]["accumulation"] for stage in described(write(), "--ranks", "3")["stages"]] == [None, 1]
-    main(["describe", "--config", write(), "--ranks", "3"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("micro-batches")]
+    main(["describe", "--config", write(), "--ranks", "3", "--stages.pretrain.train.connector.from_step", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("stage pretrain: nothing learns in the first 2 optimizer steps")]
+    (line,) = [line for line in lines if line.startswith("micro-batches")]
     assert line.split("  ")[1:] and line.endswith(" 1") and "batch does not split" in line
 
 
