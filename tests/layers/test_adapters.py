@@ -122,6 +122,7 @@ def test_an_adapter_goes_below_partial_lora_and_leaves_its_branches_alone() -> N
         ({"rank": 0}, "`rank` is at least 1, got 0"),
         ({"targets": ["q"]}, r"called \['q'\]; there are \['down_proj'"),
         ({"targets": ["lm_head"]}, r"called \['lm_head'\]"),
+        ({"targets": []}, r"called \[\]; there are"),
     ],
 )
 def test_linears_that_cannot_be_wrapped_are_refused(options: dict[str, Any], message: str) -> None:
@@ -129,6 +130,8 @@ def test_linears_that_cannot_be_wrapped_are_refused(options: dict[str, Any], mes
         adapted(**options)
     with pytest.raises(UserError, match="no linear without an adapter"):
         add_adapters(adapted(), PART, rank=2)
+    with pytest.raises(UserError, match=r"Conv2d has no linear without an adapter. Leave the adapter out"):
+        add_adapters(nn.Conv2d(3, 4, 2), PART, rank=2, targets=["q_proj"])
 
 
 def test_dropout_acts_in_training_alone() -> None:
