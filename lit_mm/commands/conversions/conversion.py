@@ -19,6 +19,7 @@ from lit_mm.weights.stream import Stored
 
 if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule
+    from lit_mm.samples.processor import Processor
 
 TABLES = (
     *("language_model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.weight", "shared.weight"),
@@ -189,6 +190,23 @@ def config_values(config: PretrainedConfig, name: str, dtype: str) -> dict[str, 
     return values
 
 
+def pixel_keys(processor: Processor) -> dict[str, Any]:
+    """Return the keys of preprocessor_config.json by which transformers makes views of images as CLIP does.
+
+    They stand for the conversion to RGB, a bicubic resize, the scale from 0 to 1 and the normalisation.
+    """
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(processor.normalise.mean),
+        "image_std": list(processor.normalise.std),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+
+
 def processor_texts(
     name: str, module: MultimodalModule, side: int, more: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
@@ -200,19 +218,11 @@ def processor_texts(
         side: side of the squares, pixels.
         more: keys of processor_config.json that the family adds.
     """
-    normalise = module.processor.normalise
     pixels = {
         "image_processor_type": "BlipImageProcessor",
         "processor_class": name,
         "size": {"height": side, "width": side},
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(normalise.mean),
-        "image_std": list(normalise.std),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
+        **pixel_keys(module.processor),
     }
     return {
         "preprocessor_config.json": json.dumps(pixels, indent=1),
