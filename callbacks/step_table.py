@@ -86,6 +86,8 @@ class StepTable:
 def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
     """Read the rows of a table; none if there is no file. A last line that a kill cut short is left out.
 
+    So is a column without a name, which earlier versions wrote for documents without a skill.
+
     Raises:
         UserError: a line has too few or too many cells, or a cell has the wrong type.
     """
@@ -107,7 +109,7 @@ def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
                 f"{str(path)!r}, line {number}: {len(cells)} cells for {len(header)} columns. Remove the line"
             )
         try:
-            rows.append({name: types.get(name, float)(cell) for name, cell in zip(header, cells, strict=True)})
+            rows.append({name: types.get(name, float)(cell) for name, cell in zip(header, cells, strict=True) if name})
         except ValueError as error:
             raise UserError(f"{str(path)!r}, line {number}: {error}. Remove the line") from error
     return rows

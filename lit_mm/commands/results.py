@@ -89,6 +89,7 @@ def check_figure(cli: RecipeCLI, name: str) -> None:
         UserError: no run of the recipe measures it, or the held-out documents cannot be read.
     """
     from lit_mm.commands.examined import measures_of
+    from lit_mm.documents.examination import skills_of
     from lit_mm.evaluation.examiners import NamedFigures
 
     names = [*COLUMNS, *(f"lr/{part}" for part in cli.model.base_parts())]
@@ -98,7 +99,7 @@ def check_figure(cli: RecipeCLI, name: str) -> None:
         return
     documents = cli.datamodule.heldout(cli.config.examine_documents)
     if documents:
-        skills = list(dict.fromkeys(document.skill for document in documents))
+        skills = skills_of(documents)
         if isinstance(cli.model.examiner, NamedFigures):
             skills = list(cli.model.examiner.skills)
         names += [*SUMMARY, "seconds", "accuracy/overall", *(f"accuracy/{skill}" for skill in skills)]

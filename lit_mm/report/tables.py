@@ -33,8 +33,6 @@ def accuracy_table(score: Score, blind: Score, predictions: Iterable[Prediction]
     table.add_column("blind", footer=_percent(blind.overall), justify="right")
     table.add_column("n", footer=str(score.count), justify="right")
     for skill, share in score.skills.items():
-        if not skill:  # documents of files have no skill, and the total says it all
-            continue
         table.add_row(skill, _percent(share), _percent(blind.skills.get(skill)), str(counts.get(skill, "")))
     return rendered(table, 100)
 

@@ -52,6 +52,8 @@ def test_right_answers_score_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     answers = [d.answer if d.skill == "read" else "wrong" for d in DOCUMENTS]
     monkeypatch.setattr(module_of_figures, "answer", lambda *_, **__: answers)
+    mixed = [dataclasses.replace(DOCUMENTS[0], skill=""), *DOCUMENTS]
+    assert "equality/mine/" not in DocumentFigures("mine", mixed, ["equality"]).names(xcomposer2())
     values = DocumentFigures("mine", DOCUMENTS, ["equality"])(xcomposer2())
     assert values == {"equality/mine": 4 / 7, "equality/mine/read": 1.0, "equality/mine/count": 0.0}
 
