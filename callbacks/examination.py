@@ -38,8 +38,8 @@ class Examination(StepObserver):
         every_n_steps: number of optimizer steps between examinations, counted through all stages; 0 examines
             only step 0 and the ends of stages.
         documents: held-out documents, or the number of documents to take from the data module.
-        path: path of the CSV with the columns step, stage, overall, and one column per skill of the documents. A resumed
-            run continues it.
+        path: path of the CSV with the columns step, stage, overall, and one column per skill of the documents. A
+            resumed run continues it.
         batch_size: number of documents that are decoded together.
     Raises:
         UserError: the number of steps is negative, or there are no held-out documents.

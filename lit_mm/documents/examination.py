@@ -24,7 +24,7 @@ def skills_of(documents: Iterable[Document]) -> list[str]:
 
 @dataclass(frozen=True)
 class Score:
-    """The rate of exact matches over all documents and per skill. Documents without a skill count in the first alone."""
+    """Rates of exact matches over all documents and per skill. Documents without a skill count in `overall` alone."""
 
     overall: float
     skills: dict[str, float]
