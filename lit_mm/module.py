@@ -31,6 +31,7 @@ from lit_mm.objectives.objective import Comparing, Objective, Timed
 from lit_mm.prompts.source import is_on_this_machine
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
+from lit_mm.samples.target import check_target
 from lit_mm.stages.adapter import Adapter, After, adapter_part
 from lit_mm.stages.average import keep_average
 from lit_mm.stages.groups import layered, parameter_groups
@@ -194,7 +195,7 @@ class MultimodalModule(L.LightningModule):
         """Refuse stages that this model cannot run, and parts that do not fit their published files on this machine.
 
         Raises:
-            UserError: see `lit_mm.stages.stage.check_recipe`, `parts_read`, `check_vocabulary` and
+            UserError: see `lit_mm.stages.stage.check_recipe`, `parts_read`, `check_vocabulary`, `check_targets` and
                 `lit_mm.checkpoints.origins.Origins.check_configs`.
         """
         check_recipe(stages, self.parts(), self.objectives)
@@ -203,6 +204,20 @@ class MultimodalModule(L.LightningModule):
         self.origins.check_configs()
         if self.processor is not None and is_on_this_machine(self.processor.tokenizer):
             self.check_vocabulary()
+            for stage in stages if self.processor.writes_target else ():
+                self.check_targets(stage)
+
+    def check_targets(self, stage: Stage) -> None:
+        """Refuse the prompts of an encoder-decoder's stage that it cannot learn; this reads the tokenizer's files.
+
+        Raises:
+            UserError: see `lit_mm.samples.target.check_target`.
+        """
+        for processor in self.processors_of(stage).values():
+            try:
+                check_target(processor)
+            except UserError as error:
+                raise UserError(f"stages.{stage.name}: {error}") from error
 
     def check_vocabulary(self) -> None:
         """Refuse a tokenizer with ids that the language model has no embeddings for; this reads the tokenizer's files.
