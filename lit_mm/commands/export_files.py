@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lit_mm.commands.export_output import Output
 from lit_mm.commands.proof import SIZES, Comparison, counts, summary
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.run.interruption import say
 from lit_mm.weights.convert import shorten
 from lit_mm.weights.files import TensorFiles, tensor_files
 from lit_mm.weights.layouts.layout import layout_named
@@ -24,6 +26,7 @@ from lit_mm.weights.provenance import TYPES, elements_of
 from lit_mm.weights.stream import Stored, write
 
 SHARD = 5_000_000_000  # most bytes of tensors in one file
+LARGE = 1_000_000_000  # least bytes of an export whose size is said before it is written
 
 
 def write_output(output: Output, folder: Path, memory: float | None) -> list[str]:
@@ -34,19 +37,38 @@ def write_output(output: Output, folder: Path, memory: float | None) -> list[str
     Raises:
         UserError: a tensor, or a logit of transformers, differs.
     """
-    value = output.values()
+    value, size = output.values(), sum(stored.bytes for stored in output.tensors.values())
+    check_room(folder.parent, size)
     try:
         output.copy(folder)
         files = write_shards(folder, output.tensors, lambda name: elements_of(value(name)))
     except OSError as error:
         raise UserError(f"the files in {str(folder)!r} cannot be written ({error}). Is the disk full?") from error
     check_files(folder, files, output)
-    size = sum(stored.bytes for stored in output.tensors.values())
     return [
         f"{output.layout}: {len(output.tensors)} tensors, {size / 1e6:,.1f} MB",
         "read again: every tensor is the run's, in the dtype of the published file",
         *proof_of(output, folder, memory),
     ]
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Say how much an export will write, if it takes long, and refuse one that the disk has no room for.
+
+    Args:
+        folder: folder in which the export is written.
+        size: bytes of its tensors.
+    Raises:
+        UserError: there is less room.
+    """
+    room = shutil.disk_usage(folder).free
+    if size > room:
+        raise UserError(
+            f"the files take {size / 1e9:.1f} GB, and {str(folder)!r} has room for {room / 1e9:.1f} GB. Make room, or "
+            "choose another folder (a rehearsal writes where TMPDIR says)"
+        )
+    if size > LARGE:
+        say(f"lit_mm: writing {size / 1e9:.1f} GB to {folder}")
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored], elements: Any) -> list[Path]:

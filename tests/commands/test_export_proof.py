@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_mm.checkpoints import manifest
 from lit_mm.commands.conversions.llava import CLIPS, vision_name
+from lit_mm.commands.export_files import check_room
 from lit_mm.commands.export_numbers import differences
 from lit_mm.commands.export_start import check_digest, with_tokenizers
 from lit_mm.commands.import_ import write_run
@@ -252,3 +254,14 @@ def test_a_blip2_of_a_recipe_with_an_encoder_decoder_keeps_its_head(command: Cal
     assert code == 0 and "logits differ by" in output, error
     head, table = (read_checkpoint("out")[f"language_model.{name}.weight"] for name in ("lm_head", "shared"))
     assert not torch.equal(head, table[: len(head)])
+
+
+def test_the_space_of_an_export_is_said_and_checked_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3_000_000_000))
+    check_room(tmp_path, 2_500_000_000)
+    check_room(tmp_path, 1_000_000)
+    assert capfd.readouterr().err == f"lit_mm: writing 2.5 GB to {tmp_path}\n"
+    with pytest.raises(UserError, match=r"take 4\.0 GB, .* has room for 3\.0 GB"):
+        check_room(tmp_path, 4_000_000_000)
