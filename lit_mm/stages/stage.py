@@ -209,7 +209,7 @@ def check_recipe(
         objectives: names of the model's objectives.
     Raises:
         UserError: there is no stage, two stages have the same name, a stage starts from a stage that is not before it,
-            or this model cannot run a stage, see `check_stage`.
+            a part thaws after the end of its stage, or this model cannot run a stage, see `check_stage`.
     """
     if not stages:
         raise UserError("the recipe has no stages: add `stages:` with at least one entry")
@@ -219,6 +219,12 @@ def check_recipe(
     adapters_of(stages)
     for stage in stages:
         check_stage(stage, parts, objectives)
+        steps = stage.max_steps or math.inf
+        if late := {part: train.from_step for part, train in stage.train.items() if train.from_step >= steps}:
+            raise UserError(
+                f"stages.{stage.name}.train: a part thaws before the stage ends after {steps} optimizer steps, got "
+                f"`from_step` {late}. Lower it, or take the part out of `train`"
+            )
 
 
 def check_stage(
@@ -232,7 +238,7 @@ def check_stage(
         objectives: names of the model's objectives.
     Raises:
         UserError: the stage names a part or an objective that the model does not have, its warm-up is longer than the
-            stage, its schedule counts other epochs than the stage, or a part thaws after its end.
+            stage, or its schedule counts other epochs than the stage.
     """
     unknown = sorted(stage.train.keys() - parts.keys())
     if unknown:
@@ -245,11 +251,6 @@ def check_stage(
             stage.schedule.factor(0, stage.max_steps)
         except UserError as error:  # the schedule's message does not name the stage
             raise UserError(f"stages.{stage.name}.schedule: {error}") from error
-        if late := {part: train.from_step for part, train in stage.train.items() if train.from_step >= stage.max_steps}:
-            raise UserError(
-                f"stages.{stage.name}.train: a part thaws before the stage ends after {stage.max_steps} optimizer "
-                f"steps, got `from_step` {late}. Lower it, or take the part out of `train`"
-            )
     elif isinstance(stage.schedule, ByEpoch) and stage.schedule.epochs != stage.epochs:
         raise UserError(
             f"stages.{stage.name}.schedule changes the rate over {stage.schedule.epochs} epochs, the stage has "
