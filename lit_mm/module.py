@@ -204,15 +204,17 @@ class MultimodalModule(L.LightningModule):
         self.origins.check_configs()
         if self.processor is not None and is_on_this_machine(self.processor.tokenizer):
             self.check_vocabulary()
-            for stage in stages if self.processor.writes_target else ():
+            for stage in stages:
                 self.check_targets(stage)
 
     def check_targets(self, stage: Stage) -> None:
-        """Refuse the prompts of an encoder-decoder's stage that it cannot learn; this reads the tokenizer's files.
+        """Refuse prompts of a stage that an encoder-decoder cannot learn; this reads the tokenizer's files.
 
         Raises:
             UserError: see `lit_mm.samples.target.check_target`.
         """
+        if self.processor is None or not self.processor.writes_target:
+            return
         for processor in self.processors_of(stage).values():
             try:
                 check_target(processor)
