@@ -33,7 +33,7 @@ def idle_line(stage: str, steps: int) -> str:
         stage: name of the stage.
         steps: see `idle_steps`.
     """
-    return f"stage {stage}: nothing learns in the first {steps:,} optimizer steps: every part has a later `from_step`"
+    return f"stage {stage}: nothing learns in the first {steps:,} optimizer steps, because every part has a `from_step`"
 
 
 def set_modes(network: nn.Module, parts: Collection[str]) -> None:
