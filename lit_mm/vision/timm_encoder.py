@@ -351,9 +351,7 @@ def _create(name: str, image_size: int | None, drop_path: float, overrides: dict
         UserError: timm refuses an argument, or the model has no intermediate features.
     """
     try:
-        with torch.device("meta"):
-            takes_size = "img_size" in inspect.signature(type(timm.create_model(name)).__init__).parameters
-        size = {"img_size": image_size} if takes_size and image_size else {}
+        size = {"img_size": image_size} if image_size and _takes_size(name) else {}
         model = timm.create_model(name, pretrained=False, drop_path_rate=drop_path, **size, **overrides)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -362,6 +360,13 @@ def _create(name: str, image_size: int | None, drop_path: float, overrides: dict
     if not isinstance(model, HasStages):
         raise UserError(f"TimmEncoder: {type(model).__name__} of timm gives no features of its blocks; take another")
     return model
+
+
+@cache
+def _takes_size(name: str) -> bool:
+    """True if a model of timm is built for a size of its views. To see that, it is built once, without memory."""
+    with torch.device("meta"):
+        return "img_size" in inspect.signature(type(timm.create_model(name)).__init__).parameters
 
 
 def _published_size(model: nn.Module, name: str) -> int:
