@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from lit_mm.callbacks.examination import Examination
 from lit_mm.callbacks.steps import Step, StepObserver, callbacks_of
@@ -43,7 +44,7 @@ class EarlyEnd(StepObserver):
     def setup(self, trainer: L.Trainer, pl_module: MultimodalModule, stage: str) -> None:
         name = pl_module.current_stage.name
         profiler = trainer.profiler  # pyrefly: ignore[missing-attribute]  # Lightning sets it
-        if profiler.filename is None:
+        if profiler.filename is None and not isinstance(profiler, PassThroughProfiler):  # it would open an empty file
             profiler.dirpath, profiler.filename = self.folder / "profile", name
         for callback in callbacks_of(trainer):
             if isinstance(callback, EarlyStopping):

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from lit_mm.documents.printable import visible
-from lit_mm.errors import LostRankError, UserError, suggestion
+from lit_mm.errors import LostRankError, UserError, missing_package, suggestion
 
 USAGE = """usage: python -m lit_mm COMMAND [--help]
 
@@ -128,7 +128,9 @@ def no_collection() -> Iterator[None]:
 
 
 def mistake_of(error: Exception) -> UserError | None:
-    """Return the user's mistake behind an exception: the exception, or one that was being handled; a full disk is one.
+    """Return the user's mistake behind an exception: the exception, or one that was being handled.
+
+    A full disk is a mistake, and so is a package that this Python does not have.
 
     When a loader fails to start, Lightning's cleanup asks that loader for its length, fails in turn, and so hides what
     was wrong with the data.
@@ -139,6 +141,8 @@ def mistake_of(error: Exception) -> UserError | None:
         if isinstance(candidate, OSError) and candidate.errno in NO_ROOM:
             place = f" ({candidate.filename})" if candidate.filename else ""
             return UserError(f"{candidate.strerror}{place}. Make room; a run goes on with the same command")
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "lit_mm").partition(".")[0]) != "lit_mm":
+        return missing_package(package)
     return None
 
 

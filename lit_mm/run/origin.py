@@ -83,7 +83,11 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
     if init_from:
         path = manifest.find(init_from)
         _check_whole(path)
-        record = {"init_from": os.path.abspath(init_from), "checkpoint": os.path.abspath(path), "digest": _digest(path)}
+        record = {
+            "init_from": os.path.abspath(init_from),
+            "checkpoint": os.path.realpath(path),
+            "digest": _digest(path),
+        }
         write_whole(file, json.dumps(record, indent=1) + "\n")
         return str(path)
     if record is None:

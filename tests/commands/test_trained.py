@@ -278,6 +278,33 @@ def test_what_a_run_started_from_is_recorded_and_not_needed_any_more(place: Path
     assert code == 2 and f"started from {record['checkpoint']}, not from 'runs/tiny/" in error
 
 
+def test_a_run_may_start_from_latest_and_resumes_though_latest_is_that_run_by_then(place: Path, command) -> None:
+    latest = place / "runs/latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to("tiny")
+    words = (
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--stages",
+        "finetune",
+        "--run_dir",
+        "runs/on",
+        "--init_from",
+        "runs/latest",
+    )
+    code, _, error = command(*words)
+    assert code == 0, error
+    assert latest.resolve() == place / "runs/on"
+    assert str(place / "runs/tiny") in json.loads((place / "runs/on/init_from.json").read_text())["checkpoint"]
+    shutil.rmtree(place / "runs/on/checkpoints")  # as if it had been killed before its first checkpoint
+    assert command(*words)[0] == 0
+    latest.unlink()
+    latest.symlink_to("tiny")
+    assert command("fit", "--config", "tiny.yaml", "--model.init_args.language.init_args.weights", "llama:none")[0] == 2
+    assert latest.resolve() == place / "runs/tiny"  # a start that fails does not move it
+
+
 def test_a_damaged_checkpoint_to_start_from_or_to_ask_names_a_whole_one(place: Path, command, tmp_path: Path) -> None:
     shutil.copytree(place / "runs/tiny", tmp_path / "base")
     older, newest = sorted((tmp_path / "base/checkpoints").iterdir())[-2:]

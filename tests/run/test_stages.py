@@ -360,11 +360,13 @@ def test_a_name_that_no_folder_can_have_is_refused(tmp_path, monkeypatch, name):
         check_run_dir(possible)
 
 
-def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):
+def test_latest_points_to_the_run_that_began_last_and_not_to_one_that_was_only_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = RunFolder.open(None, "tiny")
     assert first.path.parent == Path("runs/tiny")
-    RunFolder.open("elsewhere/second", "tiny")
+    first.point_latest()
+    RunFolder.open("elsewhere/second", "tiny").point_latest()
+    RunFolder.open(None, "tiny")
     assert Path("runs/latest").resolve() == (tmp_path / "elsewhere" / "second")
     assert os.listdir("elsewhere/second") == ["checkpoints"]
 
@@ -384,7 +386,9 @@ def test_a_run_elsewhere_needs_no_link_to_it_here(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     Path(obstacle).parent.mkdir(parents=True, exist_ok=True)
     Path(obstacle).touch()
-    assert RunFolder.open(str(tmp_path / "elsewhere"), "tiny").checkpoints.is_dir()
+    folder = RunFolder.open(str(tmp_path / "elsewhere"), "tiny")
+    folder.point_latest()
+    assert folder.checkpoints.is_dir()
     assert "runs/latest does not point to this run" in capsys.readouterr().err
 
 
