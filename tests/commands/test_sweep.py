@@ -26,6 +26,7 @@ from lit_mm.commands.sweep_offline import config_of, ranked, run_offline, trial_
 from lit_mm.commands.sweep_online import run_online
 from lit_mm.errors import UserError
 from lit_mm.report.sweep_chart import draw_sweep
+from lit_mm.run.folder import value_at
 from lit_mm.sweeps.agent import command_of, words_of
 from lit_mm.sweeps.parameters import example_points
 from lit_mm.sweeps.search import Search, Trial
@@ -107,6 +108,22 @@ def test_a_key_or_value_that_the_recipe_refuses_is_found_before_anything_is_crea
     assert (code, output) == (2, "")
     assert message in errors and len(errors.splitlines()) <= 4
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "value"),
+    [
+        ("model.init_args.vision.init_args.weights", None),
+        ("model.init_args.vision.init_args", {"image_size": 28, "weights": None}),
+        ("trainer.max_time", None),
+    ],
+)
+def test_a_null_of_a_point_is_null_in_its_recipe(folder: Path, address: str, value: Any) -> None:
+    """W&B's agent writes it as the word None."""
+    specification = specification_of(SWEEP | {"parameters": {address: {"value": value}}}, "x")
+    config = yaml.safe_load(open_point(specification, {address: value}).resolved())
+    resolved = value_at(config, address)
+    assert resolved is None if value is None else resolved["weights"] is None and resolved["image_size"] == 28
 
 
 @pytest.mark.parametrize(
