@@ -53,6 +53,7 @@ from lit_mm.run.folder import LAUNCHED, RunFolder, check_run_dir, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
 from lit_mm.run.lost_rank import lost_rank_named
+from lit_mm.run.lost_worker import lost_worker_named
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.adapter import fates
@@ -119,7 +120,7 @@ def train(
     )
     interruption = Interruption(checkpointing, cli.time_limit)
     observers += [checkpointing, interruption]  # in this order and last, see their docstrings
-    with interruption, resumable(arguments, folder), lost_rank_named(module):
+    with interruption, resumable(arguments, folder), lost_rank_named(module), lost_worker_named(module):
         data = run_stages(
             module,
             stages,

@@ -165,6 +165,14 @@ def check_packages(entry: Entry, path: tuple[str, ...]) -> None:
         check_packages(inner, (*path, name))
 
 
+def nulls_of(entry: Entry, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the nulls of an option."""
+    if entry.value is None:
+        yield key
+    for name, inner in entry.keys.items():
+        yield from nulls_of(inner, f"{key}.{name}" if key else name)
+
+
 def is_known(override: Entry) -> bool:
     """Return True if an option is a key of a recipe. The parser reports other options."""
     (key, entry), *_ = override.keys.items()
@@ -200,6 +208,7 @@ class RecipeCLI(LightningCLI):
         entries: Entry | None = None,
     ) -> None:
         self.build, self.command_options, self.with_data = build, options, with_data
+        self.nulls: list[str] = []
         if isinstance(arguments, Mapping):
             if not with_data:
                 arguments = {key: value for key, value in arguments.items() if key != "data"}
@@ -213,6 +222,7 @@ class RecipeCLI(LightningCLI):
                 self.entries = merged_recipe(self.entries, read_config(path))
             refuse_old_keys(config_files(arguments), flow(self.entries))
             for override in overrides(arguments):
+                self.nulls += nulls_of(override)
                 if is_known(override):
                     self.entries = merged_recipe(self.entries, with_class_path(override))
             check_packages(self.entries, ())
@@ -246,6 +256,17 @@ class RecipeCLI(LightningCLI):
             raise self.with_line(error) from error
         except (ArgumentError, ValueError) as error:
             raise self.as_user_error(error) from error
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words, and put back the nulls of options that the parser has turned into the text None.
+
+        jsonargparse writes the value of a part's part (`--model.init_args.vision.init_args.weights null`) as Python
+        text before it reads it again, and None is a text in YAML.
+        """
+        super().parse_arguments(parser, args)
+        for key in self.nulls:
+            if self.config.get(key) == str(None):
+                self.config[key] = None
 
     def with_line(self, error: UserError) -> UserError:
         """Return an error about a key of a stage or of the Trainer with the file and line of the key."""

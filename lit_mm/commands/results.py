@@ -72,11 +72,15 @@ def read_summary(folder: Path) -> Mapping[str, Any]:
     """
     file = folder / "summary.json"
     try:
-        return json.loads(file.read_bytes())
+        summary = json.loads(file.read_bytes())
+        if isinstance(summary, dict) and all("overall" in summary[name] for name in SUMMARY if name in summary):
+            return summary
+        problem = "it is no summary of a run"
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{str(file)!r} is damaged ({error}). Remove it, and give the run's command again") from error
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    raise UserError(f"{str(file)!r} is damaged ({problem}). Remove it, and give the run's command again")
 
 
 def check_figure(cli: RecipeCLI, name: str) -> None:

@@ -65,7 +65,12 @@ def list_runs(choices: Any) -> None:
     """List run folders with family, stages, state, accuracy and cost."""
     from lit_mm.commands.run_folders import record_of, run_folders
 
-    records = [record_of(folder) for root in choices.folder for folder in run_folders(Path(root))]
+    records, problems = [], []
+    for folder in (folder for root in choices.folder for folder in run_folders(Path(root))):
+        try:
+            records.append(record_of(folder))
+        except UserError as error:
+            problems.append(f"lit_mm: {str(folder)!r} is not listed: {error}")
     records = [record for record in records if _matches(record, choices)]
     keys = {
         "time": lambda record: record.last_write,
@@ -78,6 +83,7 @@ def list_runs(choices: Any) -> None:
         print(json.dumps([asdict(record) | {"path": str(record.path)} for record in records]))
     else:
         print(_table(records) if records else "no run folder matches")
+    print(*problems, sep="\n", end="\n" * bool(problems), file=sys.stderr)
 
 
 def _matches(record: RunRecord, choices: Any) -> bool:
@@ -218,7 +224,14 @@ def check_deletion(folder: Path, others: Mapping[Path, Sequence[Path]]) -> None:
     leaving = {run.resolve() for runs in others.values() for run in runs}
     neighbours = {run.resolve() for root in roots for run in run_folders(root)} - leaving
     for run in others[folder]:
-        if users := users_of(run, iter(sorted(neighbours))):
+        try:
+            users = users_of(run, iter(sorted(neighbours)))
+        except UserError as error:
+            raise UserError(
+                f"a run that may need {str(run)!r} cannot be read: {error}. Mend or delete that run first. Nothing was "
+                "deleted"
+            ) from error
+        if users:
             raise UserError(
                 f"{str(run)!r} has weights that {str(users[0])!r} still loads. Delete that run first. Nothing was "
                 "deleted"
@@ -234,17 +247,21 @@ def remove(folder: Path, inner: Sequence[Path]) -> None:
         folder: run folder or folder of a sweep.
         inner: its run folders.
     Raises:
-        UserError: a job has begun to use a run.
+        UserError: a job has begun to use a run, or the system refuses.
     """
     from lit_mm.run.lock import FolderLock
 
     hidden = folder.with_name(f".deleted-{folder.name}-{uuid.uuid4().hex[:8]}")
     link = Path(ROOT) / "latest"
     is_latest = link.is_symlink() and link.resolve() in {run.resolve() for run in inner}
-    with ExitStack() as locks:
-        for run in inner:
-            locks.enter_context(FolderLock(run))
-        os.rename(folder, hidden)
-    shutil.rmtree(hidden)
+    try:
+        with ExitStack() as locks:
+            for run in inner:
+                locks.enter_context(FolderLock(run))
+            os.rename(folder, hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        rest = f"; the rest of it is {str(hidden)!r}" if hidden.exists() else ""
+        raise UserError(f"{str(folder)!r} cannot be deleted: {error}{rest}") from error
     if is_latest:
         link.unlink()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from lit_mm.commands.cost import Cost
     from lit_mm.commands.recipe import RecipeCLI
 
+MAY_CHANGE = re.compile(r"specification\.(run_cap|description|project|entity)")  # keys that change no earlier trial
 EPILOG = """\
 The file is a W&B sweep specification. Its parameters are addresses of the recipe's keys, spelt as on the command line
 of `fit`; nested `parameters:` are joined by dots. `command` runs `fit` with the recipe, and `metric` is a figure that
@@ -275,6 +277,8 @@ def _short(value: Any) -> str:
 def begin_folder(folder: Path, specification: Specification, seed: int, recipe: str) -> bool:
     """Write sweep.yaml in the folder of a sweep, or compare the one that is there.
 
+    The number of trials may change, and so may keys of the recipe that change no result.
+
     Args:
         folder: folder of the sweep.
         specification: the sweep.
@@ -283,24 +287,59 @@ def begin_folder(folder: Path, specification: Specification, seed: int, recipe: 
     Returns:
         True for a new sweep.
     Raises:
-        UserError: the folder holds another sweep, or cannot be written.
+        UserError: the folder holds another sweep, its sweep.yaml is missing or damaged, or it cannot be written.
     """
+    from lit_mm.checkpoints.before import translate_config
+    from lit_mm.run import folder as run_folder
     from lit_mm.run.files import write_whole
-    from lit_mm.run.folder import differences
+    from lit_mm.sweeps.search import FILES, storage_of
 
-    record = {"specification": specification.content, "seed": seed, "recipe": yaml.safe_load(recipe)}
+    content = {"specification": specification.content, "seed": seed, "recipe": translate_config(yaml.safe_load(recipe))}
+    record = yaml.safe_load(yaml.safe_dump(content))  # with lists in place of tuples
     file = folder / "sweep.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
+            if (kind := storage_of(folder)) is not None:
+                raise UserError(
+                    f"{str(folder)!r} has {FILES[kind]} of a sweep, but no sweep.yaml, which describes it. "
+                    "Put it back, or choose another folder with --folder"
+                )
             write_whole(file, yaml.safe_dump(record, sort_keys=False))
             return True
-        earlier = yaml.safe_load(file.read_text())
+        earlier = record_of_sweep(file)
+        differences = run_folder.differences(earlier, record)
+        keys = [
+            key
+            for key in differences
+            if not MAY_CHANGE.fullmatch(key) and not run_folder.MAY_CHANGE.fullmatch(key.removeprefix("recipe."))
+        ]
+        if keys:
+            raise UserError(
+                f"{str(folder)!r} holds another sweep; it differs in {run_folder.listed(keys, earlier, record)}. "
+                "Resume with the same file and recipe, or choose another folder with --folder"
+            )
+        if differences:
+            write_whole(file, yaml.safe_dump(record, sort_keys=False))
     except OSError as error:
         raise UserError(f"the folder of the sweep {str(folder)!r} cannot be used ({error.strerror})") from error
-    if keys := differences(earlier, yaml.safe_load(yaml.safe_dump(record))):
-        raise UserError(
-            f"{str(folder)!r} holds another sweep; it differs in {', '.join(keys[:4])}. Resume with the same file "
-            "and recipe, or choose another folder with --folder"
-        )
     return False
+
+
+def record_of_sweep(file: Path) -> Mapping[str, Any]:
+    """Read sweep.yaml in the form of this version.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    from lit_mm.checkpoints.before import translate_config
+    from lit_mm.run.folder import with_new_arguments
+
+    try:
+        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {**record, "recipe": with_new_arguments(translate_config(record["recipe"]))}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{str(file)!r} is damaged ({type(error).__name__}). Put a copy back, or choose another folder with "
+            "--folder"
+        ) from error

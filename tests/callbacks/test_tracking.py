@@ -291,6 +291,41 @@ def test_without_a_network_the_run_goes_on_offline_under_its_id(
     assert sync_command(logger) == f"wandb sync {folder}"
 
 
+class LostProcess:
+    """A W&B run whose own process was killed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_run_whose_wandb_fails_goes_on_without_it_and_says_so_once(
+    tmp_path: Path, offline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = tracking_logger(tmp_path, "tiny", {})
+    logger._experiment = LostProcess()
+    for step in (1, 2):
+        logger.log_metrics({"loss": 1.0}, step=step)
+    finish(logger, {"accuracy": 0.5})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(
+        "lit_mm: W&B has failed (ConnectionResetError: [Errno 104] Connection reset by peer). The run"
+    )
+    assert not (tmp_path / "wandb_steps.json").exists()  # a later launch logs these steps
+    again = tracking_logger(tmp_path, "tiny", {})
+    again._experiment = LostProcess()
+    finish(again, {"accuracy": 0.5})
+    assert again.is_lost and "goes on without it" in capfd.readouterr().err
+
+
+def test_a_wandb_that_cannot_write_is_the_users_to_cure(tmp_path: Path, offline: None) -> None:
+    logger = tracking_logger(tmp_path, "tiny", {})
+    (tmp_path / "wandb").touch()  # a file where W&B makes a folder
+    with pytest.raises(
+        UserError, match=r"W&B cannot be started: .*Not a directory.*To train without it: --track false"
+    ):
+        logger.open()
+
+
 def test_an_offline_run_can_be_sent_later(tmp_path: Path, offline: None):
     logger = tracking_logger(tmp_path, "tiny", {})
     assert sync_command(logger) is None
