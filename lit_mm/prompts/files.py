@@ -143,7 +143,7 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
+        table = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{str(file)!r} beside a tokenizer is not JSON ({error}); copy it again") from error
     return table if isinstance(table, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -15,7 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_mm.errors import UserError, first_line
-from lit_mm.weights.convert import INDEXES, TORCH_SUFFIXES, WHOLE, read_checkpoint, shorten, weight_map, within
+from lit_mm.weights.config_file import check_pointer, read_object
+from lit_mm.weights.convert import (
+    INDEXES,
+    TORCH_SUFFIXES,
+    read_checkpoint,
+    shorten,
+    weight_files,
+    weight_map,
+    within,
+)
 from lit_mm.weights.stream import DTYPES, Stored
 
 NAMES = {code: name for name, (code, _) in DTYPES.items()}  # name of a dtype in safetensors -> in torch
@@ -35,7 +43,6 @@ OTHERS = {
     ".tflite": "TensorFlow Lite",
     ".npz": "NumPy",
 }  # ending of a file of weights -> program whose format it has
-POINTER = b"version https://git-lfs"  # beginning of a file that stands for one which Git LFS has not fetched
 QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_scale", ".weight_packed")
 UNMERGED = ".base_layer."  # part of the names of linears that peft has wrapped
 
@@ -136,19 +143,6 @@ def stored(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> Stored:
     return Stored(dtype, shape)
 
 
-def check_pointer(path: Path) -> None:
-    """Refuse a file that Git LFS has not fetched.
-
-    Raises:
-        UserError: the file is such a pointer.
-    """
-    with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise UserError(
-                f"{str(path)!r} is a pointer of Git LFS, not the file itself. Fetch it by git lfs pull, or download it"
-            )
-
-
 def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) -> None:
     """Refuse a checkpoint that is quantised, has adapters beside its weights, or is incomplete by its index.
 
@@ -171,10 +165,10 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
             f"{str(place)!r} has adapters beside its weights, such as those of {unmerged!r}. Merge them first, by "
             "merge_and_unload() of peft"
         )
-    index = next((place / name for name in INDEXES if (place / name).is_file()), None)
-    if index is not None and (absent := sorted(weight_map(index).keys() - set(names))):
+    head = found[0] if place.is_dir() and (found := weight_files(place)) else place
+    if head.name in INDEXES and (absent := sorted(weight_map(head).keys() - set(names))):
         raise UserError(
-            f"{str(place)!r}: {index.name} lists tensors that no shard holds: {shorten(absent)}. Is the download "
+            f"{str(place)!r}: {head.name} lists tensors that no shard holds: {shorten(absent)}. Is the download "
             "complete?"
         )
 
@@ -199,17 +193,14 @@ def tensor_files(place: Path) -> list[Path]:
             f"{str(place)!r} is a checkpoint or a run of this program, which needs no import: generate, "
             "evaluate and fit --init_from take it"
         )
-    if index := next((place / name for name in INDEXES if (place / name).is_file()), None):
-        shards = sorted(set(weight_map(index).values()))
-        if missing := [name for name in shards if not (place / name).is_file()]:
-            raise UserError(f"{str(place)!r}: {index.name} names shards that are not there: {missing}")
-        return [place / name for name in shards]
+    found = weight_files(place)
     lora = [place / name for name in LORA if (place / name).is_file()][:1]
-    if lora:
+    if lora and (found is None or found[0].name not in INDEXES):
         return [*lora, *(path for path in [place / REST] if path.is_file())]
-    for names in (WHOLE, PROJECTORS):
-        if whole := [place / name for name in names if (place / name).is_file()]:
-            return whole[:1]
+    if found is not None:
+        return found[1]
+    if projectors := [place / name for name in PROJECTORS if (place / name).is_file()]:
+        return projectors
     weights = [path for path in place.iterdir() if path.is_file() and not STATES.fullmatch(path.name)]
     files = sorted(place.glob("*.safetensors")) or sorted(path for path in weights if path.suffix in TORCH_SUFFIXES)
     steps = [path.name for pattern in STEPS for path in place.glob(pattern)]
@@ -250,11 +241,4 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = (folder if folder.is_dir() else folder.parent) / name
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        check_pointer(path)
-        raise UserError(f"{str(path)!r} is damaged ({error}). Is the download complete?") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} should hold an object, got {type(content).__name__}. Is the download complete?")
-    return content
+    return read_object(path)
