@@ -45,7 +45,7 @@ def described(
     Raises:
         UserError: the files cannot be read, or hold no weights that can be imported.
     """
-    files = TensorFiles(tensor_files(place))
+    files = TensorFiles(tensor_files(place), place if place.is_dir() else None)
     folder = place if place.is_dir() else place.parent
     config = read_json(place, "config.json")
     if wrong := [key for key in SECTIONS if not isinstance(config.get(key) or {}, dict)]:

@@ -30,6 +30,7 @@ NAMES = {code: name for name, (code, _) in DTYPES.items()}  # name of a dtype in
 LORA = ("adapter_model.safetensors", "adapter_model.bin")  # weights of peft
 REST = "non_lora_trainables.bin"  # LLaVA's LoRA training writes the projector here
 PROJECTORS = ("mm_projector.bin",)
+PART_FOLDERS = ("llm", "mm_projector", "vision_tower")  # folders of a checkpoint that is published part by part
 STEPS = ("global_step*", "mp_rank_*", "zero_pp_rank_*", "latest")  # files of DeepSpeed, SAT and Megatron
 SHARDED = ("*.distcp", "*_fsdp_*", "*/*.distcp")  # files of torch.distributed.checkpoint, which FSDP writes
 # Files of a Trainer beside weights
@@ -55,6 +56,8 @@ class TensorFiles(Mapping[str, Tensor]):
 
     Args:
         files: files of tensors. Later files may not repeat the names of earlier ones.
+        folder: folder of the checkpoint. Tensors of files in a folder inside have its name and a slash in front, such
+            as "llm/lm_head.weight". None: no tensor has.
     Attributes:
         files: the same files.
         stored: dtype and shape of every tensor, by name.
@@ -63,18 +66,20 @@ class TensorFiles(Mapping[str, Tensor]):
         UserError: a file cannot be read, or two files hold the same name.
     """
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], folder: Path | None = None) -> None:
         self.files = files
         self.stored: dict[str, Stored] = {}
         self.legacy: list[Path] = []
-        self._file_of: dict[str, Path] = {}
+        self._place_of: dict[str, tuple[Path, str]] = {}
         self._open: dict[Path, Any] = {}
         for path in files:
-            tensors = self._opened(path)
+            inner = "" if folder is None or path.parent == folder else f"{path.parent.relative_to(folder).as_posix()}/"
+            opened = self._opened(path)
+            tensors = {f"{inner}{name}": stored for name, stored in opened.items()}
             if twice := tensors.keys() & self.stored.keys():
                 raise UserError(f"{str(path)!r} repeats tensors of another file of its checkpoint: {min(twice)!r}")
             self.stored |= tensors
-            self._file_of |= dict.fromkeys(tensors, path)
+            self._place_of |= {f"{inner}{name}": (path, name) for name in opened}
 
     def _opened(self, path: Path) -> dict[str, Stored]:
         """Open one file and return dtype and shape of its tensors."""
@@ -113,7 +118,7 @@ class TensorFiles(Mapping[str, Tensor]):
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        path = self._file_of[name]
+        path, name = self._place_of[name]
         if path.suffix == ".safetensors":
             return self._open[path].get_tensor(name)
         if path in self.legacy and path not in self._open:
@@ -152,8 +157,9 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
     Raises:
         UserError: it is one of these.
     """
-    text = config.get("text_config") or {}
-    quantised = config.get("quantization_config") or text.get("quantization_config")
+    sections = (config, *(config.get(key) for key in ("text_config", "llm_cfg")))
+    tables = [section for section in sections if isinstance(section, dict)]
+    quantised = next((found for table in tables if (found := table.get("quantization_config"))), None)
     if quantised or any(name.endswith(QUANTISED) for name in names):
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
         raise UserError(
@@ -165,12 +171,22 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
             f"{str(place)!r} has adapters beside its weights, such as those of {unmerged!r}. Merge them first, by "
             "merge_and_unload() of peft"
         )
-    head = found[0] if place.is_dir() and (found := weight_files(place)) else place
-    if head.name in INDEXES and (absent := sorted(weight_map(head).keys() - set(names))):
-        raise UserError(
-            f"{str(place)!r}: {head.name} lists tensors that no shard holds: {shorten(absent)}. Is the download "
-            "complete?"
-        )
+    for folder in part_folders(place) or [place]:
+        inner = "" if folder == place else f"{folder.name}/"
+        head = found[0] if folder.is_dir() and (found := weight_files(folder)) else folder
+        listed = [f"{inner}{name}" for name in weight_map(head)] if head.name in INDEXES else []
+        if absent := sorted(set(listed) - set(names)):
+            raise UserError(
+                f"{str(folder)!r}: {head.name} lists tensors that no shard holds: {shorten(absent)}. Is the download "
+                "complete?"
+            )
+
+
+def part_folders(place: Path) -> list[Path]:
+    """List the folders of `PART_FOLDERS` of a checkpoint without weights beside them; [] for other places."""
+    if not place.is_dir() or weight_files(place) is not None:
+        return []
+    return [folder for name in PART_FOLDERS if (folder := place / name).is_dir()]
 
 
 def tensor_files(place: Path) -> list[Path]:
@@ -201,6 +217,8 @@ def tensor_files(place: Path) -> list[Path]:
         return found[1]
     if projectors := [place / name for name in PROJECTORS if (place / name).is_file()]:
         return projectors
+    if folders := part_folders(place):
+        return [file for folder in folders for file in tensor_files(folder)]
     weights = [path for path in place.iterdir() if path.is_file() and not STATES.fullmatch(path.name)]
     files = sorted(place.glob("*.safetensors")) or sorted(path for path in weights if path.suffix in TORCH_SUFFIXES)
     steps = [path.name for pattern in STEPS for path in place.glob(pattern)]

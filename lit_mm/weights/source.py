@@ -22,7 +22,7 @@ from lit_mm.weights.hub import download_weights
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 from lit_mm.weights.t5 import t5_to_t5
-from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
+from lit_mm.weights.timm import eva_clip_to_timm, hf_siglip_to_timm, open_clip_to_timm, timm_to_timm
 
 # Parameters that a family or a stage adds to a published part; no file holds them
 ADDED = (
@@ -60,6 +60,7 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     ),
     "language": lambda state, part: language_to_part(state, part),
     "blip2-qformer": lambda state, part: blip2_qformer(state, part),
+    "siglip": lambda state, part: hf_siglip_to_timm(state),
 }
 
 
