@@ -16,6 +16,7 @@ from lit_mm.prompts.vocabularies import (
     read_qwen,
     read_tekken,
 )
+from lit_mm.weights.config_file import check_pointer
 
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json", "chat_template.json")
 DATA = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "tekken.json")  # in order of preference
@@ -43,6 +44,7 @@ def read_files(path: Path) -> tuple[Vocabulary, dict[str, str | None]]:
         UserError: there is no such file, it cannot be read, or there is no end-of-sequence token.
     """
     file = _data_file(path)
+    check_pointer(file)
     settings = {name: _json(file.parent / name) for name in CONFIGS}
     vocabulary = _vocabulary(file, settings)
     names = {

@@ -182,6 +182,18 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
             )
 
 
+def check_shard(file: Path) -> None:
+    """Refuse a file that is one of several shards of a checkpoint.
+
+    Raises:
+        UserError: an index beside the file lists it with others.
+    """
+    for index in (file.with_name(name) for name in INDEXES):
+        shards = set(weight_map(index).values()) if index.is_file() else set()
+        if file.name in shards and len(shards) > 1:
+            raise UserError(f"{str(file)!r} is one of {len(shards)} shards. Give the folder, {str(file.parent)!r}")
+
+
 def part_folders(place: Path) -> list[Path]:
     """List the folders of `PART_FOLDERS` of a checkpoint without weights beside them; [] for other places."""
     if not place.is_dir() or weight_files(place) is not None:
@@ -201,6 +213,7 @@ def tensor_files(place: Path) -> list[Path]:
             raise UserError(
                 f"{str(place)!r} is no file of weights; they end in .safetensors, {', '.join(TORCH_SUFFIXES)}{cure}"
             )
+        check_shard(place)
         return [place]
     if not place.is_dir():
         raise UserError(f"{str(place)!r}: no such file or folder, and no published name OWNER/NAME")
@@ -248,6 +261,15 @@ def other_format(path: Path) -> str:
     return (
         "" if program is None else f". {path.name!r} is a file of {program}; take the files that it was converted from"
     )
+
+
+def image_settings(folder: Path) -> dict[str, Any]:
+    """Read the settings of the image processor of a folder, see `lit_mm.weights.layouts.layout.Described`."""
+    processor = read_json(folder, "preprocessor_config.json")
+    if not processor:
+        section = read_json(folder, "processor_config.json").get("image_processor")
+        processor = section if isinstance(section, dict) else {}
+    return {key: value for key, value in processor.items() if value is not None}
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -204,6 +204,9 @@ def local_place(place: str) -> Path:
     """Return a local path, with ~ replaced by the home folder; download a published name and return its folder.
 
     Raises:
-        UserError: the name cannot be downloaded.
+        UserError: the name cannot be downloaded, or the place is an address.
     """
+    if "://" in place:
+        name = "/".join(place.partition("://")[2].split("/")[1:3])
+        raise UserError(f"{place!r} is an address. Give a published name, such as {name}, or a local file or folder")
     return download_weights(place) if is_published_name(place) else Path(place).expanduser()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lit_mm.errors import UserError
 from lit_mm.weights import layouts
-from lit_mm.weights.files import read_json
+from lit_mm.weights.files import image_settings, read_json
 from lit_mm.weights.names import below
 from lit_mm.weights.stream import Stored
 
@@ -45,6 +45,15 @@ class Described:
     def json(self, name: str) -> Config:
         """Read a JSON file of the folder; {} if it is not there."""
         return read_json(self.folder, name)
+
+    @property
+    def image_processor(self) -> Config:
+        """The settings of the image processor, without those that are null; {} if no file has them.
+
+        They are preprocessor_config.json, or the section `image_processor` of processor_config.json, where transformers
+        5 writes them.
+        """
+        return image_settings(self.folder)
 
     def inside(self, name: str) -> Described:
         """Describe the part in a folder inside, see `lit_mm.weights.files.PART_FOLDERS`."""
