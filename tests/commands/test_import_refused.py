@@ -19,6 +19,7 @@ from lit_mm.weights.files import tensor_files
 from tests import hub
 from tests.commands.test_import import command  # noqa: F401  # a fixture
 
+PROCESSOR = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4999802720\n"
 
 
@@ -159,7 +160,7 @@ def write_for_transformers_5(folder: Path) -> None:
     file = folder / "preprocessor_config.json"
     section = json.loads(file.read_text()) | {"do_pad": None}
     file.unlink()
-    (folder / "processor_config.json").write_text(json.dumps({"image_processor": section, "patch_size": 14}))
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": section, **PROCESSOR}))
     (folder / "video_preprocessor_config.json").write_text("{}")
     (folder / "chat_template.jinja").write_text("{{ 'USER: ' }}")
     edit_config(folder, dtype="bfloat16", torch_dtype=None)
