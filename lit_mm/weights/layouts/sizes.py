@@ -49,7 +49,7 @@ VICUNA = re.compile(r"vicuna.*?v([01])(?:\.\d)?(?!\d)", re.IGNORECASE)
 CACHED = re.compile(r"models--.+--(.+)")  # folder of a published name in the hub's cache
 VICUNA_0_ROWS = 32001
 SEPARATORS = {"0": ", whose turns end with ###", "1": ".1 or later, whose turns end with </s>"}
-TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json", "spiece.model", "vocab.txt")
 
 
 def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
