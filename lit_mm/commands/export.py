@@ -126,7 +126,8 @@ def export_to(
 
 def absolute(place: str) -> str:
     """Return the absolute path of a local place; a published name stays as it is."""
-    return str(Path(place).absolute()) if Path(place).exists() else place
+    path = Path(place).expanduser()
+    return str(path.absolute()) if path.exists() else place
 
 
 def write_to(

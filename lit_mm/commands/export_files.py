@@ -72,7 +72,23 @@ def check_room(folder: Path, size: int) -> None:
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored], elements: Any) -> list[Path]:
-    """Write tensors to safetensors files of at most `SHARD` bytes, with an index if there are several."""
+    """Write tensors to safetensors files of at most `SHARD` bytes, with an index if there are several.
+
+    A name with a slash stands for a tensor of a folder inside, see `lit_mm.weights.files.TensorFiles`.
+    """
+    by_folder: dict[str, dict[str, Stored]] = {}
+    for name, stored in tensors.items():
+        inner, slash, rest = name.rpartition("/")
+        by_folder.setdefault(f"{inner}{slash}", {})[rest] = stored
+    return [
+        file
+        for inner, part in by_folder.items()
+        for file in write_folder(folder / inner, part, lambda name, inner=inner: elements(f"{inner}{name}"))
+    ]
+
+
+def write_folder(folder: Path, tensors: dict[str, Stored], elements: Any) -> list[Path]:
+    """Write the tensors of one folder, see `write_shards`."""
     shards: list[dict[str, Stored]] = [{}]
     for name, stored in tensors.items():
         if shards[-1] and sum(other.bytes for other in shards[-1].values()) + stored.bytes > SHARD:
@@ -154,7 +170,7 @@ def check_files(folder: Path, files: list[Path], output: Output) -> None:
     Raises:
         UserError: a tensor differs.
     """
-    exported = TensorFiles(files)
+    exported = TensorFiles(files, folder)
 
     def read(name: str) -> Tensor:
         return exported[name][: output.plan.sources[name].shape[0]] if name in output.rows else exported[name]

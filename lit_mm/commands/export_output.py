@@ -289,7 +289,7 @@ def published_files(
         reference = (section.get("init_args", {}).get("weights") if isinstance(section, dict) else None) or ""
         kind, _, joined = reference.partition(":")
         if kind in MAPS and part not in parts:
-            places += [place for place in places_of(joined) if Path(place).exists() or is_published_name(place)]
+            places += [p for p in places_of(joined) if Path(p).expanduser().exists() or is_published_name(p)]
         opened[part] = [TensorFiles(tensor_files(local_place(place))) for place in places]
         if source is not None:
             opened[part].append(TensorFiles([source / "published.safetensors"]))

@@ -240,13 +240,14 @@ def write_run(published: Published, run: Path) -> Path:
 
 
 def copy_configs(source: Path, target: Path) -> None:
-    """Copy the configs and the tokenizer of a folder, and of its folders of further tokenizers."""
+    """Copy the configs and the tokenizer of a folder, and of its folders of further tokenizers and of parts."""
     from lit_mm.prompts.files import FILES
+    from lit_mm.weights.files import PART_FOLDERS
 
     target.mkdir(parents=True)
     for name in (*FILES, *CONFIGS):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    for name in FOLDERS:
+    for name in (*FOLDERS, *PART_FOLDERS):
         if (source / name).is_dir():
             copy_configs(source / name, target / name)

@@ -34,6 +34,7 @@ PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 SECTIONS = ("text_config", "vision_config", "qformer_config", "visual")  # keys of config.json with keys of their own
 TOKENIZERS = ("tokenizer", "reading")  # of the language model, and of a second text; they have no tensors
 WRAPPER = "base_model.model."  # in front of every name that peft writes
+WRAPPERS = (WRAPPER, "module.", "_orig_mod.")  # of peft, DistributedDataParallel or DeepSpeed, and torch.compile
 DATA = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "my_data.json", "format": "llava"}}
 
 
@@ -45,7 +46,7 @@ def described(
     Raises:
         UserError: the files cannot be read, or hold no weights that can be imported.
     """
-    files = TensorFiles(tensor_files(place))
+    files = TensorFiles(tensor_files(place), place if place.is_dir() else None)
     folder = place if place.is_dir() else place.parent
     config = read_json(place, "config.json")
     if wrong := [key for key in SECTIONS if not isinstance(config.get(key) or {}, dict)]:
@@ -148,7 +149,8 @@ class Published:
             raise UserError(f"--template {template}: a checkpoint of {layout.name} has a prompt without a choice")
         module, config = build(recipe)
         files = {"": main_files} | {part: tensors for part, (_, tensors) in opened.items()}
-        copies = layout.copies(main)
+        name_of = {plain_name(name): name for name in main_files.stored}
+        copies = {name_of[name]: name_of[original] for name, original in layout.copies(main).items()}
         check_copies(main, main_files, copies)
         sources = {name: stored for name, stored in main_files.stored.items() if name not in copies}
         for part, (_, tensors) in opened.items():
@@ -216,8 +218,10 @@ def tokenizer_folder(place: str) -> Path:
 
 
 def plain_name(name: str) -> str:
-    """Remove the prefix that peft puts in front of names."""
-    return name.removeprefix(WRAPPER)
+    """Remove the prefixes that wrappers of a model put in front of names."""
+    while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), None):
+        name = name.removeprefix(wrapper)
+    return name
 
 
 def rename_of(

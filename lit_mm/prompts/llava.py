@@ -65,7 +65,7 @@ class ChatPrompt:
                     f"{where}: user and assistant speak by turns, starting with the user; turn {number} is the "
                     f"{expected}'s, got {turn.role!r}" + ("" if turn.role != "page" else ". Pages are `Interleaved`'s")
                 )
-            if (end := template.stop_token) in turn.text:
+            if end := next((token for token in self._stop_tokens if token in turn.text), None):
                 raise UserError(
                     f"{where}, turn {number}: its text contains the marker {end!r}, which only the template may write; "
                     "clean the data"
@@ -74,7 +74,8 @@ class ChatPrompt:
             if turn.role == "assistant":
                 if num_pictures:
                     raise UserError(f"{where}, turn {number}: an answer holds a picture, the model writes text only")
-                parts.append(Text(space + turn.text + template.end, learn=True, lead=len(space)))
+                end = template.end_of_chat if number == len(turns) - 1 else template.end
+                parts.append(Text(space + turn.text + end, learn=True, lead=len(space)))
                 continue
             parts.append(Text((template.again if number else "") + template.user))
             for part in self._question(turn.parts, is_rendered=document.text_format == "llava"):
@@ -122,4 +123,9 @@ class ChatPrompt:
         return to_runs(self.parts(document), tokenizer, end, bos=self.bos)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        return frozenset({tokenizer.id_of(self.template.stop_token), tokenizer.eos_id})
+        return frozenset({*map(tokenizer.id_of, self._stop_tokens), tokenizer.eos_id})
+
+    @property
+    def _stop_tokens(self) -> tuple[str, ...]:
+        """The special tokens that end an answer."""
+        return tuple(filter(None, (self.template.stop_token, self.template.last)))

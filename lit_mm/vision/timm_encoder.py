@@ -81,6 +81,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
             {embed_dim: 64, depth: 2, num_heads: 4}.
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
+        eps: epsilon of all layer norms; None: that of the named model.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
         activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
             inputs, "selective" (with `compile`) its inputs and its products.
@@ -107,12 +108,16 @@ class TimmEncoder(nn.Module, VisionEncoder):
         weights: str | None = None,
         activation_checkpointing: Checkpointing = "none",
         compile: bool = False,
+        eps: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
             raise UserError(f"TimmEncoder: `drop_path` is in [0, 1), got {drop_path}")
         self.mean, self.std = normalisation(name)
         model = _create(name, image_size, drop_path, dict(overrides or {}))
+        for norm_layer in model.modules() if eps is not None else ():
+            if isinstance(norm_layer, nn.LayerNorm):
+                norm_layer.eps = eps
         tables = isinstance(model, (Eva, VisionTransformer))  # it has a sequence of positions, not maps
         if any_size and (not tables or (isinstance(model, Eva) and model.rope_mixed)):
             raise UserError(
@@ -190,7 +195,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
             "activation": ACTIVATIONS.get(activation, activation),
             "eps": first.norm1.eps,
         }
-        fixed = numbers.keys() - sizes.keys()
+        fixed = numbers.keys() - sizes.keys() - {"eps"}
         return compare_vision(config, numbers, size, advice=dict.fromkeys(fixed, "take another `name`"))
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:

@@ -13,11 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_mm.commands.published import lora_scale
+from lit_mm.commands.published import Published, lora_scale
+from lit_mm.errors import UserError
 from lit_mm.weights.files import tensor_files
 from tests import hub
 from tests.commands.test_import import command  # noqa: F401  # a fixture
 
+PROCESSOR = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4999802720\n"
 
 
@@ -107,6 +109,9 @@ DAMAGES = [
     (lambda f: only(f, "global_step10/", "training_args.bin"), "shards of DeepSpeed or SwissArmyTransformer. Join"),
     (lambda f: only(f, "model_fsdp_0/__0_0.distcp"), "shards of FSDP. Join them first with accelerate merge-weights"),
     (lambda f: only(f, "manifest.json"), "is a checkpoint or a run of this program, which needs no import"),
+    (lambda f: (f / "model.safetensors.index.json").write_text(POINTER), "index.json' is a pointer of Git LFS"),
+    (lambda f: (f / "tokenizer.json").write_text(POINTER), "tokenizer.json' is a pointer of Git LFS, not the file"),
+    (lambda f: max(f.glob("*.safetensors")).write_bytes(shard(f).read_bytes()[:-99]), "cannot be read .* complete?"),
     (list_alone, "model.bin' should map names to tensors; it holds list"),
 ]
 
@@ -142,6 +147,46 @@ def test_words_that_do_not_fit_are_refused_in_one_line(
 ) -> None:
     code, _, error = command("import", folder, "--to", "run", *words)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1, error
+
+
+def write_for_windows(folder: Path) -> None:
+    for file in {*folder.glob("*.json")} - {folder / "tokenizer.json"}:
+        text = json.dumps(json.loads(file.read_text()), indent=1).replace("\n", "\r\n")
+        file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+
+
+def write_for_transformers_5(folder: Path) -> None:
+    """Put the image processor into processor_config.json, with a null, and the chat template into a file of its own."""
+    file = folder / "preprocessor_config.json"
+    section = json.loads(file.read_text()) | {"do_pad": None}
+    file.unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": section, **PROCESSOR}))
+    (folder / "video_preprocessor_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ 'USER: ' }}")
+    edit_config(folder, dtype="bfloat16", torch_dtype=None)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        write_for_windows,
+        write_for_transformers_5,
+        lambda folder: edit_tensors(folder, lambda name, tensor: (f"module.{name}", tensor)),
+        lambda folder: edit_tensors(folder, lambda name, tensor: (f"_orig_mod.{name}", tensor)),
+    ],
+)
+def test_other_spellings_of_a_folder_give_the_same_model(folder: Path, edit: Callable[[Path], Any]) -> None:
+    expected = Published.open(str(folder), {})
+    edit(folder)
+    published = Published.open(str(folder), {})
+    assert published.recipe == expected.recipe and published.plan.targets == expected.plan.targets
+
+
+def test_an_address_and_a_shard_are_refused_with_what_to_give(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"address\. Give a published name, such as llava-hf/llava-1\.5-7b-hf, or"):
+        Published.open("https://huggingface.co/llava-hf/llava-1.5-7b-hf/tree/main", {})
+    with pytest.raises(UserError, match=r"is one of 2 shards\. Give the folder, '.*hub'"):
+        Published.open(str(shard(folder)), {})
 
 
 def test_a_name_that_cannot_be_published_is_refused(command: Callable) -> None:  # noqa: F811

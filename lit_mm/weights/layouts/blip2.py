@@ -139,6 +139,7 @@ def hf_encoder(described: Described) -> Config:
         name="eva_giant_patch14_clip_224",
         image_size=vision.get("image_size", 224),
         drop_cls=False,
+        eps=vision.get("layer_norm_eps", 1e-6),
         overrides={
             "patch_size": vision.get("patch_size", 14),
             "embed_dim": vision.get("hidden_size", 1408),

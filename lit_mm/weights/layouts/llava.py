@@ -190,9 +190,7 @@ def hf_llava(described: Described) -> Config:
     """
     vision, language, chat = hf_parts(described)
     side = vision["init_args"]["image_size"]
-    processor = described.json("preprocessor_config.json") or described.json("processor_config.json").get(
-        "image_processor", {}
-    )
+    processor = described.image_processor
     pads = processor.get("do_pad", False)
     size = processor.get("crop_size", {"height": side})
     height = size["height"] if isinstance(size, dict) else size
