@@ -91,8 +91,11 @@ def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple
         if not isinstance(turn, dict) or speaker not in turn or not isinstance(turn.get(text), str):
             if isinstance(turn, dict) and speaker in turn and turn.get(text) is None:
                 role_of(turn, number, sample, speaker)  # a call of a tool has no text
+            is_parted = isinstance(turn, dict) and speaker in turn and isinstance(turn.get("content"), list)
             raise sample.error(
-                f"turn {number} needs the keys {speaker!r} and {text!r}, both text, got {brief(turn)}", "bad_entry"
+                f"turn {number} needs the keys {speaker!r} and {text!r}, both text, got {brief(turn)}",
+                "bad_entry",
+                "Is its `format` messages?" if is_parted else "",
             )
         spoken.append((role_of(turn, number, sample, speaker), turn[text]))
     return spoken

@@ -42,6 +42,14 @@ SYNONYMS: Mapping[str, str] = {
     "wds": "captions",
     "img2dataset": "captions",
     "imagefolder": "folder",
+    "alpaca": "query_response",
+    "vqa": "query_response",
+    "cauldron": "messages",
+    "finevision": "messages",
+    "onevision": "llava",
+    "llava_onevision": "llava",
+    "coco": "folder",
+    "coco_captions": "folder",
 }
 
 

@@ -10,7 +10,7 @@ from lit_mm.documents.sources.csv_rows import SEPARATORS, CsvRows
 from lit_mm.documents.sources.json_files import layout_of
 from lit_mm.documents.sources.packed import ENDINGS, unpack
 from lit_mm.documents.sources.parquet import LIMIT_GROUP, ParquetRows
-from lit_mm.documents.sources.part import Part, digest_of
+from lit_mm.documents.sources.part import Part, digest_of, missing
 from lit_mm.documents.sources.paths import is_url, name_of
 from lit_mm.documents.sources.storage import open_file
 from lit_mm.errors import UserError
@@ -36,6 +36,8 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
     """
     ending = _ending(path)
     if ending not in (*JSON_ENDINGS, *TABLE_ENDINGS):
+        if not is_url(path) and not os.path.exists(path):
+            raise missing(path)
         if not is_url(path) and os.path.isdir(path):
             raise UserError(f"{path!r} is a folder, and `path` names a data file: name one in it{_data_files(path)}")
         raise UserError(

@@ -15,6 +15,7 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import is_gap
 from lit_mm.documents.sources.entries import open_entries
+from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
@@ -112,6 +113,10 @@ class ObelicsPages(_Pages):
         """Return (text, image) of every place. One of them is None, and both are None in a gap."""
         described = "a page has two lists, `texts` and `images`"
         texts, images = sample.field("texts", list, described), sample.field("images", list, described)
+        if any(isinstance(text, Mapping) for text in texts):
+            raise sample.error(
+                f"`texts` holds objects, got {brief(texts)}", "bad_entry", f"Is its `format` {format_of(sample.entry)}?"
+            )
         if len(texts) != len(images):
             raise sample.error(
                 f"{len(texts)} `texts` and {len(images)} `images`: they alternate, with None in the other list",
@@ -173,7 +178,13 @@ class Mmc4Pages(_Pages):
         return self.max_images, self.gaps
 
     def blobs(self, sample: Sample) -> list[Blob]:
-        return [self.blob(image, sample, f"image_info[{at}]") for at, image in self._in_order(sample)]
+        images = self._in_order(sample)
+        gap = next((at for at, image in images if is_gap(image)), None)
+        if gap is not None:
+            raise sample.error(
+                f"image_info[{gap}] names no picture", "bad_entry", "`gaps: drop` leaves out pictures that are missing"
+            )
+        return [self.blob(image, sample, f"image_info[{at}]") for at, image in images]
 
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
         sentences = self._sentences(sample)
