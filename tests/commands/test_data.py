@@ -139,6 +139,7 @@ def test_a_recipe_is_checked_with_all_stages_and_its_held_out_data(capsys):
     report = json.loads(out)
     assert code == 2
     assert [(one["name"], one["samples"]) for one in report["sources"]] == [("chat", 1), ("later", 2), ("held-out", 3)]
+    assert [one["notes"].get("held_out") for one in report["sources"]] == [1, 1, None]  # SOUND is in all files
     assert [(one["source"], one["kind"]) for one in report["findings"]] == [
         ("later", "empty_answer"),
         ("held-out", "missing_file"),
