@@ -293,6 +293,10 @@ def test_a_view_looks_as_it_did_before_it_was_normalised():
         (["check"], "data check needs --config or --source"),
         (["show", "0"], "data show needs --config"),
         (["show", "2", "--config", "recipe.yaml"], "there are 2 samples, from 0 to 1; got 2"),
+        (
+            ["show", "2", "--config", "recipe.yaml", "--data.init_args.heldout_share", "0.4"],
+            "there are 1 samples, from 0 to 0; held-out rows are not among them; got 2",
+        ),
         (["show", "x", "--config", "recipe.yaml"], "invalid int value: 'x'"),
         (["show", "0", "--config", "recipe.yaml", "--output", "no/folder.png"], "cannot be written to 'no/folder.png'"),
         (["check", "--config", "recipe.yaml", "--stage", "later"], "--stage names 'later'; the recipe has ['only']"),

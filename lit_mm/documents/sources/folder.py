@@ -9,7 +9,7 @@ from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
-from lit_mm.documents.sources.entries import is_data_file, open_entries
+from lit_mm.documents.sources.entries import is_data_file, open_entries, patterns
 from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.json_text import list_of
 from lit_mm.documents.sources.keys import check_keys
@@ -64,7 +64,7 @@ class PictureFolder(Source):
         is_file = os.path.isfile(folder) or (is_data_file(folder) and (is_url(folder) or not os.path.isdir(folder)))
         if file is None and is_file:
             file = name_of(folder)
-            name, folder = name or file.partition(".")[0], folder_of(folder)
+            name, folder = name or file.partition(".")[0].strip("*-_"), folder_of(folder)
         files = [join(folder, choice) for choice in (FILES if file is None else (file,))]
         data_file = next((choice for choice in files if len(files) == 1 or stamp(choice) is not None), files[0])
         if file is None and not is_url(folder) and not os.path.isfile(data_file):
@@ -131,7 +131,7 @@ def _without_list(folder: str) -> UserError:
     if not os.path.isdir(folder):
         return UserError(f"there is no folder {folder!r}. Correct the source's `path`")
     names = sorted(os.listdir(folder))
-    lists = [name for name in names if is_data_file(name)]
+    lists = patterns(name for name in names if is_data_file(name))
     below = next(
         (name for name in names if any(os.path.isfile(join(join(folder, name), file)) for file in FILES)), None
     )

@@ -168,10 +168,10 @@ class JsonList(JsonPart):
                 f"{self.path!r} is not JSON ({error}). One list, or one object a line in a .jsonl"
             ) from error
         lists = [key for key, content in value.items() if isinstance(content, list)] if isinstance(value, dict) else []
-        inside = ". A single entry stands in brackets too" if lists else ""
-        if len(lists) == 1 and lists[0] not in ENTRIES:
-            inside = f". Its key {lists[0]!r} holds a list: write that list alone"
         rows = [key for key in lists if value[key] and isinstance(value[key][0], dict)]
+        inside = ". A single entry stands in brackets too" if lists else ""
+        if len(lists) == 1 and (lists[0] not in ENTRIES or (lists == rows == ["images"])):
+            inside = f". Its key {lists[0]!r} holds a list: write that list alone"
         if {"images", "annotations"} <= set(lists):
             inside = ". It is of COCO's form, and one of its lists `images` and `annotations` is empty"
         elif "annotations" in rows and "caption" in value["annotations"][0]:

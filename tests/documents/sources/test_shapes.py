@@ -72,6 +72,7 @@ def test_one_broken_line_stays_the_fault_of_that_line(folder: Path) -> None:
             json.dumps({"train": [ENTRY], "test": [ENTRY]}),
             "'train', 'test' hold lists: write each into a file",
         ),
+        ("a.json", json.dumps({"images": [{"filename": "a.jpg"}], "dataset": "coco"}), "Its key 'images' holds a list"),
         ("a.csv", "a.jpg,a cat\nb.png,a dog\n", "it seems to be a row. Write a header"),
         ("a.json", json.dumps({"info": {}, "questions": [{}]}), "It is of VQAv2's form: write a row"),
         ("a.csv", "id;query\n1;q\n", "Its cells seem to be separated by semicolons"),
@@ -92,6 +93,33 @@ def test_a_folder_in_the_place_of_a_file_names_a_file_in_it(folder: Path, write:
     write([ENTRY], "train.json")
     with pytest.raises(UserError, match=r"is a folder, .*name one in it, such as 'train\.json'"):
         open_source({"format": "llava", "path": str(folder)})
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], r"such as 'data/train-\*\.json'$"),
+        (["0000.json", "0001.json", "v1_5.json", "v1_6.json"], r"such as '\*\.json', 'v1_5\.json', 'v1_6\.json'$"),
+        (["deep/er/0000.json"], "names a data file: name one in it$"),
+    ],
+)
+def test_shards_of_a_folder_are_named_by_their_pattern(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(UserError, match=message):
+        open_source({"format": "llava", "path": str(tmp_path)})
+
+
+def test_a_table_of_pictures_in_shards_is_read_by_its_pattern(folder: Path, write: Any) -> None:
+    for number in range(2):
+        write([{"image": "wide.png", "caption": "a"}], f"train-0000{number}.jsonl")
+    with pytest.raises(UserError, match=r"name it: `file: train-\*\.jsonl`"):
+        open_source({"format": "folder", "path": str(folder)})
+    for declaration in ({"path": str(folder), "file": "train-*.jsonl"}, {"path": f"{folder}/train-*.jsonl"}):
+        assert len(open_source({"format": "folder", **declaration})) == 2
+    assert open_source({"format": "folder", "path": f"{folder}/train-*.jsonl"}).name == "train"
+    assert open_source({"format": "folder", "path": f"{folder}/*.jsonl"}).name == "data"
 
 
 def test_zstd_is_unpacked(folder: Path) -> None:
