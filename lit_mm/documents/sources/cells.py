@@ -11,7 +11,7 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob, BytesBlob, FileBlob
 from lit_mm.documents.sources.boundary import Boundary
 from lit_mm.documents.sources.embedded import decode_embedded, is_embedded
-from lit_mm.documents.sources.json_text import list_of
+from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.paths import is_url, join
 from lit_mm.documents.sources.sample import Sample
 

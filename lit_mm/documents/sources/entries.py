@@ -20,6 +20,7 @@ from lit_mm.errors import UserError
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".arrow")
 PARQUET = b"PAR1"
+DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # of `datasets`
 SHARD = re.compile(r"(.*?)\d{4,}")  # a name with a long number, such as train-00000-of-00005.parquet
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00")  # beginnings of UTF-16 and UTF-32
 
@@ -82,7 +83,9 @@ def patterns(names: Iterable[str]) -> list[str]:
 def _data_files(folder: str) -> str:
     """Return some data files of a folder, or else of the folders in it, for a message; "" if there are none."""
     for depth in ("*", "*/*"):
-        paths = sorted(path for path in glob(f"{escape(folder)}/{depth}") if is_data_file(path))
+        paths = sorted(
+            p for p in glob(f"{escape(folder)}/{depth}") if is_data_file(p) and name_of(p) not in DESCRIPTIONS
+        )
         if names := patterns(os.path.relpath(path, folder) for path in paths):
             return f", such as {', '.join(map(repr, names[:3]))}"
     return ""

@@ -11,8 +11,8 @@ from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.entries import is_data_file, open_entries, patterns
 from lit_mm.documents.sources.forms import format_of
-from lit_mm.documents.sources.json_text import list_of
 from lit_mm.documents.sources.keys import check_keys
+from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.paths import expand_home, folder_of, is_url, join, name_of

@@ -10,8 +10,8 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import role_of, spoken_turns, system_of, with_system
 from lit_mm.documents.sources.conversations import Conversations
-from lit_mm.documents.sources.json_text import list_of
 from lit_mm.documents.sources.keys import PICTURES
+from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.picture import SourcePicture
 from lit_mm.documents.sources.sample import Sample
 
@@ -110,6 +110,7 @@ class MessageConversations(Conversations):
 
 def _has_roles(messages: Any) -> bool:
     """Return True for a list whose first message has a role."""
+    messages = list_of(messages)
     return isinstance(messages, list) and bool(messages) and isinstance(messages[0], Mapping) and "role" in messages[0]
 
 

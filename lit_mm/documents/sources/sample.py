@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.errors import Kind, SampleError
 from lit_mm.documents.sources.forms import format_of
-from lit_mm.documents.sources.json_text import list_of
+from lit_mm.documents.sources.listed import list_of
 
 Result = TypeVar("Result")
 
@@ -50,10 +50,10 @@ class Sample:
 
         Raises:
             SampleError: the entry is not an object, or the value is missing or of another type. The message names the
-                format that the entry looks like. A list may be JSON text, as the cells of a csv are.
+                format that the entry looks like. A list may be stored as in `list_of`.
         """
         value = self.entry.get(key) if isinstance(self.entry, Mapping) else None
-        if kind is list and isinstance(value, str):
+        if kind is list and isinstance(value, str | Mapping):
             value = self.once(f"list {key}", lambda: list_of(value))
         if not isinstance(value, kind):
             raise self.error(f"{described}, got {brief(self.entry)}", "bad_entry", self._remedy(key, value, kind))

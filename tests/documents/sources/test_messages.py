@@ -44,6 +44,13 @@ def user(*parts: Any, **more: Any) -> dict[str, Any]:
         ({"texts": [{"user": "q", "assistant": "red"}], "images": ["wide.png", "tall.jpg"]}, [WIDE, TALL, "q"]),
         ({"conversations": user({"type": "image", "image": "wide.png"}, TEXT)["messages"]}, [WIDE, "which?"]),
         ({"conversation": user("which?")["messages"]}, ["which?"]),
+        (
+            {
+                "conversations": {"role": ["user", "assistant"], "content": ["<image>which?", "red"]},
+                "image": "wide.png",
+            },
+            [WIDE, "which?"],
+        ),
         ({"messages": json.dumps(user("which?")["messages"]), "images": '["wide.png"]'}, [WIDE, "which?"]),
     ],
 )
@@ -75,6 +82,9 @@ def test_messages_place_their_pictures(write, entry: dict[str, Any], question: l
         ({"messages": [{"role": "user"}]}, "bad_entry", "turn 0 needs the keys 'role' and 'content'"),
         ({"messages": "which?"}, "bad_entry", "Write `messages` as a list, or as text of a JSON list"),
         ([ANSWER, ANSWER], "bad_entry", "Write the list of turns into an object, under its key `messages`"),
+        (user("q", rejected_response="blue"), "unread_key", "its `rejected_response` is a worse answer"),
+        (user("q", chosen=ANSWER, rejected=ANSWER), "unread_key", "its `rejected` is a worse answer"),
+        (user("q", label=False), "unread_key", "has `label: false`, so its answer is not to be learnt"),
         (user("q", objects={"ref": ["a dog"], "bbox": [[1, 2, 3, 4]]}), "unread_key", "<ref-object> and <bbox>"),
     ],
 )

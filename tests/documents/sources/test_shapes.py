@@ -100,6 +100,7 @@ def test_a_folder_in_the_place_of_a_file_names_a_file_in_it(folder: Path, write:
     [
         (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], r"such as 'data/train-\*\.json'$"),
         (["0000.json", "0001.json", "v1_5.json", "v1_6.json"], r"such as '\*\.json', 'v1_5\.json', 'v1_6\.json'$"),
+        (["dataset_dict.json", "train/data-00000-of-00001.arrow"], r"such as 'train/data-00000-of-00001\.arrow'$"),
         (["deep/er/0000.json"], "names a data file: name one in it$"),
     ],
 )
