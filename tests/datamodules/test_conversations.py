@@ -102,6 +102,21 @@ def test_the_format_has_to_be_declared_and_the_error_says_what_the_file_looks_li
         Conversations(str(folder / "absent.json"))
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alpaca", "Did you mean 'query_response'"),
+        ("lava", "Did you mean 'llava'"),
+        ("folder", "Declare a corpus: .*format: folder, path"),
+        ("coco", "Declare a corpus: .*format: folder, path"),
+        ("webdataset", "Declare a corpus: .*format: captions, path"),
+    ],
+)
+def test_a_format_that_holds_no_conversations_is_answered_with_the_way_to_read_it(name, message):
+    with pytest.raises(UserError, match=message):
+        Conversations("data.json", format=name)
+
+
 def test_a_broken_held_out_conversation_follows_the_policy(folder, capsys):
     (folder / "pictures" / "half.png").write_bytes((folder / "pictures" / "b.png").read_bytes()[:45])  # a good header
     entries = [entry("one"), entry("half", "pictures/half.png"), entry("absent", "c.png"), entry("two")]

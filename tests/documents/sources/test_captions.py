@@ -57,6 +57,21 @@ def test_captions_may_be_in_a_json(folder):
     assert (caught.value.kind, caught.value.sample_id) == ("bad_entry", "1")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"caption": ["c", "d"]}, "Write one caption for each picture"),
+        ({"text": "c"}, "Correct `caption`"),
+        ({"question": "q", "answer": "a"}, "It looks like query_response, which is read from a file of entries"),
+    ],
+)
+def test_a_json_of_another_form_says_what_to_do(folder, content, message):
+    path = shard(folder / "s.tar", {**pair("0", {"caption": ["c"]}), **pair("1", content)})
+    assert CaptionShards(path, text="json")[0].turns[0].text == "c"
+    with pytest.raises(SampleError, match=message):
+        CaptionShards(path, text="json")[1]
+
+
 def test_opening_again_reads_no_header_of_the_tar(folder, monkeypatch):
     path = shard(folder / "s.tar", pair("0", "text"))
     assert len(CaptionShards(path)) == 1
