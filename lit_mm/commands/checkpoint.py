@@ -39,13 +39,17 @@ def checkpoint(arguments: Sequence[str]) -> None:
     looks = actions.add_parser("inspect", description=inspect.__doc__, help="list the contents and check the files")
     looks.add_argument("path", help="run folder or checkpoint")
     looks.add_argument("--verify", action="store_true", help="read every file and compare its digest")
-    looks.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
+    looks.add_argument(
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
+    )
 
     joins = actions.add_parser("consolidate", description=join.__doc__, help="write the weights to one file")
     joins.add_argument("path", help="run folder or checkpoint")
-    joins.add_argument("output", metavar="OUT.safetensors", help="the file to write")
-    joins.add_argument("--stored_only", action="store_true", help="leave out frozen parts that have an origin")
-    joins.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    joins.add_argument("output", metavar="OUT.safetensors", help="new file")
+    joins.add_argument(
+        "--stored_only", action="store_true", help="leave out frozen parts that can be loaded from their origin"
+    )
+    joins.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     choices = parser.parse_args(arguments)
     {"inspect": inspect, "consolidate": join}[choices.action](choices)
@@ -53,9 +57,11 @@ def checkpoint(arguments: Sequence[str]) -> None:
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
 def inspect(choices: argparse.Namespace) -> None:
-    """List the contents of a checkpoint: family, stage, step, ranks, sizes, and the tensors and dtypes of each part,
-    with the origin of parts that are stored by digest only. The exit code is 2 if the checkpoint is damaged. --verify
-    shows accidents; who edits a file on purpose can renew its digest as well (see SECURITY.md)."""
+    """List the contents of a checkpoint: family, stage, step, ranks, sizes, and the tensors and dtypes of each part.
+
+    Frozen parts may be stored by digest only; the list has their origin. The exit code is 2 if the checkpoint is
+    damaged. --verify detects accidental damage, but not deliberate changes (see SECURITY.md).
+    """
     opened = manifest.read(manifest.find(choices.path))
     problems = manifest.damage(opened, verify=choices.verify)
     print(
@@ -131,9 +137,11 @@ def megabytes(size: int) -> str:
 
 # --- consolidate -----------------------------------------------------------------------------------------------------
 def join(choices: argparse.Namespace) -> None:
-    """Write the weights of a checkpoint to one safetensors file, under their names in `state_dict`; its metadata hold
-    the config. Tensors are copied one after the other, so the memory of the largest is enough. Frozen parts that a
-    checkpoint stores by digest only are loaded from their origin, checked and written as well."""
+    """Write the weights of a checkpoint to one safetensors file, under their names in `state_dict`.
+
+    The metadata of the file hold the config. Tensors are copied one at a time, so the memory of the largest is enough.
+    Frozen parts that are stored by digest only are loaded from their origin, checked, and written as well.
+    """
     output = Path(choices.output)
     if output.suffix != ".safetensors":
         raise UserError(f"the output {choices.output!r} should end in .safetensors")

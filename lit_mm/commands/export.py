@@ -24,30 +24,31 @@ PARTS = ("vision", START, *TOKENIZERS)  # what --with may name
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the weights of a run in the layout of transformers (hf) or of the family's authors, with adapters merged,
-    or its adapter alone (peft). A run that started from an imported checkpoint has the names, shapes and dtypes of that
-    checkpoint in its own layout. Tensors that no run holds, such as the last block of CLIP, come from the published
-    files of the recipe, or from those that --with names. The files are read again and compared at the end, and so are
-    transformers' logits."""
+    """Write the weights of a run for transformers (hf), for the authors' code (authors), or its adapter alone (peft).
+
+    Adapters are merged in hf and authors. In the layout of its import, a run keeps the names, shapes and dtypes of the
+    published checkpoint. Tensors that no run holds, such as the last block of CLIP, come from the published files of
+    the recipe or of --with. At the end the files are read again and compared, and so are transformers' logits.
+    """
     parser = Arguments(prog="python -m lit_mm export", description=export.__doc__, epilog=EPILOG)
     parser.add_argument("run", help="run folder or checkpoint")
-    parser.add_argument("--to", required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--to", required=True, metavar="DIR", help="new folder for the files")
     parser.add_argument("--format", required=True, choices=FORMATS, help="layout of the files")
-    parser.add_argument("--stage", help="export the end of this stage (default: the run's newest checkpoint)")
+    parser.add_argument("--stage", help="export the end of this stage (default: the newest checkpoint)")
     parser.add_argument(
         "--with",
         dest="parts",
         action="append",
         default=[],
         metavar="PART=PLACE",
-        help="vision=PLACE: the published encoder whose name, or tensors behind the features, the files need; "
-        "import=RUN: the run that `import` made, or tokenizer=PLACE and reading=PLACE: tokenizers of the run, if they "
-        "are no longer where they were",
+        help="vision=PLACE: published encoder of the run, whose name or last block the files need; import=RUN: the run "
+        "that `import` wrote; tokenizer=PLACE, reading=PLACE: tokenizers of the run. The last three are needed only if "
+        "the originals were moved. May be repeated",
     )
-    parser.add_argument("--proof_memory", type=float, metavar="GB", help="memory of the proof (default: what is free)")
     parser.add_argument(
-        "--averaged", action="store_true", help="write the moving averages of the weights that have one (default: no)"
+        "--proof_memory", type=float, metavar="GB", help="memory for the comparison (default: the free memory)"
     )
+    parser.add_argument("--averaged", action="store_true", help="write moving averages for the weights that have them")
     choices = parser.parse_args(arguments)
     target = Path(choices.to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -11,7 +11,7 @@ from lit_mm.errors import UserError
 
 
 def recipes(arguments: Sequence[str]) -> None:
-    """List the recipes that come with the package, or copy one to a file. Every --config takes their names."""
+    """List the recipes of the package, or copy one to a file. --config of every command takes their names."""
     parser = Arguments(
         prog="python -m lit_mm recipes",
         usage="python -m lit_mm recipes [NAME] [--to FILE]",

@@ -39,24 +39,31 @@ def runs(arguments: Sequence[str]) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | diff | delete")
     listing = actions.add_parser("list", description=list_runs.__doc__, help="list run folders")
     listing.add_argument("folder", nargs="*", default=[ROOT], help=f"folders to search (default: {ROOT})")
-    listing.add_argument("--family", metavar="NAME", help="runs of this family, such as Llava")
-    listing.add_argument("--stage", metavar="NAME", help="runs with a stage of this name")
-    listing.add_argument("--state", choices=STATES, help="runs in this state")
+    listing.add_argument("--family", metavar="NAME", help="list only runs of this family, such as Llava")
+    listing.add_argument("--stage", metavar="NAME", help="list only runs with a stage of this name")
+    listing.add_argument("--state", choices=STATES, help="list only runs in this state")
     listing.add_argument(
-        "--min_accuracy", type=float, metavar="SHARE", help="finished runs of at least this accuracy, 0 to 1"
+        "--min_accuracy",
+        type=float,
+        metavar="SHARE",
+        help="list only finished runs with at least this accuracy, 0 to 1",
     )
-    listing.add_argument("--max_hours", type=float, metavar="HOURS", help="runs that took at most so long")
-    listing.add_argument("--sort", choices=SORTS, default="time", help="order (default: time, the newest last)")
-    listing.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
+    listing.add_argument("--max_hours", type=float, metavar="HOURS", help="list only runs that took at most this time")
+    listing.add_argument(
+        "--sort", choices=SORTS, default="time", help="order of the list (default: time, the newest last)"
+    )
+    listing.add_argument(
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
+    )
     comparison = actions.add_parser("diff", description=diff.__doc__, help="compare two configs")
     comparison.add_argument("a", help="run folder or config file")
     comparison.add_argument("b", help="run folder or config file")
     comparison.add_argument(
-        "--format", choices=("table", "json"), default="table", help="what to print (default: table)"
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
     )
     deletion = actions.add_parser("delete", description=delete.__doc__, help="delete run folders")
     deletion.add_argument("folder", nargs="+", help="run folder, or the folder of an offline sweep with all its trials")
-    deletion.add_argument("--yes", action="store_true", help="delete without a question")
+    deletion.add_argument("--yes", action="store_true", help="delete without asking")
     choices = parser.parse_args(arguments)
     {"list": list_runs, "diff": diff, "delete": delete}[choices.action](choices)
 
@@ -152,7 +159,7 @@ def _flow(value: Any) -> str:
 
 # --- delete ----------------------------------------------------------------------------------------------------------
 def delete(choices: Any) -> None:
-    """Delete run folders that no job uses and no other run needs, after a question. Nothing else is ever deleted."""
+    """Delete run folders after asking. Folders that a job uses or that another run needs are never deleted."""
     from lit_mm.commands.run_folders import size_of
 
     folders = {Path(place): runs_in(Path(place)) for place in dict.fromkeys(choices.folder)}
