@@ -145,7 +145,7 @@ def wandb_settings() -> Any:
         return wandb.setup().settings
     except (ValueError, wandb.Error) as error:
         raise UserError(
-            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or leave W&B out with "
+            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or switch W&B off with "
             "--track false"
         ) from error
 
@@ -168,8 +168,8 @@ def tracking_mode() -> str:
         account = authenticate_session(host=settings.base_url, source="lit_mm", prompt=False, update_session=False)
     except AuthenticationError as error:
         raise UserError(
-            f"the key of the W&B account cannot be used: {first_line(error)}. Log in anew (wandb login), or set "
-            "WANDB_MODE=offline"
+            f"the key of the W&B account cannot be used: {first_line(error)}. Log in again (wandb login), or "
+            "set WANDB_MODE=offline"
         ) from error
     return mode if account else "offline"
 
@@ -208,7 +208,8 @@ def _steps_of(file: Path) -> dict[str, int]:
         return {name: int(step) for name, step in json.loads(file.read_bytes()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"
+            f"{str(file)!r} is damaged ({type(error).__name__}). Remove the file. W&B then ignores steps that "
+            "were already logged"
         ) from error
 
 

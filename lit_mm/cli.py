@@ -137,7 +137,7 @@ def mistake_of(error: Exception) -> UserError | None:
             return candidate
         if isinstance(candidate, OSError) and candidate.errno in NO_ROOM:
             place = f" ({candidate.filename})" if candidate.filename else ""
-            return UserError(f"{candidate.strerror}{place}. Make room; a run goes on with the same command")
+            return UserError(f"{candidate.strerror}{place}. Free some disk space; the same command resumes a run")
     return None
 
 

@@ -146,7 +146,7 @@ def join(choices: argparse.Namespace) -> None:
     if output.suffix != ".safetensors":
         raise UserError(f"the output {choices.output!r} should end in .safetensors")
     if output.exists() and not choices.overwrite:
-        raise UserError(f"{choices.output!r} is there already; --overwrite replaces it")
+        raise UserError(f"{choices.output!r} exists; --overwrite replaces it")
     if not output.parent.is_dir():
         raise UserError(f"the folder {str(output.parent)!r} of the output does not exist")
     opened = manifest.read(manifest.find(choices.path))
@@ -189,7 +189,10 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
     origins = {name: entry["origin"] for entry in opened.content["frozen"].values() for name in entry["digests"]}
     kinds = {name: parameter.dtype for name, parameter in module.named_parameters()}
     if unknown := sorted(digests.keys() - kinds.keys()):
-        raise UserError(f"{label} makes a model without {unknown[0]!r}, which the checkpoint has: it is damaged")
+        raise UserError(
+            f"{label} describes a model without {unknown[0]!r}, which the checkpoint contains. The checkpoint "
+            "is damaged"
+        )
     _stand_in(module, set(opened.content["weights"]))
     load_frozen(module, set(digests))
     parameters = dict(module.named_parameters())
@@ -201,8 +204,8 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
         tensor = whole(name)
         if digest(tensor) != digests[name]:
             raise UserError(
-                f"{str(opened.path)!r} was trained on the frozen {origins[name]!r}; what is there now differs in "
-                f"{name!r}. Put the origin back, or leave frozen parts out with --stored_only"
+                f"{str(opened.path)!r} was trained on the frozen {origins[name]!r}, which has changed: {name!r} "
+                "differs. Restore the original, or leave frozen parts out with --stored_only"
             )
         yield memoryview(tensor.view(-1).view(torch.uint8).numpy())
 

@@ -60,7 +60,7 @@ def compose(arguments: Sequence[str]) -> None:
     choices = parser.parse_args(arguments)
     without_allow(arguments)
     if not choices.instruction.strip():
-        raise UserError("--instruction is empty. Say what the article shall be about")
+        raise UserError("--instruction is empty. Describe the topic of the article")
     if choices.slots is not None and choices.slots < 0:
         raise UserError(f"--slots is at least 0, got {choices.slots}")
     if not 1 <= choices.candidates <= 26:
@@ -69,7 +69,7 @@ def compose(arguments: Sequence[str]) -> None:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
     image_paths, out = image_files(Path(choices.images)), Path(choices.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {choices.out!r} is there and not an empty folder. Choose another, or clear it")
+        raise UserError(f"--out {choices.out!r} exists and is not an empty folder. Choose another folder, or empty it")
 
     from lit_mm.commands.trained import open_model  # seconds of import, which --help does not wait for
     from lit_mm.composition.compose import compose as run
@@ -162,7 +162,7 @@ def template_of(module: MultimodalModule, name: str | None) -> Template:
                 f"choose one with --template {' or '.join(TEMPLATES)}"
             )
     if module.processor.token_grid is None:
-        raise UserError("compose: this model reads text alone. Use one that takes images")
+        raise UserError("compose: this model reads only text. Use a model that takes images")
     if name not in TEMPLATES:
         raise UserError(f"--template is one of {', '.join(TEMPLATES)}, got {name!r}")
     return TEMPLATES[name]
@@ -193,7 +193,7 @@ def make_search(reference: str) -> Any:
     except UserError as error:
         raise UserError(f"--retriever: {error}") from error
     if not (isinstance(search_class, type) and issubclass(search_class, Search)):
-        raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, so it finds no images")
+        raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, which selects the images")
     try:
         return search_class(**options)
     except TypeError as error:

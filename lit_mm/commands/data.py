@@ -78,7 +78,7 @@ def data(arguments: Sequence[str]) -> None:
     options, overrides = split_overrides(arguments)
     choices = parser.parse_args(options)
     if overrides and choices.config is None:
-        raise UserError(f"{overrides[0]} changes a recipe: name it with --config")
+        raise UserError(f"{overrides[0]} is a key of a recipe. Add the recipe with --config")
     choices.recipe = [*(word for path in choices.config or () for word in ("--config", path)), *overrides]
     if choices.config is None and (choices.source is None or choices.action == "show"):
         needs = "--config" if choices.action == "show" else "--config or --source"

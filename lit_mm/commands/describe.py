@@ -179,7 +179,7 @@ def plan_of(
     if sizes is not None:
         processor = model.processor
         if processor is None or processor.token_grid is None:
-            raise UserError(f"--images: {plan['family']} lays out no images. Leave it out")
+            raise UserError(f"--images: {plan['family']} reads no images. Leave --images out")
         final = laid_out_images(processor, sizes)
         plan |= final
         for stage, planned in zip(stages, plan["stages"], strict=True):

@@ -52,7 +52,7 @@ def export(arguments: Sequence[str]) -> None:
     choices = parser.parse_args(arguments)
     target = Path(choices.to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--to {str(target)!r} is there already and not empty. Give a new folder")
+        raise UserError(f"--to {str(target)!r} exists and is not empty. Choose a new folder")
     if choices.proof_memory is not None and not choices.proof_memory >= 0:
         raise UserError(f"--proof_memory is at least 0 GB, got {choices.proof_memory}")
     parts = export_parts(choices)
@@ -109,7 +109,7 @@ def export_to(
             part.rmdir()
         except OSError as error:
             raise UserError(
-                f"--to {str(target)!r}: the folder cannot be made ({error.strerror}). Give another one"
+                f"--to {str(target)!r}: the folder cannot be created ({error.strerror}). Choose another one"
             ) from error
         complete = False
         try:
@@ -171,7 +171,9 @@ def write_to(
     family, objectives = family_of(module), module.weights_of_objectives(stage)
     same = record is not None and is_layout_of(record["layout"], family, file_format, objectives)
     if parts and (same or file_format == "peft"):
-        raise UserError("--with: the published files that this export needs are kept beside the import. Leave it out")
+        raise UserError(
+            "--with: the published files that this export needs are stored with the import. Leave --with out"
+        )
     absent = f"{str(path)!r} started from {str(missing)!r}, which is not there any more"
     if file_format == "peft":
         if missing is not None:
@@ -189,9 +191,7 @@ def write_to(
         files = conversion.files(module)
         needed = {part for part, _ in files.outside.values()}
         if unread := sorted(parts.keys() - needed - files.names.keys()):
-            raise UserError(
-                f"--with {unread[0]}=...: files of {conversion.layout} need nothing from there. Leave it out"
-            )
+            raise UserError(f"--with {unread[0]}=...: files of {conversion.layout} need nothing from it. Leave it out")
         published = published_files(needed, source, model, parts)
         files, equal, lines = with_names(layout_named(conversion.layout), files, weights, parts)
         output = other_layout(conversion.layout, files, model, weights, published)

@@ -68,7 +68,7 @@ def import_(arguments: Sequence[str]) -> None:
         raise UserError("import needs a checkpoint and --to RUN (--help shows examples)")
     run = Path(choices.to)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"--to {str(run)!r} is there already and not empty. Give a new folder")
+        raise UserError(f"--to {str(run)!r} exists and is not empty. Choose a new folder")
     if choices.proof_memory is not None and not choices.proof_memory >= 0:
         raise UserError(f"--proof_memory is at least 0 GB, got {choices.proof_memory}")
     with new_folder(run):
@@ -170,7 +170,8 @@ def import_to(
         return write_run(published, run), published
     except OSError as error:
         raise UserError(
-            f"the import to {str(run)!r} failed: {error.strerror or error}. Make room, or give another place by --to"
+            f"the import to {str(run)!r} failed: {error.strerror or error}. Free some disk space, or choose "
+            "another folder with --to"
         ) from error
 
 

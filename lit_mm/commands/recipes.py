@@ -34,7 +34,7 @@ def recipes(arguments: Sequence[str]) -> None:
         with target.open("x", encoding="utf-8") as file:
             file.write((RECIPES / f"{choices.name}.yaml").read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise UserError(f"{str(target)!r} exists. Name another file by --to") from error
+        raise UserError(f"{str(target)!r} exists. Choose another file with --to") from error
     except OSError as error:
         raise UserError(f"the recipe cannot be written to {str(target)!r} ({error.strerror})") from error
     print(f"{target}: next, python -m lit_mm fit --config {target}")

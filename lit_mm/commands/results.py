@@ -76,7 +76,7 @@ def read_summary(folder: Path) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise UserError(f"{str(file)!r} is damaged ({error}). Remove it, and give the run's command again") from error
+        raise UserError(f"{str(file)!r} is damaged ({error}). Remove it, and repeat the command of the run") from error
 
 
 def check_figure(cli: RecipeCLI, name: str) -> None:

@@ -109,7 +109,7 @@ def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
     """
     processor, stages = cli.model.processor, {item.name: item for item in cli.stages}
     if processor is None or processor.token_grid is None:
-        raise UserError("tiles: the model of this recipe lays out no images")
+        raise UserError("tiles: the model of this recipe reads no images")
     if stage is None:
         return processor
     if stage not in stages:

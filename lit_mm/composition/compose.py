@@ -165,7 +165,7 @@ def steps(
         last lines).
     """
     if not instruction.strip():
-        raise UserError("compose: the instruction is empty. Say what the article shall be about")
+        raise UserError("compose: the instruction is empty. Describe the topic of the article")
     if not pictures:
         raise UserError("compose: there are no images to choose from")
     if not 1 <= candidates <= len(LETTERS) or (slots is not None and slots < 0):

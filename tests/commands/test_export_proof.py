@@ -157,7 +157,7 @@ def test_the_authors_config_names_the_vision_encoder_of_the_run(command: Callabl
     assert command("import", folder, "--to", "run", "--proof_memory", "0")[0] == 0
     words = ("export", "run", "--format", "authors", "--to")
     code, _, error = command(*words, "out")
-    assert code == 2 and "no published one that is known here has the sizes of the run's" in error, error
+    assert code == 2 and "no known published encoder has the sizes of that of the run" in error, error
     code, _, error = command(*words, "out", "--with", f"vision={hub.clip(tmp_path / 'other')}")
     assert code == 2 and "has other weights than" in error, error
     place = clip_of(folder, tmp_path / "clip")
@@ -214,9 +214,9 @@ def test_a_run_whose_start_is_gone_is_exported_unless_something_is_needed(comman
     assert code == 0, error
     Path("afile").write_text("")
     code, _, error = command("export", "llava", "--to", "afile/out", "--format", "hf", "--with", "import=moved_llava")
-    assert code == 2 and "the folder cannot be made (Not a directory)" in error, error
+    assert code == 2 and "the folder cannot be created (Not a directory)" in error, error
     code, _, error = command("export", "uhd", "--to", "no", "--format", "authors", "--with", "import=uhd_hub")
-    assert code == 2 and "have a published.json" in error, error
+    assert code == 2 and "has no published.json" in error, error
 
 
 @pytest.mark.distributed

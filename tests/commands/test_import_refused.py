@@ -167,7 +167,7 @@ def test_a_file_that_could_run_code_is_named_in_one_line(command: Callable, tmp_
         ({}, "adapter_config.json' lacks r, lora_alpha, or is not there; they scale the LoRA"),
         ({"r": 4, "lora_alpha": 8, "use_dora": True}, "sets use_dora, and only a plain LoRA is merged here"),
         ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 16}}, "sets alpha_pattern, and only a plain LoRA"),
-        ({"r": 4, "lora_alpha": 8}, "holds a LoRA and no connector. Put non_lora_trainables.bin of its training"),
+        ({"r": 4, "lora_alpha": 8}, "holds a LoRA, but no connector. Copy non_lora_trainables.bin"),
     ],
 )
 def test_a_lora_that_is_not_merged_here_is_refused(
