@@ -29,7 +29,7 @@ def check_torch_pair(*, load: bool = True) -> None:
     """
     torch = _installed("torch")
     if torch is None:
-        raise UserError("torch is not installed; run `make setup`, or `pip install -r requirements.lock`")
+        raise UserError("torch is not installed. Run `make setup`, or `pip install -r requirements.lock`")
     torchvision = _installed("torchvision")
     if torchvision is None:
         return

@@ -104,5 +104,5 @@ def test_torchvision_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_missing_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="torch is not installed; run `make setup`"):
+    with pytest.raises(UserError, match=r"torch is not installed\. Run `make setup`"):
         check_torch_pair()

@@ -140,7 +140,7 @@ def _config(place: str) -> Mapping[str, Any]:
     if path.is_dir():
         config = config_of_run(path)
         if config is None:
-            raise UserError(f"{place!r} is no run folder: it lacks the config.yaml or the checkpoints of a run")
+            raise UserError(f"{place!r} is not a run folder: it has no config.yaml or no checkpoints")
         return translate_config(dict(config))
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -195,14 +195,11 @@ def runs_in(folder: Path) -> list[Path]:
         return list(run_folders(folder))
     if config_of_run(folder) is None:
         raise UserError(
-            f"{str(folder)!r} is no run folder: it lacks the config.yaml or the checkpoints of a run. Nothing was "
-            "deleted"
+            f"{str(folder)!r} is not a run folder: it has no config.yaml or no checkpoints. Nothing was deleted"
         )
     sweep = folder.resolve().parents[1]
     if is_sweep(sweep):
-        raise UserError(
-            f"{str(folder)!r} is a trial of the sweep in {str(sweep)!r}. Delete the sweep, or keep all trials"
-        )
+        raise UserError(f"{str(folder)!r} is a trial of the sweep in {str(sweep)!r}. Delete the whole sweep instead")
     return [folder]
 
 

@@ -65,7 +65,7 @@ def sweep(arguments: Sequence[str]) -> None:
     specification = read_specification(choices.file)
     is_offline = choices.offline or (not choices.create and not choices.check and not has_account())
     if choices.offline and choices.create:
-        raise UserError("--create makes a sweep on W&B's server, which --offline leaves out. Choose one of the two")
+        raise UserError("--create needs W&B's server, which --offline does not use. Choose one of the two")
     if is_offline:
         from lit_mm.commands.sweep_offline import run_offline
         from lit_mm.sweeps.search import check_offline, require_optuna
@@ -74,7 +74,7 @@ def sweep(arguments: Sequence[str]) -> None:
         if not choices.check:
             require_optuna()
     elif choices.storage or choices.folder or choices.retry:
-        raise UserError("--storage, --folder and --retry belong to a sweep without W&B's server. Add --offline")
+        raise UserError("--storage, --folder and --retry are for offline sweeps. Add --offline")
 
     from lit_mm.commands.recipe import quiet
 

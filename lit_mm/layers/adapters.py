@@ -64,10 +64,12 @@ def add_adapters(
         if missing:
             names = sorted({path.rpartition(".")[2] for _, _, path in plain})
             raise UserError(
-                f"the adapter {part!r}: no linear without an adapter is called {missing}; there are {names}"
+                f"the adapter {part!r}: there is no linear layer without an adapter named {missing}; there are {names}"
             )
     if not wrapped:
-        raise UserError(f"the adapter {part!r}: {type(module).__name__} has no linear without an adapter. Leave it out")
+        raise UserError(
+            f"the adapter {part!r}: {type(module).__name__} has no linear layer without an adapter. Leave it out"
+        )
     config = LoraConfig(lora_dropout=dropout, use_rslora=kind == "rslora", use_dora=kind == "dora")
     for owner, name, _ in wrapped:
         base = owner.get_submodule(name)

@@ -42,7 +42,7 @@ def to_thousandths(box: tuple[float, float, float, float], height: int, width: i
     left, top, right, bottom = box
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height) or not height or not width:
         raise UserError(
-            f"a box is (left, top, right, bottom) in pixels inside of its picture of {width} x {height}, got {box}"
+            f"a box is (left, top, right, bottom) in pixels, inside its picture of {width} x {height}, got {box}"
         )
     sides = width, height, width, height
     thousandths = (min(STEPS - 1, int(STEPS * x / side)) for x, side in zip(box, sides, strict=True))

@@ -178,7 +178,7 @@ class XComposer2Prompt:
             if before == "user" and turn.role != "assistant":
                 raise UserError(f"{where}, turn {number}: a user turn is followed by its answer, got {turn.role!r}")
         if document.turns[-1].role == "system":
-            raise UserError(f"{where} ends with a system turn; add what the user says")
+            raise UserError(f"{where} ends with a system turn. Add a user turn")
 
 
 def _kind(turn: Turn) -> str:

@@ -115,8 +115,8 @@ class RunFolder:
                 listed = ", ".join(f"{key} ({_short(before)} there, {_short(now)} here)" for key, before, now in values)
                 more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
                 raise UserError(
-                    f"{str(self.path)!r} holds a run with another config; it differs in {listed}{more}. "
-                    f"Resume with the same config, or {fresh}"
+                    f"{str(self.path)!r} has a run with another config, which differs in {listed}{more}. Resume with "
+                    f"the same config, or {fresh}"
                 )
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
                 (self.path / record).unlink(missing_ok=True)
@@ -152,8 +152,8 @@ def _config_of(file: Path, text: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = type(error).__name__
     raise UserError(
-        f"{str(file)!r} is damaged ({problem}). Each checkpoint of the run has a copy, config.yaml: put one there, or "
-        "remove the file if the run has no checkpoint"
+        f"{str(file)!r} is damaged ({problem}). Every checkpoint of the run has a copy of config.yaml: "
+        "copy one here. If the run has no checkpoint, remove the file"
     )
 
 

@@ -123,7 +123,10 @@ def test_callbacks_see_accuracies_and_save_into_the_run_folder() -> None:
 @pytest.mark.parametrize(
     ("monitor", "message"),
     [
-        ("val_loss", "EarlyStopping monitors 'val_loss', which is not measured. There are loss, tokens, seconds, lr_"),
+        (
+            "val_loss",
+            "EarlyStopping monitors 'val_loss', which is not measured. Measured are loss, tokens, seconds, lr_",
+        ),
         ("accuracy/overall", "which is measured only at the ends of stages. Set `examine_every`"),
     ],
 )

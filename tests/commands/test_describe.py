@@ -452,7 +452,7 @@ def test_the_table_names_parts_stages_and_images(capsys: pytest.CaptureFixture[s
         (["--config", "tiny.yaml", "--ranks", "0"], "--ranks counts processes from 1, got 0"),
         (["--config", "tiny.yaml", "--trainer.devices", "some"], "trainer.devices takes a number of devices"),
         (["--config", "tiny.yaml", "--trainer.num_nodes", "0"], "trainer.num_nodes counts nodes from 1, got 0"),
-        (["--config", "tiny.yaml", "--trainer.strategy", "fsdp"], "trainer.strategy is fsdp; stages are trained with"),
+        (["--config", "tiny.yaml", "--trainer.strategy", "fsdp"], "trainer.strategy is fsdp; expected one of"),
         (
             ["--config", "tiny.yaml", "--trainer.strategy", "zero2", "--trainer.precision", "16-mixed"],
             "scales the loss",

@@ -33,7 +33,7 @@ def test_what_is_written_is_read_back_within_a_thousandth() -> None:
 
 @pytest.mark.parametrize("box", [(-1, 0, 5, 5), (5, 0, 4, 5), (0, 0, 641, 5), (0, 9, 5, 5)])
 def test_a_box_that_leaves_its_picture_is_refused(box: tuple) -> None:
-    with pytest.raises(UserError, match="inside of its picture of 640 x 480"):
+    with pytest.raises(UserError, match="inside its picture of 640 x 480"):
         to_thousandths(box, height=480, width=640)
 
 

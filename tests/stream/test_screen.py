@@ -87,7 +87,7 @@ def test_a_sample_beyond_the_model_is_refused_with_both_numbers():
 def test_too_many_views_are_refused_or_cut_before_the_picture_that_is_too_many():
     shown = Document("two", (Turn("user", (Noise(0), "what?")), Turn("assistant", ("page",)),
                              Turn("user", (Noise(1), "and this?")), Turn("assistant", ("page",))))  # fmt: skip
-    with pytest.raises(SampleError, match="and 2 views, a row holds 192 and 1 views"):
+    with pytest.raises(SampleError, match="and 2 views, but a row holds 192 tokens and 1 views"):
         SampleMaker(Joined([[shown]], ["a"]), PROCESSOR, row_tokens=192, row_views=1)(0)
     sample, cut = SampleMaker(Joined([[shown]], ["a"]), PROCESSOR, too_long="truncate", row_tokens=192, row_views=1)(0)
     assert cut

@@ -60,8 +60,8 @@ def part(described: Described, name: str, published: str) -> Described:
     """
     if name not in described.parts:
         raise UserError(
-            f"{str(described.folder)!r} has no part {name!r}; {published} belongs there. Add --with {name}=PLACE, a "
-            "folder or file of it"
+            f"{str(described.folder)!r} has no part {name!r}, which is {published}. Add --with {name}=PLACE, "
+            "a folder or file of it"
         )
     return described.parts[name]
 
