@@ -94,7 +94,7 @@ def test_another_tokenizer_than_the_import_had_is_not_replaced_by_its_copy(tmp_p
     recipe = {"model": {"init_args": {"tokenizer": "/before/tokenizer"}}}
     copied = with_tokenizers(recipe, tmp_path, {})
     assert copied["model"]["init_args"]["tokenizer"] == str(tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="'/before/larger' that it started from no longer exists"):
+    with pytest.raises(UserError, match="'/before/larger' of the run no longer exists"):
         with_tokenizers({"model": {"init_args": {"tokenizer": "/before/larger"}}}, tmp_path, {})
 
 

@@ -178,7 +178,7 @@ def test_python_text_of_a_sweeps_agent_is_read_as_python(word: str, form: str) -
         ("data: {path: '${HOME}/x'}", "c.yaml, line 1: data.path: a recipe expands no variables, got '${HOME}/x'"),
         ("data:\n  path: ${oc.env:HOME}", "c.yaml, line 2: data.path: a recipe expands no variables"),
         ("a: 1\nb: {c: 1,\n  c: 2}", "c.yaml, line 3: b.c: the key 'c' is also in line 2. Remove one of the two"),
-        ("a: !env HOME", "c.yaml, line 1: a: the YAML tag '!env' is not read"),
+        ("a: !env HOME", "c.yaml, line 1: a: YAML tags such as '!env' are not supported"),
         ("a: !!python/name:os.system ''", "are not supported. Write the value itself"),
         ("? [a]\n: 1", "c.yaml, line 1: : a key is a text or a number, got a sequence"),
     ],

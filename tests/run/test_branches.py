@@ -114,7 +114,7 @@ def test_where_stages_start_and_which_ends_last(starts, before, away, ends):
     ("starts", "message"),
     [
         (["a", None], r"stages\.a\.starts_from: .* this is the first stage; got 'a'"),
-        ([None, "b"], r"stages\.b\.starts_from: .* before it in the recipe, \['a'\]; got 'b'"),
+        ([None, "b"], r"stages\.b\.starts_from: .* an earlier stage of the recipe, \['a'\]; got 'b'"),
         (["b", None], r"stages\.a\.starts_from: .*got 'b'"),
         ([None, "pretrian"], r"\['a'\]; got 'pretrian'"),
     ],

@@ -298,9 +298,9 @@ def test_a_declaration_opens_the_class_of_its_format(write):
         ({"format": "qwen2-vl"}, "no data format 'qwen2-vl'. Did you mean 'messages'?"),
         ({"format": "llava", "path": "x", "imags": "y"}, "has no 'imags'. Did you mean 'images'?"),
         ({"format": "llava"}, r"needs \['path'\]"),
-        ({"format": "llava", "path": 3}, "`path` of a source of format 'llava' is str, got 3"),
-        ({"format": "llava", "path": "x", "image_first": "no"}, "`image_first` .* is bool, got 'no'"),
-        ({"format": "mmc4", "path": "x", "max_images": True}, r"`max_images` .* is int \| None, got True"),
+        ({"format": "llava", "path": 3}, "`path` of a source of format 'llava' has the type str, got 3"),
+        ({"format": "llava", "path": "x", "image_first": "no"}, "`image_first` .* has the type bool, got 'no'"),
+        ({"format": "mmc4", "path": "x", "max_images": True}, r"`max_images` .* has the type int \| None, got True"),
         ({"format": "llava", "path": "x", "limit_pixels": 0}, "`limit_pixels` is at least 1, got 0"),
     ],
 )
