@@ -45,8 +45,8 @@ class FreezeAudit(L.Callback):
         late = [part for part, train in stage.train_parts.items() if train.from_step >= pl_module.total_steps]
         if late:
             raise UserError(
-                f"stage {stage.name!r}: parts {late} would thaw at or after the stage's end, {pl_module.total_steps} "
-                f"optimizer steps. Lower `from_step`, or take them out of `train`"
+                f"stage {stage.name!r}: parts {late} would thaw at or after the end of the stage, at "
+                f"{pl_module.total_steps} optimizer steps. Lower `from_step`, or remove the parts from `train`"
             )
         self.sharded = isinstance(trainer.strategy, ZeRO)
         lists = [*map(optimizer_parameters, trainer.optimizers)]

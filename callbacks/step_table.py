@@ -55,8 +55,8 @@ class StepTable:
         further = header[len(columns) :] if self.grows else []
         if rows and header != columns + further:
             raise UserError(
-                f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: it belongs to "
-                "another run. Choose another run folder"
+                f"{str(self.path)!r} has the columns {list(rows[0])}, but this run writes {self.columns}. The "
+                "file belongs to another run. Choose another run folder"
             )
         self.columns += further
         empty = {name: "" if self.types.get(name) is str else float("nan") for name in self.new}
@@ -98,10 +98,13 @@ def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
         header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [["step"]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{str(path)!r} is damaged ({error}). Move it away: its rows are lost, the run goes on"
+            f"{str(path)!r} is damaged ({error}). Move the file away and repeat the command. The rows of the "
+            "file are lost, but the run continues"
         ) from error
     if header[:1] != ["step"]:
-        raise UserError(f"{str(path)!r} is damaged: its first column is not `step`. Move it away, and the run goes on")
+        raise UserError(
+            f"{str(path)!r} is damaged: its first column is not `step`. Move the file away and repeat the command"
+        )
     rows = []
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(header):

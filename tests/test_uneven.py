@@ -105,5 +105,5 @@ def test_views_of_several_shapes_on_several_ranks_are_refused_with_the_reason():
     module.check_calls(both)
     module._trainer = SimpleNamespace(world_size=2)
     module.check_calls(batch)
-    with pytest.raises(UserError, match=r"shapes \[\(28, 28\), \(28, 56\)\].*one after the other"):
+    with pytest.raises(UserError, match=r"shapes \[\(28, 28\), \(28, 56\)\].*one at a time"):
         module.training_step(both, 0)

@@ -90,7 +90,7 @@ def agree(folder: Path, plan: dict[str, Any]) -> None:
     if not file.is_file():
         if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
             if not file.is_file():  # another process may have begun the run in this moment
-                raise UserError(f"--out {str(folder)!r} is there and holds no run of `annotate`. Choose another folder")
+                raise UserError(f"--out {str(folder)!r} exists, but is not a run of `annotate`. Choose another folder")
         else:
             try:
                 folder.mkdir(parents=True, exist_ok=True)

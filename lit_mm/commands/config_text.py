@@ -149,7 +149,7 @@ def read_config(path: str) -> Entry:
         content = "nothing" if root is None else f"a {root.id}"
         raise UserError(f"the config {path!r} holds {content}; expected keys such as `model:`, `stages:` and `data:`")
     if expanded_size(root) > MOST_ENTRIES:
-        raise UserError(f"{path}: its aliases stand for more than {MOST_ENTRIES:,} entries. Write fewer")
+        raise UserError(f"{path}: its aliases expand to more than {MOST_ENTRIES:,} entries. Use fewer")
     return _entry(root, path, root.start_mark.line, numbered=True)
 
 
@@ -187,7 +187,9 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
     if len(path) > MOST_LEVELS:
         raise UserError(f"{spoken(place, path[:3])}: it is nested too deeply. {FLATTER}")
     if node.tag.removeprefix("tag:yaml.org,2002:") not in TAGS:
-        raise UserError(f"{spoken(place, path)}: the YAML tag {node.tag!r} is not read. Write the value itself")
+        raise UserError(
+            f"{spoken(place, path)}: YAML tags such as {node.tag!r} are not supported. Write the value itself"
+        )
     if isinstance(node, yaml.SequenceNode):
         entries = [
             _entry(item, label, item.start_mark.line, numbered=numbered, path=(*path, str(number)))

@@ -108,9 +108,11 @@ class Report:
 
 
 def check(choices: argparse.Namespace) -> None:
-    """Check all samples without decoding pixels: placeholders against images, ids, files, image headers, empty answers,
-    regions, JSON. With a recipe, every stage's template and limits are applied to every sample; all samples that pass
-    are trained on, except those with damaged pixels, which --pixels finds. The exit code is 2 if anything is wrong."""
+    """Check all samples: placeholders against images, ids, files, image headers, empty answers, regions, JSON.
+
+    With a recipe, every stage's template and limits are applied to every sample. All samples that pass are used for
+    training, except those with damaged pixels, which only --pixels finds. The exit code is 2 if anything is wrong.
+    """
     if choices.lines < 0:
         raise UserError(f"--lines is at least 0, got {choices.lines}")
     if not 0 <= choices.pixels <= 1:

@@ -21,7 +21,7 @@ GAP = 4  # pixels between views
 
 
 def show(choices: argparse.Namespace) -> None:
-    """Print a sample as the model sees it, supervised tokens in colour, and write its views into one picture."""
+    """Print a sample as the model reads it, with supervised tokens in colour, and write its views to one picture."""
     from rich.console import Console
 
     from lit_mm.stream.split import Split

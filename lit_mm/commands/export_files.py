@@ -145,13 +145,13 @@ def check_parts(
         path, part = output.weights.checkpoint.path, name.split(".")[1]
         if missing is not None:
             raise UserError(
-                f"the files of {output.layout} do not hold the part {part!r}, and {str(path)!r} may have trained it: "
-                f"the run {str(missing)!r} that it started from is not there any more. Name that run, --with "
-                f"import=RUN, or the published files of the part, --with {part}=PLACE"
+                f"files of {output.layout} cannot contain the part {part!r}, which {str(path)!r} may have "
+                f"trained. The run {str(missing)!r} that it started from no longer exists, so this cannot be "
+                f"checked. Add --with import=RUN, or the published files of the part, --with {part}=PLACE"
             )
         raise UserError(
-            f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), and the files "
-            f"of {output.layout} do not hold this part. Export to a layout that holds it"
+            f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), but "
+            f"files of {output.layout} cannot contain this part. Export to a layout that can"
         )
     return [f"left out, because {output.layout} has no place for it: {shorten(sorted(left_out))}"] if left_out else []
 
@@ -181,7 +181,9 @@ def check_files(folder: Path, files: list[Path], output: Output) -> None:
         for name, tensor in output.plan.compute(group, read).items():
             if not torch.equal(tensor, output.weights.weight(name).to(tensor.dtype)):
                 path = output.weights.checkpoint.path
-                raise UserError(f"{str(folder)!r}: {name!r} is not that of {str(path)!r} when read again")
+                raise UserError(
+                    f"{str(folder)!r}: {name!r} differs from {str(path)!r} after it was written and read again"
+                )
 
 
 def proof_of(output: Output, folder: Path, memory: float | None) -> list[str]:

@@ -80,7 +80,7 @@ def read_summary(folder: Path) -> Mapping[str, Any]:
         return {}
     except (ValueError, TypeError) as error:
         problem = str(error)
-    raise UserError(f"{str(file)!r} is damaged ({problem}). Remove it, and give the run's command again")
+    raise UserError(f"{str(file)!r} is damaged ({problem}). Remove it, and repeat the command of the run")
 
 
 def check_figure(cli: RecipeCLI, name: str) -> None:

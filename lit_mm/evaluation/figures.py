@@ -67,7 +67,7 @@ class DocumentFigures:
                 silent = [document.id for document in documents if not document.answer]
                 if silent:
                     raise UserError(
-                        f"examine: document {silent[0]!r} of {source!r} has no answer to score by {metric!r}"
+                        f"examine: document {silent[0]!r} of {source!r} has no answer, which {metric!r} needs"
                     )
         self.source, self.documents, self.metrics = source, documents, metrics
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens

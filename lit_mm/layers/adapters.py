@@ -58,8 +58,8 @@ def add_adapters(
     plain = list(plain_linears(module))
     if not plain:
         raise UserError(
-            f"the adapter {part!r}: {type(module).__name__} has no linear without an adapter. Leave the adapter out, "
-            "or give it to another part"
+            f"the adapter {part!r}: {type(module).__name__} has no linear layer without an adapter. "
+            "Leave the adapter out, or give it to another part"
         )
     if targets == "all-linear":
         wrapped = plain
@@ -69,7 +69,8 @@ def add_adapters(
         if missing or not wrapped:
             names = sorted({path.rpartition(".")[2] for _, _, path in plain})
             raise UserError(
-                f"the adapter {part!r}: no linear without an adapter is called {missing or targets}; there are {names}"
+                f"the adapter {part!r}: there is no linear layer without an adapter named "
+                f"{missing or targets}; there are {names}"
             )
     config = LoraConfig(lora_dropout=dropout, use_rslora=kind == "rslora", use_dora=kind == "dora")
     for owner, name, _ in wrapped:

@@ -184,7 +184,7 @@ class XComposer2Prompt:
                     "one speaker, or leave the sample out"
                 )
         if document.turns[-1].role == "system":
-            raise UserError(f"{where} ends with a system turn; add what the user says")
+            raise UserError(f"{where} ends with a system turn. Add a user turn")
 
 
 def _kind(turn: Turn) -> str:

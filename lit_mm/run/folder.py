@@ -115,7 +115,7 @@ class RunFolder:
                 if not any(key.startswith("model") for key in keys):
                     fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
                 raise UserError(
-                    f"{str(self.path)!r} holds a run with another config; it differs in "
+                    f"{str(self.path)!r} has a run with another config, which differs in "
                     f"{listed(keys, translated, current)}. Resume with the same config, or {fresh}"
                 )
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
@@ -152,8 +152,8 @@ def _config_of(file: Path, text: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = type(error).__name__
     raise UserError(
-        f"{str(file)!r} is damaged ({problem}). Each checkpoint of the run has a copy, config.yaml: put one there, or "
-        "remove the file if the run has no checkpoint"
+        f"{str(file)!r} is damaged ({problem}). Every checkpoint of the run has a copy of config.yaml: "
+        "copy one here. If the run has no checkpoint, remove the file"
     )
 
 

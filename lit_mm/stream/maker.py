@@ -118,13 +118,14 @@ def _too_long(sample: Sample, maker: SampleMaker) -> str:
     visual = sum(sample.tokens_per_view)
     if len(sample) > maker.processor.max_length:
         return (
-            f"sample {sample.document.id!r} has {len(sample)} tokens ({visual} of them visual), the model takes "
-            f"{maker.processor.max_length}. Shorten it, raise `max_length`, or set `too_long: truncate`"
+            f"sample {sample.document.id!r} has {len(sample)} tokens ({visual} of them visual), but the limit of the "
+            f"model is {maker.processor.max_length}. Shorten it, raise `max_length`, or set `too_long: truncate`"
         )
     views = "any number of" if maker.row_views is None else maker.row_views
     return (
-        f"sample {sample.document.id!r} has {len(sample)} tokens and {len(sample.tokens_per_view)} views, a row holds "
-        f"{maker.row_tokens} and {views} views. Raise `row_tokens` or `row_views`, or set `too_long: truncate`"
+        f"sample {sample.document.id!r} has {len(sample)} tokens and {len(sample.tokens_per_view)} views, but a row "
+        f"holds {maker.row_tokens} tokens and {views} views. Raise `row_tokens` or `row_views`, or "
+        "set `too_long: truncate`"
     )
 
 

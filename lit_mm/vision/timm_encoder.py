@@ -121,7 +121,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
         tables = isinstance(model, (Eva, VisionTransformer))  # it has a sequence of positions, not maps
         if any_size and (not tables or (isinstance(model, Eva) and model.rope_mixed)):
             raise UserError(
-                f"TimmEncoder: {name} has no positions that could be resized view by view; leave `any_size` out and "
+                f"TimmEncoder: the positions of {name} cannot be resized for each view. Leave `any_size` out, and "
                 "set `image_size` to the size of the views"
             )
         if pyramid and (tables or select_layer != -1):
@@ -363,7 +363,9 @@ def _create(name: str, image_size: int | None, drop_path: float, overrides: dict
             f"TimmEncoder: timm cannot build {name} of {image_size=} with {overrides}: {error}. Correct `overrides`"
         ) from error
     if not isinstance(model, HasStages):
-        raise UserError(f"TimmEncoder: {type(model).__name__} of timm gives no features of its blocks; take another")
+        raise UserError(
+            f"TimmEncoder: {type(model).__name__} of timm does not return features of its blocks. Use another model"
+        )
     return model
 
 

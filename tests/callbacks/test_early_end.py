@@ -123,8 +123,11 @@ def test_callbacks_see_accuracies_and_save_into_the_run_folder() -> None:
 @pytest.mark.parametrize(
     ("monitor", "message"),
     [
-        ("val_loss", "EarlyStopping monitors 'val_loss', which is not measured. There are loss, tokens, seconds, lr_"),
-        ("accuracy/overall", "which is measured at the ends of stages only. Set `examine_every`"),
+        (
+            "val_loss",
+            "EarlyStopping monitors 'val_loss', which is not measured. Measured are loss, tokens, seconds, lr_",
+        ),
+        ("accuracy/overall", "which is measured only at the ends of stages. Set `examine_every`"),
     ],
 )
 def test_a_metric_that_is_not_measured_is_refused(

@@ -102,5 +102,5 @@ def test_a_table_that_grows_gets_a_column_for_a_new_name_and_keeps_it_after_a_re
     again.append({"step": 2, "loss": 0.2, "mine": 4.0})
     again.append({"step": 3, "loss": 0.3})
     assert path.read_text() == "step,loss,mine\n1,0.1,nan\n2,0.2,4.0\n3,0.3,nan\n"
-    with pytest.raises(UserError, match="it belongs to another run"):
+    with pytest.raises(UserError, match="belongs to another run"):
         StepTable(path, ["step", "loss"]).restart(2)

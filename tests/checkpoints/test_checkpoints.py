@@ -176,7 +176,7 @@ def test_what_is_no_checkpoint_of_ours_is_refused_with_the_reason(tmp_path):
     with pytest.raises(UserError, match="there is no checkpoint"):
         read(tmp_path / "absent.ckpt")
     (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(UserError, match="is a file; a checkpoint is a folder"):
+    with pytest.raises(UserError, match="is a file, but a checkpoint is a folder"):
         read(tmp_path / "text.ckpt")
     path = tmp_path / checkpoint_name(1, "a", 2)
     publish(made(), path)

@@ -306,7 +306,10 @@ def test_a_view_looks_as_it_did_before_it_was_normalised():
         (["check", "--source", "llava"], "--source is a mapping such as"),
         (["check", "--source", "{format: [}"], "--source is not YAML"),
         (["check", "--config", "recipe.yaml", "--data.init_args.paht", "x"], "Did you mean"),
-        (["check", "--data.init_args.path", "x"], "--data.init_args.path changes a recipe: name it with --config"),
+        (
+            ["check", "--data.init_args.path", "x"],
+            "--data.init_args.path is a key of a recipe. Add the recipe with --config",
+        ),
         (["check", "--config", "recipe.yaml", "--stages", "later"], "--stages names ['later']"),
         (["check", "--sorce", "x"], "there is no option --sorce"),
         (["check", "--source", "{format: llava, path: chat.jsonl}", "--lines", "-1"], "--lines is at least 0"),

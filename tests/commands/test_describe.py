@@ -455,12 +455,12 @@ def test_the_table_names_parts_stages_and_images(capsys: pytest.CaptureFixture[s
         (["--config", "tiny.yaml", "--ranks", "0"], "--ranks counts processes from 1, got 0"),
         (["--config", "tiny.yaml", "--trainer.devices", "some"], "trainer.devices takes a number of devices"),
         (["--config", "tiny.yaml", "--trainer.num_nodes", "0"], "trainer.num_nodes counts nodes from 1, got 0"),
-        (["--config", "tiny.yaml", "--trainer.strategy", "fsdp"], "trainer.strategy is fsdp; stages are trained with"),
+        (["--config", "tiny.yaml", "--trainer.strategy", "fsdp"], "trainer.strategy is fsdp; expected one of"),
         (
             ["--config", "tiny.yaml", "--trainer.strategy", "zero2", "--trainer.precision", "16-mixed"],
             "scales the loss",
         ),
-        (["--config", "text.yaml", "--images", "3x3"], "lays out no images"),
+        (["--config", "text.yaml", "--images", "3x3"], "reads no images"),
     ],
 )
 def test_a_mistake_exits_with_2_and_is_told_in_three_lines(
@@ -604,7 +604,7 @@ def test_another_recipe_stands_beside_this_one(described: Callable, capsys: pyte
     [
         (["--text", "-1"], "--text counts the text tokens of a sample, got -1"),
         (["--utilisation", "1.5"], "--utilisation is a share of the peak"),
-        (["--price", "2"], "--price is a number from 0, and needs a --device"),
+        (["--price", "2"], "--price is a number from 0, the price of an hour of a --device"),
         (["--device", "H100", "--price", "nan"], "--price is a number from 0"),
         (["--memory", "0"], "--memory is a number above 0 GiB, got 0"),
         (["--memory", "nan"], "--memory is a number above 0 GiB, got nan"),

@@ -278,7 +278,7 @@ def test_nothing_is_compiled_to_send_messages_between_cpus(monkeypatch: pytest.M
 # --- refusals -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [({"stage": 0}, "the stages 1, 2 and 3, got 0"), ({"stage": 2, "offload_parameters": True}, "take stage 3")],
+    [({"stage": 0}, "the stages 1, 2 and 3, got 0"), ({"stage": 2, "offload_parameters": True}, "use stage 3")],
 )
 def test_an_impossible_zero_is_refused(arguments: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
@@ -315,7 +315,7 @@ def test_compiled_layers_are_refused_under_stage_3_alone() -> None:
 
 
 def test_a_strategy_whose_pieces_cannot_be_saved_is_refused() -> None:
-    with pytest.raises(UserError, match=r"DDPStrategy; stages are trained with one of auto, ddp, zero1"):
+    with pytest.raises(UserError, match=r"DDPStrategy; expected one of auto, ddp, zero1"):
         check_strategy(trainer(strategy="ddp_spawn").strategy)
 
 

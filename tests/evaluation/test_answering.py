@@ -118,7 +118,7 @@ def test_log_odds_are_those_of_the_likeliest_texts_and_agree_with_the_choice(mod
 
 
 def test_a_model_that_cannot_rank_is_refused_for_retrieval(module) -> None:
-    with pytest.raises(UserError, match="gives no scores of pictures and captions"):
+    with pytest.raises(UserError, match="cannot score pictures against captions"):
         rank_all(module, QUESTIONS, [question.picture for question in QUESTIONS])
 
 

@@ -110,7 +110,10 @@ def test_a_wrong_parameter_is_refused_with_the_key(keys: dict[str, Any], message
         ({"early_terminate": {"type": "hyperband", "miniter": 3}}, "Did you mean 'min_iter'"),
         ({"metric": {"name": "loss"}}, "metric.goal: expected one of minimize, maximize, got None"),
         ({"metric": None}, "metric: expected `name` and `goal`"),
-        ({"metric": {"name": "loss", "goal": "minimize", "target": 1}}, "metric.target: a sweep ends after its trials"),
+        (
+            {"metric": {"name": "loss", "goal": "minimize", "target": 1}},
+            "metric.target: a sweep cannot stop at a value",
+        ),
         ({"parameters": {}}, "parameters: expected addresses of recipe keys"),
         ({"parameters": {"run_dir": {"value": "x"}}}, "parameters.run_dir: every trial has its own launch"),
         ({"parameters": {LR: {"min": 0.1, "max": 1.0}}}, f"parameters.{LR}: a grid needs `values`"),

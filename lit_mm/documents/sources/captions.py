@@ -53,9 +53,9 @@ class CaptionShards(Source):
 
     def open_part(self, path: str) -> Part:
         if is_data_file(path):
-            raise UserError(f"{path!r} is a table and not a tar: its rows of image and caption are of `format: folder`")
+            raise UserError(f"{path!r} is a table, not a tar file. For rows of image and caption, use `format: folder`")
         if not is_url(path) and os.path.isdir(path):
-            raise UserError(f"{path!r} is a folder, and `path` names shards: write `path: {join(path, '*.tar')}`")
+            raise UserError(f"{path!r} is a folder, but `path` names shards: write `path: {join(path, '*.tar')}`")
         return TarPart(path, self.expected)
 
     def identity(self, sample: Sample) -> str | None:

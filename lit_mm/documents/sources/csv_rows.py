@@ -63,9 +63,9 @@ class CsvRows(Part):
         other = next((sign for sign in OTHERS if sign != self.separator and sign in self.columns[0]), None)
         if len(self.columns) == 1 and other is not None:
             raise UserError(
-                f"the header of {self.path!r} is one cell, {brief(self.columns[0])}. Its cells seem to be separated by "
-                f"{OTHERS[other]}; they are read as separated by {OTHERS[self.separator]} (.csv: commas, .tsv: tabs). "
-                "Save it anew, or correct its ending"
+                f"the header of {self.path!r} is one cell, {brief(self.columns[0])}. The cells seem to be "
+                f"separated by {OTHERS[other]}, but this ending is read with {OTHERS[self.separator]} (.csv: "
+                "commas, .tsv: tabs). Save the file with other separators, or change its ending"
             )
 
     def _open_index(self) -> dict[str, np.ndarray]:

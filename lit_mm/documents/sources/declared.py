@@ -75,7 +75,9 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
             )
         spelt = type_of(str(parameters[key].annotation))
         if not isinstance(value, spelt) or (isinstance(value, bool) and bool not in spelt):
-            raise UserError(f"`{key}` of a source of format {kind!r} is {parameters[key].annotation}, got {value!r}")
+            raise UserError(
+                f"`{key}` of a source of format {kind!r} has the type {parameters[key].annotation}, got {value!r}"
+            )
     missing = [
         key
         for key, parameter in parameters.items()
@@ -94,8 +96,9 @@ def undeclared(path: str, formats: Iterable[str]) -> UserError:
         formats: names of the formats.
     """
     guess = guess_format(path) if path else None
-    place = (f" for {path!r}" if path else "") + (f", which looks like {guess}" if guess is not None else "")
-    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{place}")
+    place = f" {path!r}" if path else ""
+    hint = f". The file looks like {guess}" if guess is not None else ""
+    return UserError(f"the source{place} has no `format`; expected one of {', '.join(formats)}{hint}")
 
 
 def unknown_format(name: str, formats: Iterable[str]) -> UserError:

@@ -43,7 +43,7 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
         if not is_url(path) and not os.path.exists(path):
             raise missing(path)
         if not is_url(path) and os.path.isdir(path):
-            raise UserError(f"{path!r} is a folder, and `path` names a data file: name one in it{_data_files(path)}")
+            raise UserError(f"{path!r} is a folder, but `path` is a data file. Name a file in it{_data_files(path)}")
         raise UserError(
             f"the data file {path!r} {f'ends in {ending!r}' if ending else 'has no ending that tells what it holds'}; "
             f"this format is read from {', '.join((*JSON_ENDINGS, *TABLE_ENDINGS))}, each also packed "

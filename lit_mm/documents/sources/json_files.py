@@ -165,7 +165,7 @@ class JsonList(JsonPart):
             raise UserError(f"{self.path!r} is not JSON that can be read: it is nested too deeply") from error
         except ValueError as error:
             raise UserError(
-                f"{self.path!r} is not JSON ({error}). One list, or one object a line in a .jsonl"
+                f"{self.path!r} is not JSON ({error}). Expected one list, or a .jsonl with one object per line"
             ) from error
         lists = [key for key, content in value.items() if isinstance(content, list)] if isinstance(value, dict) else []
         rows = [key for key in lists if value[key] and isinstance(value[key][0], dict)]

@@ -106,11 +106,11 @@ def test_hidden_files_and_folders_are_no_samples(folder):
 
 def test_a_shard_that_is_no_tar_or_was_cut_is_refused(folder):
     (folder / "s.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match=r"s\.tar' is not a tar that can be read"):
+    with pytest.raises(UserError, match=r"s\.tar' cannot be read as a tar file"):
         CaptionShards(str(folder / "s.tar"))
     path = Path(shard(folder / "t.tar", {**pair("0", "text"), "1.jpg": b"x" * 9000}))
     path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(UserError, match=r"t\.tar' is not a tar that can be read"):
+    with pytest.raises(UserError, match=r"t\.tar' cannot be read as a tar file"):
         CaptionShards(str(path))
 
 

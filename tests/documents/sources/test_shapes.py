@@ -75,8 +75,8 @@ def test_one_broken_line_stays_the_fault_of_that_line(folder: Path) -> None:
         ("a.json", json.dumps({"images": [{"filename": "a.jpg"}], "dataset": "coco"}), "Its key 'images' holds a list"),
         ("a.csv", "a.jpg,a cat\nb.png,a dog\n", "it seems to be a row. Write a header"),
         ("a.json", json.dumps({"info": {}, "questions": [{}]}), "It is of VQAv2's form: write a row"),
-        ("a.csv", "id;query\n1;q\n", "Its cells seem to be separated by semicolons"),
-        ("a.tsv", "id,query\n1,q\n", "Its cells seem to be separated by commas"),
+        ("a.csv", "id;query\n1;q\n", "The cells seem to be separated by semicolons"),
+        ("a.tsv", "id,query\n1,q\n", "The cells seem to be separated by commas"),
         ("a.csv", "id,query,id\n1,q,2\n", "has the column 'id' twice"),
         ("noending", LINE, "has no ending that tells what it holds"),
         ("a.xlsx", "PK", "ends in '.xlsx'"),
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_says_what_it_is(folder: Path, name: str, con
 
 def test_a_folder_in_the_place_of_a_file_names_a_file_in_it(folder: Path, write: Any) -> None:
     write([ENTRY], "train.json")
-    with pytest.raises(UserError, match=r"is a folder, .*name one in it, such as 'train\.json'"):
+    with pytest.raises(UserError, match=r"is a folder, .*Name a file in it, such as 'train\.json'"):
         open_source({"format": "llava", "path": str(folder)})
 
 
@@ -247,7 +247,7 @@ def test_pictures_of_a_tar_may_end_in_avif_and_a_missing_text_names_the_json(fol
     assert source[0].pictures[0].width == 8
     with pytest.raises(SampleError, match=r"`text: json` reads the caption from the \.json under its key 'caption'"):
         source[1]
-    with pytest.raises(UserError, match="are of `format: folder`"):
+    with pytest.raises(UserError, match="use `format: folder`"):
         open_source({"format": "captions", "path": "rows.parquet"})
 
 
