@@ -25,7 +25,7 @@ from lit_mm.run.files import write_whole
 from lit_mm.run.interruption import say
 
 MODES = {mode: mode for mode in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
-STEPS = "wandb_steps.json"
+STEPS, FOLDER = "wandb_steps.json", "wandb_folder"
 PATIENCE = 10.0  # seconds of attempts to reach the network
 
 
@@ -219,15 +219,27 @@ def sync_command(logger: WandbLogger) -> str | None:
 def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
     """Return the id of a run folder's W&B run, and True if it is new. W&B or an earlier launch may have set it.
 
-    It is written to `wandb_id`. The steps that were logged to a run of another id do not count for this one.
+    It is written to `wandb_id`, and the run folder to `wandb_folder`. The steps that were logged to a run of another id
+    do not count for this one. A copy of a run folder gets another id, because two runs would mix their figures in one.
     """
-    path = run_dir / "wandb_id"
+    path, record, place = run_dir / "wandb_id", run_dir / FOLDER, str(run_dir.resolve())
     earlier = path.read_text().strip() if path.exists() else ""
-    identity = environ.get("WANDB_RUN_ID") or earlier or secrets.token_hex(4)
+    owner = record.read_text().strip() if record.exists() else ""
+    is_copy = bool(earlier and owner) and _is_original(Path(owner, path.name), path)
+    identity = environ.get("WANDB_RUN_ID") or ("" if is_copy else earlier) or secrets.token_hex(4)
+    if is_copy and identity != earlier:
+        say(f"lit_mm: {str(run_dir)!r} is a copy of {owner!r}, and goes on as a new run in W&B")
     if identity != earlier:
         (run_dir / STEPS).unlink(missing_ok=True)
         write_whole(path, identity + "\n")
+    if place != owner:
+        write_whole(record, place + "\n")
     return identity, identity != earlier
+
+
+def _is_original(file: Path, copy: Path) -> bool:
+    """Return True if a file is another one than its copy and still has the same content."""
+    return file.is_file() and not file.samefile(copy) and file.read_bytes() == copy.read_bytes()
 
 
 def _steps_of(file: Path) -> dict[str, int]:

@@ -69,9 +69,9 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 def config_of_run(folder: Path) -> Mapping[str, Any] | None:
     """Return the config of a run folder; None for any other folder."""
-    if not (folder / "checkpoints").is_dir():
-        return None
     try:
+        if not (folder / "checkpoints").is_dir():
+            return None
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None

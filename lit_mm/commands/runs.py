@@ -76,7 +76,7 @@ def list_runs(choices: Any) -> None:
     for folder in (folder for root in choices.folder for folder in run_folders(Path(root))):
         try:
             records.append(record_of(folder))
-        except UserError as error:
+        except (UserError, OSError) as error:  # OSError: another job deletes the run just now
             problems.append(f"lit_mm: {str(folder)!r} is not listed: {error}")
     records = [record for record in records if _matches(record, choices)]
     keys = {

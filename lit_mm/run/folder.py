@@ -183,7 +183,10 @@ def _point_latest(path: Path) -> None:
     runs.mkdir(exist_ok=True)
     link = runs / f".latest-{uuid.uuid4().hex}"
     link.symlink_to(os.path.relpath(path.resolve(), runs.resolve()), target_is_directory=True)
-    os.replace(link, runs / "latest")
+    try:
+        os.replace(link, runs / "latest")
+    finally:
+        link.unlink(missing_ok=True)  # such as when runs/latest is a folder
 
 
 def with_new_arguments(config: Any) -> Any:

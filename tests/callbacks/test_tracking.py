@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -289,6 +290,30 @@ def test_without_a_network_the_run_goes_on_offline_under_its_id(
     (folder,) = tmp_path.glob("wandb/offline-run-*")
     assert folder.name.endswith((tmp_path / "wandb_id").read_text().strip())
     assert sync_command(logger) == f"wandb sync {folder}"
+
+
+def test_a_copy_of_a_run_folder_is_another_run_and_a_moved_one_is_not(
+    tmp_path: Path, offline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    identity, _ = tracking._run_id(new_folder(tmp_path / "a"), {})
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    (tmp_path / "copy" / tracking.STEPS).write_text('{"loss": 3}')
+    other, is_new = tracking._run_id(tmp_path / "copy", {})
+    assert other != identity and is_new and not (tmp_path / "copy" / tracking.STEPS).exists()
+    assert "is a copy of" in capfd.readouterr().err
+    assert tracking._run_id(tmp_path / "copy", {}) == (other, False)
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    assert tracking._run_id(tmp_path / "moved", {}) == (identity, False)
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    assert tracking._run_id(tmp_path / "link", {}) == (identity, False)
+    assert not capfd.readouterr().err
+    (tmp_path / "moved" / tracking.FOLDER).unlink()  # a run of an earlier version
+    assert tracking._run_id(tmp_path / "moved", {}) == (identity, False)
+
+
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 class LostProcess:

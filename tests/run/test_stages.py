@@ -390,6 +390,7 @@ def test_a_run_elsewhere_needs_no_link_to_it_here(tmp_path, monkeypatch, capsys,
     folder.point_latest()
     assert folder.checkpoints.is_dir()
     assert "runs/latest does not point to this run" in capsys.readouterr().err
+    assert not Path("runs").is_dir() or os.listdir("runs") == ["latest"]
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_cure(tmp_path, monkeypatch):
