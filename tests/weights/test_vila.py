@@ -17,7 +17,7 @@ from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.layouts.layout import layout_of
 from lit_mm.weights.layouts.sizes import siglip_part
-from lit_mm.weights.source import MAPS
+from lit_mm.weights.source import MAPS, load_part
 from tests import hub
 
 
@@ -39,6 +39,18 @@ def test_siglip_gives_the_features_of_transformers_from_the_pixels_that_fill_pat
     expected = theirs(pixels, output_hidden_states=True).hidden_states[-2]
     assert ours.image_size == 42 and ours.mean == ours.std == (0.5, 0.5, 0.5)
     torch.testing.assert_close(ours(pixels[..., :42, :42]), expected, rtol=0, atol=1e-5)
+
+
+def test_weights_of_siglip_are_compared_with_the_part(tmp_path: Path) -> None:
+    tower = described(hub.vila_1_5(tmp_path / "vila"))[0].inside("vision_tower")
+    arguments = siglip_part(tower, -2)["init_args"]
+    whole = {"model_type": "siglip", "vision_config": tower.config}  # both halves, as google publishes it
+    for config in (tower.config, whole):
+        (tower.folder / "config.json").write_text(json.dumps(config))
+        assert load_part(TimmEncoder(**arguments), f"siglip:{tower.folder}", "vision") == []
+        exact = arguments | {"overrides": {**arguments["overrides"], "act_layer": "gelu"}}
+        with pytest.raises(UserError, match="hidden_act is gelu_pytorch_tanh there and gelu in the recipe"):
+            load_part(TimmEncoder(**exact), f"siglip:{tower.folder}", "vision")
 
 
 CASES = [  # projector, encoder, keys of config.json, connector, tiling
