@@ -61,6 +61,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
     | EVA2-CLIP-L (CogAgent) | eva02_large_patch14_clip_224, `select_layer: -2` |
     | OpenCLIP | vit_large_patch14_clip_224.laion2b |
     | OpenCLIP ConvNeXt-L (Mini-Gemini) | convnext_large_mlp.clip_laion2b_ft_soup_320, `pyramid: true` |
+    | SigLIP (VILA-1.5) | vit_so400m_patch14_siglip_378, `overrides: {act_layer: gelu_tanh}` |
     | SigLIP 2 | vit_so400m_patch14_siglip_378.v2_webli |
     | DINOv2 with registers | vit_large_patch14_reg4_dinov2 |
     | DINOv3 | vit_large_patch16_dinov3 |
