@@ -101,7 +101,7 @@ def test_a_folder_in_the_place_of_a_file_names_a_file_in_it(folder: Path, write:
         (["data/train-00000-of-00002.json", "data/train-00001-of-00002.json"], r"such as 'data/train-\*\.json'$"),
         (["0000.json", "0001.json", "v1_5.json", "v1_6.json"], r"such as '\*\.json', 'v1_5\.json', 'v1_6\.json'$"),
         (["dataset_dict.json", "train/data-00000-of-00001.arrow"], r"such as 'train/data-00000-of-00001\.arrow'$"),
-        (["deep/er/0000.json"], "names a data file: name one in it$"),
+        (["deep/er/0000.json"], "Name a file in it$"),
     ],
 )
 def test_shards_of_a_folder_are_named_by_their_pattern(tmp_path: Path, names: list[str], message: str) -> None:
@@ -187,10 +187,10 @@ def test_a_folder_without_a_list_says_what_to_do(tmp_path: Path, names: list[str
 @pytest.mark.parametrize(
     ("format", "name", "message"),
     [
-        ("captions", "sub", r"is a folder, and `path` names shards: write `path: .*sub/\*\.tar`"),
+        ("captions", "sub", r"is a folder, but `path` names shards: write `path: .*sub/\*\.tar`"),
         ("folder", "list.xlsx", r"ends in '\.xlsx'"),
         ("llava", "someone/their_data", "there is no data file"),
-        (None, "sub", "which looks like captions"),
+        (None, "sub", "looks like captions"),
     ],
 )
 def test_a_path_of_another_kind_says_what_it_is(tmp_path: Path, format: str | None, name: str, message: str) -> None:
