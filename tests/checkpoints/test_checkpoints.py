@@ -206,17 +206,23 @@ def test_a_damaged_file_is_named(tmp_path, name):
         read(path)
 
 
+def write_byte(file, place, byte):
+    """Write a byte of a file in place: to truncate a file takes milliseconds."""
+    with file.open("r+b") as opened:
+        opened.seek(place)
+        opened.write(bytes([byte]))
+
+
 def test_any_byte_that_changes_in_any_file_is_found(tmp_path):
     path = tmp_path / checkpoint_name(1, "a", 2)
     publish(made(), path)
     assert len(list(path.iterdir())) == 5
     for file in path.iterdir():
-        data = file.read_bytes()
-        for place in range(len(data)):
-            file.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 7)]) + data[place + 1 :])
+        for place, byte in enumerate(file.read_bytes()):
+            write_byte(file, place, byte ^ (1 << place % 7))
             with pytest.raises(UserError):
                 read(path).verify()
-        file.write_bytes(data)
+            write_byte(file, place, byte)
     read(path).verify()
 
 
