@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -11,6 +12,7 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob, SpanBlob
 from lit_mm.documents.sources.entries import is_data_file
 from lit_mm.documents.sources.part import Part
+from lit_mm.documents.sources.paths import is_url
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
 from lit_mm.documents.sources.sample import Sample
 from lit_mm.documents.sources.source import Source
@@ -51,6 +53,12 @@ class CaptionShards(Source):
     def open_part(self, path: str) -> Part:
         if is_data_file(path):
             raise UserError(f"{path!r} is a table and not a tar: its rows of image and caption are of `format: folder`")
+        if not is_url(path) and os.path.isdir(path):
+            raise UserError(
+                f"{path!r} is a folder and not a tar: name its shards, such as "
+                f"{os.path.join(path, '{00000..00009}.tar')}. A folder of pictures with a list of "
+                "captions is `format: folder`"
+            )
         return TarPart(path, self.expected)
 
     def identity(self, sample: Sample) -> str | None:
