@@ -164,12 +164,12 @@ def describe_parts(parts: Parts, trained: set[str], stage: str, read: Collection
     """Format one line with the trainable, frozen and unread parts of a stage and their numbers of parameters."""
 
     def listed(names: Iterator[str]) -> str:
-        return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "nothing"
+        return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "none"
 
     unread = [name for name in parts if name not in read]
     return (
-        f"stage {stage}: trainable are {listed(n for n in parts if n in trained)}; "
-        f"frozen are {listed(n for n in parts if n in read and n not in trained)}"
+        f"stage {stage}: trainable: {listed(n for n in parts if n in trained)}; "
+        f"frozen: {listed(n for n in parts if n in read and n not in trained)}"
         + (f"; not read are {listed(iter(unread))}" if unread else "")
     )
 

@@ -64,6 +64,9 @@ ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "test": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
     "predict": "`generate` answers a question about an image: python -m lit_mm generate runs/latest --image page.png "
     '--question "..."',
+    "finetune": "`fit` runs a recipe's stages, on your own data with --config experiments/own_data.yaml",
+    "pretrain": "`fit` runs a recipe's stages",
+    "infer": "`generate` answers a question about an image",
     "resume": "the `fit` command of a run, given again with its --run_dir, resumes it",
     "eval": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
 }

@@ -44,3 +44,8 @@ def missing_package(package: str) -> UserError:
     else:
         cure = "run `make setup` and `source .venv/bin/activate`, or `pip install -r requirements.lock`"
     return UserError(f"{package} is not installed for {sys.executable}; {cure}")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an s unless the number is 1: "1 view", "2 views"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

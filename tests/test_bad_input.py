@@ -406,6 +406,15 @@ def test_a_folder_or_a_binary_file_is_no_config(mistake: Mistake, tmp_path: Path
     assert mistake("fit", "--config", "picture.yaml").startswith("picture.yaml is not a YAML text: ")
 
 
+def test_a_run_folder_or_a_sweep_in_place_of_a_recipe_is_answered_with_what_is_meant(mistake: Mistake) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(yaml.safe_dump(RECIPE))
+    assert mistake("fit", "--config", "run").endswith("needs a YAML file. That of this run is 'run/config.yaml'")
+    Path("sweep.yaml").write_text("program: lit_mm\nmethod: grid\nparameters: {seed_everything: {values: [0]}}\n")
+    assert mistake("fit", "--config", "sweep.yaml").endswith("python -m lit_mm sweep sweep.yaml runs it")
+    assert mistake("sweep", "run/config.yaml").startswith("run/config.yaml: this is a recipe (it has the key `data`)")
+
+
 def test_fit_without_a_config_says_how_to_give_one(mistake: Mistake) -> None:
     assert mistake("fit") == "no config was given. Add --config, such as: --config experiments/xcomposer2.yaml"
     assert mistake("fit", "--config") == "--config needs a value"
@@ -498,7 +507,13 @@ def test_an_option_is_corrected_by_its_words_and_not_at_all_where_none_is_near(t
         (("generate", "--question", "why?", "--max_new_tokens", "0"), "--max_new_tokens is at least 1, got 0"),
         (("generate", "--question", "why?", "--image", "none.png"), "there is no image '"),
         (("generate", "nowhere", "--question", "why?"), "there is no checkpoint 'nowhere'"),
-        (("evaluate", "."), "'.' holds no checkpoint"),
+        (("evaluate", "."), "'.' holds no checkpoint. Is it a run folder, and has its run saved one yet?"),
+        (("finetune",), "there is no command 'finetune': `fit` runs a recipe's stages"),
+        (
+            ("generate", "runs/a", "--question", "what", "is", "it?"),
+            "'is' belongs to no option: a text of several words",
+        ),
+        (("generate", "runs/a", "--question", "why?", "--image", "."), "'.' is a folder and not an image. Name a file"),
     ],
 )
 def test_a_misspelt_command_or_option_is_corrected(mistake: Mistake, command: tuple[str, ...], message: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, suggestion
 
 FORMAT = 2
 FORMATS = (1, 2)  # formats that can be read; format 1 has no digest of the manifest itself
@@ -89,7 +89,11 @@ def find(place: str | Path, stage: str | None = None) -> Path:
     if place.is_dir() and not (place / "manifest.json").exists() and place.suffix not in (".ckpt", ".part"):
         saved = published(place / "checkpoints") or published(place)
         if not saved:
-            raise UserError(f"{str(place)!r} holds no checkpoint: is it a run folder, and did its run save one?")
+            runs = sorted({path.parent.parent for path in place.glob("*/checkpoints/*.ckpt")})
+            cure = f"It holds run folders: name one, such as {str(runs[-1])!r}" if runs else ""
+            raise UserError(
+                f"{str(place)!r} holds no checkpoint. {cure or 'Is it a run folder, and has its run saved one yet?'}"
+            )
         of_stage = [checkpoint for checkpoint in saved if stage in (None, checkpoint.stage)]
         if not of_stage:
             names = list(dict.fromkeys(checkpoint.stage for checkpoint in saved))
@@ -151,7 +155,9 @@ def read(path: Path) -> Manifest:
             "run folder. For published weights, use `weights:` of a part"
         )
     if not path.is_dir():
-        raise UserError(f"there is no checkpoint {str(path)!r}. Give a run folder, or a folder inside its checkpoints/")
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+        guess = suggestion(path.name, siblings) or "Give a run folder, or a folder inside its checkpoints/"
+        raise UserError(f"there is no checkpoint {str(path)!r}. {guess}")
     try:
         text = (path / "manifest.json").read_bytes()
         content = json.loads(text)

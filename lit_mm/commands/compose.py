@@ -13,7 +13,7 @@ import yaml
 from lit_mm.commands.config_text import without_allow
 from lit_mm.commands.options import Arguments, utf8_text
 from lit_mm.documents.printable import visible
-from lit_mm.errors import UserError, first_line
+from lit_mm.errors import UserError, counted, first_line
 
 if TYPE_CHECKING:
     from lit_mm.composition.template import Template
@@ -99,7 +99,9 @@ def compose(arguments: Sequence[str]) -> None:
     for note in article.notes:
         print(f"note: {visible(note)}")
     count = sum(slot.image is not None for slot in article.slots)
-    print(f"{len(article.lines)} lines and {count} images: {files['markdown']} and {files['html']}")
+    print(
+        f"{counted(len(article.lines), 'line')} and {counted(count, 'image')}: {files['markdown']} and {files['html']}"
+    )
 
 
 def image_files(folder: Path) -> list[Path]:

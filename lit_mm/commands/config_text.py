@@ -131,7 +131,8 @@ def read_config(path: str) -> Entry:
     file = recipe_file(path)
     path = path if file == Path(path) else str(file)
     if file.is_dir():
-        raise UserError(f"the config {path!r} is a folder; --config needs a YAML file")
+        of_run = f". That of this run is {str(file / 'config.yaml')!r}" if (file / "config.yaml").is_file() else ""
+        raise UserError(f"the config {path!r} is a folder; --config needs a YAML file{of_run}")
     if not file.is_file():
         raise UserError(f"there is no config file {path!r}{_near_file(file)}")
     try:
@@ -148,6 +149,8 @@ def read_config(path: str) -> Entry:
     if not isinstance(root, yaml.MappingNode):
         content = "nothing" if root is None else f"a {root.id}"
         raise UserError(f"the config {path!r} holds {content}; expected keys such as `model:`, `stages:` and `data:`")
+    if {"method", "parameters"} <= {key.value for key, _ in root.value}:
+        raise UserError(f"the config {path!r} is a sweep and no recipe: python -m lit_mm sweep {path} runs it")
     if expanded_size(root) > MOST_ENTRIES:
         raise UserError(f"{path}: its aliases expand to more than {MOST_ENTRIES:,} entries. Use fewer")
     return _entry(root, path, root.start_mark.line, numbered=True)

@@ -30,10 +30,17 @@ class Arguments(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message != unknown[0] and message.startswith("unrecognized arguments: "):
             option = unknown[0].partition("=")[0]
+            if not option.startswith("-"):
+                raise UserError(f"{extra_word(unknown[0])} ({self.prog} --help lists the options)")
             close = nearest_option(option, self.options)
             cure = f". Did you mean {close}?" if close else f": {ELSEWHERE[option]}" if option in ELSEWHERE else ""
             message = f"there is no option {unknown[0]}{cure}"
         raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def extra_word(word: str) -> str:
+    """Return the message about a word that no option takes."""
+    return f"{word!r} belongs to no option: a text of several words needs quotes, and each file an option of its own"
 
 
 SAME_WORD, BEGUN_WORD, SAME_LETTERS = 0.75, 0.9, 0.8  # ratios of equal letters, 0 to 1
@@ -104,6 +111,12 @@ ELSEWHERE = {  # option of another program -> option or key of the same effect
     "--data.init_args.micro_batch",
     "--seed": "the seed is --seed_everything",
     "--output_dir": "the run folder is --run_dir",
+    "--path": "the file of your data is --data.path",
+    "--format": "the format of your data is --data.format",
+    "--images": "the folder of your images is --data.images",
+    "--data_path": "the file of your data is --data.path",
+    "--gpus": "the number of GPUs is --trainer.devices",
+    "--trainer.gpus": "the number of GPUs is --trainer.devices",
 }
 
 

@@ -385,6 +385,11 @@ def _check_keys(keys: Mapping[str, Any], names: Sequence[str], where: str) -> No
         if key in LAUNCH and not where:
             raise UserError(f"{key}: the key belongs to W&B Launch, and a sweep runs `command`. Remove it")
         if key not in names:
+            if not where and key in ("model", "stages", "data"):
+                raise UserError(
+                    f"this is a recipe (it has the key `{key}`) and no sweep: `fit --config FILE` runs it. A sweep "
+                    "names it in `command`; experiments/sweeps/llava.yaml is one"
+                )
             hint = nearest(str(key), names) or f". There are {', '.join(names)}"
             raise UserError(f"{where or 'a sweep'}: there is no key {key!r}{hint}")
 

@@ -30,10 +30,8 @@ def test_an_honest_recipe_passes_and_each_stage_says_what_it_trains(recipe: Any,
     recipe.run(recipe.module(), [FreezeAudit()])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage ")]
     assert said == [
-        "stage pretrain: trainable are connector (20 parameters); "
-        "frozen are language (5 parameters), vision (20 parameters)",
-        "stage finetune: trainable are connector (20 parameters), language (5 parameters); "
-        "frozen are vision (20 parameters)",
+        "stage pretrain: trainable: connector (20 parameters); frozen: language (5 parameters), vision (20 parameters)",
+        "stage finetune: trainable: connector (20 parameters), language (5 parameters); frozen: vision (20 parameters)",
     ]
 
 

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -166,6 +167,9 @@ def test_a_run_folder_a_checkpoint_folder_and_a_checkpoint_are_all_found(tmp_pat
     path = folder / checkpoint_name(1, "a", 2)
     publish(made(), path)
     assert find(tmp_path) == find(folder) == find(str(path)) == path
+    shutil.copytree(folder, tmp_path / "experiments/run/checkpoints")
+    with pytest.raises(UserError, match=r"holds run folders: name one, such as '.*experiments/run'"):
+        find(tmp_path / "experiments")
     remove(path)
     assert not list(folder.iterdir())
     with pytest.raises(UserError, match="holds no checkpoint"):
@@ -175,6 +179,9 @@ def test_a_run_folder_a_checkpoint_folder_and_a_checkpoint_are_all_found(tmp_pat
 def test_what_is_no_checkpoint_of_ours_is_refused_with_the_reason(tmp_path):
     with pytest.raises(UserError, match="there is no checkpoint"):
         read(tmp_path / "absent.ckpt")
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(UserError, match="Did you mean 'latest'"):
+        read(tmp_path / "lates")
     (tmp_path / "text.ckpt").write_text("hello")
     with pytest.raises(UserError, match="is a file, but a checkpoint is a folder"):
         read(tmp_path / "text.ckpt")

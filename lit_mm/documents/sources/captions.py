@@ -55,7 +55,10 @@ class CaptionShards(Source):
         if is_data_file(path):
             raise UserError(f"{path!r} is a table, not a tar file. For rows of image and caption, use `format: folder`")
         if not is_url(path) and os.path.isdir(path):
-            raise UserError(f"{path!r} is a folder, but `path` names shards: write `path: {join(path, '*.tar')}`")
+            raise UserError(
+                f"{path!r} is a folder, but `path` names shards: write `path: {join(path, '*.tar')}`. For a folder of "
+                "pictures with a list of captions, use `format: folder`"
+            )
         return TarPart(path, self.expected)
 
     def identity(self, sample: Sample) -> str | None:

@@ -176,3 +176,8 @@ def test_a_member_s_name_is_escaped_in_messages(folder):
     with pytest.raises(SampleError) as caught:
         CaptionShards(path)[0]
     assert str(caught.value).startswith(r"s.tar:a\x1b[2J: there is no .txt")
+
+
+def test_a_folder_in_place_of_shards_is_answered_with_both_ways_to_name_what_is_in_it(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder and not a tar: name its shards, .*`format: folder`"):
+        CaptionShards(str(tmp_path))
