@@ -27,11 +27,12 @@ from lit_mm.module import MultimodalModule
 from lit_mm.prompts.save import save_tokenizer
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.weights.agreement import check_config
+from lit_mm.weights.config_file import is_published_name
 from lit_mm.weights.convert import shorten
 from lit_mm.weights.files import TensorFiles, read_json, tensor_files
 from lit_mm.weights.layouts.layout import Described, Layout, layout_named
 from lit_mm.weights.provenance import TYPES, Plan, plan
-from lit_mm.weights.source import MAPS, arguments_of, is_published_name, local_place, places_of
+from lit_mm.weights.source import MAPS, arguments_of, local_place, places_of
 from lit_mm.weights.stream import Stored
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

@@ -27,11 +27,12 @@ from lit_mm.errors import UserError, first_line
 from lit_mm.layers.adapters import NAME
 from lit_mm.samples.collate import collate
 from lit_mm.stages.adapter import Adapter
+from lit_mm.weights.config_file import is_published_name, split_revision
 from lit_mm.weights.convert import load_strict
 from lit_mm.weights.layouts.layout import all_layouts
 from lit_mm.weights.names import add_prefix
 from lit_mm.weights.provenance import Group, Rename, elements_of, plan
-from lit_mm.weights.source import MAPS, is_published_name, local_place, places_of
+from lit_mm.weights.source import MAPS, local_place, places_of
 from lit_mm.weights.stream import Stored, write
 
 LANGUAGE = "language"  # part that an adapter of a recipe's run stands on
@@ -98,6 +99,12 @@ def write_adapter(
     return [line, summary(proof)]
 
 
+def base_keys(base: str) -> dict[str, str | None]:
+    """Return the keys of adapter_config.json that name a published model, possibly with a revision, or a folder."""
+    name, revision = split_revision(base) if is_published_name(base) else (base, None)
+    return {"base_model_name_or_path": name, "revision": revision}
+
+
 def write_files(
     folder: Path,
     weights: RunWeights,
@@ -132,7 +139,7 @@ def write_files(
     config = {
         "peft_type": "LORA",
         "task_type": task,
-        "base_model_name_or_path": base,
+        **base_keys(base),
         "inference_mode": True,
         "bias": "none",
         "r": settings.rank,

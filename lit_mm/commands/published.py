@@ -21,13 +21,14 @@ from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.tokenizer import download
+from lit_mm.weights.config_file import is_published_name
 from lit_mm.weights.convert import AdaptsState, shorten
 from lit_mm.weights.files import TensorFiles, check_names, read_json, tensor_files
 from lit_mm.weights.layouts.chats import CHAT
 from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, layout_of
 from lit_mm.weights.names import add_prefix, below
 from lit_mm.weights.provenance import TYPES, Plan, plan
-from lit_mm.weights.source import MAPS, is_published_name, local_place
+from lit_mm.weights.source import MAPS, local_place
 from lit_mm.weights.stream import Stored
 
 PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")

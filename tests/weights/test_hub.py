@@ -14,6 +14,7 @@ from huggingface_hub.errors import DryRunError
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import save_file
 
+from lit_mm.commands.export_peft import base_keys
 from lit_mm.errors import UserError
 from lit_mm.weights.config_file import is_published_name, split_revision
 from lit_mm.weights.convert import read_checkpoint
@@ -139,3 +140,11 @@ def test_an_error_of_the_hub_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
     with pytest.raises(UserError, match=r"'owner/name@v2' cannot be downloaded \(no such repository\)\. Correct"):
         local_place("owner/name@v2")
+
+
+@pytest.mark.parametrize(
+    ("base", "name", "revision"),
+    [("owner/name", "owner/name", None), ("owner/name@v2", "owner/name", "v2"), ("/a/b@c", "/a/b@c", None)],
+)
+def test_an_adapter_names_its_base_and_the_revision_apart(base: str, name: str, revision: str | None) -> None:
+    assert base_keys(base) == {"base_model_name_or_path": name, "revision": revision}
