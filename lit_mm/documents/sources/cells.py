@@ -48,12 +48,14 @@ def blob_of(cell: Any, sample: Sample, folder: str, boundary: Boundary, label: s
     if isinstance(cell, Mapping):
         filled = next((cell[key] for key in KEYS if cell.get(key)), None)
         if filled is None:
-            raise sample.error(f"{label} holds neither bytes nor a path, got {brief(cell)}", "bad_entry")
+            raise sample.error(
+                f"{label} holds neither bytes nor a path, got {brief(cell)}", "bad_entry", "Name its file as `path`"
+            )
         return blob_of(filled, sample, folder, boundary, label)
     if isinstance(cell, bytes):
         return BytesBlob(cell, sample.path, f"{sample.where.rpartition(':')[2]}, {label}")
     if not isinstance(cell, str) or not cell:
-        raise sample.error(f"the name of an image is text, got {brief(cell)}", "bad_entry")
+        raise sample.error(f"the name of an image is text, got {brief(cell)}", "bad_entry", "Write its path")
     if is_embedded(cell):
         try:
             content = decode_embedded(cell)

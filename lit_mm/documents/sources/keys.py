@@ -31,18 +31,10 @@ def check_keys(sample: Sample, read: Sequence[str], *, has_pictures: bool, remed
         has_pictures: True if the sample has pictures under these keys; other keys then only describe them.
         remedy: advice about a picture under another key; "": use the first of `read`.
     Raises:
-        SampleError: the sample names a video, has regions under `objects`, or has no picture under `read` but one
-            under another key.
+        SampleError: the sample names a video, or has no picture under `read` but one under another key.
     """
     if not isinstance(sample.entry, Mapping):
         return
-    objects = sample.entry.get("objects")  # of ms-swift
-    if isinstance(objects, Mapping) and any(objects.get(key) for key in ("ref", "bbox")):
-        raise sample.error(
-            "its `objects` holds the regions that <ref-object> and <bbox> in its text stand for, and is not read",
-            "unread_key",
-            "Write phrases and coordinates into the text, and remove `objects`",
-        )
     for key, value in sample.entry.items():
         if key in read or _is_empty(value):
             continue

@@ -10,6 +10,7 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import role_of, spoken_turns, system_of, with_system
 from lit_mm.documents.sources.conversations import Conversations
+from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.keys import PICTURES
 from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.picture import SourcePicture
@@ -145,12 +146,20 @@ class QueryResponseConversations(Conversations):
         if len(filled) > 1:
             names = " and ".join(f"`{key}`" for key in dict.fromkeys(key for pair in filled for key in pair))
             raise sample.error(f"has {names}, more than one question with its answer", "bad_entry", "Keep one pair")
-        pair = filled[0] if filled else PAIRS[0]
-        names = ", ".join(f"`{question}` and `{answer}`" for question, answer in PAIRS)
-        described = (
-            f"an entry is an object with the texts {names}" if not filled else "a question and an answer are texts"
-        )
-        query, response = (sample.field(key, str, described) for key in pair)
+        if not filled:
+            names = ", ".join(f"`{question}` and `{answer}`" for question, answer in PAIRS)
+            guess = format_of(sample.entry)
+            raise sample.error(
+                f"an entry is an object with the texts {names}, got {brief(sample.entry)}",
+                "bad_entry",
+                f"Is its `format` {guess}?"
+                if guess
+                else "Rename the keys of its question and its answer"
+                if entry
+                else "",
+            )
+        pair = filled[0]
+        query, response = (sample.field(key, str, "a question and an answer are texts") for key in pair)
         if pair[0] == "instruction" and entry.get("input"):
             details = sample.field("input", str, "`input` is a text")
             query = f"{query}\n{details}" if query else details
@@ -158,7 +167,9 @@ class QueryResponseConversations(Conversations):
         turns: list[tuple[str, str]] = []
         for number, pair in enumerate(rounds if isinstance(rounds, list) else [rounds]):
             if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-                raise sample.error(f"history[{number}] is a pair of texts, got {brief(pair)}", "bad_entry")
+                raise sample.error(
+                    f"history[{number}] is a pair of texts, got {brief(pair)}", "bad_entry", "Write [question, answer]"
+                )
             turns += [("user", pair[0]), ("assistant", pair[1])]
         return with_system([*turns, ("user", query), ("assistant", response)], sample)
 

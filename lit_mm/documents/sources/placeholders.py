@@ -20,6 +20,7 @@ PICTURES = {
     r"<\|vision_start\|>": "a chat template",
     r"<\|imgpad\|>|<IMG_CONTEXT>|<image_soft_token>|<start_of_image>|<image_placeholder>": "a chat template",
 }
+REGIONS = ("<ref-object>", "<bbox>")  # of ms-swift
 OTHERS = {r"<video>|<\|video(?:_\d+|_pad)?\|>": "video", r"<audio>|<\|audio(?:_\d+|_pad)?\|>": "audio"}
 ALL = re.compile("|".join((*PICTURES, *OTHERS)), re.IGNORECASE)
 
@@ -38,8 +39,16 @@ def check_placeholders(
         placeholder: placeholder of the declared format; "" for none.
         has_media: True if the sample names pictures or videos.
     Raises:
-        SampleError: a turn has a placeholder of another format.
+        SampleError: a turn has a placeholder of another format, or one of a region that the entry names.
     """
+    if isinstance(sample.entry, Mapping) and sample.entry.get("objects"):
+        sign = next((sign for sign in REGIONS if any(sign in text for _, text in turns)), None)
+        if sign is not None:
+            raise sample.error(
+                f"its text has {sign}, which stands for a region in `objects`, and `objects` is not read",
+                "unread_key",
+                "Write phrases and coordinates into the text",
+            )
     is_conversation = isinstance(sample.entry, Mapping) and "conversations" in sample.entry
     for number, (role, text) in enumerate(turns):
         if "<" not in text:

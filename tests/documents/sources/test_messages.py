@@ -43,6 +43,7 @@ def user(*parts: Any, **more: Any) -> dict[str, Any]:
         ),
         ({"texts": [{"user": "q", "assistant": "red"}], "images": ["wide.png", "tall.jpg"]}, [WIDE, TALL, "q"]),
         ({"conversations": user({"type": "image", "image": "wide.png"}, TEXT)["messages"]}, [WIDE, "which?"]),
+        (user("which?", objects={"bbox": [[1, 2, 3, 4]]}), ["which?"]),
         ({"conversation": user("which?")["messages"]}, ["which?"]),
         (
             {
@@ -85,7 +86,11 @@ def test_messages_place_their_pictures(write, entry: dict[str, Any], question: l
         (user("q", rejected_response="blue"), "unread_key", "its `rejected_response` is a worse answer"),
         (user("q", chosen=ANSWER, rejected=ANSWER), "unread_key", "its `rejected` is a worse answer"),
         (user("q", label=False), "unread_key", "has `label: false`, so its answer is not to be learnt"),
-        (user("q", objects={"ref": ["a dog"], "bbox": [[1, 2, 3, 4]]}), "unread_key", "<ref-object> and <bbox>"),
+        (
+            user("<ref-object>?", objects={"ref": ["a dog"], "bbox": [[1, 2]]}),
+            "unread_key",
+            "its text has <ref-object>",
+        ),
     ],
 )
 def test_messages_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind: str, message: str) -> None:
@@ -125,6 +130,7 @@ def test_queries_and_responses_are_conversations(write, entry: dict[str, Any], t
     ("entry", "kind", "message"),
     [
         ({"query": "q"}, "bad_entry", "the texts `query` and `response`, `instruction` and `output`"),
+        ({"problem": "q", "solution": "a"}, "bad_entry", "Rename the keys of its question and its answer"),
         ({"query": "q", "response": ""}, "empty_answer", "the answer in turn 1 is empty"),
         ({"query": "q", "response": "a", "history": [["x"]]}, "bad_entry", "is a pair of texts"),
         (

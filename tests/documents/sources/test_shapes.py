@@ -220,7 +220,8 @@ def test_a_name_in_the_other_form_of_its_accents_is_read(folder: Path, write: An
         ("wide.jpg", "There is 'wide.png': the endings differ"),
         ("wide", "There is 'wide.png': the endings differ"),
         ("data/wide.png", r"data/wide.png': the folder `images` is part of the name already"),
-        (5, "the name of an image is text, got 5"),
+        (5, "the name of an image is text, got 5. Write its path"),
+        ({"src": "wide.png"}, "image holds neither bytes nor a path, got {'src': 'wide.png'}. Name its file as `path`"),
     ],
 )
 def test_a_missing_image_is_explained(folder: Path, write: Any, name: Any, message: str) -> None:
