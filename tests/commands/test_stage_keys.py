@@ -111,7 +111,10 @@ def test_replaced_stages_leave_none_of_those_before() -> None:
         ("--stages={'other': {'max_steps': 2}}", "stages.other (on the command line): the recipe has no stage 'other'"),
         ("--stages=[{name: other}]", "`stages.replace` takes another list of stages"),
         ("--stages.pretrain=3", "expected keys of the stage, such as max_steps, got '3'"),
-        ("--stages.pretrain.name=x", "stages.pretrain.name (on the command line): a stage keeps its name, got 'x'"),
+        (
+            "--stages.pretrain.name=x",
+            "stages.pretrain.name (on the command line): the name of a stage cannot be changed, got 'x'",
+        ),
         ("--stages=[{name: pretrain}, {name: pretrain}]", "stage names must differ, got pretrain twice"),
         ("--stages={replace: [], pretrain: {}}", "expected a list of stages and no other key beside it"),
     ],

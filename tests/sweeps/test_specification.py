@@ -80,8 +80,8 @@ def test_the_keys_of_a_parameter_are_those_of_wandb(keys: dict[str, Any], parame
         ({"distribution": "log_normal", "mu": 1000}, "parameters.a.mu: the bounds of a distribution"),
         ({"distribution": "normal", "sigma": 0}, "parameters.a.sigma: expected a number above 0, got 0"),
         ({"distribution": "beta", "a": 0, "b": 0}, "parameters.a.a: expected a number above 0, got 0"),
-        ({"value": 1, "values": [1, 2]}, "parameters.a: constant reads value, and nothing `values`. Remove it"),
-        ({"values": [1, 2], "min": 0}, "parameters.a: categorical reads values and probabilities, and nothing `min`"),
+        ({"value": 1, "values": [1, 2]}, "parameters.a: constant reads value, but not `values`. Remove it"),
+        ({"values": [1, 2], "min": 0}, "parameters.a: categorical reads values and probabilities, but not `min`"),
         ({"values": [1, 2], "probabilities": [1.0]}, "probabilities: expected a list of 2 numbers, got [1.0]"),
         ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "expected numbers from 0 with the sum 1, got [0.5, 0.6]"),
         (
