@@ -114,7 +114,8 @@ def run(words: list[str], cwd: str, stdout: str, stderr: str, env: dict[str, str
     option, program, *arguments = words
     sys.argv = [option, *arguments]
     if option == "-m":
-        sys.modules.pop(program, None)  # as if it had not been imported
+        if not hasattr(sys.modules.get(program), "__path__"):
+            sys.modules.pop(program, None)  # as if the module had not been imported
         runpy.run_module(program, run_name="__main__", alter_sys=True)
     else:
         space: dict[str, Any] = {"__name__": "__main__"}

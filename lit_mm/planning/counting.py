@@ -27,6 +27,7 @@ Kind = Literal["forward", "backward", "recompute", "causal", "saved"]
 Costs = dict[Kind, Counter[Monomial]]
 KINDS: tuple[Kind, ...] = ("forward", "backward", "recompute", "causal", "saved")
 PRODUCTS = ("linear", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum", "conv2d")
+MOST_CALLS = 20_000  # calls that are remembered; the plans of seven recipes have 1,823
 FULL = ("layer_norm", "softmax", "log_softmax", "cross_entropy", "pow", "exp", "sum")  # fp32 under autocast
 
 
@@ -74,12 +75,14 @@ class MetaResults:
         """Run an operation, or make tensors of the layout that its results had before."""
         if not _is_functional(operation):
             return operation(*args, **kwargs)
-        call = operation, _call_layout(args), _call_layout(tuple(kwargs.items()))
+        call = operation, torch.get_default_dtype(), _call_layout(args), _call_layout(tuple(kwargs.items()))
         layouts = self._layouts.get(call)
         if layouts is not None:
             return _tensors(layouts)
         results = operation(*args, **kwargs)
         if call not in self._layouts:
+            if len(self._layouts) == MOST_CALLS:
+                self._layouts.clear()
             self._layouts[call] = _layouts(results) if _are_new(results, (args, kwargs)) else None
         return results
 
@@ -129,6 +132,9 @@ def _are_new(results: Any, operands: Any) -> bool:
     return bool(tensors) and on_meta and len(storages) == len(tensors) and not storages & before
 
 
+META_RESULTS = MetaResults()  # stages of a recipe and recipes that are compared repeat each other, too
+
+
 class Tally(TorchDispatchMode):
     """Adds up the operations of all products that run inside a `with` block, by torch's own formulas.
 
@@ -146,10 +152,9 @@ class Tally(TorchDispatchMode):
         self.sizes = sizes
         self.costs: Costs = {kind: Counter() for kind in KINDS}
         self.backward = False
-        self._results = MetaResults()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = self._results(func, args, kwargs or {})
+        out = META_RESULTS(func, args, kwargs or {})
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             again = self.backward and torch.is_grad_enabled()

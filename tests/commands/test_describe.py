@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -23,6 +21,7 @@ from lit_mm.commands.sizes import read_sizes
 from lit_mm.distributed.memory import RankMemory, Spread, plan_memory, weights_of
 from lit_mm.errors import UserError
 from lit_mm.stream import lengths
+from tests.preloaded import run_program
 from tests.tiny import MODEL
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -310,9 +309,8 @@ def test_a_published_7b_takes_2_4_and_8_bytes_a_parameter_and_its_gradient(
 
 def test_engines_are_described_without_importing_them(described: Callable[..., dict[str, Any]]) -> None:
     code = "import sys; from lit_mm.cli import main; main(sys.argv[1:]); sys.exit('deepspeed' in sys.modules)"
-    command = [sys.executable, "-c", code, "describe", "--config", write(), "--trainer.strategy", "zero3"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(EXPERIMENTS.parent)}, capture_output=True)
-    assert done.returncode == 0
+    words = ["-c", code, "describe", "--config", write(), "--trainer.strategy", "zero3"]
+    assert run_program(words, cwd=Path.cwd()).returncode == 0
 
 
 # --- images ----------------------------------------------------------------------------------------------------------

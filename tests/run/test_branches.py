@@ -17,13 +17,13 @@ from lit_mm.stages.stage import Stage, branches, check_recipe, lasting_ends, ori
 from tests.kills import Launch, launch_all
 from tests.tiny import run_recipe, stages, xcomposer2
 
-KILLED = {
+KILLED = {"between the branches": "deep start", "in the branch": "deep step 3"}
+MORE = {
     "in the branch's first step": "deep step 1",
-    "in the branch": "deep step 3",
-    "between the branches": "deep start",
     "in the first branch": "wide step 3",
     "before the end of the trunk": "pretrain end",
 }
+EACH = [*KILLED, *(pytest.param(name, marks=pytest.mark.distributed) for name in MORE)]
 
 
 def recipe(steps: int = 4) -> list[Stage]:
@@ -41,14 +41,24 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def killed_and_resumed(kills: dict[str, str]) -> list[Launch]:
+    launches = []
+    for name, kill in kills.items():
+        launches += [Launch(name, kill=kill, recipe="branches"), Launch(name, recipe="branches")]
+    return launches
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("branches")
-    launches = [Launch("unbroken", recipe="branches")]
-    for name, kill in KILLED.items():
-        launches += [Launch(name, kill=kill, recipe="branches"), Launch(name, recipe="branches")]
-    launch_all(launches, folder)
+    launch_all([Launch("unbroken", recipe="branches"), *killed_and_resumed(KILLED)], folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def more_runs(runs: Path) -> Path:
+    launch_all(killed_and_resumed(MORE), runs)
+    return runs
 
 
 def test_a_branch_trains_as_if_the_other_branch_were_not_there(tmp_path: Path):
@@ -60,8 +70,9 @@ def test_a_branch_trains_as_if_the_other_branch_were_not_there(tmp_path: Path):
     assert not equal(end(tmp_path / "both"), end(tmp_path / "in a row"))
 
 
-@pytest.mark.parametrize("name", KILLED)
-def test_killed_branches_end_the_same_bit_for_bit(runs: Path, name: str):
+@pytest.mark.parametrize("name", EACH)
+def test_killed_branches_end_the_same_bit_for_bit(request: pytest.FixtureRequest, name: str):
+    runs = request.getfixturevalue("more_runs" if name in MORE else "runs")
     for stage in ("wide", "deep"):
         assert equal(end(runs / name, stage), end(runs / "unbroken", stage))
 

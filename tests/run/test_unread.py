@@ -20,6 +20,8 @@ from tests.kills import Launch, Sight, launch_all, recipe_of
 from tests.tiny import language, run_recipe, xcomposer2
 
 RECIPE = Launch("", recipe="unread", steps=3)
+KILLED = ("align end", "finetune step 2")
+MORE = ("align step 3", "finetune start")
 
 
 def published(folder: Path, seed: int = 5) -> str:
@@ -108,25 +110,40 @@ def test_a_stage_that_trains_what_its_objectives_do_not_read_is_refused_before_t
     assert not manifest.published(tmp_path / "checkpoints")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unread")
-    base = published(folder)
-    launches = [Launch("unbroken", recipe="unread", base=base), Launch("random", recipe="unread")]
-    for number, kill in enumerate(("align step 3", "align end", "finetune start", "finetune step 2")):
+def killed_and_resumed(kills: tuple[str, ...], base: str) -> list[Launch]:
+    """Two launches per kill and start: from published weights of the language model, and from random ones."""
+    launches = []
+    for number, kill in enumerate(kills):
         for start in (base, ""):
             name = f"{kill}, {'published' if start else 'random'}"
             launches += [
                 Launch(name, recipe="unread", base=start, kill=kill, workers=number % 2),
                 Launch(name, recipe="unread", base=start),
             ]
-    launch_all(launches, folder)
+    return launches
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unread")
+    base = published(folder)
+    launches = [Launch("unbroken", recipe="unread", base=base), Launch("random", recipe="unread")]
+    launch_all([*launches, *killed_and_resumed(KILLED, base)], folder)
     return folder
 
 
-@pytest.mark.parametrize("kill", ["align step 3", "align end", "finetune start", "finetune step 2"])
+@pytest.fixture(scope="module")
+def more_runs(runs: Path) -> Path:
+    launch_all(killed_and_resumed(MORE, published(runs)), runs)
+    return runs
+
+
+@pytest.mark.parametrize("kill", [*KILLED, *(pytest.param(kill, marks=pytest.mark.distributed) for kill in MORE)])
 @pytest.mark.parametrize(("start", "unbroken"), [("published", "unbroken"), ("random", "random")])
-def test_killed_runs_end_the_same_bit_for_bit(runs: Path, kill: str, start: str, unbroken: str) -> None:
+def test_killed_runs_end_the_same_bit_for_bit(
+    request: pytest.FixtureRequest, kill: str, start: str, unbroken: str
+) -> None:
+    runs = request.getfixturevalue("more_runs" if kill in MORE else "runs")
     expected = reading.read(manifest.find(runs / unbroken)).weights()
     weights = reading.read(manifest.find(runs / f"{kill}, {start}")).weights()
     assert weights.keys() == expected.keys()

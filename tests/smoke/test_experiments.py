@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from lit_mm.nano.skills import SKILLS
 from lit_mm.stages.stage import check_recipe
 from tests.command_line import run_command
 from tests.options.recording import recording, unread_keys
+from tests.preloaded import run_program
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = ROOT / "experiments"
@@ -137,14 +136,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     place = tmp_path_factory.mktemp("smoke")
     (place / "tiny.yaml").write_text(yaml.safe_dump(tiny(EXPERIMENTS / "xcomposer2.yaml"), sort_keys=False))
     arguments = ("fit", "--config", "tiny.yaml", "--run_dir", "runs/smoke")
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_mm", *arguments],
-        cwd=place,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_program(["-m", "lit_mm", *arguments], cwd=place)
     assert done.returncode == 0, done.stderr
     return Run(place, place / "runs/smoke", arguments, done.stdout)
 
