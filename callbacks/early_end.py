@@ -64,8 +64,8 @@ class EarlyEnd(StepObserver):
                 raise unmeasured(callback, names)
             if (callback.monitor or "").startswith(ACCURACY) and not any(each.every_n_steps for each in examinations):
                 raise UserError(
-                    f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is measured "
-                    "at the ends of stages only. Set `examine_every` to the steps between examinations"
+                    f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is "
+                    "measured only at the ends of stages. Set `examine_every` to a number of steps"
                 )
 
     def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
@@ -121,8 +121,8 @@ def may_log(callback: L.Callback) -> bool:
 def unmeasured(callback: EarlyStopping | ModelCheckpoint, names: Sequence[str]) -> UserError:
     """Return the error about a callback that monitors none of the metrics `names`."""
     return UserError(
-        f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not measured. There are "
-        f"{', '.join(names)}"
+        f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not "
+        f"measured. Measured are {', '.join(names)}"
     )
 
 

@@ -205,8 +205,8 @@ def test_a_wrong_value_is_named_with_its_line_and_what_is_accepted(
 def test_a_seed_that_every_launch_draws_anew_is_refused(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("seed_everything", True)))
     assert message == (
-        f"recipe.yaml, line {line_of(': true')}: seed_everything: true draws another seed in every launch, and no "
-        "launch could go on with the run of another. Write a number, such as 0"
+        f"recipe.yaml, line {line_of(': true')}: seed_everything: true draws another seed at every launch, so a "
+        "run could not be resumed. Write a number, such as 0"
     )
 
 
@@ -527,7 +527,7 @@ def test_a_misspelt_command_or_option_is_corrected(mistake: Mistake, command: tu
 
 def test_a_file_that_is_no_checkpoint_is_refused(mistake: Mistake) -> None:
     Path("x.ckpt").write_text("hello")
-    assert "'x.ckpt' is a file; a checkpoint is a folder" in mistake("evaluate", "x.ckpt")
+    assert "'x.ckpt' is a file, but a checkpoint is a folder" in mistake("evaluate", "x.ckpt")
 
 
 def test_a_broken_pair_of_torch_and_torchvision_stops_every_command(
@@ -708,5 +708,5 @@ def test_weights_of_another_model_are_refused_before_they_are_read(mistake: Mist
 @pytest.mark.parametrize("command", ["describe", "fit"])
 def test_a_tokenizer_with_more_entries_than_embeddings_is_refused(mistake: Mistake, command: str) -> None:
     message = mistake(command, "--config", written(with_key("model.init_args.language.init_args.vocab_size", 500)))
-    assert "the tokenizer has 509 entries, the language model embeddings for 500 (`vocab_size`)" in message
+    assert "the tokenizer has 509 entries, but the language model has embeddings for 500 (`vocab_size`)" in message
     assert len(message.splitlines()) == 1 and not Path("runs").exists()

@@ -40,6 +40,18 @@ heavy = sorted({{"torch", "lightning", "transformers", "numpy", "jsonargparse"}}
 assert not heavy, heavy
 """
 
+MISTAKES = """
+import sys
+from lit_mm.cli import main
+for arguments in {arguments}:
+    try:
+        main(arguments)
+    except SystemExit as left:
+        assert left.code == 2, left.code
+heavy = sorted({{"torch", "lightning", "transformers", "numpy", "jsonargparse"}} & sys.modules.keys())
+assert not heavy, heavy
+"""
+
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -69,6 +81,16 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: python -m lit_mm")
+
+
+def test_a_missing_config_is_reported_without_torch() -> None:
+    commands = [["fit"], ["describe"], ["tiles", "--size", "30x30"], ["data", "check"], ["generate", "--question", "?"]]
+    arguments = [[*words, "--config", "absent.yaml"] for words in commands]
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKES.format(arguments=arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is no config file 'absent.yaml'") == len(commands)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

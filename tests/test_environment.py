@@ -77,7 +77,7 @@ def test_a_torchvision_that_fails_at_import_ends_the_command_line_with_what_to_i
         requires="torch>=2.14.0",
         init="raise RuntimeError('operator torchvision::nms does not exist')",
     )
-    done = start(tmp_path, "-m", "lit_mm", "fit", "--config", "nothing.yaml")
+    done = start(tmp_path, "-m", "lit_mm", "fit", "--config", "llava")
     assert done.returncode == 2
     assert "operator torchvision::nms does not exist" in done.stderr
     assert "torch==2.15.0 'torchvision==0.29.*'" in done.stderr

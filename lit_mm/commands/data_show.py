@@ -21,12 +21,17 @@ GAP = 4  # pixels between views
 
 
 def show(choices: argparse.Namespace) -> None:
-    """Print a sample as the model sees it, supervised tokens in colour, and write its views into one picture."""
+    """Print a sample as the model reads it, with supervised tokens in colour, and write its views to one picture."""
     from rich.console import Console
+
+    from lit_mm.stream.split import Split
 
     processor, documents = processor_and_documents(choices)
     if not 0 <= choices.index < len(documents):
-        raise UserError(f"there are {len(documents)} samples, from 0 to {len(documents) - 1}; got {choices.index}")
+        rest = "; held-out rows are not among them" if isinstance(documents, Split) else ""
+        raise UserError(
+            f"there are {len(documents)} samples, from 0 to {len(documents) - 1}{rest}; got {choices.index}"
+        )
     sample = processor.lay_out(documents[choices.index])
     length, document = sample.length, sample.document
     views = processor.views(sample) if length.views else []

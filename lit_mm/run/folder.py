@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -114,12 +114,9 @@ class RunFolder:
                 fresh = "choose another folder with --run_dir"
                 if not any(key.startswith("model") for key in keys):
                     fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
-                values = ((key, value_at(translated, key), value_at(current, key)) for key in keys[:4])
-                listed = ", ".join(f"{key} ({_short(before)} there, {_short(now)} here)" for key, before, now in values)
-                more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
                 raise UserError(
-                    f"{str(self.path)!r} holds a run with another config; it differs in {listed}{more}. "
-                    f"Resume with the same config, or {fresh}"
+                    f"{str(self.path)!r} has a run with another config, which differs in "
+                    f"{listed(keys, translated, current)}. Resume with the same config, or {fresh}"
                 )
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
                 (self.path / record).unlink(missing_ok=True)
@@ -155,8 +152,8 @@ def _config_of(file: Path, text: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = type(error).__name__
     raise UserError(
-        f"{str(file)!r} is damaged ({problem}). Each checkpoint of the run has a copy, config.yaml: put one there, or "
-        "remove the file if the run has no checkpoint"
+        f"{str(file)!r} is damaged ({problem}). Every checkpoint of the run has a copy of config.yaml: "
+        "copy one here. If the run has no checkpoint, remove the file"
     )
 
 
@@ -186,7 +183,10 @@ def _point_latest(path: Path) -> None:
     runs.mkdir(exist_ok=True)
     link = runs / f".latest-{uuid.uuid4().hex}"
     link.symlink_to(os.path.relpath(path.resolve(), runs.resolve()), target_is_directory=True)
-    os.replace(link, runs / "latest")
+    try:
+        os.replace(link, runs / "latest")
+    finally:
+        link.unlink(missing_ok=True)  # such as when runs/latest is a folder
 
 
 def with_new_arguments(config: Any) -> Any:
@@ -242,6 +242,19 @@ def value_at(config: Any, key: str) -> Any:
         if key == str(name) or key.startswith(f"{name}."):
             return value_at(value, key[len(str(name)) + 1 :])
     return None
+
+
+def listed(keys: Sequence[str], there: Any, here: Any) -> str:
+    """Name the first keys of a difference with both values, such as "seed_everything (0 there, 1 here)".
+
+    Args:
+        keys: dotted keys.
+        there: earlier config.
+        here: current config.
+    """
+    values = ((key, value_at(there, key), value_at(here, key)) for key in keys[:4])
+    text = ", ".join(f"{key} ({_short(before)} there, {_short(now)} here)" for key, before, now in values)
+    return f"{text} and {len(keys) - 4} more" if len(keys) > 4 else text
 
 
 def _names(items: list[Any]) -> list[str]:

@@ -256,7 +256,7 @@ def parameter_of(address: str, keys: Mapping[str, Any]) -> Parameter:
         )
     read = READ_KEYS.get(distribution, ("min", "max"))
     if unread := [key for key in keys if key not in (*read, "distribution")]:
-        raise UserError(f"{where}: {distribution} reads {' and '.join(read)}, and nothing `{unread[0]}`. Remove it")
+        raise UserError(f"{where}: {distribution} reads {' and '.join(read)}, but not `{unread[0]}`. Remove it")
     if distribution == "constant":
         _check_present(keys, ("value",), where, distribution)
         return Choice((keys["value"],))
@@ -337,7 +337,7 @@ def _metric(metric: Any) -> Metric:
         raise UserError(f"metric: expected `name` and `goal`, by which trials are ranked, got {metric!r}")
     _check_keys(metric, ("name", "goal", "target"), "metric")
     if "target" in metric:
-        raise UserError("metric.target: a sweep ends after its trials and not at a value. Remove it")
+        raise UserError("metric.target: a sweep cannot stop at a value of the metric. Remove it")
     goal = metric.get("goal")
     if goal not in GOALS:
         raise UserError(f"metric.goal: expected one of {', '.join(GOALS)}, got {goal!r}")

@@ -96,9 +96,16 @@ def test_a_trainable_part_that_does_not_move_is_named(recipe: Any):
 
 
 def test_a_part_that_would_thaw_after_the_end_is_refused(recipe: Any):
-    recipe.stages = [Stage("late", train={"connector": Train(lr=0.1, from_step=3)}, max_steps=3)]
+    module = recipe.module()
+    module.begin(Stage("late", train={"connector": Train(lr=0.1, from_step=3)}), total_steps=3)  # of its epochs
     with pytest.raises(UserError, match=r"'connector'.*3 optimizer steps"):
-        recipe.run(recipe.module(), [FreezeAudit()])
+        FreezeAudit().on_train_start(None, module)
+
+
+def test_a_stage_that_trains_nothing_at_first_says_so(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    recipe.stages = [Stage("late", train={"connector": Train(lr=0.1, from_step=2)}, max_steps=3)]
+    recipe.run(recipe.module(), [FreezeAudit()])
+    assert "stage late: nothing learns in the first 2 optimizer steps" in capsys.readouterr().out
 
 
 def test_a_resumed_stage_is_judged_over_its_whole_length(
