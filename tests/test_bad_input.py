@@ -372,7 +372,9 @@ def test_choosing_a_stage_that_is_not_there_names_those_that_are(mistake: Mistak
 
 
 def test_what_the_trainer_refuses_is_said_before_a_run_folder_is_made(mistake: Mistake) -> None:
-    assert mistake("fit", "--config", written(with_key("trainer.strategy", "dpp"))).startswith("trainer: ")
+    assert mistake("fit", "--config", written(with_key("trainer.strategy", "dpp"))).endswith(
+        "zero3_offload, got 'dpp'. Did you mean 'ddp'?"
+    )
     message = mistake("fit", "--config", written(RECIPE), "--trainer.max_time", "soon")
     assert message.startswith("trainer.max_time (on the command line): expected days:hours:minutes:seconds")
     assert not Path("runs").exists()
@@ -418,6 +420,9 @@ def test_a_run_folder_or_a_sweep_in_place_of_a_recipe_is_answered_with_what_is_m
 def test_fit_without_a_config_says_how_to_give_one(mistake: Mistake) -> None:
     assert mistake("fit") == "no config was given. Add --config, such as: --config experiments/xcomposer2.yaml"
     assert mistake("fit", "--config") == "--config needs a value"
+    assert mistake("fit", "--config", written(RECIPE), "--data.init_args.documents") == (
+        "--data.init_args.documents needs a value"
+    )
     assert mistake("fit", written(RECIPE)).endswith("a config is given by --config recipe.yaml")
 
 

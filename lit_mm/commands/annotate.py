@@ -164,6 +164,12 @@ class Checkpoints:
         from lit_mm.commands.benchmarks import digest_of_weights
         from lit_mm.commands.trained import launch_folder, open_model
 
+        if not Path(checkpoint).exists():
+            raise UserError(
+                f"there is no checkpoint {checkpoint!r}, which an expert of the pipeline reads. Name a run of yours by "
+                "its key, such as --engine.init_args.captioner.init_args.checkpoint RUN; the head of the pipeline's "
+                "YAML has all of them"
+            )
         key = (str(Path(checkpoint).absolute()), stage)
         if key not in self.models:
             with launch_folder(checkpoint, stage=stage) as path:

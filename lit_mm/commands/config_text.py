@@ -149,7 +149,7 @@ def read_config(path: str) -> Entry:
     if not isinstance(root, yaml.MappingNode):
         content = "nothing" if root is None else f"a {root.id}"
         raise UserError(f"the config {path!r} holds {content}; expected keys such as `model:`, `stages:` and `data:`")
-    if {"method", "parameters"} <= {key.value for key, _ in root.value}:
+    if {"method", "parameters"} <= {key.value for key, _ in root.value if isinstance(key, yaml.ScalarNode)}:
         raise UserError(f"the config {path!r} is a sweep and no recipe: python -m lit_mm sweep {path} runs it")
     if expanded_size(root) > MOST_ENTRIES:
         raise UserError(f"{path}: its aliases expand to more than {MOST_ENTRIES:,} entries. Use fewer")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -66,7 +67,7 @@ def _below(entry: Entry, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
         yield from _below(inner, (*path, name))
 
 
-def explain(message: str, config: Entry, options: Iterable[str], base: str = "") -> str:
+def explain(message: str, config: Entry, options: Iterable[str], base: str = "", words: Sequence[str] = ()) -> str:
     """Explain a parser's error in one to three lines.
 
     Args:
@@ -74,12 +75,16 @@ def explain(message: str, config: Entry, options: Iterable[str], base: str = "")
         config: the merged config that was parsed.
         options: the parser's options, such as `--trainer.max_time`.
         base: dotted key in place of the parser's first key, because a stage's `data` is parsed as part of `data`.
+        words: words of the command line.
     """
     problem = Problem.of(message)
     if problem.complaint.startswith("unrecognized arguments:"):
         return unrecognized(problem.complaint.partition(":")[2].split(), list(options))
     if no_value := re.match(r"argument (?:-\w/)?(?P<option>--[\w.]+): expected one argument", problem.complaint):
-        return f"{no_value['option']} needs a value"
+        typed = (word for word, value in pairwise([*words, "--"]) if value.startswith("--") and "=" not in word)
+        return (
+            f"{next((word for word in typed if word.startswith(no_value['option'])), no_value['option'])} needs a value"
+        )
     if missing := re.match(r"the following arguments are required: (?P<keys>.+)", problem.complaint):
         if not config.keys:
             return "no config was given. Add --config, such as: --config experiments/xcomposer2.yaml"

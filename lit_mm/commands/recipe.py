@@ -54,7 +54,7 @@ from lit_mm.commands.source_names import check_model_sources, check_stage_source
 from lit_mm.commands.stage_keys import merged_recipe, parser_words
 from lit_mm.commands.trainer_keys import ARGUMENTS as TRAINER_ARGUMENTS
 from lit_mm.commands.trainer_keys import CALLBACKS as TRAINER_CALLBACKS
-from lit_mm.distributed.names import check_strategy, fresh
+from lit_mm.distributed.names import check_name, check_strategy, fresh
 from lit_mm.distributed.precision import Trainer
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError, first_line
@@ -208,6 +208,7 @@ class RecipeCLI(LightningCLI):
         entries: Entry | None = None,
     ) -> None:
         self.build, self.command_options, self.with_data = build, options, with_data
+        self.words = [] if isinstance(arguments, Mapping) else list(arguments)
         self.nulls: list[str] = []
         if isinstance(arguments, Mapping):
             if not with_data:
@@ -302,7 +303,9 @@ class RecipeCLI(LightningCLI):
             return error if refusal is None else UserError(refusal)
         options = [option for action in self.parser._actions for option in action.option_strings]
         options += self.command_options
-        return UserError(explain(str(error), self.entries, [o for o in options if o.startswith("--")], base))
+        return UserError(
+            explain(str(error), self.entries, [o for o in options if o.startswith("--")], base, self.words)
+        )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--stages", type=list[Stage], help="the recipe, in order")
@@ -455,6 +458,7 @@ class RecipeCLI(LightningCLI):
         config["logger"] = loggers or False
         config["plugins"] = [*(config.get("plugins") or []), FolderCheckpointIO()]
         config["use_distributed_sampler"] = False
+        check_name(config["strategy"])
         config["strategy"] = fresh(config["strategy"])
         config |= {"max_time": None, "fast_dev_run": False}  # both belong to the whole run, see `fit`
         config["log_every_n_steps"] = 1

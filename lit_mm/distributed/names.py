@@ -17,12 +17,24 @@ from lightning.pytorch.strategies import SingleDeviceStrategy, StrategyRegistry
 from lit_mm.distributed.ddp import DDP
 from lit_mm.distributed.memory import Spread
 from lit_mm.distributed.zero import ZERO_STAGE, ZeRO, check_zero_precision
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, nearest
 
 
 def fresh(strategy: Any) -> Any:
     """Return a strategy that no Trainer has used: a name is returned unchanged, an object from the config is copied."""
     return copy.deepcopy(strategy)
+
+
+def check_name(strategy: Any) -> None:
+    """Refuse a text that names no strategy.
+
+    Raises:
+        UserError: the text is unknown; the message lists the names.
+    """
+    if isinstance(strategy, str) and strategy not in (*NAMES, *StrategyRegistry.available_strategies()):
+        raise UserError(
+            f"trainer.strategy: expected one of {', '.join(NAMES)}, got {strategy!r}{nearest(strategy, NAMES)}"
+        )
 
 
 def check_strategy(strategy: Any) -> None:

@@ -18,7 +18,7 @@ from lit_mm.annotation.monkey import Monkey
 from lit_mm.annotation.pipeline import Pipeline
 from lit_mm.annotation.shards import SPEED
 from lit_mm.cli import main
-from lit_mm.commands.annotate import annotate, build, pipeline_config
+from lit_mm.commands.annotate import Checkpoints, annotate, build, pipeline_config
 from lit_mm.errors import UserError
 from tests.annotation.stubs import write_images
 
@@ -128,6 +128,11 @@ def test_a_mistake_in_a_pipeline_is_named(place: Path, changes: dict, words: lis
     with pytest.raises(UserError, match=message):
         annotate(["--config", pipeline(**changes), "--out", "out", *words])
     assert not Path("out").exists()
+
+
+def test_a_checkpoint_of_an_expert_that_is_not_there_is_named_with_its_key() -> None:
+    with pytest.raises(UserError, match=r"'nowhere', which an expert .* --engine\.init_args\.captioner\.init_args\.ch"):
+        Checkpoints(None).open("nowhere", None)
 
 
 def test_a_pipeline_that_does_not_exist_is_named(place: Path) -> None:

@@ -236,6 +236,7 @@ def test_a_file_with_a_held_out_share_is_checked_as_a_whole_and_its_errors_are_l
     assert (whole["name"], whole["samples"]) == ("chat", 22)
     assert 1 <= held_out["samples"] < 12
     assert sorted(finding["where"] for finding in report["findings"]) == ["chat.jsonl:21", "chat.jsonl:22"]
+    assert "held-out: counted above, too, and not trained on" in leaves(capsys, "check", "--config", path)[1]
 
 
 def test_lengths_are_indexed_without_the_held_out_rows(capsys):

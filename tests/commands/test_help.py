@@ -148,6 +148,8 @@ def test_a_command_of_other_programs_is_answered_with_ours(capsys: pytest.Captur
         ("--version", "python -m lit_mm --version"),
         ("--lr=1", "--stages.NAME.train.PART.lr"),
         ("--max-steps=1", "--stages.*.max_steps for all stages"),
+        ("--trainer.gpus=2", "the number of GPUs is --trainer.devices"),
+        ("--path=x.json", "the file of your data is --data.path"),
     ],
 )
 def test_an_option_of_other_programs_is_answered_with_ours(

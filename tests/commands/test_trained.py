@@ -296,6 +296,7 @@ def test_a_run_may_start_from_latest_and_resumes_though_latest_is_that_run_by_th
     code, _, error = command(*words)
     assert code == 0, error
     assert latest.resolve() == place / "runs/on"
+    assert not (place / "runs/on/profile").exists()  # no profiler was asked for
     assert str(place / "runs/tiny") in json.loads((place / "runs/on/init_from.json").read_text())["checkpoint"]
     shutil.rmtree(place / "runs/on/checkpoints")  # as if it had been killed before its first checkpoint
     assert command(*words)[0] == 0
