@@ -98,8 +98,8 @@ class RunLogger(WandbLogger):
                 with suppress(*lost):
                     wandb.teardown()
             say(
-                f"lit_mm: W&B has failed ({type(error).__name__}: {first_line(error)}). The run goes on without it: from "
-                "here its figures are in metrics.csv and the other tables of the run folder alone"
+                f"lit_mm: W&B has failed ({type(error).__name__}: {first_line(error)}). The run goes on without it: "
+                "from here its figures are in metrics.csv and the other tables of the run folder alone"
             )
 
     @rank_zero_only
