@@ -55,7 +55,7 @@ class MetricsCSV(StepObserver):
             )
 
     def run_seconds(self) -> float | None:
-        """Return the wall time of the run up to now over all launches, seconds; None if this launch trains nothing.
+        """Return the wall time of the run up to now, of all its launches, in seconds; None if it trains nothing now.
 
         The time between the last row that stayed and the end of an earlier launch does not count.
         """

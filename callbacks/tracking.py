@@ -98,8 +98,8 @@ class RunLogger(WandbLogger):
                 with suppress(*lost):
                     wandb.teardown()
             say(
-                f"lit_mm: W&B has failed ({type(error).__name__}: {first_line(error)}). The run goes on without it: "
-                "from here its figures are in metrics.csv and the other tables of the run folder alone"
+                f"lit_mm: W&B has failed ({type(error).__name__}: {first_line(error)}). The run goes on without it. "
+                "From here on, its figures are only in metrics.csv and the other tables of the run folder"
             )
 
     @rank_zero_only
@@ -183,7 +183,7 @@ def wandb_settings() -> Any:
         return wandb.setup().settings
     except (ValueError, wandb.Error) as error:
         raise UserError(
-            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or leave W&B out with "
+            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or switch W&B off with "
             "--track false"
         ) from error
 
@@ -206,8 +206,8 @@ def tracking_mode() -> str:
         account = authenticate_session(host=settings.base_url, source="lit_mm", prompt=False, update_session=False)
     except AuthenticationError as error:
         raise UserError(
-            f"the key of the W&B account cannot be used: {first_line(error)}. Log in anew (wandb login), or set "
-            "WANDB_MODE=offline"
+            f"the key of the W&B account cannot be used: {first_line(error)}. Log in again (wandb login), or "
+            "set WANDB_MODE=offline"
         ) from error
     return mode if account else "offline"
 
@@ -258,7 +258,8 @@ def _steps_of(file: Path) -> dict[str, int]:
         return {name: int(step) for name, step in json.loads(file.read_bytes()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"
+            f"{str(file)!r} is damaged ({type(error).__name__}). Remove the file. W&B then ignores steps that "
+            "were already logged"
         ) from error
 
 

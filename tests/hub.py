@@ -40,6 +40,8 @@ from transformers import (
     OPTConfig,
     OPTForCausalLM,
     PretrainedConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
 )
 
 from lit_mm.assets import NANO_TOKENIZER
@@ -229,6 +231,42 @@ def vila(folder: Path) -> Path:
     """VILA-1.0, whose names are LLaVA-1.5's."""
     config = authors_config(mm_projector_type="mlp2x_gelu", model_type="llava_llama")
     return write(folder, half(llama() | projector() | tower()), config, shards=2)
+
+
+SIGLIP = VISION | {"image_size": 44, "num_attention_heads": 2, "hidden_act": "gelu_pytorch_tanh"}  # 3 x 3 patches
+
+
+def vila_1_5(folder: Path, projector: str = "mlp_downsample", tower: str = "siglip", **more: Any) -> Path:
+    """VILA-1.5, bf16: a folder for each part, with SigLIP or CLIP, and a projector of any of its types."""
+    if tower == "siglip":
+        encoder = randomised(SiglipVisionModel(SiglipVisionConfig(**SIGLIP)), 1)
+        settings = {"mm_vision_select_feature": "cls_patch", "image_aspect_ratio": "resize"}
+        sizes = {"model_type": "siglip_vision_model", "architectures": ["SiglipVisionModel"], **SIGLIP}
+    else:
+        encoder = randomised(CLIPVisionModel(CLIPVisionConfig(**VISION)), 1)
+        settings = {"mm_vision_select_feature": "patch", "image_aspect_ratio": "pad"}
+        sizes = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModel"], **VISION}
+    layers = {
+        "linear": linear("layers", 32, 64),
+        "mlp2x_gelu": linear("layers.0", 32, 64) | linear("layers.2", 32, 32),
+        "mlp_downsample": norm("layers.1", 256) | linear("layers.2", 32, 256) | linear("layers.4", 32, 32),
+    }[projector]
+    state = {f"vision_model.{n.removeprefix('vision_model.')}": t for n, t in encoder.state_dict().items()}
+    parts = {
+        "llm": (llama(), {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **TEXT}),
+        "mm_projector": (layers, {"model_type": "v2l_projector", "mm_projector_type": projector}),
+        "vision_tower": (state, sizes),
+    }
+    for name, (tensors, config) in parts.items():
+        rounded = {key: tensor.bfloat16() for key, tensor in tensors.items()}
+        write(folder / name, rounded, config, shards=2 if name == "llm" else 1)
+        if name != "llm":
+            for file in ("tokenizer.json", "tokenizer_config.json"):
+                (folder / name / file).unlink()
+    names = {"model_type": "llava_llama", "architectures": ["LlavaLlamaModel"], "hidden_size": 32, "s2": False}
+    layer = {"mm_vision_select_layer": -2, "mm_use_im_start_end": False}
+    (folder / "config.json").write_text(json.dumps(names | layer | settings | more))
+    return folder
 
 
 def llava_uhd(folder: Path) -> Path:

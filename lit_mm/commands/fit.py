@@ -19,6 +19,7 @@ from lit_mm.callbacks.figures import StageFigures, score_by
 from lit_mm.callbacks.finite_loss import FiniteLoss
 from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.callbacks.interruption import Interruption
+from lit_mm.callbacks.latest import LatestLink
 from lit_mm.callbacks.learning import Learning
 from lit_mm.callbacks.ledger import DataLedger
 from lit_mm.callbacks.memory_trim import MemoryTrim
@@ -69,8 +70,8 @@ def fit(arguments: Sequence[str]) -> None:
         check_mode(os.environ)
     check_run_dir(cli.config.run_dir)
     init_from, record = cli.config.init_from, recorded_origin(cli.config.run_dir)
-    if record is not None and not init_from:
-        cli.config.init_from = record["checkpoint"]
+    if record is not None and (not init_from or os.path.realpath(init_from) == os.path.realpath(cli.config.run_dir)):
+        init_from, cli.config.init_from = None, record["checkpoint"]  # `runs/latest` is this run by now
     cli.check_stages()
     names = [stage.name for stage in cli.config_init.stages]
     check_start([stage.name for stage in cli.stages], names, cli.config.run_dir, cli.config.init_from)
@@ -109,6 +110,7 @@ def train(
         watchdog,
         *measuring(cli, stages, folder, tracked=logger is not None),
         EarlyEnd(folder.path),
+        LatestLink(folder.point_latest),
     ]
     checkpointing = Checkpointing(
         folder.checkpoints,
@@ -130,6 +132,8 @@ def train(
             pretrained=not start,
             other_data=cli.config.other_data,
         )
+        if launch.is_global_zero:
+            folder.point_latest()  # no stage of a finished run has moved the link
         documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:
             with watchdog.watching(module, "examining the trained model"):

@@ -28,7 +28,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.collate import collate
 from lit_mm.weights.convert import load_strict
-from lit_mm.weights.files import TensorFiles, read_json
+from lit_mm.weights.files import TensorFiles, image_settings
 from lit_mm.weights.layouts.layout import Layout
 from lit_mm.weights.provenance import Plan
 
@@ -293,7 +293,7 @@ def pixel_difference(views: Tensor, picture: Drawing, comparison: Comparison) ->
     """
     from transformers import AutoImageProcessor
 
-    if "image_processor_type" not in read_json(comparison.folder, "preprocessor_config.json"):
+    if "image_processor_type" not in image_settings(comparison.folder):
         return None
     processor = AutoImageProcessor.from_pretrained(comparison.folder)
     if comparison.layout.pixels is not None:

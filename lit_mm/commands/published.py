@@ -21,19 +21,21 @@ from lit_mm.commands.recipe import RecipeCLI, quiet
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
 from lit_mm.prompts.tokenizer import download
+from lit_mm.weights.config_file import is_published_name
 from lit_mm.weights.convert import AdaptsState, shorten
 from lit_mm.weights.files import TensorFiles, check_names, read_json, tensor_files
 from lit_mm.weights.layouts.chats import CHAT
 from lit_mm.weights.layouts.layout import Config, Described, Layout, Start, layout_of
 from lit_mm.weights.names import add_prefix, below
 from lit_mm.weights.provenance import TYPES, Plan, plan
-from lit_mm.weights.source import MAPS, is_published_name, local_place
+from lit_mm.weights.source import MAPS, local_place
 from lit_mm.weights.stream import Stored
 
 PEFT = re.compile(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight")
 SECTIONS = ("text_config", "vision_config", "qformer_config", "visual")  # keys of config.json with keys of their own
 TOKENIZERS = ("tokenizer", "reading")  # of the language model, and of a second text; they have no tensors
 WRAPPER = "base_model.model."  # in front of every name that peft writes
+WRAPPERS = (WRAPPER, "module.", "_orig_mod.")  # of peft, DistributedDataParallel or DeepSpeed, and torch.compile
 DATA = {"class_path": "lit_mm.datamodules.Conversations", "init_args": {"path": "my_data.json", "format": "llava"}}
 
 
@@ -45,7 +47,7 @@ def described(
     Raises:
         UserError: the files cannot be read, or hold no weights that can be imported.
     """
-    files = TensorFiles(tensor_files(place))
+    files = TensorFiles(tensor_files(place), place if place.is_dir() else None)
     folder = place if place.is_dir() else place.parent
     config = read_json(place, "config.json")
     if wrong := [key for key in SECTIONS if not isinstance(config.get(key) or {}, dict)]:
@@ -145,10 +147,13 @@ class Published:
         recipe = recipe_of(model_of(layout, main), layout.stage, layout.objectives)
         prompt = recipe["model"]["init_args"]["inputs"].get("prompt")
         if template is not None and (prompt is None or prompt["class_path"] != CHAT):
-            raise UserError(f"--template {template}: a checkpoint of {layout.name} has a prompt without a choice")
+            raise UserError(
+                f"--template {template}: a checkpoint of {layout.name} has only one prompt. Leave --template out"
+            )
         module, config = build(recipe)
         files = {"": main_files} | {part: tensors for part, (_, tensors) in opened.items()}
-        copies = layout.copies(main)
+        name_of = {plain_name(name): name for name in main_files.stored}
+        copies = {name_of[name]: name_of[original] for name, original in layout.copies(main).items()}
         check_copies(main, main_files, copies)
         sources = {name: stored for name, stored in main_files.stored.items() if name not in copies}
         for part, (_, tensors) in opened.items():
@@ -172,8 +177,8 @@ def model_of(layout: Layout, main: Described) -> Config:
         return layout.model(main)
     except KeyError as error:
         raise UserError(
-            f"{str(main.folder)!r} as {layout.name}: there is no {error.args[0]!r}, a key of config.json or the name "
-            "of a tensor. Is the checkpoint complete, and of this layout?"
+            f"{str(main.folder)!r} as {layout.name}: the key of config.json or tensor {error.args[0]!r} is "
+            "missing. Is the checkpoint complete, and of this layout?"
         ) from error
 
 
@@ -187,16 +192,17 @@ def adapter_of(main: Described) -> Config:
         return {}
     adapter, file = main.json("adapter_config.json"), str(main.folder / "adapter_config.json")
     if missing := [key for key in ("r", "lora_alpha") if key not in adapter]:
-        raise UserError(f"{file!r} lacks {', '.join(missing)}, or is not there; they scale the LoRA. Copy the file")
+        raise UserError(f"{file!r} is missing, or lacks {', '.join(missing)}, which scale the LoRA. Copy the file")
     if used := [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out") if adapter.get(key)]:
         raise UserError(
-            f"{file!r} sets {', '.join(used)}, and only a plain LoRA is merged here. Merge it by merge_and_unload() of "
-            "peft, and import the result"
+            f"{file!r} sets {', '.join(used)}, but only a plain LoRA can be merged here. Merge it with "
+            "merge_and_unload() of peft, and import the result"
         )
     rest = [name for name in main.stored if not PEFT.fullmatch(name)]
     if not rest:
         raise UserError(
-            f"{str(main.folder)!r} holds a LoRA and no connector. Put non_lora_trainables.bin of its training there"
+            f"{str(main.folder)!r} holds a LoRA, but no connector. Copy non_lora_trainables.bin of the same "
+            "training there"
         )
     return adapter
 
@@ -216,8 +222,10 @@ def tokenizer_folder(place: str) -> Path:
 
 
 def plain_name(name: str) -> str:
-    """Remove the prefix that peft puts in front of names."""
-    return name.removeprefix(WRAPPER)
+    """Remove the prefixes that wrappers of a model put in front of names."""
+    while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), None):
+        name = name.removeprefix(wrapper)
+    return name
 
 
 def rename_of(
@@ -311,7 +319,7 @@ def check_separate(layout: Layout, parts: Collection[str]) -> None:
     """
     if unknown := sorted(set(parts) - layout.separate.keys()):
         possible = ", ".join(sorted(layout.separate)) or "none: its checkpoints are whole"
-        raise UserError(f"--with {unknown[0]}=...: the parts of {layout.name} from another place are {possible}")
+        raise UserError(f"--with {unknown[0]}=...: {layout.name} takes these parts from elsewhere: {possible}")
 
 
 def check_copies(main: Described, files: TensorFiles, copies: Mapping[str, str]) -> None:
@@ -323,8 +331,8 @@ def check_copies(main: Described, files: TensorFiles, copies: Mapping[str, str])
     for name, original in copies.items():
         if not torch.equal(files[name], files[original]):
             raise UserError(
-                f"{str(main.folder)!r}: {name!r} should repeat {original!r}, and has other values. Does the file "
-                "belong to a model that shares other tensors?"
+                f"{str(main.folder)!r}: {name!r} should be a copy of {original!r}, but has other values. Does the "
+                "file belong to a model that shares other tensors?"
             )
 
 
@@ -352,9 +360,9 @@ def check_complete(
         ):
             published = main.config.get(layout.separate[part][1])
             raise UserError(
-                f"{str(main.folder)!r} has no weights of the part {part!r}; "
-                f"{published or 'the one that it was trained with'} belongs there. Add --with "
-                f"{part}={published or 'PLACE'}, or a folder or file of it"
+                f"{str(main.folder)!r} has no weights of the part {part!r}, which is "
+                f"{published or 'that of its training'}. Add --with {part}={published or 'PLACE'}, or a folder or "
+                "file of it"
             )
     problems = []
     if missing:

@@ -105,8 +105,8 @@ def check_config(config: Entry) -> None:
         number = yaml.safe_load(flow(seed))
         if number is True:
             raise UserError(
-                f"{spoken(seed, ('seed_everything',))}: true draws another seed in every launch, and no launch could "
-                "go on with the run of another. Write a number, such as 0"
+                f"{spoken(seed, ('seed_everything',))}: true draws another seed at every launch, so a run could "
+                "not be resumed. Write a number, such as 0"
             )
         if isinstance(number, int) and not 0 <= number <= MOST_SEED:
             raise UserError(f"{spoken(seed, ('seed_everything',))}: a seed is from 0 to {MOST_SEED}, got {number}")
@@ -370,8 +370,8 @@ class RecipeCLI(LightningCLI):
         for stage in selected:
             if stage.origin in {stage.name for stage in stages} - names:
                 raise UserError(
-                    f"--stages leaves out {stage.origin!r}, and {stage.name!r} starts from its end. Name it as "
-                    f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
+                    f"--stages leaves out {stage.origin!r}, but {stage.name!r} starts from its end. Add it, or run "
+                    f"only {stage.name!r} first and pass the checkpoint with --init_from"
                 )
         if self.build:
             with self.placing():
@@ -465,8 +465,8 @@ class RecipeCLI(LightningCLI):
         check_strategy(trainer.strategy)
         if trainer.precision not in PRECISIONS and not isinstance(trainer.strategy, ZeRO):
             raise UserError(
-                f"trainer.precision: expected auto, {', '.join(PRECISIONS)}, got {trainer.precision!r}. Weights that "
-                "are whole in another precision are trained under ZeRO only: trainer.strategy zero2 with bf16-true"
+                f"trainer.precision: expected auto, {', '.join(PRECISIONS)}, got {trainer.precision!r}. Weights "
+                "in bf16 need ZeRO: trainer.strategy zero2 with bf16-true"
             )
         return trainer
 
@@ -555,7 +555,7 @@ def _stage_choice(arguments: Sequence[str]) -> list[str]:
             if not value.lstrip().startswith(("[", "{")):
                 names = [name for name in map(str.strip, value.split(",")) if name]
                 if not names and value.strip():
-                    raise UserError(f"--stages takes names with commas between them, got {value!r}")
+                    raise UserError(f"--stages takes names that are separated by commas, got {value!r}")
                 words.append(f"--only={json.dumps(names)}")
                 continue
             argument = f"--stages={value}"

@@ -80,7 +80,7 @@ def read_summary(folder: Path) -> Mapping[str, Any]:
         return {}
     except (ValueError, TypeError) as error:
         problem = str(error)
-    raise UserError(f"{str(file)!r} is damaged ({problem}). Remove it, and give the run's command again")
+    raise UserError(f"{str(file)!r} is damaged ({problem}). Remove it, and repeat the command of the run")
 
 
 def check_figure(cli: RecipeCLI, name: str) -> None:
@@ -93,6 +93,7 @@ def check_figure(cli: RecipeCLI, name: str) -> None:
         UserError: no run of the recipe measures it, or the held-out documents cannot be read.
     """
     from lit_mm.commands.examined import measures_of
+    from lit_mm.documents.examination import skills_of
     from lit_mm.evaluation.examiners import NamedFigures
 
     names = [*COLUMNS, *(f"lr/{part}" for part in cli.model.base_parts())]
@@ -102,7 +103,7 @@ def check_figure(cli: RecipeCLI, name: str) -> None:
         return
     documents = cli.datamodule.heldout(cli.config.examine_documents)
     if documents:
-        skills = list(dict.fromkeys(document.skill for document in documents))
+        skills = skills_of(documents)
         if isinstance(cli.model.examiner, NamedFigures):
             skills = list(cli.model.examiner.skills)
         names += [*SUMMARY, "seconds", "accuracy/overall", *(f"accuracy/{skill}" for skill in skills)]

@@ -100,7 +100,7 @@ def record_of(folder: Path) -> RunRecord:
     """
     config = config_of_run(folder)
     if config is None:
-        raise UserError(f"{str(folder)!r} is no run folder: it lacks the config.yaml or the checkpoints of a run")
+        raise UserError(f"{str(folder)!r} is not a run folder: it has no config.yaml or no checkpoints")
     only = config.get("only") or []
     stages = [stage for stage in config["stages"] if not only or stage["name"] in only]
     saved = manifest.newest(folder / "checkpoints")

@@ -39,24 +39,31 @@ def runs(arguments: Sequence[str]) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | diff | delete")
     listing = actions.add_parser("list", description=list_runs.__doc__, help="list run folders")
     listing.add_argument("folder", nargs="*", default=[ROOT], help=f"folders to search (default: {ROOT})")
-    listing.add_argument("--family", metavar="NAME", help="runs of this family, such as Llava")
-    listing.add_argument("--stage", metavar="NAME", help="runs with a stage of this name")
-    listing.add_argument("--state", choices=STATES, help="runs in this state")
+    listing.add_argument("--family", metavar="NAME", help="list only runs of this family, such as Llava")
+    listing.add_argument("--stage", metavar="NAME", help="list only runs with a stage of this name")
+    listing.add_argument("--state", choices=STATES, help="list only runs in this state")
     listing.add_argument(
-        "--min_accuracy", type=float, metavar="SHARE", help="finished runs of at least this accuracy, 0 to 1"
+        "--min_accuracy",
+        type=float,
+        metavar="SHARE",
+        help="list only finished runs with at least this accuracy, 0 to 1",
     )
-    listing.add_argument("--max_hours", type=float, metavar="HOURS", help="runs that took at most so long")
-    listing.add_argument("--sort", choices=SORTS, default="time", help="order (default: time, the newest last)")
-    listing.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
+    listing.add_argument("--max_hours", type=float, metavar="HOURS", help="list only runs that took at most this time")
+    listing.add_argument(
+        "--sort", choices=SORTS, default="time", help="order of the list (default: time, the newest last)"
+    )
+    listing.add_argument(
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
+    )
     comparison = actions.add_parser("diff", description=diff.__doc__, help="compare two configs")
     comparison.add_argument("a", help="run folder or config file")
     comparison.add_argument("b", help="run folder or config file")
     comparison.add_argument(
-        "--format", choices=("table", "json"), default="table", help="what to print (default: table)"
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
     )
     deletion = actions.add_parser("delete", description=delete.__doc__, help="delete run folders")
     deletion.add_argument("folder", nargs="+", help="run folder, or the folder of an offline sweep with all its trials")
-    deletion.add_argument("--yes", action="store_true", help="delete without a question")
+    deletion.add_argument("--yes", action="store_true", help="delete without asking")
     choices = parser.parse_args(arguments)
     {"list": list_runs, "diff": diff, "delete": delete}[choices.action](choices)
 
@@ -139,7 +146,7 @@ def _config(place: str) -> Mapping[str, Any]:
     if path.is_dir():
         config = config_of_run(path)
         if config is None:
-            raise UserError(f"{place!r} is no run folder: it lacks the config.yaml or the checkpoints of a run")
+            raise UserError(f"{place!r} is not a run folder: it has no config.yaml or no checkpoints")
         return translate_config(dict(config))
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -158,7 +165,7 @@ def _flow(value: Any) -> str:
 
 # --- delete ----------------------------------------------------------------------------------------------------------
 def delete(choices: Any) -> None:
-    """Delete run folders that no job uses and no other run needs, after a question. Nothing else is ever deleted."""
+    """Delete run folders after asking. Folders that a job uses or that another run needs are never deleted."""
     from lit_mm.commands.run_folders import size_of
 
     folders = {Path(place): runs_in(Path(place)) for place in dict.fromkeys(choices.folder)}
@@ -194,14 +201,11 @@ def runs_in(folder: Path) -> list[Path]:
         return list(run_folders(folder))
     if config_of_run(folder) is None:
         raise UserError(
-            f"{str(folder)!r} is no run folder: it lacks the config.yaml or the checkpoints of a run. Nothing was "
-            "deleted"
+            f"{str(folder)!r} is not a run folder: it has no config.yaml or no checkpoints. Nothing was deleted"
         )
     sweep = folder.resolve().parents[1]
     if is_sweep(sweep):
-        raise UserError(
-            f"{str(folder)!r} is a trial of the sweep in {str(sweep)!r}. Delete the sweep, or keep all trials"
-        )
+        raise UserError(f"{str(folder)!r} is a trial of the sweep in {str(sweep)!r}. Delete the whole sweep instead")
     return [folder]
 
 

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 MAY_CHANGE = re.compile(r"specification\.(run_cap|description|project|entity)")  # keys that change no earlier trial
 EPILOG = """\
-The file is a W&B sweep specification. Its parameters are addresses of the recipe's keys, spelt as on the command line
-of `fit`; nested `parameters:` are joined by dots. `command` runs `fit` with the recipe, and `metric` is a figure that
-the run logs, such as accuracy, accuracy/overall or loss:
+The file is a W&B sweep specification. Its parameters are keys of the recipe, spelt as on the command line of `fit`;
+nested `parameters:` are joined by dots. `command` runs `fit` with the recipe. `metric` is a figure that the run logs,
+such as accuracy, accuracy/overall or loss:
 
   program: lit_mm
   command: [python, -m, lit_mm, fit, --config, experiments/llava.yaml, "${args}"]
@@ -36,11 +36,11 @@ the run logs, such as accuracy, accuracy/overall or loss:
     stages.finetune.train.connector.lr: {values: [3.0e-3, 6.0e-3]}
     seed_everything: {values: [0, 1]}
 
-Every value of every parameter is parsed with the recipe before anything is created, and a table shows the trials with
-their cost. With a W&B account the sweep is created on its server, and an agent runs trials here; `wandb agent ID` runs
-others elsewhere. Without an account, or with --offline, Optuna chooses the trials: `grid` and `random` as W&B does, TPE
-for `bayes`. The same command resumes such a sweep, and the same command elsewhere joins it (--storage journal if it is
-on another host). Each trial is a run folder in FOLDER/trials."""
+First every value is parsed with the recipe, and a table shows the trials with their cost. With a W&B account the sweep
+is created on its server, and an agent runs trials here; `wandb agent ID` runs others elsewhere. Without an account, or
+with --offline, Optuna chooses the trials: `grid` and `random` as W&B does, TPE for `bayes`. The same command resumes an
+offline sweep. A second process with the same command joins it (on another host, with --storage journal). Each trial is
+a run folder in FOLDER/trials."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def sweep(arguments: Sequence[str]) -> None:
     specification = read_specification(choices.file)
     is_offline = choices.offline or (not choices.create and not choices.check and not has_account())
     if choices.offline and choices.create:
-        raise UserError("--create makes a sweep on W&B's server, which --offline leaves out. Choose one of the two")
+        raise UserError("--create needs W&B's server, which --offline does not use. Choose one of the two")
     if is_offline:
         from lit_mm.commands.sweep_offline import run_offline
         from lit_mm.sweeps.search import check_offline, require_optuna
@@ -76,7 +76,7 @@ def sweep(arguments: Sequence[str]) -> None:
         if not choices.check:
             require_optuna()
     elif choices.storage or choices.folder or choices.retry:
-        raise UserError("--storage, --folder and --retry belong to a sweep without W&B's server. Add --offline")
+        raise UserError("--storage, --folder and --retry are for offline sweeps. Add --offline")
 
     from lit_mm.commands.recipe import quiet
 
@@ -135,27 +135,29 @@ def parser_of_sweep() -> Arguments:
         description=sweep.__doc__,
         epilog=EPILOG,
     )
-    parser.add_argument("file", metavar="FILE", help="the sweep specification, such as experiments/sweeps/llava.yaml")
-    parser.add_argument("--check", action="store_true", help="check and show the trials; create and run nothing")
-    parser.add_argument("--create", action="store_true", help="create the sweep on W&B's server and run no trial")
-    parser.add_argument("--offline", action="store_true", help="search by Optuna, without W&B's server")
-    parser.add_argument("--trials", type=int, metavar="N", help="most trials that this worker runs (default: all)")
+    parser.add_argument("file", metavar="FILE", help="sweep specification, such as experiments/sweeps/llava.yaml")
+    parser.add_argument("--check", action="store_true", help="check the file and print the trials; run nothing")
+    parser.add_argument("--create", action="store_true", help="create the sweep on W&B's server; run nothing")
+    parser.add_argument("--offline", action="store_true", help="search with Optuna, without W&B's server")
     parser.add_argument(
-        "--points", type=int, default=24, metavar="N", help="most trials that the table describes (default: 24)"
+        "--trials", type=int, metavar="N", help="largest number of trials of this worker (default: all)"
+    )
+    parser.add_argument(
+        "--points", type=int, default=24, metavar="N", help="largest number of trials in the table (default: 24)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of an offline search (default: 0)")
     parser.add_argument("--folder", metavar="DIR", help="folder of an offline sweep (default: runs/sweeps/NAME)")
     parser.add_argument(
         "--storage",
         choices=("sqlite", "journal"),
-        help="storage of an offline sweep: sqlite on a local disk, journal for several hosts (default: sqlite)",
+        help="storage of an offline sweep: sqlite for a local disk, journal for several hosts (default: sqlite)",
     )
     parser.add_argument(
         "--retry",
         type=int,
         default=0,
         metavar="N",
-        help="run a failed trial of an offline sweep again, in its run folder, at most N times (default: 0)",
+        help="repeat a failed trial of an offline sweep at most N times, in its run folder (default: 0)",
     )
     return parser
 

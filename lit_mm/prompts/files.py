@@ -16,12 +16,16 @@ from lit_mm.prompts.vocabularies import (
     read_qwen,
     read_tekken,
 )
+from lit_mm.weights.config_file import check_pointer
 
 CONFIGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json", "chat_template.json")
-DATA = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "tekken.json")  # in order of preference
+SENTINELS, WORD_PIECES = "spiece.model", "vocab.txt"  # files of T5's and of BERT's tokenizer before tokenizer.json
+# In order of preference
+DATA = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "tekken.json", SENTINELS, WORD_PIECES)
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 TEMPLATE = "chat_template.jinja"
 FILES = (*DATA, *BYTE_PAIRS, *CONFIGS, TEMPLATE)
+BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROLES = ("bos", "eos", "unk", "pad")
 # If no file names an end-of-sequence token, the first of these tokens in the vocabulary is used
 USUAL = {
@@ -35,14 +39,16 @@ def read_files(path: Path) -> tuple[Vocabulary, dict[str, str | None]]:
     """Read a tokenizer from a folder or from one of its files.
 
     Args:
-        path: folder with `tokenizer.model`, `tokenizer.json`, `qwen.tiktoken`, `tekken.json`, or `vocab.json` and
-            `merges.txt`; or one such file under any name. Settings beside the file are read, too.
+        path: folder with `tokenizer.model`, `tokenizer.json`, `qwen.tiktoken`, `tekken.json`, `spiece.model` (T5),
+            `vocab.txt` (BERT), or `vocab.json` and `merges.txt`; or one such file under any name. Settings beside the
+            file are read, too.
     Returns:
         The vocabulary, and `bos_token`, `eos_token`, `pad_token` and `chat_template`, each None if the files have none.
     Raises:
         UserError: there is no such file, it cannot be read, or there is no end-of-sequence token.
     """
     file = _data_file(path)
+    check_pointer(file)
     settings = {name: _json(file.parent / name) for name in CONFIGS}
     vocabulary = _vocabulary(file, settings)
     names = {
@@ -89,8 +95,9 @@ def _data_file(path: Path) -> Path:
         return path / BYTE_PAIRS[0]
     names = sorted(file.name for file in path.iterdir())
     raise UserError(
-        f"the tokenizer {str(path)!r} cannot be read: it has none of {', '.join(DATA)}, found {names or 'no file'}. "
-        "Code beside a tokenizer is never run: copy one of these files from the published repository, or give its path"
+        f"the tokenizer {str(path)!r} cannot be read: it has none of {', '.join(DATA)}; found "
+        f"{names or 'no file'}. Code in the folder is never run. Copy one of these files from the "
+        "published repository, or give its path"
     )
 
 
@@ -105,6 +112,8 @@ def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
     if file.suffix == ".tiktoken":
         config = settings["config.json"]
         return read_qwen(file, images=not config or "visual" in config)
+    if file.name == WORD_PIECES:
+        return FastVocabulary(_word_pieces(file, settings["tokenizer_config.json"]))
     if file.name == BYTE_PAIRS[0] and (file.parent / BYTE_PAIRS[1]).is_file():
         tokens = [_text(settings[name].get(f"{role}_token")) for name in CONFIGS[:2] for role in ROLES]
         return FastVocabulary(_byte_pairs(file, file.parent / BYTE_PAIRS[1], [*filter(None, tokens), *added]))
@@ -118,13 +127,42 @@ def _vocabulary(file: Path, settings: dict[str, dict[str, Any]]) -> Vocabulary:
             raise UserError(f"tokenizer file {str(file)!r} cannot be read as a tokenizer.json ({error})") from error
     try:
         return SentencePieceVocabulary(
-            file.read_bytes(), added, settings["tokenizer_config.json"].get("legacy", True), ordinary
+            file.read_bytes(),
+            added,
+            settings["tokenizer_config.json"].get("legacy", True),
+            ordinary,
+            _sentinels(file, settings),
         )
     except RuntimeError as error:
         raise UserError(
             f"tokenizer file {str(file)!r} is no sentencepiece model ({first_line(error)}); give one of "
             f"{', '.join(DATA)}"
         ) from error
+
+
+def _sentinels(file: Path, settings: dict[str, dict[str, Any]]) -> int:
+    """Return the number of sentinel tokens of a T5's tokenizer; 0 for others."""
+    table = settings["tokenizer_config.json"]
+    is_t5 = "T5" in table.get("tokenizer_class", "") or settings["config.json"].get("model_type") == "t5"
+    return int(table.get("extra_ids", 100 if is_t5 else 0)) if file.name == SENTINELS else 0
+
+
+def _word_pieces(file: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
+    """Build BERT's tokenizer from its word pieces, one a line.
+
+    Raises:
+        UserError: the tokenizer is of another class.
+    """
+    kind = settings.get("tokenizer_class", "BertTokenizer")
+    if kind not in ("BertTokenizer", "BertTokenizerFast"):
+        raise UserError(
+            f"tokenizer {str(file)!r} is a {kind}, whose code is not run; only BERT's {WORD_PIECES} is read"
+        )
+    lower = settings.get("do_lower_case", True)
+    strip = settings.get("strip_accents")
+    backend = tokenizers.BertWordPieceTokenizer(str(file), lowercase=lower, strip_accents=strip)._tokenizer
+    backend.add_special_tokens([token for token in BERT_TOKENS if backend.token_to_id(token) is not None])
+    return backend
 
 
 def _byte_pairs(vocabulary: Path, merges: Path, special: list[str]) -> tokenizers.Tokenizer:
@@ -143,7 +181,7 @@ def _json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        table = json.loads(file.read_text(encoding="utf-8"))
+        table = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{str(file)!r} beside a tokenizer is not JSON ({error}); copy it again") from error
     return table if isinstance(table, dict) else {}

@@ -62,10 +62,11 @@ class ChatPrompt:
             expected = ("user", "assistant")[number % 2]
             if turn.role != expected:
                 raise UserError(
-                    f"{where}: user and assistant speak by turns, starting with the user; turn {number} is the "
-                    f"{expected}'s, got {turn.role!r}" + ("" if turn.role != "page" else ". Pages are `Interleaved`'s")
+                    f"{where}: user and assistant must alternate, starting with the user; turn {number} should be "
+                    f"the {expected}'s, got {turn.role!r}"
+                    + ("" if turn.role != "page" else ". Use `Interleaved` for pages")
                 )
-            if (end := template.stop_token) in turn.text:
+            if end := next((token for token in self._stop_tokens if token in turn.text), None):
                 raise UserError(
                     f"{where}, turn {number}: its text contains the marker {end!r}, which only the template may write; "
                     "clean the data"
@@ -73,8 +74,11 @@ class ChatPrompt:
             num_pictures = sum(not isinstance(part, str) for part in turn.parts)
             if turn.role == "assistant":
                 if num_pictures:
-                    raise UserError(f"{where}, turn {number}: an answer holds a picture, the model writes text only")
-                parts.append(Text(space + turn.text + template.end, learn=True, lead=len(space)))
+                    raise UserError(
+                        f"{where}, turn {number}: an answer contains a picture, but the model writes only text"
+                    )
+                end = template.end_of_chat if number == len(turns) - 1 else template.end
+                parts.append(Text(space + turn.text + end, learn=True, lead=len(space)))
                 continue
             parts.append(Text((template.again if number else "") + template.user))
             for part in self._question(turn.parts, is_rendered=document.text_format == "llava"):
@@ -122,4 +126,9 @@ class ChatPrompt:
         return to_runs(self.parts(document), tokenizer, end, bos=self.bos)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
-        return frozenset({tokenizer.id_of(self.template.stop_token), tokenizer.eos_id})
+        return frozenset({*map(tokenizer.id_of, self._stop_tokens), tokenizer.eos_id})
+
+    @property
+    def _stop_tokens(self) -> tuple[str, ...]:
+        """The special tokens that end an answer."""
+        return tuple(filter(None, (self.template.stop_token, self.template.last)))

@@ -33,7 +33,8 @@ def save_tokenizer(reference: str, folder: Path, token: str = "") -> bool:
     tokenizer, path = load_tokenizer(reference), Path(reference).expanduser()
     source = NANO_TOKENIZER if reference == "nano" else path if path.exists() else download(reference)
     if source.is_file():
-        shutil.copyfile(source, folder / (FAST if source.suffix == ".json" else PIECES))
+        other = source.name if source.name in DATA else PIECES
+        shutil.copyfile(source, folder / (FAST if source.suffix == ".json" else other))
     beside = source.parent if source.is_file() else source
     for name in (*DATA, *BYTE_PAIRS, *CONFIGS[:3]):
         if source.is_dir() and (beside / name).is_file():

@@ -9,6 +9,7 @@ from typing import Any
 from lit_mm.assets import NANO_TOKENIZER
 from lit_mm.prompts.files import BYTE_PAIRS, DATA, FILES
 from lit_mm.prompts.tokenizer import Tokenizer
+from lit_mm.weights.config_file import split_revision
 
 SUFFIXES = (".json", ".model", ".tiktoken")  # suffixes of files, which no published name has
 
@@ -34,7 +35,9 @@ def is_on_this_machine(tokenizer: Tokenizer | PublishedTokenizer) -> bool:
     from huggingface_hub import snapshot_download  # imported late: only published names need it
 
     try:
-        folder = Path(snapshot_download(tokenizer.name, allow_patterns=list(FILES), local_files_only=True))
+        name, revision = split_revision(tokenizer.name)
+        patterns = list(FILES)
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, local_files_only=True))
     except (OSError, ValueError):  # the cache has no such name
         return False
     return any((folder / name).is_file() for name in (*DATA, *BYTE_PAIRS))

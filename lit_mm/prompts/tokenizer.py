@@ -10,6 +10,7 @@ import tokenizers
 from lit_mm.errors import UserError, first_line
 from lit_mm.prompts.files import FILES, read_files
 from lit_mm.prompts.vocabularies import FastVocabulary, Vocabulary
+from lit_mm.weights.config_file import split_revision
 
 
 class Tokenizer:
@@ -116,7 +117,8 @@ def download(name: str) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+        owner_and_name, revision = split_revision(name)
+        return Path(huggingface_hub.snapshot_download(owner_and_name, revision=revision, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:  # raised for names without a repository, and without a network
         reason = first_line(error)
         raise UserError(
@@ -138,7 +140,7 @@ def token_inside(tokenizer: Tokenizer, text: str) -> int:
     after = tokenizer.encode(f"a{text}")
     if after[:-1] != before:
         raise UserError(
-            f"a layout puts {text!r} between visual tokens, which must be one token of the tokenizer; behind 'a' it "
-            f"becomes {after[len(before) :]}. Choose a layout without it, or another tokenizer"
+            f"a layout puts {text!r} between visual tokens, so it must be one token of the tokenizer; after "
+            f"'a' it becomes {after[len(before) :]}. Choose a layout without it, or another tokenizer"
         )
     return after[-1]

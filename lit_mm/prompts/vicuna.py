@@ -20,8 +20,8 @@ class Template:
     """The texts around the questions and answers of a chat.
 
     The text is `opening`, with the system's text at {system}, then for each round
-    `user` question `assistant` answer `end`; `again` stands before every round except the first. Answer and end carry
-    loss.
+    `user` question `assistant` answer `end`; `again` stands before every round except the first, and `last` in place of
+    `end` after an answer that ends the chat. Answer and end carry loss.
 
     Attributes:
         opening: text at the start of a chat, with {system} in place of the system's text.
@@ -30,6 +30,7 @@ class Template:
         end: text after an answer; generation stops at its last token.
         again: text before every round except the first.
         stop: special token at the end of `end`; "" if `end` is one token, apart from spaces.
+        last: special token after the answer that ends a chat; "" if it is `end`.
     """
 
     opening: str
@@ -39,11 +40,17 @@ class Template:
     end: str
     again: str = ""
     stop: str = ""
+    last: str = ""
 
     @property
     def stop_token(self) -> str:
         """The token at which generation stops."""
         return self.stop or self.end.strip()
+
+    @property
+    def end_of_chat(self) -> str:
+        """The text after the answer that ends a chat."""
+        return self.last or self.end
 
 
 def chatml(system: str) -> Template:
@@ -64,18 +71,22 @@ VISION_ASSISTANT = (
 LLAMA_3 = "<|start_header_id|>{role}<|end_header_id|>\n\n"
 
 
-def llama_3(answers: str) -> Template:
+def llama_3(answers: str, end: str = "<|eot_id|>", last: str = "", start: str = "") -> Template:
     """Build the template of Llama 3.
 
     Args:
         answers: role of the turns that answer.
+        end: token after every turn.
+        last: token after the answer that ends a chat; "" stands for `end`.
+        start: text in front of the system's turn.
     """
     return Template(
-        LLAMA_3.format(role="system") + "{system}<|eot_id|>",
+        start + LLAMA_3.format(role="system") + "{system}" + end,
         VISION_ASSISTANT,
         LLAMA_3.format(role="user"),
-        "<|eot_id|>" + LLAMA_3.format(role=answers),
-        "<|eot_id|>",
+        end + LLAMA_3.format(role=answers),
+        end,
+        last=last,
     )
 
 
@@ -117,6 +128,10 @@ TEMPLATES: dict[str, Template] = {
         stop="<eos>",
     ),
     "llama_3": llama_3("system"),
+    # Source: github.com/NVlabs/VILA, llava/conversation.py, llama_3_chat: of the release of VILA-1.5 (6b941da), and the
+    # later one (54c9706). BOS is part of the text there, and the tokenizer writes another one in front of it
+    "vila_1_5_llama_3": llama_3("system", end="<|end_of_text|>", start="<|begin_of_text|>"),
+    "vila_llama_3": llama_3("assistant", last="<|end_of_text|>", start="<|begin_of_text|>"),
 }
 
 # Jinja: texts of a message, and the rounds of a chat around them
@@ -147,7 +162,7 @@ ROUNDS = """
 {%- endif -%}
 {{- START if not loop.last or add_generation_prompt else '' -}}
 {%- else -%}
-{{- SPACE + text_of(message['content']) + END -}}
+{{- SPACE + text_of(message['content']) + (LAST if loop.last else END) -}}
 {%- endif -%}
 {%- endfor -%}
 """
@@ -175,6 +190,7 @@ def chat_template(template: Template, placeholder: str, bos: str = "") -> str:
         "START": start,
         "SPACE": template.assistant[len(start) :],
         "END": template.end,
+        "LAST": template.end_of_chat,
         "PLACEHOLDER": placeholder,
     }
     names = "\n".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in text.items())

@@ -90,6 +90,8 @@ class SentencePieceVocabulary:
         legacy: True puts a space before every text between special tokens, False only before the first text. It is the
             key of that name in tokenizer_config.json, and True if the file lacks the key.
         ordinary: added tokens that are ordinary text; decoding never leaves them out.
+        sentinels: number of T5's tokens <extra_id_0>, <extra_id_1>, ..., whose ids follow the pieces, highest number
+            first.
     """
 
     def __init__(
@@ -98,12 +100,14 @@ class SentencePieceVocabulary:
         added: Mapping[str, int] | None = None,
         legacy: bool = True,
         ordinary: Collection[str] = (),
+        sentinels: int = 0,
     ) -> None:
         self.legacy, self.ordinary = legacy, frozenset(ordinary)
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         count = self.pieces.vocab_size()
         control = {self.pieces.id_to_piece(n): n for n in range(count) if self.pieces.is_control(n)}
-        self.added = {**control, **(added or {})}
+        extra = {f"<extra_id_{number}>": count + sentinels - 1 - number for number in range(sentinels)}
+        self.added = {**control, **extra, **(added or {})}
         self.special = tuple(token for token in self.added if token not in self.ordinary)
         self.size = 1 + max(count - 1, *self.added.values())
         self.texts = {number: token for token, number in self.added.items()}

@@ -55,7 +55,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, run_dir: str | None, experiment: str, trainer: L.Trainer | None = None) -> RunFolder:
-        """Create or reopen a run folder and point `runs/latest` to it.
+        """Create or reopen a run folder.
 
         Args:
             run_dir: path of the folder. None means a new `runs/<experiment>/<time>`, or `runs/<experiment>/<id>` if the
@@ -76,10 +76,6 @@ class RunFolder:
                     f"the run folder {str(path or Path('runs') / experiment)!r} cannot be made ({error.strerror}). "
                     "Choose one with --run_dir"
                 ) from error
-            try:
-                _point_latest(path)
-            except OSError as error:  # such as a working folder that is read-only
-                print(f"lit_mm: runs/latest does not point to this run ({error.strerror})", file=sys.stderr)
             return str(path)
 
         return cls(Path(make() if trainer is None else agree(trainer, "run_dir", make)))
@@ -87,6 +83,13 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def point_latest(self) -> None:
+        """Point `runs/latest` to this run. A working folder that is read-only gets no link, and a line says so."""
+        try:
+            _point_latest(self.path)
+        except OSError as error:
+            print(f"lit_mm: runs/latest does not point to this run ({error.strerror})", file=sys.stderr)
 
     def keep_config(self, config: str) -> None:
         """Write the resolved config; first check a resumed run's config, except for keys that change no result.
@@ -112,7 +115,7 @@ class RunFolder:
                 if not any(key.startswith("model") for key in keys):
                     fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
                 raise UserError(
-                    f"{str(self.path)!r} holds a run with another config; it differs in "
+                    f"{str(self.path)!r} has a run with another config, which differs in "
                     f"{listed(keys, translated, current)}. Resume with the same config, or {fresh}"
                 )
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
@@ -149,8 +152,8 @@ def _config_of(file: Path, text: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = type(error).__name__
     raise UserError(
-        f"{str(file)!r} is damaged ({problem}). Each checkpoint of the run has a copy, config.yaml: put one there, or "
-        "remove the file if the run has no checkpoint"
+        f"{str(file)!r} is damaged ({problem}). Every checkpoint of the run has a copy of config.yaml: "
+        "copy one here. If the run has no checkpoint, remove the file"
     )
 
 

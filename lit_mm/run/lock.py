@@ -161,8 +161,8 @@ class FolderLock:
                 raise
         except OSError as error:
             raise UserError(
-                f"the run folder {str(self.path.parent)!r} cannot be written ({error.strerror}). Choose another one "
-                "with --run_dir, or make room or access there"
+                f"the run folder {str(self.path.parent)!r} cannot be written ({error.strerror}). Free some disk "
+                "space, correct the permissions, or choose another folder with --run_dir"
             ) from error
         self._thread = threading.Thread(target=self._beat, name="folder lock", daemon=True)
         self._thread.start()
@@ -195,8 +195,9 @@ class FolderLock:
                     raise FolderInUse(self._in_use(self._current() or earlier))
             if not locked and not self.take_over:
                 raise UserError(
-                    f"the run folder {str(self.path.parent)!r} was in use by {earlier or 'an unknown process'}, which "
-                    f"has given no sign for {age:.0f} s; if it has ended, the same command with --take_over goes on"
+                    f"the run folder {str(self.path.parent)!r} is locked by {earlier or 'an unknown process'}, which "
+                    f"has not responded for {age:.0f} s. If that process has ended, repeat the command with "
+                    "--take_over"
                 )
         text = json.dumps(asdict(self.holder)).encode()
         os.pwrite(self._descriptor, text, 0)

@@ -126,18 +126,25 @@ def tiles_of(resize: Size, grid: tuple[int, int], tile: Size, **options: object)
     )
 
 
-def plan_square(height: int, width: int, *, size: int) -> TilePlan:
+def plan_square(height: int, width: int, *, size: int, patch: int = 1) -> TilePlan:
     """Stretch the whole image to one `size` x `size` view; the aspect ratio is not kept.
 
     Args:
         height, width: source image, pixels.
-        size: side of the view, pixels.
+        size: side of the stretched image, pixels.
+        patch: side of a patch, pixels. Pixels at the bottom and on the right that fill no patch are cut off: of 384
+            pixels and patches of 14, 378 stay.
     Raises:
-        UserError: the image is empty.
-    Source: InternLM-XComposer2, non-HD pre-processing; Qwen-VL; VILA-1.5 (resize to S x S, bicubic).
+        UserError: the image is empty, or smaller than a patch.
+    Source: InternLM-XComposer2, non-HD pre-processing; Qwen-VL; VILA-1.5 (resize to S x S, bicubic), whose SigLIP reads
+        whole patches alone.
     """
     require_pixels("plan_square", height, width)
-    return TilePlan((height, width), (1, 1), (View.whole((size, size)),))
+    side = size - size % patch
+    if not side:
+        raise UserError(f"Stretch: `patch` is at most `size`, got {patch} and {size}")
+    view = View((size, size), (size, size), (0, 0), (0, 0, side, side), (side, side))
+    return TilePlan((height, width), (1, 1), (view,))
 
 
 @dataclass(frozen=True)
@@ -145,10 +152,12 @@ class Stretch(Tiling):
     """Gives one square view of the whole image, whose aspect ratio is not kept. See `plan_square`.
 
     Args:
-        size: side of the view, pixels.
+        size: side of the stretched image, pixels.
+        patch: side of a patch, pixels, for an encoder that reads whole patches of an image that they do not fill.
     """
 
     size: int
+    patch: int = 1
 
     def __call__(self, height: int, width: int) -> TilePlan:
-        return plan_square(height, width, size=self.size)
+        return plan_square(height, width, size=self.size, patch=self.patch)

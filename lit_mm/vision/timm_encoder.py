@@ -61,6 +61,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
     | EVA2-CLIP-L (CogAgent) | eva02_large_patch14_clip_224, `select_layer: -2` |
     | OpenCLIP | vit_large_patch14_clip_224.laion2b |
     | OpenCLIP ConvNeXt-L (Mini-Gemini) | convnext_large_mlp.clip_laion2b_ft_soup_320, `pyramid: true` |
+    | SigLIP (VILA-1.5) | vit_so400m_patch14_siglip_378, `overrides: {act_layer: gelu_tanh}` |
     | SigLIP 2 | vit_so400m_patch14_siglip_378.v2_webli |
     | DINOv2 with registers | vit_large_patch14_reg4_dinov2 |
     | DINOv3 | vit_large_patch16_dinov3 |
@@ -81,6 +82,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
             {embed_dim: 64, depth: 2, num_heads: 4}.
         position_size: image size of the checkpoint, pixels. Its position table is resized bicubically while it is
             loaded. None: the checkpoint must have the table of `image_size`.
+        eps: epsilon of all layer norms; None: that of the named model.
         weights: reference of the checkpoint that `load_pretrained` loads later; the constructor reads nothing.
         activation_checkpointing: what each block keeps for the backward pass: "none" its activations, "full" its
             inputs, "selective" (with `compile`) its inputs and its products.
@@ -107,16 +109,20 @@ class TimmEncoder(nn.Module, VisionEncoder):
         weights: str | None = None,
         activation_checkpointing: Checkpointing = "none",
         compile: bool = False,
+        eps: float | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= drop_path < 1:
             raise UserError(f"TimmEncoder: `drop_path` is in [0, 1), got {drop_path}")
         self.mean, self.std = normalisation(name)
         model = _create(name, image_size, drop_path, dict(overrides or {}))
+        for norm_layer in model.modules() if eps is not None else ():
+            if isinstance(norm_layer, nn.LayerNorm):
+                norm_layer.eps = eps
         tables = isinstance(model, (Eva, VisionTransformer))  # it has a sequence of positions, not maps
         if any_size and (not tables or (isinstance(model, Eva) and model.rope_mixed)):
             raise UserError(
-                f"TimmEncoder: {name} has no positions that could be resized view by view; leave `any_size` out and "
+                f"TimmEncoder: the positions of {name} cannot be resized for each view. Leave `any_size` out, and "
                 "set `image_size` to the size of the views"
             )
         if pyramid and (tables or select_layer != -1):
@@ -190,7 +196,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
             "activation": ACTIVATIONS.get(activation, activation),
             "eps": first.norm1.eps,
         }
-        fixed = numbers.keys() - sizes.keys()
+        fixed = numbers.keys() - sizes.keys() - {"eps"}
         return compare_vision(config, numbers, size, advice=dict.fromkeys(fixed, "take another `name`"))
 
     def adapt_state(self, state: dict[str, Tensor], prefix: str) -> None:
@@ -351,17 +357,24 @@ def _create(name: str, image_size: int | None, drop_path: float, overrides: dict
         UserError: timm refuses an argument, or the model has no intermediate features.
     """
     try:
-        with torch.device("meta"):
-            takes_size = "img_size" in inspect.signature(type(timm.create_model(name)).__init__).parameters
-        size = {"img_size": image_size} if takes_size and image_size else {}
+        size = {"img_size": image_size} if image_size and _takes_size(name) else {}
         model = timm.create_model(name, pretrained=False, drop_path_rate=drop_path, **size, **overrides)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"TimmEncoder: timm cannot build {name} of {image_size=} with {overrides}: {error}. Correct `overrides`"
         ) from error
     if not isinstance(model, HasStages):
-        raise UserError(f"TimmEncoder: {type(model).__name__} of timm gives no features of its blocks; take another")
+        raise UserError(
+            f"TimmEncoder: {type(model).__name__} of timm does not return features of its blocks. Use another model"
+        )
     return model
+
+
+@cache
+def _takes_size(name: str) -> bool:
+    """True if a model of timm is built for a size of its views. To see that, it is built once, without memory."""
+    with torch.device("meta"):
+        return "img_size" in inspect.signature(type(timm.create_model(name)).__init__).parameters
 
 
 def _published_size(model: nn.Module, name: str) -> int:

@@ -95,7 +95,8 @@ QFORMER_KINDS = ("bert", "blip_2_qformer", "instructblip_qformer")
 # Key of the data config of timm -> names of its number in the part, of which one is there
 TIMM = {"mean": ("mean",), "std": ("std",), "input_size": ("position_size", "image_size")}
 VIT_KIND = "clip_vision_model"
-VISION_KINDS = ("blip_2_vision_model", VIT_KIND, "instructblip_vision_model")
+SIGLIP_KIND = "siglip_vision_model"
+VISION_KINDS = ("blip_2_vision_model", VIT_KIND, "instructblip_vision_model", SIGLIP_KIND)
 
 
 def compare_llama(config: Numbers, numbers: Numbers, max_positions: int) -> list[Difference]:
@@ -284,9 +285,12 @@ def vision_values(config: Numbers) -> tuple[str | None, Numbers | None]:
     if kind not in VISION_KINDS:
         return kind, None
     try:
-        return kind, CONFIG_MAPPING[kind](**without_type(vision)).to_dict()
+        values = CONFIG_MAPPING[kind](**without_type(vision)).to_dict()
     except REFUSALS as error:
         raise UserError(f"transformers refuses the config of this {kind}: {error}") from error
+    if kind == SIGLIP_KIND:  # pixels that fill no patch are not read: of 384 pixels and patches of 14, 378 are
+        values["image_size"] -= values["image_size"] % values["patch_size"]
+    return kind, values
 
 
 def vit_arguments(config: Numbers) -> Numbers:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,9 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lit_mm.errors import UserError
-from lit_mm.weights.config_file import WHOLE
+from lit_mm.weights.config_file import WHOLE, read_object
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Indexes and files of transformers, in the order in which they are read
+HEADS = tuple(name for pair in zip(INDEXES, WHOLE, strict=True) for name in pair)
 TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 8  # most names listed in an error
 
@@ -80,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"checkpoint {str(path)!r} cannot be read ({error}). Is the download complete?") from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint {str(path)!r} holds more than tensors; it is not loaded, because it could run code: {error}"
+            f"checkpoint {str(path)!r} contains more than tensors. It is not loaded, because it could run code: {error}"
         ) from error
     state = within(state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -99,29 +100,68 @@ def within(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """Read a folder in Hugging Face layout; see `read_checkpoint`."""
-    index = next((folder / name for name in INDEXES if (folder / name).is_file()), None)
-    if index is None:
-        whole = [folder / name for name in WHOLE if (folder / name).is_file()]
-        whole = whole or sorted(folder.glob("*.safetensors"))
-        if len(whole) == 0 or (len(whole) > 1 and whole[0].name not in WHOLE):
+    found = weight_files(folder)
+    if found is None:
+        whole = sorted(folder.glob("*.safetensors"))
+        if len(whole) != 1:
             raise UserError(
                 f"checkpoint folder {str(folder)!r}: expected one of {[*INDEXES, *WHOLE]} or a single .safetensors "
                 f"file, found {sorted(path.name for path in folder.iterdir())[:SHOWN]}"
             )
         return read_checkpoint(whole[0])
-    file_of_tensor = weight_map(index)
-    missing = sorted(name for name in set(file_of_tensor.values()) if not (folder / name).is_file())
-    if missing:
-        raise UserError(f"checkpoint folder {str(folder)!r}: {index.name} names shards that are not there: {missing}")
+    index, files = found
+    if index.name in WHOLE:
+        return read_checkpoint(index)
     state: dict[str, Tensor] = {}
-    for shard in sorted(set(file_of_tensor.values())):
-        state |= read_checkpoint(folder / shard)
-    lost = sorted(file_of_tensor.keys() - state.keys())
+    for shard in files:
+        state |= read_checkpoint(shard)
+    lost = sorted(weight_map(index).keys() - state.keys())
     if lost:
         raise UserError(
             f"checkpoint folder {str(folder)!r}: {index.name} lists tensors that no shard holds: {shorten(lost)}"
         )
     return state
+
+
+def find_weights(names: Collection[str], shards_of: Callable[[str], Collection[str]]) -> tuple[str, list[str]] | None:
+    """Choose the weights among the files of a folder: the first of `HEADS` whose files are all there.
+
+    Safetensors come first. A folder that has them only in part, beside whole torch files, gives the torch files.
+
+    Args:
+        names: names of the files.
+        shards_of: function from the name of an index to the files that it lists.
+    Returns:
+        Name of the index or of the only file, and the names of the files. If no head is complete, the first of the
+        incomplete ones; None if there is none.
+    """
+    first: tuple[str, list[str]] | None = None
+    for head in HEADS:
+        if head not in names:
+            continue
+        files = sorted(set(shards_of(head))) if head in INDEXES else [head]
+        if set(files) <= set(names):
+            return head, files
+        first = first or (head, files)
+    return first
+
+
+def weight_files(folder: Path) -> tuple[Path, list[Path]] | None:
+    """Find the weights of a folder under the names of transformers; None if it has none.
+
+    Returns:
+        The index or the only file, and the files, see `find_weights`.
+    Raises:
+        UserError: an index is damaged, or names shards that are not there.
+    """
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    found = find_weights(names, lambda index: weight_map(folder / index).values())
+    if found is None:
+        return None
+    head, files = found
+    if missing := [name for name in files if name not in names]:
+        raise UserError(f"checkpoint folder {str(folder)!r}: {head} names shards that are not there: {missing}")
+    return folder / head, [folder / name for name in files]
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -131,9 +171,9 @@ def weight_map(index: Path) -> dict[str, str]:
         UserError: the index is damaged, or names a file that is not in its folder.
     """
     try:
-        file_of_tensor: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        file_of_tensor: dict[str, str] = read_object(index)["weight_map"]
         names = {name: Path(name).name for name in file_of_tensor.values()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # ValueError: no JSON, or no UTF-8
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"checkpoint folder {str(index.parent)!r}: {index.name} is damaged ({type(error).__name__}: {error}). Is "
             "the download complete?"

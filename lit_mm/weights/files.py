@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -15,13 +14,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_mm.errors import UserError, first_line
-from lit_mm.weights.convert import INDEXES, TORCH_SUFFIXES, WHOLE, read_checkpoint, shorten, weight_map, within
+from lit_mm.weights.config_file import check_pointer, read_object
+from lit_mm.weights.convert import (
+    INDEXES,
+    TORCH_SUFFIXES,
+    read_checkpoint,
+    shorten,
+    weight_files,
+    weight_map,
+    within,
+)
 from lit_mm.weights.stream import DTYPES, Stored
 
 NAMES = {code: name for name, (code, _) in DTYPES.items()}  # name of a dtype in safetensors -> in torch
 LORA = ("adapter_model.safetensors", "adapter_model.bin")  # weights of peft
 REST = "non_lora_trainables.bin"  # LLaVA's LoRA training writes the projector here
 PROJECTORS = ("mm_projector.bin",)
+PART_FOLDERS = ("llm", "mm_projector", "vision_tower")  # folders of a checkpoint that is published part by part
 STEPS = ("global_step*", "mp_rank_*", "zero_pp_rank_*", "latest")  # files of DeepSpeed, SAT and Megatron
 SHARDED = ("*.distcp", "*_fsdp_*", "*/*.distcp")  # files of torch.distributed.checkpoint, which FSDP writes
 # Files of a Trainer beside weights
@@ -35,7 +44,6 @@ OTHERS = {
     ".tflite": "TensorFlow Lite",
     ".npz": "NumPy",
 }  # ending of a file of weights -> program whose format it has
-POINTER = b"version https://git-lfs"  # beginning of a file that stands for one which Git LFS has not fetched
 QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".quant_map", ".weight_scale", ".weight_packed")
 UNMERGED = ".base_layer."  # part of the names of linears that peft has wrapped
 
@@ -48,6 +56,8 @@ class TensorFiles(Mapping[str, Tensor]):
 
     Args:
         files: files of tensors. Later files may not repeat the names of earlier ones.
+        folder: folder of the checkpoint. Tensors of files in a folder inside have its name and a slash in front, such
+            as "llm/lm_head.weight". None: no tensor has.
     Attributes:
         files: the same files.
         stored: dtype and shape of every tensor, by name.
@@ -56,18 +66,20 @@ class TensorFiles(Mapping[str, Tensor]):
         UserError: a file cannot be read, or two files hold the same name.
     """
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], folder: Path | None = None) -> None:
         self.files = files
         self.stored: dict[str, Stored] = {}
         self.legacy: list[Path] = []
-        self._file_of: dict[str, Path] = {}
+        self._place_of: dict[str, tuple[Path, str]] = {}
         self._open: dict[Path, Any] = {}
         for path in files:
-            tensors = self._opened(path)
+            inner = "" if folder is None or path.parent == folder else f"{path.parent.relative_to(folder).as_posix()}/"
+            opened = self._opened(path)
+            tensors = {f"{inner}{name}": stored for name, stored in opened.items()}
             if twice := tensors.keys() & self.stored.keys():
                 raise UserError(f"{str(path)!r} repeats tensors of another file of its checkpoint: {min(twice)!r}")
             self.stored |= tensors
-            self._file_of |= dict.fromkeys(tensors, path)
+            self._place_of |= {f"{inner}{name}": (path, name) for name in opened}
 
     def _opened(self, path: Path) -> dict[str, Stored]:
         """Open one file and return dtype and shape of its tensors."""
@@ -90,8 +102,8 @@ class TensorFiles(Mapping[str, Tensor]):
         except pickle.UnpicklingError as error:
             reasons = [line for line in str(error).splitlines() if line.startswith(("Trying", "Unsupported"))]
             raise UserError(
-                f"checkpoint {str(path)!r} is no file of tensors alone; it is not loaded, because it could run code "
-                f"({reasons[0] if reasons else 'damaged, or of another program'})"
+                f"checkpoint {str(path)!r} contains more than tensors. It is not loaded, because it could run "
+                f"code ({reasons[0] if reasons else 'damaged, or of another program'})"
             ) from error
         state = within(state) if isinstance(state, dict) else state
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -106,7 +118,7 @@ class TensorFiles(Mapping[str, Tensor]):
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        path = self._file_of[name]
+        path, name = self._place_of[name]
         if path.suffix == ".safetensors":
             return self._open[path].get_tensor(name)
         if path in self.legacy and path not in self._open:
@@ -130,23 +142,10 @@ def stored(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> Stored:
     """
     if dtype not in DTYPES:
         raise UserError(
-            f"checkpoint {str(path)!r}: {name!r} has the dtype {dtype}. Quantised weights are not read; take the "
-            "checkpoint in float16, bfloat16 or float32 that they were made from"
+            f"checkpoint {str(path)!r}: {name!r} has the dtype {dtype}. Quantised weights are not supported. "
+            "Use the original checkpoint in float16, bfloat16 or float32"
         )
     return Stored(dtype, shape)
-
-
-def check_pointer(path: Path) -> None:
-    """Refuse a file that Git LFS has not fetched.
-
-    Raises:
-        UserError: the file is such a pointer.
-    """
-    with path.open("rb") as file:
-        if file.read(len(POINTER)) == POINTER:
-            raise UserError(
-                f"{str(path)!r} is a pointer of Git LFS, not the file itself. Fetch it by git lfs pull, or download it"
-            )
 
 
 def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) -> None:
@@ -158,8 +157,9 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
     Raises:
         UserError: it is one of these.
     """
-    text = config.get("text_config") or {}
-    quantised = config.get("quantization_config") or text.get("quantization_config")
+    sections = (config, *(config.get(key) for key in ("text_config", "llm_cfg")))
+    tables = [section for section in sections if isinstance(section, dict)]
+    quantised = next((found for table in tables if (found := table.get("quantization_config"))), None)
     if quantised or any(name.endswith(QUANTISED) for name in names):
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
         raise UserError(
@@ -171,12 +171,34 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
             f"{str(place)!r} has adapters beside its weights, such as those of {unmerged!r}. Merge them first, by "
             "merge_and_unload() of peft"
         )
-    index = next((place / name for name in INDEXES if (place / name).is_file()), None)
-    if index is not None and (absent := sorted(weight_map(index).keys() - set(names))):
-        raise UserError(
-            f"{str(place)!r}: {index.name} lists tensors that no shard holds: {shorten(absent)}. Is the download "
-            "complete?"
-        )
+    for folder in part_folders(place) or [place]:
+        inner = "" if folder == place else f"{folder.name}/"
+        head = found[0] if folder.is_dir() and (found := weight_files(folder)) else folder
+        listed = [f"{inner}{name}" for name in weight_map(head)] if head.name in INDEXES else []
+        if absent := sorted(set(listed) - set(names)):
+            raise UserError(
+                f"{str(folder)!r}: {head.name} lists tensors that no shard holds: {shorten(absent)}. Is the download "
+                "complete?"
+            )
+
+
+def check_shard(file: Path) -> None:
+    """Refuse a file that is one of several shards of a checkpoint.
+
+    Raises:
+        UserError: an index beside the file lists it with others.
+    """
+    for index in (file.with_name(name) for name in INDEXES):
+        shards = set(weight_map(index).values()) if index.is_file() else set()
+        if file.name in shards and len(shards) > 1:
+            raise UserError(f"{str(file)!r} is one of {len(shards)} shards. Give the folder, {str(file.parent)!r}")
+
+
+def part_folders(place: Path) -> list[Path]:
+    """List the folders of `PART_FOLDERS` of a checkpoint without weights beside them; [] for other places."""
+    if not place.is_dir() or weight_files(place) is not None:
+        return []
+    return [folder for name in PART_FOLDERS if (folder := place / name).is_dir()]
 
 
 def tensor_files(place: Path) -> list[Path]:
@@ -191,25 +213,25 @@ def tensor_files(place: Path) -> list[Path]:
             raise UserError(
                 f"{str(place)!r} is no file of weights; they end in .safetensors, {', '.join(TORCH_SUFFIXES)}{cure}"
             )
+        check_shard(place)
         return [place]
     if not place.is_dir():
         raise UserError(f"{str(place)!r}: no such file or folder, and no published name OWNER/NAME")
     if (place / "manifest.json").is_file() or (place / "published.json").is_file():
         raise UserError(
-            f"{str(place)!r} is a checkpoint or a run of this program, which needs no import: generate, "
-            "evaluate and fit --init_from take it"
+            f"{str(place)!r} is a checkpoint or run of this program and needs no import. Use it with "
+            "generate, evaluate or fit --init_from"
         )
-    if index := next((place / name for name in INDEXES if (place / name).is_file()), None):
-        shards = sorted(set(weight_map(index).values()))
-        if missing := [name for name in shards if not (place / name).is_file()]:
-            raise UserError(f"{str(place)!r}: {index.name} names shards that are not there: {missing}")
-        return [place / name for name in shards]
+    found = weight_files(place)
     lora = [place / name for name in LORA if (place / name).is_file()][:1]
-    if lora:
+    if lora and (found is None or found[0].name not in INDEXES):
         return [*lora, *(path for path in [place / REST] if path.is_file())]
-    for names in (WHOLE, PROJECTORS):
-        if whole := [place / name for name in names if (place / name).is_file()]:
-            return whole[:1]
+    if found is not None:
+        return found[1]
+    if projectors := [place / name for name in PROJECTORS if (place / name).is_file()]:
+        return projectors
+    if folders := part_folders(place):
+        return [file for folder in folders for file in tensor_files(folder)]
     weights = [path for path in place.iterdir() if path.is_file() and not STATES.fullmatch(path.name)]
     files = sorted(place.glob("*.safetensors")) or sorted(path for path in weights if path.suffix in TORCH_SUFFIXES)
     steps = [path.name for pattern in STEPS for path in place.glob(pattern)]
@@ -241,6 +263,15 @@ def other_format(path: Path) -> str:
     )
 
 
+def image_settings(folder: Path) -> dict[str, Any]:
+    """Read the settings of the image processor of a folder, see `lit_mm.weights.layouts.layout.Described`."""
+    processor = read_json(folder, "preprocessor_config.json")
+    if not processor:
+        section = read_json(folder, "processor_config.json").get("image_processor")
+        processor = section if isinstance(section, dict) else {}
+    return {key: value for key, value in processor.items() if value is not None}
+
+
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON file beside a checkpoint; {} if it is not there.
 
@@ -250,11 +281,4 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = (folder if folder.is_dir() else folder.parent) / name
     if not path.is_file():
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        check_pointer(path)
-        raise UserError(f"{str(path)!r} is damaged ({error}). Is the download complete?") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} should hold an object, got {type(content).__name__}. Is the download complete?")
-    return content
+    return read_object(path)

@@ -9,27 +9,26 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from lit_mm.assets import NANO_WEIGHTS
-from lit_mm.errors import UserError, first_line
+from lit_mm.errors import UserError
 from lit_mm.weights.agreement import check_config
 from lit_mm.weights.blip import bert_to_med, blip_part, deit_to_vit
 from lit_mm.weights.blip2 import bert_to_connector, blip2_part, blip2_qformer
 from lit_mm.weights.clip import hf_clip_to_vit, openai_clip_to_vit
-from lit_mm.weights.config_file import CONFIG, config_folder, read_config
+from lit_mm.weights.config_file import CONFIG, config_folder, is_published_name, read_config, split_revision
 from lit_mm.weights.convert import load_strict, read_checkpoint
 from lit_mm.weights.decoders import decoder_to_pretrained
 from lit_mm.weights.fuyu import fuyu_parts
+from lit_mm.weights.hub import download_weights
 from lit_mm.weights.internlm2 import internlm2_to_llama, llama_to_llama
 from lit_mm.weights.qwen_vl import qwen_to_llama, qwen_vl_parts
 from lit_mm.weights.t5 import t5_to_t5
-from lit_mm.weights.timm import eva_clip_to_timm, open_clip_to_timm, timm_to_timm
+from lit_mm.weights.timm import eva_clip_to_timm, hf_siglip_to_timm, open_clip_to_timm, timm_to_timm
 
 # Parameters that a family or a stage adds to a published part; no file holds them
 ADDED = (
     *(".lora_a.", ".lora_b.", ".adapters.", ".lora_A.", ".lora_B.", ".lora_magnitude_vector."),
     *(".expert.", ".cross_attention.", ".cross_norm."),
 )
-DOWNLOADED = ("*.safetensors", "*.bin", "*.pth", "*.json", "*.model", "*.tiktoken", "*.jinja", "*.txt")
-SECOND_COPIES = ["original/*"]  # of the weights, in the authors' names
 State = dict[str, Tensor]
 MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     "clip": lambda state, part: hf_clip_to_vit(state),
@@ -61,6 +60,7 @@ MAPS: dict[str, Callable[[State, nn.Module], State]] = {
     ),
     "language": lambda state, part: language_to_part(state, part),
     "blip2-qformer": lambda state, part: blip2_qformer(state, part),
+    "siglip": lambda state, part: hf_siglip_to_timm(state),
 }
 
 
@@ -142,7 +142,7 @@ def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> l
 
 def places_of(place: str) -> list[str]:
     """Split places joined by "+"."""
-    return [place] if Path(place).exists() else place.split("+")
+    return [place] if Path(place).expanduser().exists() else place.split("+")
 
 
 def check_local_config(module: nn.Module, reference: str, part: str, path: str) -> None:
@@ -178,11 +178,12 @@ def local_config(reference: str) -> tuple[Path, dict[str, Any]] | None:
 def folder_here(place: str) -> Path | None:
     """Return a local path unchanged, and the folder of a published name whose config.json was downloaded before."""
     if not is_published_name(place):
-        return Path(place)
+        return Path(place).expanduser()
     from huggingface_hub import try_to_load_from_cache  # imported late: only published names need it
 
     try:
-        file = try_to_load_from_cache(place, CONFIG)
+        name, revision = split_revision(place)
+        file = try_to_load_from_cache(name, CONFIG, revision=revision)
     except ValueError:  # no published name has such letters; `load_part` tells it
         return None
     return Path(file).parent if isinstance(file, str) else None
@@ -199,25 +200,13 @@ def _fill(module: nn.Module, state: State) -> None:
     load_strict(module, {wrapped.get(name, name): value for name, value in state.items()}, allow_missing=ADDED)
 
 
-def is_published_name(place: str) -> bool:
-    """Return True for OWNER/NAME that is no local path."""
-    return not Path(place).exists() and place.count("/") == 1 and not place.startswith((".", "/", "~"))
-
-
 def local_place(place: str) -> Path:
-    """Return a local path unchanged; download a published name and return its folder.
+    """Return a local path, with ~ replaced by the home folder; download a published name and return its folder.
 
     Raises:
-        UserError: the name cannot be downloaded.
+        UserError: the name cannot be downloaded, or the place is an address.
     """
-    if not is_published_name(place):
-        return Path(place)
-    from huggingface_hub import snapshot_download  # imported late: only downloads need it
-
-    try:
-        return Path(snapshot_download(place, allow_patterns=list(DOWNLOADED), ignore_patterns=SECOND_COPIES))
-    except (OSError, ValueError) as error:  # the hub's errors: no such name, no access, no network
-        raise UserError(
-            f"the weights {place!r} cannot be downloaded ({first_line(error)}). "
-            "Correct the name, or give a local file or folder"
-        ) from error
+    if "://" in place:
+        name = "/".join(place.partition("://")[2].split("/")[1:3])
+        raise UserError(f"{place!r} is an address. Give a published name, such as {name}, or a local file or folder")
+    return download_weights(place) if is_published_name(place) else Path(place).expanduser()

@@ -52,6 +52,17 @@ HF_BLIP2 = (
     ("encoder.layers.*.self_attn.projection.", "blocks.*.attn.proj."),
     ("encoder.layers.*.mlp.", "blocks.*.mlp."),
 )
+HF_SIGLIP = (
+    ("embeddings.position_embedding.weight", "pos_embed"),
+    ("embeddings.patch_embedding.", "patch_embed.proj."),
+    ("encoder.layers.*.layer_norm1.", "blocks.*.norm1."),
+    ("encoder.layers.*.layer_norm2.", "blocks.*.norm2."),
+    ("encoder.layers.*.self_attn.out_proj.", "blocks.*.attn.proj."),
+    ("encoder.layers.*.mlp.", "blocks.*.mlp."),
+    ("post_layernorm.", "norm."),
+)
+HF_SIGLIP_UNUSED = ("head.", "embeddings.position_ids")  # behind the features; the constants 0, 1, 2, ...
+HF_PIECE = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 COGVLM = (
     ("patch_embedding.cls_embedding", "cls_token"),
     ("patch_embedding.position_embedding.weight", "pos_embed"),
@@ -84,7 +95,7 @@ def timm_to_eva_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     inner = below(state, "model.")
     lost = [name for name, tensor in inner.items() if name.endswith("attn.k_bias") and tensor.any()]
     if lost:
-        raise UserError(f"EVA-CLIP's names have no key bias, but {lost[0]} is not zero. Export to other names")
+        raise UserError(f"EVA-CLIP's format has no key bias, but {lost[0]} is not zero. Export to another format")
     plain = {name: tensor for name, tensor in inner.items() if not name.endswith("attn.k_bias")}
     return _renamed(plain, _reversed(_eva_pairs(plain)))
 
@@ -127,6 +138,33 @@ def hf_blip2_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def timm_to_hf_blip2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename an encoder back to the names of `hf_blip2_to_timm`."""
     return _renamed(_fused_biases(below(state, "model.")), _reversed(HF_BLIP2))
+
+
+def hf_siglip_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename transformers' SiglipVisionModel, or the vision half of SiglipModel; q, k and v become one linear.
+
+    Names may start with `vision_model.`. The pooling head is dropped, because features are taken before it, and so are
+    the text half and the two scalars of a whole SiglipModel.
+
+    Raises:
+        UserError: a block lacks one of q, k and v.
+    """
+    plain = below(state, "vision_model.") or dict(state)
+    packed: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    for name, tensor in plain.items():
+        if match := HF_PIECE.fullmatch(name):
+            packed.setdefault(f"blocks.{match[1]}.attn.qkv.{match[3]}", {})[match[2]] = tensor
+        elif not name.startswith(HF_SIGLIP_UNUSED):
+            rest[name] = tensor
+    mapped = _renamed(rest, HF_SIGLIP)
+    if "pos_embed" in mapped:
+        mapped["pos_embed"] = mapped["pos_embed"][None]  # [N, D] -> [1, N, D]
+    for name, pieces in packed.items():
+        if len(pieces) != 3:
+            raise UserError(f"SigLIP checkpoint: {name} needs q, k and v, but the checkpoint has only {sorted(pieces)}")
+        mapped[name] = torch.cat([pieces[which] for which in "qkv"])
+    return _to_model(mapped)
 
 
 def cogvlm_to_timm(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -419,4 +419,4 @@ def test_a_metric_that_no_callback_has_logged_is_named_after_the_first_step(
     torch.use_deterministic_algorithms(False)
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert "EarlyStopping monitors 'mined', which is not measured. There are loss, " in error and ", mine, " in error
+    assert "EarlyStopping monitors 'mined', which is not measured. Measured are loss, " in error and ", mine, " in error

@@ -13,11 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_mm.commands.published import lora_scale
+from lit_mm.commands.published import Published, described, lora_scale
+from lit_mm.errors import UserError
 from lit_mm.weights.files import tensor_files
+from lit_mm.weights.layouts.layout import layout_named
 from tests import hub
 from tests.commands.test_import import command  # noqa: F401  # a fixture
 
+PROCESSOR = {"patch_size": 14, "num_additional_image_tokens": 1, "vision_feature_select_strategy": "default"}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 4999802720\n"
 
 
@@ -86,7 +89,7 @@ DAMAGES = [
     (lambda f: (f / "config.json").unlink(), "hub' with no config.json and its 98 tensors such as"),
     (lambda f: shard(f).unlink(), "names shards that are not there: ['model-00001"),
     (list_ghost, "model.safetensors.index.json lists tensors that no shard holds: ghost.weight"),
-    (lambda f: edit_config(f, text_config=None), "there is no 'text_config', a key of config.json"),
+    (lambda f: edit_config(f, text_config=None), "the key of config.json or tensor 'text_config' is missing"),
     (lambda f: edit_config(f, vision_config=None), "config.json' lacks vision_config"),
     (lambda f: edit_config(f, text_config="llama"), "text_config should be an object, got 'llama'"),
     (lambda f: edit_config(f, vision_feature_layer=[-2, -5]), "its vision_feature_layer [-2, -5] is no whole number"),
@@ -106,7 +109,10 @@ DAMAGES = [
     (lambda f: only(f, "checkpoint-10/config.json"), "holds no weights; .* Give its folder 'checkpoint-10'"),
     (lambda f: only(f, "global_step10/", "training_args.bin"), "shards of DeepSpeed or SwissArmyTransformer. Join"),
     (lambda f: only(f, "model_fsdp_0/__0_0.distcp"), "shards of FSDP. Join them first with accelerate merge-weights"),
-    (lambda f: only(f, "manifest.json"), "is a checkpoint or a run of this program, which needs no import"),
+    (lambda f: only(f, "manifest.json"), "is a checkpoint or run of this program and needs no import"),
+    (lambda f: (f / "model.safetensors.index.json").write_text(POINTER), "index.json' is a pointer of Git LFS"),
+    (lambda f: (f / "tokenizer.json").write_text(POINTER), "tokenizer.json' is a pointer of Git LFS, not the file"),
+    (lambda f: max(f.glob("*.safetensors")).write_bytes(shard(f).read_bytes()[:-99]), "cannot be read .* complete?"),
     (list_alone, "model.bin' should map names to tensors; it holds list"),
 ]
 
@@ -131,7 +137,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
         (("--layout", "qwen_vl/authors"), "--layout qwen_vl/authors: '"),
         (("--proof_memory", "-3"), "--proof_memory is at least 0 GB, got -3.0"),
         (("--with", "vision=a/b/c", "--with", "vision=a/b/c"), "--with is PART=PLACE, each part once"),
-        (("--to", "/proc/run"), "the import to '/proc/run' failed: No such file or directory. Make room, or give"),
+        (("--to", "/proc/run"), "the import to '/proc/run' failed: No such file or directory. Free some disk space"),
     ],
 )
 def test_words_that_do_not_fit_are_refused_in_one_line(
@@ -142,6 +148,47 @@ def test_words_that_do_not_fit_are_refused_in_one_line(
 ) -> None:
     code, _, error = command("import", folder, "--to", "run", *words)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1, error
+
+
+def write_for_windows(folder: Path) -> None:
+    for file in {*folder.glob("*.json")} - {folder / "tokenizer.json"}:
+        text = json.dumps(json.loads(file.read_text()), indent=1).replace("\n", "\r\n")
+        file.write_bytes(b"\xef\xbb\xbf" + text.encode())
+
+
+def write_for_transformers_5(folder: Path) -> None:
+    """Put the image processor into processor_config.json, with a null, and the chat template into a file of its own."""
+    file = folder / "preprocessor_config.json"
+    section = json.loads(file.read_text()) | {"do_pad": None}
+    file.unlink()
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": section, **PROCESSOR}))
+    (folder / "video_preprocessor_config.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ 'USER: ' }}")
+    edit_config(folder, dtype="bfloat16", torch_dtype=None)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda folder: (write_for_transformers_5(folder), write_for_windows(folder)),
+        lambda folder: edit_tensors(folder, lambda name, tensor: (f"_orig_mod.module.{name}", tensor)),
+    ],
+)
+def test_other_spellings_of_a_folder_give_the_same_model(
+    original: Path, folder: Path, edit: Callable[[Path], Any]
+) -> None:
+    expected = layout_named("llava_1_5/hf").model(described(original)[0])["init_args"]
+    edit(folder)
+    published = Published.open(str(folder), {})
+    arguments = published.recipe["model"]["init_args"]
+    assert arguments | {"tokenizer": ""} == expected | {"tokenizer": ""} and len(published.plan.targets) == 72
+
+
+def test_an_address_and_a_shard_are_refused_with_what_to_give(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"address\. Give a published name, such as llava-hf/llava-1\.5-7b-hf, or"):
+        Published.open("https://huggingface.co/llava-hf/llava-1.5-7b-hf/tree/main", {})
+    with pytest.raises(UserError, match=r"is one of 2 shards\. Give the folder, '.*hub'"):
+        Published.open(str(shard(folder)), {})
 
 
 def test_a_name_that_cannot_be_published_is_refused(command: Callable) -> None:  # noqa: F811
@@ -157,17 +204,17 @@ class Harmful:
 def test_a_file_that_could_run_code_is_named_in_one_line(command: Callable, tmp_path: Path) -> None:  # noqa: F811
     torch.save({"a": Harmful()}, tmp_path / "mm_projector.bin")
     code, _, error = command("import", "mm_projector.bin", "--to", "run")
-    assert code == 2 and "it is not loaded, because it could run code (Trying to load unsupported GLOBAL" in error
+    assert code == 2 and "It is not loaded, because it could run code (Trying to load unsupported GLOBAL" in error
     assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "adapter_config.json' lacks r, lora_alpha, or is not there; they scale the LoRA"),
-        ({"r": 4, "lora_alpha": 8, "use_dora": True}, "sets use_dora, and only a plain LoRA is merged here"),
-        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 16}}, "sets alpha_pattern, and only a plain LoRA"),
-        ({"r": 4, "lora_alpha": 8}, "holds a LoRA and no connector. Put non_lora_trainables.bin of its training"),
+        ({}, "adapter_config.json' is missing, or lacks r, lora_alpha, which scale the LoRA"),
+        ({"r": 4, "lora_alpha": 8, "use_dora": True}, "sets use_dora, but only a plain LoRA can be merged here"),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 16}}, "sets alpha_pattern, but only a plain LoRA"),
+        ({"r": 4, "lora_alpha": 8}, "holds a LoRA, but no connector. Copy non_lora_trainables.bin"),
     ],
 )
 def test_a_lora_that_is_not_merged_here_is_refused(

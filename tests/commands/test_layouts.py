@@ -12,7 +12,7 @@ import torch
 from lit_mm.commands.conversions.conversion import conversion_of
 from lit_mm.commands.published import Published
 from lit_mm.commands.trained import open_model
-from lit_mm.weights.convert import read_checkpoint
+from lit_mm.weights.files import TensorFiles, tensor_files
 from lit_mm.weights.layouts.layout import Described, all_layouts, layout_named
 from tests import hub
 from tests.commands.test_import import command, conversation  # noqa: F401  # `command` is a fixture
@@ -26,6 +26,7 @@ LAYOUTS = {
     "llava_next/hf": hub.hf_next,
     "llava_uhd/authors": hub.llava_uhd,
     "vila/authors": hub.vila,
+    "vila_1_5/authors": hub.vila_1_5,
     "qwen_vl/authors": hub.qwen_vl,
     "monkey/authors": hub.monkey,
     "xcomposer/authors": hub.xcomposer,
@@ -73,6 +74,11 @@ def hints(output: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines if line]
 
 
+def tensors_of(place: Path) -> TensorFiles:
+    """Tensors of a checkpoint by name."""
+    return TensorFiles(tensor_files(place), place if place.is_dir() else None)
+
+
 def words_of(layout: str, place: Path) -> tuple[str, ...]:
     """Options of `import` that a layout needs."""
     words = ("--layout", layout) if layout in NAMED else ()
@@ -93,7 +99,7 @@ def test_an_imported_layout_is_exported_as_it_was_published(command: Callable, t
     code, output, error = command("export", "run", "--to", "same", "--format", layout.partition("/")[2])
     assert code == 0, error
     assert ("logits differ by" in output and "pixels by" in output) is layout_named(layout).in_transformers
-    published, exported = read_checkpoint(folder), read_checkpoint("same")
+    published, exported = tensors_of(folder), tensors_of(Path("same"))
     assert published.keys() == exported.keys()
     assert all(tensor.dtype == exported[name].dtype for name, tensor in published.items())
     assert all(torch.equal(tensor, exported[name]) for name, tensor in published.items())
@@ -123,7 +129,7 @@ def test_a_layout_is_asked_trained_exported_and_imported_again(command: Callable
     assert code == 0, error
     tuned, again = (open_model(run, accelerator="cpu").state_dict() for run in ("tuned", "again"))
     tables = ("embed_tokens.weight", "wte.weight", "tok_embeddings.weight", "query_tokens", "word_embeddings.weight")
-    published = read_checkpoint(folder)
+    published = tensors_of(folder)
     (dtype,) = {tensor.dtype for name, tensor in published.items() if name.endswith(tables) or len(published) == 2}
     (start,) = (known.start for known in all_layouts() if known.name == layout)
     stored = [name for name in tuned if start(name) is None]  # files of this layout hold no others

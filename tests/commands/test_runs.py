@@ -196,7 +196,7 @@ def test_a_diff_names_each_key_with_both_values(typed: Typed) -> None:
         "stages.pretrain.clip": {"a": 1.0, "b": 2.0},
     }
     assert typed("diff", "a", "a")[1] == "the configs are equal\n"
-    for place, message in (("none", "cannot be read"), ("b/checkpoints", "is no run folder")):
+    for place, message in (("none", "cannot be read"), ("b/checkpoints", "is not a run folder")):
         code, _, errors = typed("diff", "a", place)
         assert code == 2 and message in errors
 
@@ -229,9 +229,9 @@ def test_a_run_is_deleted_with_its_link_and_nothing_else(typed: Typed) -> None:
     ("place", "message"),
     [
         ("runs/latest", "is a link to 'a'. Name the run folder itself"),
-        ("runs", "is no run folder"),
-        ("runs/a/checkpoints", "is no run folder"),
-        ("none", "is no run folder"),
+        ("runs", "is not a run folder"),
+        ("runs/a/checkpoints", "is not a run folder"),
+        ("none", "is not a run folder"),
         ("runs/base", "has weights that '{here}/runs/tuned' still loads"),
         ("runs/start", "has weights that '{here}/runs/new' still loads"),
         ("runs/sweep/trials/0000", "is a trial of the sweep in"),

@@ -140,9 +140,9 @@ def test_a_metric_that_no_run_measures_is_refused(typed: Typed, metric: str, mes
 
 def test_options_that_contradict_each_other_are_refused(typed: Typed) -> None:
     for options, message in (
-        (["--create", "--offline"], "--create makes a sweep on W&B's server"),
-        (["--check", "--storage", "journal"], "--storage, --folder and --retry belong to a sweep without W&B's server"),
-        (["--check", "--retry", "1"], "--storage, --folder and --retry belong to a sweep without W&B's server"),
+        (["--create", "--offline"], "--create needs W&B's server"),
+        (["--check", "--storage", "journal"], "--storage, --folder and --retry are for offline sweeps"),
+        (["--check", "--retry", "1"], "--storage, --folder and --retry are for offline sweeps"),
         (["--retry", "-1"], "--retry is at least 0, got -1"),
         (["--points", "0"], "--points is at least 1, got 0"),
     ):
@@ -229,7 +229,9 @@ def test_online_the_sweep_is_created_with_flat_addresses_and_an_agent_runs_it(
         raise wandb.errors.CommError("no such entity")
 
     monkeypatch.setattr(wandb, "sweep", refuse)
-    with pytest.raises(UserError, match=r"did not take the sweep: no such entity\. Without the server: --offline"):
+    with pytest.raises(
+        UserError, match=r"refused the sweep: no such entity\. To run it without the server, add --offline"
+    ):
         run_online(specification)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import pickle
 import random
@@ -11,15 +12,18 @@ import shutil
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
 import tiktoken
 import tokenizers
+from transformers import T5Tokenizer
 
 from lit_mm.errors import UserError
 from lit_mm.prompts.source import load_tokenizer
 from lit_mm.prompts.tokenizer import Tokenizer
+from tests.hub import bert
 from tests.prompts.published import qwen_file, sentencepiece_file, tekken_file
 
 FRAGMENTS = (
@@ -172,7 +176,7 @@ def folder_with_code(path: Path) -> None:
 
 def test_code_beside_a_tokenizer_is_not_run_and_the_missing_file_is_named(tmp_path: Path) -> None:
     folder_with_code(tmp_path)
-    with pytest.raises(UserError, match=r"has none of tokenizer\.model, .* found \['config\.json', 'evil_tok\.py'"):
+    with pytest.raises(UserError, match=r"has none of tokenizer\.model, .*, but \['config\.json', 'evil_tok\.py'"):
         load_tokenizer(str(tmp_path))
     assert not (tmp_path / "TRACE").exists()
 
@@ -208,6 +212,49 @@ def test_added_tokens_and_the_space_rule_of_a_sentencepiece_model_come_from_its_
     pieces = tokenizer.vocabulary.pieces
     assert ids[True] == [*pieces.encode("a"), 2, *pieces.encode("USER")]
     assert [pieces.id_to_piece(number) for number in ids[False]] == ["▁a", "</s>", "USER"]
+
+
+T5_FILES = [  # tokenizer_config.json, config.json, number of sentinels
+    ({"eos_token": "</s>", "pad_token": "<pad>", "tokenizer_class": "T5Tokenizer", "extra_ids": 100}, {}, 100),
+    ({"eos_token": "</s>", "pad_token": "<pad>"}, {"model_type": "t5"}, 100),
+    ({"eos_token": "</s>", "extra_ids": 0}, {"model_type": "mt5"}, 0),
+]
+
+
+@pytest.mark.parametrize(("settings", "config", "sentinels"), T5_FILES)
+def test_a_t5_without_a_tokenizer_json_gives_the_ids_of_transformers(
+    settings: dict[str, Any], config: dict[str, Any], sentinels: int, tmp_path: Path
+) -> None:
+    lines = ["the red bird sings", "a blue bird sits on the old tree", "what colour is it? two red birds and 3 trees"]
+    model = io.BytesIO()
+    ids = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 9), model_writer=model, vocab_size=34, minloglevel=2, num_threads=1, **ids
+    )
+    (tmp_path / "spiece.model").write_bytes(model.getvalue())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.eos, tokenizer.size) == ("</s>", tokenizer.vocabulary.pieces.vocab_size() + sentinels)
+    if sentinels:
+        reference = T5Tokenizer.from_pretrained(tmp_path, extra_ids=sentinels)
+        for text in ("two red birds", "what <extra_id_0> is it?", "<extra_id_99> tree", "3 trees"):
+            assert tokenizer.encode(text) == reference(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_a_bert_without_a_tokenizer_json_gives_the_same_ids(tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    bert(tmp_path / "whole")
+    expected = load_tokenizer(str(tmp_path / "whole"))
+    pieces = json.loads((tmp_path / "whole" / "tokenizer.json").read_text())["model"]["vocab"]
+    (tmp_path / "vocab.txt").write_text("\n".join(sorted(pieces, key=pieces.__getitem__)) + "\n")
+    tokenizer = load_tokenizer(str(tmp_path))
+    for text in ("A red bird, 3 pictures!", "[CLS] a picture [SEP]", "naïve ÜBER"):
+        assert tokenizer.encode(text) == expected.encode(text), text
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == ("[CLS]", "[SEP]", "[PAD]")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
+    with pytest.raises(UserError, match=r"is a BertJapaneseTokenizer, whose code is not run; only BERT's vocab\.txt"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_qwen_without_pictures_has_208_special_tokens(tmp_path: Path) -> None:

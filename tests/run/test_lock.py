@@ -241,6 +241,8 @@ def test_two_runs_that_start_in_the_same_second_have_different_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = {RunFolder.open(None, "tiny").path for _ in range(20)}
+    runs = [RunFolder.open(None, "tiny") for _ in range(20)]
+    folders = {run.path for run in runs}
+    runs[-1].point_latest()
     assert len(folders) == 20 and all((folder / "checkpoints").is_dir() for folder in folders)
     assert Path("runs/latest").resolve() in {folder.resolve() for folder in folders}

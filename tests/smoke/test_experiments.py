@@ -289,7 +289,7 @@ def test_another_config_in_the_same_run_folder_is_refused(run: Run, command: Cal
     before = (run.folder / "metrics.csv").read_text()
     code, _, error = command(*run.arguments, "--data.init_args.global_batch", "4")
     assert code == 2
-    assert "it differs in data.init_args.global_batch (2 there, 4 here). Resume with the same config" in error
+    assert "which differs in data.init_args.global_batch (2 there, 4 here). Resume with the same config" in error
     assert (run.folder / "metrics.csv").read_text() == before
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from lit_mm.checkpoints.origins import Origins
 from lit_mm.language.t5 import T5
@@ -18,10 +19,28 @@ from lit_mm.stages.parts import Parts
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.weights.blip2 import bert_to_connector, blip2_to_hf, blip2_to_lavis
 from lit_mm.weights.convert import load_strict
+from lit_mm.weights.layouts.blip2 import hf_encoder
+from lit_mm.weights.layouts.layout import Described
 from lit_mm.weights.names import add_prefix
 from lit_mm.weights.source import load_part
+from lit_mm.weights.timm import hf_blip2_to_timm
+from tests.hub import EVA, randomised
 from tests.tiny_blip2 import blip2, qformer
 from tests.weights.test_blip import bert
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("eps", [1e-6, 1e-2])
+def test_the_blocks_of_the_encoder_have_the_epsilon_of_the_config(eps: float) -> None:
+    config = Blip2VisionConfig(**EVA, image_size=28, patch_size=14, layer_norm_eps=eps)
+    theirs = randomised(Blip2VisionModel(config))
+    described = Described(Path(), {"vision_config": config.to_dict()}, {})
+    ours = TimmEncoder(**hf_encoder(described)["init_args"] | {"select_layer": -1}).eval()
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if not name.startswith("post_")}
+    load_strict(ours, hf_blip2_to_timm(state))
+    pixels = torch.randn(1, 3, 28, 28)
+    hidden = theirs.encoder(theirs.embeddings(pixels)).last_hidden_state  # before the norm, which the connector has
+    torch.testing.assert_close(ours(pixels), hidden, rtol=0, atol=1e-5)
 
 
 @torch.inference_mode()

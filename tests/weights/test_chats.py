@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lit_mm.commands.published import described
 from lit_mm.documents.document import Document, Turn
+from lit_mm.errors import UserError
 from lit_mm.prompts.llava import ChatPrompt
 from lit_mm.prompts.vicuna import TEMPLATES
 from lit_mm.weights.layouts.chats import LLAVA, MINI_GEMINI, chat_of, language_kind
 from lit_mm.weights.layouts.layout import Described, layout_of
+from lit_mm.weights.layouts.vila import templates
 from tests import hub
 
 UPPER = "{{ message['role'].upper() + ': ' }}"  # of converted LLaVA-1.5
@@ -96,13 +99,59 @@ def test_a_doubtful_template_is_called_a_guess(tokenizer: dict[str, Any], reason
             "Q1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|><|start_header_id|>user"
             "<|end_header_id|>\n\nQ2<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
+        (
+            "vila_1_5_llama_3",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\ns<|end_of_text|><|start_header_id|>user"
+            "<|end_header_id|>\n\nQ1<|end_of_text|><|start_header_id|>system<|end_header_id|>\n\nA1<|end_of_text|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nQ2<|end_of_text|><|start_header_id|>system<|end_header_id|>"
+            "\n\n",
+        ),
+        (
+            "vila_llama_3",
+            "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\ns<|eot_id|><|start_header_id|>user"
+            "<|end_header_id|>\n\nQ1<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\nA1<|eot_id|>"
+            "<|start_header_id|>user<|end_header_id|>\n\nQ2<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
+            "\n\n",
+        ),
     ],
 )
 def test_two_rounds_have_the_text_of_the_release(template: str, text: str) -> None:
     turns = [Turn("user", ("Q1",)), Turn("assistant", ("A1",)), Turn("user", ("Q2",))]
-    if template == "llava_llama_3":
+    if "llama_3" in template:
         turns.insert(0, Turn("system", ("s",)))
     assert ChatPrompt(template).text(Document("a", tuple(turns)))[0] == text
+
+
+def compiled(text: str) -> Any:
+    """Compile a chat template with the options of transformers."""
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(text)
+
+
+def test_the_answer_that_ends_a_chat_has_a_marker_of_its_own() -> None:
+    turns = [
+        Turn(role, (text,)) for role, text in zip(("user", "assistant") * 2, ("Q1", "A1", "Q2", "A2"), strict=True)
+    ]
+    prompt = ChatPrompt("vila_llama_3")
+    text, spans = prompt.text(Document("a", tuple(turns)))
+    assert [text[start:end] for start, end in spans] == ["A1<|eot_id|>", "A2<|end_of_text|>"]
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    assert compiled(prompt.jinja()).render(messages=messages) == text
+    with pytest.raises(UserError, match=r"contains the marker '<\|end_of_text\|>'"):
+        prompt.text(Document("a", (*turns, Turn("user", ("Q3 <|end_of_text|>",)))))
+
+
+@pytest.mark.parametrize(
+    ("name", "template"),
+    [
+        ("Llama-3-VILA1.5-8b", "vila_1_5_llama_3"),
+        ("Llama-3-VILA1.5-8B", "vila_1_5_llama_3"),
+        ("Llama-3-VILA1.5-8b-Fix", "vila_llama_3"),
+        ("my-vila", "vila_llama_3"),
+    ],
+)
+def test_a_vila_with_llama_3_has_the_template_of_its_release(name: str, template: str, tmp_path: Path) -> None:
+    main = checkpoint(tmp_path / name, {"model_type": "llava_llama"}, {"bos_token": "<|begin_of_text|>"})
+    assert chat_of(main, "llama", templates(main)).template == template in TEMPLATES
 
 
 def prompt_of(main: Described) -> tuple[str, str | None]:

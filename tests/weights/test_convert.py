@@ -82,7 +82,7 @@ def test_missing_shards_and_lost_tensors_are_named(tmp_path: Path) -> None:
 def test_a_broken_index_is_named_in_one_line(tmp_path: Path, text: str | bytes) -> None:
     file = sharded(tmp_path) / "model.safetensors.index.json"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=r"model.safetensors.index.json is damaged .*download complete") as refusal:
+    with pytest.raises(UserError, match=r"model.safetensors.index.json.*download complete") as refusal:
         read_checkpoint(tmp_path)
     assert "\n" not in str(refusal.value)
 

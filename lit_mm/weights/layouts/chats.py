@@ -22,6 +22,7 @@ LLAVA = {
     "chatml": "chatml_direct",
     "qwen": "qwen_1_5",
 }
+VILA = LLAVA | {"llama_3": "vila_llama_3"}
 MINI_GEMINI = LLAVA | {"mistral": "mixtral_instruct", "llama_3": "llama_3"}
 MARKS = (  # (kind of chat, text of its chat template); the first that is found tells
     ("chatml", re.compile(r"<\|im_start\|>")),

@@ -20,12 +20,12 @@ STAGE = {part: {"lr": 1e-5, "weight_decay": 0.0} for part in ("vision", "languag
 
 
 def model(described: Described) -> Config:
-    """Build the `model` section from `config.json`, and the canvas from `preprocessor_config.json`.
+    """Build the `model` section from `config.json`, and the canvas from the image processor.
 
     Raises:
         UserError: the config or the preprocessor has a value that cannot be imported.
     """
-    config, processor = described.config, described.json("preprocessor_config.json")
+    config, processor = described.config, described.image_processor
     require(described, config, {"num_channels": (3,)})
     require(described, processor, {"do_resize": (True,), "do_pad": (True,), "padding_value": (1.0,), "resample": (2,)})
     language = pretrained_part(half_of(config, "text_config"))

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lit_mm.errors import UserError
 from lit_mm.weights import layouts
-from lit_mm.weights.files import read_json
+from lit_mm.weights.files import image_settings, read_json
+from lit_mm.weights.names import below
 from lit_mm.weights.stream import Stored
 
 Config = dict[str, Any]
@@ -44,6 +45,21 @@ class Described:
     def json(self, name: str) -> Config:
         """Read a JSON file of the folder; {} if it is not there."""
         return read_json(self.folder, name)
+
+    @property
+    def image_processor(self) -> Config:
+        """The settings of the image processor, without those that are null; {} if no file has them.
+
+        They are preprocessor_config.json, or the section `image_processor` of processor_config.json, where transformers
+        5 writes them.
+        """
+        return image_settings(self.folder)
+
+    def inside(self, name: str) -> Described:
+        """Describe the part in a folder inside, see `lit_mm.weights.files.PART_FOLDERS`."""
+        folder = self.folder / name
+        config = read_json(folder, "config.json") if folder.is_dir() else {}
+        return Described(folder, config, below(self.stored, f"{name}/"), template=self.template)
 
     def shape(self, *endings: str) -> tuple[int, ...] | None:
         """Return the shape of the first tensor whose name ends in one of `endings`; None if there is none."""
@@ -130,7 +146,7 @@ def layout_of(described: Described, name: str | None = None) -> Layout:
     known = {layout.name: layout for layout in all_layouts()}
     if name is not None:
         if name not in known:
-            raise UserError(f"--layout: there is no layout {name!r}; there are {', '.join(known)}")
+            raise UserError(f"--layout: there is no layout {name!r}; expected one of {', '.join(known)}")
         if (known[name].accepts or known[name].recognises)(described):
             return known[name]
     fitting = [layout for layout in known.values() if layout.recognises(described)]

@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING, CLIPVisionConfig, T5Config
+from transformers import CONFIG_MAPPING, CLIPVisionConfig, SiglipVisionConfig, T5Config
 
 from lit_mm.errors import UserError
 from lit_mm.weights.config_file import REFUSALS, without_type
-from lit_mm.weights.layouts.layout import Config, Described
+from lit_mm.weights.files import PART_FOLDERS
+from lit_mm.weights.layouts.layout import Config, Described, require
 from lit_mm.weights.stream import Stored
 
 CLIP_HEAD = 64  # width of an attention head in every published CLIP
@@ -48,7 +49,7 @@ VICUNA = re.compile(r"vicuna.*?v([01])(?:\.\d)?(?!\d)", re.IGNORECASE)
 CACHED = re.compile(r"models--.+--(.+)")  # folder of a published name in the hub's cache
 VICUNA_0_ROWS = 32001
 SEPARATORS = {"0": ", whose turns end with ###", "1": ".1 or later, whose turns end with </s>"}
-TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", "qwen.tiktoken", "vocab.json", "spiece.model", "vocab.txt")
 
 
 def llama_part(config: Mapping[str, Any], kind: str = "llama") -> Config:
@@ -229,9 +230,9 @@ def clip_part(described: Described, select_layer: int, drop_cls: bool = True) ->
         if patches is None or table is None or ffn is None:
             name = described.config.get("mm_vision_tower", "openai/clip-vit-large-patch14-336")
             if "vision" in described.parts:
-                raise UserError(f"--with vision={str(source.folder)!r} has no tensors of CLIP; {name} belongs there")
+                raise UserError(f"--with vision={str(source.folder)!r} has no tensors of CLIP; expected {name}")
             raise UserError(
-                f"{str(described.folder)!r} has no vision encoder; {name} belongs there. Add --with vision={name}, or "
+                f"{str(described.folder)!r} has no vision encoder, which is {name}. Add --with vision={name}, or "
                 "a folder or file of it"
             )
         full = {
@@ -257,6 +258,39 @@ def clip_part(described: Described, select_layer: int, drop_cls: bool = True) ->
         "drop_cls": drop_cls,
     }
     return {"class_path": "lit_mm.vision.vit.ViT", "init_args": sizes}
+
+
+def siglip_part(described: Described, select_layer: int) -> Config:
+    """Build the `vision` section of a SigLIP of transformers. It has no class token.
+
+    Its convolution reads no pixels at the bottom and on the right that fill no patch: views have the size of its
+    patches, 378 pixels for the 384 of the published ones, and the tiling cuts the rest off.
+
+    Args:
+        described: files of the encoder.
+        select_layer: index of the block whose output is returned.
+    Raises:
+        UserError: the config has a value that cannot be imported.
+    """
+    config = described.config
+    require(described, config, {"hidden_act": ("gelu_pytorch_tanh",), "num_channels": (3,)})
+    full = SiglipVisionConfig(**without_type(config)).to_dict()
+    width, patch = full["hidden_size"], full["patch_size"]
+    return component(
+        "lit_mm.vision.timm_encoder.TimmEncoder",
+        name="vit_so400m_patch14_siglip_378",
+        image_size=full["image_size"] - full["image_size"] % patch,
+        select_layer=select_layer,
+        eps=full["layer_norm_eps"],
+        overrides={
+            "patch_size": patch,
+            "embed_dim": width,
+            "depth": full["num_hidden_layers"],
+            "num_heads": full["num_attention_heads"],
+            "mlp_ratio": (full["intermediate_size"] + 0.5) / width,  # timm rounds the product down
+            "act_layer": "gelu_tanh",  # the tanh form, as transformers; the named model has the exact one
+        },
+    )
 
 
 def eva_part(stored: Mapping[str, Stored], *, cut: bool, drop_cls: bool = False) -> Config:
@@ -333,9 +367,9 @@ def require_vicuna(language: Described, version: str) -> None:
     actual = vicuna_version(language)
     if actual not in (None, version):
         raise UserError(
-            f"{str(language.folder)!r} is Vicuna version {actual} by its name or its "
-            f"{language.config.get('vocab_size')} rows, and the checkpoint was trained with version "
-            f"{version}{SEPARATORS[version]}. Name that one with --with language=PLACE"
+            f"{str(language.folder)!r} is Vicuna version {actual}, by its name or its "
+            f"{language.config.get('vocab_size')} rows, but the checkpoint was trained with version "
+            f"{version}{SEPARATORS[version]}. Name that version with --with language=PLACE"
         )
 
 
@@ -345,8 +379,8 @@ def component(class_path: str, **arguments: Any) -> Config:
 
 
 def tokenizer(described: Described, published: str = "lmsys/vicuna-7b-v1.5") -> str:
-    """Return the folder of the tokenizer: the one that `--with tokenizer=` names, the checkpoint's, or that of the
-    language model that `--with language=` names.
+    """Return the folder of the tokenizer: the one that `--with tokenizer=` names, the checkpoint's, that of the
+    language model that `--with language=` names, or that of the language model in a folder of the checkpoint.
 
     Args:
         published: a published name of such a tokenizer, for the error.
@@ -354,9 +388,10 @@ def tokenizer(described: Described, published: str = "lmsys/vicuna-7b-v1.5") -> 
         UserError: none of them has the files of a tokenizer.
     """
     parts = described.parts
-    for source in (parts.get("tokenizer"), described, parts.get("language")):
-        if source and any((source.folder / name).is_file() for name in TOKENIZERS):
-            return str(source.folder.absolute())
+    sources = [source.folder for source in (parts.get("tokenizer"), described, parts.get("language")) if source]
+    for folder in (*sources, described.folder / PART_FOLDERS[0]):
+        if any((folder / name).is_file() for name in TOKENIZERS):
+            return str(folder.absolute())
     raise UserError(
         f"{str(described.folder)!r} has no tokenizer ({' or '.join(TOKENIZERS)}). Name the one of its language model "
         f"with --with tokenizer=PLACE, such as {published}, or the language model with --with language=PLACE if the "
