@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +89,14 @@ class RunLogger(WandbLogger):
         import wandb
         from wandb.sdk.mailbox import MailboxClosedError
 
+        lost = (MailboxClosedError, OSError)
         try:
             yield
-        except (wandb.Error, MailboxClosedError, OSError) as error:
+        except (wandb.Error, *lost) as error:
             self.is_lost = True
+            if isinstance(error, lost):  # W&B would try its process again at the end of this one, with a traceback
+                with suppress(*lost):
+                    wandb.teardown()
             say(
                 f"lit_mm: W&B has failed ({type(error).__name__}: {first_line(error)}). The run goes on without it. "
                 "From here on, its figures are only in metrics.csv and the other tables of the run folder"

@@ -20,7 +20,7 @@ from lit_mm.errors import UserError
 from lit_mm.report.sweep_chart import draw_sweep
 from lit_mm.run.files import write_whole
 from lit_mm.run.interruption import CTRL_C, HEARD, REQUEUE, say
-from lit_mm.run.lock import FolderInUse, FolderLock, living_holder
+from lit_mm.run.lock import FolderInUse, FolderLock, in_use, living_holder
 from lit_mm.sweeps.agent import command_of, words_of
 from lit_mm.sweeps.parameters import written_point
 from lit_mm.sweeps.search import Search, Trial, storage_errors
@@ -29,7 +29,7 @@ from lit_mm.sweeps.specification import Specification
 MOST_FAILURES = 3  # failed trials in a row after which a worker ends
 WAIT = 5.0  # seconds between looks at a process that still writes in the folder of a trial
 OUTPUT = "output.txt"  # what the command of a trial prints, in its run folder
-REFUSED = (1, 2)  # exit codes of `fit` by torchrun and of `fit` for a folder that another process uses
+LAST = 1 << 16  # bytes of output in which a refusal is looked for
 TAIL = 3  # last lines of a failed command in a message
 
 
@@ -130,11 +130,11 @@ def run_trial(search: Search, trial: Trial, folder: Path, signals: Signals) -> b
     signals.wait_for_owner(place)
     print(f"trial {trial.number} of {search.limit}: {written_point(trial.point)}", flush=True)
     start = time.monotonic()
-    code = run_command(specification, trial, place, signals)
-    # The command of a killed worker may lock the run folder only now, because a start takes some seconds
-    while code in REFUSED and signals.received is None and living_holder(place) is not None:
+    code, output = run_command(specification, trial, place, signals)
+    # The command of a killed worker may have locked the run folder only now, because a start takes some seconds
+    while code > 0 and signals.received is None and in_use(place) in output:
         signals.wait_for_owner(place)
-        code = run_command(specification, trial, place, signals)
+        code, output = run_command(specification, trial, place, signals)
     if signals.received is not None or code in (REQUEUE, CTRL_C):
         say(f"lit_mm: trial {trial.number} was stopped; the same command goes on with it")
         sys.exit(code if code in (REQUEUE, CTRL_C) else REQUEUE)
@@ -150,8 +150,8 @@ def run_trial(search: Search, trial: Trial, folder: Path, signals: Signals) -> b
     return True
 
 
-def run_command(specification: Specification, trial: Trial, place: Path, signals: Signals) -> int:
-    """Run the command of a trial to its end, append its output to a file, and return the exit code.
+def run_command(specification: Specification, trial: Trial, place: Path, signals: Signals) -> tuple[int, str]:
+    """Run the command of a trial and append its output to a file. Returns the exit code and the end of the output.
 
     Args:
         specification: the sweep.
@@ -159,7 +159,8 @@ def run_command(specification: Specification, trial: Trial, place: Path, signals
         place: run folder of the trial.
         signals: signals to pass on.
     """
-    with (place / OUTPUT).open("ab") as output:
+    with (place / OUTPUT).open("a+b") as output:
+        start = output.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             command_of(specification, trial.point, place),
             stdin=subprocess.DEVNULL,
@@ -168,7 +169,9 @@ def run_command(specification: Specification, trial: Trial, place: Path, signals
             env=environment_of(specification, trial.number),
             process_group=0,  # Ctrl+C reaches the worker alone, which passes it on
         )
-        return signals.wait(process)
+        code = signals.wait(process)
+        output.seek(max(start, output.seek(0, os.SEEK_END) - LAST))
+        return code, output.read().decode(errors="replace")
 
 
 def failure_of(code: int, name: str, value: float | None, output: Path) -> str:

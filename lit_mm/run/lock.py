@@ -109,6 +109,11 @@ def launches_of(environ: Mapping[str, str], host: str, parent: int) -> dict[str,
     return launches
 
 
+def in_use(folder: Path) -> str:
+    """Return the beginning of the message of `FolderInUse`, which the output of a refused job has."""
+    return f"the run folder {str(folder)!r} is in use by"
+
+
 def living_holder(folder: Path) -> Holder | None:
     """Return the job that uses a run folder, without touching its lock; None if no job does.
 
@@ -238,8 +243,8 @@ class FolderLock:
 
     def _in_use(self, holder: Holder | None) -> str:
         return (
-            f"the run folder {str(self.path.parent)!r} is in use by {holder or 'another process'}. End that run first, "
-            "or choose another folder with --run_dir"
+            f"{in_use(self.path.parent)} {holder or 'another process'}. End that run first, or choose another folder "
+            "with --run_dir"
         )
 
     # --- beating ---------------------------------------------------------------------------------------------------

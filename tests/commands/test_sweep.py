@@ -330,7 +330,7 @@ place = pathlib.Path(sys.argv[1])
 number, again = int(place.name), (place / "began").exists()
 (place / "began").touch()
 if number == 0 and not again:
-    sys.exit(2)
+    sys.exit(f"lit_mm: the run folder {str(place)!r} is in use by process 7 on here")
 (place / "config.yaml").write_text("a: 1\\n")
 figure = 0.5 if number == 0 else float("inf")
 (place / "summary.json").write_text(json.dumps({"accuracy": {"overall": figure}, "documents": 9}))
@@ -344,7 +344,7 @@ def test_a_trial_whose_folder_the_run_of_a_killed_worker_locks_late_waits_for_th
     monkeypatch.setattr(
         "lit_mm.commands.sweep_offline.command_of", lambda _, point, place: [sys.executable, "-c", LATE, str(place)]
     )
-    holders = iter([None, None, "process 7", "process 7", "process 7"])
+    holders = iter([None, None, "process 7"])
     monkeypatch.setattr("lit_mm.commands.sweep_offline.living_holder", lambda place: next(holders, None))
     monkeypatch.setattr("lit_mm.commands.sweep_offline.WAIT", 0.0)
     monkeypatch.setattr("lit_mm.commands.sweep_offline.draw_sweep", lambda *_: None)
