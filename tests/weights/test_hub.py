@@ -104,7 +104,7 @@ def test_a_quantised_repository_is_refused_before_its_weights_are_fetched(served
     served.put("config.json", SAFE)
     config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}
     (served.repository / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="^'owner/name' is quantised by fp8, and only weights in float16"):
+    with pytest.raises(UserError, match=r"^'owner/name' is quantised by fp8, and only weights in float16"):
         download_weights("owner/name")
     assert not served.fetched
 
