@@ -29,7 +29,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(RUN) -m pip install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-fit: setup ## train: make fit CONFIG=experiments/xcomposer2.yaml ARGS="--stages align"
+fit: setup ## train: make fit CONFIG=experiments/xcomposer2.yaml ARGS="--stages pretrain"
 	$(RUN) -m lit_mm fit --config $(CONFIG) $(ARGS)
 
 demo: setup ## train SmolLM2 to name drawings of Debian's openclipart-svg (docs/demo.md)

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, ModelCheckpoint
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from lit_mm.callbacks.examination import Examination
 from lit_mm.callbacks.steps import Step, StepObserver, callbacks_of
@@ -43,7 +44,7 @@ class EarlyEnd(StepObserver):
     def setup(self, trainer: L.Trainer, pl_module: MultimodalModule, stage: str) -> None:
         name = pl_module.current_stage.name
         profiler = trainer.profiler  # pyrefly: ignore[missing-attribute]  # Lightning sets it
-        if profiler.filename is None:
+        if profiler.filename is None and not isinstance(profiler, PassThroughProfiler):  # it would open an empty file
             profiler.dirpath, profiler.filename = self.folder / "profile", name
         for callback in callbacks_of(trainer):
             if isinstance(callback, EarlyStopping):
@@ -63,8 +64,8 @@ class EarlyEnd(StepObserver):
                 raise unmeasured(callback, names)
             if (callback.monitor or "").startswith(ACCURACY) and not any(each.every_n_steps for each in examinations):
                 raise UserError(
-                    f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is measured "
-                    "at the ends of stages only. Set `examine_every` to the steps between examinations"
+                    f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is "
+                    "measured only at the ends of stages. Set `examine_every` to a number of steps"
                 )
 
     def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
@@ -120,8 +121,8 @@ def may_log(callback: L.Callback) -> bool:
 def unmeasured(callback: EarlyStopping | ModelCheckpoint, names: Sequence[str]) -> UserError:
     """Return the error about a callback that monitors none of the metrics `names`."""
     return UserError(
-        f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not measured. There are "
-        f"{', '.join(names)}"
+        f"trainer.callbacks: {type(callback).__name__} monitors {callback.monitor!r}, which is not "
+        f"measured. Measured are {', '.join(names)}"
     )
 
 

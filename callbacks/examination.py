@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lit_mm.callbacks.step_table import Row, StepTable, read_rows
 from lit_mm.callbacks.steps import Step, StepObserver, data_module
 from lit_mm.documents.document import Document
+from lit_mm.documents.examination import skills_of
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import NamedFigures, examine
 from lit_mm.evaluation.score import Score
@@ -37,8 +38,8 @@ class Examination(StepObserver):
         every_n_steps: number of optimizer steps between examinations, counted through all stages; 0 examines
             only step 0 and the ends of stages.
         documents: held-out documents, or the number of documents to take from the data module.
-        path: path of the CSV with the columns step, stage, overall, and one column per skill. A resumed run continues
-            it.
+        path: path of the CSV with the columns step, stage, overall, and one column per skill of the documents. A
+            resumed run continues it.
         batch_size: number of documents that are decoded together.
     Raises:
         UserError: the number of steps is negative, or there are no held-out documents.
@@ -57,7 +58,7 @@ class Examination(StepObserver):
 
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         self._documents = self._held_out(trainer)
-        self.skills = list(dict.fromkeys(document.skill for document in self._documents))
+        self.skills = skills_of(self._documents)
         if isinstance(module.examiner, NamedFigures):
             self.skills = list(module.examiner.skills)
         if trainer.is_global_zero:

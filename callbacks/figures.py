@@ -44,7 +44,7 @@ class StageFigures(StepObserver):
     def on_stage_start(self, trainer: L.Trainer, module: MultimodalModule) -> None:
         names = sorted({name for figures in self.names(module).values() for name in figures})
         if self.best and self.best not in names:
-            raise UserError(f"stages.*.examine.best: {self.best!r} is not measured. There are {', '.join(names)}")
+            raise UserError(f"stages.*.examine.best: {self.best!r} is not measured. Measured are {', '.join(names)}")
         if trainer.is_global_zero:
             self.table = StepTable(self.path, ["step", "stage", "figure", "value"], TYPES)
             self.finished = {(row["step"], row["figure"]) for row in self.table.restart(module.step)}

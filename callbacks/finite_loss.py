@@ -29,7 +29,7 @@ class FiniteLoss(StepObserver):
             return
         ids = ", ".join(step.last_samples[:4]) + (", ..." if len(step.last_samples) > 4 else "")
         raise UserError(
-            f"stage {step.stage!r}, step {step.number}: the loss is {step.loss}. Rank {trainer.global_rank} had just "
-            f"seen the samples {ids}. Lower the learning rates or lengthen the warm-up, and begin in another folder "
-            "(--run_dir); --init_from with this one keeps what its last checkpoint has learnt"
+            f"stage {step.stage!r}, step {step.number}: the loss is {step.loss}. The last samples of rank "
+            f"{trainer.global_rank} were {ids}. Lower the learning rates or lengthen the warm-up, and start "
+            "in another folder (--run_dir). --init_from with this folder starts from its last checkpoint"
         )

@@ -14,6 +14,7 @@ from lit_mm.distributed.shares import share_of, whole_shape
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.stages.thaw import idle_line, idle_steps
 
 Parts = Mapping[str, Mapping[str, nn.Parameter]]
 Digests = dict[str, dict[str, str]]  # part -> parameter -> digest of its bytes
@@ -44,8 +45,8 @@ class FreezeAudit(L.Callback):
         late = [part for part, train in stage.train_parts.items() if train.from_step >= pl_module.total_steps]
         if late:
             raise UserError(
-                f"stage {stage.name!r}: parts {late} would thaw at or after the stage's end, {pl_module.total_steps} "
-                f"optimizer steps. Lower `from_step`, or take them out of `train`"
+                f"stage {stage.name!r}: parts {late} would thaw at or after the end of the stage, at "
+                f"{pl_module.total_steps} optimizer steps. Lower `from_step`, or remove the parts from `train`"
             )
         self.sharded = isinstance(trainer.strategy, ZeRO)
         lists = [*map(optimizer_parameters, trainer.optimizers)]
@@ -54,6 +55,8 @@ class FreezeAudit(L.Callback):
         for groups in lists:
             check_groups(groups, parts, set(stage.train_parts), stage.name)
         trainer.print(describe_parts(parts, set(stage.train_parts), stage.name, pl_module.parts_read(stage)))
+        if idle := idle_steps(stage):
+            trainer.print(idle_line(stage.name, idle))
         parts = {part: tensors for part, tensors in parts.items() if part not in pl_module.origins.unloaded}
         if self.stage == stage.name and self.digests and trainer.global_step:  # from the checkpoint
             self._check_frozen(parts, set(stage.train_parts), "the checkpoint that was loaded")
@@ -161,12 +164,12 @@ def describe_parts(parts: Parts, trained: set[str], stage: str, read: Collection
     """Format one line with the trainable, frozen and unread parts of a stage and their numbers of parameters."""
 
     def listed(names: Iterator[str]) -> str:
-        return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "nothing"
+        return ", ".join(f"{name} ({_count(parts[name])} parameters)" for name in sorted(names)) or "none"
 
     unread = [name for name in parts if name not in read]
     return (
-        f"stage {stage}: trainable are {listed(n for n in parts if n in trained)}; "
-        f"frozen are {listed(n for n in parts if n in read and n not in trained)}"
+        f"stage {stage}: trainable: {listed(n for n in parts if n in trained)}; "
+        f"frozen: {listed(n for n in parts if n in read and n not in trained)}"
         + (f"; not read are {listed(iter(unread))}" if unread else "")
     )
 

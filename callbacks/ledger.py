@@ -238,7 +238,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if not all(isinstance(entry[key], kind) for key, kind in LINE.items()):
                 raise TypeError(f"its keys are {', '.join(LINE)}")
         except (ValueError, KeyError, TypeError) as error:  # ValueError: no JSON, or no UTF-8
-            raise UserError(f"{str(path)!r}, line {number}: no line of a ledger ({error}). Remove the line") from error
+            raise UserError(
+                f"{str(path)!r}, line {number}: this is not a line of a ledger ({error}). Remove the line"
+            ) from error
         lines.append(entry)
     return lines
 

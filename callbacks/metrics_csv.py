@@ -54,6 +54,13 @@ class MetricsCSV(StepObserver):
                 f"{self.path} lacks rows of the {module.step} steps before this start; they cannot be restored"
             )
 
+    def run_seconds(self) -> float | None:
+        """Return the wall time of the run up to now, of all its launches, in seconds; None if it trains nothing now.
+
+        The time between the last row that stayed and the end of an earlier launch does not count.
+        """
+        return None if self.earlier is None else self.earlier + time.monotonic() - self.launched
+
     def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
         return False
 

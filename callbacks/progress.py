@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from lit_mm.callbacks.steps import Step, StepObserver
+from lit_mm.errors import counted
 from lit_mm.module import MultimodalModule
 from lit_mm.stages.stage import Stage, branches
 
@@ -81,7 +82,7 @@ class StageProgress(StepObserver, ProgressBar):
             self.bar.start()
         else:
             resumed = f", resumed after step {self.finished}" if self.finished else ""
-            self.print(f"{self.label}: {self.total} optimizer steps{resumed}")
+            self.print(f"{self.label}: {counted(self.total, 'optimizer step')}{resumed}")
 
     def due(self, trainer: L.Trainer, module: MultimodalModule) -> bool:
         return False

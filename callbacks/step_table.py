@@ -55,8 +55,8 @@ class StepTable:
         further = header[len(columns) :] if self.grows else []
         if rows and header != columns + further:
             raise UserError(
-                f"{str(self.path)!r} has the columns {list(rows[0])}, this run writes {self.columns}: it belongs to "
-                "another run. Choose another run folder"
+                f"{str(self.path)!r} has the columns {list(rows[0])}, but this run writes {self.columns}. The "
+                "file belongs to another run. Choose another run folder"
             )
         self.columns += further
         empty = {name: "" if self.types.get(name) is str else float("nan") for name in self.new}
@@ -86,6 +86,8 @@ class StepTable:
 def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
     """Read the rows of a table; none if there is no file. A last line that a kill cut short is left out.
 
+    So is a column without a name, which earlier versions wrote for documents without a skill.
+
     Raises:
         UserError: a line has too few or too many cells, or a cell has the wrong type.
     """
@@ -96,10 +98,13 @@ def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
         header, *lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1]))) or [["step"]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(
-            f"{str(path)!r} is damaged ({error}). Move it away: its rows are lost, the run goes on"
+            f"{str(path)!r} is damaged ({error}). Move the file away and repeat the command. The rows of the "
+            "file are lost, but the run continues"
         ) from error
     if header[:1] != ["step"]:
-        raise UserError(f"{str(path)!r} is damaged: its first column is not `step`. Move it away, and the run goes on")
+        raise UserError(
+            f"{str(path)!r} is damaged: its first column is not `step`. Move the file away and repeat the command"
+        )
     rows = []
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(header):
@@ -107,7 +112,7 @@ def read_rows(path: Path, types: Mapping[str, type] = TYPES) -> list[Row]:
                 f"{str(path)!r}, line {number}: {len(cells)} cells for {len(header)} columns. Remove the line"
             )
         try:
-            rows.append({name: types.get(name, float)(cell) for name, cell in zip(header, cells, strict=True)})
+            rows.append({name: types.get(name, float)(cell) for name, cell in zip(header, cells, strict=True) if name})
         except ValueError as error:
             raise UserError(f"{str(path)!r}, line {number}: {error}. Remove the line") from error
     return rows

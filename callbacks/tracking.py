@@ -22,9 +22,10 @@ from lit_mm.errors import UserError, first_line, suggestion
 from lit_mm.evaluation.score import Prediction
 from lit_mm.module import MultimodalModule
 from lit_mm.run.files import write_whole
+from lit_mm.run.interruption import say
 
 MODES = {mode: mode for mode in ("online", "offline", "disabled", "shared")} | {"run": "online", "dryrun": "offline"}
-STEPS = "wandb_steps.json"
+STEPS, FOLDER = "wandb_steps.json", "wandb_folder"
 PATIENCE = 10.0  # seconds of attempts to reach the network
 
 
@@ -36,26 +37,34 @@ class RunLogger(WandbLogger):
 
     Args:
         arguments: arguments of Lightning's WandbLogger, among them `save_dir`, the run folder.
+    Attributes:
+        is_lost: True after W&B has failed during the run, which then goes on without it.
     """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._steps_file = Path(arguments["save_dir"]) / STEPS
         self._steps = _steps_of(self._steps_file)
+        self.is_lost = False
         self._wandb_init.pop("anonymous", None)  # Lightning always passes it, and W&B warns of it
 
     def open(self) -> None:
         """Start the W&B run, before the first step.
 
         The network is tried once, for at most `PATIENCE` seconds; without it the run goes on offline, under its id.
+
+        Raises:
+            UserError: W&B cannot write its files.
         """
         import wandb
 
         try:
             self.experiment  # noqa: B018  the property starts the run on first access
-        except wandb.Error as error:
-            if self._wandb_init["mode"] != "online":
-                raise
+        except (wandb.Error, OSError) as error:
+            if self._wandb_init["mode"] != "online" or isinstance(error, OSError):
+                raise UserError(
+                    f"W&B cannot be started: {first_line(error)}. To train without it: --track false"
+                ) from error
             print(f"lit_mm: W&B cannot be reached and is kept offline: {first_line(error)}.", file=sys.stderr)
             wandb.teardown()  # wandb's own process would go on trying for minutes
             self._wandb_init |= {"mode": "offline", "resume": None}
@@ -70,16 +79,41 @@ class RunLogger(WandbLogger):
             run.define_metric("*", step_metric="step")
         return run
 
+    @contextmanager
+    def goes_on(self) -> Iterator[None]:
+        """Report an error of W&B inside a `with` block in one line; from then on the run goes on without W&B.
+
+        W&B's own process may be killed, as systems do that run out of memory. All figures are in the tables of the run
+        folder, too, so the training does not end for it.
+        """
+        import wandb
+        from wandb.sdk.mailbox import MailboxClosedError
+
+        try:
+            yield
+        except (wandb.Error, MailboxClosedError, OSError) as error:
+            self.is_lost = True
+            say(
+                f"lit_mm: W&B has failed ({type(error).__name__}: {first_line(error)}). The run goes on without it. "
+                "From here on, its figures are only in metrics.csv and the other tables of the run folder"
+            )
+
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        if self.is_lost:
+            return
         if step is None:
-            self.experiment.log(dict(metrics))
+            with self.goes_on():
+                self.experiment.log(dict(metrics))
             return
         # Lightning adds the number of the epoch, which is 0: a stage is one epoch of the loader
         new = {name: v for name, v in metrics.items() if name != "epoch" and step > self._steps.get(name, -1)}
         if not new:
             return
-        self.experiment.log({**new, "step": step})
+        with self.goes_on():
+            self.experiment.log({**new, "step": step})
+        if self.is_lost:
+            return
         self._steps |= dict.fromkeys(new, step)
         write_whole(self._steps_file, json.dumps(self._steps))
 
@@ -145,7 +179,7 @@ def wandb_settings() -> Any:
         return wandb.setup().settings
     except (ValueError, wandb.Error) as error:
         raise UserError(
-            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or leave W&B out with "
+            f"the settings of wandb cannot be used: {first_line(error)}. Correct them, or switch W&B off with "
             "--track false"
         ) from error
 
@@ -168,8 +202,8 @@ def tracking_mode() -> str:
         account = authenticate_session(host=settings.base_url, source="lit_mm", prompt=False, update_session=False)
     except AuthenticationError as error:
         raise UserError(
-            f"the key of the W&B account cannot be used: {first_line(error)}. Log in anew (wandb login), or set "
-            "WANDB_MODE=offline"
+            f"the key of the W&B account cannot be used: {first_line(error)}. Log in again (wandb login), or "
+            "set WANDB_MODE=offline"
         ) from error
     return mode if account else "offline"
 
@@ -185,15 +219,27 @@ def sync_command(logger: WandbLogger) -> str | None:
 def _run_id(run_dir: Path, environ: Mapping[str, str]) -> tuple[str, bool]:
     """Return the id of a run folder's W&B run, and True if it is new. W&B or an earlier launch may have set it.
 
-    It is written to `wandb_id`. The steps that were logged to a run of another id do not count for this one.
+    It is written to `wandb_id`, and the run folder to `wandb_folder`. The steps that were logged to a run of another id
+    do not count for this one. A copy of a run folder gets another id, because two runs would mix their figures in one.
     """
-    path = run_dir / "wandb_id"
+    path, record, place = run_dir / "wandb_id", run_dir / FOLDER, str(run_dir.resolve())
     earlier = path.read_text().strip() if path.exists() else ""
-    identity = environ.get("WANDB_RUN_ID") or earlier or secrets.token_hex(4)
+    owner = record.read_text().strip() if record.exists() else ""
+    is_copy = bool(earlier and owner) and _is_original(Path(owner, path.name), path)
+    identity = environ.get("WANDB_RUN_ID") or ("" if is_copy else earlier) or secrets.token_hex(4)
+    if is_copy and identity != earlier:
+        say(f"lit_mm: {str(run_dir)!r} is a copy of {owner!r}, and goes on as a new run in W&B")
     if identity != earlier:
         (run_dir / STEPS).unlink(missing_ok=True)
         write_whole(path, identity + "\n")
+    if place != owner:
+        write_whole(record, place + "\n")
     return identity, identity != earlier
+
+
+def _is_original(file: Path, copy: Path) -> bool:
+    """Return True if a file is another one than its copy and still has the same content."""
+    return file.is_file() and not file.samefile(copy) and file.read_bytes() == copy.read_bytes()
 
 
 def _steps_of(file: Path) -> dict[str, int]:
@@ -208,7 +254,8 @@ def _steps_of(file: Path) -> dict[str, int]:
         return {name: int(step) for name, step in json.loads(file.read_bytes()).items()}
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{str(file)!r} is damaged ({type(error).__name__}). Remove it: W&B then ignores steps that it has already"
+            f"{str(file)!r} is damaged ({type(error).__name__}). Remove the file. W&B then ignores steps that "
+            "were already logged"
         ) from error
 
 
@@ -283,8 +330,11 @@ def _data_below(folder: Path) -> Iterator[None]:
 
 
 @rank_zero_only
-def finish(logger: WandbLogger, summary: Mapping[str, Any] | None = None) -> None:
+def finish(logger: RunLogger, summary: Mapping[str, Any] | None = None) -> None:
     """Write the final figures of the run and end it. An online run is sent."""
-    if summary:
-        logger.experiment.summary.update(dict(summary))
-    logger.experiment.finish()
+    if logger.is_lost:
+        return
+    with logger.goes_on():
+        if summary:
+            logger.experiment.summary.update(dict(summary))
+        logger.experiment.finish()

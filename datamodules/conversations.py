@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 from lit_mm.datamodules.held_out import HeldOut
 from lit_mm.documents.document import Document
-from lit_mm.documents.sources import Source, open_source, undeclared
+from lit_mm.documents.sources import FORMATS, Source, open_source, undeclared
+from lit_mm.documents.sources.declared import SYNONYMS, unknown_format
 from lit_mm.errors import UserError
 from lit_mm.stream.datamodule import StreamDataModule, WorkerStart
 from lit_mm.stream.maker import TooLong
 from lit_mm.stream.screen import BadSample
 from lit_mm.stream.split import Split
 
-ConversationFormat = Literal["llava", "qwen_vl", "xcomposer", "messages", "query_response"]
+CONVERSATIONS = ("llava", "qwen_vl", "xcomposer", "messages", "query_response")  # formats
 MOST_ASKED = 500  # rows of a held-out share that are asked; the other rows of the share are not used at all
 
 
@@ -24,7 +23,8 @@ class Conversations(StreamDataModule):
         path: data file, local or a URL; see `lit_mm.documents.sources.Source`.
         images: folder that relative image paths start from; None for the folder of the data file.
         heldout_path: file of conversations that are never trained on, for the examination at the end; None for no file.
-        format: format of both files, see `lit_mm.documents.sources.FORMATS`; it is required.
+        format: format of both files: llava, qwen_vl, xcomposer, messages or query_response, see
+            `lit_mm.documents.sources`; it is required.
         limit_group: largest number of bytes of a row group of a parquet file; None for the default.
         limit_pixels: largest number of pixels of a picture; a larger picture makes a bad sample. None for the default.
         literal_placeholders: True treats placeholders in rows without pictures as text, such as HTML or code.
@@ -35,7 +35,7 @@ class Conversations(StreamDataModule):
         global_batch, micro_batch, row_tokens, row_views, window, num_workers, worker_start, too_long, on_bad_sample,
             max_bad, max_unsupervised: see `StreamDataModule`.
     Raises:
-        UserError: `format` is missing, or `heldout_share` is not a share.
+        UserError: `format` is missing or not one of conversations, or `heldout_share` is not a share.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Conversations(StreamDataModule):
         path: str,
         images: str | None = None,
         heldout_path: str | None = None,
-        format: ConversationFormat | None = None,
+        format: str | None = None,
         global_batch: int = 64,
         micro_batch: int | None = None,
         row_tokens: int | None = None,
@@ -77,7 +77,9 @@ class Conversations(StreamDataModule):
         if not 0 <= heldout_share < 1:
             raise UserError(f"`data.init_args.heldout_share` is a share from 0 to below 1, got {heldout_share}")
         if format is None:
-            raise undeclared(path, get_args(ConversationFormat))
+            raise undeclared(path, CONVERSATIONS)
+        if format not in CONVERSATIONS:
+            raise _no_conversations(format)
         self.path, self.images, self.heldout_path, self.format = path, images, heldout_path, format
         options = {
             "images": images,
@@ -112,3 +114,14 @@ class Conversations(StreamDataModule):
 
     def _open(self, path: str) -> Source:
         return open_source({"format": self.format, "path": path, **self.options})
+
+
+def _no_conversations(name: str) -> UserError:
+    """Return the error of a format that `Conversations` does not read."""
+    format = SYNONYMS.get(name.lower().replace("-", "_"), name)
+    if format not in FORMATS or format in CONVERSATIONS:
+        return unknown_format(name, CONVERSATIONS)
+    return UserError(
+        f"{format!r} is no format of conversations, which are {', '.join(CONVERSATIONS)}. Declare a corpus: "
+        f"--data Corpora --data.corpora '[{{name: mine, format: {format}, path: ...}}]'"
+    )

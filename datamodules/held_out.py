@@ -49,7 +49,7 @@ class HeldOut:
             self._check(self.next)
             self.next += 1
         if size and count != 0 and not self.sound:
-            raise UserError(f"all {size} held-out documents are broken. Correct them, or name no held-out data")
+            raise UserError(f"all {size} held-out documents are broken. Correct them, or leave held-out data out")
         return self.sound[:count]
 
     def _check(self, number: int) -> None:

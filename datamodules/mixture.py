@@ -98,7 +98,7 @@ class Mixture(StreamDataModule):
         names = [member.name or name_of(member.source) for member in self.members]
         sizes = [len(member.source) for member in self.members]
         if 0 in sizes:
-            raise UserError(f"the data set is empty: source {names[sizes.index(0)]!r} of the mixture holds no sample")
+            raise UserError(f"the data set is empty: source {names[sizes.index(0)]!r} of the mixture has no samples")
         reads = {"explicit": ("weight",), "sqrt": ("weight",), "repeat": ("repeat", "draws")}.get(self.weights, ())
         for name, member in zip(names, self.members, strict=True):
             values = {"weight": member.weight, "repeat": member.repeat, "draws": member.draws}
@@ -108,8 +108,8 @@ class Mixture(StreamDataModule):
                 expected = texts.get(self.weights, "neither `weight` nor `repeat` nor `draws`")
                 got = " and ".join(f"`{key}`" for key in keys) or "none"
                 raise UserError(
-                    f"source {name!r}: with `weights: {self.weights}` it takes {expected}, got {got}. "
-                    "`weights: explicit` reads `weight`, `weights: repeat` reads `repeat` and `draws`"
+                    f"source {name!r}: `weights: {self.weights}` needs {expected}, got {got}. `weights: explicit` "
+                    "reads `weight`; `weights: repeat` reads `repeat` and `draws`"
                 )
         if self.weights == "size":
             draws = sizes

@@ -13,29 +13,29 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from lit_mm.documents.printable import visible
-from lit_mm.errors import LostRankError, UserError, suggestion
+from lit_mm.errors import LostRankError, UserError, missing_package, suggestion
 
 USAGE = """usage: python -m lit_mm COMMAND [--help]
 
   fit        run a recipe's stages:      python -m lit_mm fit --config experiments/xcomposer2.yaml
-  evaluate   accuracy per skill:         python -m lit_mm evaluate runs/latest
+  evaluate   measure the accuracy:       python -m lit_mm evaluate runs/latest
   generate   ask about an image:         python -m lit_mm generate runs/latest --image page.png --question "..."
-  chat       talk in the terminal:       python -m lit_mm chat runs/latest --image page.png
+  chat       chat in the terminal:       python -m lit_mm chat runs/latest --image page.png
   serve      answer over HTTP:           python -m lit_mm serve runs/latest --port 8000
-  compose    an illustrated article:     python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
-  import     a published checkpoint:     python -m lit_mm import llava-hf/llava-1.5-7b-hf --to runs/llava
-  export     a trained one, published:   python -m lit_mm export runs/tuned --to exported --format hf
+  compose    write an article:           python -m lit_mm compose runs/latest --instruction "..." --images DIR --out DIR
+  import     get a published checkpoint: python -m lit_mm import llava-hf/llava-1.5-7b-hf --to runs/llava
+  export     write a run for others:     python -m lit_mm export runs/tuned --to exported --format hf
   checkpoint inspect, consolidate:       python -m lit_mm checkpoint inspect runs/latest
-  describe   the plan of a recipe:       python -m lit_mm describe --config experiments/xcomposer2.yaml
-  tiles      what happens to an image:   python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
+  describe   plan memory and cost:       python -m lit_mm describe --config experiments/xcomposer2.yaml
+  tiles      show the tiles of an image: python -m lit_mm tiles --config experiments/llava_next.yaml --image page.png
   data       check, show, index data:    python -m lit_mm data check --config experiments/xcomposer2.yaml
   recipes    list, copy the recipes:     python -m lit_mm recipes xcomposer2 --to mine.yaml
   annotate   describe, filter images:    python -m lit_mm annotate --config capfilt --source FOLDER --out FOLDER
   runs       list, compare, delete runs: python -m lit_mm runs list --sort accuracy
   sweep      search over a recipe:       python -m lit_mm sweep experiments/sweeps/llava.yaml
 
-Every command explains itself with --help. --debug shows tracebacks. --version prints the version.
-A run resumes when its `fit` command is given again with the same --run_dir."""
+Every command has --help. --debug shows tracebacks. --version prints the version.
+To resume a run, give its `fit` command again with the same --run_dir."""
 
 COMMANDS = {  # command -> module in lit_mm.commands and function
     "fit": ("rehearsal", "fit_or_rehearse"),
@@ -56,6 +56,7 @@ COMMANDS = {  # command -> module in lit_mm.commands and function
     "serve": ("serve", "serve"),
 }
 LATE = ("data", "checkpoint", "recipes", "runs")  # they need torch at times only, and check its pair then
+OTHER_CONFIGS = ("annotate",)  # its --config is no recipe and finds names by itself
 ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "train": "`fit` runs a recipe's stages",
     "validate": "`fit` examines the model on held-out documents while it trains (`examine_every`); `evaluate` does it "
@@ -63,6 +64,9 @@ ELSEWHERE = {  # names of other programs' commands -> what does the job here
     "test": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
     "predict": "`generate` answers a question about an image: python -m lit_mm generate runs/latest --image page.png "
     '--question "..."',
+    "finetune": "`fit` runs a recipe's stages, on your own data with --config experiments/own_data.yaml",
+    "pretrain": "`fit` runs a recipe's stages",
+    "infer": "`generate` answers a question about an image",
     "resume": "the `fit` command of a run, given again with its --run_dir, resumes it",
     "eval": "`evaluate` gives the accuracy of a trained model: python -m lit_mm evaluate runs/latest",
 }
@@ -127,7 +131,9 @@ def no_collection() -> Iterator[None]:
 
 
 def mistake_of(error: Exception) -> UserError | None:
-    """Return the user's mistake behind an exception: the exception, or one that was being handled; a full disk is one.
+    """Return the user's mistake behind an exception: the exception, or one that was being handled.
+
+    A full disk is a mistake, and so is a package that this Python does not have.
 
     When a loader fails to start, Lightning's cleanup asks that loader for its length, fails in turn, and so hides what
     was wrong with the data.
@@ -137,7 +143,9 @@ def mistake_of(error: Exception) -> UserError | None:
             return candidate
         if isinstance(candidate, OSError) and candidate.errno in NO_ROOM:
             place = f" ({candidate.filename})" if candidate.filename else ""
-            return UserError(f"{candidate.strerror}{place}. Make room; a run goes on with the same command")
+            return UserError(f"{candidate.strerror}{place}. Free some disk space; the same command resumes a run")
+    if isinstance(error, ModuleNotFoundError) and (package := (error.name or "lit_mm").partition(".")[0]) != "lit_mm":
+        return missing_package(package)
     return None
 
 
@@ -184,6 +192,10 @@ def _command(arguments: Sequence[str]) -> Callable[[Sequence[str]], None]:
 
         print(fit_help())
         sys.exit(0)
+    if not helping and name not in OTHER_CONFIGS:
+        from lit_mm.commands.config_text import check_config_files
+
+        check_config_files(arguments[1:])
     if not helping and name not in LATE:
         from lit_mm.environment import check_torch_pair
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lit_mm.errors import UserError, first_line
+from lit_mm.errors import UserError, first_line, missing_package
 
 
 def check_torch_pair(*, load: bool = True) -> None:
@@ -29,7 +29,7 @@ def check_torch_pair(*, load: bool = True) -> None:
     """
     torch = _installed("torch")
     if torch is None:
-        raise UserError("torch is not installed; run `make setup`, or `pip install -r requirements.lock`")
+        raise missing_package("torch")
     torchvision = _installed("torchvision")
     if torchvision is None:
         return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -32,3 +34,18 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of the error of another package, without a full stop; its type's name if it has no text."""
     return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def missing_package(package: str) -> UserError:
+    """Return the error about a package that this Python lacks: often the environment of `make setup` is not active."""
+    environment = Path(".venv")
+    if (environment / "bin/python").is_file() and environment.resolve() != Path(sys.prefix).resolve():
+        cure = "the environment of this folder is not active: source .venv/bin/activate"
+    else:
+        cure = "run `make setup` and `source .venv/bin/activate`, or `pip install -r requirements.lock`"
+    return UserError(f"{package} is not installed for {sys.executable}; {cure}")
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, which gets an s unless the number is 1: "1 view", "2 views"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -81,7 +81,7 @@ class MultimodalModel(nn.Module):
             tokens = [of_view[:count] for of_view, count in zip(padded, counts, strict=True)]
         elif connector.reads_text:
             if texts is None:
-                raise UserError("the connector reads second texts, and the batch has none: set `inputs.reading`")
+                raise UserError("the connector reads second texts, but the batch has none. Set `inputs.reading`")
             owners = views.owners.split([len(group) for group in groups])
             pairs = zip(groups, owners, strict=True)
             tokens = [connector(vision(group), texts.of(numbers)).flatten(0, 1) for group, numbers in pairs]
@@ -92,8 +92,8 @@ class MultimodalModel(nn.Module):
             tokens = [connector(vision(group)).flatten(0, 1) for group in groups]
         if (count := sum(map(len, tokens))) != views.tokens:
             raise UserError(
-                f"the processor counted {views.tokens} visual tokens, vision encoder and connector made {count} from "
-                f"{len(views)} views. Is the processor of another family in use?"
+                f"the processor counted {views.tokens} visual tokens, but the vision encoder and connector made "
+                f"{count} from {len(views)} views. Is the processor of another family in use?"
             )
         return torch.cat([*tokens, as_call(connector, connector.learned).to(tokens[0])])
 
@@ -124,8 +124,8 @@ class MultimodalModel(nn.Module):
         if len(views.groups) > 1:
             shapes = [tuple(group.shape[-2:]) for group in views.groups]
             raise UserError(
-                f"samples {list(batch.sample_ids)}: the second vision encoder takes views of one shape, got {shapes}. "
-                "Choose a tiling whose `second` has one size"
+                f"samples {list(batch.sample_ids)}: the second vision encoder needs views of one shape, got "
+                f"{shapes}. Choose a tiling with one size for `second`"
             )
         features = self.second_vision(views.normalised()[0])  # [V, N, D]
         if self.second_connector is not None:

@@ -31,6 +31,7 @@ from lit_mm.objectives.objective import Comparing, Objective, Timed
 from lit_mm.prompts.source import is_on_this_machine
 from lit_mm.samples.batch import Batch
 from lit_mm.samples.processor import Processor
+from lit_mm.samples.target import check_target
 from lit_mm.stages.adapter import Adapter, After, adapter_part
 from lit_mm.stages.average import keep_average
 from lit_mm.stages.groups import layered, parameter_groups
@@ -181,8 +182,9 @@ class MultimodalModule(L.LightningModule):
         read = self._parts.together_with(frozenset().union(*declared))
         if unread := sorted(stage.train.keys() - read):
             raise UserError(
-                f"stages.{stage.name}.train names {unread}, which none of the objectives {sorted(objectives)} reads: "
-                "they would learn nothing. Take them out, or weigh an objective that reads them"
+                f"stages.{stage.name}.train names {unread}, but none of the objectives {sorted(objectives)} uses "
+                "these parts, so they would not be trained. Remove them from `train`, or weigh an objective that "
+                "uses them"
             )
         return read
 
@@ -194,7 +196,7 @@ class MultimodalModule(L.LightningModule):
         """Refuse stages that this model cannot run, and parts that do not fit their published files on this machine.
 
         Raises:
-            UserError: see `lit_mm.stages.stage.check_recipe`, `parts_read`, `check_vocabulary` and
+            UserError: see `lit_mm.stages.stage.check_recipe`, `parts_read`, `check_vocabulary`, `check_targets` and
                 `lit_mm.checkpoints.origins.Origins.check_configs`.
         """
         check_recipe(stages, self.parts(), self.objectives)
@@ -203,6 +205,22 @@ class MultimodalModule(L.LightningModule):
         self.origins.check_configs()
         if self.processor is not None and is_on_this_machine(self.processor.tokenizer):
             self.check_vocabulary()
+            for stage in stages:
+                self.check_targets(stage)
+
+    def check_targets(self, stage: Stage) -> None:
+        """Refuse prompts of a stage that an encoder-decoder cannot learn; this reads the tokenizer's files.
+
+        Raises:
+            UserError: see `lit_mm.samples.target.check_target`.
+        """
+        if self.processor is None or not self.processor.writes_target:
+            return
+        for processor in self.processors_of(stage).values():
+            try:
+                check_target(processor)
+            except UserError as error:
+                raise UserError(f"stages.{stage.name}: {error}") from error
 
     def check_vocabulary(self) -> None:
         """Refuse a tokenizer with ids that the language model has no embeddings for; this reads the tokenizer's files.
@@ -216,9 +234,9 @@ class MultimodalModule(L.LightningModule):
         tokens, rows = self.processor.tokenizer.size, network.language.vocab_size
         if tokens > rows:
             raise UserError(
-                f"model.init_args: the tokenizer has {tokens} entries, the language model embeddings for {rows} "
-                "(`vocab_size`). Take the tokenizer of the language model's weights, or set `vocab_size` to at least "
-                f"{tokens} for a new language model"
+                f"model.init_args: the tokenizer has {tokens} entries, but the language model has embeddings for "
+                f"{rows} (`vocab_size`). Use the tokenizer that belongs to the language model's weights, or, for "
+                f"a new language model, set `vocab_size` to at least {tokens}"
             )
 
     def load_pretrained(self, parts: Collection[str] | None = None) -> None:
@@ -242,7 +260,7 @@ class MultimodalModule(L.LightningModule):
                 self.adapters[part] = adapter  # `after` may differ
                 continue
             if part not in modules:
-                raise UserError(f"train.{part}.adapter: an adapter goes on one of {sorted(modules)}, got {part!r}")
+                raise UserError(f"train.{part}.adapter: an adapter can be put on {sorted(modules)}, got {part!r}")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(stable_hash(seed, part))
                 add_adapters(
@@ -297,7 +315,7 @@ class MultimodalModule(L.LightningModule):
             UserError: no stage has begun.
         """
         if self.stage is None:
-            raise UserError("no stage has begun: the model is trained by a recipe with `stages:` (lit_mm fit)")
+            raise UserError("no stage has begun. Train the model with a recipe that has `stages:` (lit_mm fit)")
         return self.stage
 
     @property
@@ -379,8 +397,8 @@ class MultimodalModule(L.LightningModule):
             if isinstance(objective, Comparing) and objective.compares and accumulation > 1:
                 raise UserError(
                     f"stages.{self.current_stage.name}: {type(objective).__name__} compares the samples of one "
-                    f"forward, so micro-batches cannot be added up; a step has {accumulation} micro-batches per rank. "
-                    "Raise `micro_batch`, or lower `global_batch` to the micro-batches of all ranks"
+                    f"forward pass, so gradient accumulation is impossible, but a step has {accumulation} "
+                    "micro-batches per rank. Raise `micro_batch`, or lower `global_batch` to one micro-batch per rank"
                 )
             if isinstance(objective, Timed):
                 objective.step, objective.total_steps = self.trainer.global_step, self.total_steps
@@ -405,9 +423,9 @@ class MultimodalModule(L.LightningModule):
         if self.trainer.world_size > 1 and len(groups) > 1 and not self.network.together:
             shapes = [tuple(group.shape[-2:]) for group in groups]
             raise UserError(
-                f"samples {list(batch.sample_ids)} have views of the shapes {shapes}, which this vision encoder takes "
-                "one after the other; another rank may have fewer, and the ranks would wait for each other. Train with "
-                "one process, or choose an encoder that takes all shapes together, or a tiling with one shape"
+                f"samples {list(batch.sample_ids)} have views of the shapes {shapes}. This vision encoder "
+                "processes shapes one at a time, so ranks with fewer shapes would hang. Train with one process, "
+                "use an encoder that takes all shapes together, or use a tiling with one shape"
             )
 
     def seed_step(self, batch_idx: int) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -20,6 +18,7 @@ from lit_mm.distributed.ddp import DDP
 from lit_mm.distributed.zero import ZeRO
 from lit_mm.stages.stage import Stage, Train
 from tests.forked import run_ranks
+from tests.preloaded import run_program
 from tests.tiny import PARTS, Documents, trainer, xcomposer2
 
 STAGE = Stage("most", {part: Train(lr=1e-3) for part in PARTS if part != "language"}, max_steps=2)
@@ -138,9 +137,7 @@ def main(jobs: str) -> None:
 def measure(engines: list[Engine], folder: Path) -> dict[str, list[dict[str, int]]]:
     """Run engines. Returns the peak memory of every rank of every engine, bytes."""
     (folder / "jobs.json").write_text(json.dumps([asdict(engine) for engine in engines]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "tests.engines", str(folder / "jobs.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
+    done = run_program(["-m", "tests.engines", str(folder / "jobs.json")], timeout=1500)
     assert not done.returncode, done.stderr[-4000:]
     return {
         engine.name: [json.loads((folder / f"{engine.name}-{rank}.json").read_text()) for rank in range(engine.ranks)]

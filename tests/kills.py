@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import traceback
@@ -48,6 +47,7 @@ from lit_mm.stages.adapter import Adapter
 from lit_mm.stages.stage import Stage, Start, Train
 from tests import text_only, tiny_blip, tiny_blip2
 from tests.faulty import FaultyMixture
+from tests.preloaded import Program
 from tests.tiny import PARTS, PROMPT, run_recipe, stages, xcomposer2
 
 # Of a checkpoint: weights, moments, state, config, manifest, its folder, published; the folder it lies in
@@ -134,23 +134,19 @@ class Launch:
 
 
 def launch_all(launches: list[Launch], folder: Path) -> None:
-    """Run the launches in order in one new interpreter.
+    """Run the launches in order in one program.
 
     It fails if a launch ends otherwise than expected, or if a loader worker outlives a killed trainer.
     """
     jobs, said = folder / "jobs.json", folder / "stderr.txt"
     jobs.write_text(json.dumps([asdict(launch) for launch in launches]))
-    paths = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    command = [sys.executable, "-m", "tests.kills", str(jobs)]
-    with (folder / "stdout.txt").open("w+") as out, said.open("w") as err:  # a pipe would wait for orphans, too
-        server = subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=err, start_new_session=True)
-        try:
-            assert not server.wait(timeout=PATIENCE * len(launches)), said.read_text()[-4000:]
-        finally:
-            orphans = outlives(server.pid, seconds=20)
-        out.seek(0)
-        codes = [int(line) for line in out.read().split()]
+    out = folder / "stdout.txt"
+    program = Program(["-m", "tests.kills", str(jobs)], cwd=folder, stdout=out, stderr=said)
+    try:
+        assert not program.wait(PATIENCE * len(launches)), said.read_text()[-4000:]
+    finally:
+        orphans = outlives(program.pid, seconds=20)
+    codes = [int(line) for line in out.read_text().split()]
     wrong = [job for job, code in zip(launches, codes, strict=True) if code != ending(job)]
     text = said.read_text()
     assert not wrong, f"{codes}: {wrong}\n{text[-4000:]}"

@@ -33,6 +33,7 @@ from lit_mm.module import MultimodalModule
 from lit_mm.run.folder import RunFolder
 from lit_mm.run.stages import run_stages
 from tests.kills import free_port, outlives
+from tests.preloaded import run_program
 from tests.tiny import Documents, Ledger, stages, trainer, xcomposer2
 
 
@@ -163,9 +164,7 @@ def run_all(jobs: list[Job], folder: Path) -> list[list[int]]:
     """
     listed = folder / "jobs.json"
     listed.write_text(json.dumps([asdict(job) for job in jobs]))
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "tests.signals", str(listed)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1500)
+    done = run_program(["-m", "tests.signals", str(listed)], cwd=folder, timeout=1500)
     assert not done.returncode, done.stderr[-4000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert not any(result["left"] for result in results), results

@@ -205,8 +205,8 @@ def test_a_wrong_value_is_named_with_its_line_and_what_is_accepted(
 def test_a_seed_that_every_launch_draws_anew_is_refused(mistake: Mistake) -> None:
     message = mistake("fit", "--config", written(with_key("seed_everything", True)))
     assert message == (
-        f"recipe.yaml, line {line_of(': true')}: seed_everything: true draws another seed in every launch, and no "
-        "launch could go on with the run of another. Write a number, such as 0"
+        f"recipe.yaml, line {line_of(': true')}: seed_everything: true draws another seed at every launch, so a "
+        "run could not be resumed. Write a number, such as 0"
     )
 
 
@@ -406,6 +406,15 @@ def test_a_folder_or_a_binary_file_is_no_config(mistake: Mistake, tmp_path: Path
     assert mistake("fit", "--config", "picture.yaml").startswith("picture.yaml is not a YAML text: ")
 
 
+def test_a_run_folder_or_a_sweep_in_place_of_a_recipe_is_answered_with_what_is_meant(mistake: Mistake) -> None:
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(yaml.safe_dump(RECIPE))
+    assert mistake("fit", "--config", "run").endswith("needs a YAML file. That of this run is 'run/config.yaml'")
+    Path("sweep.yaml").write_text("program: lit_mm\nmethod: grid\nparameters: {seed_everything: {values: [0]}}\n")
+    assert mistake("fit", "--config", "sweep.yaml").endswith("python -m lit_mm sweep sweep.yaml runs it")
+    assert mistake("sweep", "run/config.yaml").startswith("run/config.yaml: this is a recipe (it has the key `data`)")
+
+
 def test_fit_without_a_config_says_how_to_give_one(mistake: Mistake) -> None:
     assert mistake("fit") == "no config was given. Add --config, such as: --config experiments/xcomposer2.yaml"
     assert mistake("fit", "--config") == "--config needs a value"
@@ -498,7 +507,13 @@ def test_an_option_is_corrected_by_its_words_and_not_at_all_where_none_is_near(t
         (("generate", "--question", "why?", "--max_new_tokens", "0"), "--max_new_tokens is at least 1, got 0"),
         (("generate", "--question", "why?", "--image", "none.png"), "there is no image '"),
         (("generate", "nowhere", "--question", "why?"), "there is no checkpoint 'nowhere'"),
-        (("evaluate", "."), "'.' holds no checkpoint"),
+        (("evaluate", "."), "'.' holds no checkpoint. Is it a run folder, and has its run saved one yet?"),
+        (("finetune",), "there is no command 'finetune': `fit` runs a recipe's stages"),
+        (
+            ("generate", "runs/a", "--question", "what", "is", "it?"),
+            "'is' belongs to no option: a text of several words",
+        ),
+        (("generate", "runs/a", "--question", "why?", "--image", "."), "'.' is a folder and not an image. Name a file"),
     ],
 )
 def test_a_misspelt_command_or_option_is_corrected(mistake: Mistake, command: tuple[str, ...], message: str) -> None:
@@ -507,7 +522,7 @@ def test_a_misspelt_command_or_option_is_corrected(mistake: Mistake, command: tu
 
 def test_a_file_that_is_no_checkpoint_is_refused(mistake: Mistake) -> None:
     Path("x.ckpt").write_text("hello")
-    assert "'x.ckpt' is a file; a checkpoint is a folder" in mistake("evaluate", "x.ckpt")
+    assert "'x.ckpt' is a file, but a checkpoint is a folder" in mistake("evaluate", "x.ckpt")
 
 
 def test_a_broken_pair_of_torch_and_torchvision_stops_every_command(
@@ -688,5 +703,5 @@ def test_weights_of_another_model_are_refused_before_they_are_read(mistake: Mist
 @pytest.mark.parametrize("command", ["describe", "fit"])
 def test_a_tokenizer_with_more_entries_than_embeddings_is_refused(mistake: Mistake, command: str) -> None:
     message = mistake(command, "--config", written(with_key("model.init_args.language.init_args.vocab_size", 500)))
-    assert "the tokenizer has 509 entries, the language model embeddings for 500 (`vocab_size`)" in message
+    assert "the tokenizer has 509 entries, but the language model has embeddings for 500 (`vocab_size`)" in message
     assert len(message.splitlines()) == 1 and not Path("runs").exists()

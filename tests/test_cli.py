@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lit_mm import cli
 from lit_mm.cli import COMMANDS, main
 from lit_mm.commands.options import RECIPE_OPTIONS, Arguments
 from lit_mm.commands.recipe import RecipeCLI, experiment_name
@@ -35,6 +36,18 @@ try:
     main({arguments})
 except SystemExit as left:
     assert not left.code, left.code
+heavy = sorted({{"torch", "lightning", "transformers", "numpy", "jsonargparse"}} & sys.modules.keys())
+assert not heavy, heavy
+"""
+
+MISTAKES = """
+import sys
+from lit_mm.cli import main
+for arguments in {arguments}:
+    try:
+        main(arguments)
+    except SystemExit as left:
+        assert left.code == 2, left.code
 heavy = sorted({{"torch", "lightning", "transformers", "numpy", "jsonargparse"}} & sys.modules.keys())
 assert not heavy, heavy
 """
@@ -68,6 +81,16 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: python -m lit_mm")
+
+
+def test_a_missing_config_is_reported_without_torch() -> None:
+    commands = [["fit"], ["describe"], ["tiles", "--size", "30x30"], ["data", "check"], ["generate", "--question", "?"]]
+    arguments = [[*words, "--config", "absent.yaml"] for words in commands]
+    done = subprocess.run(
+        [sys.executable, "-c", MISTAKES.format(arguments=arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("there is no config file 'absent.yaml'") == len(commands)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,3 +225,23 @@ def test_a_full_disk_or_a_read_only_one_ends_in_one_line(
     error = capsys.readouterr().err
     assert left.value.code == 2 and error.startswith(f"lit_mm: {os.strerror(code)} (runs/tiny/metrics.csv). Make room")
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_package_that_this_python_lacks_is_named_with_the_environment(monkeypatch, capsys):
+    def fail(arguments):
+        raise ModuleNotFoundError("No module named 'packaging'", name="packaging.version")
+
+    monkeypatch.setattr(cli, "_command", fail)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["describe"])
+    assert stop.value.code == 2
+    assert f"lit_mm: packaging is not installed for {sys.executable}; " in capsys.readouterr().err
+
+
+def test_a_module_of_the_program_that_is_missing_is_a_bug(monkeypatch):
+    def fail(arguments):
+        raise ModuleNotFoundError("No module named 'lit_mm.gone'", name="lit_mm.gone")
+
+    monkeypatch.setattr(cli, "_command", fail)
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["describe"])

@@ -77,7 +77,7 @@ def test_a_torchvision_that_fails_at_import_ends_the_command_line_with_what_to_i
         requires="torch>=2.14.0",
         init="raise RuntimeError('operator torchvision::nms does not exist')",
     )
-    done = start(tmp_path, "-m", "lit_mm", "fit", "--config", "nothing.yaml")
+    done = start(tmp_path, "-m", "lit_mm", "fit", "--config", "llava")
     assert done.returncode == 2
     assert "operator torchvision::nms does not exist" in done.stderr
     assert "torch==2.15.0 'torchvision==0.29.*'" in done.stderr
@@ -102,7 +102,19 @@ def test_torchvision_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check_torch_pair() is None
 
 
-def test_a_missing_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("environment", "remedy"),
+    [
+        ("venv", "run `make setup` and `source .venv/bin/activate`"),
+        (".venv", "is not active: source .venv/bin/activate"),
+    ],
+)
+def test_a_missing_torch_is_named_and_so_is_an_environment_that_is_there_but_not_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: str, remedy: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / environment / "bin").mkdir(parents=True)
+    (tmp_path / environment / "bin/python").touch()
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match="torch is not installed; run `make setup`"):
+    with pytest.raises(UserError, match=rf"torch is not installed for .*{remedy}"):
         check_torch_pair()

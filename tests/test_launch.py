@@ -19,6 +19,7 @@ from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.errors import UserError
 from lit_mm.run.agreement import agree
 from tests.kills import free_port
+from tests.preloaded import run_program
 from tests.test_cli import TINY
 from tests.tiny import trainer
 
@@ -94,25 +95,22 @@ def test_other_ranks_than_torchrun_started_are_refused_before_they_wait_for_each
 
 
 AGREES = """
-import os, sys
+from tests.forked import run_ranks
 from tests.tiny import trainer
 from lit_mm.run.agreement import agree
-it = trainer(ranks=2)
-rank = it.global_rank
-print(rank, agree(it, "run_dir", lambda: f"of {rank}"), agree(it, "resume", lambda: f"at {rank}"))
+
+def work(rank):
+    it = trainer(ranks=2)
+    print(rank, agree(it, "run_dir", lambda: f"of {rank}"), agree(it, "resume", lambda: f"at {rank}"), flush=True)
+
+run_ranks(work, 2)
 """
 
 
-def test_what_the_first_rank_decides_reaches_the_others_before_they_are_joined(tmp_path: Path) -> None:
-    port = str(free_port())
-    ranks = []
-    for rank in range(2):
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
-        ranks.append(
-            subprocess.Popen([sys.executable, "-c", AGREES], env=environment, stdout=subprocess.PIPE, text=True)
-        )
-    said = [process.communicate(timeout=300)[0].split("\n")[-2] for process in ranks]
+def test_what_the_first_rank_decides_reaches_the_others_before_they_are_joined() -> None:
+    ended = run_program(["-c", AGREES])
+    assert not ended.returncode, ended.stderr[-4000:]
+    said = sorted(line for line in ended.stdout.splitlines() if line[:2] in ("0 ", "1 "))
     assert said == ["0 of 0 at 0", "1 of 0 at 0"]
 
 

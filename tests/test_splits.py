@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.preloaded import run_program
 from tests.splits import MODELS, PACKED, PRECISIONS, SPLITS, name_of
 
 RTOL = 1e-6  # fp32; of the loss, of the norm of the whole gradient, and of each tensor's where rows are the same
@@ -36,9 +33,7 @@ def kept_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Kept]:
     def run(model: str) -> Kept:
         if model not in done:
             folder = tmp_path_factory.mktemp("splits")
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-            command = [sys.executable, "-m", "tests.splits", str(folder), model]
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+            ended = run_program(["-m", "tests.splits", str(folder), model])
             assert ended.returncode == 0, ended.stderr[-4000:]
             done[model] = {path.name: torch.load(path) for path in folder.glob("*.pt")}
         return done[model]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +12,7 @@ import torch
 
 from lit_mm.errors import UserError
 from lit_mm.samples.batch import Batch
+from tests.preloaded import run_program
 from tests.tiny import Documents, xcomposer2
 from tests.uneven import ENGINES, EVERYTHING
 
@@ -26,9 +24,7 @@ Kept = dict[str, list[dict[str, Any]]]
 
 def trained(folder: Path, engines: tuple[str, ...]) -> Kept:
     """Results of every rank of every engine."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "tests.uneven", str(folder), *engines]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    done = run_program(["-m", "tests.uneven", str(folder), *engines], timeout=900)
     assert done.returncode == 0, done.stderr[-4000:]
     return {engine: [torch.load(file) for file in sorted(folder.glob(f"{engine}-*.pt"))] for engine in engines}
 
@@ -105,5 +101,5 @@ def test_views_of_several_shapes_on_several_ranks_are_refused_with_the_reason():
     module.check_calls(both)
     module._trainer = SimpleNamespace(world_size=2)
     module.check_calls(batch)
-    with pytest.raises(UserError, match=r"shapes \[\(28, 28\), \(28, 56\)\].*one after the other"):
+    with pytest.raises(UserError, match=r"shapes \[\(28, 28\), \(28, 56\)\].*one at a time"):
         module.training_step(both, 0)

@@ -41,7 +41,7 @@ class CapFilt(Engine):
     ) -> None:
         super().__init__()
         if captioner is None and filter is None:
-            raise UserError("CapFilt needs a `captioner`, a `filter`, or both: without them the data stay as they are")
+            raise UserError("CapFilt needs a `captioner`, a `filter`, or both, got neither")
         if not 0 <= threshold <= 1:
             raise UserError(f"CapFilt: `threshold` is 0 to 1, got {threshold:g}")
         self.captioner, self.filter, self.threshold = captioner, filter, threshold

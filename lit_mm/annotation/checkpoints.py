@@ -137,8 +137,8 @@ class MatchScores(ScoreExpert):
         examiner = self.source.model.module.examiner
         if not isinstance(examiner, TwoStepRetrieval):
             raise UserError(
-                f"MatchScores: {family_of(self.source.model.module)} of {self.source.checkpoint!r} compares no images "
-                "with texts. Name a checkpoint of a retrieval model, such as BLIP's stage `retrieval`"
+                f"MatchScores: {family_of(self.source.model.module)} of {self.source.checkpoint!r} cannot compare "
+                "images with texts. Name a checkpoint of a retrieval model, such as BLIP's stage `retrieval`"
             )
 
     def identity(self) -> Identity:

@@ -35,8 +35,8 @@ class Description:
             left, top, right, bottom = self.box
             if not (0 <= left <= right <= 1 and 0 <= top <= bottom <= 1):
                 raise UserError(
-                    f"a box is left, top, right, bottom in shares of the image, 0 to 1, got {list(self.box)} for "
-                    f"{self.text!r}. Correct the expert; `rounded_box` makes such a box from pixels"
+                    f"a box is (left, top, right, bottom) as shares of the image, 0 to 1, got {list(self.box)} for "
+                    f"{self.text!r}. Correct the expert; `rounded_box` converts a box in pixels"
                 )
 
 

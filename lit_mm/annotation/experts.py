@@ -149,7 +149,7 @@ def optional_package(name: str, expert: str, install: str) -> ModuleType:
             raise
         raise UserError(
             f"the expert {expert} needs the package {name.partition('.')[0]!r}, which is not installed. "
-            f"Install it: pip install {install}, or name another expert in the pipeline"
+            f"Install it (pip install {install}), or use another expert in the pipeline"
         ) from error
 
 

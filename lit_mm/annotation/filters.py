@@ -67,7 +67,9 @@ def filter_by_score(descriptions: Sequence[Description], threshold: float) -> li
 
 def _by_score(description: Description, threshold: float) -> Verdict:
     if description.score is None:
-        raise UserError(f"the description {description.text!r} has no score to filter by. Name a `score` expert")
+        raise UserError(
+            f"the description {description.text!r} has no score, which the filter needs. Add a `score` expert"
+        )
     if description.score > threshold:
         return Verdict(description)
     return Verdict(description, "score", f"its score {description.score:g} is not above {threshold:g}")

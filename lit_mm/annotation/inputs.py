@@ -233,11 +233,11 @@ class Input:
         limit = {} if self.limit_pixels is None else {"limit_pixels": self.limit_pixels}
         if self.human:
             raise UserError(
-                f"source {self.name!r}: the format {IMAGES} has no texts, so none is `human`. Name a `format` "
+                f"source {self.name!r}: `human` needs texts, but the format {IMAGES} has none. Name a `format` "
                 f"with texts, one of {', '.join(FORMATS)}"
             )
         if extra := sorted(arguments.keys() - {"path", "limit_pixels"}):
-            raise UserError(f"source {self.name!r}: the format {IMAGES} takes `path` alone, got {extra}")
+            raise UserError(f"source {self.name!r}: the format {IMAGES} takes only `path`, got {extra}")
         if self.path.lower().endswith(".tar"):
             return SourceRows(ImageShards(self.path, name=self.name, **limit), self.licence)
         return ImageFolder(self.path, self.licence)

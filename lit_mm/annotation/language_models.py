@@ -201,7 +201,7 @@ class ChatServer(MergeExpert):
         except (KeyError, IndexError, TypeError) as error:
             raise ExpertError(f"ChatServer: {self.url} answers without a text: {str(answer)[:200]}") from error
         if text is None:  # a filter of contents, or all tokens went into thinking
-            raise UserError(f"ChatServer: {self.url} answers this image without a text: {str(answer)[:200]}")
+            raise UserError(f"ChatServer: the answer of {self.url} for this image has no text: {str(answer)[:200]}")
         if not isinstance(text, str):
             raise ExpertError(f"ChatServer: {self.url} answers without a text: {str(answer)[:200]}")
         return text

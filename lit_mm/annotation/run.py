@@ -28,10 +28,10 @@ from lit_mm.annotation.shards import (
     accounts_path,
     journal_path,
     read_accounts,
-    write_atomically,
     write_shard,
 )
 from lit_mm.errors import UserError
+from lit_mm.run.files import write_whole
 from lit_mm.samples.fault import Fault
 
 FEW = 1000  # least number of rows over which a share of bad rows is computed; fewer rows count whole
@@ -90,10 +90,11 @@ def agree(folder: Path, plan: dict[str, Any]) -> None:
     if not file.is_file():
         if folder.exists() and (not folder.is_dir() or any(entry.name[0] != "." for entry in folder.iterdir())):
             if not file.is_file():  # another process may have begun the run in this moment
-                raise UserError(f"--out {str(folder)!r} is there and holds no run of `annotate`. Choose another folder")
+                raise UserError(f"--out {str(folder)!r} exists, but is not a run of `annotate`. Choose another folder")
         else:
             try:
-                write_atomically(file, json.dumps(plan, ensure_ascii=False, indent=2).encode())
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(file, json.dumps(plan, ensure_ascii=False, indent=2), synced=True)
             except OSError as error:
                 raise UserError(
                     f"--out {str(folder)!r} cannot be written ({error.strerror}). Choose another folder"
@@ -187,9 +188,9 @@ class Run:
             [entry.name for entry in self.inputs.inputs],
             lists_faults=self.settings.on_bad_image == "quarantine",
         )
-        write_atomically(self.folder / LEDGER, json.dumps(ledger, ensure_ascii=False, indent=2).encode())
+        write_whole(self.folder / LEDGER, json.dumps(ledger, ensure_ascii=False, indent=2), synced=True)
         page = write_page(read_accounts(self.folder, self.shards), ledger, self.identities, self.inputs)
-        write_atomically(self.folder / PAGE, page.encode("utf-8", "xmlcharrefreplace"))
+        write_whole(self.folder / PAGE, page.encode("utf-8", "xmlcharrefreplace"), synced=True)
         work = self.folder / WORK
         with suppress(FileNotFoundError):  # another process may remove it in this moment
             if not any(work.iterdir()):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lit_mm.annotation.inputs import Inputs
+from lit_mm.run.files import whole_file, write_whole
 
 ACCOUNTS, WORK, PLAN, LEDGER, PAGE, SPEED = (
     "accounts",
@@ -38,17 +37,6 @@ def journal_path(folder: Path, shard: int) -> Path:
     return folder / WORK / f"{shard:06d}.jsonl"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file in one step. Several processes may write equal content at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
 def write_shard(folder: Path, shard: int, accounts: Sequence[dict[str, Any]], inputs: Inputs) -> None:
     """Write the tars of a shard, and then its accounts.
 
@@ -60,20 +48,19 @@ def write_shard(folder: Path, shard: int, accounts: Sequence[dict[str, Any]], in
         for output in account["outputs"]:
             by_subset.setdefault(output["subset"], []).append((account, output))
     for subset, entries in sorted(by_subset.items()):
-        path = shard_path(folder, subset, shard)
-        part = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-        with tarfile.open(part, "w", format=tarfile.GNU_FORMAT) as tar:
+        with (
+            whole_file(shard_path(folder, subset, shard), synced=True) as part,
+            tarfile.open(part, "w", format=tarfile.GNU_FORMAT) as tar,
+        ):
             for account, output in entries:
                 ending, image = inputs.entry(account["row"]).image_file()
                 key = f"{account['row']:09d}"
                 _add(tar, f"{key}.{ending}", image)
                 _add(tar, f"{key}.txt", output["text"].encode())
                 _add(tar, f"{key}.json", _json(origin(account, output)))
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    lines = b"".join(_json(account) + b"\n" for account in accounts)
-    write_atomically(accounts_path(folder, shard), lines)
+    path = accounts_path(folder, shard)
+    path.parent.mkdir(exist_ok=True)
+    write_whole(path, b"".join(_json(account) + b"\n" for account in accounts), synced=True)
 
 
 def origin(account: Mapping[str, Any], output: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, suggestion
 
 FORMAT = 2
 FORMATS = (1, 2)  # formats that can be read; format 1 has no digest of the manifest itself
@@ -59,8 +59,8 @@ def published(folder: Path) -> list[Saved]:
     matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("*.ckpt")]
     if old := [path for match, path in matches if match and path.is_file()]:
         raise UserError(
-            f"{str(old[0])!r} was written by an earlier version of lit_mm, whose checkpoints were single files. Finish "
-            "the run with that version, or choose another run folder"
+            f"{str(old[0])!r} was written by an earlier version of lit_mm, with checkpoints as single files. "
+            "Finish the run with that version, or choose another run folder"
         )
     return sorted(saved_as(path) for match, path in matches if match)
 
@@ -89,13 +89,17 @@ def find(place: str | Path, stage: str | None = None) -> Path:
     if place.is_dir() and not (place / "manifest.json").exists() and place.suffix not in (".ckpt", ".part"):
         saved = published(place / "checkpoints") or published(place)
         if not saved:
-            raise UserError(f"{str(place)!r} holds no checkpoint: is it a run folder, and did its run save one?")
+            runs = sorted({path.parent.parent for path in place.glob("*/checkpoints/*.ckpt")})
+            cure = f"It holds run folders: name one, such as {str(runs[-1])!r}" if runs else ""
+            raise UserError(
+                f"{str(place)!r} holds no checkpoint. {cure or 'Is it a run folder, and has its run saved one yet?'}"
+            )
         of_stage = [checkpoint for checkpoint in saved if stage in (None, checkpoint.stage)]
         if not of_stage:
             names = list(dict.fromkeys(checkpoint.stage for checkpoint in saved))
             raise UserError(
-                f"{str(place)!r} keeps no checkpoint of stage {stage!r}, only of {names}. A run keeps the end of a "
-                "stage that others start from, and of every branch; `--keep_checkpoints` keeps more"
+                f"{str(place)!r} has no checkpoint of stage {stage!r}, only of {names}. A run keeps the end of a "
+                "stage if other stages start from it or if it is a branch; `--keep_checkpoints` keeps more"
             )
         return of_stage[-1].path
     if stage is not None and (match := NAME.fullmatch(place.name)) and match["stage"] != stage:
@@ -142,14 +146,18 @@ def read(path: Path) -> Manifest:
         Damaged: the manifest is missing, unreadable or changed.
     """
     if path.suffix == ".part":
-        raise UserError(f"{str(path)!r} was not published: its run was stopped while it wrote. Nothing ever reads it")
+        raise UserError(
+            f"{str(path)!r} is incomplete: its run was stopped during the save. Choose another checkpoint of the run"
+        )
     if path.is_file():
         raise UserError(
-            f"{str(path)!r} is a file; a checkpoint is a folder NN-stage-step=N.ckpt in a run folder's checkpoints/. "
-            "Published weights are named by `weights:` of a part"
+            f"{str(path)!r} is a file, but a checkpoint is a folder NN-stage-step=N.ckpt in checkpoints/ of a "
+            "run folder. For published weights, use `weights:` of a part"
         )
     if not path.is_dir():
-        raise UserError(f"there is no checkpoint {str(path)!r}. Give a run folder, or a folder inside its checkpoints/")
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+        guess = suggestion(path.name, siblings) or "Give a run folder, or a folder inside its checkpoints/"
+        raise UserError(f"there is no checkpoint {str(path)!r}. {guess}")
     try:
         text = (path / "manifest.json").read_bytes()
         content = json.loads(text)

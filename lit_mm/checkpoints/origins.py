@@ -104,9 +104,9 @@ class Origins:
         other = [name for name, expected in digests.items() if expected and digest(tensors[name]) != expected]
         if other:
             raise UserError(
-                f"{owner} was trained on the frozen part {part!r} of {origin!r}; the part that is there now differs in "
-                f"{len(other)} of {len(digests)} tensors, the first is {other[0]!r}. Put the origin back, or train "
-                "anew on this one"
+                f"{owner} was trained on the frozen part {part!r} of {origin!r}, which has changed: {len(other)} "
+                f"of {len(digests)} tensors differ, the first is {other[0]!r}. Restore the original, or train "
+                "again with the new part"
             )
 
     def resume(self, by_part: Mapping[str, str], digests: Mapping[str, Mapping[str, str]]) -> None:

@@ -206,8 +206,8 @@ def load_weights(
     path, manifest = checkpoint.path, checkpoint.manifest
     if averaged and not any(checkpoint.average(name) is not None for name in manifest["weights"]):
         raise UserError(
-            f"{str(path)!r} has no averages of weights, because its stage averages no part. Leave `averaged` out, or "
-            "take the end of a stage with `average` in its `train`"
+            f"{str(path)!r} has no averages of weights, because its stage averages no part. Leave `averaged` "
+            "out, or choose the end of a stage with `average` in its `train`"
         )
     origin = translate_family(manifest["family"])
     if origin != family:
@@ -226,9 +226,9 @@ def load_weights(
     if odd:
         here = tuple(tensors[odd[0]].shape) if odd[0] in tensors else "absent"
         raise UserError(
-            f"{str(path)!r} does not fit this model: {len(odd)} of {len(tensors)} tensors differ in name or shape, the "
-            f"first is {odd[0]!r} ({shapes.get(odd[0], 'absent')} in the checkpoint, {here} in the model). "
-            "Use the config.yaml of the run that made it"
+            f"{str(path)!r} does not fit this model: {len(odd)} of {len(tensors)} tensors differ in name or "
+            f"shape. The first is {odd[0]!r}: {shapes.get(odd[0], 'absent')} in the checkpoint, {here} in the "
+            "model. Use the config.yaml of the run that wrote the checkpoint"
         )
     needed = manifest["frozen"].keys() if parts is None else manifest["frozen"].keys() & set(parts)
     if needed:

@@ -122,13 +122,14 @@ def require_maps(vision: VisionEncoder, connector: Connector, key: str) -> None:
     bare = unwrapped(connector)
     if vision.two_maps and not bare.reads_two_maps:
         raise UserError(
-            f"{key}: the vision encoder returns features at two resolutions, which {type(bare).__name__} does not "
-            "read. The nearest that goes: `mining: lit_mm.connectors.patch_info_mining.PatchInfoMining` (of Recombined)"
+            f"{key}: the vision encoder returns features at two resolutions, which {type(bare).__name__} does "
+            "not read. The nearest legal choice: `mining: "
+            "lit_mm.connectors.patch_info_mining.PatchInfoMining` (of Recombined)"
         )
     if bare.reads_two_maps and not vision.two_maps:
         raise UserError(
-            f"{key}: {type(bare).__name__} reads features at two resolutions, which {type(vision).__name__} does not "
-            "return. The nearest that goes: `vision: lit_mm.vision.dual.DualEncoder`"
+            f"{key}: {type(bare).__name__} reads features at two resolutions, which {type(vision).__name__} "
+            "does not return. The nearest legal choice: `vision: lit_mm.vision.dual.DualEncoder`"
         )
 
 

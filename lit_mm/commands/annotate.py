@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 PIPELINES = Path(__file__).parents[1] / "annotation" / "pipelines"
 KEYS = ("engine", "sources", "settings")
 PAUSE = 60.0  # seconds between two lines of progress in a log
-EPILOG = """A pipeline names an engine with its experts, the sources, and settings. `monkey` and `capfilt` come with the
-package; keys may follow: --engine.init_args.captioner.init_args.checkpoint runs/blip
+EPILOG = """A pipeline has an engine with its experts, the sources, and settings. `monkey` and `capfilt` come with the
+package. Any key of the pipeline can be overridden: --engine.init_args.captioner.init_args.checkpoint runs/blip
 
   python -m lit_mm annotate --config capfilt --out filtered \\
       --source "{name: web, format: captions, path: 'web-{00000..00127}.tar'}"
@@ -36,22 +36,22 @@ accounts/ with every text and its verdict, ledger.json, page.html with twenty sa
 
 
 def annotate(arguments: Sequence[str]) -> None:
-    """Describe or filter images with a data engine, and write a data set that `fit` reads."""
+    """Describe images with a data engine, filter the descriptions, and write a data set for `fit`."""
     parser = Arguments(prog="python -m lit_mm annotate", description=annotate.__doc__, epilog=EPILOG)
-    parser.add_argument("--config", required=True, metavar="FILE", help="a pipeline, or the name of one of the package")
+    parser.add_argument("--config", required=True, metavar="FILE", help="pipeline: a YAML file, or monkey or capfilt")
     parser.add_argument(
-        "--out", required=True, metavar="FOLDER", help="folder of the new data set; it may hold its run"
+        "--out", required=True, metavar="FOLDER", help="folder of the new data set; an interrupted run in it is resumed"
     )
     parser.add_argument(
         "--source",
         action="append",
         default=[],
         metavar="FOLDER | YAML",
-        help="a folder of images, or a source such as {name: web, format: llava, path: chat.json}, in place of the "
-        "pipeline's; several in order",
+        help="folder of images, or a source such as {name: web, format: llava, path: chat.json}; may be repeated "
+        "(default: the sources of the pipeline)",
     )
-    parser.add_argument("--accelerator", help="device of the checkpoints (default: as their configs say)")
-    parser.add_argument("--allow", metavar="PACKAGE", help="package of your own that the pipeline may name")
+    parser.add_argument("--accelerator", help="device of the checkpoints (default: those of their configs)")
+    parser.add_argument("--allow", metavar="PACKAGE", help="allow classes of this package in the pipeline")
     words, keys = split_keys(without_allow(arguments))
     choices = parser.parse_args(words)
     config = pipeline_config(choices.config, choices.source, keys)

@@ -169,7 +169,7 @@ def open_task(text: str, data: Path, limit: int | None) -> Task:
     split = benchmark.split(split)
     submission = benchmark.splits[split].submission
     if limit is not None and submission is not None:
-        raise UserError(f"{name}:{split} is answered for a server, which needs all answers. Leave out --documents")
+        raise UserError(f"{name}:{split} is evaluated by a server, which needs all answers. Leave out --documents")
     if submission is not None and submission.all_of and not (data / submission.all_of).is_file():
         raise UserError(
             f"there is no {str(data / submission.all_of)!r}, which lists the questions that the server of "

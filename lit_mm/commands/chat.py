@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # seconds of import, which --help need not wait for
     from lit_mm.inference.chat import Chat
 
 COMMANDS = {
-    "/image FILE": "put an image in front of the next question; several in order",
+    "/image FILE": "put an image in front of the next question; may be repeated",
     "/data": "show the prompt of the last answer as the model read it",
     "/new": "start over, without images",
     "/help": "show these commands",
@@ -30,18 +30,18 @@ ONE_TURN = (
 
 
 def chat(arguments: Sequence[str]) -> None:
-    """Talk with a checkpoint about images. Answers come word by word; Ctrl+C ends an answer."""
+    """Chat with a checkpoint about images. Answers appear word by word; Ctrl+C ends an answer."""
     commands = "\n".join(f"  {name:<12} {text}" for name, text in COMMANDS.items())
     parser = Arguments(prog="python -m lit_mm chat", description=chat.__doc__, epilog=f"in the chat:\n{commands}")
     add_checkpoint(parser)
     parser.add_argument(
-        "--image", action="append", default=[], metavar="FILE", help="an image for the first question; several in order"
+        "--image", action="append", default=[], metavar="FILE", help="image for the first question; may be repeated"
     )
-    parser.add_argument("--max_new_tokens", type=int, default=512, help="where a long answer is cut (default: 512)")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="longest answer, tokens (default: 512)")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, help="divisor of scores before a draw (default: 0, no draws)"
+        "--temperature", type=float, default=0.0, help="temperature of sampling (default: 0, the most likely tokens)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draws (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")

@@ -39,13 +39,17 @@ def checkpoint(arguments: Sequence[str]) -> None:
     looks = actions.add_parser("inspect", description=inspect.__doc__, help="list the contents and check the files")
     looks.add_argument("path", help="run folder or checkpoint")
     looks.add_argument("--verify", action="store_true", help="read every file and compare its digest")
-    looks.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
+    looks.add_argument(
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
+    )
 
     joins = actions.add_parser("consolidate", description=join.__doc__, help="write the weights to one file")
     joins.add_argument("path", help="run folder or checkpoint")
-    joins.add_argument("output", metavar="OUT.safetensors", help="the file to write")
-    joins.add_argument("--stored_only", action="store_true", help="leave out frozen parts that have an origin")
-    joins.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
+    joins.add_argument("output", metavar="OUT.safetensors", help="new file")
+    joins.add_argument(
+        "--stored_only", action="store_true", help="leave out frozen parts that can be loaded from their origin"
+    )
+    joins.add_argument("--overwrite", action="store_true", help="replace an existing file")
 
     choices = parser.parse_args(arguments)
     {"inspect": inspect, "consolidate": join}[choices.action](choices)
@@ -53,9 +57,11 @@ def checkpoint(arguments: Sequence[str]) -> None:
 
 # --- inspect ---------------------------------------------------------------------------------------------------------
 def inspect(choices: argparse.Namespace) -> None:
-    """List the contents of a checkpoint: family, stage, step, ranks, sizes, and the tensors and dtypes of each part,
-    with the origin of parts that are stored by digest only. The exit code is 2 if the checkpoint is damaged. --verify
-    shows accidents; who edits a file on purpose can renew its digest as well (see SECURITY.md)."""
+    """List the contents of a checkpoint: family, stage, step, ranks, sizes, and the tensors and dtypes of each part.
+
+    Frozen parts may be stored by digest only; the list has their origin. The exit code is 2 if the checkpoint is
+    damaged. --verify detects accidental damage, but not deliberate changes (see SECURITY.md).
+    """
     opened = manifest.read(manifest.find(choices.path))
     problems = manifest.damage(opened, verify=choices.verify)
     print(
@@ -131,14 +137,16 @@ def megabytes(size: int) -> str:
 
 # --- consolidate -----------------------------------------------------------------------------------------------------
 def join(choices: argparse.Namespace) -> None:
-    """Write the weights of a checkpoint to one safetensors file, under their names in `state_dict`; its metadata hold
-    the config. Tensors are copied one after the other, so the memory of the largest is enough. Frozen parts that a
-    checkpoint stores by digest only are loaded from their origin, checked and written as well."""
+    """Write the weights of a checkpoint to one safetensors file, under their names in `state_dict`.
+
+    The metadata of the file hold the config. Tensors are copied one at a time, so the memory of the largest is enough.
+    Frozen parts that are stored by digest only are loaded from their origin, checked, and written as well.
+    """
     output = Path(choices.output)
     if output.suffix != ".safetensors":
         raise UserError(f"the output {choices.output!r} should end in .safetensors")
     if output.exists() and not choices.overwrite:
-        raise UserError(f"{choices.output!r} is there already; --overwrite replaces it")
+        raise UserError(f"{choices.output!r} exists; --overwrite replaces it")
     if not output.parent.is_dir():
         raise UserError(f"the folder {str(output.parent)!r} of the output does not exist")
     opened = manifest.read(manifest.find(choices.path))
@@ -181,7 +189,10 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
     origins = {name: entry["origin"] for entry in opened.content["frozen"].values() for name in entry["digests"]}
     kinds = {name: parameter.dtype for name, parameter in module.named_parameters()}
     if unknown := sorted(digests.keys() - kinds.keys()):
-        raise UserError(f"{label} makes a model without {unknown[0]!r}, which the checkpoint has: it is damaged")
+        raise UserError(
+            f"{label} describes a model without {unknown[0]!r}, which the checkpoint contains. The checkpoint "
+            "is damaged"
+        )
     _stand_in(module, set(opened.content["weights"]))
     load_frozen(module, set(digests))
     parameters = dict(module.named_parameters())
@@ -193,8 +204,8 @@ def fetch_frozen(opened: manifest.Manifest) -> tuple[dict[str, Stored], Elements
         tensor = whole(name)
         if digest(tensor) != digests[name]:
             raise UserError(
-                f"{str(opened.path)!r} was trained on the frozen {origins[name]!r}; what is there now differs in "
-                f"{name!r}. Put the origin back, or leave frozen parts out with --stored_only"
+                f"{str(opened.path)!r} was trained on the frozen {origins[name]!r}, which has changed: {name!r} "
+                "differs. Restore the original, or leave frozen parts out with --stored_only"
             )
         yield memoryview(tensor.view(-1).view(torch.uint8).numpy())
 

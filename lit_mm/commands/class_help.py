@@ -104,7 +104,7 @@ def kinds_of(key: str) -> list[Any]:
         elif first != "stages":  # it depends on the class
             return []
         elif name != "init_args":
-            raise UserError(f"there is no key {key!r} whose help could be given{nearest(name, arguments)}")
+            raise UserError(f"there is no help for {key!r}{nearest(name, arguments)}")
     return kinds
 
 

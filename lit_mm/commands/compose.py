@@ -13,7 +13,7 @@ import yaml
 from lit_mm.commands.config_text import without_allow
 from lit_mm.commands.options import Arguments, utf8_text
 from lit_mm.documents.printable import visible
-from lit_mm.errors import UserError, first_line
+from lit_mm.errors import UserError, counted, first_line
 
 if TYPE_CHECKING:
     from lit_mm.composition.template import Template
@@ -22,37 +22,45 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")
 LIKELIHOOD = "lit_mm.composition.retrieve.ByLikelihood"
-EPILOG = """From the instruction the model writes an article, names the lines after which images suit and captions
-them; candidates are looked up in the folder, and the model picks one for each place. --out gets
-article.md, article.html, images/ and composition.json, which tells every step.
+EPILOG = """The model writes an article, chooses the lines that an image should follow, and writes a caption for each.
+For each caption, candidates are selected from the folder, and the model chooses one. --out gets article.md,
+article.html, images/ and composition.json, which records every step.
 
---retriever is a class such as lit_mm.composition.retrieve.ByFileName, or a YAML file with its class_path
-and init_args; its method over(module, pictures) gives a function (caption, count, exclude) -> numbers."""
+--retriever is a class such as lit_mm.composition.retrieve.ByFileName, or a YAML file with its class_path and init_args.
+Its method over(module, pictures) returns a function (caption, count, exclude) -> numbers of pictures."""
 
 
 def compose(arguments: Sequence[str]) -> None:
-    """Write an illustrated article: text by the model, images from a folder."""
+    """Write an illustrated article: the model writes the text and chooses images from a folder."""
     parser = Arguments(prog="python -m lit_mm compose", description=compose.__doc__, epilog=EPILOG)
     parser.add_argument(
-        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
+        "checkpoint", nargs="?", default="runs/latest", help="run folder or checkpoint (default: runs/latest)"
     )
-    parser.add_argument("--instruction", type=utf8_text, required=True, metavar="TEXT", help="what to write about")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="images to choose from, subfolders included")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where to write; new, or empty")
-    parser.add_argument("--slots", type=int, help="images in the article (default: as many as the model sees fit)")
-    parser.add_argument("--candidates", type=int, default=4, help="images it chooses among at each place (default: 4)")
     parser.add_argument(
-        "--retriever", default=LIKELIHOOD, help="finds the candidates (default: the model, by likelihood)"
+        "--instruction", type=utf8_text, required=True, metavar="TEXT", help="topic of the article, as an instruction"
     )
-    parser.add_argument("--template", help="xcomposer or xcomposer2 (default: that of the model's family)")
-    parser.add_argument("--max_new_tokens", type=int, help="where the article is cut (default: the template's)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
-    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
-    parser.add_argument("--allow", metavar="PACKAGE", help="package of your own that --retriever may name")
+    parser.add_argument(
+        "--images", required=True, metavar="FOLDER", help="folder of images, searched with its subfolders"
+    )
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="new or empty folder for the article")
+    parser.add_argument("--slots", type=int, help="number of images in the article (default: the model decides)")
+    parser.add_argument(
+        "--candidates", type=int, default=4, help="number of candidate images for each place (default: 4)"
+    )
+    parser.add_argument(
+        "--retriever",
+        default=LIKELIHOOD,
+        help="class or YAML file that selects the candidates (default: the model, by likelihood)",
+    )
+    parser.add_argument("--template", help="template: xcomposer or xcomposer2 (default: that of the model's family)")
+    parser.add_argument("--max_new_tokens", type=int, help="longest article, tokens (default: that of the template)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling (default: 0)")
+    parser.add_argument("--config", help="build the model from this config instead of that of the checkpoint")
+    parser.add_argument("--allow", metavar="PACKAGE", help="allow classes of this package for --retriever")
     choices = parser.parse_args(arguments)
     without_allow(arguments)
     if not choices.instruction.strip():
-        raise UserError("--instruction is empty. Say what the article shall be about")
+        raise UserError("--instruction is empty. Describe the topic of the article")
     if choices.slots is not None and choices.slots < 0:
         raise UserError(f"--slots is at least 0, got {choices.slots}")
     if not 1 <= choices.candidates <= 26:
@@ -61,7 +69,7 @@ def compose(arguments: Sequence[str]) -> None:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")
     image_paths, out = image_files(Path(choices.images)), Path(choices.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {choices.out!r} is there and not an empty folder. Choose another, or clear it")
+        raise UserError(f"--out {choices.out!r} exists and is not an empty folder. Choose another folder, or empty it")
 
     from lit_mm.commands.trained import open_model  # seconds of import, which --help does not wait for
     from lit_mm.composition.compose import compose as run
@@ -91,7 +99,9 @@ def compose(arguments: Sequence[str]) -> None:
     for note in article.notes:
         print(f"note: {visible(note)}")
     count = sum(slot.image is not None for slot in article.slots)
-    print(f"{len(article.lines)} lines and {count} images: {files['markdown']} and {files['html']}")
+    print(
+        f"{counted(len(article.lines), 'line')} and {counted(count, 'image')}: {files['markdown']} and {files['html']}"
+    )
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -154,7 +164,7 @@ def template_of(module: MultimodalModule, name: str | None) -> Template:
                 f"choose one with --template {' or '.join(TEMPLATES)}"
             )
     if module.processor.token_grid is None:
-        raise UserError("compose: this model reads text alone. Use one that takes images")
+        raise UserError("compose: this model reads only text. Use a model that takes images")
     if name not in TEMPLATES:
         raise UserError(f"--template is one of {', '.join(TEMPLATES)}, got {name!r}")
     return TEMPLATES[name]
@@ -185,7 +195,7 @@ def make_search(reference: str) -> Any:
     except UserError as error:
         raise UserError(f"--retriever: {error}") from error
     if not (isinstance(search_class, type) and issubclass(search_class, Search)):
-        raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, so it finds no images")
+        raise UserError(f"--retriever: {path} has no method `over(module, pictures)`, which selects the images")
     try:
         return search_class(**options)
     except TypeError as error:

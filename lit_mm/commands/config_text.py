@@ -131,7 +131,8 @@ def read_config(path: str) -> Entry:
     file = recipe_file(path)
     path = path if file == Path(path) else str(file)
     if file.is_dir():
-        raise UserError(f"the config {path!r} is a folder; --config needs a YAML file")
+        of_run = f". That of this run is {str(file / 'config.yaml')!r}" if (file / "config.yaml").is_file() else ""
+        raise UserError(f"the config {path!r} is a folder; --config needs a YAML file{of_run}")
     if not file.is_file():
         raise UserError(f"there is no config file {path!r}{_near_file(file)}")
     try:
@@ -148,8 +149,10 @@ def read_config(path: str) -> Entry:
     if not isinstance(root, yaml.MappingNode):
         content = "nothing" if root is None else f"a {root.id}"
         raise UserError(f"the config {path!r} holds {content}; expected keys such as `model:`, `stages:` and `data:`")
+    if {"method", "parameters"} <= {key.value for key, _ in root.value}:
+        raise UserError(f"the config {path!r} is a sweep and no recipe: python -m lit_mm sweep {path} runs it")
     if expanded_size(root) > MOST_ENTRIES:
-        raise UserError(f"{path}: its aliases stand for more than {MOST_ENTRIES:,} entries. Write fewer")
+        raise UserError(f"{path}: its aliases expand to more than {MOST_ENTRIES:,} entries. Use fewer")
     return _entry(root, path, root.start_mark.line, numbered=True)
 
 
@@ -187,7 +190,9 @@ def _entry(node: yaml.Node, label: str, line: int, *, numbered: bool, path: tupl
     if len(path) > MOST_LEVELS:
         raise UserError(f"{spoken(place, path[:3])}: it is nested too deeply. {FLATTER}")
     if node.tag.removeprefix("tag:yaml.org,2002:") not in TAGS:
-        raise UserError(f"{spoken(place, path)}: the YAML tag {node.tag!r} is not read. Write the value itself")
+        raise UserError(
+            f"{spoken(place, path)}: YAML tags such as {node.tag!r} are not supported. Write the value itself"
+        )
     if isinstance(node, yaml.SequenceNode):
         entries = [
             _entry(item, label, item.start_mark.line, numbered=numbered, path=(*path, str(number)))
@@ -250,6 +255,16 @@ def _near_file(file: Path) -> str:
 def config_files(arguments: Sequence[str]) -> list[str]:
     """Return the files that `--config` names, in order."""
     return [value for key, value in _options(arguments) if key in ("--config", "-c") and value]
+
+
+def check_config_files(arguments: Sequence[str]) -> None:
+    """Refuse config files that cannot be read. No torch is imported, so that the message comes at once.
+
+    Raises:
+        UserError: see `read_config`.
+    """
+    for file in config_files(arguments):
+        read_config(file)
 
 
 def overrides(arguments: Sequence[str]) -> Iterator[Entry]:

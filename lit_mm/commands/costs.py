@@ -51,7 +51,7 @@ class Assumptions:
         if not 0 < self.utilisation <= 1:
             raise UserError(f"--utilisation is a share of the peak above 0 and at most 1, got {self.utilisation}")
         if self.price is not None and (not 0 <= self.price < math.inf or self.device is None):
-            raise UserError("--price is a number from 0, and needs a --device whose hours it counts")
+            raise UserError("--price is a number from 0, the price of an hour of a --device. Add --device")
         if self.memory is not None and not 0 < self.memory < math.inf:
             raise UserError(f"--memory is a number above 0 GiB, got {self.memory}")
 

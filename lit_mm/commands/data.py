@@ -32,9 +32,11 @@ def data(arguments: Sequence[str]) -> None:
 
     check_parser = actions.add_parser("check", description=check.__doc__, help="list errors with file and line")
     check_parser.add_argument(
-        "--format", choices=("table", "json"), default="table", help="what to print (default: table)"
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
     )
-    check_parser.add_argument("--lines", type=int, default=100, help="errors to list; 0 lists all (default: 100)")
+    check_parser.add_argument(
+        "--lines", type=int, default=100, help="largest number of errors in the list; 0 lists all (default: 100)"
+    )
     check_parser.add_argument(
         "--pixels",
         type=float,
@@ -42,40 +44,41 @@ def data(arguments: Sequence[str]) -> None:
         const=1.0,
         default=0.0,
         metavar="SHARE",
-        help="also decode the pixels of all samples, or of this share of them (0.01: every hundredth)",
+        help="also decode the pictures of all samples, or of a share of them (0.01: every hundredth)",
     )
     check_parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="worker processes; 0 for none (default: one for each processor, none for few samples)",
+        help="number of worker processes (default: one per processor, 0 for few samples)",
     )
 
-    show_parser = actions.add_parser("show", description=show.__doc__, help="print one sample as the model sees it")
+    show_parser = actions.add_parser("show", description=show.__doc__, help="print one sample as the model reads it")
     show_parser.add_argument("index", type=int, help="number of the sample, counted from 0")
-    show_parser.add_argument("--output", metavar="PNG", help="picture of its views (default: sample-<index>.png)")
+    show_parser.add_argument(
+        "--output", metavar="PNG", help="file for the picture of its views (default: sample-<index>.png)"
+    )
 
     index_parser = actions.add_parser("index", description=index.__doc__, help="store picture sizes and sample lengths")
-    index_parser.add_argument("--rebuild", action="store_true", help="read again what is stored already")
+    index_parser.add_argument("--rebuild", action="store_true", help="discard stored results and compute them again")
 
     for action in (check_parser, show_parser, index_parser):
         action.add_argument(
             "--config",
             metavar="FILE",
             action="append",
-            help="a recipe, for its data and, with `show`, its model. Given twice, the later file overrides; keys of "
-            "the recipe may follow (--data.init_args.path FILE)",
+            help="recipe; later ones override earlier ones. Keys of the recipe may follow (--data.init_args.path FILE)",
         )
         action.add_argument(
             "--stage", metavar="NAME", help="stage of the recipe (default: all; with `show`, the first)"
         )
         action.add_argument(
-            "--source", metavar="YAML", help="one source instead of the recipe's: {format: ..., path: ...}"
+            "--source", metavar="YAML", help="a source instead of those of the recipe: {format: ..., path: ...}"
         )
     options, overrides = split_overrides(arguments)
     choices = parser.parse_args(options)
     if overrides and choices.config is None:
-        raise UserError(f"{overrides[0]} changes a recipe: name it with --config")
+        raise UserError(f"{overrides[0]} is a key of a recipe. Add the recipe with --config")
     choices.recipe = [*(word for path in choices.config or () for word in ("--config", path)), *overrides]
     if choices.config is None and (choices.source is None or choices.action == "show"):
         needs = "--config" if choices.action == "show" else "--config or --source"

@@ -8,10 +8,10 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-from lit_mm.commands.data_sources import FINISHED, declaration_of, jobs_of, parsed
+from lit_mm.commands.data_sources import FINISHED, HELD_OUT, declaration_of, jobs_of, parsed
 from lit_mm.errors import UserError
 from lit_mm.stream.progress import bar
 
@@ -108,9 +108,11 @@ class Report:
 
 
 def check(choices: argparse.Namespace) -> None:
-    """Check all samples without decoding pixels: placeholders against images, ids, files, image headers, empty answers,
-    regions, JSON. With a recipe, every stage's template and limits are applied to every sample; all samples that pass
-    are trained on, except those with damaged pixels, which --pixels finds. The exit code is 2 if anything is wrong."""
+    """Check all samples: placeholders against images, ids, files, image headers, empty answers, regions, JSON.
+
+    With a recipe, every stage's template and limits are applied to every sample. All samples that pass are used for
+    training, except those with damaged pixels, which only --pixels finds. The exit code is 2 if anything is wrong.
+    """
     if choices.lines < 0:
         raise UserError(f"--lines is at least 0, got {choices.lines}")
     if not 0 <= choices.pixels <= 1:
@@ -143,7 +145,9 @@ def check(choices: argparse.Namespace) -> None:
         sys.exit(BROKEN)
 
 
-def check_entries(name: str, documents: Documents, report: Report, places: set[str]) -> None:
+def check_entries(
+    name: str, documents: Documents, report: Report, places: set[str], held_out: Set[int] = frozenset()
+) -> None:
     """Check the entries and image headers of a source.
 
     Args:
@@ -152,6 +156,7 @@ def check_entries(name: str, documents: Documents, report: Report, places: set[s
         report: report that collects the errors.
         places: places of broken samples, to which those of this source are added. A place is not listed again, such as
             a held-out row of the same file.
+        held_out: `content_hash` of the held-out documents.
     """
     from lit_mm.documents.sources.check import check_source
 
@@ -164,7 +169,7 @@ def check_entries(name: str, documents: Documents, report: Report, places: set[s
             places.add(place)
 
     with bar(f"checking {name}", len(documents)) as progress:
-        report.summaries.append(check_source(name, documents, append, progress))
+        report.summaries.append(check_source(name, documents, append, progress, held_out))
     report.apart.append(Counter())
     report.cut.append(Counter())
 
@@ -178,14 +183,17 @@ def check_jobs(jobs: Sequence[Job], report: Report, share: float, workers: int |
         share: share of the samples whose pixels are decoded, 0 to 1.
         workers: number of worker processes; None for the number of processors, or 0 if there are few samples.
     """
+    from lit_mm.documents.sources.check import content_hashes
     from lit_mm.stream.check import FEW, runner, tasks_of, worker_count
 
     if workers is None:
         workers = worker_count() if max(len(job.documents) for job in jobs) > FEW else 0
+    held_out: set[int] = set().union(*(content_hashes(job.documents) for job in jobs if job.name == HELD_OUT))
     with runner(jobs, workers) as run:
         places: set[str] = set()  # places of samples whose errors are listed already
         for number, job in enumerate(jobs):
-            check_entries(job.name, job.documents, report, places)
+            hashes = frozenset() if job.name == HELD_OUT else held_out
+            check_entries(job.name, job.documents, report, places, hashes)
             if not job.layouts and not share:
                 continue
             with bar(f"laying out {job.name}", len(job.documents)) as progress:

@@ -16,8 +16,10 @@ EXPLAINED = 5  # samples of a source that cannot be trained on and are listed wi
 
 
 def index(choices: argparse.Namespace) -> None:
-    """Read the header of every picture once and store the sizes; with a recipe, also lay out every sample once and
-    store its length. Later starts use what is stored. After an interruption the same command continues."""
+    """Store the size of every picture and, with a recipe, the length of every sample, so that later starts are fast.
+
+    After an interruption the same command continues.
+    """
     from lit_mm.documents.sources import Source
     from lit_mm.documents.sources.cache import cache_folder
 

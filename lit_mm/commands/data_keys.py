@@ -55,8 +55,8 @@ def refuse_keys_of_other_classes(config: Entry) -> None:
     if left_over:
         owner = f"{min(owners)} has" if len(owners) == 1 else "other data modules have"
         raise UserError(
-            f"the data are {class_path.value}, and {owner} these keys: {'; '.join(left_over)}. Delete them, or begin "
-            f"with {OWN_DATA}"
+            f"the data are {class_path.value}, and {owner} these keys: {'; '.join(left_over)}. Delete them, "
+            f"or start from {OWN_DATA}"
         )
 
 

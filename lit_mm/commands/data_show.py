@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_mm.commands.data_sources import declared, parsed
 from lit_mm.documents.printable import visible
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, counted
 
 if TYPE_CHECKING:  # seconds of import, which --help and a misspelt option need not wait for
     import numpy as np
@@ -21,12 +21,17 @@ GAP = 4  # pixels between views
 
 
 def show(choices: argparse.Namespace) -> None:
-    """Print a sample as the model sees it, supervised tokens in colour, and write its views into one picture."""
+    """Print a sample as the model reads it, with supervised tokens in colour, and write its views to one picture."""
     from rich.console import Console
+
+    from lit_mm.stream.split import Split
 
     processor, documents = processor_and_documents(choices)
     if not 0 <= choices.index < len(documents):
-        raise UserError(f"there are {len(documents)} samples, from 0 to {len(documents) - 1}; got {choices.index}")
+        rest = "; held-out rows are not among them" if isinstance(documents, Split) else ""
+        raise UserError(
+            f"there are {len(documents)} samples, from 0 to {len(documents) - 1}{rest}; got {choices.index}"
+        )
     sample = processor.lay_out(documents[choices.index])
     length, document = sample.length, sample.document
     views = processor.views(sample) if length.views else []
@@ -41,9 +46,10 @@ def show(choices: argparse.Namespace) -> None:
     visual = sum(stop - start for start, stop in sample.spans)
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"sample {document.id!r} of {visible(document.source or 'its source')}", markup=False)
+    pictures = f"{counted(len(document.pictures), 'picture')}, {counted(length.views, 'view')}"
     console.print(
-        f"{length.tokens} tokens: {length.supervised} learnt, {visual} of pictures ({len(document.pictures)} pictures, "
-        f"{length.views} views); the model takes {processor.max_length}",
+        f"{length.tokens} tokens: {length.supervised} learnt, {visual} of pictures ({pictures}); "
+        f"the model takes {processor.max_length}",
         markup=False,
     )
     console.print(marked(sample, processor, coloured=console.is_terminal and console.color_system is not None))
@@ -51,7 +57,7 @@ def show(choices: argparse.Namespace) -> None:
         second = processor.reading(document)
         console.print(f"second text, {len(second)} tokens: {processor.reading.decoded(document)}", markup=False)
     if views:
-        console.print(f"its {len(views)} views are in {output}", markup=False)
+        console.print(f"{counted(len(views), 'view')} of it: {output}", markup=False)
 
 
 def marked(sample: Sample, processor: Processor, *, coloured: bool) -> Text:

@@ -52,7 +52,7 @@ def jobs_of(cli: RecipeCLI, stage_name: str | None) -> list[Job]:
     Args:
         stage_name: name of the only stage; None for all stages.
     Raises:
-        UserError: `by_source` names an unknown source.
+        UserError: `by_source` names an unknown source, or an encoder-decoder cannot learn the prompt of a stage.
     """
     from lit_mm.commands.source_names import check_model_sources, check_stage_sources
     from lit_mm.stream.check import Job
@@ -73,6 +73,7 @@ def jobs_of(cli: RecipeCLI, stage_name: str | None) -> list[Job]:
         if stage is not None:
             with cli.placing():
                 check_stage_sources(stage, module)
+                cli.model.check_targets(stage)
         for step in steps:
             maker = module.maker(processors[step])
             for number, (name, source) in enumerate(flat(maker.documents)):

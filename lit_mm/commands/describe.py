@@ -27,35 +27,41 @@ Any key of the recipe may follow, spelt as in the YAML: --model.init_args.image_
 Sizes are WIDTHxHEIGHT in pixels; @FILE is a JSON list of [width, height].
 
 The JSON has `family`, `parameters` (`total`, `parts`), `stages` (`name`, `trainable` by part, `trainable_total`,
-`frozen_total`, `unread` parts, `from_step` of parts that thaw later, `starts_from` of a branch, `steps` or `epochs`,
-`rows_per_step`, `samples_per_step`, `depends_on`, `memory`) and, with --images, `images` (`width`, `height`, `views`,
-`grid` as [columns, rows] of tiles, `visual_tokens`) as the finished model sees them. A stage that sees them in another
-way has its own `images`; `images_by_source` has those of sources with a tiling of their own. A size that the tiling
-refuses has `refused`, the reason, in place of views, grid and tokens.
+`frozen_total`, `unread` parts, `from_step` of parts that thaw later, `idle_steps` before the first part learns,
+`starts_from` of a branch, `steps` or `epochs`, `rows_per_step`, `samples_per_step`, `depends_on`, `memory`) and, with
+--images, `images` (`width`, `height`, `views`, `grid` as [columns, rows] of tiles, `visual_tokens`) as the finished
+model sees them. A stage that sees them in another way has its own `images`; `images_by_source` has those of sources
+with a tiling of their own. A size that the tiling refuses has `refused`, the reason, in place of views, grid and
+tokens.
 
-`depends_on` says, by objective that compares samples, which samples the loss of a pair depends on.
+`depends_on` maps each objective that compares samples to the samples that the loss of a pair depends on.
 
-`memory` is what the fullest rank will hold, in bytes, without activations: `device` and `host` (through offloading)
-have `weights`, `masters`, `gradients`, `moments`, `gathered`, `buckets` and `total`; `largest_layer` is what ZeRO-3
-must gather at once at least; `between_stages` is the whole model in host memory, which each of the `ranks_per_node`
-builds before a strategy shards it, and holds between stages. It depends on `strategy`, `zero` (its stage; 0 is none),
-`ranks`, `ranks_from` (recipe, option or assumed: `trainer.devices` auto counts as one), `precision` and `accumulation`
-(micro-batches of a step; null, and planned as 1, where the batch does not split over the ranks).
+`memory` is the memory of the fullest rank in bytes, without activations:
+  device, host (through offloading)  weights, masters, gradients, moments, gathered, buckets, total
+  largest_layer     smallest amount that ZeRO-3 gathers at once
+  between_stages    whole model in host memory: each of the `ranks_per_node` builds it before a strategy shards it, and
+                    keeps it between stages
+  strategy, zero (its stage, 0 for none), ranks, precision
+  ranks_from        recipe, option, or assumed (`trainer.devices: auto` counts as one)
+  accumulation      micro-batches of a step; null, and planned as 1, if the batch does not split over the ranks
 
-Each stage has `costs`, null for a model that reads pixels alone. `samples` has the operations of a sample of one image
-and `text` tokens, half of them learnt, for each size of --images (336x336 without it): `forward`, `backward`,
-`recompute` (layers computed again for activation checkpointing), `causal` (the part of both in causal attention, which
-is counted in full), `total` (forward and backward: the operations of MFU) and `parts`. `activations` has the bytes that
-a micro-batch of `micro_batch` rows keeps for the backward pass: `parts`, `total`, `per_row`, `checkpointing` by part,
-and `largest_micro_batch` for the memory of --device or --memory. The micro-batch is made of such samples, or with
---data it is the largest of the stage's first ones. Layers that are compiled without checkpointing may keep less.
-`data`, with --data, has `steps`, `samples`, `tokens`, `supervised` and `views` of the stage, counted in `counted_rows`
-of its rows: all of them if there is an index of lengths (`indexed`), else the first ones. `estimated` lists figures
-that are estimates. With an index there are `tokens_in_data`, `views_in_data` and `supervised_in_data`, too. `whole` has
-`operations_per_step` and `operations` of the stage, and with --device `seconds` and `price`; null where the number of
-steps is unknown. Operations are those of the first micro-batches, which are laid out.
+`costs` of a stage is null for a model that reads pixels only. Else it has:
+  samples           operations of a sample of one image and `text` tokens, half of them learnt, for each size of
+                    --images (default: 336x336): forward, backward, recompute (layers that activation checkpointing
+                    computes again), causal (part of both in causal attention, which is counted in full), total
+                    (forward and backward, as in MFU), parts
+  activations       bytes that a micro-batch of `micro_batch` rows keeps for the backward pass: parts, total, per_row,
+                    checkpointing by part, and largest_micro_batch for the memory of --device or --memory. The
+                    micro-batch has such samples; with --data it is the largest of the stage's first ones. Compiled
+                    layers without checkpointing may keep less
+  data              with --data: steps, samples, tokens, supervised, views of the stage. They are counted in
+                    `counted_rows` of its rows: all of them if there is an index of lengths (`indexed`), else the first
+                    ones. `estimated` lists figures that are estimates. With an index also tokens_in_data,
+                    views_in_data, supervised_in_data
+  whole             operations_per_step, operations; with --device also seconds, price. They are computed from the first
+                    micro-batches, and null if the number of steps is unknown
 
---against OTHER plans a second recipe in the same way: the JSON then has `this` and `against`."""
+With --against OTHER, the JSON has `this` and `against`."""
 
 GIB, MIB = 1 << 30, 1 << 20
 
@@ -63,7 +69,7 @@ GIB, MIB = 1 << 30, 1 << 20
 def describe(arguments: Sequence[str]) -> None:
     """Print the plan of a recipe: parameters by part, trainable parts and memory of each stage, visual tokens.
 
-    No weight is loaded, and data are read with --data alone.
+    No weight is loaded. Data are read only with --data.
     """
     parser = Arguments(
         prog="python -m lit_mm describe",
@@ -74,24 +80,39 @@ def describe(arguments: Sequence[str]) -> None:
         epilog=EPILOG,
     )
     parser.add_argument(
-        "--config", action="append", required=True, metavar="FILE", help="the recipe; later ones override"
+        "--config", action="append", required=True, metavar="FILE", help="recipe; later ones override earlier ones"
     )
     parser.add_argument("--images", metavar="SIZES", help="image sizes: 336x336,1008x672 or @FILE")
     parser.add_argument(
-        "--ranks", type=int, metavar="N", help="plan the memory of so many processes (default: devices x num_nodes)"
-    )
-    parser.add_argument("--text", type=int, default=64, metavar="N", help="text tokens of a sample (default: 64)")
-    parser.add_argument("--data", action="store_true", help="read the lengths of the data: steps, samples, tokens")
-    parser.add_argument(
-        "--device", metavar="NAME", help="plan the time on this device, such as H100, or of this peak, TFLOP/s"
+        "--ranks", type=int, metavar="N", help="number of processes (default: devices x num_nodes of the recipe)"
     )
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, metavar="SHARE", help="share of the peak that is used (default: 0.4)"
+        "--text", type=int, default=64, metavar="N", help="number of text tokens in a sample (default: 64)"
     )
-    parser.add_argument("--price", type=float, metavar="PRICE", help="price of a device for an hour")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of a device (default: that of --device)")
-    parser.add_argument("--against", metavar="OTHER", help="another recipe, whose plan stands beside this one's")
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
+    parser.add_argument(
+        "--data", action="store_true", help="also read the data, for the numbers of steps, samples and tokens"
+    )
+    parser.add_argument(
+        "--device", metavar="NAME", help="device for the time: a name such as H100, or its peak in TFLOP/s"
+    )
+    parser.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="assumed share of the device's peak (default: 0.4)",
+    )
+    parser.add_argument("--price", type=float, metavar="PRICE", help="price of one device per hour")
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="memory of a device, for the largest micro-batch (default: that of --device)",
+    )
+    parser.add_argument("--against", metavar="OTHER", help="second recipe, printed beside the first")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="format of the output (default: text)"
+    )
     choices, overrides = parser.parse_known_args(arguments)
     sizes = None if choices.images is None else read_sizes(choices.images)
     if choices.ranks is not None and choices.ranks < 1:
@@ -159,7 +180,7 @@ def plan_of(
     if sizes is not None:
         processor = model.processor
         if processor is None or processor.token_grid is None:
-            raise UserError(f"--images: {plan['family']} lays out no images. Leave it out")
+            raise UserError(f"--images: {plan['family']} reads no images. Leave --images out")
         final = laid_out_images(processor, sizes)
         plan |= final
         for stage, planned in zip(stages, plan["stages"], strict=True):
@@ -184,6 +205,7 @@ def stage_plan(
 ) -> dict[str, Any]:
     """Return the trainable parts of a stage, its length, its memory and its costs."""
     from lit_mm.stages.stage import adapters_of
+    from lit_mm.stages.thaw import idle_steps
 
     model, data = cli.model, cli.data_of(stage)
     ended = [part for part, adapter in model.adapters.items() if adapter.after != "keep"]
@@ -204,6 +226,7 @@ def stage_plan(
         "frozen_total": sum(p.numel() for tensors in parts.values() for p in tensors.values()) - total,
         "unread": unread,
         "from_step": {part: train.from_step for part, train in stage.train_parts.items() if train.from_step},
+        "idle_steps": idle_steps(stage),
         "steps": stage.max_steps,
         "epochs": stage.epochs if stage.max_steps is None else None,
         "depends_on": comparisons_of(cli, stage, data, ranks),
@@ -342,6 +365,8 @@ def images(processor: Processor, sizes: Sequence[tuple[int, int]], source: str =
 
 def tables(plan: dict[str, Any]) -> str:
     """Format the plan as tables for people."""
+    from lit_mm.stages.thaw import idle_line
+
     stages = plan["stages"]
     rows = [["part", "parameters", *(stage["name"] for stage in stages)]]
     for part, count in plan["parameters"]["parts"].items():
@@ -353,7 +378,8 @@ def tables(plan: dict[str, Any]) -> str:
         rows.append(["starts from", "", *(stage["starts_from"] or "" for stage in stages)])
     rows.append(["length", "", *(_length(stage) for stage in stages)])
     rows.append(["batch", "", *(_batch(stage) for stage in stages)])
-    text = [plan["family"], "", aligned(rows), "", memory_table(stages), *cost_lines(stages)]
+    idle = [idle_line(stage["name"], stage["idle_steps"]) for stage in stages if stage["idle_steps"]]
+    text = [plan["family"], "", aligned(rows), *idle, "", memory_table(stages), *cost_lines(stages)]
     for who, listed in _seen_by(plan):
         sizes = [["image", "views", "grid", "visual tokens"]]
         reasons = []

@@ -19,7 +19,7 @@ PATHS = ("path", "images")  # keys of a declaration
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Ask a trained model the held-out questions, with the pictures and with shuffled ones, or those of benchmarks."""
+    """Measure checkpoints on held-out documents, with their pictures and with shuffled ones, or on benchmarks."""
     choices = parser_of_evaluate().parse_args(arguments)
     for name, count in (("documents", choices.documents), ("batch_size", choices.batch_size)):
         if count is not None and count < 1:
@@ -54,47 +54,47 @@ def parser_of_evaluate() -> Arguments:
     parser.add_argument(
         "checkpoint",
         nargs="*",
-        help="run folder or .ckpt (default: runs/latest); several are measured one after the other and compared",
+        help="run folder or checkpoint (default: runs/latest); several are measured and compared",
     )
     parser.add_argument(
         "--benchmarks",
         metavar="NAMES",
-        help="measure on these benchmarks below --data DIR: textvqa,docvqa:test,... (--list shows all), or mine.yaml",
+        help="benchmarks with files below --data DIR, such as textvqa,docvqa:test or mine.yaml (--list shows all)",
     )
-    parser.add_argument(
-        "--list", action="store_true", help="list the benchmarks, what each needs and where its files must lie"
-    )
+    parser.add_argument("--list", action="store_true", help="list the benchmarks and the places of their files")
     parser.add_argument(
         "--procedure",
         default="",
         metavar="NAME",
-        help="ask and score benchmarks by this procedure (default: the published one of the model's family, else ours)",
+        help="procedure of asking and scoring (default: the published one of the model's family, or else `ours`)",
     )
-    parser.add_argument("--blind", action="store_true", help="measure benchmarks also with shuffled pictures")
+    parser.add_argument("--blind", action="store_true", help="also measure benchmarks with shuffled pictures")
     parser.add_argument(
         "--difference",
         type=float,
         metavar="POINTS",
-        help="difference of two checkpoints, in points of 100, for the number of questions that tell it with a power "
-        "of 80 percent (default: the measured one)",
+        help="compute the number of questions that detects this difference of two checkpoints, in points of 100, with "
+        "a power of 80 percent (default: the measured difference)",
     )
-    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
-    parser.add_argument(
-        "--averaged", action="store_true", help="load the moving averages of the weights that have one (default: no)"
-    )
-    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
+    parser.add_argument("--stage", help="use the end of this stage (default: the newest checkpoint)")
+    parser.add_argument("--averaged", action="store_true", help="use moving averages for the weights that have them")
+    parser.add_argument("--config", help="build the model from this config instead of that of the checkpoint")
     parser.add_argument(
         "--data",
         metavar="SOURCE",
-        help='ask about these documents: "{format: llava, path: asked.json, images: DIR}", or a YAML file with such a '
-        "declaration (default: the held-out documents of the recipe); with --benchmarks: the folder of all benchmarks",
+        help='documents, as "{format: llava, path: asked.json, images: DIR}" or as a YAML file with that content '
+        "(default: the held-out documents of the recipe); with --benchmarks: folder of the benchmarks",
     )
     parser.add_argument(
-        "--documents", type=int, help="documents or questions (default: as many as the recipe says, whole benchmarks)"
+        "--documents",
+        type=int,
+        help="number of documents or questions (default: that of the recipe, and whole benchmarks)",
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="documents decoded together (default: 64)")
-    parser.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
+    parser.add_argument("--batch_size", type=int, default=64, help="number of documents in a batch (default: 64)")
+    parser.add_argument(
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
+    )
+    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device (default: that of the config)")
     return parser
 
 

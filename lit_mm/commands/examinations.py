@@ -237,7 +237,7 @@ def held_out(data: LightningDataModule, count: int | None) -> list[Document]:
     try:
         documents = data.heldout(count)
     except UserError as error:
-        raise UserError(f"the held-out documents of the run: {error}. --data asks about others") from error
+        raise UserError(f"the held-out documents of the run: {error}. Use others with --data") from error
     if not documents:
-        raise UserError("the recipe of the run names no held-out documents. Give some with --data")
+        raise UserError("the recipe of the run has no held-out documents. Add --data")
     return documents

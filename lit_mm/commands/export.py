@@ -24,34 +24,35 @@ PARTS = ("vision", START, *TOKENIZERS)  # what --with may name
 
 
 def export(arguments: Sequence[str]) -> None:
-    """Write the weights of a run in the layout of transformers (hf) or of the family's authors, with adapters merged,
-    or its adapter alone (peft). A run that started from an imported checkpoint has the names, shapes and dtypes of that
-    checkpoint in its own layout. Tensors that no run holds, such as the last block of CLIP, come from the published
-    files of the recipe, or from those that --with names. The files are read again and compared at the end, and so are
-    transformers' logits."""
+    """Write the weights of a run for transformers (hf), for the authors' code (authors), or its adapter alone (peft).
+
+    Adapters are merged in hf and authors. In the layout of its import, a run keeps the names, shapes and dtypes of the
+    published checkpoint. Tensors that no run holds, such as the last block of CLIP, come from the published files of
+    the recipe or of --with. At the end the files are read again and compared, and so are transformers' logits.
+    """
     parser = Arguments(prog="python -m lit_mm export", description=export.__doc__, epilog=EPILOG)
     parser.add_argument("run", help="run folder or checkpoint")
-    parser.add_argument("--to", required=True, metavar="DIR", help="new folder")
+    parser.add_argument("--to", required=True, metavar="DIR", help="new folder for the files")
     parser.add_argument("--format", required=True, choices=FORMATS, help="layout of the files")
-    parser.add_argument("--stage", help="export the end of this stage (default: the run's newest checkpoint)")
+    parser.add_argument("--stage", help="export the end of this stage (default: the newest checkpoint)")
     parser.add_argument(
         "--with",
         dest="parts",
         action="append",
         default=[],
         metavar="PART=PLACE",
-        help="vision=PLACE: the published encoder whose name, or tensors behind the features, the files need; "
-        "import=RUN: the run that `import` made, or tokenizer=PLACE and reading=PLACE: tokenizers of the run, if they "
-        "are no longer where they were",
+        help="vision=PLACE: published encoder of the run, whose name or last block the files need; import=RUN: the run "
+        "that `import` wrote; tokenizer=PLACE, reading=PLACE: tokenizers of the run. The last three are needed only if "
+        "the originals were moved. May be repeated",
     )
-    parser.add_argument("--proof_memory", type=float, metavar="GB", help="memory of the proof (default: what is free)")
     parser.add_argument(
-        "--averaged", action="store_true", help="write the moving averages of the weights that have one (default: no)"
+        "--proof_memory", type=float, metavar="GB", help="memory for the comparison (default: the free memory)"
     )
+    parser.add_argument("--averaged", action="store_true", help="write moving averages for the weights that have them")
     choices = parser.parse_args(arguments)
     target = Path(choices.to)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"--to {str(target)!r} is there already and not empty. Give a new folder")
+        raise UserError(f"--to {str(target)!r} exists and is not empty. Choose a new folder")
     if choices.proof_memory is not None and not choices.proof_memory >= 0:
         raise UserError(f"--proof_memory is at least 0 GB, got {choices.proof_memory}")
     parts = export_parts(choices)
@@ -108,7 +109,7 @@ def export_to(
             part.rmdir()
         except OSError as error:
             raise UserError(
-                f"--to {str(target)!r}: the folder cannot be made ({error.strerror}). Give another one"
+                f"--to {str(target)!r}: the folder cannot be created ({error.strerror}). Choose another one"
             ) from error
         complete = False
         try:
@@ -171,7 +172,9 @@ def write_to(
     family, objectives = family_of(module), module.weights_of_objectives(stage)
     same = record is not None and is_layout_of(record["layout"], family, file_format, objectives)
     if parts and (same or file_format == "peft"):
-        raise UserError("--with: the published files that this export needs are kept beside the import. Leave it out")
+        raise UserError(
+            "--with: the published files that this export needs are stored with the import. Leave --with out"
+        )
     absent = f"{str(path)!r} started from {str(missing)!r}, which is not there any more"
     if file_format == "peft":
         if missing is not None:
@@ -189,9 +192,7 @@ def write_to(
         files = conversion.files(module)
         needed = {part for part, _ in files.outside.values()}
         if unread := sorted(parts.keys() - needed - files.names.keys()):
-            raise UserError(
-                f"--with {unread[0]}=...: files of {conversion.layout} need nothing from there. Leave it out"
-            )
+            raise UserError(f"--with {unread[0]}=...: files of {conversion.layout} need nothing from it. Leave it out")
         published = published_files(needed, source, model, parts)
         files, equal, lines = with_names(layout_named(conversion.layout), files, weights, parts)
         output = other_layout(conversion.layout, files, model, weights, published)

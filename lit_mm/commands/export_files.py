@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lit_mm.commands.export_output import Output
 from lit_mm.commands.proof import SIZES, Comparison, counts, summary
 from lit_mm.errors import UserError
 from lit_mm.module import MultimodalModule
+from lit_mm.run.interruption import say
 from lit_mm.weights.convert import shorten
 from lit_mm.weights.files import TensorFiles, tensor_files
 from lit_mm.weights.layouts.layout import layout_named
@@ -24,6 +26,7 @@ from lit_mm.weights.provenance import TYPES, elements_of
 from lit_mm.weights.stream import Stored, write
 
 SHARD = 5_000_000_000  # most bytes of tensors in one file
+LARGE = 1_000_000_000  # least bytes of an export whose size is said before it is written
 
 
 def write_output(output: Output, folder: Path, memory: float | None) -> list[str]:
@@ -34,19 +37,38 @@ def write_output(output: Output, folder: Path, memory: float | None) -> list[str
     Raises:
         UserError: a tensor, or a logit of transformers, differs.
     """
-    value = output.values()
+    value, size = output.values(), sum(stored.bytes for stored in output.tensors.values())
+    check_room(folder.parent, size)
     try:
         output.copy(folder)
         files = write_shards(folder, output.tensors, lambda name: elements_of(value(name)))
     except OSError as error:
         raise UserError(f"the files in {str(folder)!r} cannot be written ({error}). Is the disk full?") from error
     check_files(folder, files, output)
-    size = sum(stored.bytes for stored in output.tensors.values())
     return [
         f"{output.layout}: {len(output.tensors)} tensors, {size / 1e6:,.1f} MB",
         "read again: every tensor is the run's, in the dtype of the published file",
         *proof_of(output, folder, memory),
     ]
+
+
+def check_room(folder: Path, size: int) -> None:
+    """Say how much an export will write, if it takes long, and refuse one that the disk has no room for.
+
+    Args:
+        folder: folder in which the export is written.
+        size: bytes of its tensors.
+    Raises:
+        UserError: there is less room.
+    """
+    room = shutil.disk_usage(folder).free
+    if size > room:
+        raise UserError(
+            f"the files take {size / 1e9:.1f} GB, and {str(folder)!r} has room for {room / 1e9:.1f} GB. Make room, or "
+            "choose another folder (a rehearsal writes where TMPDIR says)"
+        )
+    if size > LARGE:
+        say(f"lit_mm: writing {size / 1e9:.1f} GB to {folder}")
 
 
 def write_shards(folder: Path, tensors: dict[str, Stored], elements: Any) -> list[Path]:
@@ -123,13 +145,13 @@ def check_parts(
         path, part = output.weights.checkpoint.path, name.split(".")[1]
         if missing is not None:
             raise UserError(
-                f"the files of {output.layout} do not hold the part {part!r}, and {str(path)!r} may have trained it: "
-                f"the run {str(missing)!r} that it started from is not there any more. Name that run, --with "
-                f"import=RUN, or the published files of the part, --with {part}=PLACE"
+                f"files of {output.layout} cannot contain the part {part!r}, which {str(path)!r} may have "
+                f"trained. The run {str(missing)!r} that it started from no longer exists, so this cannot be "
+                f"checked. Add --with import=RUN, or the published files of the part, --with {part}=PLACE"
             )
         raise UserError(
-            f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), and the files "
-            f"of {output.layout} do not hold this part. Export to a layout that holds it"
+            f"{str(path)!r} has trained the part {part!r} ({name!r} differs from the published one), but "
+            f"files of {output.layout} cannot contain this part. Export to a layout that can"
         )
     return [f"left out, because {output.layout} has no place for it: {shorten(sorted(left_out))}"] if left_out else []
 
@@ -159,7 +181,9 @@ def check_files(folder: Path, files: list[Path], output: Output) -> None:
         for name, tensor in output.plan.compute(group, read).items():
             if not torch.equal(tensor, output.weights.weight(name).to(tensor.dtype)):
                 path = output.weights.checkpoint.path
-                raise UserError(f"{str(folder)!r}: {name!r} is not that of {str(path)!r} when read again")
+                raise UserError(
+                    f"{str(folder)!r}: {name!r} differs from {str(path)!r} after it was written and read again"
+                )
 
 
 def proof_of(output: Output, folder: Path, memory: float | None) -> list[str]:

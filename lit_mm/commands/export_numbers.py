@@ -51,8 +51,9 @@ def differences(run: nn.Module, exported: nn.Module, layout: str) -> tuple[str, 
     if others:
         texts = [f"{name} is {spelt(pairs[name][0])} in the run and {spelt(pairs[name][1])} there" for name in others]
         raise UserError(
-            f"{layout} cannot say {len(others)} numbers of this run: {shorten(texts)}. A program that opens the files "
-            "would compute something else. Train with the numbers of the layout, or export to another format"
+            f"{layout} cannot express {len(others)} numbers of this run: {shorten(texts)}. A program that "
+            "opens the files would compute something else. Train with the numbers of the layout, or export "
+            "to another format"
         )
     by_values: dict[tuple[Any, Any], list[str]] = {}
     for name, pair in pairs.items():

@@ -151,9 +151,9 @@ def other_layout(
     ]
     if problems:
         raise UserError(
-            f"{layout.name} cannot hold this {type(weights.module).__name__}: {len(problems)} tensors are on one side "
-            f"alone or have other shapes, such as {shorten(problems[:3])}. Layers that a recipe adds, such as partial "
-            "LoRA, have no place in these files"
+            f"{layout.name} cannot hold this {type(weights.module).__name__}: {len(problems)} tensors exist "
+            f"on one side only or have other shapes, such as {shorten(problems[:3])}. Layers that a recipe "
+            "adds, such as partial LoRA, have no place in these files"
         )
     places = {target: find_outside(layout.name, target, files, published) for target in files.outside}
     return Output(
@@ -211,9 +211,9 @@ def with_names(
         place = parts.get(part, name)
         if not place:
             raise UserError(
-                f"{key!r} of config.json in {layout.name} names the published {part} encoder, and no published one "
-                f"that is known here has the sizes of the run's. Name it: --with {part}=PLACE, a published name or a "
-                "folder"
+                f"{key!r} of config.json in {layout.name} names the published {part} encoder, but no known "
+                f"published encoder has the sizes of that of the run. Add --with {part}=PLACE, a published name "
+                "or a folder"
             )
         config[key] = place
         module = weights.module.get_submodule(layout.place(part))
@@ -245,9 +245,8 @@ def check_equal(path: str, reference: str, weights: RunWeights) -> None:
         value, published = weights.weight(f"{path}.{name}").float(), origin.weight(name)
         if not any(torch.equal(value, published.to(dtype).float()) for dtype in FLOATS):
             raise UserError(
-                f"{reference.partition(':')[2]!r} has other weights than {str(weights.checkpoint.path)!r}: "
-                f"'{path}.{name}' differs. Name the files that the run was trained with, or export to a layout that "
-                "holds this part"
+                f"{reference.partition(':')[2]!r} differs from {str(weights.checkpoint.path)!r} in the weights of "
+                f"'{path}.{name}'. Name the files of the training, or export to a layout that contains this part"
             )
 
 
@@ -266,9 +265,9 @@ def find_outside(
             if re.split("[.:]", other)[-len(ending.split(".")) :] == ending.split(".") and stored.shape == shape:
                 return opened, other
     raise UserError(
-        f"{layout} has {len(files.outside)} tensors that no run holds, such as {name!r} {shape}: the {part} encoder "
-        f"behind the layer that is read. Name its published files: --with {part}=openai/clip-vit-large-patch14-336, or "
-        "a folder of the encoder that the run was trained with"
+        f"{layout} has {len(files.outside)} tensors that no run holds, such as {name!r} {shape}: the "
+        f"layers of the {part} encoder after the one whose features are read. Name its published files: "
+        f"--with {part}=openai/clip-vit-large-patch14-336, or a folder of the encoder of the training"
     )
 
 

@@ -62,9 +62,9 @@ def write_adapter(
     """
     if not weights.adapters:
         raise UserError(
-            f"{str(weights.checkpoint.path)!r} has no adapter of peft: a stage trains one by `adapter` in its `train`, "
-            "and it is there until it is merged. Branches that are part of a model, such as partial LoRA, act on some "
-            "positions alone, which peft cannot say. Export the whole model: --format hf or authors"
+            f"{str(weights.checkpoint.path)!r} has no adapter of peft. A stage with `adapter` in its `train` "
+            "trains one, and it exists until it is merged. peft cannot express branches that act on some "
+            "positions only, such as partial LoRA. Export the whole model: --format hf or authors"
         )
     if source is None:
         return write_language_adapter(weights, folder, memory)
@@ -78,7 +78,7 @@ def write_adapter(
     place = Path(record["place"])
     base = place.parent if place.is_file() else place
     if not base.is_dir():
-        raise UserError(f"the adapter stands on {str(base)!r}, which is not there any more. Put it back")
+        raise UserError(f"the adapter belongs to {str(base)!r}, which no longer exists. Restore it")
     modules = modules_of(base)
     layout = layouts[record["layout"]]
     groups = groups_of(modules, rename_of(layout, dict(model), weights.module, [], {}))
@@ -167,8 +167,8 @@ def write_language_adapter(weights: RunWeights, folder: Path, memory: float | No
     """
     if others := sorted(weights.adapters.keys() - {LANGUAGE}):
         raise UserError(
-            f"the adapter on {', '.join(others)} stands on no language model, and a run of a recipe has no other model "
-            "that transformers opens. Export it merged: --format hf"
+            f"the adapter on {', '.join(others)} is not on the language model, and a run of a recipe has no "
+            "other model that transformers can open. Export it merged: --format hf"
         )
     part = weights.module.network.language
     reference = part.weights if is_published(part) and part.weights else ""
@@ -187,7 +187,7 @@ def write_language_adapter(weights: RunWeights, folder: Path, memory: float | No
             modules = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"transformers does not open {place!r} ({first_line(error)}). Export the run merged: --format hf"
+            f"transformers cannot open {place!r} ({first_line(error)}). Export the run merged: --format hf"
         ) from error
     prefix = f"network.{LANGUAGE}."
     groups = groups_of(modules, lambda state: add_prefix(MAPS[kind](state, part), prefix.removesuffix(".")))
@@ -202,8 +202,8 @@ def write_language_adapter(weights: RunWeights, folder: Path, memory: float | No
     beside = [name for name in names if name.startswith(prefix) and name not in group_of]
     if trained_beside := [name for name in beside if not weights.is_frozen(name)]:
         raise UserError(
-            f"the run has trained {trained_beside[0]!r}, which is no layer of {base}; peft cannot hold it. Export the "
-            "whole model: --format hf or authors"
+            f"the run has trained {trained_beside[0]!r}, which is not a layer of {base}, so peft cannot hold "
+            "it. Export the whole model: --format hf or authors"
         )
     trained = trained_whole(weights, group_of, start, lambda name: not name.startswith(prefix))
     line = write_files(folder, weights, modules, groups, trained, base, "CAUSAL_LM")
@@ -336,8 +336,8 @@ def trained_whole(
         if group is None or not group.renames:
             sources = ", ".join(group.sources) if group is not None else "nothing"
             raise UserError(
-                f"the run has trained {name!r} whole, which transformers has as {sources}; peft keeps whole layers "
-                "alone. Export the run merged: --format hf"
+                f"the run has trained all of {name!r}, which is {sources} in transformers. peft can hold only "
+                "whole layers. Export the run merged: --format hf"
             )
         tensors[group.sources[0]] = value
     return tensors
@@ -352,8 +352,8 @@ def owner_of(name: str, modules: nn.Module) -> str:
     owner = name.rpartition(".")[0]
     if any(modules.get_submodule(owner).children()):
         raise UserError(
-            f"the run has trained {name!r}, a parameter of no layer of its own, which peft cannot keep. Export the run "
-            "merged: --format hf"
+            f"the run has trained {name!r}, a parameter outside of any layer, which peft cannot hold. Export "
+            "the run merged: --format hf"
         )
     return owner
 

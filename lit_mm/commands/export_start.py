@@ -48,8 +48,8 @@ def start_of(run: Path, place: str | None) -> tuple[Path | None, Path | None]:
     source, _ = imported_run(Path(place))
     if source is None:
         raise UserError(
-            f"--with {START}={place}: neither this folder nor the runs that it started from have a published.json. "
-            "Name the run that `import` made"
+            f"--with {START}={place}: this folder has no published.json, nor has any run that it started "
+            "from. Name the run that `import` wrote"
         )
     check_digest(run, source)
     return source, None
@@ -69,8 +69,8 @@ def check_digest(run: Path, source: Path) -> None:
     is_import = start and Path(start["checkpoint"]).name == checkpoint.name
     if is_import and start.get("digest", "") not in ("", manifest.digest_file(checkpoint / "manifest.json")):
         raise UserError(
-            f"--with {START}={source}: the run did not start from this import, but from {start['checkpoint']!r}, whose "
-            "manifest has another digest. Name that one, or its copy"
+            f"--with {START}={source}: the run did not start from this import. It started from "
+            f"{start['checkpoint']!r}, whose manifest has another digest. Name that import, or a copy of it"
         )
 
 
@@ -100,8 +100,8 @@ def with_tokenizers(recipe: dict[str, Any], source: Path | None, parts: Mapping[
         if part not in parts and not (gone and copies):
             if gone:
                 raise UserError(
-                    f"the run's tokenizer {place!r} is not there any more. Name it, --with {part}=PLACE, or the run "
-                    f"that `import` made, which has a copy: --with {START}=RUN"
+                    f"the tokenizer {place!r} of the run no longer exists. Add --with {part}=PLACE, or --with "
+                    f"{START}=RUN with the run that `import` wrote, which has a copy"
                 )
             continue
         tokenizer = parts[part] if part in parts else str(copies[0].absolute())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from lit_mm.callbacks.figures import StageFigures, score_by
 from lit_mm.callbacks.finite_loss import FiniteLoss
 from lit_mm.callbacks.freeze_audit import FreezeAudit
 from lit_mm.callbacks.interruption import Interruption
+from lit_mm.callbacks.latest import LatestLink
 from lit_mm.callbacks.learning import Learning
 from lit_mm.callbacks.ledger import DataLedger
 from lit_mm.callbacks.memory_trim import MemoryTrim
@@ -38,6 +39,7 @@ from lit_mm.callbacks.watchdog import Watchdog
 from lit_mm.checkpoints import reading
 from lit_mm.commands.examined import measures_of
 from lit_mm.commands.recipe import RecipeCLI, experiment_name, quiet
+from lit_mm.commands.results import read_summary
 from lit_mm.documents.document import Document
 from lit_mm.evaluation.examiners import examine
 from lit_mm.evaluation.score import of_each_skill
@@ -52,6 +54,7 @@ from lit_mm.run.folder import LAUNCHED, RunFolder, check_run_dir, peak_memory_mb
 from lit_mm.run.interruption import Interrupted, requeue, say
 from lit_mm.run.lock import FolderLock
 from lit_mm.run.lost_rank import lost_rank_named
+from lit_mm.run.lost_worker import lost_worker_named
 from lit_mm.run.origin import check_start, recorded_origin, starting_point
 from lit_mm.run.stages import run_stages
 from lit_mm.stages.adapter import fates
@@ -67,8 +70,8 @@ def fit(arguments: Sequence[str]) -> None:
         check_mode(os.environ)
     check_run_dir(cli.config.run_dir)
     init_from, record = cli.config.init_from, recorded_origin(cli.config.run_dir)
-    if record is not None and not init_from:
-        cli.config.init_from = record["checkpoint"]
+    if record is not None and (not init_from or os.path.realpath(init_from) == os.path.realpath(cli.config.run_dir)):
+        init_from, cli.config.init_from = None, record["checkpoint"]  # `runs/latest` is this run by now
     cli.check_stages()
     names = [stage.name for stage in cli.config_init.stages]
     check_start([stage.name for stage in cli.stages], names, cli.config.run_dir, cli.config.init_from)
@@ -107,6 +110,7 @@ def train(
         watchdog,
         *measuring(cli, stages, folder, tracked=logger is not None),
         EarlyEnd(folder.path),
+        LatestLink(folder.point_latest),
     ]
     checkpointing = Checkpointing(
         folder.checkpoints,
@@ -117,7 +121,7 @@ def train(
     )
     interruption = Interruption(checkpointing, cli.time_limit)
     observers += [checkpointing, interruption]  # in this order and last, see their docstrings
-    with interruption, resumable(arguments, folder), lost_rank_named(module):
+    with interruption, resumable(arguments, folder), lost_rank_named(module), lost_worker_named(module):
         data = run_stages(
             module,
             stages,
@@ -128,10 +132,13 @@ def train(
             pretrained=not start,
             other_data=cli.config.other_data,
         )
+        if launch.is_global_zero:
+            folder.point_latest()  # no stage of a finished run has moved the link
         documents = data.heldout(cli.config.examine_documents if cli.rehearsal else None)
         if documents:
             with watchdog.watching(module, "examining the trained model"):
-                conclude(module, documents, folder, logger, branches(stages))
+                table = next(observer for observer in observers if isinstance(observer, MetricsCSV))
+                conclude(module, documents, folder, logger, branches(stages), table.run_seconds)
     if module.trainer.is_global_zero and not cli.rehearsal:  # a rehearsal keeps no folder
         print(next_steps(folder, documents, logger, lasting_ends(stages) - {stages[-1].name}))
 
@@ -193,6 +200,7 @@ def conclude(
     folder: RunFolder,
     logger: RunLogger | None,
     origin_of: Mapping[str, str],
+    run_seconds: Callable[[], float | None],
 ) -> None:
     """Examine the trained model with and without sight, and write figures, tables and pictures.
 
@@ -200,6 +208,8 @@ def conclude(
 
     Args:
         origin_of: branch -> stage at whose end it starts.
+        run_seconds: function that returns the wall time of the run, see `MetricsCSV.run_seconds`. Without one, the run
+            had ended before this launch, and the time in its summary stays.
     """
     examination = examine(module, documents)
     predictions, sighted = examination.predictions, examination.figures
@@ -207,14 +217,15 @@ def conclude(
     if not module.trainer.is_global_zero:
         return
     metrics = read_metrics(folder.path / "metrics.csv")
+    seconds = run_seconds() or read_summary(folder.path).get("seconds") or time.monotonic() - LAUNCHED
     draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png", origin_of)
     draw_samples(predictions, folder.path / "samples.png")
     summary = write_summary(
         folder.path / "summary.json",
         accuracy=sighted,
         blind=blind,
-        seconds=round(time.monotonic() - LAUNCHED, 1),
-        seconds_to_first_step=metrics[0]["seconds"],
+        seconds=round(seconds, 1),
+        seconds_to_first_step=metrics[0]["seconds"] if metrics else None,
         peak_memory_mb=round(peak_memory_mb()),
         stages=stage_summaries(metrics, origin_of, module.ends),
         documents=sighted.count,

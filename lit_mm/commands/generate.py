@@ -11,18 +11,20 @@ from lit_mm.errors import UserError
 
 
 def generate(arguments: Sequence[str]) -> None:
-    """Answer a question about one image or several, greedily, with cached decoding."""
+    """Answer a question about one image or several with a checkpoint, by greedy decoding."""
     parser = Arguments(prog="python -m lit_mm generate", description=generate.__doc__)
     add_checkpoint(parser)
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="an image; several in order")
-    parser.add_argument("--question", type=utf8_text, required=True, help="what to ask")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="where a long answer is cut (default: 64)")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="image; may be repeated")
+    parser.add_argument("--question", type=utf8_text, required=True, help="question about the images")
+    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest answer, tokens (default: 64)")
     parser.add_argument(
         "--draw",
         metavar="FILE",
-        help="ask for an image (Mini-Gemini's <GEN>) and save it here; without diffusers its prompt is saved as text",
+        help="generate an image with Mini-Gemini and diffusers and save it here; without diffusers, save its prompt",
     )
-    parser.add_argument("--pipeline", metavar="NAME", help="folder or name of diffusers' pipeline (default: SDXL base)")
+    parser.add_argument(
+        "--pipeline", metavar="NAME", help="pipeline of diffusers for --draw: a folder or a name (default: SDXL base)"
+    )
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens is at least 1, got {choices.max_new_tokens}")

@@ -30,10 +30,10 @@ FOLDERS = ("qformer_tokenizer",)  # tokenizers of second texts
 
 
 def import_(arguments: Sequence[str]) -> None:
-    """Turn a published checkpoint into a run with its recipe. One group of tensors is in memory at a time; files of
+    """Turn a published checkpoint into a run with its recipe. One group of tensors is in memory at a time. Files of
     torch before version 1.6 need the memory of a whole file."""
     parser = Arguments(prog="python -m lit_mm import", description=import_.__doc__, epilog=EPILOG)
-    parser.add_argument("place", nargs="?", help="folder, file, or published name of the checkpoint")
+    parser.add_argument("place", nargs="?", help="checkpoint: a folder, a file, or a published name")
     parser.add_argument("--to", metavar="RUN", help="new run folder")
     parser.add_argument(
         "--with",
@@ -41,21 +41,24 @@ def import_(arguments: Sequence[str]) -> None:
         action="append",
         default=[],
         metavar="PART=PLACE",
-        help="folder, file or published name of a part that the checkpoint lacks (see --list), or of a tokenizer",
+        help="folder, file or published name of a part that the checkpoint lacks (see --list), or of a tokenizer; may "
+        "be repeated",
     )
-    parser.add_argument("--layout", help="name of the layout, where the files do not tell (see --list)")
+    parser.add_argument("--layout", help="name of the layout, if the files are ambiguous (see --list)")
     parser.add_argument(
         "--template",
         metavar="NAME",
-        help="chat template that the checkpoint was trained with (default: the one that its files tell)",
+        help="chat template of the checkpoint (default: detected from its files)",
     )
     parser.add_argument(
         "--proof",
         choices=("some", "full"),
         default="some",
-        help="decoder layers of the proof: first two and last, or all",
+        help="decoder layers that are compared with transformers: the first two and the last, or all (default: some)",
     )
-    parser.add_argument("--proof_memory", type=float, metavar="GB", help="memory of the proof (default: what is free)")
+    parser.add_argument(
+        "--proof_memory", type=float, metavar="GB", help="memory for the comparison (default: the free memory)"
+    )
     parser.add_argument("--list", action="store_true", help="list the layouts that can be imported")
     choices = parser.parse_args(arguments)
     if choices.list:
@@ -65,7 +68,7 @@ def import_(arguments: Sequence[str]) -> None:
         raise UserError("import needs a checkpoint and --to RUN (--help shows examples)")
     run = Path(choices.to)
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise UserError(f"--to {str(run)!r} is there already and not empty. Give a new folder")
+        raise UserError(f"--to {str(run)!r} exists and is not empty. Choose a new folder")
     if choices.proof_memory is not None and not choices.proof_memory >= 0:
         raise UserError(f"--proof_memory is at least 0 GB, got {choices.proof_memory}")
     with new_folder(run):
@@ -167,7 +170,8 @@ def import_to(
         return write_run(published, run), published
     except OSError as error:
         raise UserError(
-            f"the import to {str(run)!r} failed: {error.strerror or error}. Make room, or give another place by --to"
+            f"the import to {str(run)!r} failed: {error.strerror or error}. Free some disk space, or choose "
+            "another folder with --to"
         ) from error
 
 

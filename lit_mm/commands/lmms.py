@@ -103,7 +103,9 @@ class ChatModel(lmms):
         Raises:
             UserError: always.
         """
-        raise UserError("lit_mm answers tasks of lmms-eval that generate; choose the task's variant that generates")
+        raise UserError(
+            "lit_mm supports tasks of lmms-eval that generate text. Choose the generating variant of the task"
+        )
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
         """Refuse tasks of several rounds.
@@ -111,7 +113,7 @@ class ChatModel(lmms):
         Raises:
             UserError: always.
         """
-        raise UserError("lit_mm answers tasks of lmms-eval with one round; leave tasks of several rounds out")
+        raise UserError("lit_mm supports tasks of lmms-eval with one round. Leave out tasks of several rounds")
 
 
 class SimpleModel(ChatModel):
@@ -135,7 +137,9 @@ def picture_of(image: Any) -> Picture:
         UserError: it is no Pillow image, but a path of a video, for example.
     """
     if not isinstance(image, Image.Image):
-        raise UserError(f"a task of lmms-eval shows {type(image).__name__}, lit_mm reads images alone; leave it out")
+        raise UserError(
+            f"a task of lmms-eval contains {type(image).__name__}, but lit_mm reads only images. Leave the task out"
+        )
     return DecodedPicture(image.convert("RGB"))
 
 

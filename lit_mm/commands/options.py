@@ -30,10 +30,17 @@ class Arguments(argparse.ArgumentParser):
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if message != unknown[0] and message.startswith("unrecognized arguments: "):
             option = unknown[0].partition("=")[0]
+            if not option.startswith("-"):
+                raise UserError(f"{extra_word(unknown[0])} ({self.prog} --help lists the options)")
             close = nearest_option(option, self.options)
             cure = f". Did you mean {close}?" if close else f": {ELSEWHERE[option]}" if option in ELSEWHERE else ""
             message = f"there is no option {unknown[0]}{cure}"
         raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def extra_word(word: str) -> str:
+    """Return the message about a word that no option takes."""
+    return f"{word!r} belongs to no option: a text of several words needs quotes, and each file an option of its own"
 
 
 SAME_WORD, BEGUN_WORD, SAME_LETTERS = 0.75, 0.9, 0.8  # ratios of equal letters, 0 to 1
@@ -43,11 +50,11 @@ HALF = 0.5  # share of the typed words
 def add_checkpoint(parser: Arguments) -> None:
     """Add the arguments of a command that answers with a checkpoint: place, stage, config and device."""
     parser.add_argument(
-        "checkpoint", nargs="?", default="runs/latest", help="run folder or .ckpt (default: runs/latest)"
+        "checkpoint", nargs="?", default="runs/latest", help="run folder or checkpoint (default: runs/latest)"
     )
-    parser.add_argument("--stage", help="open the end of this stage (default: the run's newest checkpoint)")
-    parser.add_argument("--config", help="build the model from this config instead of the checkpoint's own")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device that answers (default: as the config says)")
+    parser.add_argument("--stage", help="use the end of this stage (default: the newest checkpoint)")
+    parser.add_argument("--config", help="build the model from this config instead of that of the checkpoint")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, help="device (default: that of the config)")
 
 
 def utf8_text(text: str) -> str:
@@ -104,6 +111,12 @@ ELSEWHERE = {  # option of another program -> option or key of the same effect
     "--data.init_args.micro_batch",
     "--seed": "the seed is --seed_everything",
     "--output_dir": "the run folder is --run_dir",
+    "--path": "the file of your data is --data.path",
+    "--format": "the format of your data is --data.format",
+    "--images": "the folder of your images is --data.images",
+    "--data_path": "the file of your data is --data.path",
+    "--gpus": "the number of GPUs is --trainer.devices",
+    "--trainer.gpus": "the number of GPUs is --trainer.devices",
 }
 
 
@@ -135,28 +148,38 @@ class RecipeOption:
 
 
 RECIPE_OPTIONS = (
-    RecipeOption("only", list[str], [], "names of the stages to run; `--stages a,b` is the same (default: all)"),
+    RecipeOption("only", list[str], [], "list of the stages to run; `--stages a,b` is the short form (default: all)"),
+    RecipeOption("run_dir", str | None, None, "run folder; a run in it is resumed (default: runs/<experiment>/<time>)"),
     RecipeOption(
-        "run_dir", str | None, None, "run folder (default: runs/<experiment>/<time>); resumes if it holds a run"
+        "take_over", bool, False, "use a run folder although it is locked by another job, which no longer responds"
     ),
-    RecipeOption("take_over", bool, False, "use the run folder of a job that gives no sign of life any more"),
-    RecipeOption("other_data", bool, False, "resume though the data have changed; the ledger says what changed"),
-    RecipeOption("init_from", str | None, None, "start from the weights of this run folder or checkpoint"),
+    RecipeOption("other_data", bool, False, "resume although the data have changed; the ledger records what changed"),
+    RecipeOption("init_from", str | None, None, "start a new run from the weights of this run folder or checkpoint"),
     RecipeOption("checkpoint_every", int, 100, "optimizer steps between checkpoints"),
-    RecipeOption("keep_checkpoints", int, 2, "how many of the last checkpoints are kept, beside the most accurate one"),
-    RecipeOption("save_frozen", bool, False, "keep in checkpoints also parts that can be loaded from their origin"),
     RecipeOption(
-        "examine_every", int, 0, "optimizer steps between examinations on held-out documents (0: at stage ends)"
+        "keep_checkpoints", int, 2, "number of newest checkpoints to keep, in addition to the most accurate one"
     ),
-    RecipeOption("examine_documents", int, 90, "held-out documents of an examination"),
+    RecipeOption("save_frozen", bool, False, "also save frozen parts that can be loaded from their origin"),
+    RecipeOption(
+        "examine_every",
+        int,
+        0,
+        "optimizer steps between examinations on held-out documents (0: only at the ends of stages)",
+    ),
+    RecipeOption("examine_documents", int, 90, "number of held-out documents in an examination"),
     RecipeOption(
         "step_timeout",
         float,
         1800.0,
-        "seconds without progress after which the job ends, naming rank, step and samples",
+        "seconds without progress after which the job ends with an error that names rank, step and samples",
     ),
-    RecipeOption("track", bool, True, "keep a W&B run; offline when no account is configured"),
-    RecipeOption("learning_every", int, 0, "optimizer steps between rows of learning.csv, norms by part (0: none)"),
+    RecipeOption("track", bool, True, "log to W&B; offline if no account is configured"),
+    RecipeOption(
+        "learning_every",
+        int,
+        0,
+        "optimizer steps between rows of learning.csv, which has gradient norms by part (0: none)",
+    ),
 )
 
 
@@ -172,21 +195,23 @@ def fit_help() -> str:
 
 FIT_HELP = """usage: python -m lit_mm fit --config FILE [--KEY VALUE ...]
 
-Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result.
-The same command with the --run_dir of an interrupted run resumes it.
+Train all stages of a recipe, then measure the accuracy on held-out documents beside the blind baseline.
+To resume an interrupted run, give the same command again with its --run_dir.
 
-  --config FILE        the recipe: model, stages, data, trainer. Given twice, the later file overrides. The name of
-                       a recipe that comes with the package will do: --config xcomposer2 (`recipes` lists them)
-  --stages a,b         run these stages of the recipe only
+  --config FILE        recipe: a YAML file, or the name of a recipe of the package, such as xcomposer2 (`recipes` lists
+                       them). With several, later ones override earlier ones
+  --stages a,b         run only these stages
 {options}
-  --allow PACKAGE      let the recipe name classes of another package; the environment variable
-                       LIT_MM_ALLOW does it for every command. Neither is read from a recipe or a checkpoint
-  --seed_everything    seed of the stream's order, initial weights and dropout (default: 0)
+  --allow PACKAGE      allow classes of another package in the recipe; the environment variable LIT_MM_ALLOW does the
+                       same for every command
+  --seed_everything    seed of the order of samples, initial weights and dropout (default: 0)
 
-Any other key of the recipe may follow, spelt as in the YAML; a stage is named in its keys:
+Any key of the recipe can be overridden, spelt as in the YAML. Keys of a stage contain its name, or * for all stages:
   --data.init_args.global_batch 32   --model.init_args.rank 8   --trainer.max_time 00:01:00:00
   --stages.pretrain.train.connector.lr 0.01   '--stages.*.max_steps' 2
 
-More help: --model.help and --data.help (the classes), --model.help CLASS and --data.help CLASS (its arguments),
-           --stages.help (a stage's keys and how they are written), --trainer.help (the Trainer's keys),
-           --print_config (the resolved recipe, nothing is run)."""
+More help:
+  --model.help, --data.help              list the classes
+  --model.help CLASS, --data.help CLASS  list the arguments of a class
+  --stages.help, --trainer.help          list the keys of a stage, of the Trainer
+  --print_config                         print the resolved recipe and run nothing"""

@@ -147,7 +147,9 @@ class Published:
         recipe = recipe_of(model_of(layout, main), layout.stage, layout.objectives)
         prompt = recipe["model"]["init_args"]["inputs"].get("prompt")
         if template is not None and (prompt is None or prompt["class_path"] != CHAT):
-            raise UserError(f"--template {template}: a checkpoint of {layout.name} has a prompt without a choice")
+            raise UserError(
+                f"--template {template}: a checkpoint of {layout.name} has only one prompt. Leave --template out"
+            )
         module, config = build(recipe)
         files = {"": main_files} | {part: tensors for part, (_, tensors) in opened.items()}
         name_of = {plain_name(name): name for name in main_files.stored}
@@ -175,8 +177,8 @@ def model_of(layout: Layout, main: Described) -> Config:
         return layout.model(main)
     except KeyError as error:
         raise UserError(
-            f"{str(main.folder)!r} as {layout.name}: there is no {error.args[0]!r}, a key of config.json or the name "
-            "of a tensor. Is the checkpoint complete, and of this layout?"
+            f"{str(main.folder)!r} as {layout.name}: the key of config.json or tensor {error.args[0]!r} is "
+            "missing. Is the checkpoint complete, and of this layout?"
         ) from error
 
 
@@ -190,16 +192,17 @@ def adapter_of(main: Described) -> Config:
         return {}
     adapter, file = main.json("adapter_config.json"), str(main.folder / "adapter_config.json")
     if missing := [key for key in ("r", "lora_alpha") if key not in adapter]:
-        raise UserError(f"{file!r} lacks {', '.join(missing)}, or is not there; they scale the LoRA. Copy the file")
+        raise UserError(f"{file!r} is missing, or lacks {', '.join(missing)}, which scale the LoRA. Copy the file")
     if used := [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out") if adapter.get(key)]:
         raise UserError(
-            f"{file!r} sets {', '.join(used)}, and only a plain LoRA is merged here. Merge it by merge_and_unload() of "
-            "peft, and import the result"
+            f"{file!r} sets {', '.join(used)}, but only a plain LoRA can be merged here. Merge it with "
+            "merge_and_unload() of peft, and import the result"
         )
     rest = [name for name in main.stored if not PEFT.fullmatch(name)]
     if not rest:
         raise UserError(
-            f"{str(main.folder)!r} holds a LoRA and no connector. Put non_lora_trainables.bin of its training there"
+            f"{str(main.folder)!r} holds a LoRA, but no connector. Copy non_lora_trainables.bin of the same "
+            "training there"
         )
     return adapter
 
@@ -316,7 +319,7 @@ def check_separate(layout: Layout, parts: Collection[str]) -> None:
     """
     if unknown := sorted(set(parts) - layout.separate.keys()):
         possible = ", ".join(sorted(layout.separate)) or "none: its checkpoints are whole"
-        raise UserError(f"--with {unknown[0]}=...: the parts of {layout.name} from another place are {possible}")
+        raise UserError(f"--with {unknown[0]}=...: {layout.name} takes these parts from elsewhere: {possible}")
 
 
 def check_copies(main: Described, files: TensorFiles, copies: Mapping[str, str]) -> None:
@@ -328,8 +331,8 @@ def check_copies(main: Described, files: TensorFiles, copies: Mapping[str, str])
     for name, original in copies.items():
         if not torch.equal(files[name], files[original]):
             raise UserError(
-                f"{str(main.folder)!r}: {name!r} should repeat {original!r}, and has other values. Does the file "
-                "belong to a model that shares other tensors?"
+                f"{str(main.folder)!r}: {name!r} should be a copy of {original!r}, but has other values. Does the "
+                "file belong to a model that shares other tensors?"
             )
 
 
@@ -357,9 +360,9 @@ def check_complete(
         ):
             published = main.config.get(layout.separate[part][1])
             raise UserError(
-                f"{str(main.folder)!r} has no weights of the part {part!r}; "
-                f"{published or 'the one that it was trained with'} belongs there. Add --with "
-                f"{part}={published or 'PLACE'}, or a folder or file of it"
+                f"{str(main.folder)!r} has no weights of the part {part!r}, which is "
+                f"{published or 'that of its training'}. Add --with {part}={published or 'PLACE'}, or a folder or "
+                "file of it"
             )
     problems = []
     if missing:

@@ -105,8 +105,8 @@ def check_config(config: Entry) -> None:
         number = yaml.safe_load(flow(seed))
         if number is True:
             raise UserError(
-                f"{spoken(seed, ('seed_everything',))}: true draws another seed in every launch, and no launch could "
-                "go on with the run of another. Write a number, such as 0"
+                f"{spoken(seed, ('seed_everything',))}: true draws another seed at every launch, so a run could "
+                "not be resumed. Write a number, such as 0"
             )
         if isinstance(number, int) and not 0 <= number <= MOST_SEED:
             raise UserError(f"{spoken(seed, ('seed_everything',))}: a seed is from 0 to {MOST_SEED}, got {number}")
@@ -165,6 +165,14 @@ def check_packages(entry: Entry, path: tuple[str, ...]) -> None:
         check_packages(inner, (*path, name))
 
 
+def nulls_of(entry: Entry, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the nulls of an option."""
+    if entry.value is None:
+        yield key
+    for name, inner in entry.keys.items():
+        yield from nulls_of(inner, f"{key}.{name}" if key else name)
+
+
 def is_known(override: Entry) -> bool:
     """Return True if an option is a key of a recipe. The parser reports other options."""
     (key, entry), *_ = override.keys.items()
@@ -200,6 +208,7 @@ class RecipeCLI(LightningCLI):
         entries: Entry | None = None,
     ) -> None:
         self.build, self.command_options, self.with_data = build, options, with_data
+        self.nulls: list[str] = []
         if isinstance(arguments, Mapping):
             if not with_data:
                 arguments = {key: value for key, value in arguments.items() if key != "data"}
@@ -213,6 +222,7 @@ class RecipeCLI(LightningCLI):
                 self.entries = merged_recipe(self.entries, read_config(path))
             refuse_old_keys(config_files(arguments), flow(self.entries))
             for override in overrides(arguments):
+                self.nulls += nulls_of(override)
                 if is_known(override):
                     self.entries = merged_recipe(self.entries, with_class_path(override))
             check_packages(self.entries, ())
@@ -246,6 +256,17 @@ class RecipeCLI(LightningCLI):
             raise self.with_line(error) from error
         except (ArgumentError, ValueError) as error:
             raise self.as_user_error(error) from error
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the words, and put back the nulls of options that the parser has turned into the text None.
+
+        jsonargparse writes the value of a part's part (`--model.init_args.vision.init_args.weights null`) as Python
+        text before it reads it again, and None is a text in YAML.
+        """
+        super().parse_arguments(parser, args)
+        for key in self.nulls:
+            if self.config.get(key) == str(None):
+                self.config[key] = None
 
     def with_line(self, error: UserError) -> UserError:
         """Return an error about a key of a stage or of the Trainer with the file and line of the key."""
@@ -349,8 +370,8 @@ class RecipeCLI(LightningCLI):
         for stage in selected:
             if stage.origin in {stage.name for stage in stages} - names:
                 raise UserError(
-                    f"--stages leaves out {stage.origin!r}, and {stage.name!r} starts from its end. Name it as "
-                    f"well, or run {stage.name!r} first of all and give the checkpoint with --init_from"
+                    f"--stages leaves out {stage.origin!r}, but {stage.name!r} starts from its end. Add it, or run "
+                    f"only {stage.name!r} first and pass the checkpoint with --init_from"
                 )
         if self.build:
             with self.placing():
@@ -444,8 +465,8 @@ class RecipeCLI(LightningCLI):
         check_strategy(trainer.strategy)
         if trainer.precision not in PRECISIONS and not isinstance(trainer.strategy, ZeRO):
             raise UserError(
-                f"trainer.precision: expected auto, {', '.join(PRECISIONS)}, got {trainer.precision!r}. Weights that "
-                "are whole in another precision are trained under ZeRO only: trainer.strategy zero2 with bf16-true"
+                f"trainer.precision: expected auto, {', '.join(PRECISIONS)}, got {trainer.precision!r}. Weights "
+                "in bf16 need ZeRO: trainer.strategy zero2 with bf16-true"
             )
         return trainer
 
@@ -534,7 +555,7 @@ def _stage_choice(arguments: Sequence[str]) -> list[str]:
             if not value.lstrip().startswith(("[", "{")):
                 names = [name for name in map(str.strip, value.split(",")) if name]
                 if not names and value.strip():
-                    raise UserError(f"--stages takes names with commas between them, got {value!r}")
+                    raise UserError(f"--stages takes names that are separated by commas, got {value!r}")
                 words.append(f"--only={json.dumps(names)}")
                 continue
             argument = f"--stages={value}"

@@ -11,7 +11,7 @@ from lit_mm.errors import UserError
 
 
 def recipes(arguments: Sequence[str]) -> None:
-    """List the recipes that come with the package, or copy one to a file. Every --config takes their names."""
+    """List the recipes of the package, or copy one to a file. --config of every command takes their names."""
     parser = Arguments(
         prog="python -m lit_mm recipes",
         usage="python -m lit_mm recipes [NAME] [--to FILE]",
@@ -34,7 +34,7 @@ def recipes(arguments: Sequence[str]) -> None:
         with target.open("x", encoding="utf-8") as file:
             file.write((RECIPES / f"{choices.name}.yaml").read_text(encoding="utf-8"))
     except FileExistsError as error:
-        raise UserError(f"{str(target)!r} exists. Name another file by --to") from error
+        raise UserError(f"{str(target)!r} exists. Choose another file with --to") from error
     except OSError as error:
         raise UserError(f"the recipe cannot be written to {str(target)!r} ({error.strerror})") from error
     print(f"{target}: next, python -m lit_mm fit --config {target}")

@@ -12,12 +12,14 @@ from pathlib import Path
 import yaml
 
 from lit_mm.commands.config_text import COMMAND_LINE, Entry, config_files, flow, overrides, read_config
+from lit_mm.commands.conversions.conversion import all_conversions, is_of, refusal
 from lit_mm.commands.export import export_to
 from lit_mm.commands.export_start import imported_run
 from lit_mm.commands.fit import fit
 from lit_mm.commands.signatures import merged
 from lit_mm.commands.trained import open_trained
 from lit_mm.errors import UserError
+from lit_mm.module import family_of
 
 DOCUMENTS = 2  # number of held-out documents
 HF = "hf"  # format of the export of a run that was not imported
@@ -36,23 +38,35 @@ def fit_or_rehearse(arguments: Sequence[str]) -> None:
         options = {"run_dir": folder, "track": "false", "checkpoint_every": 1, "examine_documents": DOCUMENTS}
         fit([*arguments, *(f"--{name}={value}" for name, value in options.items())])
         if os.environ.get("RANK", "0") == "0" and os.environ.get("LOCAL_RANK", "0") == "0":
-            open_trained(folder)
-            export = rehearse_export(Path(folder))
+            module, *_ = open_trained(folder)
+            problem = rehearse_export(Path(folder), family_of(module))
+            checked = "" if problem else " and exported"
             print(
-                f"rehearsed: every stage was trained and examined, and its checkpoint loaded{export}; nothing is kept"
+                f"rehearsed: every stage was trained and examined, and its checkpoint loaded{checked}; nothing is kept"
             )
+            if problem:
+                print(f"not exported: {problem}")
 
 
-def rehearse_export(run: Path) -> str:
-    """Export a run and return the words for it. A run that started from an imported checkpoint is written in the layout
-    of the checkpoint, any other one for transformers."""
+def rehearse_export(run: Path, family: str) -> str:
+    """Export a run; return the reason if this is not possible, else "".
+
+    A run that started from an imported checkpoint is written in the layout of the checkpoint, any other one for
+    transformers.
+
+    Args:
+        run: run folder.
+        family: import path of the family's class.
+    """
     source, _ = imported_run(run)
+    if source is None and not any(is_of(each, family, HF) for each in all_conversions()):
+        return f"--format {HF}: {refusal(family, HF)}"
     layout = f"/{HF}" if source is None else json.loads((source / "published.json").read_text())["layout"]
     try:
         export_to(str(run), run / "exported", layout.rpartition("/")[2])
     except UserError as error:
-        return f" (`export` would refuse it: {error})"
-    return " and exported"
+        return str(error)
+    return ""
 
 
 def is_rehearsal(arguments: Sequence[str]) -> bool:

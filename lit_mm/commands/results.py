@@ -72,11 +72,15 @@ def read_summary(folder: Path) -> Mapping[str, Any]:
     """
     file = folder / "summary.json"
     try:
-        return json.loads(file.read_bytes())
+        summary = json.loads(file.read_bytes())
+        if isinstance(summary, dict) and all("overall" in summary[name] for name in SUMMARY if name in summary):
+            return summary
+        problem = "it is no summary of a run"
     except FileNotFoundError:
         return {}
-    except ValueError as error:
-        raise UserError(f"{str(file)!r} is damaged ({error}). Remove it, and give the run's command again") from error
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    raise UserError(f"{str(file)!r} is damaged ({problem}). Remove it, and repeat the command of the run")
 
 
 def check_figure(cli: RecipeCLI, name: str) -> None:
@@ -89,6 +93,7 @@ def check_figure(cli: RecipeCLI, name: str) -> None:
         UserError: no run of the recipe measures it, or the held-out documents cannot be read.
     """
     from lit_mm.commands.examined import measures_of
+    from lit_mm.documents.examination import skills_of
     from lit_mm.evaluation.examiners import NamedFigures
 
     names = [*COLUMNS, *(f"lr/{part}" for part in cli.model.base_parts())]
@@ -98,7 +103,7 @@ def check_figure(cli: RecipeCLI, name: str) -> None:
         return
     documents = cli.datamodule.heldout(cli.config.examine_documents)
     if documents:
-        skills = list(dict.fromkeys(document.skill for document in documents))
+        skills = skills_of(documents)
         if isinstance(cli.model.examiner, NamedFigures):
             skills = list(cli.model.examiner.skills)
         names += [*SUMMARY, "seconds", "accuracy/overall", *(f"accuracy/{skill}" for skill in skills)]

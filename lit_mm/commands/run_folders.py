@@ -69,16 +69,18 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 def config_of_run(folder: Path) -> Mapping[str, Any] | None:
     """Return the config of a run folder; None for any other folder."""
-    if not (folder / "checkpoints").is_dir():
-        return None
     try:
+        if not (folder / "checkpoints").is_dir():
+            return None
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     is_ours = (
         isinstance(config, dict) and isinstance(config.get("stages"), list) and isinstance(config.get("model"), dict)
     )
-    return config if is_ours and "class_path" in config["model"] else None
+    if not is_ours or not all(isinstance(stage, dict) and "name" in stage for stage in config["stages"]):
+        return None
+    return config if "class_path" in config["model"] else None
 
 
 def is_sweep(folder: Path) -> bool:
@@ -94,11 +96,11 @@ def record_of(folder: Path) -> RunRecord:
     """Read the record of a run folder.
 
     Raises:
-        UserError: the folder is no run folder, or a file of it is damaged.
+        UserError: the folder is no run folder, or a file of it is damaged or of an earlier version.
     """
     config = config_of_run(folder)
     if config is None:
-        raise UserError(f"{str(folder)!r} is no run folder: it lacks the config.yaml or the checkpoints of a run")
+        raise UserError(f"{str(folder)!r} is not a run folder: it has no config.yaml or no checkpoints")
     only = config.get("only") or []
     stages = [stage for stage in config["stages"] if not only or stage["name"] in only]
     saved = manifest.newest(folder / "checkpoints")
@@ -112,8 +114,8 @@ def record_of(folder: Path) -> RunRecord:
         stages=tuple(stage["name"] for stage in stages),
         state="running" if living_holder(folder) is not None else state,
         stage="" if saved is None else saved.stage,
-        step=int(row.get("step", 0)),
-        seconds=summary.get("seconds") or (float(row["seconds"]) if "seconds" in row else None),
+        step=int(number_in(row, "step", metrics) or 0),
+        seconds=summary.get("seconds") or number_in(row, "seconds", metrics),
         accuracy=summary["accuracy"]["overall"] if "accuracy" in summary else None,
         blind=summary["blind"]["overall"] if "blind" in summary else None,
         last_write=(metrics if metrics.exists() else folder / CONFIG).stat().st_mtime,
@@ -133,7 +135,7 @@ def last_row(table: Path) -> dict[str, str]:
     """Return the last whole row of a CSV as texts; {} if there is none."""
     try:
         with table.open("rb") as file:
-            header = file.readline().decode()
+            header = file.readline().decode(errors="replace")
             file.seek(max(len(header), file.seek(0, os.SEEK_END) - TAIL))
             tail = file.read().decode(errors="replace")
     except FileNotFoundError:
@@ -145,27 +147,51 @@ def last_row(table: Path) -> dict[str, str]:
     return dict(zip(names, cells, strict=False))
 
 
+def number_in(row: Mapping[str, str], column: str, table: Path) -> float | None:
+    """Return a number of a table's row; None if the row lacks the column.
+
+    Raises:
+        UserError: the cell is no number.
+    """
+    try:
+        return float(row[column]) if column in row else None
+    except ValueError as error:
+        raise UserError(f"{str(table)!r} is damaged: its last row has {row[column]!r} under {column!r}") from error
+
+
 def users_of(folder: Path, others: Iterator[Path]) -> list[Path]:
     """Return the runs that still need a run folder: its checkpoints are the origin of their first or frozen weights.
 
     Args:
         folder: run folder.
         others: other run folders.
+    Raises:
+        UserError: the origin of another run's weights cannot be read.
     """
     inside = folder.resolve()
     users = []
     for other in others:
         if other.resolve() == inside or inside in other.resolve().parents:
             continue
-        saved = manifest.newest(other / "checkpoints")
-        origins = []
-        if saved is not None:
-            origins = [entry["origin"] for entry in manifest.read(saved.path).content["frozen"].values()]
-        elif (other / "init_from.json").exists():
-            origins = [json.loads((other / "init_from.json").read_bytes())["checkpoint"]]
-        if any(Path(origin).resolve() == inside or inside in Path(origin).resolve().parents for origin in origins):
+        places = [Path(origin).resolve() for origin in origins_of(other)]
+        if any(place == inside or inside in place.parents for place in places):
             users.append(other)
     return users
+
+
+def origins_of(folder: Path) -> list[str]:
+    """Return the places that a run loads its first or frozen weights from.
+
+    Raises:
+        UserError: the newest checkpoint or the record of the start cannot be read.
+    """
+    saved, record = manifest.newest(folder / "checkpoints"), folder / "init_from.json"
+    if saved is not None:
+        return [entry["origin"] for entry in manifest.read(saved.path).content["frozen"].values()]
+    try:
+        return [json.loads(record.read_bytes())["checkpoint"]] if record.exists() else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(record)!r} is damaged ({type(error).__name__})") from error
 
 
 def size_of(folder: Path) -> int:

@@ -41,7 +41,7 @@ class RunWeights:
         if averaged and not any(checkpoint.average(name) is not None for name in checkpoint.manifest["weights"]):
             raise UserError(
                 f"{str(checkpoint.path)!r} has no averages of weights, because its stage averages no part. Leave "
-                "--averaged out, or take the end of a stage with `average` in its `train`"
+                "--averaged out, or choose the end of a stage with `average` in its `train`"
             )
         self.checkpoint, self.module, self.averaged = checkpoint, module, averaged
         self.adapters = adapters_in(checkpoint.manifest)
@@ -111,8 +111,8 @@ class RunWeights:
         recorded = entry["digests"][key]
         if recorded and digest(value) != recorded:
             raise UserError(
-                f"{str(self.checkpoint.path)!r} was trained on the frozen part {part!r} of {entry['origin']!r}; "
-                f"{name!r} is another one there now. Put the origin back"
+                f"{str(self.checkpoint.path)!r} was trained on the frozen part {part!r} of {entry['origin']!r}, "
+                f"which has changed: {name!r} differs. Restore the original"
             )
         return value
 

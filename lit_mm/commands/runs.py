@@ -39,24 +39,31 @@ def runs(arguments: Sequence[str]) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="list | diff | delete")
     listing = actions.add_parser("list", description=list_runs.__doc__, help="list run folders")
     listing.add_argument("folder", nargs="*", default=[ROOT], help=f"folders to search (default: {ROOT})")
-    listing.add_argument("--family", metavar="NAME", help="runs of this family, such as Llava")
-    listing.add_argument("--stage", metavar="NAME", help="runs with a stage of this name")
-    listing.add_argument("--state", choices=STATES, help="runs in this state")
+    listing.add_argument("--family", metavar="NAME", help="list only runs of this family, such as Llava")
+    listing.add_argument("--stage", metavar="NAME", help="list only runs with a stage of this name")
+    listing.add_argument("--state", choices=STATES, help="list only runs in this state")
     listing.add_argument(
-        "--min_accuracy", type=float, metavar="SHARE", help="finished runs of at least this accuracy, 0 to 1"
+        "--min_accuracy",
+        type=float,
+        metavar="SHARE",
+        help="list only finished runs with at least this accuracy, 0 to 1",
     )
-    listing.add_argument("--max_hours", type=float, metavar="HOURS", help="runs that took at most so long")
-    listing.add_argument("--sort", choices=SORTS, default="time", help="order (default: time, the newest last)")
-    listing.add_argument("--format", choices=("table", "json"), default="table", help="what to print (default: table)")
+    listing.add_argument("--max_hours", type=float, metavar="HOURS", help="list only runs that took at most this time")
+    listing.add_argument(
+        "--sort", choices=SORTS, default="time", help="order of the list (default: time, the newest last)"
+    )
+    listing.add_argument(
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
+    )
     comparison = actions.add_parser("diff", description=diff.__doc__, help="compare two configs")
     comparison.add_argument("a", help="run folder or config file")
     comparison.add_argument("b", help="run folder or config file")
     comparison.add_argument(
-        "--format", choices=("table", "json"), default="table", help="what to print (default: table)"
+        "--format", choices=("table", "json"), default="table", help="format of the output (default: table)"
     )
     deletion = actions.add_parser("delete", description=delete.__doc__, help="delete run folders")
     deletion.add_argument("folder", nargs="+", help="run folder, or the folder of an offline sweep with all its trials")
-    deletion.add_argument("--yes", action="store_true", help="delete without a question")
+    deletion.add_argument("--yes", action="store_true", help="delete without asking")
     choices = parser.parse_args(arguments)
     {"list": list_runs, "diff": diff, "delete": delete}[choices.action](choices)
 
@@ -65,7 +72,12 @@ def list_runs(choices: Any) -> None:
     """List run folders with family, stages, state, accuracy and cost."""
     from lit_mm.commands.run_folders import record_of, run_folders
 
-    records = [record_of(folder) for root in choices.folder for folder in run_folders(Path(root))]
+    records, problems = [], []
+    for folder in (folder for root in choices.folder for folder in run_folders(Path(root))):
+        try:
+            records.append(record_of(folder))
+        except (UserError, OSError) as error:  # OSError: another job deletes the run just now
+            problems.append(f"lit_mm: {str(folder)!r} is not listed: {error}")
     records = [record for record in records if _matches(record, choices)]
     keys = {
         "time": lambda record: record.last_write,
@@ -78,6 +90,7 @@ def list_runs(choices: Any) -> None:
         print(json.dumps([asdict(record) | {"path": str(record.path)} for record in records]))
     else:
         print(_table(records) if records else "no run folder matches")
+    print(*problems, sep="\n", end="\n" * bool(problems), file=sys.stderr)
 
 
 def _matches(record: RunRecord, choices: Any) -> bool:
@@ -133,7 +146,7 @@ def _config(place: str) -> Mapping[str, Any]:
     if path.is_dir():
         config = config_of_run(path)
         if config is None:
-            raise UserError(f"{place!r} is no run folder: it lacks the config.yaml or the checkpoints of a run")
+            raise UserError(f"{place!r} is not a run folder: it has no config.yaml or no checkpoints")
         return translate_config(dict(config))
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -152,7 +165,7 @@ def _flow(value: Any) -> str:
 
 # --- delete ----------------------------------------------------------------------------------------------------------
 def delete(choices: Any) -> None:
-    """Delete run folders that no job uses and no other run needs, after a question. Nothing else is ever deleted."""
+    """Delete run folders after asking. Folders that a job uses or that another run needs are never deleted."""
     from lit_mm.commands.run_folders import size_of
 
     folders = {Path(place): runs_in(Path(place)) for place in dict.fromkeys(choices.folder)}
@@ -188,14 +201,11 @@ def runs_in(folder: Path) -> list[Path]:
         return list(run_folders(folder))
     if config_of_run(folder) is None:
         raise UserError(
-            f"{str(folder)!r} is no run folder: it lacks the config.yaml or the checkpoints of a run. Nothing was "
-            "deleted"
+            f"{str(folder)!r} is not a run folder: it has no config.yaml or no checkpoints. Nothing was deleted"
         )
     sweep = folder.resolve().parents[1]
     if is_sweep(sweep):
-        raise UserError(
-            f"{str(folder)!r} is a trial of the sweep in {str(sweep)!r}. Delete the sweep, or keep all trials"
-        )
+        raise UserError(f"{str(folder)!r} is a trial of the sweep in {str(sweep)!r}. Delete the whole sweep instead")
     return [folder]
 
 
@@ -218,7 +228,14 @@ def check_deletion(folder: Path, others: Mapping[Path, Sequence[Path]]) -> None:
     leaving = {run.resolve() for runs in others.values() for run in runs}
     neighbours = {run.resolve() for root in roots for run in run_folders(root)} - leaving
     for run in others[folder]:
-        if users := users_of(run, iter(sorted(neighbours))):
+        try:
+            users = users_of(run, iter(sorted(neighbours)))
+        except UserError as error:
+            raise UserError(
+                f"a run that may need {str(run)!r} cannot be read: {error}. Mend or delete that run first. Nothing was "
+                "deleted"
+            ) from error
+        if users:
             raise UserError(
                 f"{str(run)!r} has weights that {str(users[0])!r} still loads. Delete that run first. Nothing was "
                 "deleted"
@@ -234,17 +251,21 @@ def remove(folder: Path, inner: Sequence[Path]) -> None:
         folder: run folder or folder of a sweep.
         inner: its run folders.
     Raises:
-        UserError: a job has begun to use a run.
+        UserError: a job has begun to use a run, or the system refuses.
     """
     from lit_mm.run.lock import FolderLock
 
     hidden = folder.with_name(f".deleted-{folder.name}-{uuid.uuid4().hex[:8]}")
     link = Path(ROOT) / "latest"
     is_latest = link.is_symlink() and link.resolve() in {run.resolve() for run in inner}
-    with ExitStack() as locks:
-        for run in inner:
-            locks.enter_context(FolderLock(run))
-        os.rename(folder, hidden)
-    shutil.rmtree(hidden)
+    try:
+        with ExitStack() as locks:
+            for run in inner:
+                locks.enter_context(FolderLock(run))
+            os.rename(folder, hidden)
+        shutil.rmtree(hidden)
+    except OSError as error:
+        rest = f"; the rest of it is {str(hidden)!r}" if hidden.exists() else ""
+        raise UserError(f"{str(folder)!r} cannot be deleted: {error}{rest}") from error
     if is_latest:
         link.unlink()

@@ -16,23 +16,29 @@ HOSTS = (LOOPBACK, "0.0.0.0", "::")
 def serve(arguments: Sequence[str]) -> None:
     """Answer the chat-completions protocol (/v1/chat/completions, /v1/models) with a checkpoint.
 
-    Images come as data URIs. Temperature, top_p, max_tokens, stop, n and stream of a request are followed; without a
-    temperature the most likely tokens are taken. Requests are answered one after the other, and an image that comes
-    again is not encoded again. The environment variable LIT_SERVER_API_KEY sets a key that requests need in X-API-Key.
+    Images are data URIs. A request may set temperature, top_p, max_tokens, stop, n and stream. Without a temperature
+    the most likely tokens are taken. Requests are answered one at a time; repeated images are encoded once. The
+    environment variable LIT_SERVER_API_KEY sets a key that requests must send in X-API-Key.
     """
     parser = Arguments(prog="python -m lit_mm serve", description=serve.__doc__)
     add_checkpoint(parser)
     parser.add_argument(
-        "--host", choices=HOSTS, default=LOOPBACK, help="address to listen at (default: 127.0.0.1, this machine alone)"
+        "--host",
+        choices=HOSTS,
+        default=LOOPBACK,
+        help="address to listen on (default: 127.0.0.1, reachable from this machine only)",
     )
-    parser.add_argument("--port", type=int, default=8000, help="port to listen at (default: 8000)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument(
         "--allow_urls",
         action="store_true",
-        help="download images that a request names by address; whoever asks then makes this machine send requests",
+        help="accept images by URL; clients can then make this machine send requests",
     )
     parser.add_argument(
-        "--max_new_tokens", type=int, default=512, help="longest answer, whatever a request allows (default: 512)"
+        "--max_new_tokens",
+        type=int,
+        default=512,
+        help="longest answer, tokens; requests cannot exceed it (default: 512)",
     )
     choices = parser.parse_args(arguments)
     if choices.max_new_tokens < 1:

@@ -111,8 +111,9 @@ def check_package(path: str) -> None:
     if not _exists(package):
         raise UserError(f"there is no {package!r}{nearest(package, [*PACKAGES, *allowed()])}")
     raise UserError(
-        f"{path!r} is not imported: the package {package!r} is none of {', '.join([*PACKAGES, *allowed()])}. If you "
-        f"trust it, give --allow {package}, or set {ALLOW}={package}"
+        f"{path!r} cannot be imported: {package!r} is not an allowed package "
+        f"({', '.join([*PACKAGES, *allowed()])}). If you trust it, add --allow {package}, or set "
+        f"{ALLOW}={package}"
     )
 
 

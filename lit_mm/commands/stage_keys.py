@@ -80,7 +80,9 @@ def merged_stages(base: Entry | None, override: Entry) -> Entry:
             raise UserError(_unknown_stage(name, change, list(stages)))
     for name, stage in stages.items():
         if (new := stage.keys.get("name")) is not None and new.value != name:
-            raise UserError(f"{spoken(new, ('stages', name, 'name'))}: a stage keeps its name, got {new.value!r}")
+            raise UserError(
+                f"{spoken(new, ('stages', name, 'name'))}: the name of a stage cannot be changed, got {new.value!r}"
+            )
     return Entry([_complete(stage) for stage in stages.values()], base.place)
 
 

@@ -61,8 +61,9 @@ def check_finished(saved: manifest.Saved, config: Mapping[str, Any], ends: Colle
     planned = last["max_steps"] is None or saved.step == last["max_steps"]
     if saved.stage != last["name"] or not (planned or last["name"] in ends):
         raise UserError(
-            f"{str(saved.path)!r} is step {saved.step} of stage {saved.stage!r}; the run ends with step "
-            f"{last['max_steps']} of stage {last['name']!r}. Finish it: give its `fit` command again with --run_dir"
+            f"{str(saved.path)!r} is step {saved.step} of stage {saved.stage!r}, but the run ends with step "
+            f"{last['max_steps']} of stage {last['name']!r}. Finish it: repeat its `fit` command with "
+            "--run_dir"
         )
 
 

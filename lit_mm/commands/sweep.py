@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,10 +22,11 @@ if TYPE_CHECKING:
     from lit_mm.commands.cost import Cost
     from lit_mm.commands.recipe import RecipeCLI
 
+MAY_CHANGE = re.compile(r"specification\.(run_cap|description|project|entity)")  # keys that change no earlier trial
 EPILOG = """\
-The file is a W&B sweep specification. Its parameters are addresses of the recipe's keys, spelt as on the command line
-of `fit`; nested `parameters:` are joined by dots. `command` runs `fit` with the recipe, and `metric` is a figure that
-the run logs, such as accuracy, accuracy/overall or loss:
+The file is a W&B sweep specification. Its parameters are keys of the recipe, spelt as on the command line of `fit`;
+nested `parameters:` are joined by dots. `command` runs `fit` with the recipe. `metric` is a figure that the run logs,
+such as accuracy, accuracy/overall or loss:
 
   program: lit_mm
   command: [python, -m, lit_mm, fit, --config, experiments/llava.yaml, "${args}"]
@@ -34,11 +36,11 @@ the run logs, such as accuracy, accuracy/overall or loss:
     stages.finetune.train.connector.lr: {values: [3.0e-3, 6.0e-3]}
     seed_everything: {values: [0, 1]}
 
-Every value of every parameter is parsed with the recipe before anything is created, and a table shows the trials with
-their cost. With a W&B account the sweep is created on its server, and an agent runs trials here; `wandb agent ID` runs
-others elsewhere. Without an account, or with --offline, Optuna chooses the trials: `grid` and `random` as W&B does, TPE
-for `bayes`. The same command resumes such a sweep, and the same command elsewhere joins it (--storage journal if it is
-on another host). Each trial is a run folder in FOLDER/trials."""
+First every value is parsed with the recipe, and a table shows the trials with their cost. With a W&B account the sweep
+is created on its server, and an agent runs trials here; `wandb agent ID` runs others elsewhere. Without an account, or
+with --offline, Optuna chooses the trials: `grid` and `random` as W&B does, TPE for `bayes`. The same command resumes an
+offline sweep. A second process with the same command joins it (on another host, with --storage journal). Each trial is
+a run folder in FOLDER/trials."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def sweep(arguments: Sequence[str]) -> None:
     specification = read_specification(choices.file)
     is_offline = choices.offline or (not choices.create and not choices.check and not has_account())
     if choices.offline and choices.create:
-        raise UserError("--create makes a sweep on W&B's server, which --offline leaves out. Choose one of the two")
+        raise UserError("--create needs W&B's server, which --offline does not use. Choose one of the two")
     if is_offline:
         from lit_mm.commands.sweep_offline import run_offline
         from lit_mm.sweeps.search import check_offline, require_optuna
@@ -74,7 +76,7 @@ def sweep(arguments: Sequence[str]) -> None:
         if not choices.check:
             require_optuna()
     elif choices.storage or choices.folder or choices.retry:
-        raise UserError("--storage, --folder and --retry belong to a sweep without W&B's server. Add --offline")
+        raise UserError("--storage, --folder and --retry are for offline sweeps. Add --offline")
 
     from lit_mm.commands.recipe import quiet
 
@@ -133,27 +135,29 @@ def parser_of_sweep() -> Arguments:
         description=sweep.__doc__,
         epilog=EPILOG,
     )
-    parser.add_argument("file", metavar="FILE", help="the sweep specification, such as experiments/sweeps/llava.yaml")
-    parser.add_argument("--check", action="store_true", help="check and show the trials; create and run nothing")
-    parser.add_argument("--create", action="store_true", help="create the sweep on W&B's server and run no trial")
-    parser.add_argument("--offline", action="store_true", help="search by Optuna, without W&B's server")
-    parser.add_argument("--trials", type=int, metavar="N", help="most trials that this worker runs (default: all)")
+    parser.add_argument("file", metavar="FILE", help="sweep specification, such as experiments/sweeps/llava.yaml")
+    parser.add_argument("--check", action="store_true", help="check the file and print the trials; run nothing")
+    parser.add_argument("--create", action="store_true", help="create the sweep on W&B's server; run nothing")
+    parser.add_argument("--offline", action="store_true", help="search with Optuna, without W&B's server")
     parser.add_argument(
-        "--points", type=int, default=24, metavar="N", help="most trials that the table describes (default: 24)"
+        "--trials", type=int, metavar="N", help="largest number of trials of this worker (default: all)"
+    )
+    parser.add_argument(
+        "--points", type=int, default=24, metavar="N", help="largest number of trials in the table (default: 24)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of an offline search (default: 0)")
     parser.add_argument("--folder", metavar="DIR", help="folder of an offline sweep (default: runs/sweeps/NAME)")
     parser.add_argument(
         "--storage",
         choices=("sqlite", "journal"),
-        help="storage of an offline sweep: sqlite on a local disk, journal for several hosts (default: sqlite)",
+        help="storage of an offline sweep: sqlite for a local disk, journal for several hosts (default: sqlite)",
     )
     parser.add_argument(
         "--retry",
         type=int,
         default=0,
         metavar="N",
-        help="run a failed trial of an offline sweep again, in its run folder, at most N times (default: 0)",
+        help="repeat a failed trial of an offline sweep at most N times, in its run folder (default: 0)",
     )
     return parser
 
@@ -275,6 +279,8 @@ def _short(value: Any) -> str:
 def begin_folder(folder: Path, specification: Specification, seed: int, recipe: str) -> bool:
     """Write sweep.yaml in the folder of a sweep, or compare the one that is there.
 
+    The number of trials may change, and so may keys of the recipe that change no result.
+
     Args:
         folder: folder of the sweep.
         specification: the sweep.
@@ -283,24 +289,59 @@ def begin_folder(folder: Path, specification: Specification, seed: int, recipe: 
     Returns:
         True for a new sweep.
     Raises:
-        UserError: the folder holds another sweep, or cannot be written.
+        UserError: the folder holds another sweep, its sweep.yaml is missing or damaged, or it cannot be written.
     """
+    from lit_mm.checkpoints.before import translate_config
+    from lit_mm.run import folder as run_folder
     from lit_mm.run.files import write_whole
-    from lit_mm.run.folder import differences
+    from lit_mm.sweeps.search import FILES, storage_of
 
-    record = {"specification": specification.content, "seed": seed, "recipe": yaml.safe_load(recipe)}
+    content = {"specification": specification.content, "seed": seed, "recipe": translate_config(yaml.safe_load(recipe))}
+    record = yaml.safe_load(yaml.safe_dump(content))  # with lists in place of tuples
     file = folder / "sweep.yaml"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
+            if (kind := storage_of(folder)) is not None:
+                raise UserError(
+                    f"{str(folder)!r} has {FILES[kind]} of a sweep, but no sweep.yaml, which describes it. "
+                    "Put it back, or choose another folder with --folder"
+                )
             write_whole(file, yaml.safe_dump(record, sort_keys=False))
             return True
-        earlier = yaml.safe_load(file.read_text())
+        earlier = record_of_sweep(file)
+        differences = run_folder.differences(earlier, record)
+        keys = [
+            key
+            for key in differences
+            if not MAY_CHANGE.fullmatch(key) and not run_folder.MAY_CHANGE.fullmatch(key.removeprefix("recipe."))
+        ]
+        if keys:
+            raise UserError(
+                f"{str(folder)!r} holds another sweep; it differs in {run_folder.listed(keys, earlier, record)}. "
+                "Resume with the same file and recipe, or choose another folder with --folder"
+            )
+        if differences:
+            write_whole(file, yaml.safe_dump(record, sort_keys=False))
     except OSError as error:
         raise UserError(f"the folder of the sweep {str(folder)!r} cannot be used ({error.strerror})") from error
-    if keys := differences(earlier, yaml.safe_load(yaml.safe_dump(record))):
-        raise UserError(
-            f"{str(folder)!r} holds another sweep; it differs in {', '.join(keys[:4])}. Resume with the same file "
-            "and recipe, or choose another folder with --folder"
-        )
     return False
+
+
+def record_of_sweep(file: Path) -> Mapping[str, Any]:
+    """Read sweep.yaml in the form of this version.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    from lit_mm.checkpoints.before import translate_config
+    from lit_mm.run.folder import with_new_arguments
+
+    try:
+        record = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return {**record, "recipe": with_new_arguments(translate_config(record["recipe"]))}
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{str(file)!r} is damaged ({type(error).__name__}). Put a copy back, or choose another folder with "
+            "--folder"
+        ) from error

@@ -21,14 +21,15 @@ from lit_mm.report.sweep_chart import draw_sweep
 from lit_mm.run.files import write_whole
 from lit_mm.run.interruption import CTRL_C, HEARD, REQUEUE, say
 from lit_mm.run.lock import FolderInUse, FolderLock, living_holder
-from lit_mm.sweeps.agent import command_of
+from lit_mm.sweeps.agent import command_of, words_of
 from lit_mm.sweeps.parameters import written_point
-from lit_mm.sweeps.search import Search, Trial
+from lit_mm.sweeps.search import Search, Trial, storage_errors
 from lit_mm.sweeps.specification import Specification
 
 MOST_FAILURES = 3  # failed trials in a row after which a worker ends
 WAIT = 5.0  # seconds between looks at a process that still writes in the folder of a trial
 OUTPUT = "output.txt"  # what the command of a trial prints, in its run folder
+REFUSED = (1, 2)  # exit codes of `fit` by torchrun and of `fit` for a folder that another process uses
 TAIL = 3  # last lines of a failed command in a message
 
 
@@ -55,24 +56,23 @@ def run_offline(
         most: most trials that this worker runs; None for all.
         retries: number of times that a failed trial is run again.
     Raises:
-        UserError: Optuna is not installed, or trial after trial fails.
+        UserError: Optuna is not installed, the storage of the sweep cannot be used, or trial after trial fails.
         SystemExit: a signal stopped the worker; the code is that of a stopped `fit`.
     """
-    search = Search(folder, specification, seed=seed, storage=storage)
     count = failures = last = 0
-    with Signals() as signals:
+    with storage_errors(folder), Signals() as signals:
+        search = Search(folder, specification, seed=seed, storage=storage)
         while (most is None or count < most) and failures < MOST_FAILURES:
             with next_trial(search, folder, retries) as trial:
                 if trial is None:
                     break
                 count, last = count + 1, trial.number
                 failures = 0 if run_trial(search, trial, folder, signals) else failures + 1
-    print(write_report(search, folder))
-    if failures == MOST_FAILURES:
+        print(write_report(search, folder))
+    if failures and failures in (MOST_FAILURES, count):
         output = trial_folder(folder, last) / OUTPUT
-        raise UserError(
-            f"{MOST_FAILURES} runs of trials in a row failed. The last lines of {str(output)!r}:\n{tail_of(output)}"
-        )
+        subject = f"{failures} runs of trials in a row" if failures > 1 else "the run of a trial"
+        raise UserError(f"{subject} failed. The last lines of {str(output)!r}:\n{tail_of(output)}")
 
 
 def trial_folder(folder: Path, number: int) -> Path:
@@ -130,6 +130,35 @@ def run_trial(search: Search, trial: Trial, folder: Path, signals: Signals) -> b
     signals.wait_for_owner(place)
     print(f"trial {trial.number} of {search.limit}: {written_point(trial.point)}", flush=True)
     start = time.monotonic()
+    code = run_command(specification, trial, place, signals)
+    # The command of a killed worker may lock the run folder only now, because a start takes some seconds
+    while code in REFUSED and signals.received is None and living_holder(place) is not None:
+        signals.wait_for_owner(place)
+        code = run_command(specification, trial, place, signals)
+    if signals.received is not None or code in (REQUEUE, CTRL_C):
+        say(f"lit_mm: trial {trial.number} was stopped; the same command goes on with it")
+        sys.exit(code if code in (REQUEUE, CTRL_C) else REQUEUE)
+    name = specification.metric.name
+    value = figure_of(place, name) if code == 0 else None
+    if value is None or not math.isfinite(value):
+        error = failure_of(code, name, value, place / OUTPUT)
+        search.fail(trial.number, error)
+        print(f"trial {trial.number} failed ({error}); its output is in {place / OUTPUT}", flush=True)
+        return False
+    search.finish(trial.number, value)
+    print(f"trial {trial.number}: {name} {value:.4g} after {time.monotonic() - start:.0f} s", flush=True)
+    return True
+
+
+def run_command(specification: Specification, trial: Trial, place: Path, signals: Signals) -> int:
+    """Run the command of a trial to its end, append its output to a file, and return the exit code.
+
+    Args:
+        specification: the sweep.
+        trial: the trial.
+        place: run folder of the trial.
+        signals: signals to pass on.
+    """
     with (place / OUTPUT).open("ab") as output:
         process = subprocess.Popen(
             command_of(specification, trial.point, place),
@@ -139,20 +168,7 @@ def run_trial(search: Search, trial: Trial, folder: Path, signals: Signals) -> b
             env=environment_of(specification, trial.number),
             process_group=0,  # Ctrl+C reaches the worker alone, which passes it on
         )
-        code = signals.wait(process)
-    if signals.received is not None or code in (REQUEUE, CTRL_C):
-        say(f"lit_mm: trial {trial.number} was stopped; the same command goes on with it")
-        sys.exit(code if code in (REQUEUE, CTRL_C) else REQUEUE)
-    name = specification.metric.name
-    value = figure_of(place, name) if code == 0 else None
-    if value is None or math.isnan(value):
-        error = failure_of(code, name, value, place / OUTPUT)
-        search.fail(trial.number, error)
-        print(f"trial {trial.number} failed ({error}); its output is in {place / OUTPUT}", flush=True)
-        return False
-    search.finish(trial.number, value)
-    print(f"trial {trial.number}: {name} {value:.4g} after {time.monotonic() - start:.0f} s", flush=True)
-    return True
+        return signals.wait(process)
 
 
 def failure_of(code: int, name: str, value: float | None, output: Path) -> str:
@@ -250,6 +266,10 @@ def write_report(search: Search, folder: Path) -> str:
     trials, metric = search.trials(), search.specification.metric
     best_first = ranked(trials, metric.goal)
     notes = notes_of(trials, search.limit - len(best_first), search.limit, folder)
+    if lost := [
+        trial.number for trial in best_first if not (trial_folder(folder, trial.number) / "config.yaml").exists()
+    ]:
+        notes.append(f"run folders that are not there any more: of trial {', '.join(map(str, lost))}")
     rows = [_row(folder, rank, trial, metric.name) for rank, trial in enumerate(best_first, start=1)]
     if not rows:
         return "\n".join([f"no trial of {search.specification.name} has a figure yet", *notes])
@@ -271,14 +291,13 @@ def write_report(search: Search, folder: Path) -> str:
         f"# The best of {len(rows)} trials of the sweep {search.specification.name}: {metric.name} {best.value:.4g}\n"
         f"# {written_point(best.point)}\n#   python -m lit_mm fit --config {file}\n"
     )
-    config = (trial_folder(folder, best.number) / "config.yaml").read_text()
-    write_whole(file, head + config)
+    write_whole(file, head + config_of(search.specification, best, folder))
     if (interval := interval_of(trial_folder(folder, best.number), metric.name)) is not None:
         near = [trial.number for trial in best_first[1:] if interval.low <= (trial.value or 0.0) <= interval.high]
         if near:
+            trials_near = f"{'trials' if near[1:] else 'trial'} {', '.join(map(str, near))}"
             notes.append(
-                f"trials {', '.join(map(str, near))} lie within the 95 % interval of the best: more questions or seeds "
-                "would tell them apart"
+                f"within the 95 % interval of the best: {trials_near}. More questions or seeds would tell them apart"
             )
     return "\n".join(
         [
@@ -287,6 +306,25 @@ def write_report(search: Search, folder: Path) -> str:
             f"table, picture and best recipe: {folder}/ranking.csv, sweep.png, best.yaml",
         ]
     )
+
+
+def config_of(specification: Specification, trial: Trial, folder: Path) -> str:
+    """Return the resolved config of a trial; it is resolved anew if the run folder is not there any more.
+
+    Args:
+        specification: the sweep.
+        trial: the trial.
+        folder: folder of the sweep.
+    """
+    file = trial_folder(folder, trial.number) / "config.yaml"
+    if file.exists():
+        return file.read_text()
+    import torch
+
+    from lit_mm.commands.recipe import RecipeCLI
+
+    with torch.device("meta"):  # no memory for the model
+        return RecipeCLI(words_of(specification, trial.point), "fit").resolved()
 
 
 def notes_of(trials: Sequence[Trial], unranked: int, limit: int, folder: Path) -> list[str]:

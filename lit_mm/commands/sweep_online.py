@@ -27,4 +27,6 @@ def run_online(specification: Specification, *, create_only: bool = False, most:
             wandb.agent(identity, entity=content.get("entity"), project=content.get("project", "lit_mm"), count=most)
     except (wandb.Error, ValueError) as error:
         line = first_line(error)
-        raise UserError(f"W&B's server did not take the sweep: {line}. Without the server: --offline") from error
+        raise UserError(
+            f"W&B's server refused the sweep: {line}. To run it without the server, add --offline"
+        ) from error

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 EPILOG = """\
 Any key of the recipe may follow, spelt as in the YAML: --model.init_args.image_size 448
 
-The JSON has `width`, `height`, `views`, `grid` as [columns, rows] of tiles, `visual_tokens`, `thumbnail` (which view is
-the whole image shrunk: "first", "last" or null), and `cuts`, one for each view in the order in which the vision encoder
-sees them: `number` from 1, `kind` ("tile" or "whole"), `size` [width, height], `tokens` [columns, rows], `shows` [left,
-top, right, bottom] in pixels of the image (outside of it is padding); and how it is made: the image is resized to
-`resize` [width, height], laid on a canvas `canvas` with its corner at `offset` [left, top], `box` [left, top, width,
-height] is cut out and brought to `size`. Several sizes make a list. A size that the tiling refuses among several has
-`width`, `height` and `refused`, the reason."""
+The JSON has `width`, `height`, `views`, `grid` as [columns, rows] of tiles, `visual_tokens`, `thumbnail` (position of
+the global view: "first", "last" or null), and `cuts`, one for each view in the order of the vision encoder:
+  number, kind   number from 1; "tile" or "whole"
+  size, tokens   [width, height] in pixels; [columns, rows] of visual tokens
+  shows          [left, top, right, bottom] in pixels of the image; padding lies outside of the image
+  resize         [width, height] to which the image is resized first
+  canvas, offset [width, height] of the canvas; [left, top] of the resized image on it
+  box            [left, top, width, height] on the canvas that is cut out and brought to `size`
+
+Several sizes make a list. A size that the tiling refuses has `width`, `height` and `refused`, the reason."""
 
 
 def tiles(arguments: Sequence[str]) -> None:
-    """Print, or draw, the views that a recipe's tiling cuts an image into. No weight is loaded."""
+    """Print or draw the views into which a recipe's tiling cuts an image. No weight is loaded."""
     parser = Arguments(
         prog="python -m lit_mm tiles",
         usage="python -m lit_mm tiles --config FILE (--image FILE | --size WIDTHxHEIGHT) [--stage NAME]\n"
@@ -40,17 +43,19 @@ def tiles(arguments: Sequence[str]) -> None:
         epilog=EPILOG,
     )
     parser.add_argument(
-        "--config", action="append", required=True, metavar="FILE", help="the recipe; later ones override"
+        "--config", action="append", required=True, metavar="FILE", help="recipe; later ones override earlier ones"
     )
-    parser.add_argument("--image", metavar="FILE", help="the image")
+    parser.add_argument("--image", metavar="FILE", help="image")
     parser.add_argument(
-        "--size", metavar="SIZES", help="sizes instead of an image, pixels: 1008x672 or 1008x672,336x336 or @FILE"
+        "--size", metavar="SIZES", help="image sizes instead of an image, pixels: 1008x672 or 1008x672,336x336 or @FILE"
     )
     parser.add_argument(
-        "--stage", metavar="NAME", help="as training sees it in this stage (default: the finished model)"
+        "--stage", metavar="NAME", help="use the tiling of this stage (default: that of the finished model)"
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text", help="what to print (default: text)")
-    parser.add_argument("--picture", metavar="FILE", help="draw the tiles, numbered, into this .png")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="format of the output (default: text)"
+    )
+    parser.add_argument("--picture", metavar="FILE", help="draw the numbered tiles into this .png")
     choices, overrides = parser.parse_known_args(arguments)
     if (choices.image is None) == (choices.size is None):
         raise UserError("tiles needs either --image FILE or --size WIDTHxHEIGHT (python -m lit_mm tiles --help)")
@@ -104,7 +109,7 @@ def processor_of(cli: RecipeCLI, stage: str | None) -> Processor:
     """
     processor, stages = cli.model.processor, {item.name: item for item in cli.stages}
     if processor is None or processor.token_grid is None:
-        raise UserError("tiles: the model of this recipe lays out no images")
+        raise UserError("tiles: the model of this recipe reads no images")
     if stage is None:
         return processor
     if stage not in stages:

@@ -165,7 +165,7 @@ def steps(
         last lines).
     """
     if not instruction.strip():
-        raise UserError("compose: the instruction is empty. Say what the article shall be about")
+        raise UserError("compose: the instruction is empty. Describe the topic of the article")
     if not pictures:
         raise UserError("compose: there are no images to choose from")
     if not 1 <= candidates <= len(LETTERS) or (slots is not None and slots < 0):
@@ -193,7 +193,7 @@ def write(talk: _Talk, instruction: str) -> Generator[Question, str, tuple[str, 
     lines = lines_of((yield Question("article", question, template.decode_article)))
     if not lines:
         raise UserError(
-            f"compose: the model wrote nothing about {instruction[:60]!r}. Train it further, or ask for something else"
+            f"compose: the model wrote nothing about {instruction[:60]!r}. Train it further, or use another instruction"
         )
     if len(lines) > MOST_LINES:
         talk.notes.append(f"the article had {len(lines)} lines; the first {MOST_LINES} were kept")
@@ -294,8 +294,8 @@ def select(
         images = tuple(retrieve(caption[:CAPTION_LENGTH], candidates, used))
         if len(set(images)) < len(images) or used & set(images) or any(not 0 <= n < len(talk.pictures) for n in images):
             raise UserError(
-                f"compose: the retriever proposed {list(images)} for {caption!r}; expected different numbers below "
-                f"{len(talk.pictures)} without the used {sorted(used)}"
+                f"compose: the retriever returned {list(images)} for {caption!r}; expected different numbers "
+                f"below {len(talk.pictures)}, without the used ones {sorted(used)}"
             )
         images = images[:candidates]
         image: int | None = None

@@ -80,8 +80,8 @@ class GLUProjector(nn.Module, Connector):
         if self.positions is not None:
             if x.shape[1] != len(self.positions):
                 raise UserError(
-                    f"GLUProjector: `positions` are the vectors of {len(self.positions)} patches, the view has "
-                    f"{x.shape[1]}. Set `positions` to the patches of a view"
+                    f"GLUProjector: `positions` has vectors for {len(self.positions)} patches, but the view has "
+                    f"{x.shape[1]}. Set `positions` to the number of patches of a view"
                 )
             x = x + self.positions
         x = F.gelu(self.norm(self.proj(x)))

@@ -41,7 +41,7 @@ class GroupedProjector(nn.Module, Connector):
     ) -> None:
         super().__init__()
         if group < 1:
-            raise UserError(f"GroupedProjector: `group` is a number of patches and at least 1, got {group}")
+            raise UserError(f"GroupedProjector: `group` is a number of patches, at least 1, got {group}")
         self.vision_width, self.language_width, self.group, self.norm_eps = (
             vision_width,
             language_width,

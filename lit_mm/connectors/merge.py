@@ -45,7 +45,7 @@ class MergeMLP(nn.Module, Connector):
     ) -> None:
         super().__init__()
         if merge < 1:
-            raise UserError(f"MergeMLP: `merge` is the side of a block of patches and at least 1, got {merge}")
+            raise UserError(f"MergeMLP: `merge` is the side of a block, in patches, at least 1, got {merge}")
         self.vision_width, self.language_width, self.merge = vision_width, language_width, merge
         self.grid_rule = MergedGrid(merge, "MergeMLP")
         self.standardise = standardise

@@ -44,7 +44,7 @@ class MLPProjector(nn.Module, Connector):
     ) -> None:
         super().__init__()
         if depth < 1:
-            raise UserError(f"MLPProjector: `depth` counts its linears and is at least 1, got {depth}")
+            raise UserError(f"MLPProjector: `depth` is the number of linear layers, at least 1, got {depth}")
         self.vision_width, self.language_width = vision_width, language_width
         self.grid_rule = SameGrid()
         self.standardise = standardise

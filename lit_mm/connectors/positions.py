@@ -30,7 +30,7 @@ class PositionTable(nn.Module):
         """
         if x.shape[1] != len(self.table):
             raise UserError(
-                f"the table of positions has {len(self.table)} vectors, the second vision encoder makes {x.shape[1]} "
-                "patches of a view. Set the size of its views to that of the tiling's `second`"
+                f"the table of positions has {len(self.table)} vectors, but the second vision encoder makes "
+                f"{x.shape[1]} patches of a view. Set the size of its views to `second` of the tiling"
             )
         return x + self.table

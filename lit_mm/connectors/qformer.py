@@ -181,11 +181,11 @@ class QFormer(nn.Module):
             UserError: there are neither features nor ids, ids meet no text branch, or the text is too long.
         """
         if features is None and ids is None:
-            raise UserError("QFormer: give image features, text ids or both")
+            raise UserError("QFormer: got neither image features nor text ids, expected at least one of them")
         parts = [] if features is None else [self.queries.expand(len(features), -1, -1)]
         if ids is not None:
             if self.words is None or self.positions is None:
-                raise UserError("QFormer: it was built without a text branch; set `vocab_size`")
+                raise UserError("QFormer: it has no text branch. Set `vocab_size`")
             if ids.shape[1] > self.positions.num_embeddings:
                 raise UserError(
                     f"QFormer: a text has {ids.shape[1]} tokens, the position table {self.positions.num_embeddings}. "
@@ -205,7 +205,7 @@ class QFormer(nn.Module):
             UserError: the Q-Former was built without `head`.
         """
         if self.head is None or self.words is None:
-            raise UserError("QFormer: it was built without the head that predicts text; set `head: true`")
+            raise UserError("QFormer: it has no head that predicts text. Set `head: true`")
         return self.head(text, self.words.weight)
 
 

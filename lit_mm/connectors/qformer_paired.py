@@ -207,5 +207,5 @@ class PairedQFormer(nn.Module, Connector):
             UserError: see `match`.
         """
         if self.contrast is None or self.matching is None:
-            raise UserError("PairedQFormer: it was built without the heads that compare; set `contrast_width`")
+            raise UserError("PairedQFormer: it has no heads for comparison. Set `contrast_width`")
         return self.contrast, self.matching

@@ -76,7 +76,9 @@ class SliceResampler(nn.Module, Connector):
                 f"SliceResampler: `heads` divides the language width, got {heads} heads and {language_width} channels"
             )
         if local is not None and regions:
-            raise UserError("SliceResampler: with `regions` a query sees its own alone; `local` needs `regions: false`")
+            raise UserError(
+                "SliceResampler: with `regions` each query reads only its own region, so `local` needs `regions: false`"
+            )
         self.vision_width, self.language_width = vision_width, language_width
         self.side, self.heads, self.regions, self.standardise = side, heads, regions, standardise
         self.grid_rule = FixedGrid(side, side)

@@ -37,7 +37,7 @@ def check_strategy(strategy: Any) -> None:
 
 def _unknown(strategy: str) -> UserError:
     return UserError(
-        f"trainer.strategy is {strategy}; stages are trained with one of {', '.join(NAMES)}, or class_path: "
+        f"trainer.strategy is {strategy}; expected one of {', '.join(NAMES)}, or class_path: "
         "lit_mm.distributed.zero.ZeRO"
     )
 

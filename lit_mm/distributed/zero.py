@@ -103,7 +103,7 @@ class ZeRO(DeepSpeedStrategy):
         if stage not in (1, 2, 3):
             raise UserError(f"ZeRO has the stages 1, 2 and 3, got {stage}")
         if offload_parameters and stage < 3:
-            raise UserError(f"ZeRO-{stage} keeps the parameters whole on every device; to offload them take stage 3")
+            raise UserError(f"ZeRO-{stage} keeps all parameters on every device. To offload them, use stage 3")
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or DeepSpeed wonders aloud that it found no GPU
         config: dict[str, Any] = {
@@ -347,8 +347,9 @@ class ZeRO(DeepSpeedStrategy):
                     state["step"] = torch.tensor(step, dtype=torch.float32, device=share.flat.device)
             elif step is not None and float(state["step"]) != step:
                 raise UserError(
-                    f"{str(saved.path)!r}: parameter {share.name!r} was updated {step:g} times, others of its group "
-                    f"{float(state['step']):g} times; ZeRO counts by group. Resume with `trainer.strategy: ddp`"
+                    f"{str(saved.path)!r}: parameter {share.name!r} was updated {step:g} times, but others of its "
+                    f"group {float(state['step']):g} times. ZeRO has one count for a group. Resume with "
+                    "`trainer.strategy: ddp`"
                 )
             for key in moments:
                 share.of(state[key]).copy_(saved.moment(key, share.name, share.start, share.count))
@@ -426,8 +427,8 @@ def check_zero_layers(stage: int, module: nn.Module) -> None:
     """
     if stage == 3 and compiles_layers(module):
         raise UserError(
-            "ZeRO-3 gathers the parameters of each module as it begins, which a compiled layer would not see. Set "
-            "`compile: false` for the parts of the model, or take zero2 or ddp"
+            "ZeRO-3 gathers the parameters of each module when it runs, which compiled layers do not "
+            "support. Set `compile: false` for the parts of the model, or use zero2 or ddp"
         )
 
 

@@ -210,7 +210,9 @@ def _reading(name: str, head: bytes = b"") -> Iterator[None]:
         yield
     except PictureError:
         raise
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except IsADirectoryError as error:
+        raise PictureError(f"{name!r} is a folder and not an image. Name a file in it") from error
+    except FileNotFoundError as error:
         raise PictureError(f"there is no image {name!r}. Is the path relative to another folder?") from error
     except Image.UnidentifiedImageError as error:
         kind = kind_of(head) or f"it begins like none of {', '.join(FORMATS)}. Is it named wrongly? Replace it"

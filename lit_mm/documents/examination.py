@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lit_mm.documents.document import Document
@@ -16,9 +17,14 @@ class Prediction:
     correct: bool
 
 
+def skills_of(documents: Iterable[Document]) -> list[str]:
+    """Return the skills that documents test, in order of appearance; documents without a skill add none."""
+    return list(dict.fromkeys(document.skill for document in documents if document.skill))
+
+
 @dataclass(frozen=True)
 class Score:
-    """The rate of exact matches over all documents and per skill."""
+    """Rates of exact matches over all documents and per skill. Documents without a skill count in `overall` alone."""
 
     overall: float
     skills: dict[str, float]

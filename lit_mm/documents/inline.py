@@ -90,12 +90,12 @@ def picture_of_uri(uri: str, *, web: bool = False) -> BytesPicture:
         try:
             return BytesPicture.open(base64.b64decode(encoded, validate=True), f"data:{kind}")
         except binascii.Error as error:
-            raise UserError(f"the data URI of an image is no base64 ({error}): {uri[:40]!r}") from error
+            raise UserError(f"the data URI of an image is not base64 ({error}): {uri[:40]!r}") from error
     if scheme not in ("http", "https"):
         raise UserError(f"an image is a data URI such as data:image/png;base64,..., got {uri[:40]!r}")
     if not web:
         raise UserError(
-            f"the image {uri[:80]!r} is an address, which is not allowed here. Send the image as a data URI "
+            f"the image {uri[:80]!r} is a URL, which is not allowed here. Send the image as a data URI "
             "(data:image/png;base64,...), or start the server with --allow_urls"
         )
     return BytesPicture.open(download(uri), uri)

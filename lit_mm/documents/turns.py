@@ -58,8 +58,8 @@ def conversation_to_document(
     unplaced = slots == 0 and len(pictures) == 1
     if slots != len(pictures) and not unplaced:
         raise UserError(
-            f"document {id!r}: {len(pictures)} pictures and {slots} {PLACEHOLDER} in its text; write one for each "
-            "picture (only a single picture may go without, it is then put in front)"
+            f"document {id!r}: {len(pictures)} pictures and {slots} {PLACEHOLDER} in its text. Write one for "
+            "each picture. Only a single picture needs none; it is placed in front"
         )
     if unplaced:
         turns.append(Turn("page", (pictures[0],)))

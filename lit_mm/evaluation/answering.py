@@ -321,8 +321,8 @@ def rank_all(module: MultimodalModule, questions: Sequence[Question], pictures: 
     ranker = module.examiner
     if not isinstance(ranker, Ranker):
         raise UserError(
-            f"{family_of(module)} gives no scores of pictures and captions, which a retrieval benchmark needs. Leave "
-            "the benchmark out, or choose a model that was trained with contrast or matching"
+            f"{family_of(module)} cannot score pictures against captions, which a retrieval benchmark needs. "
+            "Leave the benchmark out, or choose a model that was trained with contrast or matching"
         )
     names = [name for question in questions for name in caption_names(question)]
     captions = [text for question in questions for text in question.references]

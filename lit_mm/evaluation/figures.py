@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from lit_mm.distributed.lockstep import is_shared
 from lit_mm.documents.document import Document
+from lit_mm.documents.examination import skills_of
 from lit_mm.errors import UserError
 from lit_mm.evaluation.answering import answer_questions
 from lit_mm.evaluation.benchmarks.benchmark import Benchmark
@@ -66,12 +67,12 @@ class DocumentFigures:
                 silent = [document.id for document in documents if not document.answer]
                 if silent:
                     raise UserError(
-                        f"examine: document {silent[0]!r} of {source!r} has no answer to score by {metric!r}"
+                        f"examine: document {silent[0]!r} of {source!r} has no answer, which {metric!r} needs"
                     )
         self.source, self.documents, self.metrics = source, documents, metrics
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        skills = list(dict.fromkeys(document.skill for document in documents))
-        self.skills = skills if len(skills) > 1 else []
+        alike = len({document.skill for document in documents}) == 1
+        self.skills = [] if alike else skills_of(documents)
 
     def names(self, module: MultimodalModule) -> list[str]:
         """Return METRIC/SOURCE and METRIC/SOURCE/SKILL of every metric."""

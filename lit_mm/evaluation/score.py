@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_mm.documents.examination import Prediction, Score
+from lit_mm.documents.examination import Prediction, Score, skills_of
 
 
 def score(predictions: Sequence[Prediction]) -> Score:
     """Compute the share of correct answers over all documents and per skill, with skills in order of appearance."""
-    skills: dict[str, list[bool]] = {}
+    correct: dict[str, list[bool]] = {skill: [] for skill in skills_of(each.document for each in predictions)}
     for prediction in predictions:
-        skills.setdefault(prediction.document.skill, []).append(prediction.correct)
-    correct = [c for answers in skills.values() for c in answers]
+        if prediction.document.skill:
+            correct[prediction.document.skill].append(prediction.correct)
     return Score(
-        overall=sum(correct) / max(1, len(correct)),
-        skills={skill: sum(answers) / len(answers) for skill, answers in skills.items()},
-        count=len(correct),
+        overall=sum(prediction.correct for prediction in predictions) / max(1, len(predictions)),
+        skills={skill: sum(answers) / len(answers) for skill, answers in correct.items()},
+        count=len(predictions),
     )
 
 

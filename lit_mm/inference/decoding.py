@@ -52,8 +52,8 @@ class Decoding:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(
-                "decoding: `max_new_tokens` is at least 1 and `min_new_tokens` between 0 and it, got "
-                f"{self.max_new_tokens} and {self.min_new_tokens}"
+                "decoding: `max_new_tokens` is at least 1, and `min_new_tokens` is from 0 to `max_new_tokens`, "
+                f"got {self.max_new_tokens} and {self.min_new_tokens}"
             )
         finite = 0 < self.temperature < math.inf and 0 < self.repetition_penalty < math.inf  # False for nan
         if not finite or self.top_k < 0 or not 0 < self.top_p <= 1:
@@ -62,7 +62,7 @@ class Decoding:
                 f"{self}"
             )
         if self.beams < 1 or (self.beams > 1 and self.sample):
-            raise UserError(f"decoding: `beams` is at least 1, and 1 when sampling, got {self.beams}")
+            raise UserError(f"decoding: `beams` is at least 1, and exactly 1 for sampling, got {self.beams}")
 
     def processors(self, stop_ids: Collection[int], device: torch.device) -> LogitsProcessorList:
         """Build the processors that change scores [B, vocabulary], given the new tokens so far [B, T]."""

@@ -64,7 +64,7 @@ def load_pipeline(reference: str = SDXL, device: torch.device | str = "cpu") -> 
         UserError: diffusers is not installed, or the pipeline cannot be read.
     """
     if not has_diffusers():
-        raise UserError("images are made by diffusers, which is not installed: pip install 'lit_mm[images]'")
+        raise UserError("image generation needs diffusers, which is not installed: pip install 'lit_mm[images]'")
     from diffusers import DiffusionPipeline  # pyrefly: ignore[missing-import]  # an extra
 
     half = torch.device(device).type == "cuda"

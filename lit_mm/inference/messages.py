@@ -88,5 +88,5 @@ def _turn(message: Mapping[str, Any], number: int, picture: Callable[[Any], Pict
         elif kind == "image":
             parts.append(picture(part["url"]))
         else:
-            raise UserError(f"message {number}: a part is a text or an image, got {kind!r}")
+            raise UserError(f"message {number}: a part of a message is a text or an image, got {kind!r}")
     return Turn(ROLES[role], tuple(parts))

@@ -159,9 +159,9 @@ def apply_cross_attention(language: Llama, memory_width: int, cross_width: int =
     Source: arXiv:2312.08914, section 2.1; modeling_cogagent.py of the release.
     """
     if not isinstance(language, Llama):
-        raise UserError(f"cross-attention changes the layers of a decoder, got {type(language).__name__}; leave it out")
+        raise UserError(f"cross-attention needs a decoder, got {type(language).__name__}. Leave it out")
     if language.reads_memory:
-        raise UserError("this language model has cross-attention already; apply it once")
+        raise UserError("this language model already has cross-attention. Apply it only once")
     eps, device = language.lm.config.rms_norm_eps, language.lm.model.embed_tokens.weight.device
     for number, layer in enumerate(language.decoder_layers):
         with torch.device(device):

@@ -50,8 +50,9 @@ class LongRotary(nn.Module):
         """
         if self.limit + 1 in lengths:
             raise UserError(
-                f"a sample grows beyond {self.limit} tokens while it is decoded, where its rotary frequencies change. "
-                f"Set `max_new_tokens` so that a prompt of up to {self.limit} tokens and its answer stay below that"
+                f"a sample grows beyond {self.limit} tokens during decoding, where its rotary frequencies change. "
+                f"Lower `max_new_tokens`: a prompt of up to {self.limit} tokens and its answer must stay below "
+                "the limit"
             )
         self.choice = (torch.tensor(lengths, device=self.inv_freq.device) > self.limit).long()[:, None]  # [N, 1]
 

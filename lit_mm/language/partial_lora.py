@@ -163,11 +163,13 @@ def apply_partial_lora(
     Source: arXiv:2401.16420, section 3.2; modeling_internlm2.py of the release.
     """
     if not isinstance(language, Llama | Pretrained):
-        raise UserError(f"partial LoRA wraps the layers of a decoder, got {type(language).__name__}; leave it out")
+        raise UserError(f"partial LoRA needs a decoder, got {type(language).__name__}. Leave it out")
     if rank < 1:
-        raise UserError(f"partial LoRA needs a `rank` of at least 1, got {rank}; for none, leave partial LoRA out")
+        raise UserError(
+            f"partial LoRA needs a `rank` of at least 1, got {rank}. To train without it, leave partial LoRA out"
+        )
     if language.routed:
-        raise UserError("the linears of this language model are routed already; apply partial LoRA once")
+        raise UserError("the linear layers of this language model are already routed. Apply partial LoRA only once")
     for layer in language.decoder_layers:
         linears = {name for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
         if missing := [name for name in WRAPPED if name not in linears]:

@@ -195,6 +195,6 @@ class Pretrained(nn.Module):
     def _check_lengths(self, lengths: list[int] | tuple[int, ...]) -> None:
         if self.max_length is not None and max(lengths, default=0) > self.max_length:
             raise UserError(
-                f"Pretrained: {self.model_type} has positions for {self.max_length} tokens, a sample has "
+                f"Pretrained: {self.model_type} has positions for {self.max_length} tokens, but a sample has "
                 f"{max(lengths)}. Set `max_length` of the inputs to {self.max_length} or less"
             )

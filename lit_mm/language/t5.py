@@ -77,7 +77,7 @@ class T5RowAttention(nn.Module):
         key, value = self._keys(key_value_states if cross else hidden_states, past_key_values, cross)
         lengths = cross_segments if cross else segments
         if lengths is None and query.shape[2] > 1:
-            raise UserError(f"T5: {query.shape[2]} positions need `segments`, their lengths by sample; call `learn`")
+            raise UserError(f"T5: {query.shape[2]} positions need `segments`, the lengths of the samples. Call `learn`")
         if not cross and position_bias is None:
             position_bias = self._distance_bias(key.shape[2] if lengths is None else lengths.longest)
         dropout = self.dropout if self.training else 0.0
@@ -276,7 +276,7 @@ class T5(nn.Module):
         """
         if batch.target is None:
             raise UserError(
-                "T5: training needs the answers as a row of their own; is `writes_target` of the processor set?"
+                "T5: training needs the answers in a row of their own. Is `writes_target` of the processor set?"
             )
         target = batch.target
         segments = Segments(target.lengths)

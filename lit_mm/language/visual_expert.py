@@ -75,9 +75,9 @@ def apply_visual_expert(language: Llama) -> Llama:
     Source: arXiv:2311.03079, section 2.1; utils/models/mixin.py of the release.
     """
     if not isinstance(language, Llama):
-        raise UserError(f"a visual expert wraps the layers of a decoder, got {type(language).__name__}; leave it out")
+        raise UserError(f"a visual expert needs a decoder, got {type(language).__name__}. Leave it out")
     if language.routed:
-        raise UserError("the linears of this language model are routed already; apply one visual expert")
+        raise UserError("the linear layers of this language model are already routed. Apply only one visual expert")
     for layer in language.decoder_layers:
         attention, route = layer.self_attn, Route()
         attention.route = route

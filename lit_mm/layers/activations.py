@@ -42,8 +42,9 @@ def prepare_layers(model: nn.Module, checkpointing: Checkpointing, compiled: boo
     """
     if checkpointing == "selective" and not compiled:
         raise UserError(
-            f"{type(model).__name__}: `activation_checkpointing: selective` without `compile: true` would take three "
-            "times the host's time of a step, since Python looks at each operation. Set `compile: true`, or take `full`"
+            f"{type(model).__name__}: `activation_checkpointing: selective` without `compile: true` would "
+            "triple the host time of a step, because Python handles each operation. Set `compile: true`, or "
+            "use `full`"
         )
     run = runner(checkpointing, compiled)
     for layer in outer_layers(model):

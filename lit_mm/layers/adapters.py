@@ -56,18 +56,22 @@ def add_adapters(
     if rank < 1:
         raise UserError(f"the adapter {part!r}: `rank` is at least 1, got {rank}")
     plain = list(plain_linears(module))
+    if not plain:
+        raise UserError(
+            f"the adapter {part!r}: {type(module).__name__} has no linear layer without an adapter. "
+            "Leave the adapter out, or give it to another part"
+        )
     if targets == "all-linear":
         wrapped = plain
     else:
         wrapped = [place for place in plain if not set(targets).isdisjoint(place[2].split("."))]
         missing = [name for name in targets if not any(name in path.split(".") for _, _, path in plain)]
-        if missing:
+        if missing or not wrapped:
             names = sorted({path.rpartition(".")[2] for _, _, path in plain})
             raise UserError(
-                f"the adapter {part!r}: no linear without an adapter is called {missing}; there are {names}"
+                f"the adapter {part!r}: there is no linear layer without an adapter named "
+                f"{missing or targets}; there are {names}"
             )
-    if not wrapped:
-        raise UserError(f"the adapter {part!r}: {type(module).__name__} has no linear without an adapter. Leave it out")
     config = LoraConfig(lora_dropout=dropout, use_rslora=kind == "rslora", use_dora=kind == "dora")
     for owner, name, _ in wrapped:
         base = owner.get_submodule(name)

@@ -8,8 +8,9 @@ gives the cost of samples of any size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -58,6 +59,76 @@ def evaluated(polynomial: Polynomial, moments: Mapping[Monomial, float]) -> floa
     return sum(coefficient * moments.get(monomial, 0) for monomial, coefficient in polynomial.items())
 
 
+class MetaResults:
+    """Results of operations on meta tensors, from the memory of earlier equal calls.
+
+    The meta device computes shapes in Python, up to a millisecond for a normalisation. Layers of a model repeat each
+    other, and a result without values depends on the layouts of the operands alone, so equal calls share the layout.
+    Operations that change or alias an operand always run.
+    """
+
+    def __init__(self) -> None:
+        self._layouts: dict[Hashable, Any] = {}  # call -> layouts of its results; None: the call always runs
+
+    def __call__(self, operation: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """Run an operation, or make tensors of the layout that its results had before."""
+        if not _is_functional(operation):
+            return operation(*args, **kwargs)
+        call = operation, _call_layout(args), _call_layout(tuple(kwargs.items()))
+        layouts = self._layouts.get(call)
+        if layouts is not None:
+            return _tensors(layouts)
+        results = operation(*args, **kwargs)
+        if call not in self._layouts:
+            self._layouts[call] = _layouts(results) if _are_new(results, (args, kwargs)) else None
+        return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@cache
+def _is_functional(operation: Any) -> bool:
+    """True if an operation neither writes to an operand nor returns a view of one."""
+    schema = operation._schema
+    return not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
+
+
+def _call_layout(value: Any) -> Hashable:
+    """Return all of an operand that the layout of a result can depend on."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_call_layout, value))
+    return type(value), value  # 1 and 1.0 are equal keys, but promote differently
+
+
+def _layouts(results: Any) -> Any:
+    if isinstance(results, Tensor):
+        return _Layout(results.shape, results.stride(), results.dtype)
+    return type(results)(map(_layouts, results)) if isinstance(results, (tuple, list)) else results
+
+
+def _tensors(layouts: Any) -> Any:
+    """Make meta tensors of the layouts of results."""
+    if isinstance(layouts, _Layout):
+        return torch.ops.aten.empty_strided.default(layouts.shape, layouts.stride, dtype=layouts.dtype, device="meta")
+    return type(layouts)(map(_tensors, layouts)) if isinstance(layouts, (tuple, list)) else layouts
+
+
+def _are_new(results: Any, operands: Any) -> bool:
+    """True if all results are meta tensors, each with a storage that no operand and no other result has."""
+    tensors = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
+    before = {_storage(leaf) for leaf in tree_leaves(operands) if isinstance(leaf, Tensor)}
+    storages = {_storage(tensor) for tensor in tensors}
+    on_meta = all(type(tensor) is Tensor and tensor.device.type == "meta" for tensor in tensors)
+    return bool(tensors) and on_meta and len(storages) == len(tensors) and not storages & before
+
+
 class Tally(TorchDispatchMode):
     """Adds up the operations of all products that run inside a `with` block, by torch's own formulas.
 
@@ -75,9 +146,10 @@ class Tally(TorchDispatchMode):
         self.sizes = sizes
         self.costs: Costs = {kind: Counter() for kind in KINDS}
         self.backward = False
+        self._results = MetaResults()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = self._results(func, args, kwargs or {})
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             again = self.backward and torch.is_grad_enabled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lit_mm.planning.counting import Monomial
 from lit_mm.samples.batch import IGNORE, Batch, Views
@@ -19,13 +19,15 @@ class Row:
 
     Attributes:
         lengths: number of positions of each sample.
-        supervised: number of supervised tokens.
-        routed: number of positions that routed linears treat as visual.
+        supervised: number of supervised tokens, copies included.
+        routed: number of positions that routed linears treat as visual, copies included.
         targets: number of target tokens of each sample of an encoder-decoder; () for a decoder.
-        views: shape -> number of views.
-        second_views: shape -> number of views of the second vision encoder.
+        views: shape -> number of views, copies included.
+        second_views: shape -> number of views of the second vision encoder, copies included.
         second_counts: number of views of the second vision encoder of each sample; () for none.
         reading: number of positions of the second texts, padding included; 0 for none.
+        copies: how often the samples of `lengths` occur. A number in place of longer tuples makes the plan of a
+            micro-batch of any size arithmetic.
     """
 
     lengths: tuple[int, ...]
@@ -36,6 +38,7 @@ class Row:
     second_views: Mapping[Shape, int] = field(default_factory=dict)
     second_counts: tuple[int, ...] = ()
     reading: int = 0
+    copies: int = 1
 
     @classmethod
     def of_batch(cls, batch: Batch) -> Row:
@@ -122,16 +125,19 @@ class Row:
 
     def times(self, count: int) -> Row:
         """Return the sizes of a micro-batch that holds the samples of this one several times."""
-        return Row(
-            self.lengths * count,
-            self.supervised * count,
-            self.routed * count,
-            self.targets * count,
-            {shape: views * count for shape, views in self.views.items()},
-            {shape: views * count for shape, views in self.second_views.items()},
-            self.second_counts * count,
-            self.reading,
+        return replace(
+            self,
+            supervised=self.supervised * count,
+            routed=self.routed * count,
+            views={shape: views * count for shape, views in self.views.items()},
+            second_views={shape: views * count for shape, views in self.second_views.items()},
+            copies=self.copies * count,
         )
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.lengths) * self.copies
 
     def moments(self, memory: Sequence[int] = ()) -> dict[Monomial, float]:
         """Sum every monomial of the sizes over the samples.
@@ -140,25 +146,29 @@ class Row:
         and m (vectors of the memory).
 
         Args:
-            memory: number of vectors of the memory of each sample; () for none.
+            memory: number of vectors of the memory of each sample of `lengths`; () for none.
         """
-        total = sum(self.lengths)
+        total = sum(self.lengths) * self.copies
         sums: dict[Monomial, float] = {
             (): 1,
             ("l",): total,
             ("r",): self.routed,
             ("x",): total - self.routed,
             ("s",): self.supervised,
-            ("l", "l"): sum(length * length for length in self.lengths),
+            ("l", "l"): self._products(self.lengths, self.lengths),
         }
         if self.targets:
-            sums[("t",)] = sum(self.targets)
-            sums[("t", "t")] = sum(length * length for length in self.targets)
-            sums[("l", "t")] = sum(a * b for a, b in zip(self.lengths, self.targets, strict=True))
+            sums[("t",)] = sum(self.targets) * self.copies
+            sums[("t", "t")] = self._products(self.targets, self.targets)
+            sums[("l", "t")] = self._products(self.lengths, self.targets)
         if memory:
-            sums[("m",)] = sum(memory)
-            sums[("l", "m")] = sum(a * b for a, b in zip(self.lengths, memory, strict=True))
+            sums[("m",)] = sum(memory) * self.copies
+            sums[("l", "m")] = self._products(self.lengths, memory)
         return sums
+
+    def _products(self, sizes: Sequence[int], others: Sequence[int]) -> int:
+        """Sum the products of two sizes over all samples."""
+        return sum(a * b for a, b in zip(sizes, others, strict=True)) * self.copies
 
 
 def _shapes(views: Views | None) -> dict[Shape, int]:

@@ -427,7 +427,7 @@ class WholeWork:
 
     @staticmethod
     def _moments(row: Row) -> dict[Monomial, float]:
-        count = len(row.lengths)
+        count = row.samples
         return {(): 1, ("v",): count, ("v", "v"): count**2}
 
     def _shares(self, row: Row) -> list[tuple[Costs, float]]:

@@ -115,15 +115,19 @@ class CogVLMPrompt:
             raise UserError(f"{where} has no turns")
         if document.turns[0].role == "page":
             if len(document.turns) > 1:
-                raise UserError(f"{where}: a page stands alone in CogVLM's templates, got {len(document.turns)} turns")
+                raise UserError(
+                    f"{where}: in CogVLM's templates a page is the only turn, got {len(document.turns)} turns"
+                )
             kinds = [isinstance(part, str) for part in document.turns[0].parts]
             if kinds != sorted(kinds):
-                raise UserError(f"{where}: a picture stands behind text; CogVLM's page has pictures, then one caption")
+                raise UserError(
+                    f"{where}: a picture follows text, but CogVLM's page has pictures first, then one caption"
+                )
         for number, turn in enumerate(document.turns):
             expected = "page" if document.turns[0].role == "page" else ("user", "assistant")[number % 2]
             if turn.role != expected:
                 raise UserError(
-                    f"{where}: user and assistant speak by turns, starting with the user; turn {number} is the "
+                    f"{where}: user and assistant must alternate, starting with the user; turn {number} should be the "
                     f"{expected}'s, got {turn.role!r}"
                 )
             if turn.role == "assistant" and any(not isinstance(part, str) for part in turn.parts):

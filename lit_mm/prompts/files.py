@@ -95,8 +95,9 @@ def _data_file(path: Path) -> Path:
         return path / BYTE_PAIRS[0]
     names = sorted(file.name for file in path.iterdir())
     raise UserError(
-        f"the tokenizer {str(path)!r} cannot be read: it has none of {', '.join(DATA)}, found {names or 'no file'}. "
-        "Code beside a tokenizer is never run: copy one of these files from the published repository, or give its path"
+        f"the tokenizer {str(path)!r} cannot be read: it has none of {', '.join(DATA)}; found "
+        f"{names or 'no file'}. Code in the folder is never run. Copy one of these files from the "
+        "published repository, or give its path"
     )
 
 

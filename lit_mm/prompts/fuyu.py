@@ -70,7 +70,7 @@ class FuyuPrompt:
         point: tuple[str, str] = ("<0x02>", "<0x03>"),
     ) -> None:
         if question.count("{question}") != 1:
-            raise UserError(f"FuyuPrompt: `question` holds {{question}} once, got {question!r}")
+            raise UserError(f"FuyuPrompt: `question` must contain {{question}} once, got {question!r}")
         self.canvas, self.question, self.answer_start = canvas, question, answer_start
         self.tags = {"box": box, "point": point}
 
@@ -186,7 +186,9 @@ class FuyuPrompt:
             where = f"document {document.id!r}, turn {number} ({turn.role})"
             _check_role(turn, before, where)
             if any(not isinstance(part, str) for part in turn.parts) and (number or turn.role == "assistant"):
-                raise UserError(f"{where}: it holds a picture; Fuyu reads pictures in front of the first question only")
+                raise UserError(
+                    f"{where}: it contains a picture, but Fuyu reads pictures only before the first question"
+                )
             for marker in (self.answer_start, tokenizer.eos):
                 if marker in turn.text:
                     raise UserError(
@@ -206,6 +208,6 @@ def _check_role(turn: Turn, before: str | None, where: str) -> None:
     if turn.role not in expected:
         place = before or "the start"
         raise UserError(
-            f"{where}: Fuyu's template takes questions and answers by turns, or one page; behind {place} it takes "
-            f"{list(expected) or 'nothing'}. Change the data, or use another template"
+            f"{where}: Fuyu's template takes alternating questions and answers, or one page; after {place} it "
+            f"takes {list(expected) or 'nothing'}. Change the data, or use another template"
         )

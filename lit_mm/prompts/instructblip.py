@@ -50,7 +50,7 @@ class InstructBlipPrompt:
                 f"{self.max_instruction} and {self.max_response}"
             )
         if self.question.count("{question}") != 1:
-            raise UserError(f"InstructBlipPrompt: `question` holds {{question}} once, got {self.question!r}")
+            raise UserError(f"InstructBlipPrompt: `question` must contain {{question}} once, got {self.question!r}")
 
     def runs(self, document: Document, tokenizer: Tokenizer) -> list[Run]:
         """See `Prompt.runs`. A document without its response ends with the instruction.

@@ -62,8 +62,9 @@ class ChatPrompt:
             expected = ("user", "assistant")[number % 2]
             if turn.role != expected:
                 raise UserError(
-                    f"{where}: user and assistant speak by turns, starting with the user; turn {number} is the "
-                    f"{expected}'s, got {turn.role!r}" + ("" if turn.role != "page" else ". Pages are `Interleaved`'s")
+                    f"{where}: user and assistant must alternate, starting with the user; turn {number} should be "
+                    f"the {expected}'s, got {turn.role!r}"
+                    + ("" if turn.role != "page" else ". Use `Interleaved` for pages")
                 )
             if end := next((token for token in self._stop_tokens if token in turn.text), None):
                 raise UserError(
@@ -73,7 +74,9 @@ class ChatPrompt:
             num_pictures = sum(not isinstance(part, str) for part in turn.parts)
             if turn.role == "assistant":
                 if num_pictures:
-                    raise UserError(f"{where}, turn {number}: an answer holds a picture, the model writes text only")
+                    raise UserError(
+                        f"{where}, turn {number}: an answer contains a picture, but the model writes only text"
+                    )
                 end = template.end_of_chat if number == len(turns) - 1 else template.end
                 parts.append(Text(space + turn.text + end, learn=True, lead=len(space)))
                 continue

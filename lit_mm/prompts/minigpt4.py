@@ -69,7 +69,7 @@ class MiniGPT4Prompt:
                 f"{self.template!r} with end={self.end!r}"
             )
         if not self.instructions:
-            raise UserError("MiniGPT4Prompt: `instructions` is empty; leave it out for the published ones")
+            raise UserError("MiniGPT4Prompt: `instructions` is empty. To use the published ones, leave it out")
 
     @property
     def texts(self) -> tuple[str, str]:

@@ -32,12 +32,12 @@ class Plain:
             )
         caption_turn = document.turns[-1]
         if caption_turn.role == "assistant" and any(not isinstance(part, str) for part in caption_turn.parts):
-            raise UserError(f"document {document.id!r}: its caption holds a picture; a page of them is `Interleaved`'s")
+            raise UserError(f"document {document.id!r}: its caption contains a picture. Use `Interleaved` for pages")
         kinds = [isinstance(part, str) for part in caption_turn.parts]
         if caption_turn.role == "page" and kinds != sorted(kinds):
             raise UserError(
-                f"document {document.id!r}: a picture stands behind text; the plain template takes pictures, then one "
-                "caption. Use `Interleaved` for pages"
+                f"document {document.id!r}: a picture follows text, but the plain template takes pictures first, "
+                "then one caption. Use `Interleaved` for pages"
             )
         parts: list[Part] = list(range(len(document.pictures)))
         caption = "" if caption_turn.role == "user" else caption_turn.text

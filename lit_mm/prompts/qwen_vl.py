@@ -91,7 +91,7 @@ class QwenPlain:
     ) -> None:
         for name, template in (("question", question), ("answer", answer)):
             if template.count(f"{{{name}}}") != 1:
-                raise UserError(f"QwenPlain: `{name}` holds {{{name}}} once, got {template!r}")
+                raise UserError(f"QwenPlain: `{name}` must contain {{{name}}} once, got {template!r}")
         self.question, self.answer = question.split("{question}"), answer.split("{answer}")
         self.tags = _Tags(image_start, image_end)
 
@@ -206,9 +206,11 @@ def _check_role(document: Document, number: int, roles: tuple[str, ...]) -> None
     if turn.role not in roles:
         raise UserError(f"{where}: this template has the roles {list(roles)}, got {turn.role!r}")
     if (turn.role == "assistant") != (before == "user"):
-        raise UserError(f"{where}: user and assistant speak by turns, the user first; {turn.role!r} follows {before!r}")
+        raise UserError(
+            f"{where}: user and assistant must alternate, starting with the user; {turn.role!r} follows {before!r}"
+        )
     if turn.role == "assistant" and any(not isinstance(part, str) for part in turn.parts):
-        raise UserError(f"{where}: an answer holds a picture, and the model writes text only")
+        raise UserError(f"{where}: an answer contains a picture, but the model writes only text")
 
 
 def _around(parts: tuple, before: str, after: str) -> list:

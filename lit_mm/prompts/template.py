@@ -211,7 +211,7 @@ class ChatTemplate:
         opening = opening.rstrip(" ")
         if ANSWER not in whole:
             raise UserError(
-                f"{probe.where}: the template drops an answer at the end of a chat, so nothing could be learnt. Set "
+                f"{probe.where}: the template drops an answer at the end of a chat, so nothing can be learnt. Set "
                 "`template` to a template that writes it"
             )
         _check_prefix(opening, whole, probe.where, "the generation prompt", TEMPLATE_CURE)
@@ -279,9 +279,11 @@ class ChatTemplate:
         """
         if turn.role == "page":
             if not first or any(isinstance(part, str) for part in turn.parts):
-                raise UserError(f"{where} is a page, which a chat template cannot express. Pages are `Interleaved`'s")
+                raise UserError(f"{where} is a page, which a chat template cannot express. Use `Interleaved` for pages")
         elif turn.role != "user" and any(not isinstance(part, str) for part in turn.parts):
-            raise UserError(f"{where} ({turn.role}) holds a picture; only questions have pictures in a chat template")
+            raise UserError(
+                f"{where} ({turn.role}) contains a picture, but in a chat template only questions have pictures"
+            )
 
     def _messages(self, chat: Chat) -> list[dict[str, Any]]:
         """Return the messages of a chat in the form of transformers."""

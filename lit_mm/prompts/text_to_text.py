@@ -56,7 +56,9 @@ class TextToText:
         runs.append(TextRun([tokenizer.eos_id], [False]))
         if answered:
             if any(not isinstance(part, str) for part in document.turns[-1].parts):
-                raise UserError(f"sample {document.id!r}: the answer holds a picture, and a decoder writes text only")
+                raise UserError(
+                    f"sample {document.id!r}: the answer contains a picture, but a decoder writes only text"
+                )
             ids = [*tokenizer.encode(document.answer), tokenizer.eos_id]
             runs.append(TextRun(ids, [True] * len(ids)))
         return runs

@@ -140,7 +140,7 @@ def token_inside(tokenizer: Tokenizer, text: str) -> int:
     after = tokenizer.encode(f"a{text}")
     if after[:-1] != before:
         raise UserError(
-            f"a layout puts {text!r} between visual tokens, which must be one token of the tokenizer; behind 'a' it "
-            f"becomes {after[len(before) :]}. Choose a layout without it, or another tokenizer"
+            f"a layout puts {text!r} between visual tokens, so it must be one token of the tokenizer; after "
+            f"'a' it becomes {after[len(before) :]}. Choose a layout without it, or another tokenizer"
         )
     return after[-1]

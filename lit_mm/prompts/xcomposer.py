@@ -188,10 +188,10 @@ class XComposerPrompt:
             turns.pop(0)
         roles = [turn.role for turn in turns]
         if "page" in roles:
-            raise UserError(f"{where}: a page with text and a conversation are two documents here, got {roles}")
+            raise UserError(f"{where}: a page with text and a conversation must be two documents here, got {roles}")
         spoken = roles[1:] if roles[:1] == ["system"] else roles
         if not spoken or any(role != ("user", "assistant")[n % 2] for n, role in enumerate(spoken)):
             raise UserError(
-                f"{where}: user and assistant speak by turns, starting with the user, after at most one system turn; "
-                f"got {roles}"
+                f"{where}: user and assistant must alternate, starting with the user, after at most one system "
+                f"turn; got {roles}"
             )

@@ -174,11 +174,17 @@ class XComposer2Prompt:
                     )
             before = document.turns[number - 1].role if number else None
             if turn.role == "assistant" and before != "user":
-                raise UserError(f"{where}, turn {number}: the assistant answers a user turn, but follows {before!r}")
+                raise UserError(
+                    f"{where}, turn {number}: the assistant answers a user turn, but follows {before!r}. Join turns of "
+                    "one speaker, or leave the sample out"
+                )
             if before == "user" and turn.role != "assistant":
-                raise UserError(f"{where}, turn {number}: a user turn is followed by its answer, got {turn.role!r}")
+                raise UserError(
+                    f"{where}, turn {number}: a user turn is followed by its answer, got {turn.role!r}. Join turns of "
+                    "one speaker, or leave the sample out"
+                )
         if document.turns[-1].role == "system":
-            raise UserError(f"{where} ends with a system turn; add what the user says")
+            raise UserError(f"{where} ends with a system turn. Add a user turn")
 
 
 def _kind(turn: Turn) -> str:

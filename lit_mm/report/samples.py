@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lit_mm.errors import counted
 from lit_mm.evaluation.score import Prediction, of_each_skill
 from lit_mm.report.colours import GREY, INK, RIGHT, WRONG
 from lit_mm.run.files import write_whole
@@ -27,7 +28,7 @@ def draw_samples(predictions: Sequence[Prediction], path: str | Path, per_skill:
         per_skill: number of cards per skill; the first predictions are drawn, right or wrong.
     """
     cards = of_each_skill(predictions, per_skill)
-    title = f"{sum(p.correct for p in cards)} of these {len(cards)} held-out answers are correct"
+    title = f"{sum(p.correct for p in cards)} of {counted(len(cards), 'held-out answer')} correct"
     rows = _rows(cards)
     heading = MARGIN + round(2.6 * TEXT)
     height = sum(max(card.height for card in row) + GAP for row in rows)

@@ -28,7 +28,7 @@ def write_summary(
         path: path of the file.
         accuracy: accuracies on held-out documents.
         blind: accuracies with the images of other documents.
-        seconds: wall time from launch to the end of the run.
+        seconds: wall time of the run over all its launches.
         seconds_to_first_step: wall time from launch to the end of the first optimizer step; None without a step.
         peak_memory_mb: peak memory of the process, MB.
         stages: one entry per stage, see `stage_summaries`.

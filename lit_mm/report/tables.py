@@ -27,15 +27,15 @@ def accuracy_table(score: Score, blind: Score, predictions: Iterable[Prediction]
     counts: dict[str, int] = {}
     for prediction in predictions:
         counts[prediction.document.skill] = counts.get(prediction.document.skill, 0) + 1
-    table = Table(box=box.SIMPLE_HEAVY, show_footer=True, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAVY, show_footer=bool(score.skills), pad_edge=False)
     table.add_column("skill", footer="overall")
     table.add_column("accuracy", footer=_percent(score.overall), justify="right")
     table.add_column("blind", footer=_percent(blind.overall), justify="right")
     table.add_column("n", footer=str(score.count), justify="right")
     for skill, share in score.skills.items():
-        if not skill:  # documents of files have no skill, and the total says it all
-            continue
         table.add_row(skill, _percent(share), _percent(blind.skills.get(skill)), str(counts.get(skill, "")))
+    if not score.skills:
+        table.add_row("overall", _percent(score.overall), _percent(blind.overall), str(score.count))
     return rendered(table, 100)
 
 

@@ -56,7 +56,7 @@ def check_data(earlier: Mapping[str, Any], data: StreamDataModule, stage: str, *
     if differences and not other_data:
         listed = "; ".join(f"{name}: {difference}" for name, difference in differences.items())
         raise UserError(
-            f"the data of stage {stage!r} are not those that its checkpoint was trained on. {listed}. Put them back, "
-            "or go on with these, which is written to the ledger, with --other_data"
+            f"the data of stage {stage!r} differ from those of its checkpoint. {listed}. Restore them, or "
+            "continue with the new data with --other_data, which the ledger records"
         )
     return differences

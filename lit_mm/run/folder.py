@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
@@ -55,7 +55,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, run_dir: str | None, experiment: str, trainer: L.Trainer | None = None) -> RunFolder:
-        """Create or reopen a run folder and point `runs/latest` to it.
+        """Create or reopen a run folder.
 
         Args:
             run_dir: path of the folder. None means a new `runs/<experiment>/<time>`, or `runs/<experiment>/<id>` if the
@@ -76,10 +76,6 @@ class RunFolder:
                     f"the run folder {str(path or Path('runs') / experiment)!r} cannot be made ({error.strerror}). "
                     "Choose one with --run_dir"
                 ) from error
-            try:
-                _point_latest(path)
-            except OSError as error:  # such as a working folder that is read-only
-                print(f"lit_mm: runs/latest does not point to this run ({error.strerror})", file=sys.stderr)
             return str(path)
 
         return cls(Path(make() if trainer is None else agree(trainer, "run_dir", make)))
@@ -87,6 +83,13 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    def point_latest(self) -> None:
+        """Point `runs/latest` to this run. A working folder that is read-only gets no link, and a line says so."""
+        try:
+            _point_latest(self.path)
+        except OSError as error:
+            print(f"lit_mm: runs/latest does not point to this run ({error.strerror})", file=sys.stderr)
 
     def keep_config(self, config: str) -> None:
         """Write the resolved config; first check a resumed run's config, except for keys that change no result.
@@ -111,12 +114,9 @@ class RunFolder:
                 fresh = "choose another folder with --run_dir"
                 if not any(key.startswith("model") for key in keys):
                     fresh += f"; to begin there from the weights of this run: --init_from {self.path}"
-                values = ((key, value_at(translated, key), value_at(current, key)) for key in keys[:4])
-                listed = ", ".join(f"{key} ({_short(before)} there, {_short(now)} here)" for key, before, now in values)
-                more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
                 raise UserError(
-                    f"{str(self.path)!r} holds a run with another config; it differs in {listed}{more}. "
-                    f"Resume with the same config, or {fresh}"
+                    f"{str(self.path)!r} has a run with another config, which differs in "
+                    f"{listed(keys, translated, current)}. Resume with the same config, or {fresh}"
                 )
             for record in ("wandb_id", "wandb_steps.json", ORIGIN) if keys else ():  # records of another run
                 (self.path / record).unlink(missing_ok=True)
@@ -152,8 +152,8 @@ def _config_of(file: Path, text: bytes) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = type(error).__name__
     raise UserError(
-        f"{str(file)!r} is damaged ({problem}). Each checkpoint of the run has a copy, config.yaml: put one there, or "
-        "remove the file if the run has no checkpoint"
+        f"{str(file)!r} is damaged ({problem}). Every checkpoint of the run has a copy of config.yaml: "
+        "copy one here. If the run has no checkpoint, remove the file"
     )
 
 
@@ -183,7 +183,10 @@ def _point_latest(path: Path) -> None:
     runs.mkdir(exist_ok=True)
     link = runs / f".latest-{uuid.uuid4().hex}"
     link.symlink_to(os.path.relpath(path.resolve(), runs.resolve()), target_is_directory=True)
-    os.replace(link, runs / "latest")
+    try:
+        os.replace(link, runs / "latest")
+    finally:
+        link.unlink(missing_ok=True)  # such as when runs/latest is a folder
 
 
 def with_new_arguments(config: Any) -> Any:
@@ -239,6 +242,19 @@ def value_at(config: Any, key: str) -> Any:
         if key == str(name) or key.startswith(f"{name}."):
             return value_at(value, key[len(str(name)) + 1 :])
     return None
+
+
+def listed(keys: Sequence[str], there: Any, here: Any) -> str:
+    """Name the first keys of a difference with both values, such as "seed_everything (0 there, 1 here)".
+
+    Args:
+        keys: dotted keys.
+        there: earlier config.
+        here: current config.
+    """
+    values = ((key, value_at(there, key), value_at(here, key)) for key in keys[:4])
+    text = ", ".join(f"{key} ({_short(before)} there, {_short(now)} here)" for key, before, now in values)
+    return f"{text} and {len(keys) - 4} more" if len(keys) > 4 else text
 
 
 def _names(items: list[Any]) -> list[str]:

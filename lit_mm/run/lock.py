@@ -55,11 +55,22 @@ class Holder:
         host, process = socket.gethostname(), psutil.Process()
         return cls(host, process.pid, process.create_time(), launches_of(environ, host, os.getppid()))
 
-    @property
-    def is_alive(self) -> bool:
-        """True if the process runs on this machine."""
+    def is_alive(self, age: float) -> bool:
+        """Return True if the process lives.
+
+        A process of another machine lives if its last heartbeat is fresh. A process of this machine is looked up by
+        number and start. The system reports another start once its clock was set, so a fresh heartbeat counts as well.
+        A zombie is dead: nobody has asked for its exit code yet.
+
+        Args:
+            age: seconds since the last heartbeat.
+        """
+        if self.host != socket.gethostname():
+            return age < MISSED * BEAT
         try:
-            return self.host == socket.gethostname() and psutil.Process(self.process).create_time() == self.started
+            process = psutil.Process(self.process)
+            is_process = abs(age) < MISSED * BEAT or process.create_time() == self.started
+            return is_process and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
@@ -102,7 +113,7 @@ def living_holder(folder: Path) -> Holder | None:
     """Return the job that uses a run folder, without touching its lock; None if no job does.
 
     A process of this machine is looked up. A process of another machine lives if it has renewed the file of the lock
-    within `MISSED` heartbeats, by the clock of this machine.
+    within `MISSED` heartbeats, by the clock of this machine. See `Holder.is_alive`.
 
     Args:
         folder: run folder.
@@ -111,10 +122,7 @@ def living_holder(folder: Path) -> Holder | None:
         holder, age = Holder.of((folder / FILE).read_bytes()), time.time() - (folder / FILE).stat().st_mtime
     except OSError:
         return None
-    if holder is None:
-        return None
-    beats = holder.host != socket.gethostname() and age < MISSED * BEAT
-    return holder if beats or holder.is_alive else None
+    return holder if holder is not None and holder.is_alive(age) else None
 
 
 class FolderLock:
@@ -148,8 +156,8 @@ class FolderLock:
                 raise
         except OSError as error:
             raise UserError(
-                f"the run folder {str(self.path.parent)!r} cannot be written ({error.strerror}). Choose another one "
-                "with --run_dir, or make room or access there"
+                f"the run folder {str(self.path.parent)!r} cannot be written ({error.strerror}). Free some disk "
+                "space, correct the permissions, or choose another folder with --run_dir"
             ) from error
         self._thread = threading.Thread(target=self._beat, name="folder lock", daemon=True)
         self._thread.start()
@@ -182,8 +190,9 @@ class FolderLock:
                     raise FolderInUse(self._in_use(self._current() or earlier))
             if not locked and not self.take_over:
                 raise UserError(
-                    f"the run folder {str(self.path.parent)!r} was in use by {earlier or 'an unknown process'}, which "
-                    f"has given no sign for {age:.0f} s; if it has ended, the same command with --take_over goes on"
+                    f"the run folder {str(self.path.parent)!r} is locked by {earlier or 'an unknown process'}, which "
+                    f"has not responded for {age:.0f} s. If that process has ended, repeat the command with "
+                    "--take_over"
                 )
         text = json.dumps(asdict(self.holder)).encode()
         os.pwrite(self._descriptor, text, 0)

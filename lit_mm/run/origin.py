@@ -33,9 +33,7 @@ def recorded_origin(run_dir: str | None) -> dict[str, str] | None:
         record = json.loads(file.read_bytes())
         return {key: str(record[key]) for key in ("init_from", "checkpoint", "digest")}
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{str(file)!r} is damaged ({type(error).__name__}). Remove it, and name --init_from"
-        ) from error
+        raise UserError(f"{str(file)!r} is damaged ({type(error).__name__}). Remove it, and add --init_from") from error
 
 
 def check_start(selected: Sequence[str], recipe: Sequence[str], run_dir: str | None, init_from: str | None) -> None:
@@ -58,8 +56,8 @@ def check_start(selected: Sequence[str], recipe: Sequence[str], run_dir: str | N
     before = recipe[: recipe.index(selected[0])] if selected else []
     if before:
         raise UserError(
-            f"--stages begins with {selected[0]!r}; {', '.join(map(repr, before))} before it has not been trained "
-            "here. Name it as well, or give a trained model with --init_from RUN"
+            f"--stages begins with {selected[0]!r}, but {', '.join(map(repr, before))} before it has not been "
+            "trained here. Add it to --stages, or give a trained model with --init_from RUN"
         )
 
 
@@ -83,7 +81,11 @@ def starting_point(folder: RunFolder, init_from: str | None) -> str:
     if init_from:
         path = manifest.find(init_from)
         _check_whole(path)
-        record = {"init_from": os.path.abspath(init_from), "checkpoint": os.path.abspath(path), "digest": _digest(path)}
+        record = {
+            "init_from": os.path.abspath(init_from),
+            "checkpoint": os.path.realpath(path),
+            "digest": _digest(path),
+        }
         write_whole(file, json.dumps(record, indent=1) + "\n")
         return str(path)
     if record is None:

@@ -117,16 +117,16 @@ def load_end(module: MultimodalModule, stage: Stage, path: Path) -> None:
     """
     if not path.is_dir():
         raise UserError(
-            f"stage {stage.name!r} starts from the end of {stage.origin!r}, and its checkpoint {str(path)!r} is "
-            "not there. Put it back, or run the recipe anew with another --run_dir"
+            f"stage {stage.name!r} starts from the end of {stage.origin!r}, but its checkpoint {str(path)!r} "
+            "does not exist. Restore it, or start a new run with another --run_dir"
         )
     try:
         checkpoint = reading.read(path)
         checkpoint.verify()
     except manifest.Damaged as error:
         raise UserError(
-            f"stage {stage.name!r} starts from the end of {stage.origin!r}, and {error}. Put a whole copy "
-            "there, or run the recipe anew with another --run_dir"
+            f"stage {stage.name!r} starts from the end of {stage.origin!r}, but {error}. Restore a complete "
+            "copy, or start a new run with another --run_dir"
         ) from error
     parts = module.parts_read(stage)
     reading.load_weights(module, checkpoint, family_of(module), parts, averaged=stage.from_averages)
@@ -145,9 +145,9 @@ def resume_point(folder: RunFolder, stages: list[Stage], trainer: L.Trainer) -> 
             return ""
         if saved.stage != dict(enumerate((stage.name for stage in stages), 1)).get(saved.number):
             raise UserError(
-                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this recipe, "
-                f"or not of --stages. To begin another run from its weights: another --run_dir, and --init_from "
-                f"{saved.path}"
+                f"{str(saved.path)!r} is of stage {saved.stage!r}, which is not stage {saved.number} of this "
+                "recipe or of --stages. To start another run from its weights, use another --run_dir and "
+                f"--init_from {saved.path}"
             )
         try:
             reading.read(saved.path).verify()

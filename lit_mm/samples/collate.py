@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lit_mm.errors import UserError
 from lit_mm.samples.batch import IGNORE, Batch, Target, Texts, Views
 from lit_mm.samples.pixels import normalised
 from lit_mm.samples.processor import TEXT, Processor, Sample, image_number
+from lit_mm.samples.target import split_answer
 
 
 def collate(
@@ -99,25 +99,6 @@ def pad_texts(rows: Sequence[np.ndarray]) -> Texts:
     ids = np.zeros(mask.shape, dtype=np.int64)
     ids[mask] = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
     return Texts(torch.from_numpy(ids), torch.from_numpy(mask))
-
-
-def split_answer(sample: Sample) -> int:
-    """Count the tokens before the answer of an encoder-decoder's sample; the answer is all supervised tokens.
-
-    Raises:
-        UserError: there is no supervised token, no token before the answer, or an unsupervised token in or after it.
-    """
-    learnt = sample.labels != IGNORE
-    count = int(learnt.sum())
-    start = len(sample) - count
-    if not 0 < start < len(sample) or not learnt[start:].all():
-        raise UserError(
-            f"sample {sample.document.id!r}: an encoder-decoder needs a source and then one answer that is learnt, got "
-            f"{len(sample)} tokens of which {count} are learnt"
-            + (", and not the last ones" if count and not learnt[start:].all() else "")
-            + ". End the document with one assistant turn, and use a prompt such as `TextToText`"
-        )
-    return start
 
 
 def group_views(

@@ -176,7 +176,7 @@ class Processor:
         if len(sample) > self.max_length:
             raise UserError(
                 f"sample {document.id!r} has {len(sample)} tokens ({sum(sample.tokens_per_view)} of them visual), "
-                f"the model takes {self.max_length}. Shorten it, or raise `max_length`"
+                f"but the limit of the model is {self.max_length}. Shorten it, or raise `max_length`"
             )
         return sample
 
@@ -188,7 +188,7 @@ class Processor:
         """
         if document.pictures and self.token_grid is None:
             raise UserError(
-                f"sample {document.id!r} has {len(document.pictures)} pictures, this model reads text alone"
+                f"sample {document.id!r} has {len(document.pictures)} pictures, but this model reads only text"
             )
         plans = tuple(self._plan(picture, document) for picture in document.pictures)
         pieces = [self._picture(plan) for plan in plans]

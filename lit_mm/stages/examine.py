@@ -44,8 +44,10 @@ class Examine:
         if self.sources and not self.metrics:
             raise UserError(f"examine: the sources {sorted(self.sources)} need `metrics`, such as [loss]")
         if HELD_OUT in self.sources:
-            raise UserError(f"examine.sources: {HELD_OUT!r} is the name of the recipe's own held-out documents")
+            raise UserError(
+                f"examine.sources: the name {HELD_OUT!r} is reserved for the held-out documents of the recipe"
+            )
         if self.benchmarks and self.data is None:
-            raise UserError("examine.benchmarks: the folder of all benchmarks is `examine.data`")
+            raise UserError("examine.benchmarks: set `examine.data` to the folder of the benchmarks")
         if self.questions is not None and self.questions < 1:
             raise UserError(f"examine.questions is at least 1, got {self.questions}")

@@ -70,7 +70,9 @@ def parameter_groups(
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for part, train in stage.train_parts.items():
         if train.layer_decay < 1 and part not in layered:
-            raise UserError(f"stage {stage.name!r}: part {part!r} has no layers to decay over; remove `layer_decay`")
+            raise UserError(
+                f"stage {stage.name!r}: part {part!r} has no layers, so `layer_decay` has no effect. Remove it"
+            )
         top = layered[part].num_layers if train.layer_decay < 1 else 0
         for name, parameter in parts[part].items():
             layer = layered[part].layer_of(name) if train.layer_decay < 1 else 0

@@ -54,8 +54,8 @@ class Rising(Schedule):
         """
         if self.warmup > total:
             raise UserError(
-                f"{type(self).__name__}: the warm-up has {self.warmup:g} steps, the stage {total}. Shorten it, or give "
-                "a share below 1"
+                f"{type(self).__name__}: the warm-up has {self.warmup:g} steps, but the stage has {total}. "
+                "Shorten it, or use a share below 1"
             )
         return math.ceil(round(self.warmup * total, 6)) if self.warmup < 1 else int(self.warmup)  # 0.07 * 100 > 7
 
@@ -102,7 +102,9 @@ class Constant(AfterRise):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.floor:
-            raise UserError(f"Constant: the rate never falls to a floor, got {self.floor}. Leave `floor` out")
+            raise UserError(
+                f"Constant: `floor` is not used, because the rate is constant, got {self.floor}. Leave `floor` out"
+            )
 
     def after(self, progress: float) -> float:
         return 1.0

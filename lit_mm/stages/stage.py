@@ -133,7 +133,7 @@ class Stage:
             raise UserError(f"stages.{self.name}: the stage trains nothing. Name at least one part under `train`")
         if not 0 <= self.clip < math.inf:
             raise UserError(
-                f"stages.{self.name}.clip: the limit of the gradient norm is at least 0, which switches it off, got "
+                f"stages.{self.name}.clip: the limit of the gradient norm is at least 0 (0 switches it off), got "
                 f"{self.clip}"
             )
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -169,9 +169,9 @@ class Stage:
         beyond = [step for step in self.inputs_from if step < 1 or (self.max_steps and step >= self.max_steps)]
         if beyond:
             raise UserError(
-                f"stages.{self.name}.inputs_from: changes begin at steps from 1 to before the end of the stage"
-                f"{f', {self.max_steps}' if self.max_steps else ''}, got {beyond}. What holds from the first step is "
-                f"`stages.{self.name}.inputs`"
+                f"stages.{self.name}.inputs_from: steps are from 1 to below the length of the "
+                f"stage{f', {self.max_steps}' if self.max_steps else ''}, got {beyond}. For inputs from the first "
+                f"step, use `stages.{self.name}.inputs`"
             )
 
 
@@ -209,7 +209,7 @@ def check_recipe(
         objectives: names of the model's objectives.
     Raises:
         UserError: there is no stage, two stages have the same name, a stage starts from a stage that is not before it,
-            or this model cannot run a stage, see `check_stage`.
+            a part thaws after the end of its stage, or this model cannot run a stage, see `check_stage`.
     """
     if not stages:
         raise UserError("the recipe has no stages: add `stages:` with at least one entry")
@@ -219,6 +219,12 @@ def check_recipe(
     adapters_of(stages)
     for stage in stages:
         check_stage(stage, parts, objectives)
+        steps = stage.max_steps or math.inf
+        if late := {part: train.from_step for part, train in stage.train.items() if train.from_step >= steps}:
+            raise UserError(
+                f"stages.{stage.name}.train: a part thaws before the stage ends after {steps} optimizer steps, got "
+                f"`from_step` {late}. Lower it, or take the part out of `train`"
+            )
 
 
 def check_stage(
@@ -247,8 +253,8 @@ def check_stage(
             raise UserError(f"stages.{stage.name}.schedule: {error}") from error
     elif isinstance(stage.schedule, ByEpoch) and stage.schedule.epochs != stage.epochs:
         raise UserError(
-            f"stages.{stage.name}.schedule changes the rate over {stage.schedule.epochs} epochs, the stage has "
-            f"{stage.epochs}. Write the same number in both, or give the stage's length in max_steps"
+            f"stages.{stage.name}.schedule has {stage.schedule.epochs} epochs, but the stage has "
+            f"{stage.epochs}. Write the same number in both, or set the length of the stage with max_steps"
         )
     if wrong := sorted(set(stage.noisy) - (parts.keys() - stage.train.keys())):
         frozen = sorted(parts.keys() - stage.train.keys())
@@ -274,15 +280,15 @@ def origins(stages: Sequence[Stage]) -> dict[str, str | None]:
     for stage in stages:
         if stage.origin is not None and stage.origin not in before:
             raise UserError(
-                f"stages.{stage.name}.starts_from: a stage starts from the end of one that is before it in the recipe, "
-                f"{list(before) or 'and it is the first'}; got {stage.origin!r}"
+                f"stages.{stage.name}.starts_from: expected an earlier stage of the recipe, "
+                f"{list(before) or 'but this is the first stage'}; got {stage.origin!r}"
             )
         if stage.from_averages and not any(
             train.average for earlier in stages if earlier.name == stage.origin for train in earlier.train.values()
         ):
             raise UserError(
                 f"stages.{stage.name}.starts_from: the stage {stage.origin!r} averages no part. Set `average` in "
-                "its `train`, or take `averaged: false`"
+                "its `train`, or use `averaged: false`"
             )
         before[stage.name] = stage.origin or previous
         previous = stage.name

@@ -21,6 +21,21 @@ def learning_parts(stage: Stage, step: int) -> frozenset[str]:
     return frozenset(part for part, train in stage.train_parts.items() if step >= train.from_step)
 
 
+def idle_steps(stage: Stage) -> int:
+    """Return the number of optimizer steps at the start of a stage in which no part learns."""
+    return min(train.from_step for train in stage.train_parts.values())
+
+
+def idle_line(stage: str, steps: int) -> str:
+    """Format the warning about a stage whose first steps train nothing.
+
+    Args:
+        stage: name of the stage.
+        steps: see `idle_steps`.
+    """
+    return f"stage {stage}: nothing learns in the first {steps:,} optimizer steps, because every part has a `from_step`"
+
+
 def set_modes(network: nn.Module, parts: Collection[str]) -> None:
     """Put modules of `parts` into training mode and all others into evaluation mode, which switches dropout off.
 

@@ -201,7 +201,8 @@ def runner(jobs: Sequence[Job], workers: int) -> Iterator[Callable[[Iterable[Tas
             yield lambda tasks: pool.map(_run, tasks)
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker process of the check was killed, perhaps for want of memory. Check with fewer: --workers 1"
+                "a worker process of the check was killed, perhaps because memory ran out. Use fewer workers: "
+                "--workers 1"
             ) from error
 
 

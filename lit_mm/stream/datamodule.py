@@ -213,8 +213,8 @@ class StreamDataModule(L.LightningDataModule, ABC):
             errors = [] if table is None else lengths.explain(maker, source, limit=1)
             if errors:
                 raise UserError(
-                    f"stage {stage!r} would end at a sample that it refuses: {errors[0]}. `data check` lists all such "
-                    "samples; `on_bad_sample: skip` leaves them out"
+                    f"stage {stage!r} would stop at a sample that it refuses: {errors[0]}. `data check` lists all "
+                    "such samples; `on_bad_sample: skip` leaves them out"
                 )
 
     def screen_at(self, step: int) -> Screen:
@@ -243,7 +243,7 @@ class StreamDataModule(L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         if self.stream is None:
-            raise UserError("no stage has begun: this data module is driven by a recipe with `stages:` (lit_mm fit)")
+            raise UserError("no stage has begun. Use this data module in a recipe that has `stages:` (lit_mm fit)")
         self.stream.first_step = self.first_step
         # A loader asks for its first micro-batches while its workers start. An error in the data at that point leaves
         # half a loader, and its clean-up prints further tracebacks. So errors are provoked here, before it is built.
@@ -275,8 +275,9 @@ class StreamDataModule(L.LightningDataModule, ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if state["global_batch"] != self.global_batch:
             raise UserError(
-                f"the checkpoint was made with global_batch {state['global_batch']}, the config says "
-                f"{self.global_batch}: the stream would not continue. Restore the old value, or start a new run folder"
+                f"the checkpoint has global_batch {state['global_batch']}, but the config has "
+                f"{self.global_batch}, so the stream of samples could not be continued. Restore the old value, or "
+                "start a new run folder"
             )
         self.first_step = state["finished_steps"]
         if "mark" in state:  # older checkpoints have no mark

@@ -14,6 +14,7 @@ from lit_mm.documents.document import Document
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.errors import UserError
 from lit_mm.samples.processor import Processor, Sample
+from lit_mm.samples.target import split_answer
 from lit_mm.samples.truncate import truncate
 from lit_mm.stream.mixture import Joined
 
@@ -49,7 +50,7 @@ class SampleMaker:
 
         Raises:
             SampleError: the sample is too long and `too_long` is "refuse", or it has no supervised token.
-            UserError: the prompt cannot express the document.
+            UserError: the prompt cannot express the document, or an encoder-decoder cannot learn the sample.
         """
         sample = self.processor.lay_out(document)
         tokens = min(self.processor.max_length, self.row_tokens or self.processor.max_length)
@@ -65,6 +66,8 @@ class SampleMaker:
                 kind="no_supervision",
                 remedy="Has it an answer? `on_bad_sample: skip` or `quarantine` leaves such samples out",
             )
+        if self.processor.writes_target:
+            split_answer(fitting)
         return fitting, cut
 
     def __call__(self, number: int) -> tuple[Sample, bool]:
@@ -115,13 +118,14 @@ def _too_long(sample: Sample, maker: SampleMaker) -> str:
     visual = sum(sample.tokens_per_view)
     if len(sample) > maker.processor.max_length:
         return (
-            f"sample {sample.document.id!r} has {len(sample)} tokens ({visual} of them visual), the model takes "
-            f"{maker.processor.max_length}. Shorten it, raise `max_length`, or set `too_long: truncate`"
+            f"sample {sample.document.id!r} has {len(sample)} tokens ({visual} of them visual), but the limit of the "
+            f"model is {maker.processor.max_length}. Shorten it, raise `max_length`, or set `too_long: truncate`"
         )
     views = "any number of" if maker.row_views is None else maker.row_views
     return (
-        f"sample {sample.document.id!r} has {len(sample)} tokens and {len(sample.tokens_per_view)} views, a row holds "
-        f"{maker.row_tokens} and {views} views. Raise `row_tokens` or `row_views`, or set `too_long: truncate`"
+        f"sample {sample.document.id!r} has {len(sample)} tokens and {len(sample.tokens_per_view)} views, but a row "
+        f"holds {maker.row_tokens} tokens and {views} views. Raise `row_tokens` or `row_views`, or "
+        "set `too_long: truncate`"
     )
 
 

@@ -93,8 +93,8 @@ def check_weights(weights: Sequence[float], names: Sequence[str]) -> None:
     """
     if not all(weight > 0 and math.isfinite(weight) for weight in weights):
         raise UserError(
-            f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}. "
-            "Remove a source that is never to be drawn"
+            f"weights of a mixture are positive numbers, got {dict(zip(names, weights, strict=True))}. To "
+            "leave a source out, remove it"
         )
 
 
@@ -123,7 +123,10 @@ def draws_per_epoch(sizes: Sequence[int], weights: Sequence[float], names: Seque
         draws[source] += 1
     if 0 in draws:
         name = names[draws.index(0)]
-        raise UserError(f"source {name!r} has so small a weight that no epoch of {total} samples draws it; raise it")
+        raise UserError(
+            f"source {name!r} has such a small weight that it is never drawn in an epoch of {total} samples. "
+            "Raise the weight"
+        )
     return draws
 
 

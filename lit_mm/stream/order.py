@@ -167,8 +167,8 @@ class Plan:
             empty = empty + 1 if self._starts[-1] == before else 0
             if empty > 2 * self._windows:
                 raise UserError(
-                    "no sample of the data set can be trained on: all were left out. See the reasons in ledger.jsonl, "
-                    "or set `on_bad_sample: fail` to stop at the first bad sample"
+                    "no sample of the data set can be used for training: all were left out. See the reasons in "
+                    "ledger.jsonl, or set `on_bad_sample: fail` to stop at the first bad sample"
                 )
         return self._first + bisect_right(self._starts, row) - 1
 
@@ -340,7 +340,8 @@ class RowStream:
             if not step_tokens:  # the loss would be 0 / 0
                 raise UserError(
                     f"optimizer step {step} of the stage has no supervised token in its {len(rows)} rows (samples "
-                    f"{[i for row in rows for i in row][:8]}). Has the data answers? If few have, raise `global_batch`"
+                    f"{[i for row in rows for i in row][:8]}). Do the data have answers? If few samples have, raise "
+                    "`global_batch`"
                 )
             costs = [(sum(n.tokens for n in row), sum(n.views for n in row)) for row in lengths]
             shares = share_out(costs, self.world * self.accumulation)

@@ -47,8 +47,9 @@ def pack(
         token_count, view_count = sizes[place]
         if token_count > tokens or view_count > limit:
             raise UserError(
-                f"sample {numbers[place]} has {token_count} tokens and {view_count} views, a row holds {tokens} "
-                f"and {'any number of' if views is None else views} views. Raise `row_tokens` or `row_views`"
+                f"sample {numbers[place]} has {token_count} tokens and {view_count} views, but a row holds "
+                f"{tokens} tokens and {'any number of' if views is None else views} views. Raise `row_tokens` or "
+                "`row_views`"
             )
         spot = bisect_left(free, token_count * base)
         while spot < len(free) and room[free[spot] % base] < view_count:

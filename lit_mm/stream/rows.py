@@ -88,9 +88,9 @@ class Rows(Dataset):
             return None if sample is None else unlearnt(sample)
         if planned is not None and sample.length != planned:
             raise UserError(
-                f"sample {document.id!r} takes {sample.length.tokens} tokens, {sample.length.views} views and "
-                f"{sample.length.supervised} supervised tokens; it was planned with {planned.tokens}, {planned.views} "
-                f"and {planned.supervised}. Has its image or the model changed? `data index --rebuild` builds a new "
-                "index"
+                f"sample {document.id!r} has {sample.length.tokens} tokens, {sample.length.views} views and "
+                f"{sample.length.supervised} supervised tokens, but was planned with {planned.tokens}, "
+                f"{planned.views} and {planned.supervised}. Has its image or the model changed? `data index "
+                "--rebuild` computes a new index"
             )
         return sample, views

@@ -148,8 +148,8 @@ def grid_size(parameters: Mapping[str, Parameter]) -> int:
     for address, parameter in parameters.items():
         if parameter.count is None:
             raise UserError(
-                f"parameters.{address}: a grid needs `values`, whole numbers from `min` to `max`, or `distribution: "
-                "q_uniform`; this range has no list of values. Take `method: random` or `bayes` for it"
+                f"parameters.{address}: a grid needs `values`, whole numbers from `min` to `max`, or "
+                "`distribution: q_uniform`. For this range use `method: random` or `bayes`"
             )
         count *= parameter.count
     if count > MOST_POINTS:

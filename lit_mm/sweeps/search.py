@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lit_mm.errors import UserError
+from lit_mm.errors import UserError, first_line
 from lit_mm.stream.order import stable_hash
 from lit_mm.sweeps.parameters import Choice, Parameter, Point, ServerOnly, grid_points, random_point
 from lit_mm.sweeps.specification import Specification
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
     from optuna.storages import BaseStorage
+    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial
 
 FILES = {"sqlite": "optuna.sqlite3", "journal": "optuna.journal"}  # kind of storage -> file in the sweep's folder
@@ -271,16 +273,88 @@ def open_storage(folder: Path, kind: Literal["sqlite", "journal"] | None) -> Bas
         UserError: the folder has a storage of another kind.
     """
     from optuna.storages import JournalStorage, RDBStorage
-    from optuna.storages.journal import JournalFileBackend
 
-    present = next((name for name, file in FILES.items() if (folder / file).exists()), None)
+    present = storage_of(folder)
     if kind is not None and present not in (None, kind):
         raise UserError(f"the sweep in {str(folder)!r} has a storage of kind {present}, got --storage {kind}")
     kind = present or kind or "sqlite"
     file = (folder / FILES[kind]).absolute()
     if kind == "journal":
-        return JournalStorage(JournalFileBackend(str(file)))
+        return JournalStorage(journal_backend(file))
     return RDBStorage(f"sqlite:///{file}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
+
+
+def storage_of(folder: Path) -> str | None:
+    """Return the kind of storage that the folder of a sweep has; None if it has none."""
+    return next((name for name, file in FILES.items() if (folder / file).exists()), None)
+
+
+def journal_backend(file: Path) -> JournalFileBackend:
+    """Return a backend for a journal that a kill or a full disk may have cut.
+
+    Optuna appends behind a line that was cut, and can then never read the two again. This backend first removes such a
+    line; its operation has not taken place, because readers leave out a last line without an end.
+
+    Args:
+        file: file of the journal.
+    """
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    lock = JournalFileSymlinkLock(str(file))
+
+    class Journal(JournalFileBackend):
+        """A journal whose last line may be cut."""
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            lock.acquire()  # another worker may be writing its line
+            try:
+                cut_to_lines(file)
+            finally:
+                lock.release()
+            super().append_logs(logs)
+
+        def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+            try:
+                yield from super().read_logs(log_number_from)
+            except ValueError as error:
+                raise StorageInternalError(f"a line of it is no JSON ({first_line(error)})") from None
+
+    return Journal(str(file), lock)
+
+
+def cut_to_lines(file: Path) -> None:
+    """Remove the end of a file behind its last whole line."""
+    with file.open("r+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(0, end - 1))
+        if end and stream.read(1) != b"\n":
+            stream.seek(0)
+            stream.truncate(stream.read().rfind(b"\n") + 1)
+
+
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of the storage inside a `with` block into an error that names the file and the cure.
+
+    Args:
+        folder: folder of the sweep.
+    Raises:
+        UserError: the storage is damaged, full or locked for too long, or Optuna is not installed.
+    """
+    require_optuna()
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise UserError(
+            f"the storage of the sweep, {str(folder / FILES[storage_of(folder) or 'sqlite'])!r}, cannot be used: "
+            f"{reason}. On a full disk, make room, and the same command goes on. A damaged file goes on from a copy; "
+            "without one, remove it: the search begins anew, and finished trials are read from their run folders"
+        ) from error
 
 
 def numbered(make: Callable[[int], BaseSampler]) -> BaseSampler:

@@ -256,7 +256,7 @@ def parameter_of(address: str, keys: Mapping[str, Any]) -> Parameter:
         )
     read = READ_KEYS.get(distribution, ("min", "max"))
     if unread := [key for key in keys if key not in (*read, "distribution")]:
-        raise UserError(f"{where}: {distribution} reads {' and '.join(read)}, and nothing `{unread[0]}`. Remove it")
+        raise UserError(f"{where}: {distribution} reads {' and '.join(read)}, but not `{unread[0]}`. Remove it")
     if distribution == "constant":
         _check_present(keys, ("value",), where, distribution)
         return Choice((keys["value"],))
@@ -337,7 +337,7 @@ def _metric(metric: Any) -> Metric:
         raise UserError(f"metric: expected `name` and `goal`, by which trials are ranked, got {metric!r}")
     _check_keys(metric, ("name", "goal", "target"), "metric")
     if "target" in metric:
-        raise UserError("metric.target: a sweep ends after its trials and not at a value. Remove it")
+        raise UserError("metric.target: a sweep cannot stop at a value of the metric. Remove it")
     goal = metric.get("goal")
     if goal not in GOALS:
         raise UserError(f"metric.goal: expected one of {', '.join(GOALS)}, got {goal!r}")
@@ -385,6 +385,11 @@ def _check_keys(keys: Mapping[str, Any], names: Sequence[str], where: str) -> No
         if key in LAUNCH and not where:
             raise UserError(f"{key}: the key belongs to W&B Launch, and a sweep runs `command`. Remove it")
         if key not in names:
+            if not where and key in ("model", "stages", "data"):
+                raise UserError(
+                    f"this is a recipe (it has the key `{key}`) and no sweep: `fit --config FILE` runs it. A sweep "
+                    "names it in `command`; experiments/sweeps/llava.yaml is one"
+                )
             hint = nearest(str(key), names) or f". There are {', '.join(names)}"
             raise UserError(f"{where or 'a sweep'}: there is no key {key!r}{hint}")
 

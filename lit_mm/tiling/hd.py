@@ -34,8 +34,8 @@ def plan_hd(height: int, width: int, *, max_tiles: int = 25, tile: int = 336) ->
     longer, shorter = along * tile, int(along * tile / ratio)
     if shorter < 1:
         raise UserError(
-            f"plan_hd cannot tile an image of {width} x {height} pixels: with {longer} along its longer side, nothing "
-            f"is left of the shorter (max_tiles={max_tiles}). Leave the image out"
+            f"plan_hd cannot tile an image of {width} x {height} pixels: with {longer} along its longer side, "
+            f"the shorter side has no pixel left (max_tiles={max_tiles}). Leave the image out"
         )
     across = math.ceil(shorter / tile)
     resize, grid = ((longer, shorter), (along, across)) if height > width else ((shorter, longer), (across, along))

@@ -122,7 +122,7 @@ class TimmEncoder(nn.Module, VisionEncoder):
         tables = isinstance(model, (Eva, VisionTransformer))  # it has a sequence of positions, not maps
         if any_size and (not tables or (isinstance(model, Eva) and model.rope_mixed)):
             raise UserError(
-                f"TimmEncoder: {name} has no positions that could be resized view by view; leave `any_size` out and "
+                f"TimmEncoder: the positions of {name} cannot be resized for each view. Leave `any_size` out, and "
                 "set `image_size` to the size of the views"
             )
         if pyramid and (tables or select_layer != -1):
@@ -357,17 +357,24 @@ def _create(name: str, image_size: int | None, drop_path: float, overrides: dict
         UserError: timm refuses an argument, or the model has no intermediate features.
     """
     try:
-        with torch.device("meta"):
-            takes_size = "img_size" in inspect.signature(type(timm.create_model(name)).__init__).parameters
-        size = {"img_size": image_size} if takes_size and image_size else {}
+        size = {"img_size": image_size} if image_size and _takes_size(name) else {}
         model = timm.create_model(name, pretrained=False, drop_path_rate=drop_path, **size, **overrides)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"TimmEncoder: timm cannot build {name} of {image_size=} with {overrides}: {error}. Correct `overrides`"
         ) from error
     if not isinstance(model, HasStages):
-        raise UserError(f"TimmEncoder: {type(model).__name__} of timm gives no features of its blocks; take another")
+        raise UserError(
+            f"TimmEncoder: {type(model).__name__} of timm does not return features of its blocks. Use another model"
+        )
     return model
+
+
+@cache
+def _takes_size(name: str) -> bool:
+    """True if a model of timm is built for a size of its views. To see that, it is built once, without memory."""
+    with torch.device("meta"):
+        return "img_size" in inspect.signature(type(timm.create_model(name)).__init__).parameters
 
 
 def _published_size(model: nn.Module, name: str) -> int:

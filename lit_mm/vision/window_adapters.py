@@ -122,7 +122,7 @@ def apply_window_adapters(
     Source: arXiv:2311.06607, section 3.1; visual.py of the release, which we follow.
     """
     if not isinstance(vision, ViT):
-        raise UserError(f"window adapters go into the blocks of a ViT, got {type(vision).__name__}. Leave them out")
+        raise UserError(f"window adapters need a ViT, got {type(vision).__name__}. Leave them out")
     ranks = dict(RANKS if ranks is None else ranks)
     unknown = sorted(ranks.keys() - RANKS.keys())
     if unknown or any(rank < 1 for rank in ranks.values()):
@@ -130,7 +130,7 @@ def apply_window_adapters(
     if windows < 1:
         raise UserError(f"window adapters need at least one window, got {windows}. Is the image larger than a window?")
     if vision.reads_tiles:
-        raise UserError("the blocks of this vision encoder have window adapters already; apply them once")
+        raise UserError("the blocks of this vision encoder already have window adapters. Apply them only once")
     vision.blocks = nn.ModuleList(AdaptedBlock(block, ranks, windows, dropout) for block in vision.blocks)
     prepare_layers(vision, vision.activation_checkpointing, vision.compiled)
     vision.reads_tiles, vision.windows = True, windows

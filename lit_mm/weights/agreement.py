@@ -82,7 +82,7 @@ def check_config(module: nn.Module, folder: Path, part: str, path: str) -> None:
     if differences:
         more = f"; and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise UserError(
-            f"the weights of the part {part!r} were made for other numbers, see {str(folder / CONFIG)!r}.\n  "
+            f"the weights of the part {part!r} do not fit the recipe, see {str(folder / CONFIG)!r}.\n  "
             + "; ".join(difference.described(path) for difference in differences[:SHOWN])
             + more
         )

@@ -81,7 +81,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"checkpoint {str(path)!r} cannot be read ({error}). Is the download complete?") from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"checkpoint {str(path)!r} holds more than tensors; it is not loaded, because it could run code: {error}"
+            f"checkpoint {str(path)!r} contains more than tensors. It is not loaded, because it could run code: {error}"
         ) from error
     state = within(state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

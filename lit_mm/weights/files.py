@@ -102,8 +102,8 @@ class TensorFiles(Mapping[str, Tensor]):
         except pickle.UnpicklingError as error:
             reasons = [line for line in str(error).splitlines() if line.startswith(("Trying", "Unsupported"))]
             raise UserError(
-                f"checkpoint {str(path)!r} is no file of tensors alone; it is not loaded, because it could run code "
-                f"({reasons[0] if reasons else 'damaged, or of another program'})"
+                f"checkpoint {str(path)!r} contains more than tensors. It is not loaded, because it could run "
+                f"code ({reasons[0] if reasons else 'damaged, or of another program'})"
             ) from error
         state = within(state) if isinstance(state, dict) else state
         if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -142,8 +142,8 @@ def stored(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> Stored:
     """
     if dtype not in DTYPES:
         raise UserError(
-            f"checkpoint {str(path)!r}: {name!r} has the dtype {dtype}. Quantised weights are not read; take the "
-            "checkpoint in float16, bfloat16 or float32 that they were made from"
+            f"checkpoint {str(path)!r}: {name!r} has the dtype {dtype}. Quantised weights are not supported. "
+            "Use the original checkpoint in float16, bfloat16 or float32"
         )
     return Stored(dtype, shape)
 
@@ -231,8 +231,8 @@ def tensor_files(place: Path) -> list[Path]:
         raise UserError(f"{str(place)!r}: no such file or folder, and no published name OWNER/NAME")
     if (place / "manifest.json").is_file() or (place / "published.json").is_file():
         raise UserError(
-            f"{str(place)!r} is a checkpoint or a run of this program, which needs no import: generate, "
-            "evaluate and fit --init_from take it"
+            f"{str(place)!r} is a checkpoint or run of this program and needs no import. Use it with "
+            "generate, evaluate or fit --init_from"
         )
     found = weight_files(place)
     lora = [place / name for name in LORA if (place / name).is_file()][:1]

@@ -1,4 +1,4 @@
-"""These key maps rename Fuyu checkpoints, in transformers' names of version 5 or before, to the model and back.
+"""These key maps rename Fuyu checkpoints, in transformers' names of version 5 or before, to the model.
 
 Unknown keys pass through; `load_strict` reports them.
 """
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lit_mm.weights.names import add_prefix, below
+from lit_mm.weights.names import add_prefix
 
 # Prefixes in transformers 5, in older files (those on the hub), and in `LinearPatches` and `Pretrained`
 VISION = (("model.vision_embed_tokens.", "vision_embed_tokens."), "projection.")
@@ -49,14 +49,3 @@ def fuyu_to_model(state: Mapping[str, Tensor], *, network: str = "network") -> d
     parts = fuyu_parts(state)
     vision = add_prefix(parts["vision"], f"{network}.vision")
     return parts["rest"] | vision | add_prefix(parts["language"], f"{network}.language")
-
-
-def model_to_fuyu(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
-    """Rename the model to transformers' FuyuForCausalLM of version 5. Keys outside of the two parts are left out.
-
-    Args:
-        network: name prefix of the network in the model.
-    """
-    places = [(f"{network}.vision.{VISION[1]}", VISION[0][0])]
-    places += [(f"{network}.language.{prefix}", published[0]) for published, prefix in LANGUAGE]
-    return {published + name: tensor for prefix, published in places for name, tensor in below(state, prefix).items()}

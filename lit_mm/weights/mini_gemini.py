@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from lit_mm.weights.internlm2 import llama_to_llama
-from lit_mm.weights.llava import PROJECTOR, State, llava_to_model
-from lit_mm.weights.names import below
+from lit_mm.weights.llava import State, llava_to_model
 
 MINING = {"vlm_uni_query_projector.": "query.", "vlm_uni_aux_projector.": "key.", "vlm_uni_val_projector.": "value."}
 PREFIXES = ("model.", "")  # of a whole checkpoint, and of mm_projector.bin in some versions
@@ -51,15 +50,3 @@ def mini_gemini_to_model(
         language=f"{network}.language",
         decoder=decoder,
     )
-
-
-def connector_to_mini_gemini(state: Mapping[str, Tensor], *, network: str = "network") -> dict[str, Tensor]:
-    """Rename the connector of the model to `mm_projector.bin` of the authors; all other tensors are left out."""
-    connector = f"{network}.connector."
-    places = {f"{connector}{attribute}": f"model.{published}" for published, attribute in MINING.items()}
-    places[f"{connector}projector.mlp."] = PROJECTOR
-    return {
-        published + name: tensor
-        for prefix, published in places.items()
-        for name, tensor in below(state, prefix).items()
-    }

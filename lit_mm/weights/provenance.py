@@ -184,7 +184,7 @@ def plan(sources: Mapping[str, Stored], rename: Rename) -> Plan:
     mapped = rename(dict(traced))
     origins = {name: tensor.sources for name, tensor in mapped.items() if isinstance(tensor, Traced) and tensor.sources}
     if constants := sorted(mapped.keys() - origins.keys()):
-        raise UserError(f"the key map makes {constants[0]!r} from no tensor of the checkpoint")
+        raise UserError(f"the key map creates {constants[0]!r} without a tensor of the checkpoint")
     members: dict[str, set[str]] = {}  # source -> the sources of its group, one set shared by all of them
     for names in origins.values():
         joined = set(names).union(*(members.get(name, set()) for name in names))

@@ -129,7 +129,7 @@ def write(
         os.replace(part, path)
     except OSError as error:
         raise UserError(
-            f"{str(path)!r} cannot be written ({error.strerror}). Make room, or give another place"
+            f"{str(path)!r} cannot be written ({error.strerror}). Free some disk space, or choose another folder"
         ) from error
     finally:
         part.unlink(missing_ok=True)

@@ -95,7 +95,7 @@ def timm_to_eva_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     inner = below(state, "model.")
     lost = [name for name, tensor in inner.items() if name.endswith("attn.k_bias") and tensor.any()]
     if lost:
-        raise UserError(f"EVA-CLIP's names have no key bias, but {lost[0]} is not zero. Export to other names")
+        raise UserError(f"EVA-CLIP's format has no key bias, but {lost[0]} is not zero. Export to another format")
     plain = {name: tensor for name, tensor in inner.items() if not name.endswith("attn.k_bias")}
     return _renamed(plain, _reversed(_eva_pairs(plain)))
 

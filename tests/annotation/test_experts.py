@@ -85,7 +85,7 @@ def test_match_scores_are_the_softmax_of_the_matching_head(images: list[Image.Im
 
 
 def test_a_checkpoint_without_a_matching_head_cannot_score() -> None:
-    with pytest.raises(UserError, match="compares no images with texts"):
+    with pytest.raises(UserError, match="cannot compare images with texts"):
         MatchScores("run").load(Opened(xcomposer2()))
 
 

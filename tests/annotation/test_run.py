@@ -153,7 +153,7 @@ def test_another_run_does_not_go_into_the_folder(images: Path, unbroken: Path, t
     with pytest.raises(UserError, match="holds a run that differs in seed"):
         start(images, unbroken, seed=1)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="holds no run of `annotate`"):
+    with pytest.raises(UserError, match="is not a run of `annotate`"):
         start(images, tmp_path)
 
 
@@ -323,8 +323,8 @@ def test_tar_shards_without_texts_are_a_source(images: Path, tmp_path: Path) -> 
     [
         ({"path": "nowhere"}, "there is no folder 'nowhere'"),
         ({"path": "nowhere", "format": "photos"}, "there is no format 'photos'"),
-        ({"path": "nowhere", "text": "txt"}, r"takes `path` alone, got \['text'\]"),
-        ({"path": "nowhere", "human": True}, "has no texts, so none is `human`"),
+        ({"path": "nowhere", "text": "txt"}, r"takes only `path`, got \['text'\]"),
+        ({"path": "nowhere", "human": True}, "`human` needs texts"),
     ],
 )
 def test_a_source_that_cannot_be_opened_is_named(arguments: dict[str, str], message: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_documents_may_be_given_in_place_of_their_number(
 ):
     recipe.run(recipe.module(), [Examination(0, documents(1), recipe.folder / "accuracy.csv")])
     assert list(read_accuracy(recipe.folder / "accuracy.csv")[0]) == ["step", "stage", "overall", "read"]
+
+
+def test_documents_without_a_skill_have_no_column_and_no_metric(
+    recipe: Any, asked: list, documents: Callable[[int], list[Document]]
+):
+    path, logger = recipe.folder / "accuracy.csv", Remembers()
+    plain = [replace(document, skill="") for document in documents(2)]
+    recipe.stages = recipe.stages[:1]
+    recipe.run(recipe.module(), [Examination(0, plain, path)], loggers=[logger])
+    assert list(read_accuracy(path)[0]) == ["step", "stage", "overall"]
+    assert [row for _, row in logger.rows if "accuracy/overall" in row] == [{"accuracy/overall": 0.0}] * 2
 
 
 def test_it_does_not_disturb_the_training(recipe: Any, asked: list):

@@ -68,7 +68,7 @@ def test_measuring_leaves_the_losses(recipe: Any, tmp_path: Path) -> None:
 
 
 def test_a_figure_that_no_stage_measures_cannot_be_the_best(recipe: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'loss/x' is not measured\. There are a/x"):
+    with pytest.raises(UserError, match=r"'loss/x' is not measured\. Measured are a/x"):
         recipe.run(recipe.module(), [StageFigures(0, {"pretrain": [Steps("a/x")]}, tmp_path / "f.csv", "loss/x")])
 
 

@@ -30,10 +30,8 @@ def test_an_honest_recipe_passes_and_each_stage_says_what_it_trains(recipe: Any,
     recipe.run(recipe.module(), [FreezeAudit()])
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage ")]
     assert said == [
-        "stage pretrain: trainable are connector (20 parameters); "
-        "frozen are language (5 parameters), vision (20 parameters)",
-        "stage finetune: trainable are connector (20 parameters), language (5 parameters); "
-        "frozen are vision (20 parameters)",
+        "stage pretrain: trainable: connector (20 parameters); frozen: language (5 parameters), vision (20 parameters)",
+        "stage finetune: trainable: connector (20 parameters), language (5 parameters); frozen: vision (20 parameters)",
     ]
 
 
@@ -98,9 +96,16 @@ def test_a_trainable_part_that_does_not_move_is_named(recipe: Any):
 
 
 def test_a_part_that_would_thaw_after_the_end_is_refused(recipe: Any):
-    recipe.stages = [Stage("late", train={"connector": Train(lr=0.1, from_step=3)}, max_steps=3)]
+    module = recipe.module()
+    module.begin(Stage("late", train={"connector": Train(lr=0.1, from_step=3)}), total_steps=3)  # of its epochs
     with pytest.raises(UserError, match=r"'connector'.*3 optimizer steps"):
-        recipe.run(recipe.module(), [FreezeAudit()])
+        FreezeAudit().on_train_start(None, module)
+
+
+def test_a_stage_that_trains_nothing_at_first_says_so(recipe: Any, capsys: pytest.CaptureFixture[str]):
+    recipe.stages = [Stage("late", train={"connector": Train(lr=0.1, from_step=2)}, max_steps=3)]
+    recipe.run(recipe.module(), [FreezeAudit()])
+    assert "stage late: nothing learns in the first 2 optimizer steps" in capsys.readouterr().out
 
 
 def test_a_resumed_stage_is_judged_over_its_whole_length(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,6 +88,13 @@ def test_the_seconds_of_a_resumed_run_go_on_from_the_last_kept_row(recipe: Any):
     seconds = [row["seconds"] for row in read_metrics(path)]
     assert seconds[:4] == [100.0, 200.0, 300.0, 400.0]
     assert all(400 <= s < 430 for s in seconds[4:])
+
+
+def test_the_time_of_a_run_counts_all_launches_that_train(tmp_path: Path) -> None:
+    table = MetricsCSV(tmp_path / "metrics.csv", launched=time.monotonic() - 7)
+    assert table.run_seconds() is None  # a finished run that is launched again
+    table.earlier = 100.0
+    assert table.run_seconds() == pytest.approx(107, abs=1)
 
 
 def test_rows_missing_before_a_resumed_step_are_said_to_be_missing(recipe: Any, capsys: pytest.CaptureFixture[str]):

@@ -55,6 +55,13 @@ def test_a_file_with_other_columns_is_refused_with_both(tmp_path: Path):
         StepTable(tmp_path / "table.csv", ["step", "stage", "other"]).restart(1)
 
 
+def test_a_column_without_a_name_of_an_earlier_version_is_dropped(tmp_path: Path):
+    rows = table(tmp_path)
+    rows.path.write_text("step,stage,loss,\n1,a,0.5,0.25\n")
+    assert rows.restart(1) == [{"step": 1, "stage": "a", "loss": 0.5}]
+    assert rows.path.read_text() == "step,stage,loss\n1,a,0.5\n"
+
+
 def test_a_line_that_cannot_be_read_is_named(tmp_path: Path):
     (tmp_path / "table.csv").write_text("step,stage,loss\n1,a,0.5\n2,a,half\n")
     with pytest.raises(UserError, match="line 3"):
@@ -95,5 +102,5 @@ def test_a_table_that_grows_gets_a_column_for_a_new_name_and_keeps_it_after_a_re
     again.append({"step": 2, "loss": 0.2, "mine": 4.0})
     again.append({"step": 3, "loss": 0.3})
     assert path.read_text() == "step,loss,mine\n1,0.1,nan\n2,0.2,4.0\n3,0.3,nan\n"
-    with pytest.raises(UserError, match="it belongs to another run"):
+    with pytest.raises(UserError, match="belongs to another run"):
         StepTable(path, ["step", "loss"]).restart(2)

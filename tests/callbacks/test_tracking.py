@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -291,6 +292,65 @@ def test_without_a_network_the_run_goes_on_offline_under_its_id(
     assert sync_command(logger) == f"wandb sync {folder}"
 
 
+def test_a_copy_of_a_run_folder_is_another_run_and_a_moved_one_is_not(
+    tmp_path: Path, offline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    identity, _ = tracking._run_id(new_folder(tmp_path / "a"), {})
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    (tmp_path / "copy" / tracking.STEPS).write_text('{"loss": 3}')
+    other, is_new = tracking._run_id(tmp_path / "copy", {})
+    assert other != identity and is_new and not (tmp_path / "copy" / tracking.STEPS).exists()
+    assert "is a copy of" in capfd.readouterr().err
+    assert tracking._run_id(tmp_path / "copy", {}) == (other, False)
+    shutil.move(tmp_path / "a", tmp_path / "moved")
+    assert tracking._run_id(tmp_path / "moved", {}) == (identity, False)
+    (tmp_path / "link").symlink_to(tmp_path / "moved")
+    assert tracking._run_id(tmp_path / "link", {}) == (identity, False)
+    assert not capfd.readouterr().err
+    (tmp_path / "moved" / tracking.FOLDER).unlink()  # a run of an earlier version
+    assert tracking._run_id(tmp_path / "moved", {}) == (identity, False)
+
+
+def new_folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+class LostProcess:
+    """A W&B run whose own process was killed."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+
+def test_a_run_whose_wandb_fails_goes_on_without_it_and_says_so_once(
+    tmp_path: Path, offline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = tracking_logger(tmp_path, "tiny", {})
+    logger._experiment = LostProcess()
+    for step in (1, 2):
+        logger.log_metrics({"loss": 1.0}, step=step)
+    finish(logger, {"accuracy": 0.5})
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(
+        "lit_mm: W&B has failed (ConnectionResetError: [Errno 104] Connection reset by peer). The run"
+    )
+    assert not (tmp_path / "wandb_steps.json").exists()  # a later launch logs these steps
+    again = tracking_logger(tmp_path, "tiny", {})
+    again._experiment = LostProcess()
+    finish(again, {"accuracy": 0.5})
+    assert again.is_lost and "goes on without it" in capfd.readouterr().err
+
+
+def test_a_wandb_that_cannot_write_is_the_users_to_cure(tmp_path: Path, offline: None) -> None:
+    logger = tracking_logger(tmp_path, "tiny", {})
+    (tmp_path / "wandb").touch()  # a file where W&B makes a folder
+    with pytest.raises(
+        UserError, match=r"W&B cannot be started: .*Not a directory.*To train without it: --track false"
+    ):
+        logger.open()
+
+
 def test_an_offline_run_can_be_sent_later(tmp_path: Path, offline: None):
     logger = tracking_logger(tmp_path, "tiny", {})
     assert sync_command(logger) is None
@@ -359,4 +419,4 @@ def test_a_metric_that_no_callback_has_logged_is_named_after_the_first_step(
     torch.use_deterministic_algorithms(False)
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert "EarlyStopping monitors 'mined', which is not measured. There are loss, " in error and ", mine, " in error
+    assert "EarlyStopping monitors 'mined', which is not measured. Measured are loss, " in error and ", mine, " in error

@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -166,6 +167,9 @@ def test_a_run_folder_a_checkpoint_folder_and_a_checkpoint_are_all_found(tmp_pat
     path = folder / checkpoint_name(1, "a", 2)
     publish(made(), path)
     assert find(tmp_path) == find(folder) == find(str(path)) == path
+    shutil.copytree(folder, tmp_path / "experiments/run/checkpoints")
+    with pytest.raises(UserError, match=r"holds run folders: name one, such as '.*experiments/run'"):
+        find(tmp_path / "experiments")
     remove(path)
     assert not list(folder.iterdir())
     with pytest.raises(UserError, match="holds no checkpoint"):
@@ -175,8 +179,11 @@ def test_a_run_folder_a_checkpoint_folder_and_a_checkpoint_are_all_found(tmp_pat
 def test_what_is_no_checkpoint_of_ours_is_refused_with_the_reason(tmp_path):
     with pytest.raises(UserError, match="there is no checkpoint"):
         read(tmp_path / "absent.ckpt")
+    (tmp_path / "latest").mkdir()
+    with pytest.raises(UserError, match="Did you mean 'latest'"):
+        read(tmp_path / "lates")
     (tmp_path / "text.ckpt").write_text("hello")
-    with pytest.raises(UserError, match="is a file; a checkpoint is a folder"):
+    with pytest.raises(UserError, match="is a file, but a checkpoint is a folder"):
         read(tmp_path / "text.ckpt")
     path = tmp_path / checkpoint_name(1, "a", 2)
     publish(made(), path)
@@ -206,17 +213,23 @@ def test_a_damaged_file_is_named(tmp_path, name):
         read(path)
 
 
+def write_byte(file, place, byte):
+    """Write a byte of a file in place: to truncate a file takes milliseconds."""
+    with file.open("r+b") as opened:
+        opened.seek(place)
+        opened.write(bytes([byte]))
+
+
 def test_any_byte_that_changes_in_any_file_is_found(tmp_path):
     path = tmp_path / checkpoint_name(1, "a", 2)
     publish(made(), path)
     assert len(list(path.iterdir())) == 5
     for file in path.iterdir():
-        data = file.read_bytes()
-        for place in range(len(data)):
-            file.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 7)]) + data[place + 1 :])
+        for place, byte in enumerate(file.read_bytes()):
+            write_byte(file, place, byte ^ (1 << place % 7))
             with pytest.raises(UserError):
                 read(path).verify()
-        file.write_bytes(data)
+            write_byte(file, place, byte)
     read(path).verify()
 
 

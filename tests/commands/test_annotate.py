@@ -117,7 +117,7 @@ def test_two_processes_of_torchrun_write_the_bytes_of_one(place: Path) -> None:
         ({"settings": {"shard_rows": 0}}, [], "`shard_rows` and `batch_rows` are at least 1"),
         ({"settings": {"shard_rows": "many"}}, [], r"shard_rows: expected a whole number, got 'many'"),
         ({}, ["--engine.init_args.overall.class_path", f"{STUBS}.Halves"], "expected a subclass of"),
-        ({}, ["--engine.init_args.text.class_path", "os.system"], "is not imported"),
+        ({}, ["--engine.init_args.text.class_path", "os.system"], "cannot be imported"),
         ({}, ["--engine.init_args.score", "None"], "name a `score` expert"),
         ({}, ["--source", "{name: a}"], "needs `path`"),
         ({}, ["--source", "{name: a"], "--source is a folder, or a mapping"),

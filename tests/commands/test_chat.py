@@ -88,7 +88,7 @@ def test_a_model_of_one_turn_says_so(module, monkeypatch) -> None:
 def test_a_question_that_is_too_long_is_not_remembered(monkeypatch) -> None:
     conversation = Chat(xcomposer2(max_length=12), Decoding(2))
     out = transcript(conversation, ["what is the colour of this large red circle near this page ?"], monkeypatch)
-    assert "tokens (0 of them visual), the model takes 12" in out
+    assert "tokens (0 of them visual), but the limit of the model is 12" in out
     assert conversation.turns == ()
 
 

@@ -197,12 +197,12 @@ def test_pieces_that_do_not_make_a_whole_are_damage(run_folder):
     ("arguments", "said"),
     [
         (["inspect", "nowhere"], "there is no checkpoint 'nowhere'"),
-        (["inspect", "run/checkpoints/03-finetune-step=000001.ckpt.part"], "was not published"),
+        (["inspect", "run/checkpoints/03-finetune-step=000001.ckpt.part"], "is incomplete"),
         (["inspect", "empty"], "'empty' holds no checkpoint"),
         (["inspect", "run", "--verfy"], "there is no option --verfy"),
         (["consolidate", "run", "out.bin"], "should end in .safetensors"),
         (["consolidate", "run", "none/out.safetensors"], "the folder 'none' of the output does not exist"),
-        (["consolidate", "run", "there.safetensors"], "is there already; --overwrite replaces it"),
+        (["consolidate", "run", "there.safetensors"], "exists; --overwrite replaces it"),
     ],
 )
 def test_mistakes_exit_with_2_and_say_what_to_do(run_folder, capsys, arguments, said):

@@ -139,6 +139,7 @@ def test_a_recipe_is_checked_with_all_stages_and_its_held_out_data(capsys):
     report = json.loads(out)
     assert code == 2
     assert [(one["name"], one["samples"]) for one in report["sources"]] == [("chat", 1), ("later", 2), ("held-out", 3)]
+    assert [one["notes"].get("held_out") for one in report["sources"]] == [1, 1, None]  # SOUND is in all files
     assert [(one["source"], one["kind"]) for one in report["findings"]] == [
         ("later", "empty_answer"),
         ("held-out", "missing_file"),
@@ -292,6 +293,10 @@ def test_a_view_looks_as_it_did_before_it_was_normalised():
         (["check"], "data check needs --config or --source"),
         (["show", "0"], "data show needs --config"),
         (["show", "2", "--config", "recipe.yaml"], "there are 2 samples, from 0 to 1; got 2"),
+        (
+            ["show", "2", "--config", "recipe.yaml", "--data.init_args.heldout_share", "0.4"],
+            "there are 1 samples, from 0 to 0; held-out rows are not among them; got 2",
+        ),
         (["show", "x", "--config", "recipe.yaml"], "invalid int value: 'x'"),
         (["show", "0", "--config", "recipe.yaml", "--output", "no/folder.png"], "cannot be written to 'no/folder.png'"),
         (["check", "--config", "recipe.yaml", "--stage", "later"], "--stage names 'later'; the recipe has ['only']"),
@@ -301,7 +306,10 @@ def test_a_view_looks_as_it_did_before_it_was_normalised():
         (["check", "--source", "llava"], "--source is a mapping such as"),
         (["check", "--source", "{format: [}"], "--source is not YAML"),
         (["check", "--config", "recipe.yaml", "--data.init_args.paht", "x"], "Did you mean"),
-        (["check", "--data.init_args.path", "x"], "--data.init_args.path changes a recipe: name it with --config"),
+        (
+            ["check", "--data.init_args.path", "x"],
+            "--data.init_args.path is a key of a recipe. Add the recipe with --config",
+        ),
         (["check", "--config", "recipe.yaml", "--stages", "later"], "--stages names ['later']"),
         (["check", "--sorce", "x"], "there is no option --sorce"),
         (["check", "--source", "{format: llava, path: chat.jsonl}", "--lines", "-1"], "--lines is at least 0"),

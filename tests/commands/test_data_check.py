@@ -114,6 +114,24 @@ def test_a_held_out_question_that_the_model_cannot_take_is_named(capsys):
     assert finding["stages"] == ["the finished model"]
 
 
+def test_a_prompt_that_an_encoder_decoder_cannot_learn_is_refused_before_any_sample(capsys):
+    sizes = {"width": 16, "layers": 1, "heads": 2, "ffn_width": 32, "vocab_size": 512}
+    language = {"class_path": "lit_mm.language.t5.T5", "init_args": sizes}
+    settings = {
+        "language": language,
+        "tokenizer": "nano",
+        "prompt": {"class_path": "tests.samples.test_target.LineEnd"},
+    }
+    lines(SOUND)
+    path = recipe()
+    described = yaml.safe_load(Path(path).read_text())
+    described["model"] = {"class_path": "lit_mm.families.EncoderDecoder", "init_args": settings}
+    described["stages"][0]["train"] = {"language": {"lr": 1e-3}}
+    Path(path).write_text(yaml.safe_dump(described))
+    code, out, error = leaves(capsys, "check", "--config", path)
+    assert (code, out) == (2, "") and "stages.only: the prompt LineEnd does not fit an encoder-decoder" in error
+
+
 def test_workers_find_what_one_process_finds(capsys, monkeypatch):
     monkeypatch.setattr(check, "CHUNK", 2)
     entries = [{**SOUND, "id": str(number)} for number in range(5)]

@@ -53,7 +53,7 @@ def test_keys_of_the_class_before_are_named_together_with_their_lines(words, dat
     keys += [] if words else ["data.init_args.documents"]
     assert all(f": {key}" in message for key in keys)
     assert message.count("recipe.yaml, line ") == len(keys)
-    assert "has these keys" in message and "Delete them, or begin with own_data" in message
+    assert "has these keys" in message and "Delete them, or start from own_data" in message
     assert "Conversations" in message.partition(",")[0]
 
 

@@ -137,6 +137,7 @@ def test_tied_embeddings_count_once_and_parts_that_no_stage_names_are_frozen(des
 def test_a_part_that_thaws_late_is_trainable_from_its_step(described: Callable) -> None:
     pretrain, finetune = described(write())["stages"]
     assert (pretrain["from_step"], finetune["from_step"]) == ({}, {"connector": 7})
+    assert (pretrain["idle_steps"], finetune["idle_steps"]) == (0, 0)
     assert finetune["trainable"].keys() == {"language", "connector"}
 
 
@@ -268,8 +269,10 @@ def test_a_batch_that_does_not_split_over_the_ranks_is_told(
     described: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert [stage["memory"]["accumulation"] for stage in described(write(), "--ranks", "3")["stages"]] == [None, 1]
-    main(["describe", "--config", write(), "--ranks", "3"])
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("micro-batches")]
+    main(["describe", "--config", write(), "--ranks", "3", "--stages.pretrain.train.connector.from_step", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if line.startswith("stage pretrain: nothing learns in the first 2 optimizer steps")]
+    (line,) = [line for line in lines if line.startswith("micro-batches")]
     assert line.split("  ")[1:] and line.endswith(" 1") and "batch does not split" in line
 
 
@@ -452,12 +455,12 @@ def test_the_table_names_parts_stages_and_images(capsys: pytest.CaptureFixture[s
         (["--config", "tiny.yaml", "--ranks", "0"], "--ranks counts processes from 1, got 0"),
         (["--config", "tiny.yaml", "--trainer.devices", "some"], "trainer.devices takes a number of devices"),
         (["--config", "tiny.yaml", "--trainer.num_nodes", "0"], "trainer.num_nodes counts nodes from 1, got 0"),
-        (["--config", "tiny.yaml", "--trainer.strategy", "fsdp"], "trainer.strategy is fsdp; stages are trained with"),
+        (["--config", "tiny.yaml", "--trainer.strategy", "fsdp"], "trainer.strategy is fsdp; expected one of"),
         (
             ["--config", "tiny.yaml", "--trainer.strategy", "zero2", "--trainer.precision", "16-mixed"],
             "scales the loss",
         ),
-        (["--config", "text.yaml", "--images", "3x3"], "lays out no images"),
+        (["--config", "text.yaml", "--images", "3x3"], "reads no images"),
     ],
 )
 def test_a_mistake_exits_with_2_and_is_told_in_three_lines(
@@ -601,7 +604,7 @@ def test_another_recipe_stands_beside_this_one(described: Callable, capsys: pyte
     [
         (["--text", "-1"], "--text counts the text tokens of a sample, got -1"),
         (["--utilisation", "1.5"], "--utilisation is a share of the peak"),
-        (["--price", "2"], "--price is a number from 0, and needs a --device"),
+        (["--price", "2"], "--price is a number from 0, the price of an hour of a --device"),
         (["--device", "H100", "--price", "nan"], "--price is a number from 0"),
         (["--memory", "0"], "--memory is a number above 0 GiB, got 0"),
         (["--memory", "nan"], "--memory is a number above 0 GiB, got nan"),

@@ -102,7 +102,7 @@ def test_measuring_does_not_disturb_the_training(place: Path, monkeypatch: pytes
         ({"metrics": ["los"]}, "examine: unknown metric 'los'"),
         ({"best": "loss/theirs"}, "'loss/theirs' is not measured"),
         ({"benchmarks": ["vsrs"]}, "Did you mean 'vsr'"),
-        ({"data": None}, "the folder of all benchmarks is `examine.data`"),
+        ({"data": None}, "set `examine.data` to the folder of the benchmarks"),
         ({"metrics": [], "benchmarks": []}, "name `metrics`"),
         ({"questions": 0}, "examine.questions is at least 1"),
         ({"sources": {"mine": {"format": "llava", "path": "none.json"}}}, "there is no data file"),

@@ -223,7 +223,7 @@ def test_what_peft_cannot_hold_is_refused_with_the_reason(command: Callable, tmp
     words = ("--config", "run/recipe.yaml", "--init_from", "run", "--data.path", data, "--data.global_batch", "2", *CPU)
     adapter = "{lr: 0.05, adapter: {rank: 3}}"
     for train, message in [
-        (f"{{language: {adapter}, newline: {{lr: 0.1}}}}", "a parameter of no layer of its own"),
+        (f"{{language: {adapter}, newline: {{lr: 0.1}}}}", "a parameter outside of any layer"),
         (f"{{vision: {adapter}}}", "which is no single linear in transformers"),
     ]:
         stages = f"[{{name: finetune, max_steps: 1, train: {train}}}]"

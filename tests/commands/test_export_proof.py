@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_mm.checkpoints import manifest
 from lit_mm.commands.conversions.llava import CLIPS, vision_name
+from lit_mm.commands.export_files import check_room
 from lit_mm.commands.export_numbers import differences
 from lit_mm.commands.export_start import check_digest, with_tokenizers
 from lit_mm.commands.import_ import write_run
@@ -94,7 +96,7 @@ def test_another_tokenizer_than_the_import_had_is_not_replaced_by_its_copy(tmp_p
     recipe = {"model": {"init_args": {"tokenizer": "/before/tokenizer"}}}
     copied = with_tokenizers(recipe, tmp_path, {})
     assert copied["model"]["init_args"]["tokenizer"] == str(tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="'/before/larger' is not there any more"):
+    with pytest.raises(UserError, match="'/before/larger' of the run no longer exists"):
         with_tokenizers({"model": {"init_args": {"tokenizer": "/before/larger"}}}, tmp_path, {})
 
 
@@ -157,9 +159,9 @@ def test_the_authors_config_names_the_vision_encoder_of_the_run(command: Callabl
     assert command("import", folder, "--to", "run", "--proof_memory", "0")[0] == 0
     words = ("export", "run", "--format", "authors", "--to")
     code, _, error = command(*words, "out")
-    assert code == 2 and "no published one that is known here has the sizes of the run's" in error, error
+    assert code == 2 and "no known published encoder has the sizes of that of the run" in error, error
     code, _, error = command(*words, "out", "--with", f"vision={hub.clip(tmp_path / 'other')}")
-    assert code == 2 and "has other weights than" in error, error
+    assert code == 2 and "in the weights of" in error, error
     place = clip_of(folder, tmp_path / "clip")
     sizes = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(sizes | {"hidden_act": "gelu"}))
@@ -206,7 +208,7 @@ def test_a_run_whose_start_is_gone_is_exported_unless_something_is_needed(comman
     assert code == 0 and "any more" not in output, error
 
     code, _, error = command("export", "uhd", "--to", "uhd_out", "--format", "authors")
-    assert code == 2 and "Name it, --with tokenizer=PLACE" in error, error
+    assert code == 2 and "Add --with tokenizer=PLACE" in error, error
     words = ("--with", "tokenizer=moved_uhd/tokenizer")
     code, _, error = command("export", "uhd", "--to", "uhd_out", "--format", "authors", *words)
     assert code == 2 and "Name the run: --with import=RUN" in error, error
@@ -214,9 +216,9 @@ def test_a_run_whose_start_is_gone_is_exported_unless_something_is_needed(comman
     assert code == 0, error
     Path("afile").write_text("")
     code, _, error = command("export", "llava", "--to", "afile/out", "--format", "hf", "--with", "import=moved_llava")
-    assert code == 2 and "the folder cannot be made (Not a directory)" in error, error
+    assert code == 2 and "the folder cannot be created (Not a directory)" in error, error
     code, _, error = command("export", "uhd", "--to", "no", "--format", "authors", "--with", "import=uhd_hub")
-    assert code == 2 and "have a published.json" in error, error
+    assert code == 2 and "has no published.json" in error, error
 
 
 @pytest.mark.distributed
@@ -252,3 +254,14 @@ def test_a_blip2_of_a_recipe_with_an_encoder_decoder_keeps_its_head(command: Cal
     assert code == 0 and "logits differ by" in output, error
     head, table = (read_checkpoint("out")[f"language_model.{name}.weight"] for name in ("lm_head", "shared"))
     assert not torch.equal(head, table[: len(head)])
+
+
+def test_the_space_of_an_export_is_said_and_checked_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=3_000_000_000))
+    check_room(tmp_path, 2_500_000_000)
+    check_room(tmp_path, 1_000_000)
+    assert capfd.readouterr().err == f"lit_mm: writing 2.5 GB to {tmp_path}\n"
+    with pytest.raises(UserError, match=r"take 4\.0 GB, .* has room for 3\.0 GB"):
+        check_room(tmp_path, 4_000_000_000)

@@ -212,7 +212,7 @@ def test_missing_parts_are_named_with_what_belongs_there(command, tmp_path) -> N
     folder = hub.llava_1_5(tmp_path / "llava")
     code, _, error = command("import", folder, "--to", "run")
     assert code == 2
-    assert "has no vision encoder; openai/clip-vit-large-patch14-336 belongs there. Add --with vision=" in error
+    assert "has no vision encoder, which is openai/clip-vit-large-patch14-336. Add --with vision=" in error
     assert not Path("run").exists()
 
 

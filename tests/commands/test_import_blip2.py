@@ -53,9 +53,9 @@ def test_a_copy_with_other_values_is_refused(command: Callable, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("write", "names", "error"),
     [
-        (hub.lavis_blip2, (), "has no part 'language'; the language model that it was trained with belongs there"),
-        (hub.lavis_blip2, ("language",), "has no part 'vision'; eva_vit_g.pth of LAVIS belongs there"),
-        (hub.lavis_blip2_retrieval, (), "has no part 'language'; facebook/opt-2.7b or google/flan-t5-xl for"),
+        (hub.lavis_blip2, (), "has no part 'language'; expected the language model that it was trained with"),
+        (hub.lavis_blip2, ("language",), "has no part 'vision'; expected eva_vit_g.pth of LAVIS"),
+        (hub.lavis_blip2_retrieval, (), "has no part 'language'; expected facebook/opt-2.7b or google/flan-t5-xl for"),
         (hub.lavis_blip2_retrieval, ("language", "vision"), "add --with reading=google-bert/bert-base-uncased"),
         (hub.hf_blip2_retrieval, (), "has no part 'language'; .* any small one for retrieval alone"),
     ],

@@ -83,7 +83,7 @@ def test_tokens_without_a_row_are_named(command: Callable, tmp_path: Path) -> No
     hub.special(folder, *(f"<more {number}>" for number in range(8)))
     code, output, error = command("import", folder, "--to", "run", "--proof_memory", "0")
     assert code == 0, error
-    assert "fit will refuse this checkpoint: model.init_args: the tokenizer has 518 entries, the language" in output
+    assert "fit will refuse this checkpoint: model.init_args: the tokenizer has 518 entries, but the language" in output
 
 
 def test_the_user_chooses_another_template(command: Callable, tmp_path: Path) -> None:  # noqa: F811
@@ -91,7 +91,7 @@ def test_the_user_chooses_another_template(command: Callable, tmp_path: Path) ->
     code, _, error = command("import", folder, *words, "--template", "bird")
     assert code == 2 and "`template` is one of" in error and not Path("run").exists()
     code, _, error = command("import", hub.xcomposer2(tmp_path / "x"), *words, "--template", "mpt")
-    assert code == 2 and "--template mpt: a checkpoint of xcomposer2/authors has a prompt without a choice" in error
+    assert code == 2 and "--template mpt: a checkpoint of xcomposer2/authors has only one prompt" in error
     code, output, error = command("import", folder, *words, "--template", "mpt")
     assert code == 0 and "prompt: ChatPrompt with the template mpt, as --template says\n" in output, error
     inputs = yaml.safe_load(Path("run/recipe.yaml").read_text())["model"]["init_args"]["inputs"]

@@ -89,7 +89,7 @@ DAMAGES = [
     (lambda f: (f / "config.json").unlink(), "hub' with no config.json and its 98 tensors such as"),
     (lambda f: shard(f).unlink(), "names shards that are not there: ['model-00001"),
     (list_ghost, "model.safetensors.index.json lists tensors that no shard holds: ghost.weight"),
-    (lambda f: edit_config(f, text_config=None), "there is no 'text_config', a key of config.json"),
+    (lambda f: edit_config(f, text_config=None), "the key of config.json or tensor 'text_config' is missing"),
     (lambda f: edit_config(f, vision_config=None), "config.json' lacks vision_config"),
     (lambda f: edit_config(f, text_config="llama"), "text_config should be an object, got 'llama'"),
     (lambda f: edit_config(f, vision_feature_layer=[-2, -5]), "its vision_feature_layer [-2, -5] is no whole number"),
@@ -109,7 +109,7 @@ DAMAGES = [
     (lambda f: only(f, "checkpoint-10/config.json"), "holds no weights; .* Give its folder 'checkpoint-10'"),
     (lambda f: only(f, "global_step10/", "training_args.bin"), "shards of DeepSpeed or SwissArmyTransformer. Join"),
     (lambda f: only(f, "model_fsdp_0/__0_0.distcp"), "shards of FSDP. Join them first with accelerate merge-weights"),
-    (lambda f: only(f, "manifest.json"), "is a checkpoint or a run of this program, which needs no import"),
+    (lambda f: only(f, "manifest.json"), "is a checkpoint or run of this program and needs no import"),
     (lambda f: (f / "model.safetensors.index.json").write_text(POINTER), "index.json' is a pointer of Git LFS"),
     (lambda f: (f / "tokenizer.json").write_text(POINTER), "tokenizer.json' is a pointer of Git LFS, not the file"),
     (lambda f: max(f.glob("*.safetensors")).write_bytes(shard(f).read_bytes()[:-99]), "cannot be read .* complete?"),
@@ -137,7 +137,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(
         (("--layout", "qwen_vl/authors"), "--layout qwen_vl/authors: '"),
         (("--proof_memory", "-3"), "--proof_memory is at least 0 GB, got -3.0"),
         (("--with", "vision=a/b/c", "--with", "vision=a/b/c"), "--with is PART=PLACE, each part once"),
-        (("--to", "/proc/run"), "the import to '/proc/run' failed: No such file or directory. Make room, or give"),
+        (("--to", "/proc/run"), "the import to '/proc/run' failed: No such file or directory. Free some disk space"),
     ],
 )
 def test_words_that_do_not_fit_are_refused_in_one_line(
@@ -204,17 +204,17 @@ class Harmful:
 def test_a_file_that_could_run_code_is_named_in_one_line(command: Callable, tmp_path: Path) -> None:  # noqa: F811
     torch.save({"a": Harmful()}, tmp_path / "mm_projector.bin")
     code, _, error = command("import", "mm_projector.bin", "--to", "run")
-    assert code == 2 and "it is not loaded, because it could run code (Trying to load unsupported GLOBAL" in error
+    assert code == 2 and "It is not loaded, because it could run code (Trying to load unsupported GLOBAL" in error
     assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "adapter_config.json' lacks r, lora_alpha, or is not there; they scale the LoRA"),
-        ({"r": 4, "lora_alpha": 8, "use_dora": True}, "sets use_dora, and only a plain LoRA is merged here"),
-        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 16}}, "sets alpha_pattern, and only a plain LoRA"),
-        ({"r": 4, "lora_alpha": 8}, "holds a LoRA and no connector. Put non_lora_trainables.bin of its training"),
+        ({}, "adapter_config.json' is missing, or lacks r, lora_alpha, which scale the LoRA"),
+        ({"r": 4, "lora_alpha": 8, "use_dora": True}, "sets use_dora, but only a plain LoRA can be merged here"),
+        ({"r": 4, "lora_alpha": 8, "alpha_pattern": {"q_proj": 16}}, "sets alpha_pattern, but only a plain LoRA"),
+        ({"r": 4, "lora_alpha": 8}, "holds a LoRA, but no connector. Copy non_lora_trainables.bin"),
     ],
 )
 def test_a_lora_that_is_not_merged_here_is_refused(

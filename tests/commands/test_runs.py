@@ -136,6 +136,34 @@ def test_a_run_whose_last_stage_has_all_its_steps_is_finished_without_an_accurac
     assert paths(typed("list", "--state", "finished", "--format", "json")[1]) == ["runs/a"]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("checkpoints/02-finetune-step=000002.ckpt/manifest.json", b"{", "cannot be read as a checkpoint"),
+        ("checkpoints/03-more-step=000001.ckpt", b"", "was written by an earlier version of lit_mm"),
+        ("summary.json", b"{", "summary.json' is damaged"),
+        ("summary.json", b"[]", "summary.json' is damaged"),
+        ("summary.json", b'{"accuracy": 1}', "summary.json' is damaged"),
+        ("metrics.csv", b"step,seconds\n\xff,\x00\n", "metrics.csv' is damaged"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_named_and_the_others_are_listed(
+    typed: Typed, file: str, content: bytes, message: str
+) -> None:
+    run_folder("runs/good", accuracy=0.5)
+    broken = run_folder("runs/broken", step=2, accuracy=None)
+    (broken / file).write_bytes(content)
+    code, output, errors = typed("list", "--format", "json")
+    assert code == 0 and paths(output) == ["runs/good"]
+    assert errors.startswith("lit_mm: 'runs/broken' is not listed: ") and message in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_config_without_named_stages_is_no_run(tmp_path: Path) -> None:
+    folder = run_folder(str(tmp_path / "a"), stages=["pretrain"])
+    assert config_of_run(folder) is None
+
+
 def test_a_cut_line_of_a_table_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "metrics.csv"
     assert last_row(file) == {}
@@ -168,7 +196,7 @@ def test_a_diff_names_each_key_with_both_values(typed: Typed) -> None:
         "stages.pretrain.clip": {"a": 1.0, "b": 2.0},
     }
     assert typed("diff", "a", "a")[1] == "the configs are equal\n"
-    for place, message in (("none", "cannot be read"), ("b/checkpoints", "is no run folder")):
+    for place, message in (("none", "cannot be read"), ("b/checkpoints", "is not a run folder")):
         code, _, errors = typed("diff", "a", place)
         assert code == 2 and message in errors
 
@@ -201,9 +229,9 @@ def test_a_run_is_deleted_with_its_link_and_nothing_else(typed: Typed) -> None:
     ("place", "message"),
     [
         ("runs/latest", "is a link to 'a'. Name the run folder itself"),
-        ("runs", "is no run folder"),
-        ("runs/a/checkpoints", "is no run folder"),
-        ("none", "is no run folder"),
+        ("runs", "is not a run folder"),
+        ("runs/a/checkpoints", "is not a run folder"),
+        ("none", "is not a run folder"),
         ("runs/base", "has weights that '{here}/runs/tuned' still loads"),
         ("runs/start", "has weights that '{here}/runs/new' still loads"),
         ("runs/sweep/trials/0000", "is a trial of the sweep in"),
@@ -224,6 +252,29 @@ def test_what_is_no_run_or_is_needed_stays(typed: Typed, tmp_path: Path, place: 
     code, output, errors = typed("delete", "runs/sweep", "--yes")
     assert code == 0 and "deleted 1 run," in output, errors
     assert not Path("runs/sweep").exists()
+
+
+def test_a_run_stays_while_a_damaged_one_may_need_it(typed: Typed) -> None:
+    run_folder("runs/a")
+    start = run_folder("runs/start", step=0, accuracy=None)
+    (start / "init_from.json").write_text("{")
+    code, _, errors = typed("delete", "runs/a", "--yes")
+    assert code == 2 and Path("runs/a").is_dir()
+    assert "a run that may need 'runs/a' cannot be read: " in errors and "Mend or delete that run first" in errors
+    assert typed("delete", "runs/start", "--yes")[0] == 0
+    assert typed("delete", "runs/a", "--yes")[0] == 0
+
+
+def test_what_the_system_does_not_delete_is_named(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder("runs/a")
+
+    def refuse(place: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(place))
+
+    monkeypatch.setattr("lit_mm.commands.runs.shutil.rmtree", refuse)
+    code, _, errors = typed("delete", "runs/a", "--yes")
+    assert code == 2 and "'runs/a' cannot be deleted: [Errno 13] Permission denied: " in errors
+    assert "the rest of it is 'runs/.deleted-a-" in errors
 
 
 def test_a_run_that_a_job_uses_stays(typed: Typed) -> None:

@@ -99,7 +99,7 @@ def test_the_openai_client_asks_a_checkpoint_about_an_image(tmp_path: Path) -> N
             ({"messages": question("http://127.0.0.1/red.png")}, "which is not allowed here"),
             ({"messages": question("file:///etc/passwd")}, "an image is a data URI"),
             ({"messages": question(), "presence_penalty": 1.0}, "the request sets presence_penalty"),
-            ({"messages": [{"role": "user", "content": "what " * 5000}]}, "the model takes"),
+            ({"messages": [{"role": "user", "content": "what " * 5000}]}, "the limit of the model is"),
         ):
             with pytest.raises(openai.BadRequestError, match=message):
                 create(model=name, **request)

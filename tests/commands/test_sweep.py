@@ -21,11 +21,12 @@ from wandb.wandb_agent import Agent
 from lit_mm.cli import main
 from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.results import figure_of, interval_of
-from lit_mm.commands.sweep import check_recipe, folder_of, open_point
-from lit_mm.commands.sweep_offline import ranked, run_offline, trial_folder
+from lit_mm.commands.sweep import begin_folder, check_recipe, folder_of, open_point
+from lit_mm.commands.sweep_offline import config_of, ranked, run_offline, trial_folder
 from lit_mm.commands.sweep_online import run_online
 from lit_mm.errors import UserError
 from lit_mm.report.sweep_chart import draw_sweep
+from lit_mm.run.folder import value_at
 from lit_mm.sweeps.agent import command_of, words_of
 from lit_mm.sweeps.parameters import example_points
 from lit_mm.sweeps.search import Search, Trial
@@ -110,6 +111,22 @@ def test_a_key_or_value_that_the_recipe_refuses_is_found_before_anything_is_crea
 
 
 @pytest.mark.parametrize(
+    ("address", "value"),
+    [
+        ("model.init_args.vision.init_args.weights", None),
+        ("model.init_args.vision.init_args", {"image_size": 28, "weights": None}),
+        ("trainer.max_time", None),
+    ],
+)
+def test_a_null_of_a_point_is_null_in_its_recipe(folder: Path, address: str, value: Any) -> None:
+    """W&B's agent writes it as the word None."""
+    specification = specification_of(SWEEP | {"parameters": {address: {"value": value}}}, "x")
+    config = yaml.safe_load(open_point(specification, {address: value}).resolved())
+    resolved = value_at(config, address)
+    assert resolved is None if value is None else resolved["weights"] is None and resolved["image_size"] == 28
+
+
+@pytest.mark.parametrize(
     ("metric", "message"),
     [
         ("acuracy", "metric.name: a run does not measure 'acuracy'. Did you mean 'accuracy'?"),
@@ -123,9 +140,9 @@ def test_a_metric_that_no_run_measures_is_refused(typed: Typed, metric: str, mes
 
 def test_options_that_contradict_each_other_are_refused(typed: Typed) -> None:
     for options, message in (
-        (["--create", "--offline"], "--create makes a sweep on W&B's server"),
-        (["--check", "--storage", "journal"], "--storage, --folder and --retry belong to a sweep without W&B's server"),
-        (["--check", "--retry", "1"], "--storage, --folder and --retry belong to a sweep without W&B's server"),
+        (["--create", "--offline"], "--create needs W&B's server"),
+        (["--check", "--storage", "journal"], "--storage, --folder and --retry are for offline sweeps"),
+        (["--check", "--retry", "1"], "--storage, --folder and --retry are for offline sweeps"),
         (["--retry", "-1"], "--retry is at least 0, got -1"),
         (["--points", "0"], "--points is at least 1, got 0"),
     ):
@@ -212,7 +229,9 @@ def test_online_the_sweep_is_created_with_flat_addresses_and_an_agent_runs_it(
         raise wandb.errors.CommError("no such entity")
 
     monkeypatch.setattr(wandb, "sweep", refuse)
-    with pytest.raises(UserError, match=r"did not take the sweep: no such entity\. Without the server: --offline"):
+    with pytest.raises(
+        UserError, match=r"refused the sweep: no such entity\. To run it without the server, add --offline"
+    ):
         run_online(specification)
 
 
@@ -302,6 +321,88 @@ def test_a_trial_that_fails_is_no_result_and_is_retried_on_demand_alone(
     assert [row.split(",")[1] for row in (tmp_path / "ranking.csv").read_text().splitlines()[1:]] == ["1", "0"]
     assert states(1) == twice
     assert "trial 2 failed 2 times" in capsys.readouterr().out
+
+
+# The run of a trial by its number: 0 is refused at first, 1 has no finite figure
+LATE = """
+import json, pathlib, sys
+place = pathlib.Path(sys.argv[1])
+number, again = int(place.name), (place / "began").exists()
+(place / "began").touch()
+if number == 0 and not again:
+    sys.exit(2)
+(place / "config.yaml").write_text("a: 1\\n")
+figure = 0.5 if number == 0 else float("inf")
+(place / "summary.json").write_text(json.dumps({"accuracy": {"overall": figure}, "documents": 9}))
+"""
+
+
+def test_a_trial_whose_folder_the_run_of_a_killed_worker_locks_late_waits_for_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("optuna", reason="the extra `sweeps` is not installed")
+    monkeypatch.setattr(
+        "lit_mm.commands.sweep_offline.command_of", lambda _, point, place: [sys.executable, "-c", LATE, str(place)]
+    )
+    holders = iter([None, None, "process 7", "process 7", "process 7"])
+    monkeypatch.setattr("lit_mm.commands.sweep_offline.living_holder", lambda place: next(holders, None))
+    monkeypatch.setattr("lit_mm.commands.sweep_offline.WAIT", 0.0)
+    monkeypatch.setattr("lit_mm.commands.sweep_offline.draw_sweep", lambda *_: None)
+    metric = {"name": "accuracy", "goal": "maximize"}
+    specification = specification_of(SWEEP | {"metric": metric, "run_cap": 2}, "x")
+    run_offline(specification, tmp_path, storage="journal", most=1)
+    captured = capsys.readouterr()
+    assert "trial 0: accuracy 0.5" in captured.out and "failed" not in captured.out
+    with pytest.raises(UserError, match="the run of a trial failed"):  # no trial of this worker has a figure
+        run_offline(specification, tmp_path, most=1)
+    assert "trial 1 failed (accuracy is inf)" in capsys.readouterr().out
+
+
+def test_the_recipe_of_a_trial_whose_folder_is_gone_is_resolved_anew(folder: Path) -> None:
+    trial = Trial(1, {LR: 0.5, RANK: 4, "stages.*.max_steps": 1}, "finished", 0.5)
+    config = yaml.safe_load(config_of(specification_of(SWEEP, "x"), trial, Path("none")))
+    assert config["stages"][0]["train"]["connector"]["lr"] == 0.5 and config["model"]["init_args"]["rank"] == 4
+
+
+RECIPE = "{seed_everything: 0, data: {init_args: {num_workers: 1}}, stages: [{name: a, max_steps: 3}]}"
+
+
+@pytest.mark.parametrize(
+    ("change", "recipe", "message"),
+    [
+        ({"run_cap": 9}, RECIPE.replace("num_workers: 1", "num_workers: 2"), None),
+        ({"run_cap": 2}, RECIPE, None),
+        ({"method": "random"}, RECIPE, r'specification.method \("grid" there, "random" here\)'),
+        ({}, RECIPE.replace("max_steps: 3", "max_steps: 4"), r"recipe.stages.a.max_steps \(3 there, 4 here\)"),
+    ],
+)
+def test_the_number_of_trials_of_a_sweep_may_change_and_its_results_may_not(
+    tmp_path: Path, change: dict[str, Any], recipe: str, message: str | None
+) -> None:
+    assert begin_folder(tmp_path, specification_of(SWEEP | {"run_cap": 3}, "x"), 0, RECIPE)
+    before = (tmp_path / "sweep.yaml").read_text()
+    assert not begin_folder(tmp_path, specification_of(SWEEP | {"run_cap": 3}, "x"), 0, RECIPE)
+    assert (tmp_path / "sweep.yaml").read_text() == before
+    changed = specification_of(SWEEP | {"run_cap": 3} | change, "x")
+    if message is None:
+        assert not begin_folder(tmp_path, changed, 0, recipe)
+        assert yaml.safe_load((tmp_path / "sweep.yaml").read_text())["specification"]["run_cap"] == change["run_cap"]
+        return
+    with pytest.raises(UserError, match=f"holds another sweep; it differs in {message}"):
+        begin_folder(tmp_path, changed, 0, recipe)
+
+
+@pytest.mark.parametrize("text", [b"a: [", b"\xff\xfe", b"", b"a: 1", b"recipe: 7\n"])
+def test_a_damaged_record_of_a_sweep_is_named(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "sweep.yaml").write_bytes(text)
+    with pytest.raises(UserError, match=r"sweep.yaml' is damaged .*Put a copy back"):
+        begin_folder(tmp_path, specification_of(SWEEP, "x"), 0, RECIPE)
+
+
+def test_a_storage_without_the_record_of_its_sweep_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "optuna.journal").touch()
+    with pytest.raises(UserError, match=r"has optuna.journal of a sweep, but no sweep.yaml"):
+        begin_folder(tmp_path, specification_of(SWEEP, "x"), 0, RECIPE)
 
 
 @pytest.mark.slow

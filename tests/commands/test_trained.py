@@ -146,7 +146,7 @@ def test_evaluate_asks_about_other_data(place: Path, command, without, tmp_path:
         ("nowhere.yaml", "there is no file 'nowhere.yaml'"),
         ("{format: llava", "--data is not YAML"),
         ("{format: llava, path: none.json}", "there is no data file"),
-        ("{path: mine/asked.json}", "declares its `format`"),
+        ("{path: mine/asked.json}", "has no `format`"),
     ):
         code, _, error = command("evaluate", str(place / "runs/tiny"), "--data", words)
         assert code == 2 and message in error
@@ -278,6 +278,33 @@ def test_what_a_run_started_from_is_recorded_and_not_needed_any_more(place: Path
     assert code == 2 and f"started from {record['checkpoint']}, not from 'runs/tiny/" in error
 
 
+def test_a_run_may_start_from_latest_and_resumes_though_latest_is_that_run_by_then(place: Path, command) -> None:
+    latest = place / "runs/latest"
+    latest.unlink(missing_ok=True)
+    latest.symlink_to("tiny")
+    words = (
+        "fit",
+        "--config",
+        "tiny.yaml",
+        "--stages",
+        "finetune",
+        "--run_dir",
+        "runs/on",
+        "--init_from",
+        "runs/latest",
+    )
+    code, _, error = command(*words)
+    assert code == 0, error
+    assert latest.resolve() == place / "runs/on"
+    assert str(place / "runs/tiny") in json.loads((place / "runs/on/init_from.json").read_text())["checkpoint"]
+    shutil.rmtree(place / "runs/on/checkpoints")  # as if it had been killed before its first checkpoint
+    assert command(*words)[0] == 0
+    latest.unlink()
+    latest.symlink_to("tiny")
+    assert command("fit", "--config", "tiny.yaml", "--model.init_args.language.init_args.weights", "llama:none")[0] == 2
+    assert latest.resolve() == place / "runs/tiny"  # a start that fails does not move it
+
+
 def test_a_damaged_checkpoint_to_start_from_or_to_ask_names_a_whole_one(place: Path, command, tmp_path: Path) -> None:
     shutil.copytree(place / "runs/tiny", tmp_path / "base")
     older, newest = sorted((tmp_path / "base/checkpoints").iterdir())[-2:]
@@ -308,7 +335,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_recor
 def test_a_refusal_to_resume_names_init_from_where_that_is_the_way(place: Path, command) -> None:
     words = ("fit", "--config", "tiny.yaml", "--run_dir", "runs/tiny")
     code, _, error = command(*words, "--stages", "pretrain")
-    assert code == 2 and "which is not stage 2 of this recipe, or not of --stages" in error
+    assert code == 2 and "which is not stage 2 of this recipe or of --stages" in error
     assert "--init_from runs/tiny" in error
     code, _, error = command(*words, "--model.init_args.rank", "4")
     assert code == 2 and "differs in model.init_args.rank" in error and "--init_from" not in error
@@ -375,7 +402,7 @@ def test_data_that_changed_are_refused_or_written_into_the_ledger(place: Path, b
     conversations(Path("data/train.json"), 8)
     code, error = resume(capsys)
     assert code == 2
-    assert "the data of stage 'finetune' are not those that its checkpoint was trained on" in error
+    assert "the data of stage 'finetune' differ from those of its checkpoint" in error
     assert "train: 2 rows appended behind the old ones of 'train.json'" in error and "--other_data" in error
     code, error = resume(capsys, "--other_data")
     assert code == 0, error

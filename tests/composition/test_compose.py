@@ -304,7 +304,7 @@ def test_a_single_candidate_is_taken_without_asking_and_then_none_is_left() -> N
 @pytest.mark.parametrize("found", [[0, 0], [6], [-1, 2]])
 def test_what_a_retriever_may_not_propose_is_refused(found: list[int]) -> None:
     script = Script(article=ARTICLE, spot="<Seg0>", caption='a"')
-    with pytest.raises(UserError, match="the retriever proposed"):
+    with pytest.raises(UserError, match="the retriever returned"):
         run(script, retrieve=lambda caption, count, exclude: found)
 
 

@@ -92,13 +92,13 @@ def test_what_cannot_be_built_is_refused(wrong: dict[str, Any], message: str) ->
 
 def test_what_cannot_be_read_is_refused() -> None:
     bare, full = QFormer(10, **SIZES), QFormer(10, **SIZES, **TEXT)
-    with pytest.raises(UserError, match="features, text ids or both"):
+    with pytest.raises(UserError, match="neither image features nor text ids"):
         full()
-    with pytest.raises(UserError, match="without a text branch"):
+    with pytest.raises(UserError, match="has no text branch"):
         bare(None, IDS)
     with pytest.raises(UserError, match="7 tokens, the position table 6"):
         full(None, torch.zeros(1, 7, dtype=torch.long))
-    with pytest.raises(UserError, match="without the head"):
+    with pytest.raises(UserError, match="no head that predicts text"):
         bare.logits(torch.zeros(1, 16))
 
 

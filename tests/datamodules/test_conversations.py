@@ -89,17 +89,32 @@ def test_heldout_conversations_come_from_their_own_file(folder):
 @pytest.mark.parametrize(
     ("question", "guess"),
     [
-        ("<image>what?", "which looks like llava"),
+        ("<image>what?", "looks like llava"),
         ("<img>a.png</img>what?", "looks like qwen_vl"),
         ("<ImageHere>what?", "looks like xcomposer"),
     ],
 )
 def test_the_format_has_to_be_declared_and_the_error_says_what_the_file_looks_like(folder, question, guess):
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": "red"}]
-    with pytest.raises(UserError, match=rf"declares its `format`, one of llava, qwen_vl, xcomposer.* {guess}$"):
+    with pytest.raises(UserError, match=rf"has no `format`; expected one of llava, qwen_vl, xcomposer.* {guess}$"):
         Conversations(written(folder, [entry(turns=turns)]))
-    with pytest.raises(UserError, match=r"and it was left out for .*absent\.json.$"):
+    with pytest.raises(UserError, match=r"the source .*absent\.json. has no `format`"):
         Conversations(str(folder / "absent.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alpaca", "Did you mean 'query_response'"),
+        ("lava", "Did you mean 'llava'"),
+        ("folder", "Declare a corpus: .*format: folder, path"),
+        ("coco", "Declare a corpus: .*format: folder, path"),
+        ("webdataset", "Declare a corpus: .*format: captions, path"),
+    ],
+)
+def test_a_format_that_holds_no_conversations_is_answered_with_the_way_to_read_it(name, message):
+    with pytest.raises(UserError, match=message):
+        Conversations("data.json", format=name)
 
 
 def test_a_broken_held_out_conversation_follows_the_policy(folder, capsys):

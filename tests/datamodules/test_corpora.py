@@ -79,7 +79,7 @@ def test_every_argument_of_a_format_can_be_written_in_a_corpus(tmp_path: Path, c
     with pytest.raises(UserError, match="a source of format 'llava' has no 'gaps'"):
         Corpora([Corpus("chats", "llava", chats, gaps="drop")]).source()
     with pytest.raises(
-        UserError, match=r"`format`, one of llava, .* left out for '.*chats\.json', which looks like llava"
+        UserError, match=r"the source '.*chats\.json' has no `format`; expected one of llava, .*looks like llava"
     ):
         Corpora([Corpus("chats", path=chats)]).source()
     with pytest.raises(UserError, match=r"a source of format 'llava' needs \['path'\]"):

@@ -62,16 +62,16 @@ def test_weights_decide_how_often_a_source_is_drawn(weights: str, options: list[
 @pytest.mark.parametrize(
     ("weights", "options", "message"),
     [
-        ("explicit", {}, r"with `weights: explicit` it takes a `weight`, got none"),
+        ("explicit", {}, r"`weights: explicit` needs a `weight`, got none"),
         (
             "size",
             {"weight": 2.0},
-            r"with `weights: size` it takes neither `weight` .*got `weight`.*`weights: explicit` reads",
+            r"`weights: size` needs neither `weight` .*got `weight`.*`weights: explicit` reads",
         ),
-        ("sqrt", {"repeat": 2}, r"with `weights: sqrt` it takes at most a `weight`, got `repeat`"),
-        ("repeat", {"repeat": 2, "draws": 5}, r"takes `repeat` or `draws`, got `repeat` and `draws`"),
+        ("sqrt", {"repeat": 2}, r"`weights: sqrt` needs at most a `weight`, got `repeat`"),
+        ("repeat", {"repeat": 2, "draws": 5}, r"needs `repeat` or `draws`, got `repeat` and `draws`"),
         ("repeat", {"repeat": float("inf")}, "`repeat` of source .* is a positive number, got inf"),
-        ("sqrt", {"weight": 0.0}, r"weights of a mixture are positive numbers, got .* 0\.0}\. Remove a source"),
+        ("sqrt", {"weight": 0.0}, r"weights of a mixture are positive numbers, got .* 0\.0}\. To leave a source out"),
         ("repeat", {"repeat": 0.01}, "of 5 samples is never drawn"),
     ],
 )
@@ -83,7 +83,7 @@ def test_a_key_that_would_do_nothing_or_is_missing_is_refused(weights: str, opti
 def test_an_empty_mixture_and_an_empty_source_are_refused() -> None:
     with pytest.raises(UserError, match="has no sources"):
         Mixture([])
-    with pytest.raises(UserError, match="source 'b' of the mixture holds no sample"):
+    with pytest.raises(UserError, match="source 'b' of the mixture has no samples"):
         Mixture([member(1), member(0, "b")])
 
 

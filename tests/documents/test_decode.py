@@ -419,10 +419,10 @@ def test_what_is_no_image_is_refused_whatever_its_name(content, tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
-    for path in (tmp_path / "absent.jpg", tmp_path):
-        for asked in (decode, read_header):
-            with pytest.raises(PictureError, match="there is no image"):
-                asked(path)
+    for path, message in ((tmp_path / "absent.jpg", "there is no image"), (tmp_path, "is a folder and not an image")):
+        for reader in (decode, read_header):
+            with pytest.raises(PictureError, match=message):
+                reader(path)
 
 
 def test_the_error_about_a_broken_picture_names_sample_and_file(tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from lit_mm.evaluation.benchmarks.benchmark import Candidates, Procedure, load_b
 from lit_mm.evaluation.benchmarks.question import Question
 from lit_mm.evaluation.measurement import measure, rows_of
 from tests.evaluation.benchmarks.files import MAKERS
+from tests.preloaded import run_program
 from tests.tiny import Noise, sharp_xcomposer2
 
 GENERATION = Procedure("g", "equality", "{question} ?", decoding={"max_new_tokens": 6})
@@ -118,7 +117,7 @@ def test_log_odds_are_those_of_the_likeliest_texts_and_agree_with_the_choice(mod
 
 
 def test_a_model_that_cannot_rank_is_refused_for_retrieval(module) -> None:
-    with pytest.raises(UserError, match="gives no scores of pictures and captions"):
+    with pytest.raises(UserError, match="cannot score pictures against captions"):
         rank_all(module, QUESTIONS, [question.picture for question in QUESTIONS])
 
 
@@ -215,7 +214,5 @@ run_ranks(work, 2)
 
 
 def test_two_ranks_and_a_resumed_evaluation_give_the_answers_of_one_process(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", TWO, str(tmp_path)]
-    finished = subprocess.run(command, cwd=root, check=False, capture_output=True, text=True)
+    finished = run_program(["-c", TWO, str(tmp_path)])
     assert finished.returncode == 0, finished.stderr[-2000:]

@@ -1,9 +1,5 @@
 """Accuracy and the blind baseline."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from lit_mm.documents.document import Document, Turn
@@ -11,6 +7,7 @@ from lit_mm.evaluation.examiners import Answers, Examination, examine, without_s
 from lit_mm.evaluation.score import score
 from lit_mm.inference.generate import share
 from lit_mm.nano.world import question_document
+from tests.preloaded import run_program
 from tests.tiny import Noise, document, xcomposer2
 
 
@@ -122,6 +119,5 @@ run_ranks(work, 2)
 
 
 def test_two_ranks_share_the_documents_and_both_get_the_answers_of_one_process():
-    root = Path(__file__).parents[2]
-    finished = subprocess.run([sys.executable, "-c", TWO], cwd=root, check=False, capture_output=True, text=True)
+    finished = run_program(["-c", TWO])
     assert finished.returncode == 0, finished.stderr[-2000:]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from lit_mm.evaluation.figures import BenchmarkFigures, DocumentFigures, held_ou
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.samples.collate import collate
 from tests.evaluation.benchmarks.files import MAKERS
+from tests.preloaded import run_program
 from tests.tiny import document, xcomposer2
 
 DOCUMENTS = [document(number, pictures=number % 3, skill=("read", "count")[number % 2]) for number in range(7)]
@@ -52,6 +51,8 @@ def test_right_answers_score_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     answers = [d.answer if d.skill == "read" else "wrong" for d in DOCUMENTS]
     monkeypatch.setattr(module_of_figures, "answer", lambda *_, **__: answers)
+    mixed = [dataclasses.replace(DOCUMENTS[0], skill=""), *DOCUMENTS]
+    assert "equality/mine/" not in DocumentFigures("mine", mixed, ["equality"]).names(xcomposer2())
     values = DocumentFigures("mine", DOCUMENTS, ["equality"])(xcomposer2())
     assert values == {"equality/mine": 4 / 7, "equality/mine/read": 1.0, "equality/mine/count": 0.0}
 
@@ -101,6 +102,5 @@ run_ranks(work, 2)
 
 
 def test_two_ranks_give_the_loss_of_one_bit_by_bit() -> None:
-    root = Path(__file__).parents[2]
-    finished = subprocess.run([sys.executable, "-c", TWO], cwd=root, check=False, capture_output=True, text=True)
+    finished = run_program(["-c", TWO])
     assert finished.returncode == 0, finished.stderr[-2000:]

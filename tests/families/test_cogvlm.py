@@ -113,5 +113,5 @@ def test_a_table_of_positions_is_added_to_as_many_patches() -> None:
     plain = connector(x)
     torch.nn.init.normal_(connector.positions)
     assert not torch.isclose(connector(x), plain).all()
-    with pytest.raises(UserError, match="vectors of 4 patches, the view has 9"):
+    with pytest.raises(UserError, match="vectors for 4 patches, but the view has 9"):
         connector(torch.randn(1, 9, 16))

@@ -150,9 +150,9 @@ def test_boxes_in_answers_come_back_in_pixels_of_the_picture() -> None:
         (asked(Noise(0), question="<point>a, b</point>"), r"expected <point>x, y</point>"),
         (asked(Noise(0), Noise(1), question="<point>1, 2</point>"), "the document has 2"),
         (asked(Noise(0), question="look <0x04>"), "contains the marker"),
-        (Document("d", (Turn("system", ("look",)), Turn("user", ("here",)))), "by turns"),
-        (Document("d", (Turn("user", ("look",)), Turn("assistant", (Noise(0),)))), "holds a picture"),
-        (Document("d", (*asked().turns, Turn("user", (Noise(0), "look")))), "in front of the first question only"),
+        (Document("d", (Turn("system", ("look",)), Turn("user", ("here",)))), "alternating questions and answers"),
+        (Document("d", (Turn("user", ("look",)), Turn("assistant", (Noise(0),)))), "contains a picture"),
+        (Document("d", (*asked().turns, Turn("user", (Noise(0), "look")))), "only before the first question"),
     ],
 )
 def test_what_the_template_cannot_express_is_refused(document: Document, message: str) -> None:

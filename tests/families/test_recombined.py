@@ -341,7 +341,7 @@ def test_window_adapters_go_with_windows_alone() -> None:
         build(config).processor_of(stage(Inputs(Windows(window=SIDE))))
     config = Combination("window adapters", "mlp", "windows", "in order", "none", "plain").config()
     config["init_args"]["vision"] = VISION["eva"]
-    with pytest.raises(UserError, match="go into the blocks of a ViT, got TimmEncoder"):
+    with pytest.raises(UserError, match="window adapters need a ViT, got TimmEncoder"):
         build(config)
 
 

@@ -82,5 +82,5 @@ def test_it_trains_on_a_mixture_and_answers_with_beams(tmp_path: Path) -> None:
 
 
 def test_what_wraps_a_decoders_layers_is_refused() -> None:
-    with pytest.raises(UserError, match="wraps the layers of a decoder, got T5"):
+    with pytest.raises(UserError, match="needs a decoder, got T5"):
         build(injection=PartialLoRA(rank=2))

@@ -224,5 +224,5 @@ def test_a_language_model_that_has_branches_already_is_refused() -> None:
     decoder = language()
     vision = eva()
     XComposer(vision, decoder, "nano", 28, sampler, rank=2)
-    with pytest.raises(UserError, match="no linear without an adapter is called"):
+    with pytest.raises(UserError, match="no linear layer without an adapter named"):
         XComposer(vision, decoder, "nano", 28, sampler, rank=2)

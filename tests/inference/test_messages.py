@@ -52,7 +52,10 @@ def test_messages_become_turns_with_pictures_in_their_places() -> None:
             "the last message must be the user",
         ),
         ([{"role": "tool", "content": "a"}], "message 0: `role` is one of"),
-        ([{"role": "user", "content": [{"type": "input_audio"}]}], "a part is a text or an image, got 'input_audio'"),
+        (
+            [{"role": "user", "content": [{"type": "input_audio"}]}],
+            "a part of a message is a text or an image, got 'input_audio'",
+        ),
     ],
 )
 def test_messages_that_cannot_be_answered_are_refused(messages, message) -> None:
@@ -68,9 +71,9 @@ def test_messages_that_cannot_be_answered_are_refused(messages, message) -> None
         ("/etc/passwd", "an image is a data URI"),
         ("data:text/plain;base64,AAAA", "an image is a data URI"),
         ("data:image/png,AAAA", "an image is a data URI"),
-        ("data:image/png;base64,A", "no base64"),
+        ("data:image/png;base64,A", "is not base64"),
         ("data:image/png;base64,AAAA", "'data:image/png;base64'"),
-        ("http://127.0.0.1:1/x.png", "is an address, which is not allowed here"),
+        ("http://127.0.0.1:1/x.png", "is a URL, which is not allowed here"),
     ],
 )
 def test_uris_that_are_no_image_are_refused(uri, message) -> None:

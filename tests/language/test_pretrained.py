@@ -195,7 +195,7 @@ def test_frequencies_by_length_come_to_life_from_the_meta_device(tmp_path: Path)
 
 
 def test_samples_longer_than_a_table_of_positions_are_refused() -> None:
-    with pytest.raises(UserError, match="64 tokens, a sample has 65"):
+    with pytest.raises(UserError, match="64 tokens, but a sample has 65"):
         logits(tiny("opt"), draw(65))
 
 

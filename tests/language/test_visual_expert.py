@@ -154,8 +154,8 @@ def test_experts_that_a_checkpoint_fills_keep_its_values() -> None:
 @pytest.mark.parametrize(
     ("language", "message"),
     [
-        (T5(width=16, layers=1, heads=2, ffn_width=16, vocab_size=8), "wraps the layers of a decoder, got T5"),
-        (apply_partial_lora(Llama(**SIZES), rank=2), "routed already"),
+        (T5(width=16, layers=1, heads=2, ffn_width=16, vocab_size=8), "needs a decoder, got T5"),
+        (apply_partial_lora(Llama(**SIZES), rank=2), "already routed"),
     ],
     ids=["encoder-decoder", "routed"],
 )

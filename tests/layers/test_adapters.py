@@ -120,15 +120,18 @@ def test_an_adapter_goes_below_partial_lora_and_leaves_its_branches_alone() -> N
     ("options", "message"),
     [
         ({"rank": 0}, "`rank` is at least 1, got 0"),
-        ({"targets": ["q"]}, r"called \['q'\]; there are \['down_proj'"),
-        ({"targets": ["lm_head"]}, r"called \['lm_head'\]"),
+        ({"targets": ["q"]}, r"named \['q'\]; there are \['down_proj'"),
+        ({"targets": ["lm_head"]}, r"named \['lm_head'\]"),
+        ({"targets": []}, r"named \[\]; there are"),
     ],
 )
 def test_linears_that_cannot_be_wrapped_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         adapted(**options)
-    with pytest.raises(UserError, match="no linear without an adapter"):
+    with pytest.raises(UserError, match="no linear layer without an adapter"):
         add_adapters(adapted(), PART, rank=2)
+    with pytest.raises(UserError, match=r"Conv2d has no linear layer without an adapter. Leave the adapter out"):
+        add_adapters(nn.Conv2d(3, 4, 2), PART, rank=2, targets=["q_proj"])
 
 
 def test_dropout_acts_in_training_alone() -> None:

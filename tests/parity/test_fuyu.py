@@ -27,7 +27,7 @@ from lit_mm.tiling.canvas import Canvas
 from lit_mm.tiling.grids import PatchGrid
 from lit_mm.vision.linear_patches import LinearPatches, flat_patches
 from lit_mm.weights.convert import load_strict
-from lit_mm.weights.fuyu import fuyu_to_model, model_to_fuyu
+from lit_mm.weights.fuyu import fuyu_to_model
 from tests.rows import loss_sum, states
 from tests.tokens import counter, rows_of
 
@@ -161,7 +161,7 @@ def test_embeddings_logits_and_loss_are_those_of_the_reference(golden: Any, modu
         assert loss_sum(module, batch).item() / batch.num_supervised == pytest.approx(case["loss"], abs=ATOL)
 
 
-def test_the_names_of_older_files_give_the_same_weights_and_the_map_goes_back(golden: Any, module: Fuyu) -> None:
+def test_the_names_of_older_files_give_the_same_weights(golden: Any, module: Fuyu) -> None:
     published = golden.tensors(FILE, "weight.")
     older = {}
     for name, tensor in published.items():
@@ -170,9 +170,6 @@ def test_the_names_of_older_files_give_the_same_weights_and_the_map_goes_back(go
     older["language_model.model.rotary_emb.inv_freq"] = torch.zeros(3)
     expected = fuyu_to_model(published)
     assert fuyu_to_model(older).keys() == expected.keys() == dict(module.state_dict()).keys()
-    back = model_to_fuyu(module.state_dict())
-    assert back.keys() == published.keys()
-    assert all(torch.equal(back[name], tensor) for name, tensor in published.items())
     assert "model.stray" in fuyu_to_model({"model.stray": torch.zeros(1)})
 
 

@@ -99,7 +99,7 @@ def test_a_document_of_several_questions_and_a_limit_without_room_are_refused() 
         InstructBlipPrompt().runs(Document("d", turns * 2), WordTokenizer({}, {"eos": 2}))
     with pytest.raises(UserError, match="are at least 3 tokens, got 2 and 256"):
         InstructBlipPrompt(max_instruction=2)
-    with pytest.raises(UserError, match=r"holds {question} once, got 'Question:'"):
+    with pytest.raises(UserError, match=r"must contain {question} once, got 'Question:'"):
         InstructBlipPrompt(question="Question:")
 
 

@@ -17,7 +17,7 @@ from lit_mm.tiling.grids import RegionGrid
 from lit_mm.vision.dual import high_regions, low_views
 from lit_mm.vision.timm_encoder import TimmEncoder
 from lit_mm.weights.convert import load_strict
-from lit_mm.weights.mini_gemini import connector_to_mini_gemini, mini_gemini_to_model
+from lit_mm.weights.mini_gemini import mini_gemini_to_model
 
 PAPER = Path(__file__).parents[2] / "experiments" / "paper"
 FILE = "mini_gemini_mining"
@@ -83,15 +83,6 @@ def test_token_counts_are_those_of_the_paper(golden: Any) -> None:
         regions = row["image_grid"] ** 2 + row["image_global"]
         rows, columns = RegionGrid(row["high_res"], side, regions)((row["high_res"], row["high_res"]))
         assert rows * columns == row["visual_tokens"], row
-
-
-def test_the_map_of_the_connector_goes_back(golden: Any, mining: PatchInfoMining) -> None:
-    published = golden.tensors(FILE, "weight.")
-    back = connector_to_mini_gemini({f"network.connector.{name}": t for name, t in mining.state_dict().items()})
-    assert back.keys() == {f"model.{name}" for name in published}
-    assert all(torch.equal(back[f"model.{name}"], tensor) for name, tensor in published.items())
-    whole = mini_gemini_to_model(back)  # the names of a whole checkpoint
-    assert whole.keys() == mini_gemini_to_model(published).keys()
 
 
 def test_the_pyramid_joins_the_stages_as_the_reference_does(golden: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -358,6 +358,16 @@ def test_a_length_that_is_not_probed_follows_from_three_that_are() -> None:
 
 
 # --- small functions --------------------------------------------------------------------------------------------------
+def test_copies_of_samples_have_the_sums_of_samples_in_a_row_at_any_count() -> None:
+    sizes = {"targets": (2, 3), "views": {(8, 8): 2}, "second_views": {(9, 9): 2}, "second_counts": (1, 1)}
+    row = Row((5, 7), 4, routed=6, **sizes)
+    twice = {name: size * 2 if isinstance(size, tuple) else {s: 4 for s in size} for name, size in sizes.items()}
+    apart, copies = Row((5, 7, 5, 7), 8, routed=12, **twice), row.times(2)
+    assert copies.moments((3, 4)) == apart.moments((3, 4, 3, 4))
+    assert (copies.samples, copies.views, copies.second_views) == (4, apart.views, apart.second_views)
+    assert row.times(10**15).moments()["l", "l"] == 10**15 * (25 + 49)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(98, (("l", "l"), 2)), (7 * 11 * 3, (("l", "s"), 3)), (13, ((), 13)), (121, (("s", "s"), 1))],

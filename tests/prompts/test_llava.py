@@ -101,9 +101,9 @@ def test_generation_goes_on_where_training_learns(template: str, picture: Any) -
 @pytest.mark.parametrize(
     ("turns", "message"),
     [
-        ((("assistant", ("a",)),), "turn 0 is the user's, got 'assistant'"),
-        ((("user", ("a",)), ("user", ("b",))), "turn 1 is the assistant's, got 'user'"),
-        ((("page", ("a",)),), r"got 'page'. Pages are `Interleaved`'s"),
+        ((("assistant", ("a",)),), "turn 0 should be the user's, got 'assistant'"),
+        ((("user", ("a",)), ("user", ("b",))), "turn 1 should be the assistant's, got 'user'"),
+        ((("page", ("a",)),), r"got 'page'. Use `Interleaved` for pages"),
         ((("user", ("say </s>",)),), r"turn 0: its text contains the marker '</s>'"),
         ((("system", ("a",)),), "has no user turn"),
     ],
@@ -114,7 +114,7 @@ def test_what_the_template_cannot_say_is_refused(turns: tuple, message: str) -> 
 
 
 def test_an_answer_with_a_picture_is_refused(picture: Any) -> None:
-    with pytest.raises(UserError, match="turn 1: an answer holds a picture"):
+    with pytest.raises(UserError, match="turn 1: an answer contains a picture"):
         ChatPrompt().parts(chat(("user", ("a",)), ("assistant", (picture,))))
 
 

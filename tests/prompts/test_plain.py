@@ -41,7 +41,7 @@ def test_what_is_no_caption_is_refused(picture: Any) -> None:
     for turns in ((asked, said, asked, said), (Turn("user", ("q",)), said), ()):
         with pytest.raises(UserError, match="the plain template takes one caption"):
             text_of(*turns)
-    with pytest.raises(UserError, match="a picture stands behind text"):
+    with pytest.raises(UserError, match="a picture follows text"):
         text_of(Turn("page", ("a", picture)))
-    with pytest.raises(UserError, match="its caption holds a picture"):
+    with pytest.raises(UserError, match="its caption contains a picture"):
         text_of(asked, Turn("assistant", ("a", picture)))

@@ -158,9 +158,9 @@ def test_turns_out_of_order_are_refused(roles: tuple[str, ...], message: str, qw
 
 
 def test_an_answer_with_a_picture_and_a_bare_answer_are_refused(qwen: Tokenizer, picture: Any) -> None:
-    with pytest.raises(UserError, match="an answer holds a picture"):
+    with pytest.raises(UserError, match="an answer contains a picture"):
         QwenPlain().runs(document(("user", ("q",)), ("assistant", (picture,))), qwen)
-    with pytest.raises(UserError, match="the user first; 'assistant' follows None"):
+    with pytest.raises(UserError, match="starting with the user; 'assistant' follows None"):
         QwenPlain().runs(document(("assistant", ("a",))), qwen)
     with pytest.raises(UserError, match="got 'system'"):
         QwenPlain().runs(document(("system", ("a",))), qwen)

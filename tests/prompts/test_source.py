@@ -46,7 +46,7 @@ def test_the_nano_tokenizer_has_both_separators_of_slices() -> None:
 
 def test_a_separator_of_several_tokens_is_refused(llama_like: Tokenizer) -> None:
     with pytest.raises(
-        UserError, match=r"puts ',,' between visual tokens, which must be one token .* becomes \[5, 5\]"
+        UserError, match=r"puts ',,' between visual tokens, so it must be one token .* becomes \[5, 5\]"
     ):
         token_inside(llama_like, ",,")
 

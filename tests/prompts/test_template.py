@@ -334,7 +334,7 @@ def test_a_document_that_the_template_cannot_express_is_refused(name: str, turns
 
 
 def test_an_answer_with_a_picture_is_refused(picture: Any) -> None:
-    with pytest.raises(UserError, match=r"turn 1 \(assistant\) holds a picture"):
+    with pytest.raises(UserError, match=r"turn 1 \(assistant\) contains a picture"):
         ChatTemplate().runs(document_of((("user", "a"), ("assistant", (picture,)))), tokenizer_of(TEMPLATES["chatml"]))
 
 

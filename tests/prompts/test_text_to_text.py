@@ -62,5 +62,5 @@ def test_running_text_is_refused() -> None:
 
 
 def test_a_picture_in_the_answer_is_refused() -> None:
-    with pytest.raises(UserError, match="answer holds a picture"):
+    with pytest.raises(UserError, match="answer contains a picture"):
         told(Document("a", (Turn("user", ("draw",)), Turn("assistant", (Patch(),)))))

@@ -140,7 +140,7 @@ def test_generation_stops_at_the_turn_end_and_at_eos(tokenizer: Tokenizer) -> No
     [
         ([], "has no turns"),
         ([("assistant", "Three.")], "turn 0: the assistant answers a user turn, but follows None"),
-        ([("user", "a"), ("user", "b")], "turn 1: a user turn is followed by its answer, got 'user'"),
+        ([("user", "a"), ("user", "b")], "is followed by its answer, got 'user'. Join turns of one speaker"),
         ([("system", "a")], "ends with a system turn"),
         ([("user", "a</turn>b")], r"turn 0 \(user\): its text contains the marker '</turn>'"),
         ([("page", "a</s>b")], r"turn 0 \(page\): its text contains the marker '</s>'"),

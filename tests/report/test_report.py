@@ -151,6 +151,7 @@ def test_documents_without_a_skill_have_no_row_of_their_own():
     predictions = [prediction("", "a", correct=True, pictures=())]
     lines = tables.accuracy_table(score(predictions), Score(0.5, {"": 0.5}, 1), predictions).splitlines()
     assert [line.split() for line in lines if "100.0" in line] == [["overall", "100.0", "%", "50.0", "%", "1"]]
+    assert sum("━" in line for line in lines) == 1  # a rule below the head, and none around an empty body
 
 
 def test_names_with_colons_and_brackets_stay_as_they_are_in_tables():

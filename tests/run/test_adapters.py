@@ -148,5 +148,5 @@ def test_adapters_that_do_not_go_together_are_refused(stages: list[Stage], messa
 
 def test_a_part_inside_another_gets_no_adapter(tmp_path: Path) -> None:
     stages = [Stage("a", {"partial_lora": Train(1e-3, adapter=Adapter(rank=2))}, max_steps=1)]
-    with pytest.raises(UserError, match="an adapter goes on one of"):
+    with pytest.raises(UserError, match="an adapter can be put on"):
         run(tmp_path, stages)

@@ -87,7 +87,7 @@ def test_a_branch_whose_trunk_is_gone_is_refused(runs: Path, tmp_path: Path):
         if checkpoint.stage != "wide":
             shutil.rmtree(checkpoint.path)
     with pytest.raises(
-        UserError, match=r"stage 'deep' starts from the end of 'pretrain', and its checkpoint .* not there"
+        UserError, match=r"stage 'deep' starts from the end of 'pretrain', but its checkpoint .* does not exist"
     ):
         run_recipe(xcomposer2(dropout=0.1), recipe(steps=5), tmp_path / "run")
 
@@ -113,8 +113,8 @@ def test_where_stages_start_and_which_ends_last(starts, before, away, ends):
 @pytest.mark.parametrize(
     ("starts", "message"),
     [
-        (["a", None], r"stages\.a\.starts_from: .* it is the first; got 'a'"),
-        ([None, "b"], r"stages\.b\.starts_from: .* before it in the recipe, \['a'\]; got 'b'"),
+        (["a", None], r"stages\.a\.starts_from: .* this is the first stage; got 'a'"),
+        ([None, "b"], r"stages\.b\.starts_from: .* an earlier stage of the recipe, \['a'\]; got 'b'"),
         (["b", None], r"stages\.a\.starts_from: .*got 'b'"),
         ([None, "pretrian"], r"\['a'\]; got 'pretrian'"),
     ],

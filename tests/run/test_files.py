@@ -45,3 +45,10 @@ def test_a_kill_before_the_last_step_leaves_the_old_content(tmp_path: Path, monk
     with pytest.raises(KeyboardInterrupt):
         write_whole(file, "new")
     assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_synced_file_is_on_the_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, names = tmp_path / "a.txt", []
+    monkeypatch.setattr(os, "fsync", lambda _: names.append(file.exists()))
+    write_whole(file, "new", synced=True)
+    assert names == [False] and file.read_text() == "new"

@@ -15,12 +15,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from lit_mm.errors import UserError
 from lit_mm.run import lock
 from lit_mm.run.folder import RunFolder
-from lit_mm.run.lock import FILE, FolderLock, Holder, launches_of
+from lit_mm.run.lock import BEAT, FILE, MISSED, FolderLock, Holder, launches_of, living_holder
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
@@ -79,6 +80,23 @@ def test_a_job_that_was_killed_leaves_no_lock(tmp_path: Path, other) -> None:
     assert (tmp_path / FILE).stat().st_size
     with FolderLock(tmp_path):
         assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()
+
+
+@pytest.mark.parametrize(("age", "moved", "lives"), [(0, 0, True), (0, 3600, True), (99, 0, True), (99, 3600, False)])
+def test_a_job_lives_though_the_clock_was_set(tmp_path: Path, age: float, moved: float, lives: bool) -> None:
+    """The system tells another start of a process when its clock was set; heartbeats go on by the new clock."""
+    current = Holder.current()
+    record(tmp_path, replace(current, started=current.started - moved), age * MISSED * BEAT)
+    assert (living_holder(tmp_path) is not None) == lives
+
+
+def test_a_killed_job_whose_exit_code_nobody_asks_for_is_dead(tmp_path: Path) -> None:
+    process = subprocess.Popen(["true"])
+    started = psutil.Process(process.pid).create_time()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended and stays a zombie
+    record(tmp_path, replace(Holder.current(), process=process.pid, started=started))
+    assert living_holder(tmp_path) is None
+    process.wait()
 
 
 def test_a_forked_worker_does_not_keep_the_lock_of_its_trainer(tmp_path: Path) -> None:
@@ -223,6 +241,8 @@ def test_two_runs_that_start_in_the_same_second_have_different_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = {RunFolder.open(None, "tiny").path for _ in range(20)}
+    runs = [RunFolder.open(None, "tiny") for _ in range(20)]
+    folders = {run.path for run in runs}
+    runs[-1].point_latest()
     assert len(folders) == 20 and all((folder / "checkpoints").is_dir() for folder in folders)
     assert Path("runs/latest").resolve() in {folder.resolve() for folder in folders}

@@ -236,7 +236,7 @@ def test_a_checkpoint_of_another_global_batch_is_not_continued(tmp_path):
     (stage,) = stages(steps=4)[:1]
     run_recipe(xcomposer2(), [stage], tmp_path)
     writing.remove(tmp_path / "checkpoints" / "01-pretrain-step=000004.ckpt")
-    with pytest.raises(UserError, match="made with global_batch 4, the config says 2"):
+    with pytest.raises(UserError, match="has global_batch 4, but the config has 2"):
         run_recipe(xcomposer2(), [stage], tmp_path, global_batch=2)
 
 
@@ -346,7 +346,7 @@ def test_a_folder_without_a_checkpoint_takes_any_config(tmp_path):
 @pytest.mark.parametrize("text", ["a: [", "", "- a", b"\xff\xfe".decode("latin-1")])
 def test_a_damaged_config_of_a_run_is_named_with_the_place_of_its_copy(begun, text):
     (begun.path / "config.yaml").write_text(text, encoding="latin-1")
-    with pytest.raises(UserError, match=r"config.yaml' is damaged .* Each checkpoint of the run has a copy"):
+    with pytest.raises(UserError, match=r"config.yaml' is damaged .* Every checkpoint of the run has a copy"):
         begun.keep_config(config())
 
 
@@ -360,11 +360,13 @@ def test_a_name_that_no_folder_can_have_is_refused(tmp_path, monkeypatch, name):
         check_run_dir(possible)
 
 
-def test_latest_points_to_the_run_that_was_opened_last(tmp_path, monkeypatch):
+def test_latest_points_to_the_run_that_began_last_and_not_to_one_that_was_only_opened(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first = RunFolder.open(None, "tiny")
     assert first.path.parent == Path("runs/tiny")
-    RunFolder.open("elsewhere/second", "tiny")
+    first.point_latest()
+    RunFolder.open("elsewhere/second", "tiny").point_latest()
+    RunFolder.open(None, "tiny")
     assert Path("runs/latest").resolve() == (tmp_path / "elsewhere" / "second")
     assert os.listdir("elsewhere/second") == ["checkpoints"]
 
@@ -384,8 +386,11 @@ def test_a_run_elsewhere_needs_no_link_to_it_here(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     Path(obstacle).parent.mkdir(parents=True, exist_ok=True)
     Path(obstacle).touch()
-    assert RunFolder.open(str(tmp_path / "elsewhere"), "tiny").checkpoints.is_dir()
+    folder = RunFolder.open(str(tmp_path / "elsewhere"), "tiny")
+    folder.point_latest()
+    assert folder.checkpoints.is_dir()
     assert "runs/latest does not point to this run" in capsys.readouterr().err
+    assert not Path("runs").is_dir() or os.listdir("runs") == ["latest"]
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_to_cure(tmp_path, monkeypatch):

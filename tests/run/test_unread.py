@@ -103,7 +103,7 @@ def test_the_audit_finds_a_part_that_changed_though_no_objective_reads_it(tmp_pa
 def test_a_stage_that_trains_what_its_objectives_do_not_read_is_refused_before_the_first(tmp_path: Path) -> None:
     recipe = recipe_of(RECIPE)
     recipe.append(Stage("blind", {"language": Train(lr=1e-3)}, max_steps=1, objectives={"sight": 1.0}))
-    with pytest.raises(UserError, match=r"stages\.blind\.train names \['language'\], which none of the objectives"):
+    with pytest.raises(UserError, match=r"stages\.blind\.train names \['language'\], but none of the objectives"):
         run_recipe(sighted(), recipe, tmp_path)
     assert not manifest.published(tmp_path / "checkpoints")
 

@@ -12,8 +12,9 @@ from lit_mm.errors import UserError
 from lit_mm.objectives.next_token import NextToken
 from lit_mm.prompts.text_to_text import TextToText
 from lit_mm.samples.batch import IGNORE
-from lit_mm.samples.collate import collate, split_answer
+from lit_mm.samples.collate import collate
 from lit_mm.samples.inputs import Inputs
+from lit_mm.samples.target import split_answer
 from lit_mm.stream.maker import unlearnt
 from tests.tiny import Noise, decoder, document, xcomposer2
 

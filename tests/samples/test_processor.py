@@ -200,13 +200,13 @@ def tiled_whole() -> Processor:
 def test_a_sample_that_is_too_long_is_refused_with_both_numbers():
     length = len(xcomposer2().processor.sample(asked(Noise(0))))
     xcomposer2(max_length=length).processor.sample(asked(Noise(0)))
-    expected = rf"sample 'doc' has {length} tokens \(4 of them visual\), the model takes {length - 1}"
+    expected = rf"sample 'doc' has {length} tokens \(4 of them visual\), but the limit of the model is {length - 1}"
     with pytest.raises(UserError, match=expected):
         xcomposer2(max_length=length - 1).processor.sample(asked(Noise(0)))
 
 
 def test_a_language_model_alone_refuses_pictures_and_takes_text():
-    with pytest.raises(UserError, match="'doc' has 1 pictures, this model reads text alone"):
+    with pytest.raises(UserError, match="'doc' has 1 pictures, but this model reads only text"):
         decoder().processor.sample(asked(Noise(0)))
     assert decoder().processor.sample(asked()).length.views == 0
 

@@ -196,7 +196,7 @@ def test_another_familys_template_must_be_chosen(command: Callable, tmp_path: Pa
         ((), {"instruction": " "}, "--instruction is empty"),
         ((), {"images": "nowhere"}, "--images 'nowhere' is no folder"),
         ((), {"images": "runs/xcomposer/checkpoints"}, "holds no image"),
-        ((), {"out": "pool"}, "--out 'pool' is there and not an empty folder"),
+        ((), {"out": "pool"}, "--out 'pool' exists and is not an empty folder"),
         ((), {"out": "xcomposer.yaml"}, "not an empty folder"),
         ((), {"run": "nowhere"}, "there is no checkpoint 'nowhere'"),
         (("--slots", "-1"), {}, "--slots is at least 0, got -1"),
@@ -236,7 +236,7 @@ def test_a_retriever_of_a_users_package_needs_to_be_allowed(
     (tmp_path / "own_search.py").write_text("from lit_mm.composition.retrieve import ByFileName as Own\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     code, _, error = command("--retriever", "own_search.Own", out=str(tmp_path / "a"))
-    assert code == 2 and "give --allow own_search" in error
+    assert code == 2 and "add --allow own_search" in error
     monkeypatch.setenv("LIT_MM_ALLOW", "")  # the option sets it; the test restores it
     code, _, error = command("--retriever", "own_search.Own", "--allow", "own_search", out=str(tmp_path / "b"))
     assert not code, error

@@ -267,10 +267,13 @@ def test_evaluate_refuses_a_config_of_another_size(command: Callable) -> None:
     assert "does not fit this model" in error
 
 
-def test_the_same_command_again_resumes_and_changes_no_loss(run: Run, command: Callable) -> None:
-    before = (run.folder / "metrics.csv").read_text()
+def test_the_same_command_again_resumes_and_changes_neither_losses_nor_the_time_of_the_run(
+    run: Run, command: Callable
+) -> None:
+    before, summary = (run.folder / "metrics.csv").read_text(), json.loads((run.folder / "summary.json").read_text())
     assert command(*run.arguments)[0] == 0
     assert (run.folder / "metrics.csv").read_text() == before
+    assert json.loads((run.folder / "summary.json").read_text())["seconds"] == summary["seconds"]
 
 
 def test_a_run_that_lost_its_last_step_makes_it_again(run: Run, command: Callable) -> None:
@@ -286,7 +289,7 @@ def test_another_config_in_the_same_run_folder_is_refused(run: Run, command: Cal
     before = (run.folder / "metrics.csv").read_text()
     code, _, error = command(*run.arguments, "--data.init_args.global_batch", "4")
     assert code == 2
-    assert "it differs in data.init_args.global_batch (2 there, 4 here). Resume with the same config" in error
+    assert "which differs in data.init_args.global_batch (2 there, 4 here). Resume with the same config" in error
     assert (run.folder / "metrics.csv").read_text() == before
 
 

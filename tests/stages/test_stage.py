@@ -151,7 +151,7 @@ def test_groups_are_disjoint_complete_and_decay_no_vector():
 def test_layer_decay_of_a_part_without_layers_is_refused():
     module = xcomposer2()
     stage = Stage("align", {"connector": Train(lr=1.0, layer_decay=0.5)})
-    with pytest.raises(UserError, match="'align': part 'connector' has no layers to decay over"):
+    with pytest.raises(UserError, match="'align': part 'connector' has no layers, so `layer_decay` has no effect"):
         parameter_groups(module.parts(), stage, {})
 
 
@@ -298,14 +298,16 @@ def test_a_floor_that_a_constant_rate_never_reaches_is_refused():
 
 def test_a_warm_up_longer_than_its_stage_is_refused_with_both_numbers():
     stage = Stage("s", {"p": Train(lr=1.0)}, max_steps=100, schedule=Cosine(500))
-    with pytest.raises(UserError, match=r"stages\.s\.schedule: Cosine: the warm-up has 500 steps, the stage 100"):
+    with pytest.raises(
+        UserError, match=r"stages\.s\.schedule: Cosine: the warm-up has 500 steps, but the stage has 100"
+    ):
         check_recipe([stage], {"p": {}})
 
 
 @pytest.mark.parametrize(("epochs", "max_steps", "refused"), [(3, None, False), (2, None, True), (2, 10, False)])
 def test_a_schedule_by_epochs_counts_those_of_its_stage(epochs: int, max_steps: int | None, refused: bool) -> None:
     stage = Stage("s", {"p": Train(lr=1.0)}, max_steps=max_steps, epochs=3, schedule=EpochCosine(epochs=epochs))
-    with pytest.raises(UserError, match="over 2 epochs, the stage has 3") if refused else nullcontext():
+    with pytest.raises(UserError, match="has 2 epochs, but the stage has 3") if refused else nullcontext():
         check_recipe([stage], {"p": {}})
 
 

@@ -8,7 +8,7 @@ import torch
 from lit_mm.errors import UserError
 from lit_mm.samples.collate import collate
 from lit_mm.stages.stage import Stage, Train, check_recipe
-from lit_mm.stages.thaw import late_parts, learning_parts
+from lit_mm.stages.thaw import idle_steps, late_parts, learning_parts
 from tests.rows import loss_sum
 from tests.tiny import document, trainer, xcomposer2
 
@@ -22,6 +22,16 @@ def test_a_part_learns_from_its_step_on() -> None:
     late = stage("vision", "connector", vision=2)
     assert late_parts(late) == {"vision": 2}
     assert [sorted(learning_parts(late, step)) for step in range(3)] == [["connector"]] * 2 + [["connector", "vision"]]
+
+
+@pytest.mark.parametrize(("starts", "expected"), [({}, 0), ({"vision": 2}, 0), ({"vision": 3, "connector": 2}, 2)])
+def test_the_steps_before_the_first_part_learns_are_counted(starts: dict[str, int], expected: int) -> None:
+    assert idle_steps(stage("vision", "connector", **starts)) == expected
+
+
+def test_a_part_that_would_thaw_after_the_end_is_refused_before_the_start() -> None:
+    with pytest.raises(UserError, match=r"stages\.s\.train: .* after 4 optimizer steps, got `from_step` {'p': 4}"):
+        check_recipe([stage("p", p=4)], {"p": {}})
 
 
 @pytest.mark.parametrize(

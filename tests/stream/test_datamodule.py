@@ -82,7 +82,7 @@ def test_another_stage_begins_at_its_own_first_step():
 
 
 def test_another_global_batch_is_not_continued():
-    with pytest.raises(UserError, match="made with global_batch 8, the config says 4"):
+    with pytest.raises(UserError, match="has global_batch 8, but the config has 4"):
         begun().load_state_dict({"finished_steps": 3, "global_batch": 8})
 
 
@@ -226,7 +226,7 @@ def test_a_worker_ends_with_its_trainer_even_when_that_is_killed_at_the_start():
 
 
 def test_a_data_module_without_a_stage_says_who_drives_it():
-    with pytest.raises(UserError, match="driven by a recipe with `stages:`"):
+    with pytest.raises(UserError, match="in a recipe that has `stages:`"):
         Documents().train_dataloader()
 
 

@@ -55,7 +55,9 @@ def test_weights_that_are_not_positive_are_refused(weights):
 
 
 def test_a_source_that_is_never_drawn_is_named():
-    with pytest.raises(UserError, match=r"source 'b' has so small a weight that no epoch of 20 samples draws it"):
+    with pytest.raises(
+        UserError, match=r"source 'b' has such a small weight that it is never drawn in an epoch of 20 samples"
+    ):
         draws_per_epoch([10, 10], [1, 0.001], ["a", "b"])
 
 

@@ -62,7 +62,9 @@ def test_equal_lengths_keep_the_given_order():
 
 @pytest.mark.parametrize(("tokens", "views"), [(11, 1), (5, 4)])
 def test_a_sample_that_alone_exceeds_a_budget_is_refused_with_both_numbers(tokens, views):
-    with pytest.raises(UserError, match=rf"sample 7 has {tokens} tokens and {views} views, a row holds 10 and 3"):
+    with pytest.raises(
+        UserError, match=rf"sample 7 has {tokens} tokens and {views} views, but a row holds 10 tokens and 3"
+    ):
         pack([7], [Length(tokens, views, 0)], tokens=10, views=3)
 
 

@@ -53,7 +53,7 @@ def test_sound_samples_have_the_length_that_the_processor_counts():
         (UserError("odd"), "bad_entry", "odd"),
         (PictureError("torn"), "unreadable_image", "torn"),
         (SILENT, "no_supervision", "nothing of its"),
-        (LONG, "too_long", "a row holds 64 and any number of views"),
+        (LONG, "too_long", "a row holds 64 tokens and any number of views"),
     ],
 )
 def test_a_bad_sample_fails_the_run_or_is_left_out_with_its_reason(bad, kind, words):
@@ -76,7 +76,7 @@ def test_a_long_sample_is_cut_and_remembered_as_cut():
 def test_a_sample_beyond_the_model_is_refused_with_both_numbers():
     short = xcomposer2(max_length=40).processor
     with pytest.raises(
-        SampleError, match=r"sample 'long' has \d+ tokens .*, the model takes 40\. .*`too_long: truncate`"
+        SampleError, match=r"sample 'long' has \d+ tokens .*, but the limit of the model is 40\. .*`too_long: truncate`"
     ):
         SampleMaker(Joined([[LONG]], ["a"]), short)(0)
     sample, cut = SampleMaker(Joined([[LONG]], ["a"]), short, too_long="truncate")(0)
@@ -87,7 +87,7 @@ def test_a_sample_beyond_the_model_is_refused_with_both_numbers():
 def test_too_many_views_are_refused_or_cut_before_the_picture_that_is_too_many():
     shown = Document("two", (Turn("user", (Noise(0), "what?")), Turn("assistant", ("page",)),
                              Turn("user", (Noise(1), "and this?")), Turn("assistant", ("page",))))  # fmt: skip
-    with pytest.raises(SampleError, match="and 2 views, a row holds 192 and 1 views"):
+    with pytest.raises(SampleError, match="and 2 views, but a row holds 192 tokens and 1 views"):
         SampleMaker(Joined([[shown]], ["a"]), PROCESSOR, row_tokens=192, row_views=1)(0)
     sample, cut = SampleMaker(Joined([[shown]], ["a"]), PROCESSOR, too_long="truncate", row_tokens=192, row_views=1)(0)
     assert cut

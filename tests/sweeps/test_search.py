@@ -11,7 +11,7 @@ import pytest
 
 from lit_mm.errors import UserError
 from lit_mm.sweeps.parameters import grid_points, random_point
-from lit_mm.sweeps.search import NO_OPTUNA, Search, require_optuna
+from lit_mm.sweeps.search import FILES, NO_OPTUNA, Search, cut_to_lines, require_optuna, storage_errors
 from lit_mm.sweeps.specification import Specification, specification_of
 from tests.sweeps.test_specification import LR, SWEEP
 
@@ -115,6 +115,34 @@ def test_a_storage_of_another_kind_is_refused(optuna: Any, tmp_path: Path) -> No
     assert len(Search(tmp_path, specification).trials()) == 1
     with pytest.raises(UserError, match="has a storage of kind journal, got --storage sqlite"):
         Search(tmp_path, specification, storage="sqlite")
+
+
+def test_a_journal_that_a_full_disk_has_cut_goes_on_behind_its_last_whole_line(optuna: Any, tmp_path: Path) -> None:
+    specification = specification_of(SWEEP, "x")
+    one = Search(tmp_path, specification, storage="journal")
+    one.ask()
+    with (tmp_path / FILES["journal"]).open("ab") as file:
+        file.write(b'{"op_code": 4, "trial')
+    two = Search(tmp_path, specification)
+    assert [two.ask().number, one.ask().number] == [1, 2]
+    assert [trial.number for trial in Search(tmp_path, specification).trials()] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("text", "rest"), [(b"", b""), (b"a", b""), (b"a\n", b"a\n"), (b"a\nb\nc", b"a\nb\n")])
+def test_a_line_without_an_end_is_cut_off(tmp_path: Path, text: bytes, rest: bytes) -> None:
+    (tmp_path / "x").write_bytes(text)
+    cut_to_lines(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == rest
+
+
+@pytest.mark.parametrize(
+    ("storage", "reason"), [("sqlite", "file is not a database"), ("journal", "a line of it is no JSON")]
+)
+def test_a_damaged_storage_is_named_with_the_cure(optuna: Any, tmp_path: Path, storage: str, reason: str) -> None:
+    (tmp_path / FILES[storage]).write_bytes(b"not what was written\n" * 99)
+    message = rf"{FILES[storage]}', cannot be used: .*{reason}.*remove it"
+    with pytest.raises(UserError, match=message), storage_errors(tmp_path):
+        Search(tmp_path, specification_of(SWEEP, "x"))
 
 
 def test_the_parameter_that_decides_is_the_most_important(optuna: Any, tmp_path: Path) -> None:

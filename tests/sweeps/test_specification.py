@@ -80,8 +80,8 @@ def test_the_keys_of_a_parameter_are_those_of_wandb(keys: dict[str, Any], parame
         ({"distribution": "log_normal", "mu": 1000}, "parameters.a.mu: the bounds of a distribution"),
         ({"distribution": "normal", "sigma": 0}, "parameters.a.sigma: expected a number above 0, got 0"),
         ({"distribution": "beta", "a": 0, "b": 0}, "parameters.a.a: expected a number above 0, got 0"),
-        ({"value": 1, "values": [1, 2]}, "parameters.a: constant reads value, and nothing `values`. Remove it"),
-        ({"values": [1, 2], "min": 0}, "parameters.a: categorical reads values and probabilities, and nothing `min`"),
+        ({"value": 1, "values": [1, 2]}, "parameters.a: constant reads value, but not `values`. Remove it"),
+        ({"values": [1, 2], "min": 0}, "parameters.a: categorical reads values and probabilities, but not `min`"),
         ({"values": [1, 2], "probabilities": [1.0]}, "probabilities: expected a list of 2 numbers, got [1.0]"),
         ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "expected numbers from 0 with the sum 1, got [0.5, 0.6]"),
         (
@@ -110,7 +110,10 @@ def test_a_wrong_parameter_is_refused_with_the_key(keys: dict[str, Any], message
         ({"early_terminate": {"type": "hyperband", "miniter": 3}}, "Did you mean 'min_iter'"),
         ({"metric": {"name": "loss"}}, "metric.goal: expected one of minimize, maximize, got None"),
         ({"metric": None}, "metric: expected `name` and `goal`"),
-        ({"metric": {"name": "loss", "goal": "minimize", "target": 1}}, "metric.target: a sweep ends after its trials"),
+        (
+            {"metric": {"name": "loss", "goal": "minimize", "target": 1}},
+            "metric.target: a sweep cannot stop at a value",
+        ),
         ({"parameters": {}}, "parameters: expected addresses of recipe keys"),
         ({"parameters": {"run_dir": {"value": "x"}}}, "parameters.run_dir: every trial has its own launch"),
         ({"parameters": {LR: {"min": 0.1, "max": 1.0}}}, f"parameters.{LR}: a grid needs `values`"),

@@ -51,5 +51,5 @@ def test_the_padding_is_white_above_and_below_and_in_the_global_view():
 
 def test_an_image_of_which_nothing_would_be_left_is_refused():
     plan_hd(1, 3000, max_tiles=9)
-    with pytest.raises(UserError, match=r"30000 x 1 pixels.*nothing is left.*Leave the image out"):
+    with pytest.raises(UserError, match=r"30000 x 1 pixels.*the shorter side has no pixel left.*Leave the image out"):
         plan_hd(1, 30_000, max_tiles=9)

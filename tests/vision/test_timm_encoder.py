@@ -204,7 +204,7 @@ def test_the_depth_of_a_parameter_is_the_number_of_its_block() -> None:
         ("vit_base_patch16_224", {"drop_path": 1.0}, "`drop_path` is in"),
         ("vit_base_patch16_224", {"pyramid": True}, "joins all stages of a convolutional model"),
         ("vit_base_patch16_224", {"overrides": {"widht": 3}}, "widht"),
-        (CONVNEXT, {"any_size": True}, "no positions that could be resized"),
+        (CONVNEXT, {"any_size": True}, "cannot be resized for each view"),
     ],
 )
 def test_arguments_that_a_model_cannot_follow_are_refused(name: str, options: dict[str, Any], message: str) -> None:

@@ -119,5 +119,5 @@ def test_what_cannot_be_is_refused(windows: int, ranks: dict[str, int], said: st
 
 
 def test_adapters_are_applied_once() -> None:
-    with pytest.raises(UserError, match="apply them once"):
+    with pytest.raises(UserError, match="Apply them only once"):
         apply_window_adapters(encoder(), 2)

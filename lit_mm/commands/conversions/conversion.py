@@ -19,6 +19,7 @@ from lit_mm.weights.stream import Stored
 
 if TYPE_CHECKING:
     from lit_mm.module import MultimodalModule
+    from lit_mm.samples.processor import Processor
 
 TABLES = (
     *("language_model.embed_tokens.weight", "lm_head.weight", "model.embed_tokens.weight", "shared.weight"),
@@ -87,6 +88,11 @@ def all_conversions() -> list[Conversion]:
     return [conversion for module in families() for conversion in vars(module).get("CONVERSIONS", ())]
 
 
+def is_of(conversion: Conversion, family: str, file_format: str) -> bool:
+    """Return True if a conversion is of a family and of a format, such as "hf"."""
+    return conversion.family == family and conversion.layout.endswith(f"/{file_format}")
+
+
 def is_layout_of(layout: str, family: str, file_format: str, objectives: Collection[str]) -> bool:
     """Return True if a layout is of a format and can hold what a stage has trained.
 
@@ -115,15 +121,25 @@ def conversion_of(family: str, file_format: str, objectives: Collection[str] = (
     every = all_conversions()
     for conversion in every:
         fits = not conversion.objectives or not conversion.objectives.isdisjoint(objectives)
-        if fits and conversion.family == family and conversion.layout.endswith(f"/{file_format}"):
+        if fits and is_of(conversion, family, file_format):
             return conversion
-    reasons = {pair: reason for module in families() for pair, reason in vars(module).get("REFUSALS", {}).items()}
-    reason = reasons.get((family, file_format), f"no layout of this format is known for {family}")
+    reason = refusal(family, file_format)
     possible = [conversion.layout for conversion in every if conversion.family == family]
     advice = f"This run can be written as {', '.join(possible)}"
     if not possible:
         advice = "A run that starts from an imported checkpoint is exported to the layout of that checkpoint"
     raise UserError(f"--format {file_format}: {reason}. {advice}")
+
+
+def refusal(family: str, file_format: str) -> str:
+    """Say why a family has no conversion to a format.
+
+    Args:
+        family: import path of the family's class.
+        file_format: "hf" or "authors".
+    """
+    reasons = {pair: reason for module in families() for pair, reason in vars(module).get("REFUSALS", {}).items()}
+    return reasons.get((family, file_format), f"no layout of this format is known for {family}")
 
 
 def text_config(module: MultimodalModule, kinds: Collection[str]) -> PretrainedConfig:
@@ -189,6 +205,23 @@ def config_values(config: PretrainedConfig, name: str, dtype: str) -> dict[str, 
     return values
 
 
+def pixel_keys(processor: Processor) -> dict[str, Any]:
+    """Return the keys of preprocessor_config.json by which transformers makes views of images as CLIP does.
+
+    They stand for the conversion to RGB, a bicubic resize, the scale from 0 to 1 and the normalisation.
+    """
+    return {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(processor.normalise.mean),
+        "image_std": list(processor.normalise.std),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+
+
 def processor_texts(
     name: str, module: MultimodalModule, side: int, more: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
@@ -200,19 +233,11 @@ def processor_texts(
         side: side of the squares, pixels.
         more: keys of processor_config.json that the family adds.
     """
-    normalise = module.processor.normalise
     pixels = {
         "image_processor_type": "BlipImageProcessor",
         "processor_class": name,
         "size": {"height": side, "width": side},
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(normalise.mean),
-        "image_std": list(normalise.std),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
+        **pixel_keys(module.processor),
     }
     return {
         "preprocessor_config.json": json.dumps(pixels, indent=1),

@@ -22,6 +22,7 @@ from lit_mm.commands.conversions.conversion import (
     Files,
     grown,
     id_of,
+    pixel_keys,
     rows_with,
     tensors_of_transformers,
     text_config,
@@ -111,22 +112,8 @@ def outside(names: list[str], layers: int, prefix: str) -> dict[str, tuple[str, 
 
 def pixels(processor: Processor, side: int, more: dict[str, Any]) -> str:
     """Write preprocessor_config.json for views of `side` x `side` pixels."""
-    normalise = processor.normalise
-    square = {"height": side, "width": side}
-    keys = {
-        "crop_size": square,
-        "size": {"shortest_edge": side},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(normalise.mean),
-        "image_std": list(normalise.std),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-    }
-    return json.dumps(keys | more, indent=1)
+    sizes = {"crop_size": {"height": side, "width": side}, "size": {"shortest_edge": side}, "do_center_crop": True}
+    return json.dumps(sizes | pixel_keys(processor) | more, indent=1)
 
 
 def hf_files(

@@ -8,9 +8,9 @@ In a recipe a source is a class (`class_path: lit_mm.documents.sources.LlavaConv
 | llava | `conversations` of `from` and `value` (ShareGPT's too), `<image>` in the text, `image` or `images` |
 | qwen_vl | the same, with `<img>path</img>` in the text |
 | xcomposer | the same, with `<ImageHere>` in the text |
-| messages | `messages` of `role` and `content`, a text or parts: chat clients, TRL, Qwen2-VL's tools |
-| query_response | `query`, `response`, `history`, `images` |
-| folder | `image` or `file_name` with `question` and `answer`, `caption` or `text`; Hugging Face's image folders |
+| messages | `messages` of `role` and `content`, a text or parts: chat clients, TRL, Qwen2-VL's tools, the Cauldron |
+| query_response | `query`, `response`, `history`, `images`; `instruction`, `input`, `output`; `question`, `answer` |
+| folder | `image` or `file_name` with `question` and `answer`, `caption` or `text`; image folders, COCO's captions |
 | captions | key.jpg with key.txt or key.json in a tar: WebDataset |
 | obelics, mmc4 | a page of texts and images |
 

@@ -43,7 +43,7 @@ def load(key: str) -> dict[str, np.ndarray] | None:
         }
     except (ValueError, EOFError, OSError) as error:
         raise UserError(
-            f"the index in {str(folder)!r} is damaged ({error}). Delete that folder: it is made again"
+            f"the index in {str(folder)!r} is damaged ({error}). Delete the folder; the next start creates it again"
         ) from error
 
 
@@ -136,6 +136,6 @@ def _write(path: Path, array: np.ndarray) -> None:
 def unwritable(error: OSError) -> UserError:
     """Return the error of a cache folder that cannot be written."""
     return UserError(
-        f"the index cannot be written to {str(cache_folder())!r} ({error.strerror}). "
-        "Point LIT_MM_CACHE to a folder with space"
+        f"the index cannot be written to {str(cache_folder())!r} ({error.strerror}). Set LIT_MM_CACHE to "
+        "a folder with free space"
     )

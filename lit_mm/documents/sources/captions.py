@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -10,7 +11,9 @@ from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob, SpanBlob
 from lit_mm.documents.sources.entries import is_data_file
+from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.part import Part
+from lit_mm.documents.sources.paths import is_url, join
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
 from lit_mm.documents.sources.sample import Sample
 from lit_mm.documents.sources.source import Source
@@ -50,7 +53,12 @@ class CaptionShards(Source):
 
     def open_part(self, path: str) -> Part:
         if is_data_file(path):
-            raise UserError(f"{path!r} is a table and not a tar: its rows of image and caption are of `format: folder`")
+            raise UserError(f"{path!r} is a table, not a tar file. For rows of image and caption, use `format: folder`")
+        if not is_url(path) and os.path.isdir(path):
+            raise UserError(
+                f"{path!r} is a folder, but `path` names shards: write `path: {join(path, '*.tar')}`. For a folder of "
+                "pictures with a list of captions, use `format: folder`"
+            )
         return TarPart(path, self.expected)
 
     def identity(self, sample: Sample) -> str | None:
@@ -103,10 +111,17 @@ class CaptionShards(Source):
         if self.text == "txt":
             return content
         caption = content.get(self.caption) if isinstance(content, Mapping) else None
+        if isinstance(caption, list) and len(caption) == 1:
+            caption = caption[0]
         if not isinstance(caption, str):
+            guess = format_of(content)
+            if isinstance(caption, list):
+                advice = "Write one caption for each picture"
+            elif guess is None:
+                advice = "Correct `caption`"
+            else:
+                advice = f"It looks like {guess}, which is read from a file of entries beside a folder of images"
             raise sample.error(
-                f"the .json has no text under {self.caption!r}, got {brief(content)}",
-                "bad_entry",
-                "Correct `caption`",
+                f"the .json has no text under {self.caption!r}, got {brief(content)}", "bad_entry", advice
             )
         return caption

@@ -11,6 +11,7 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob, BytesBlob, FileBlob
 from lit_mm.documents.sources.boundary import Boundary
 from lit_mm.documents.sources.embedded import decode_embedded, is_embedded
+from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.paths import is_url, join
 from lit_mm.documents.sources.sample import Sample
 
@@ -20,7 +21,8 @@ KEYS = ("bytes", "image_base64", "path", "image_name", "file_name", "image", "ur
 
 
 def cells_in(value: Any) -> Iterator[Any]:
-    """Return the cells of a field, which holds a list of cells, one cell, or nothing."""
+    """Return the cells of a field, which holds a list of cells (or its JSON text), one cell, or nothing."""
+    value = list_of(value)
     if value is None or value == "":
         return iter(())
     return iter(value) if isinstance(value, list | tuple) else iter((value,))
@@ -46,12 +48,14 @@ def blob_of(cell: Any, sample: Sample, folder: str, boundary: Boundary, label: s
     if isinstance(cell, Mapping):
         filled = next((cell[key] for key in KEYS if cell.get(key)), None)
         if filled is None:
-            raise sample.error(f"{label} holds neither bytes nor a path, got {brief(cell)}", "bad_entry")
+            raise sample.error(
+                f"{label} holds neither bytes nor a path, got {brief(cell)}", "bad_entry", "Name its file as `path`"
+            )
         return blob_of(filled, sample, folder, boundary, label)
     if isinstance(cell, bytes):
         return BytesBlob(cell, sample.path, f"{sample.where.rpartition(':')[2]}, {label}")
     if not isinstance(cell, str) or not cell:
-        raise sample.error(f"the name of an image is text, got {brief(cell)}", "bad_entry")
+        raise sample.error(f"the name of an image is text, got {brief(cell)}", "bad_entry", "Write its path")
     if is_embedded(cell):
         try:
             content = decode_embedded(cell)

@@ -27,6 +27,8 @@ TOOLS = frozenset(
     ]
 )
 WEIGHTS = ("weight", "loss", "train")  # 0 or false: the answer is not to be learnt
+WORSE = ("rejected", "rejected_response")  # keys of preference training
+GOOD = ("label", "kto_tag")  # False marks a bad answer
 MASKS = ("mask", "masked", "loss_mask")
 
 
@@ -91,8 +93,11 @@ def spoken_turns(turns: list[Any], sample: Sample, first: int = 0) -> list[tuple
         if not isinstance(turn, dict) or speaker not in turn or not isinstance(turn.get(text), str):
             if isinstance(turn, dict) and speaker in turn and turn.get(text) is None:
                 role_of(turn, number, sample, speaker)  # a call of a tool has no text
+            is_parted = isinstance(turn, dict) and speaker in turn and isinstance(turn.get("content"), list)
             raise sample.error(
-                f"turn {number} needs the keys {speaker!r} and {text!r}, both text, got {brief(turn)}", "bad_entry"
+                f"turn {number} needs the keys {speaker!r} and {text!r}, both text, got {brief(turn)}",
+                "bad_entry",
+                "Is its `format` messages?" if is_parted else "",
             )
         spoken.append((role_of(turn, number, sample, speaker), turn[text]))
     return spoken
@@ -109,16 +114,38 @@ def check_answers(turns: list[tuple[str, str]], sample: Sample) -> None:
             raise sample.error(f"the answer in turn {number} is empty", "empty_answer", "Write it, or remove the turn")
 
 
+def _check_preference(sample: Sample) -> None:
+    """Refuse samples of preference training, whose answers are not all to be learnt.
+
+    Raises:
+        SampleError: the entry has a worse answer beside a better one, or an answer that is marked as bad.
+    """
+    worse = next((key for key in WORSE if sample.entry.get(key)), None)
+    if worse is not None:
+        raise sample.error(
+            f"its `{worse}` is a worse answer, for preference training, which is not read here",
+            "unread_key",
+            f"Write the better answer as the last turn, and remove `{worse}`",
+        )
+    mark = next((key for key in GOOD if sample.entry.get(key) is False), None)
+    if mark is not None:
+        raise sample.error(
+            f"has `{mark}: false`, so its answer is not to be learnt", "unread_key", "Leave the sample out"
+        )
+
+
 def system_of(sample: Sample, *, has_turn: bool) -> str:
     """Return the text under the key `system` of an entry; "" if there is none.
 
     Args:
         has_turn: True if the conversation begins with a system turn.
     Raises:
-        SampleError: the value is not a text, there is a system turn as well, or the entry has `tools`.
+        SampleError: the value is not a text, there is a system turn as well, or the entry has `tools` or is one of
+            preference training.
     """
     if sample.entry.get("tools") not in (None, "", "[]", []):
         raise sample.error("it has `tools`, which are not read here", "unread_key", "Leave the sample out")
+    _check_preference(sample)
     system = sample.entry.get("system")
     if system is None or system == "":
         return ""

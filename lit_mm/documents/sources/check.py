@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from lit_mm.documents.document import Document
 from lit_mm.documents.printable import printable
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.documents.sources.placeholders import LITERAL
-from lit_mm.documents.sources.source import GAP, UNNAMED, Source
+from lit_mm.documents.sources.source import GAP, OVERLAP, UNNAMED, Source, content_hash
 from lit_mm.errors import UserError
 
 
@@ -29,6 +29,7 @@ NOTES: Mapping[str, str] = {
     DUPLICATE: "samples have an id that an earlier one has",
     LITERAL: "samples have a placeholder that is read as text (HTML, code)",
     GAP: "pages lack a picture, whose place is left out",
+    OVERLAP: "samples are held out as well, so the examination asks what was trained on",
     UNNAMED: "samples have no `id`; their file and line take its place",
 }
 
@@ -75,6 +76,7 @@ def check_source(
     source: Documents,
     tell: Callable[[SampleError], None],
     progress: Callable[[int], None] = lambda samples: None,
+    held_out: Set[int] = frozenset(),
 ) -> Summary:
     """Check every sample of a source.
 
@@ -87,13 +89,14 @@ def check_source(
         source: a `Source`, or a collection that returns documents by number.
         tell: function that is called with every error, in order.
         progress: function that is called with the number of finished samples.
+        held_out: `content_hash` of the held-out documents.
     """
     summary = Summary(name, samples=len(source))
     ids: dict[int, int] = {}  # hash of an id -> first sample with that id; a million hashes fit in memory
     for number in range(len(source)):
         notes: Counter[str] = Counter()
         identity, pictures, errors = (
-            source.check(number, notes) if isinstance(source, Source) else _look(source, number)
+            source.check(number, notes, held_out) if isinstance(source, Source) else _look(source, number)
         )
         if identity is not None:
             first = ids.setdefault(hash(identity), number)
@@ -110,6 +113,21 @@ def check_source(
             tell(error)
         progress(number + 1)
     return summary
+
+
+def content_hashes(source: Documents) -> set[int]:
+    """Return `content_hash` of the sound documents of a source of files; an empty set for other collections.
+
+    The held-out part of a file is such a collection. Its rows are not among the others by construction.
+    """
+    hashes: set[int] = set()
+    if isinstance(source, Source):
+        for number in range(len(source)):
+            try:
+                hashes.add(content_hash(source[number]))
+            except SampleError:
+                continue  # the check of this source lists it
+    return hashes
 
 
 def _identity(source: Documents, number: int) -> str | None:

@@ -13,6 +13,7 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources import cache
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.documents.sources.json_files import BOM, NOT_UTF8, line_ends
+from lit_mm.documents.sources.keys import IMAGE_NAME
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.storage import mapped, read_range
 from lit_mm.errors import UserError
@@ -54,12 +55,17 @@ class CsvRows(Part):
             raise UserError(
                 f"the header of {self.path!r} has the column {brief(repeated[0])} twice: rename one of them"
             )
+        if any(IMAGE_NAME.fullmatch(name) for name in self.columns):
+            raise UserError(
+                f"the header of {self.path!r} names an image, {brief(self.columns)}: it seems to be a row. Write a "
+                "header before it, such as image,caption"
+            )
         other = next((sign for sign in OTHERS if sign != self.separator and sign in self.columns[0]), None)
         if len(self.columns) == 1 and other is not None:
             raise UserError(
-                f"the header of {self.path!r} is one cell, {brief(self.columns[0])}. Its cells seem to be separated by "
-                f"{OTHERS[other]}; they are read as separated by {OTHERS[self.separator]} (.csv: commas, .tsv: tabs). "
-                "Save it anew, or correct its ending"
+                f"the header of {self.path!r} is one cell, {brief(self.columns[0])}. The cells seem to be "
+                f"separated by {OTHERS[other]}, but this ending is read with {OTHERS[self.separator]} (.csv: "
+                "commas, .tsv: tabs). Save the file with other separators, or change its ending"
             )
 
     def _open_index(self) -> dict[str, np.ndarray]:

@@ -42,6 +42,14 @@ SYNONYMS: Mapping[str, str] = {
     "wds": "captions",
     "img2dataset": "captions",
     "imagefolder": "folder",
+    "alpaca": "query_response",
+    "vqa": "query_response",
+    "cauldron": "messages",
+    "finevision": "messages",
+    "onevision": "llava",
+    "llava_onevision": "llava",
+    "coco": "folder",
+    "coco_captions": "folder",
 }
 
 
@@ -55,9 +63,7 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
         raise undeclared(str(declaration.get("path", "")), FORMATS)
     kind = declaration["format"]
     if kind not in FORMATS:
-        raise UserError(
-            f"there is no data format {kind!r}{_near_format(str(kind)) or '.'} It is one of {', '.join(FORMATS)}"
-        )
+        raise unknown_format(str(kind), FORMATS)
     reader = FORMATS[kind]
     arguments = {key: value for key, value in declaration.items() if key != "format"}
     parameters = inspect.signature(reader).parameters
@@ -69,7 +75,9 @@ def open_source(declaration: Mapping[str, Any]) -> Source:
             )
         spelt = type_of(str(parameters[key].annotation))
         if not isinstance(value, spelt) or (isinstance(value, bool) and bool not in spelt):
-            raise UserError(f"`{key}` of a source of format {kind!r} is {parameters[key].annotation}, got {value!r}")
+            raise UserError(
+                f"`{key}` of a source of format {kind!r} has the type {parameters[key].annotation}, got {value!r}"
+            )
     missing = [
         key
         for key, parameter in parameters.items()
@@ -88,8 +96,18 @@ def undeclared(path: str, formats: Iterable[str]) -> UserError:
         formats: names of the formats.
     """
     guess = guess_format(path) if path else None
-    place = (f" for {path!r}" if path else "") + (f", which looks like {guess}" if guess is not None else "")
-    return UserError(f"a source declares its `format`, one of {', '.join(formats)}, and it was left out{place}")
+    place = f" {path!r}" if path else ""
+    hint = f". The file looks like {guess}" if guess is not None else ""
+    return UserError(f"the source{place} has no `format`; expected one of {', '.join(formats)}{hint}")
+
+
+def unknown_format(name: str, formats: Iterable[str]) -> UserError:
+    """Return the error of a format that does not exist. It names the one that is meant, if the name is near to it.
+
+    Args:
+        formats: names of the formats that may be declared.
+    """
+    return UserError(f"there is no data format {name!r}{_near_format(name) or '.'} It is one of {', '.join(formats)}")
 
 
 def type_of(annotation: str) -> tuple[type, ...]:

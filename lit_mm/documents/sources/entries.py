@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from glob import escape, glob
 
 from lit_mm.documents.sources.arrow import ArrowRows
 from lit_mm.documents.sources.csv_rows import SEPARATORS, CsvRows
 from lit_mm.documents.sources.json_files import layout_of
 from lit_mm.documents.sources.packed import ENDINGS, unpack
 from lit_mm.documents.sources.parquet import LIMIT_GROUP, ParquetRows
-from lit_mm.documents.sources.part import Part, digest_of
+from lit_mm.documents.sources.part import Part, digest_of, missing
 from lit_mm.documents.sources.paths import is_url, name_of
 from lit_mm.documents.sources.storage import open_file
 from lit_mm.errors import UserError
@@ -18,6 +20,8 @@ from lit_mm.errors import UserError
 JSON_ENDINGS = (".jsonl", ".ndjson", ".json")
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".arrow")
 PARQUET = b"PAR1"
+DESCRIPTIONS = ("dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json")  # of `datasets`
+SHARD = re.compile(r"(.*?)\d{4,}")  # a name with a long number, such as train-00000-of-00005.parquet
 WIDE = (b"\xff\xfe", b"\xfe\xff", b"\x00")  # beginnings of UTF-16 and UTF-32
 
 
@@ -36,8 +40,10 @@ def open_entries(path: str, expected: str, columns: Sequence[str] = (), limit_gr
     """
     ending = _ending(path)
     if ending not in (*JSON_ENDINGS, *TABLE_ENDINGS):
+        if not is_url(path) and not os.path.exists(path):
+            raise missing(path)
         if not is_url(path) and os.path.isdir(path):
-            raise UserError(f"{path!r} is a folder, and `path` names a data file: name one in it{_data_files(path)}")
+            raise UserError(f"{path!r} is a folder, but `path` is a data file. Name a file in it{_data_files(path)}")
         raise UserError(
             f"the data file {path!r} {f'ends in {ending!r}' if ending else 'has no ending that tells what it holds'}; "
             f"this format is read from {', '.join((*JSON_ENDINGS, *TABLE_ENDINGS))}, each also packed "
@@ -63,10 +69,26 @@ def is_data_file(path: str) -> bool:
     return _ending(path) in (*JSON_ENDINGS, *TABLE_ENDINGS)
 
 
+def patterns(names: Iterable[str]) -> list[str]:
+    """Shorten the names of shards to patterns: a-0000.json, a-0001.json, b.json -> a-*.json, b.json."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        folder, base = os.path.split(name)
+        shard = SHARD.match(base)
+        pattern = name if shard is None else os.path.join(folder, f"{shard[1]}*{os.path.splitext(base)[1]}")
+        groups.setdefault(pattern, []).append(name)
+    return [pattern if len(members) > 1 else members[0] for pattern, members in groups.items()]
+
+
 def _data_files(folder: str) -> str:
-    """Return the names of some data files of a folder for a message; "" if it holds none."""
-    names = sorted(name for name in os.listdir(folder) if is_data_file(name))[:3]
-    return f", such as {', '.join(map(repr, names))}" if names else ""
+    """Return some data files of a folder, or else of the folders in it, for a message; "" if there are none."""
+    for depth in ("*", "*/*"):
+        paths = sorted(
+            p for p in glob(f"{escape(folder)}/{depth}") if is_data_file(p) and name_of(p) not in DESCRIPTIONS
+        )
+        if names := patterns(os.path.relpath(path, folder) for path in paths):
+            return f", such as {', '.join(map(repr, names[:3]))}"
+    return ""
 
 
 def _ending(path: str) -> str:

@@ -9,9 +9,10 @@ from lit_mm.documents.document import Turn
 from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import cells_in
-from lit_mm.documents.sources.entries import is_data_file, open_entries
+from lit_mm.documents.sources.entries import is_data_file, open_entries, patterns
 from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.keys import check_keys
+from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.paths import expand_home, folder_of, is_url, join, name_of
@@ -32,7 +33,8 @@ class PictureFolder(Source):
 
     `image` or `images` holds paths relative to the folder and may be left out. In Hugging Face's image folders
     `file_name` names the picture, and `text` is its caption. Pictures stand in front of the question. A question
-    becomes a conversation of two turns, and a caption becomes a page. The key `id` is optional.
+    becomes a conversation of two turns, and a caption becomes a page. The key `id` is optional. A list of one text is
+    that text. A .json of COCO's form has an entry for each of its `annotations`.
 
     Args:
         path: path or URL of the folder, or of the file in it that lists the pictures, such as pictures/captions.csv.
@@ -41,6 +43,8 @@ class PictureFolder(Source):
         name, limit_pixels: see `Source`.
         limit_group: largest number of bytes of a row group of a parquet, see `ParquetRows`.
         places: see `Source`.
+        images: folder or URL that the names of pictures start from; None for the folder of `path`. The list may then
+            lie elsewhere, such as COCO's captions_val2017.json.
     """
 
     expected = "line"
@@ -53,17 +57,20 @@ class PictureFolder(Source):
         limit_pixels: int = LIMIT_PIXELS,
         limit_group: int = LIMIT_GROUP,
         places: str | None = None,
+        images: str | None = None,
     ) -> None:
         self.limit_group = limit_group
         folder = expand_home(path).rstrip("/")
-        if file is None and is_data_file(folder) and (is_url(folder) or not os.path.isdir(folder)):
+        is_file = os.path.isfile(folder) or (is_data_file(folder) and (is_url(folder) or not os.path.isdir(folder)))
+        if file is None and is_file:
             file = name_of(folder)
-            name, folder = name or file.partition(".")[0], folder_of(folder)
+            name, folder = name or file.partition(".")[0].strip("*-_"), folder_of(folder)
         files = [join(folder, choice) for choice in (FILES if file is None else (file,))]
         data_file = next((choice for choice in files if len(files) == 1 or stamp(choice) is not None), files[0])
         if file is None and not is_url(folder) and not os.path.isfile(data_file):
             raise _without_list(folder)
-        super().__init__(data_file, folder, name or folder.rpartition("/")[2], limit_pixels, places)
+        pictures = folder if images is None else images
+        super().__init__(data_file, pictures, name or folder.rpartition("/")[2], limit_pixels, places)
 
     def open_part(self, path: str) -> Part:
         return open_entries(path, self.expected, limit_group=self.limit_group)
@@ -109,7 +116,11 @@ class PictureFolder(Source):
 
     @staticmethod
     def _text(key: str, sample: Sample) -> str:
-        text = sample.field(key, str, f"`{key}` is a text")
+        texts = list_of(sample.entry.get(key))
+        if isinstance(texts, list) and len(texts) == 1 and isinstance(texts[0], str):
+            text = texts[0]
+        else:
+            text = sample.field(key, str, f"`{key}` is a text")
         if not text.strip():
             raise sample.error(f"its {key} is empty", "empty_answer" if key != "question" else "bad_entry", "Write it")
         return text
@@ -120,10 +131,17 @@ def _without_list(folder: str) -> UserError:
     if not os.path.isdir(folder):
         return UserError(f"there is no folder {folder!r}. Correct the source's `path`")
     names = sorted(os.listdir(folder))
-    lists = [name for name in names if is_data_file(name)]
+    lists = patterns(name for name in names if is_data_file(name))
+    below = next(
+        (name for name in names if any(os.path.isfile(join(join(folder, name), file)) for file in FILES)), None
+    )
     stems = {name.partition(".")[0] for name in names if name.endswith(".txt")}
     if lists:
         advice = f"If {lists[0]!r} does, name it: `file: {lists[0]}`"
+    elif below is not None:
+        advice = f"Its folder {below!r} has one: `path: {join(folder, below)}`"
+    elif any(name.endswith(".tar") for name in names):
+        advice = f"Pairs of an image and a text in shards are of `format: captions`, `path: {join(folder, '*.tar')}`"
     elif any(name.partition(".")[0] in stems for name in names if not name.endswith(".txt")):
         advice = (
             "Pairs of an image and a .txt are read from a tar: `tar --sort=name -cf pairs.tar *`, `format: captions`"

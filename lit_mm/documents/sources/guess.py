@@ -15,7 +15,7 @@ def guess_format(pattern: str) -> str | None:
     try:
         path = expand(pattern)[0]
         if not is_url(path) and os.path.isdir(path):
-            return "folder"
+            return "captions" if any(name.endswith(".tar") for name in os.listdir(path)) else "folder"
         if name_of(path).endswith(".tar"):
             return "captions"
         return format_of(open_entries(path, "entry").entry(0))

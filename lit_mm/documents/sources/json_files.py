@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lit_mm.documents.printable import printable
+from lit_mm.documents.printable import brief, printable
 from lit_mm.documents.sources.errors import SampleError
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.storage import mapped, open_file, read_range
@@ -165,16 +165,21 @@ class JsonList(JsonPart):
             raise UserError(f"{self.path!r} is not JSON that can be read: it is nested too deeply") from error
         except ValueError as error:
             raise UserError(
-                f"{self.path!r} is not JSON ({error}). One list, or one object a line in a .jsonl"
+                f"{self.path!r} is not JSON ({error}). Expected one list, or a .jsonl with one object per line"
             ) from error
         lists = [key for key, content in value.items() if isinstance(content, list)] if isinstance(value, dict) else []
+        rows = [key for key in lists if value[key] and isinstance(value[key][0], dict)]
         inside = ". A single entry stands in brackets too" if lists else ""
-        if len(lists) == 1 and lists[0] not in ENTRIES:
+        if len(lists) == 1 and (lists[0] not in ENTRIES or (lists == rows == ["images"])):
             inside = f". Its key {lists[0]!r} holds a list: write that list alone"
         if {"images", "annotations"} <= set(lists):
-            inside = ". It is of COCO's form: write a row {image, caption} for each annotation, `format: folder`"
+            inside = ". It is of COCO's form, and one of its lists `images` and `annotations` is empty"
+        elif "annotations" in rows and "caption" in value["annotations"][0]:
+            inside = ". Its `annotations` name no files: write a row {image, caption} for each, `format: folder`"
         elif lists and lists[0] in ("questions", "annotations"):
             inside = ". It is of VQAv2's form: write a row {image, question, answer} for each, `format: folder`"
+        elif len(rows) > 1 and not set(rows) & set(ENTRIES):
+            inside = f". Its keys {', '.join(map(repr, rows))} hold lists: write each into a file of its own"
         elif isinstance(value, dict) and value and all(isinstance(content, dict) for content in value.values()):
             inside = ". Its values seem to be the entries: write them as a list, without their keys"
         raise UserError(
@@ -194,8 +199,89 @@ class JsonValues(JsonList):
         )
 
 
+class CocoAnnotations(JsonList):
+    """Reads a .json of COCO's form, an object of lists: `images` have ids, which the `annotations` name.
+
+    An entry is an annotation with the file name of its picture as `image`, such as {"image": ..., "caption": ...}. The
+    index also has `images` [I, 3]: id, start and size in bytes of each image's object, sorted by id.
+
+    Source: https://cocodataset.org/#format-data
+    """
+
+    def scan(self) -> dict[str, np.ndarray]:
+        """Find the elements of both lists by their brackets. Each annotation is parsed when it is read.
+
+        Raises:
+            UserError: the file is not JSON of this form, or two images have one id.
+        """
+        spans: dict[bytes, list[tuple[int, int]]] = {b'"images"': [], b'"annotations"': []}
+        with mapped(self.file) as buffer:
+            depth, start, key = 0, 0, b""
+            for token in TOKEN.finditer(buffer, len(BOM) if buffer[: len(BOM)] == BOM else 0):
+                mark = buffer[token.start()]
+                opens, closes = mark in b"[{", mark in b"]}"
+                unclosed = token.end() - token.start() == 1 and mark == ord('"')
+                if unclosed or depth < closes or (depth == 0 and (any(spans.values()) or mark != ord("{"))):
+                    self._refuse(buffer)
+                if depth == 2 and not closes:
+                    start = token.start()
+                if depth == 1 and not opens:  # a key, or a plain value behind one
+                    key = b"" if key else token[0]
+                depth += opens - closes
+                if depth == 2 and not opens and key in spans:
+                    spans[key].append((start, token.end() - start))
+                if depth == 1 and closes:
+                    key = b""
+            if depth or not all(spans.values()):
+                self._refuse(buffer)
+            images = np.array(
+                [(self._image(buffer[start : start + size])["id"], start, size) for start, size in spans[b'"images"']],
+                dtype=np.int64,
+            )
+            images = images[np.argsort(images[:, 0], kind="stable")]
+            repeated = images[1:, 0][np.diff(images[:, 0]) == 0]
+            if len(repeated):
+                raise UserError(f"two `images` of {self.path!r} have the id {repeated[0]}")
+            table = np.array(spans[b'"annotations"'], dtype=np.int64)
+            lines = np.searchsorted(line_ends(buffer), table[:, 0]) + 1
+        return {"spans": np.concatenate([table, lines[:, None]], axis=1), "images": images}
+
+    def _image(self, text: bytes) -> dict[str, Any]:
+        """Parse an image of the list `images`.
+
+        Raises:
+            UserError: it is not JSON, or has no number `id` or no text `file_name`.
+        """
+        try:
+            image = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"an image of {self.path!r} is not JSON ({error})") from error
+        kinds = {"id": int, "file_name": str}
+        if not isinstance(image, dict) or not all(isinstance(image.get(key), kind) for key, kind in kinds.items()):
+            raise UserError(
+                f"each of the `images` of {self.path!r} has a number `id` and a text `file_name`, got {brief(image)}"
+            )
+        return image
+
+    def entry(self, number: int) -> Any:
+        annotation = super().entry(number)
+        if not isinstance(annotation, dict):
+            return annotation
+        images, identity = self.index["images"], annotation.get("image_id")
+        at = int(np.searchsorted(images[:, 0], identity)) if isinstance(identity, int) else len(images)
+        if at == len(images) or images[at, 0] != identity:
+            raise SampleError(
+                f"the annotation's `image_id` {brief(identity)} is not among the `images` of the file",
+                where=self.where(number),
+                kind="bad_entry",
+                remedy="Correct it, or leave the annotation out",
+            )
+        _, start, size = (int(n) for n in images[at])
+        return {**annotation, "image": self._image(read_range(self.file, start, size, self.digest))["file_name"]}
+
+
 def layout_of(path: str, *, is_json: bool) -> type[JsonPart]:
-    """Return the class that reads a file: a list, one entry per line, or values of several lines. The content decides.
+    """Return the class that reads a file. The content decides: a list, an entry per line, values in a row, or COCO's.
 
     Args:
         is_json: True if the file's ending is .json, False if it is .jsonl.
@@ -208,8 +294,10 @@ def layout_of(path: str, *, is_json: bool) -> type[JsonPart]:
     if rest is not None and (rest[:1] == "{" or (not rest and not is_json)):
         return JsonValues
     is_lines = bool(others.strip()) and is_line
+    if is_json and head[:1] == b"{":
+        return JsonLines if is_lines else CocoAnnotations
     if is_json:
-        return JsonLines if head[:1] == b"{" and is_lines else JsonList
+        return JsonList
     is_list = head[:1] == b"[" and head[1:].lstrip()[:1] in (b"{", b"]") and not is_lines
     return JsonList if is_list else JsonLines
 

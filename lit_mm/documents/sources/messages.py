@@ -10,12 +10,15 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.chat import role_of, spoken_turns, system_of, with_system
 from lit_mm.documents.sources.conversations import Conversations
+from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.keys import PICTURES
+from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.picture import SourcePicture
 from lit_mm.documents.sources.sample import Sample
 
 TEXTS = ("text", "input_text", "output_text")  # values of a part's key `type`
 IMAGES = ("image", "image_url", "input_image")
+KEYS = ("messages", "conversations", "conversation")  # of a list of messages
 PICTURE_KEYS = ("image", "image_url", "url", "path", "data", "base64")  # of a part that is a picture
 
 
@@ -28,8 +31,9 @@ class MessageConversations(Conversations):
     stand for the next picture in `images` of the entry. If there is neither, the only picture of `images` stands in
     front of the first question.
 
-    An entry has one of three forms: `messages`; `prompt` and `completion`, which are two lists of messages; or `texts`,
-    rounds of `{"user": ..., "assistant": ...}` about all `images`, which stand in front.
+    An entry has one of three forms: `messages` (or `conversations` or `conversation`, if the turns have roles);
+    `prompt` and `completion`, which are two lists of messages; or `texts`, rounds of `{"user": ..., "assistant": ...}`
+    about all `images`, which stand in front.
 
     Args:
         path, images, name, limit_pixels, literal_placeholders, limit_group, places: see `Conversations`.
@@ -90,7 +94,8 @@ class MessageConversations(Conversations):
     def _turns(self, sample: Sample) -> list[tuple[str, list[Any]]]:
         """Parse (role, parts) of every turn. A part is a text or `{"cell": ...}`; None is the next cell of `images`."""
         entry = sample.entry if isinstance(sample.entry, Mapping) else {}
-        has_messages = entry.get("messages") is not None
+        key = next((key for key in KEYS if _has_roles(entry.get(key))), KEYS[0])
+        has_messages = entry.get(key) is not None
         if not has_messages and isinstance(entry.get("texts"), list):
             turns = _rounds(entry["texts"], sample)
         elif not has_messages and isinstance(entry.get("prompt"), list):
@@ -99,32 +104,72 @@ class MessageConversations(Conversations):
                 sample,
             )
         else:
-            turns = _messages(sample.field("messages", list, "an entry is an object with a list `messages`"), sample)
+            turns = _messages(sample.field(key, list, "an entry is an object with a list `messages`"), sample)
         system = system_of(sample, has_turn=bool(turns) and turns[0][0] == "system")
         return [("system", [system]), *turns] if system else turns
+
+
+def _has_roles(messages: Any) -> bool:
+    """Return True for a list whose first message has a role."""
+    messages = list_of(messages)
+    return isinstance(messages, list) and bool(messages) and isinstance(messages[0], Mapping) and "role" in messages[0]
+
+
+# Keys of a question and its answer, in the forms of ms-swift, Alpaca, LLaMA-Factory, TRL and question answering
+PAIRS = (
+    ("query", "response"),
+    ("instruction", "output"),
+    ("prompt", "response"),
+    ("prompt", "completion"),
+    ("question", "answer"),
+)
 
 
 class QueryResponseConversations(Conversations):
     """Reads `{"query": ..., "response": ..., "history": [[query, response], ...], "system": ..., "images": [...]}`.
 
-    `<image>` stands for a picture of `images`. If no text has a placeholder, the pictures stand in front of the first
-    query.
+    Other names of the two texts are those of `PAIRS`. Alpaca's `input` follows its `instruction` in a new line, as in
+    LLaMA-Factory. `<image>` stands for a picture of `images`. If no text has a placeholder, the pictures stand in front
+    of the first query.
 
     Args:
         path, images, name, limit_pixels, literal_placeholders, limit_group, places: see `Conversations`.
+    Source: `AlpacaDatasetConverter` in src/llamafactory/data/converter.py of LLaMA-Factory, for `input`.
     """
 
     format_name = "query_response"
     has_ids = False
 
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
-        described = "an entry is an object with the texts `query` and `response`"
-        query, response = (sample.field(key, str, described) for key in ("query", "response"))
-        rounds = sample.entry.get("history") or []
+        entry = sample.entry if isinstance(sample.entry, Mapping) else {}
+        filled = [pair for pair in PAIRS if all(entry.get(key) is not None for key in pair)]
+        if len(filled) > 1:
+            names = " and ".join(f"`{key}`" for key in dict.fromkeys(key for pair in filled for key in pair))
+            raise sample.error(f"has {names}, more than one question with its answer", "bad_entry", "Keep one pair")
+        if not filled:
+            names = ", ".join(f"`{question}` and `{answer}`" for question, answer in PAIRS)
+            guess = format_of(sample.entry)
+            raise sample.error(
+                f"an entry is an object with the texts {names}, got {brief(sample.entry)}",
+                "bad_entry",
+                f"Is its `format` {guess}?"
+                if guess
+                else "Rename the keys of its question and its answer"
+                if entry
+                else "",
+            )
+        pair = filled[0]
+        query, response = (sample.field(key, str, "a question and an answer are texts") for key in pair)
+        if pair[0] == "instruction" and entry.get("input"):
+            details = sample.field("input", str, "`input` is a text")
+            query = f"{query}\n{details}" if query else details
+        rounds = list_of(entry.get("history") or [])
         turns: list[tuple[str, str]] = []
         for number, pair in enumerate(rounds if isinstance(rounds, list) else [rounds]):
             if not (isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-                raise sample.error(f"history[{number}] is a pair of texts, got {brief(pair)}", "bad_entry")
+                raise sample.error(
+                    f"history[{number}] is a pair of texts, got {brief(pair)}", "bad_entry", "Write [question, answer]"
+                )
             turns += [("user", pair[0]), ("assistant", pair[1])]
         return with_system([*turns, ("user", query), ("assistant", response)], sample)
 

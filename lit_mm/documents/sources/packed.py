@@ -76,7 +76,7 @@ def unpack(path: str) -> str | None:
             shutil.copyfileobj(content, file, 1 << 20)
         os.replace(aside, target)
     except DAMAGED as error:
-        raise UserError(f"the data file {path!r} cannot be unpacked ({error}). Was it copied whole?") from error
+        raise UserError(f"the data file {path!r} cannot be unpacked ({error}). Was it copied completely?") from error
     except OSError as error:
         raise cache.unwritable(error) from error
     finally:

@@ -15,6 +15,8 @@ from lit_mm.documents.printable import brief
 from lit_mm.documents.sources.blobs import Blob
 from lit_mm.documents.sources.cells import is_gap
 from lit_mm.documents.sources.entries import open_entries
+from lit_mm.documents.sources.errors import SampleError
+from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.picture import LIMIT_PIXELS, SourcePicture
@@ -23,6 +25,7 @@ from lit_mm.documents.sources.source import GAP, Source
 from lit_mm.errors import UserError
 
 Gaps = Literal["refuse", "drop"]
+LEAVE_OUT = "`gaps: drop` leaves out pictures that are missing"
 
 
 class _Pages(Source):
@@ -56,6 +59,14 @@ class _Pages(Source):
 
     def options(self) -> tuple[Any, ...]:
         return (self.gaps,)
+
+    def _picture(self, blob: Blob, size: tuple[int, int], sample: Sample) -> SourcePicture | None:
+        try:
+            return super()._picture(blob, size, sample)
+        except SampleError as error:
+            if error.kind != "missing_file":
+                raise
+            raise sample.error(error.reason, "missing_file", f"{LEAVE_OUT}. {error.remedy}") from error
 
 
 class ObelicsPages(_Pages):
@@ -112,6 +123,10 @@ class ObelicsPages(_Pages):
         """Return (text, image) of every place. One of them is None, and both are None in a gap."""
         described = "a page has two lists, `texts` and `images`"
         texts, images = sample.field("texts", list, described), sample.field("images", list, described)
+        if any(isinstance(text, Mapping) for text in texts):
+            raise sample.error(
+                f"`texts` holds objects, got {brief(texts)}", "bad_entry", f"Is its `format` {format_of(sample.entry)}?"
+            )
         if len(texts) != len(images):
             raise sample.error(
                 f"{len(texts)} `texts` and {len(images)} `images`: they alternate, with None in the other list",
@@ -128,7 +143,7 @@ class ObelicsPages(_Pages):
                 raise sample.error(
                     f"place {at} holds {content} of text and image",
                     "placeholder_mismatch",
-                    "Each place holds one; `gaps: drop` leaves out pictures that are missing",
+                    f"Each place holds one; {LEAVE_OUT}",
                 )
             if text is not None and not isinstance(text, str):
                 raise sample.error(f"place {at} of `texts` is no text, got {brief(text)}", "bad_entry")
@@ -173,7 +188,11 @@ class Mmc4Pages(_Pages):
         return self.max_images, self.gaps
 
     def blobs(self, sample: Sample) -> list[Blob]:
-        return [self.blob(image, sample, f"image_info[{at}]") for at, image in self._in_order(sample)]
+        images = self._in_order(sample)
+        gap = next((at for at, image in images if is_gap(image)), None)
+        if gap is not None:
+            raise sample.error(f"image_info[{gap}] names no picture", "bad_entry", LEAVE_OUT)
+        return [self.blob(image, sample, f"image_info[{at}]") for at, image in images]
 
     def turns(self, sample: Sample, pictures: Sequence[SourcePicture | None]) -> tuple[Turn, ...]:
         sentences = self._sentences(sample)

@@ -63,9 +63,9 @@ class ParquetRows(Part):
             size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in self.columns)
             if size > self.limit_group:
                 raise UserError(
-                    f"row group {number} of {self.path!r} has {group.num_rows} rows in {size / 1e6:.0f} MB, and all of "
-                    f"it is read for any one {self.expected}; at most {self.limit_group / 1e6:.0f} MB are. Write the "
-                    "file anew with small groups (pyarrow.parquet.write_table(..., row_group_size=100)), or raise "
+                    f"row group {number} of {self.path!r} has {group.num_rows} rows in {size / 1e6:.0f} MB. A whole "
+                    f"group is read for each {self.expected}, and the limit is {self.limit_group / 1e6:.0f} MB. Write "
+                    "the file with smaller groups (pyarrow.parquet.write_table(..., row_group_size=100)), or raise "
                     "`limit_group`"
                 )
         return {"ends": np.cumsum(np.array([group.num_rows for group in groups], dtype=np.int64))}

@@ -21,8 +21,13 @@ def digest_of(path: str) -> str:
     """
     version = stamp(path)
     if version is None:
-        raise UserError(f"there is no data file {path!r}. Correct the source's `path`")
+        raise missing(path)
     return version.digest
+
+
+def missing(path: str) -> UserError:
+    """Return the error of a data file that does not exist."""
+    return UserError(f"there is no data file {path!r}. Correct the source's `path`")
 
 
 class Part(ABC):

@@ -23,6 +23,7 @@ from lit_mm.errors import UserError
 if TYPE_CHECKING:  # a source can be checked without torch
     from torch import Tensor
 
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 LIMIT_PIXELS = 1024**3 // 4 // 3  # of one picture; more is refused, see `lit_mm.documents.decode`
 
 
@@ -110,13 +111,15 @@ def _is_missing(error: Exception) -> bool:
 
 
 def _near_name(path: str) -> str:
-    """Return the advice for a path that is a folder, a link to nothing, or nearly the name of a file; "" otherwise."""
+    """Return the advice for a path that is a folder, a link to nothing, or nearly that of a file; "" otherwise."""
     if is_url(path):
         return ""
     if os.path.islink(path) and not os.path.exists(path):
         return f"It is a link to {brief(os.readlink(path))}, which does not exist"
     if os.path.isdir(path):
         return "It is a folder"
+    if (shorter := _once(path)) is not None:
+        return f"There is {shorter!r}: the folder `images` is part of the name already"
     folder, name = os.path.split(path)
     try:
         names = _names_in(folder or ".", os.stat(folder or ".").st_mtime_ns)
@@ -126,7 +129,32 @@ def _near_name(path: str) -> str:
     if near not in (None, name):
         return f"There is {near!r}: upper and lower case differ"
     near = names.get(unquote(name).strip().lower())
-    return "" if near is None else f"There is {near!r}: write the name as it is, without spaces around it or %-escapes"
+    if near is not None:
+        return f"There is {near!r}: write the name as it is, without spaces around it or %-escapes"
+    near = next((names[other] for ending in ENDINGS if (other := f"{_stem(name)}{ending}") in names), None)
+    return "" if near is None else f"There is {near!r}: the endings differ"
+
+
+def _once(path: str) -> str | None:
+    """Return an existing path without the folders that a path names twice in a row; None if there is none.
+
+    The folders of `images` are often part of the names as well: /data/coco/train2017/coco/train2017/1.jpg.
+    """
+    folders = path.split("/")
+    for size in range(1, (len(folders) - 1) // 2 + 1):
+        for start in range(len(folders) - 2 * size):
+            middle = start + size
+            if folders[start:middle] == folders[middle : middle + size]:
+                shorter = "/".join([*folders[:middle], *folders[middle + size :]])
+                if os.path.exists(shorter):
+                    return shorter
+    return None
+
+
+def _stem(name: str) -> str:
+    """Return a picture's name in lower case without its ending."""
+    stem, ending = os.path.splitext(name.lower())
+    return stem if ending in ENDINGS else name.lower()
 
 
 @lru_cache(maxsize=8)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lit_mm.documents.sources.sample import Sample
 
 LITERAL = "literal_placeholder"  # note of a sample whose text has a placeholder that stands for no picture
 
+FORMAT = "the format"
 # Placeholder -> format or tool that writes it
 PICTURES = {
-    r"<image>": "the format llava",
-    r"<ImageHere>": "the format xcomposer",
-    r"<img>[^<>\n]+</img>": "the format qwen_vl",
+    r"<image>": f"{FORMAT} llava",
+    r"<ImageHere>": f"{FORMAT} xcomposer",
+    r"<img>[^<>\n]+</img>": f"{FORMAT} qwen_vl",
     r"<image[ _-]?\d+>": "numbered pictures, which no format here has",
     r"<\|image(?:_\d+|_pad)?\|>": "a chat template",
     r"<\|vision_start\|>": "a chat template",
     r"<\|imgpad\|>|<IMG_CONTEXT>|<image_soft_token>|<start_of_image>|<image_placeholder>": "a chat template",
 }
+REGIONS = ("<ref-object>", "<bbox>")  # of ms-swift
 OTHERS = {r"<video>|<\|video(?:_\d+|_pad)?\|>": "video", r"<audio>|<\|audio(?:_\d+|_pad)?\|>": "audio"}
 ALL = re.compile("|".join((*PICTURES, *OTHERS)), re.IGNORECASE)
 
@@ -37,8 +39,17 @@ def check_placeholders(
         placeholder: placeholder of the declared format; "" for none.
         has_media: True if the sample names pictures or videos.
     Raises:
-        SampleError: a turn has a placeholder of another format.
+        SampleError: a turn has a placeholder of another format, or one of a region that the entry names.
     """
+    if isinstance(sample.entry, Mapping) and sample.entry.get("objects"):
+        sign = next((sign for sign in REGIONS if any(sign in text for _, text in turns)), None)
+        if sign is not None:
+            raise sample.error(
+                f"its text has {sign}, which stands for a region in `objects`, and `objects` is not read",
+                "unread_key",
+                "Write phrases and coordinates into the text",
+            )
+    is_conversation = isinstance(sample.entry, Mapping) and "conversations" in sample.entry
     for number, (role, text) in enumerate(turns):
         if "<" not in text:
             continue
@@ -64,8 +75,26 @@ def check_placeholders(
                 f"turn {number} has {sign}, a placeholder of {writer}; the declared format is {format_name}"
                 + (f", which has {placeholder}" if placeholder else ""),
                 "foreign_placeholder",
-                "Correct `format`" + _or_text(placeholder, has_media),
+                _remedy(writer, is_conversation, placeholder) + _or_text(placeholder, has_media),
             )
+
+
+def _remedy(writer: str, is_conversation: bool, placeholder: str) -> str:
+    """Return the advice about a placeholder.
+
+    Args:
+        writer: format or tool that writes it.
+        is_conversation: True if the entry has `conversations`, which the formats with placeholders read.
+        placeholder: placeholder of the declared format; "" for none.
+    """
+    if writer.startswith(FORMAT) and is_conversation:
+        return "Correct `format`"
+    if placeholder == "<img>":
+        return "Write <img>path</img> in its place"
+    if not placeholder:
+        return "Remove it: the pictures of a row stand in front of its text"
+    name = " and name the picture in `images`" if writer == f"{FORMAT} qwen_vl" else ""
+    return f"Write {placeholder} in its place{name}"
 
 
 def _or_text(placeholder: str, has_media: bool) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from lit_mm.documents.document import Document, Turn
 from lit_mm.documents.sources import cache
-from lit_mm.documents.sources.blobs import Blob
+from lit_mm.documents.sources.blobs import Blob, BytesBlob, FileBlob
 from lit_mm.documents.sources.boundary import Boundary
 from lit_mm.documents.sources.cells import blob_of
 from lit_mm.documents.sources.errors import SampleError
@@ -27,6 +28,7 @@ from lit_mm.errors import UserError
 CHUNK = 2048  # samples per chunk of the picture index
 UNNAMED = "missing_id"  # note of a sample without the `id` of its format
 GAP = "missing_picture"  # note of a sample that has fewer pictures than its entry names
+OVERLAP = "held_out"  # note of a training sample that is among the held-out ones
 UNKNOWN = (0, 0)  # in the picture index: the header could not be read
 
 
@@ -271,11 +273,14 @@ class Source(ABC):
         return sizes
 
     # --- checking ----------------------------------------------------------------------------------------------------
-    def check(self, number: int, notes: Counter[str] | None = None) -> tuple[str | None, int, list[SampleError]]:
+    def check(
+        self, number: int, notes: Counter[str] | None = None, held_out: Set[int] = frozenset()
+    ) -> tuple[str | None, int, list[SampleError]]:
         """Check a sample without decoding pixels. The headers of its pictures are read from the files.
 
         Args:
             notes: counter by note, see `lit_mm.documents.sources.check.NOTES`.
+            held_out: `content_hash` of the held-out documents; a sample with one of these gets a note.
         Returns:
             The id of the sample (None without one), its number of pictures, and its errors.
         """
@@ -300,12 +305,33 @@ class Source(ABC):
                 errors.append(error)
                 sizes.append((1, 1))  # its error is in the list already; below only the text is checked
         try:
-            self.document(sample, sizes)
+            document = self.document(sample, sizes)
+            if held_out and content_hash(document) in held_out:
+                sample.notes.add(OVERLAP)
         except SampleError as error:
             errors.append(error)
         if notes is not None:
             notes.update(sample.notes)
         return identity, len(blobs), errors
+
+
+def content_hash(document: Document) -> int:
+    """Compute a hash of roles, texts and pictures, equal for equal documents of two files within one process.
+
+    Pictures are equal if they have the same path, or the same bytes inside of the data files.
+    """
+    turns = [
+        (turn.role, *(_place(part.blob) if isinstance(part, SourcePicture) else part for part in turn.parts))
+        for turn in document.turns
+    ]
+    return hash(tuple(turns))
+
+
+def _place(blob: Blob) -> Any:
+    """Return a value that is equal for equal pictures."""
+    if isinstance(blob, BytesBlob):
+        return blob.data
+    return blob if is_url(blob.path) or not isinstance(blob, FileBlob) else os.path.abspath(blob.path)
 
 
 def _check_text(text: str, number: int, sample: Sample) -> None:

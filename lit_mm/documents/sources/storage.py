@@ -177,4 +177,6 @@ def _system(path: str) -> tuple[Any, str]:
     try:
         return url_to_fs(path)
     except (ValueError, ImportError) as error:
-        raise UserError(f"the URL {path!r} cannot be opened: {error}. Otherwise copy the files here") from error
+        raise UserError(
+            f"the URL {path!r} cannot be opened: {error}. Install the package, or copy the files to this machine"
+        ) from error

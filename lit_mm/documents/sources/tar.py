@@ -45,8 +45,8 @@ class TarPart(Part):
                     names.append(member.name.encode("utf-8", "surrogateescape"))
         except (tarfile.TarError, EOFError) as error:
             raise UserError(
-                f"{self.path!r} is not a tar that can be read ({error}). Compressed shards have no random access: "
-                "unpack a .tar.gz to a .tar"
+                f"{self.path!r} cannot be read as a tar file ({error}). Compressed shards have no random access. "
+                "Unpack a .tar.gz to a .tar"
             ) from error
         return {
             "members": np.array(members, dtype=np.int64).reshape(-1, 2),

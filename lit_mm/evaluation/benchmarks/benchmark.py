@@ -257,9 +257,11 @@ def parse_benchmark(name: str, content: Mapping[str, Any]) -> Benchmark:
     """
     where = f"{name}.yaml"
     if not isinstance(content, Mapping):
-        raise UserError(f"{where} has the keys of a benchmark, such as title and reader, got {str(content)[:80]!r}")
+        raise UserError(
+            f"{where}: expected the keys of a benchmark, such as title and reader, got {str(content)[:80]!r}"
+        )
     if "name" in content:
-        raise UserError(f"{where}: a benchmark has the name of its file. Remove `name`")
+        raise UserError(f"{where}: the name of a benchmark is that of its file. Remove `name`")
     benchmark = typed(Benchmark, {**content, "name": name}, where)
     if not benchmark.splits or not benchmark.procedures:
         raise UserError(f"{where}: a benchmark has at least one split and one procedure")
@@ -274,15 +276,18 @@ def parse_benchmark(name: str, content: Mapping[str, Any]) -> Benchmark:
         check_template(procedure.prompt, place)
         if (procedure.answering != "retrieval") != bool(procedure.prompt_mark and procedure.source):
             raise UserError(
-                f"{place}: `prompt_mark` (v, r, stand-in or ours) and `source` say where a prompt comes from; "
-                f"retrieval asks without one. Got {procedure.prompt_mark!r} and {procedure.source!r}"
+                f"{place}: a prompt needs `prompt_mark` (v, r, stand-in or ours) and `source`, and retrieval has "
+                f"no prompt. Got {procedure.prompt_mark!r} and {procedure.source!r}"
             )
         if (procedure.name == OTHERS) != (procedure.prompt_mark == OTHERS) and procedure.answering != "retrieval":
-            raise UserError(f"{place}: the prompt of {OTHERS!r}, and no other, has the mark {OTHERS!r}")
+            raise UserError(
+                f"{place}: the mark {OTHERS!r} is for the prompt of the procedure {OTHERS!r}, and that prompt has "
+                "no other mark"
+            )
         for step in procedure.postprocessing:
             find_postprocessing(step, place)
         if (procedure.candidates is not None) != (procedure.answering == "candidates"):
-            raise UserError(f"{place}: `candidates` are needed if and only if `answering` is candidates")
+            raise UserError(f"{place}: `answering: candidates` needs `candidates`, and no other `answering` has them")
         if (candidates := procedure.candidates) and candidates.odds_of and len(candidates.texts) < 2:
             raise UserError(f"{place}: `odds_of` compares one of at least two candidates of `texts`")
         if candidates and candidates.odds_of and candidates.odds_of not in candidates.texts:

@@ -137,7 +137,7 @@ class Reader:
                 keys.
         """
         if self.kind == "rows" and not self.image and not self.bytes:
-            raise UserError(f"{where}: `image` or `bytes` says where the image of a row is, got neither")
+            raise UserError(f"{where}: a row needs `image` or `bytes` for its image, got neither")
         if self.answer != "texts" and not self.choices:
             raise UserError(f"{where}: the {self.answer} of `answer` need `choices`, the options of a question")
         if len(self.size) not in (0, 2):
@@ -273,8 +273,8 @@ class Reader:
         place = f"{where}: {self.references!r}"
         if all(value is None or value == "" for value in values):
             raise UserError(
-                f"{place} has no answer, got {values!r}. Leave the row out, or leave out `references` if the answers "
-                "are not public"
+                f"{place} has no answer, got {values!r}. Leave the row out; if the answers are not public, leave "
+                "out `references`"
             )
         if self.box:
             return (_box(values, self.box, place),)

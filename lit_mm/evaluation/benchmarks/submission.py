@@ -54,8 +54,8 @@ def write_submission(
     missing = [question.id for question in questions if question.id not in answers]
     if missing:
         raise UserError(
-            f"the submission is not written: {len(missing)} of {len(questions)} questions have no answer, the first is "
-            f"{missing[0]!r}. Evaluate the whole split, without --documents"
+            f"the submission was not written: {len(missing)} of {len(questions)} questions have no answer, "
+            f"the first is {missing[0]!r}. Evaluate the whole split, without --documents"
         )
     entries = [
         _filled(submission, question.entry, postprocess(answers[question.id], submission.postprocessing))

@@ -55,8 +55,8 @@ def transformers_attention(
         return out, None
     if attention_mask is None and query.shape[2] > 1:
         raise UserError(
-            f"attention over {query.shape[2]} positions needs `segments`, their lengths by sample, or a mask [B, 1, "
-            "L, S]; a mask of another shape is not read"
+            f"attention over {query.shape[2]} positions needs `segments`, the lengths of the samples, or a "
+            "mask of shape [B, 1, L, S]"
         )
     if sliding_window is not None and query.shape[2] == 1:  # keys are aligned at their ends
         key, value = key[:, :, -sliding_window:], value[:, :, -sliding_window:]

@@ -41,7 +41,7 @@ LANGUAGES = {  # projection, its rows -> language model that belongs there
     ("llm_proj", 4096): "lmsys/vicuna-7b-v1.1",
     ("llm_proj", 5120): "lmsys/vicuna-13b-v1.1",
 }
-ANY_LANGUAGE = "facebook/opt-2.7b or google/flan-t5-xl for the second stage, any small one for retrieval alone,"
+ANY_LANGUAGE = "facebook/opt-2.7b or google/flan-t5-xl for the second stage, any small one for retrieval alone"
 QUESTIONS = {True: "Question: {question} Short answer:", False: "Question: {question} Answer:"}
 RATE = {"lr": 1e-5, "weight_decay": 0.05}
 STAGE = dict.fromkeys(("connector", "projection"), RATE)
@@ -60,8 +60,8 @@ def part(described: Described, name: str, published: str) -> Described:
     """
     if name not in described.parts:
         raise UserError(
-            f"{str(described.folder)!r} has no part {name!r}; {published} belongs there. Add --with {name}=PLACE, a "
-            "folder or file of it"
+            f"{str(described.folder)!r} has no part {name!r}; expected {published}. Add --with {name}=PLACE, "
+            "a folder or file of it"
         )
     return described.parts[name]
 

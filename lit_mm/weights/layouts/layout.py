@@ -146,7 +146,7 @@ def layout_of(described: Described, name: str | None = None) -> Layout:
     known = {layout.name: layout for layout in all_layouts()}
     if name is not None:
         if name not in known:
-            raise UserError(f"--layout: there is no layout {name!r}; there are {', '.join(known)}")
+            raise UserError(f"--layout: there is no layout {name!r}; expected one of {', '.join(known)}")
         if (known[name].accepts or known[name].recognises)(described):
             return known[name]
     fitting = [layout for layout in known.values() if layout.recognises(described)]

@@ -85,8 +85,8 @@ def authors_parts(described: Described, templates: Mapping[str, str] = LLAVA) ->
             raise UserError(f"{str(source.folder / 'config.json')!r} lacks hidden_size, or is not there. Copy it there")
         name = config.get("_name_or_path") or "lmsys/vicuna-7b-v1.5"
         raise UserError(
-            f"{str(described.folder)!r} has no language model; {name} belongs there. Add --with language={name}, or a "
-            "folder of it"
+            f"{str(described.folder)!r} has no language model, which is {name}. Add --with language={name}, "
+            "or a folder of it"
         )
     layer = config.get("mm_vision_select_layer", -2)
     kind = language_kind(described)
@@ -95,8 +95,9 @@ def authors_parts(described: Described, templates: Mapping[str, str] = LLAVA) ->
         require_vicuna(described.parts["language"], "1")
     elif vicuna_version(described) == "0" and described.template is None:
         raise UserError(
-            f"{str(described.folder)!r} is by its name or its rows a Vicuna of version 0, whose turns end with ###, "
-            "which no template writes. --template NAME imports it with another one, such as vicuna_v1"
+            f"{str(described.folder)!r} is a Vicuna of version 0, by its name or its number of rows. Its "
+            "turns end with ###, which no template writes. --template NAME imports it with another template, "
+            "such as vicuna_v1"
         )
     return clip_part(described, layer), decoder, chat_arguments(described, kind, templates)
 

@@ -42,7 +42,7 @@ def fine_part(described: Described, size: int) -> Config:
     blocks = [(int(match[1]), int(match[2])) for name in stored if (match := BLOCK.match(name))]
     if not blocks:
         raise UserError(
-            f"{str(described.folder)!r} has no fine vision encoder; {CONVNEXT} belongs there. Add --with "
+            f"{str(described.folder)!r} has no fine vision encoder, which is {CONVNEXT}. Add --with "
             f"second_vision={CONVNEXT}, or a folder or file of it"
         )
     stages = range(1 + max(stage for stage, _ in blocks))

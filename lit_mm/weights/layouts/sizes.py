@@ -230,9 +230,9 @@ def clip_part(described: Described, select_layer: int, drop_cls: bool = True) ->
         if patches is None or table is None or ffn is None:
             name = described.config.get("mm_vision_tower", "openai/clip-vit-large-patch14-336")
             if "vision" in described.parts:
-                raise UserError(f"--with vision={str(source.folder)!r} has no tensors of CLIP; {name} belongs there")
+                raise UserError(f"--with vision={str(source.folder)!r} has no tensors of CLIP; expected {name}")
             raise UserError(
-                f"{str(described.folder)!r} has no vision encoder; {name} belongs there. Add --with vision={name}, or "
+                f"{str(described.folder)!r} has no vision encoder, which is {name}. Add --with vision={name}, or "
                 "a folder or file of it"
             )
         full = {
@@ -367,9 +367,9 @@ def require_vicuna(language: Described, version: str) -> None:
     actual = vicuna_version(language)
     if actual not in (None, version):
         raise UserError(
-            f"{str(language.folder)!r} is Vicuna version {actual} by its name or its "
-            f"{language.config.get('vocab_size')} rows, and the checkpoint was trained with version "
-            f"{version}{SEPARATORS[version]}. Name that one with --with language=PLACE"
+            f"{str(language.folder)!r} is Vicuna version {actual}, by its name or its "
+            f"{language.config.get('vocab_size')} rows, but the checkpoint was trained with version "
+            f"{version}{SEPARATORS[version]}. Name that version with --with language=PLACE"
         )
 
 

@@ -57,6 +57,21 @@ def test_captions_may_be_in_a_json(folder):
     assert (caught.value.kind, caught.value.sample_id) == ("bad_entry", "1")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"caption": ["c", "d"]}, "Write one caption for each picture"),
+        ({"text": "c"}, "Correct `caption`"),
+        ({"question": "q", "answer": "a"}, "It looks like query_response, which is read from a file of entries"),
+    ],
+)
+def test_a_json_of_another_form_says_what_to_do(folder, content, message):
+    path = shard(folder / "s.tar", {**pair("0", {"caption": ["c"]}), **pair("1", content)})
+    assert CaptionShards(path, text="json")[0].turns[0].text == "c"
+    with pytest.raises(SampleError, match=message):
+        CaptionShards(path, text="json")[1]
+
+
 def test_opening_again_reads_no_header_of_the_tar(folder, monkeypatch):
     path = shard(folder / "s.tar", pair("0", "text"))
     assert len(CaptionShards(path)) == 1
@@ -91,11 +106,11 @@ def test_hidden_files_and_folders_are_no_samples(folder):
 
 def test_a_shard_that_is_no_tar_or_was_cut_is_refused(folder):
     (folder / "s.tar").write_bytes(b"no tar" * 200)
-    with pytest.raises(UserError, match=r"s\.tar' is not a tar that can be read"):
+    with pytest.raises(UserError, match=r"s\.tar' cannot be read as a tar file"):
         CaptionShards(str(folder / "s.tar"))
     path = Path(shard(folder / "t.tar", {**pair("0", "text"), "1.jpg": b"x" * 9000}))
     path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(UserError, match=r"t\.tar' is not a tar that can be read"):
+    with pytest.raises(UserError, match=r"t\.tar' cannot be read as a tar file"):
         CaptionShards(str(path))
 
 
@@ -161,3 +176,8 @@ def test_a_member_s_name_is_escaped_in_messages(folder):
     with pytest.raises(SampleError) as caught:
         CaptionShards(path)[0]
     assert str(caught.value).startswith(r"s.tar:a\x1b[2J: there is no .txt")
+
+
+def test_a_folder_in_place_of_shards_is_answered_with_both_ways_to_name_what_is_in_it(tmp_path):
+    with pytest.raises(UserError, match=r"is a folder and not a tar: name its shards, .*`format: folder`"):
+        CaptionShards(str(tmp_path))

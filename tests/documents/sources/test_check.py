@@ -11,10 +11,11 @@ from lit_mm.documents.sources import (
     Source,
     open_source,
 )
-from lit_mm.documents.sources.check import Summary, check_source
+from lit_mm.documents.sources.check import Summary, check_source, content_hashes
 from lit_mm.errors import UserError
 from tests.documents.sources.test_captions import pair, shard
 from tests.documents.sources.test_conversations import llava, qwen
+from tests.documents.sources.test_pages import parquet
 
 
 def found(source: Source) -> tuple[list[tuple[str, str]], Summary]:
@@ -133,3 +134,20 @@ def test_gaps_and_placeholders_that_are_text_are_notes(write):
         "1 of 3 samples have a placeholder that is read as text (HTML, code), the first at data.jsonl:2"
     ]
     assert (summary.pictures, summary.illustrated, summary.broken) == (1, 1, 0)
+
+
+def test_training_samples_that_are_held_out_as_well_are_counted(write, folder):
+    picture = {"bytes": (folder / "wide.png").read_bytes(), "path": None}
+    entries = [llava(id="a"), llava(None, "q", "a", id="b"), llava("tall.jpg", id="c"), llava("absent.png", id="d")]
+    source = LlavaConversations(write(entries))
+    other = [llava(id="x"), llava(None, "q", "b", id="b"), "{oops", llava("absent.png", id="d")]
+    held_out = content_hashes(LlavaConversations(write(other, "held.jsonl"), images=f"{folder}/./"))
+    summary = check_source("name", source, lambda error: None, held_out=held_out)
+    assert (summary.notes, summary.first_notes) == ({"held_out": 1}, {"held_out": "data.jsonl:1"})
+    assert summary.lines() == [
+        "1 of 4 samples are held out as well, so the examination asks what was trained on, the first at data.jsonl:1"
+    ]
+    table = LlavaConversations(parquet(folder / "t.parquet", [llava(picture)] * 2))
+    held_out = content_hashes(LlavaConversations(parquet(folder / "u.parquet", [llava(picture)])))
+    assert check_source("table", table, print, held_out=held_out).notes["held_out"] == 2
+    assert content_hashes([]) == set()

@@ -15,7 +15,7 @@ def test_questions_are_conversations_and_captions_pages(folder, write):
             {"image": "wide.png", "question": "what colour?", "answer": "red"},
             {"images": ["wide.png", "tall.jpg"], "question": "which is taller?", "answer": "the second", "id": 7},
             {"image": "tall.jpg", "caption": "a red page"},
-            {"question": "2 + 2?", "answer": "4"},
+            {"question": "2 + 2?", "answer": ["4"]},
         ],
         "metadata.jsonl",
     )
@@ -28,7 +28,7 @@ def test_questions_are_conversations_and_captions_pages(folder, write):
     assert (second.id, third.id) == ("7", "metadata.jsonl:3")
     assert [turn.role for turn in third.turns] == ["page"]
     assert third.turns[0].parts[1] == "a red page"
-    assert fourth.pictures == ()
+    assert (fourth.pictures, fourth.answer) == ((), "4")
     assert source.name == "data"
 
 
@@ -46,6 +46,8 @@ def test_another_file_of_the_folder_can_be_named(folder, write):
         ({"caption": "a", "question": "b"}, "bad_entry", "with `question` and `answer`, or with `caption`"),
         ({"question": "a"}, "bad_entry", "`answer` is a text"),
         ({"question": "a", "answer": 4}, "bad_entry", "`answer` is a text"),
+        ({"question": "a", "answers": ["b"]}, "bad_entry", "Write one of its `answers` as `answer`"),
+        ({"caption": ["a", "b"]}, "bad_entry", "Write one text as `caption`, and a row for each further one"),
         ({"question": "a", "answer": " "}, "empty_answer", "its answer is empty"),
         ({"caption": ""}, "empty_answer", "its caption is empty"),
         ({"caption": "a", "image": "wide.png", "images": ["tall.jpg"]}, "bad_entry", "has `image` and `images`"),

@@ -155,7 +155,7 @@ def test_a_file_that_gzip_packed_is_read(folder, name: str) -> None:
     (folder / name).write_bytes(pictured)
     assert open_source({"format": "llava", "path": str(folder / name)})[0].pictures[0].width == 20  # beside the file
     (folder / name).write_bytes(pictured[:-20])
-    with pytest.raises(UserError, match=r"cannot be unpacked .*Was it copied whole\?"):
+    with pytest.raises(UserError, match=r"cannot be unpacked .*Was it copied completely\?"):
         open_source({"format": "llava", "path": str(folder / name)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -41,6 +42,17 @@ def user(*parts: Any, **more: Any) -> dict[str, Any]:
             ["q"],
         ),
         ({"texts": [{"user": "q", "assistant": "red"}], "images": ["wide.png", "tall.jpg"]}, [WIDE, TALL, "q"]),
+        ({"conversations": user({"type": "image", "image": "wide.png"}, TEXT)["messages"]}, [WIDE, "which?"]),
+        (user("which?", objects={"bbox": [[1, 2, 3, 4]]}), ["which?"]),
+        ({"conversation": user("which?")["messages"]}, ["which?"]),
+        (
+            {
+                "conversations": {"role": ["user", "assistant"], "content": ["<image>which?", "red"]},
+                "image": "wide.png",
+            },
+            [WIDE, "which?"],
+        ),
+        ({"messages": json.dumps(user("which?")["messages"]), "images": '["wide.png"]'}, [WIDE, "which?"]),
     ],
 )
 def test_messages_place_their_pictures(write, entry: dict[str, Any], question: list[Any]) -> None:
@@ -69,11 +81,21 @@ def test_messages_place_their_pictures(write, entry: dict[str, Any], question: l
         ),
         ({"conversations": [{"from": "human", "value": "q"}]}, "bad_entry", "Is its `format` llava?"),
         ({"messages": [{"role": "user"}]}, "bad_entry", "turn 0 needs the keys 'role' and 'content'"),
+        ({"messages": "which?"}, "bad_entry", "Write `messages` as a list, or as text of a JSON list"),
+        ([ANSWER, ANSWER], "bad_entry", "Write the list of turns into an object, under its key `messages`"),
+        (user("q", rejected_response="blue"), "unread_key", "its `rejected_response` is a worse answer"),
+        (user("q", chosen=ANSWER, rejected=ANSWER), "unread_key", "its `rejected` is a worse answer"),
+        (user("q", label=False), "unread_key", "has `label: false`, so its answer is not to be learnt"),
+        (
+            user("<ref-object>?", objects={"ref": ["a dog"], "bbox": [[1, 2]]}),
+            "unread_key",
+            "its text has <ref-object>",
+        ),
     ],
 )
 def test_messages_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind: str, message: str) -> None:
     with pytest.raises(SampleError) as caught:
-        open_source({"format": "messages", "path": write([entry])})[0]
+        open_source({"format": "messages", "path": write([entry, entry])})[0]
     assert caught.value.kind == kind
     assert message in str(caught.value)
 
@@ -88,6 +110,15 @@ def test_messages_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind
             {"query": "q", "response": "a", "history": [["h", "i"]], "system": "s", "images": ["wide.png", "tall.jpg"]},
             [["s"], [WIDE, TALL, "h"], ["i"], ["q"], ["a"]],
         ),
+        ({"instruction": "q", "input": "", "output": "a", "image": "wide.png"}, [[WIDE, "q"], ["a"]]),
+        (
+            {"instruction": "q <image>", "input": "x", "output": "a", "images": ["wide.png"]},
+            [["q ", WIDE, "\nx"], ["a"]],
+        ),
+        ({"instruction": "", "input": "x", "output": "a", "history": '[["h", "i"]]'}, [["h"], ["i"], ["x"], ["a"]]),
+        ({"prompt": "q", "response": "a"}, [["q"], ["a"]]),
+        ({"prompt": "q", "completion": "a", "query": None}, [["q"], ["a"]]),
+        ({"question": "q", "answer": "a", "image": "wide.png"}, [[WIDE, "q"], ["a"]]),
     ],
 )
 def test_queries_and_responses_are_conversations(write, entry: dict[str, Any], turns: list[Any]) -> None:
@@ -96,16 +127,30 @@ def test_queries_and_responses_are_conversations(write, entry: dict[str, Any], t
 
 
 @pytest.mark.parametrize(
-    ("entry", "kind"),
+    ("entry", "kind", "message"),
     [
-        ({"query": "q"}, "bad_entry"),
-        ({"query": "q", "response": ""}, "empty_answer"),
-        ({"query": "q", "response": "a", "history": [["x"]]}, "bad_entry"),
-        ({"query": "<image>", "response": "a", "images": ["wide.png", "tall.jpg"]}, "placeholder_mismatch"),
+        ({"query": "q"}, "bad_entry", "the texts `query` and `response`, `instruction` and `output`"),
+        ({"problem": "q", "solution": "a"}, "bad_entry", "Rename the keys of its question and its answer"),
+        ({"query": "q", "response": ""}, "empty_answer", "the answer in turn 1 is empty"),
+        ({"query": "q", "response": "a", "history": [["x"]]}, "bad_entry", "is a pair of texts"),
+        (
+            {"query": "<image>", "response": "a", "images": ["wide.png", "tall.jpg"]},
+            "placeholder_mismatch",
+            "1 x <image>, its `images` names 2",
+        ),
+        ({"query": "q", "response": "a", "answer": "b", "question": "r"}, "bad_entry", "Keep one pair"),
+        ({"question": "q", "answer": 4}, "bad_entry", "Write `answer` as text, in quotes"),
+        (
+            {"question": "q", "answer": ["a", "b"]},
+            "bad_entry",
+            "Write one text as `answer`, and a row for each further",
+        ),
+        ({"prompt": [ANSWER], "completion": [ANSWER]}, "bad_entry", "Is its `format` messages?"),
+        ({"instruction": "q", "input": 5, "output": "a"}, "bad_entry", "Write `input` as text, in quotes"),
     ],
 )
-def test_queries_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind: str) -> None:
-    with pytest.raises(SampleError) as caught:
+def test_queries_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind: str, message: str) -> None:
+    with pytest.raises(SampleError, match=message) as caught:
         open_source({"format": "query_response", "path": write([entry])})[0]
     assert caught.value.kind == kind
 

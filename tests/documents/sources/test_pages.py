@@ -76,7 +76,11 @@ def test_obelics_is_read_from_lines_too(write):
         ({"texts": ["a", "b"], "images": [None]}, "placeholder_mismatch", "2 `texts` and 1 `images`"),
         ({"texts": ["a", None], "images": [None, None]}, "placeholder_mismatch", "place 1 holds neither"),
         ({"texts": ["a", "b"], "images": [None, "x.png"]}, "placeholder_mismatch", "place 1 holds both"),
-        ({"texts": ["a", None], "images": [None, "absent.png"]}, "missing_file", "there is no image"),
+        (
+            {"texts": ["a", None], "images": [None, "absent.png"]},
+            "missing_file",
+            "absent.png'. `gaps: drop` leaves out pictures",
+        ),
         ({"texts": ["a", None], "images": [None, "damaged.png"]}, "unreadable_image", "is not an image"),
         ({"texts": [None], "images": ["wide.png"]}, "no_supervision", "nothing in it can be learnt"),
         ({"texts": None, "images": ["wide.png"]}, "bad_entry", "a page has two lists"),

@@ -269,14 +269,14 @@ def test_a_damaged_index_names_its_folder(write):
     opened.build_index()
     file = next((cache.cache_folder() / "index").glob("*/sizes.npy"))
     file.write_bytes(b"no array")
-    with pytest.raises(UserError, match=rf"the index in '{file.parent}' is damaged .*Delete that folder"):
+    with pytest.raises(UserError, match=rf"the index in '{file.parent}' is damaged .*Delete the folder"):
         LlavaConversations(path)
 
 
 def test_a_cache_that_cannot_be_written_is_told_of(write, folder, monkeypatch):
     (folder / "occupied").write_text("a file")
     monkeypatch.setenv("LIT_MM_CACHE", str(folder / "occupied"))
-    with pytest.raises(UserError, match="Point LIT_MM_CACHE to a folder"):
+    with pytest.raises(UserError, match="Set LIT_MM_CACHE to a folder"):
         LlavaConversations(write([llava()]))
 
 
@@ -292,15 +292,15 @@ def test_a_declaration_opens_the_class_of_its_format(write):
 @pytest.mark.parametrize(
     ("declaration", "message"),
     [
-        ({"path": "x"}, "a source declares its `format`, one of llava, "),
+        ({"path": "x"}, "the source 'x' has no `format`; expected one of llava, "),
         ({"format": "lava"}, "no data format 'lava'. Did you mean 'llava'?"),
         ({"format": "ShareGPT"}, "no data format 'ShareGPT'. Did you mean 'llava'?"),
         ({"format": "qwen2-vl"}, "no data format 'qwen2-vl'. Did you mean 'messages'?"),
         ({"format": "llava", "path": "x", "imags": "y"}, "has no 'imags'. Did you mean 'images'?"),
         ({"format": "llava"}, r"needs \['path'\]"),
-        ({"format": "llava", "path": 3}, "`path` of a source of format 'llava' is str, got 3"),
-        ({"format": "llava", "path": "x", "image_first": "no"}, "`image_first` .* is bool, got 'no'"),
-        ({"format": "mmc4", "path": "x", "max_images": True}, r"`max_images` .* is int \| None, got True"),
+        ({"format": "llava", "path": 3}, "`path` of a source of format 'llava' has the type str, got 3"),
+        ({"format": "llava", "path": "x", "image_first": "no"}, "`image_first` .* has the type bool, got 'no'"),
+        ({"format": "mmc4", "path": "x", "max_images": True}, r"`max_images` .* has the type int \| None, got True"),
         ({"format": "llava", "path": "x", "limit_pixels": 0}, "`limit_pixels` is at least 1, got 0"),
     ],
 )

@@ -82,6 +82,25 @@ def test_placeholders_of_other_formats_elsewhere(write, folder, format, question
 
 
 @pytest.mark.parametrize(
+    ("format", "question", "remedy"),
+    [
+        ("llava", "<image_placeholder>q", "Write <image> in its place"),
+        ("llava", "<image_1>q", "Write <image> in its place"),
+        ("llava", "<ImageHere>q", "Correct `format`"),
+        ("qwen_vl", "<|image_pad|>q", "Write <img>path</img> in its place"),
+        ("query_response", "<img>wide.png</img>q", "Write <image> in its place and name the picture in `images`"),
+        ("folder", "<image>\nq", "Remove it: the pictures of a row stand in front of its text"),
+    ],
+)
+def test_the_remedy_for_a_placeholder_works(write, folder, format: str, question: str, remedy: str) -> None:
+    entry = llava(None, question, "a") if format in ("llava", "qwen_vl") else {"question": question, "answer": "a"}
+    path = write([entry], "metadata.jsonl")
+    with pytest.raises(SampleError) as caught:
+        open_source({"format": format, "path": str(folder) if format == "folder" else path})[0]
+    assert caught.value.remedy.partition(", or declare")[0] == remedy
+
+
+@pytest.mark.parametrize(
     ("question", "answer", "expected"),
     [
         ("<image>", "x", []),
@@ -181,6 +200,14 @@ def test_other_keys_are_no_pictures(write, entry: dict[str, Any]) -> None:
         ("obelics", {"text_list": ["a"], "image_info": []}, "mmc4"),
         ("mmc4", {"texts": ["a"], "images": [None]}, "obelics"),
         ("folder", {"query": "q", "response": "a"}, "query_response"),
+        ("folder", {"instruction": "q", "output": "a", "images": ["wide.png"]}, "query_response"),
+        ("messages", {"prompt": "q", "completion": "a"}, "query_response"),
+        ("query_response", {"prompt": [{"role": "user"}], "completion": [{}], "query": None}, "messages"),
+        ("llava", {"question": "q", "answer": "a", "image": "wide.png"}, "query_response"),
+        ("llava", {"image": "wide.png", "caption": "a"}, "folder"),
+        ("llava", {"texts": [{"user": "q", "assistant": "a"}], "images": [None]}, "messages"),
+        ("obelics", {"texts": [{"user": "q", "assistant": "a"}], "images": [None]}, "messages"),
+        ("llava", {"conversations": [{"role": "user", "content": [{"type": "text", "text": "q"}]}]}, "messages"),
     ],
 )
 def test_an_entry_of_another_format_is_answered_with_its_format(write, folder, format, entry, guess) -> None:

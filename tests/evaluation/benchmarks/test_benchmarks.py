@@ -333,7 +333,7 @@ def test_a_benchmark_of_the_user_is_a_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     for text, message in (
         (yaml.safe_dump(content | {"name": "x"}), "Remove `name`"),
-        ("[1, 2]", "has the keys of a benchmark"),
+        ("[1, 2]", "expected the keys of a benchmark"),
         ("a: [", "is not YAML"),
         (yaml.safe_dump(_with(content, prompt="{question} {")), "cannot be filled"),
         (yaml.safe_dump(content | {"reader": content["reader"] | {"image": ""}}), "`image` or `bytes`"),
@@ -368,7 +368,7 @@ BAD = {
     "an unknown metric": (lambda c: _with(c, metric="anl"), "unknown metric 'anl'"),
     "an unknown placeholder": (lambda c: _with(c, prompt="{quest}"), "unknown placeholder {quest}"),
     "an unknown decoding": (lambda c: _with(c, decoding={"beam": 2}), "decoding"),
-    "candidates of generation": (lambda c: _with(c, candidates={}), "`candidates` are needed if and only if"),
+    "candidates of generation": (lambda c: _with(c, candidates={}), "`answering: candidates` needs `candidates`"),
     "log-odds of an unknown candidate": (
         lambda c: _with(c, answering="candidates", candidates={"texts": {"a": ["a"], "b": ["b"]}, "odds_of": "c"}),
         "`odds_of` is one of",
@@ -378,8 +378,8 @@ BAD = {
         "at least two candidates",
     ),
     "a prompt without a mark": (lambda c: _with(c, prompt_mark=""), "`prompt_mark`"),
-    "a prompt without a source": (lambda c: _with(c, source=""), "`source` say where a prompt comes from"),
-    "our prompt under another mark": (lambda c: _with(c, prompt_mark="v"), "the prompt of 'ours'"),
+    "a prompt without a source": (lambda c: _with(c, source=""), "a prompt needs `prompt_mark`"),
+    "our prompt under another mark": (lambda c: _with(c, prompt_mark="v"), "the mark 'ours' is for the prompt"),
     "an unknown mark": (lambda c: c | {"published": [c["published"][0] | {"mark": "x"}]}, r"mark is one of"),
     "a text in place of a number": (lambda c: c | {"scale": "1"}, "scale is of the type float"),
     "no procedure of ours": (lambda c: c | {"procedures": c["procedures"][:-1]}, "the last procedure is 'ours'"),
