@@ -148,14 +148,14 @@ def stored(path: Path, name: str, dtype: str, shape: tuple[int, ...]) -> Stored:
     return Stored(dtype, shape)
 
 
-def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) -> None:
-    """Refuse a checkpoint that is quantised, has adapters beside its weights, or is incomplete by its index.
+def check_quantised(place: str | Path, config: Mapping[str, Any], names: Collection[str] = ()) -> None:
+    """Refuse a quantised checkpoint.
 
     Args:
         config: its config.json.
-        names: names of its tensors.
+        names: names of its tensors, as far as they are known.
     Raises:
-        UserError: it is one of these.
+        UserError: it is quantised.
     """
     sections = (config, *(config.get(key) for key in ("text_config", "llm_cfg")))
     tables = [section for section in sections if isinstance(section, dict)]
@@ -166,6 +166,18 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
             f"{str(place)!r} is quantised{f' by {method}' if method else ''}, and only weights in float16, bfloat16 or "
             "float32 are imported. Take the checkpoint that it was made from"
         )
+
+
+def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) -> None:
+    """Refuse a checkpoint that is quantised, has adapters beside its weights, or is incomplete by its index.
+
+    Args:
+        config: its config.json.
+        names: names of its tensors.
+    Raises:
+        UserError: it is one of these.
+    """
+    check_quantised(place, config, names)
     if unmerged := next((name for name in names if UNMERGED in name), None):
         raise UserError(
             f"{str(place)!r} has adapters beside its weights, such as those of {unmerged!r}. Merge them first, by "

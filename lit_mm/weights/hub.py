@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from lit_mm.errors import UserError, first_line
 from lit_mm.weights.config_file import split_revision
 from lit_mm.weights.convert import INDEXES, find_weights, weight_map
-from lit_mm.weights.files import LORA
+from lit_mm.weights.files import LORA, check_quantised, read_json
 
 TEXTS = ("*.json", "*.model", "*.tiktoken", "*.jinja", "*.txt")  # configs, indexes and tokenizers
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
@@ -25,7 +25,7 @@ def download_weights(place: str) -> Path:
     Args:
         place: published name, OWNER/NAME or OWNER/NAME@REVISION.
     Raises:
-        UserError: the name cannot be downloaded.
+        UserError: the name cannot be downloaded, or its config says that it is quantised; no weights are then fetched.
     """
     from huggingface_hub import snapshot_download  # imported late: only downloads need it
     from huggingface_hub.errors import DryRunError
@@ -33,6 +33,7 @@ def download_weights(place: str) -> Path:
     name, revision = split_revision(place)
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(TEXTS)))
+        check_quantised(place, read_json(folder, "config.json"))
         try:
             listed = snapshot_download(
                 name,
@@ -47,6 +48,8 @@ def download_weights(place: str) -> Path:
         indexes = {path.relative_to(folder).as_posix() for name in INDEXES for path in folder.rglob(name)}
         wanted = [glob.escape(file) for file in files_to_read(folder, files | indexes)]
         return Path(snapshot_download(name, revision=revision, allow_patterns=[*TEXTS, *wanted]))
+    except UserError:
+        raise
     except (OSError, ValueError) as error:  # the hub's errors: no such name, no access, no network
         raise UserError(
             f"the weights {place!r} cannot be downloaded ({first_line(error)}). "

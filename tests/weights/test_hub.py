@@ -100,6 +100,15 @@ def test_weights_in_two_formats_are_fetched_in_one(served: Served, files: list[s
     assert download_weights("owner/name") == served.cache  # from the cache, without a network
 
 
+def test_a_quantised_repository_is_refused_before_its_weights_are_fetched(served: Served) -> None:
+    served.put("config.json", SAFE)
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "fp8"}}
+    (served.repository / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"^'owner/name' is quantised by fp8, and only weights in float16"):
+        download_weights("owner/name")
+    assert not served.fetched
+
+
 @pytest.mark.parametrize("safe", [True, False])
 def test_a_folder_with_both_formats_gives_safetensors_unless_a_shard_is_missing(safe: bool, tmp_path: Path) -> None:
     for name, value in zip(SAFE_SHARDS, "ab", strict=True):
