@@ -23,7 +23,9 @@ class Break(L.Callback):
 
 
 def test_the_run_ends_at_that_step_and_names_its_samples(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'pretrain', step 3: the loss is nan\. Rank 0 .* the samples tiny/\d+, tiny/"):
+    with pytest.raises(
+        UserError, match=r"'pretrain', step 3: the loss is nan\. The last samples of rank 0 were tiny/\d+, tiny/"
+    ):
         run_recipe(xcomposer2(), stages(), tmp_path, callbacks=[FiniteLoss(), Break()], every=1)
     assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == [1, 2]
     assert manifest.newest(tmp_path / "checkpoints").step == 2

@@ -191,5 +191,5 @@ def test_a_sample_that_is_not_as_it_was_indexed_stops_the_run(tmp_path, processo
     (micro,) = data.stream
     assert data.rows[micro].sample_ids == ("x",)
     other = replace(micro, lengths=((replace(micro.lengths[0][0], supervised=9),),))
-    with pytest.raises(UserError, match=r"sample 'x' takes \d+ tokens, 1 views and 4 supervised.*planned.*--rebuild"):
+    with pytest.raises(UserError, match=r"sample 'x' has \d+ tokens, 1 views and 4 supervised.*planned.*--rebuild"):
         data.rows[other]

@@ -49,9 +49,9 @@ def test_a_projection_of_groups_of_patches_needs_no_q_former(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("names", "error"),
     [
-        ((), "has no part 'language'; Vicuna version 0"),
-        (("language",), "has no part 'vision'; eva_vit_g.pth of LAVIS belongs there. Add --with vision=PLACE"),
-        (("language", "vision"), "has no part 'connector'; blip2_pretrained_flant5xxl.pth"),
+        ((), "has no part 'language'; expected Vicuna version 0"),
+        (("language",), "has no part 'vision'; expected eva_vit_g.pth of LAVIS. Add --with vision=PLACE"),
+        (("language", "vision"), "has no part 'connector'; expected blip2_pretrained_flant5xxl.pth"),
     ],
 )
 def test_a_missing_part_is_named_with_what_belongs_there(names: tuple[str, ...], error: str, tmp_path: Path) -> None:

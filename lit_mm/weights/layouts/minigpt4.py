@@ -16,7 +16,7 @@ from lit_mm.weights.layouts.sizes import (
 )
 
 PROJECTION = "llama_proj.weight"
-LANGUAGE = "Vicuna version 0, or LLaMA-2 chat for a projection of groups of patches,"
+LANGUAGE = "Vicuna version 0, or LLaMA-2 chat for a projection of groups of patches"
 QFORMER = "blip2_pretrained_flant5xxl.pth of LAVIS"
 STAGE = {"projection": {"lr": 3e-5, "weight_decay": 0.05}}
 
