@@ -10,8 +10,8 @@ import lightning as L
 class LatestLink(L.Callback):
     """This callback points `runs/latest` to the run when a stage begins to train.
 
-    Data and weights are open by then. A start that fails before leaves the link at the run before it, which `generate
-    runs/latest` and `fit --init_from runs/latest` mean.
+    Weights are loaded and the data are open by then. A start that fails before leaves the link at the run before it,
+    which `generate runs/latest` and `fit --init_from runs/latest` mean.
 
     Args:
         point: function that sets the link; the first rank calls it.
@@ -20,6 +20,6 @@ class LatestLink(L.Callback):
     def __init__(self, point: Callable[[], None]) -> None:
         self.point = point
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             self.point()

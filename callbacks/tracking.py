@@ -284,7 +284,7 @@ class Tracking(StepObserver):
 
 
 @rank_zero_only
-def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step: int | None = None) -> None:
+def log_examples(logger: RunLogger, predictions: Sequence[Prediction], *, step: int | None = None) -> None:
     """Log a table of predictions with their pictures as `examples`.
 
     Args:
@@ -294,7 +294,9 @@ def log_examples(logger: WandbLogger, predictions: Sequence[Prediction], *, step
     """
     import wandb  # here, because the import takes 0.7 s
 
-    with _data_below(Path(logger.save_dir)):
+    if logger.is_lost:
+        return
+    with logger.goes_on(), _data_below(Path(logger.save_dir)):
         table = wandb.Table(columns=["skill", "image", "question", "truth", "answer", "correct"])
         for p in predictions:
             image = wandb.Image(side_by_side([picture.read() for picture in p.document.pictures]))

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ class Program:
     def wait(self, timeout: float) -> int:
         """Return the exit code, -9 after a kill. After `timeout` seconds the program is killed, and it raises."""
         late = not select.select([self._server.stdout], [], [], timeout)[0]
-        if late:
-            os.killpg(self.pid, signal.SIGKILL)
+        if late:  # the process leads its group only after it has begun to run
+            for kill in (os.killpg, os.kill):
+                with suppress(ProcessLookupError):
+                    kill(self.pid, signal.SIGKILL)
         code = int(self._server.stdout.readline())
         if late:
             raise subprocess.TimeoutExpired(self._words, timeout)

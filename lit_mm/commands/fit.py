@@ -217,7 +217,8 @@ def conclude(
     if not module.trainer.is_global_zero:
         return
     metrics = read_metrics(folder.path / "metrics.csv")
-    seconds = run_seconds() or read_summary(folder.path).get("seconds") or time.monotonic() - LAUNCHED
+    trained = metrics[-1]["seconds"] if metrics else time.monotonic() - LAUNCHED  # killed before it had a summary
+    seconds = run_seconds() or read_summary(folder.path).get("seconds") or trained
     draw_curves(metrics, read_accuracy(folder.path / "accuracy.csv"), blind, folder.path / "curves.png", origin_of)
     draw_samples(predictions, folder.path / "samples.png")
     summary = write_summary(

@@ -33,7 +33,7 @@ class Arguments(argparse.ArgumentParser):
             if not option.startswith("-"):
                 raise UserError(f"{extra_word(unknown[0])} ({self.prog} --help lists the options)")
             close = nearest_option(option, self.options)
-            cure = f". Did you mean {close}?" if close else f": {ELSEWHERE[option]}" if option in ELSEWHERE else ""
+            cure = f". Did you mean {close}?" if close else ""
             message = f"there is no option {unknown[0]}{cure}"
         raise UserError(f"{message} ({self.prog} --help lists the options)")
 

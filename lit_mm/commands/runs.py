@@ -232,8 +232,8 @@ def check_deletion(folder: Path, others: Mapping[Path, Sequence[Path]]) -> None:
             users = users_of(run, iter(sorted(neighbours)))
         except UserError as error:
             raise UserError(
-                f"a run that may need {str(run)!r} cannot be read: {error}. Mend or delete that run first. Nothing was "
-                "deleted"
+                f"a run that may need {str(run)!r} cannot be read: {error}. Mend that run, or delete both in one "
+                "command. Nothing was deleted"
             ) from error
         if users:
             raise UserError(
@@ -263,9 +263,9 @@ def remove(folder: Path, inner: Sequence[Path]) -> None:
             for run in inner:
                 locks.enter_context(FolderLock(run))
             os.rename(folder, hidden)
+            if is_latest:
+                link.unlink()
         shutil.rmtree(hidden)
     except OSError as error:
         rest = f"; the rest of it is {str(hidden)!r}" if hidden.exists() else ""
         raise UserError(f"{str(folder)!r} cannot be deleted: {error}{rest}") from error
-    if is_latest:
-        link.unlink()

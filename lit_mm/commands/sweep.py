@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,13 @@ if TYPE_CHECKING:
     from lit_mm.commands.cost import Cost
     from lit_mm.commands.recipe import RecipeCLI
 
-MAY_CHANGE = re.compile(r"specification\.(run_cap|description|project|entity)")  # keys that change no earlier trial
+# Keys of the record that may change: they change neither an earlier trial nor what a later one is compared by
+MAY_CHANGE = re.compile(
+    r"specification\.(run_cap|description|project|entity)"
+    r"|recipe\.(.*\.)?(num_workers|worker_start|micro_batch)|recipe\.trainer\.(accelerator|devices|num_nodes)"
+    r"|recipe\.trainer\.(strategy|logger|profiler|log_every_n_steps|default_root_dir|enable_\w+)(\..*)?"
+    r"|recipe\.(track|step_timeout|checkpoint_every|keep_checkpoints|save_frozen)"
+)
 EPILOG = """\
 The file is a W&B sweep specification. Its parameters are keys of the recipe, spelt as on the command line of `fit`;
 nested `parameters:` are joined by dots. `command` runs `fit` with the recipe. `metric` is a figure that the run logs,
@@ -279,7 +286,7 @@ def _short(value: Any) -> str:
 def begin_folder(folder: Path, specification: Specification, seed: int, recipe: str) -> bool:
     """Write sweep.yaml in the folder of a sweep, or compare the one that is there.
 
-    The number of trials may change, and so may keys of the recipe that change no result.
+    The number of trials may grow, and keys of the recipe that change no result may change.
 
     Args:
         folder: folder of the sweep.
@@ -311,15 +318,17 @@ def begin_folder(folder: Path, specification: Specification, seed: int, recipe: 
             return True
         earlier = record_of_sweep(file)
         differences = run_folder.differences(earlier, record)
-        keys = [
-            key
-            for key in differences
-            if not MAY_CHANGE.fullmatch(key) and not run_folder.MAY_CHANGE.fullmatch(key.removeprefix("recipe."))
-        ]
+        keys = [key for key in differences if not MAY_CHANGE.fullmatch(key)]
         if keys:
             raise UserError(
                 f"{str(folder)!r} holds another sweep; it differs in {run_folder.listed(keys, earlier, record)}. "
                 "Resume with the same file and recipe, or choose another folder with --folder"
+            )
+        before, now = (held["specification"].get("run_cap") or math.inf for held in (earlier, record))
+        if now < before:
+            raise UserError(
+                f"{str(folder)!r} holds a sweep of at most {before} trials, and `run_cap` is {now} here. It can "
+                "only grow, because a trial that has run keeps its rank. To run fewer from now on, give --trials"
             )
         if differences:
             write_whole(file, yaml.safe_dump(record, sort_keys=False))

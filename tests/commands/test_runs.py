@@ -260,7 +260,10 @@ def test_a_run_stays_while_a_damaged_one_may_need_it(typed: Typed) -> None:
     (start / "init_from.json").write_text("{")
     code, _, errors = typed("delete", "runs/a", "--yes")
     assert code == 2 and Path("runs/a").is_dir()
-    assert "a run that may need 'runs/a' cannot be read: " in errors and "Mend or delete that run first" in errors
+    assert (
+        "a run that may need 'runs/a' cannot be read: " in errors
+        and "Mend that run, or delete both in one command" in errors
+    )
     assert typed("delete", "runs/start", "--yes")[0] == 0
     assert typed("delete", "runs/a", "--yes")[0] == 0
 

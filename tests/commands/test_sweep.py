@@ -367,9 +367,14 @@ RECIPE = "{seed_everything: 0, data: {init_args: {num_workers: 1}}, stages: [{na
     ("change", "recipe", "message"),
     [
         ({"run_cap": 9}, RECIPE.replace("num_workers: 1", "num_workers: 2"), None),
-        ({"run_cap": 2}, RECIPE, None),
         ({"method": "random"}, RECIPE, r'specification.method \("grid" there, "random" here\)'),
         ({}, RECIPE.replace("max_steps: 3", "max_steps: 4"), r"recipe.stages.a.max_steps \(3 there, 4 here\)"),
+        ({}, RECIPE.replace("seed_everything", "examine_documents"), r"recipe.examine_documents"),
+        (
+            {"parameters": {**SWEEP["parameters"], "data.init_args.micro_batch": {"values": [1, 2]}}},
+            RECIPE,
+            r"specification.parameters.data.init_args.micro_batch",
+        ),
     ],
 )
 def test_the_number_of_trials_of_a_sweep_may_change_and_its_results_may_not(
@@ -384,8 +389,15 @@ def test_the_number_of_trials_of_a_sweep_may_change_and_its_results_may_not(
         assert not begin_folder(tmp_path, changed, 0, recipe)
         assert yaml.safe_load((tmp_path / "sweep.yaml").read_text())["specification"]["run_cap"] == change["run_cap"]
         return
-    with pytest.raises(UserError, match=f"holds another sweep; it differs in {message}"):
+    with pytest.raises(UserError, match=f"holds another sweep; it differs in .*{message}"):
         begin_folder(tmp_path, changed, 0, recipe)
+
+
+def test_the_number_of_trials_of_a_sweep_does_not_fall(tmp_path: Path) -> None:
+    assert begin_folder(tmp_path, specification_of(SWEEP | {"run_cap": 3}, "x"), 0, RECIPE)
+    with pytest.raises(UserError, match="at most 3 trials, and `run_cap` is 2 here"):
+        begin_folder(tmp_path, specification_of(SWEEP | {"run_cap": 2}, "x"), 0, RECIPE)
+    assert not begin_folder(tmp_path, specification_of(SWEEP, "x"), 0, RECIPE)  # no limit
 
 
 @pytest.mark.parametrize("text", [b"a: [", b"\xff\xfe", b"", b"a: 1", b"recipe: 7\n"])
