@@ -203,7 +203,7 @@ def test_fit_refuses_what_the_index_of_a_later_stage_has_as_untrainable(capsys):
     path = recipe(first={}, second={"row_tokens": 64})
     RecipeCLI(["--config", path], "fit").check_stages()  # nothing is known without an index
     leaves(capsys, "index", "--config", path)
-    with pytest.raises(UserError, match=r"stage 'second' would end at a sample .* chat.jsonl:2: sample 'long' has "):
+    with pytest.raises(UserError, match=r"stage 'second' would stop at a sample .* chat.jsonl:2: sample 'long' has "):
         RecipeCLI(["--config", path], "fit").check_stages()
     path = recipe(first={}, second={"row_tokens": 64, "on_bad_sample": "skip"})
     RecipeCLI(["--config", path], "fit").check_stages()

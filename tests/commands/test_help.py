@@ -117,7 +117,7 @@ def test_a_page_lists_every_argument_by_its_address(
         (("--model.help", "lit_mm.families.XCompser2"), "there is no 'lit_mm.families.XCompser2'"),
         (("--model.help", "Nothing"), "there is no class 'Nothing'. Give its import path"),
         (("--data.help", "lit_mm.families.Llava"), "expected a subclass of"),
-        (("--stages.train.connector.lr.more.help",), "there is no key 'stages.train.connector.lr.more'"),
+        (("--stages.train.connector.lr.more.help",), "there is no help for 'stages.train.connector.lr.more'"),
     ],
 )
 def test_help_about_what_does_not_exist_is_refused_in_one_line(
