@@ -310,7 +310,7 @@ def test_what_a_retriever_may_not_propose_is_refused(found: list[int]) -> None:
 
 def test_a_used_image_may_not_be_proposed_again() -> None:
     script = Script(article=ARTICLE, spot="<Seg0><Seg1>", caption=['a"', 'b"'], select="A")
-    with pytest.raises(UserError, match=r"without the used \[0\]"):
+    with pytest.raises(UserError, match=r"without the used ones \[0\]"):
         run(script, retrieve=lambda caption, count, exclude: [0, 1])
 
 
