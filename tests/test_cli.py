@@ -223,7 +223,8 @@ def test_a_full_disk_or_a_read_only_one_ends_in_one_line(
     with pytest.raises(SystemExit) as left:
         main(["fit"])
     error = capsys.readouterr().err
-    assert left.value.code == 2 and error.startswith(f"lit_mm: {os.strerror(code)} (runs/tiny/metrics.csv). Make room")
+    start = f"lit_mm: {os.strerror(code)} (runs/tiny/metrics.csv). Free some disk space"
+    assert left.value.code == 2 and error.startswith(start)
     assert len(error.strip().splitlines()) == 1
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -95,7 +96,7 @@ class ImageFolder:
     """
 
     def __init__(self, path: str, licence: str = "") -> None:
-        self.folder, self.licence = Path(path).expanduser(), licence
+        self.folder, self.licence = Path(os.path.expanduser(path)), licence
         if not self.folder.is_dir():
             raise UserError(f"there is no folder {path!r}. Correct the source's `path`")
         self.files = [

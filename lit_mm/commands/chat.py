@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -119,7 +120,7 @@ def obey(conversation: Chat, word: str, rest: str, console: Console) -> None:
     if word == "/image":
         if not rest:
             raise UserError("/image needs a file: /image page.png")
-        picture = FilePicture.open(Path(rest).expanduser().absolute())
+        picture = FilePicture.open(Path(os.path.expanduser(rest)).absolute())
         conversation.show(picture)
         console.print(f"the next question shows {picture.path} ({picture.width} x {picture.height})", markup=False)
     elif word == "/data":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -127,7 +128,7 @@ def export_to(
 
 def absolute(place: str) -> str:
     """Return the absolute path of a local place; a published name stays as it is."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     return str(path.absolute()) if path.exists() else place
 
 

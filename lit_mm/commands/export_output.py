@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -289,7 +290,7 @@ def published_files(
         reference = (section.get("init_args", {}).get("weights") if isinstance(section, dict) else None) or ""
         kind, _, joined = reference.partition(":")
         if kind in MAPS and part not in parts:
-            places += [p for p in places_of(joined) if Path(p).expanduser().exists() or is_published_name(p)]
+            places += [p for p in places_of(joined) if Path(os.path.expanduser(p)).exists() or is_published_name(p)]
         opened[part] = [TensorFiles(tensor_files(local_place(place))) for place in places]
         if source is not None:
             opened[part].append(TensorFiles([source / "published.safetensors"]))

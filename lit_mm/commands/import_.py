@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import shutil
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -244,14 +245,18 @@ def write_run(published: Published, run: Path) -> Path:
 
 
 def copy_configs(source: Path, target: Path) -> None:
-    """Copy the configs and the tokenizer of a folder, and of its folders of further tokenizers and of parts."""
+    """Copy the configs and the tokenizer of a folder, and of its folders of further tokenizers and of parts.
+
+    JSON loses a byte order mark, with which transformers would not read it.
+    """
     from lit_mm.prompts.files import FILES
     from lit_mm.weights.files import PART_FOLDERS
 
     target.mkdir(parents=True)
     for name in (*FILES, *CONFIGS):
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+            data = (source / name).read_bytes()
+            (target / name).write_bytes(data.removeprefix(BOM_UTF8) if name.endswith(".json") else data)
     for name in (*FOLDERS, *PART_FOLDERS):
         if (source / name).is_dir():
             copy_configs(source / name, target / name)

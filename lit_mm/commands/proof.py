@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -180,6 +181,8 @@ def prove(published: Published, weight: Callable[[str], Tensor], memory: float |
         shapes = "none: every tensor is placed once, with the shape that config.json says"
         parity = "The family's arithmetic is compared with values of its authors' code in tests/parity"
         return figures | {"against": f"{shapes}. {parity}"}
+    if any(file.read_bytes().startswith(BOM_UTF8) for file in published.folder.glob("*.json")):
+        return figures | {"against": "none: transformers reads no JSON with a byte order mark. The run's copy has none"}
     comparison = Comparison(layout, published.folder, published.files[""], published.module, weight)
     return figures | comparison.figures(memory, whole)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import tempfile
 import zlib
@@ -215,7 +216,7 @@ def lora_scale(adapter: Config) -> float:
 
 def tokenizer_folder(place: str) -> Path:
     """Return the folder of a tokenizer; of a published name only the files of the tokenizer are downloaded."""
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if not is_published_name(place):
         return path.parent if path.is_file() else path
     return download(place)

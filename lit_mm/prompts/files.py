@@ -88,10 +88,11 @@ def _data_file(path: Path) -> Path:
             f"tokenizer file {str(path)!r} does not exist; give a folder, one of {', '.join(DATA)}, a published name, "
             "or 'nano'"
         )
+    has_pairs = all((path / name).is_file() for name in BYTE_PAIRS)
     for name in DATA:
-        if (path / name).is_file():
+        if (path / name).is_file() and not (has_pairs and name in (SENTINELS, WORD_PIECES)):
             return path / name
-    if all((path / name).is_file() for name in BYTE_PAIRS):
+    if has_pairs:
         return path / BYTE_PAIRS[0]
     names = sorted(file.name for file in path.iterdir())
     raise UserError(
@@ -151,8 +152,13 @@ def _word_pieces(file: Path, settings: dict[str, Any]) -> tokenizers.Tokenizer:
     """Build BERT's tokenizer from its word pieces, one a line.
 
     Raises:
-        UserError: the tokenizer is of another class.
+        UserError: the tokenizer is of another class, or lacks one of BERT's special tokens.
     """
+    missing = {"[UNK]", "[CLS]", "[SEP]"} - set(file.read_text(encoding="utf-8").splitlines())
+    if missing:
+        raise UserError(
+            f"tokenizer {str(file)!r} has no {' and no '.join(sorted(missing))}; only BERT's {WORD_PIECES} is read"
+        )
     kind = settings.get("tokenizer_class", "BertTokenizer")
     if kind not in ("BertTokenizer", "BertTokenizerFast"):
         raise UserError(

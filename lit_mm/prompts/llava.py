@@ -119,11 +119,11 @@ class ChatPrompt:
         """See `Prompt.runs`.
 
         Raises:
-            UserError: see `parts`, or the tokenizer lacks the template's end marker.
+            UserError: see `parts`, or the tokenizer lacks an end marker of the template.
         """
-        end = self.template.stop_token
-        tokenizer.id_of(end)
-        return to_runs(self.parts(document), tokenizer, end, bos=self.bos)
+        for token in self._stop_tokens:
+            tokenizer.id_of(token)
+        return to_runs(self.parts(document), tokenizer, self.template.stop_token, bos=self.bos)
 
     def stop_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
         return frozenset({*map(tokenizer.id_of, self._stop_tokens), tokenizer.eos_id})

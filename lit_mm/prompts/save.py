@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,11 @@ def save_tokenizer(reference: str, folder: Path, token: str = "") -> bool:
     Raises:
         UserError: the files are of a kind that takes no further token, or its id is not the next one.
     """
-    tokenizer, path = load_tokenizer(reference), Path(reference).expanduser()
+    tokenizer, path = load_tokenizer(reference), Path(os.path.expanduser(reference))
     source = NANO_TOKENIZER if reference == "nano" else path if path.exists() else download(reference)
     if source.is_file():
-        other = source.name if source.name in DATA else PIECES
-        shutil.copyfile(source, folder / (FAST if source.suffix == ".json" else other))
+        of_kind = {".json": FAST, ".tiktoken": "qwen.tiktoken"}.get(source.suffix, PIECES)
+        shutil.copyfile(source, folder / (source.name if source.name in DATA else of_kind))
     beside = source.parent if source.is_file() else source
     for name in (*DATA, *BYTE_PAIRS, *CONFIGS[:3]):
         if source.is_dir() and (beside / name).is_file():
@@ -77,4 +78,4 @@ def add_token(folder: Path, settings: dict[str, Any], token: str, number: int) -
 
 def read(file: Path) -> dict[str, Any]:
     """Read a JSON file; {} if it is not there."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}

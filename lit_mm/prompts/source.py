@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def load_tokenizer(reference: str) -> Tokenizer:
     """
     if reference == "nano":
         return Tokenizer.from_file(NANO_TOKENIZER, bos="<s>", eos="</s>", pad="<pad>")
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))
     is_path = path.exists() or path.is_absolute() or path.suffix in SUFFIXES or reference.startswith((".", "~"))
     return Tokenizer.from_pretrained(path) if is_path else PublishedTokenizer(reference)
 

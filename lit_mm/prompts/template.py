@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -132,7 +133,7 @@ class ChatTemplate:
                 "remove `image_start` and `image_end`, or `placeholder`"
             )
         if template is not None and template.endswith(".jinja"):
-            file = Path(template).expanduser()
+            file = Path(os.path.expanduser(template))
             if not file.is_file():
                 raise UserError(f"ChatTemplate: the file {template!r} of `template` does not exist; correct its path")
             template = file.read_text(encoding="utf-8")

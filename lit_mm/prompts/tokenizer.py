@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,7 +74,7 @@ class Tokenizer:
         Raises:
             UserError: the tokenizer cannot be read or downloaded, or its files name no end-of-sequence token.
         """
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         vocabulary, special = read_files(path if path.exists() or isinstance(name, Path) else download(name))
         eos = special["eos_token"]
         assert eos is not None, "read_files gives an end-of-sequence token"

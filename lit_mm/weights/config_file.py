@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_config(place: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such file, it cannot be downloaded, or it holds no JSON object.
     """
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     if path.is_dir():
         path = path / CONFIG
     if is_published_name(place):
@@ -65,7 +66,7 @@ def check_pointer(path: Path) -> None:
 
 def is_published_name(place: str) -> bool:
     """Return True for OWNER/NAME or OWNER/NAME@REVISION that is no local path."""
-    exists = Path(place).expanduser().exists()
+    exists = Path(os.path.expanduser(place)).exists()
     return not exists and split_revision(place)[0].count("/") == 1 and not place.startswith((".", "/", "~"))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from lit_mm.errors import UserError, first_line
 from lit_mm.weights.config_file import split_revision
 from lit_mm.weights.convert import INDEXES, find_weights, weight_map
-from lit_mm.weights.files import LORA, check_quantised, read_json
+from lit_mm.weights.files import LORA, STATES, check_quantised, read_json
 
 TEXTS = ("*.json", "*.model", "*.tiktoken", "*.jinja", "*.txt")  # configs, indexes and tokenizers
 WEIGHTS = ("*.safetensors", "*.bin", "*.pth")
@@ -46,8 +46,8 @@ def download_weights(place: str) -> Path:
         except DryRunError:  # without a network, the cache tells
             files = {path.relative_to(folder).as_posix() for ending in WEIGHTS for path in folder.rglob(ending)}
         indexes = {path.relative_to(folder).as_posix() for name in INDEXES for path in folder.rglob(name)}
-        wanted = [glob.escape(file) for file in files_to_read(folder, files | indexes)]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*TEXTS, *wanted]))
+        patterns = [glob.escape(file) for file in files_to_read(folder, files | indexes)]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*TEXTS, *patterns]))
     except UserError:
         raise
     except (OSError, ValueError) as error:  # the hub's errors: no such name, no access, no network
@@ -76,7 +76,7 @@ def files_to_read(folder: Path, names: Collection[str]) -> list[str]:
 
 def _weights_of(folder: Path, names: Collection[str]) -> list[str]:
     """Choose the files of weights of one folder: those that `tensor_files` reads, or all if they have other names."""
-    found = find_weights(names, lambda index: weight_map(folder / index).values())
-    if found and (found[0] in INDEXES or set(LORA).isdisjoint(names)):
-        return found[1]
-    return sorted(name for name in names if not name.endswith(".json"))
+    weights = find_weights(names, lambda index: weight_map(folder / index).values())
+    if weights and (weights[0] in INDEXES or set(LORA).isdisjoint(names)):
+        return weights[1]
+    return sorted(name for name in names if not name.endswith(".json") and not STATES.fullmatch(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -142,7 +143,7 @@ def load_part(module: nn.Module, reference: str, part: str, path: str = "") -> l
 
 def places_of(place: str) -> list[str]:
     """Split places joined by "+"."""
-    return [place] if Path(place).expanduser().exists() else place.split("+")
+    return [place] if Path(os.path.expanduser(place)).exists() else place.split("+")
 
 
 def check_local_config(module: nn.Module, reference: str, part: str, path: str) -> None:
@@ -178,7 +179,7 @@ def local_config(reference: str) -> tuple[Path, dict[str, Any]] | None:
 def folder_here(place: str) -> Path | None:
     """Return a local path unchanged, and the folder of a published name whose config.json was downloaded before."""
     if not is_published_name(place):
-        return Path(place).expanduser()
+        return Path(os.path.expanduser(place))
     from huggingface_hub import try_to_load_from_cache  # imported late: only published names need it
 
     try:
@@ -208,5 +209,6 @@ def local_place(place: str) -> Path:
     """
     if "://" in place:
         name = "/".join(place.partition("://")[2].split("/")[1:3])
-        raise UserError(f"{place!r} is an address. Give a published name, such as {name}, or a local file or folder")
-    return download_weights(place) if is_published_name(place) else Path(place).expanduser()
+        example = f", such as {name}," if name.count("/") == 1 else ""
+        raise UserError(f"{place!r} is an address. Give a published name{example} or a local file or folder")
+    return download_weights(place) if is_published_name(place) else Path(os.path.expanduser(place))

@@ -257,7 +257,7 @@ def test_a_later_stage_alone_needs_a_trained_model_to_start_from(place: Path, co
     folders = sorted(path.name for path in (place / "runs").iterdir())
     code, _, error = command("fit", "--config", "tiny.yaml", "--stages", "finetune", "--run_dir", "runs/none")
     assert code == 2
-    assert "--stages begins with 'finetune'; 'pretrain' before it has not been trained here" in error
+    assert "--stages begins with 'finetune', but 'pretrain' before it has not been trained here" in error
     assert "--init_from" in error
     assert sorted(path.name for path in (place / "runs").iterdir()) == folders  # nothing was made
 

@@ -18,6 +18,7 @@ from tests.prompts.published import qwen_file, sentencepiece_file
         (sentencepiece_file, "tokenizer.model", "tokenizer.model"),
         (sentencepiece_file, "llama.model", "tokenizer.model"),
         (qwen_file, "qwen.tiktoken", "qwen.tiktoken"),
+        (qwen_file, "mine.tiktoken", "qwen.tiktoken"),
     ],
 )
 def test_a_file_of_a_tokenizer_has_a_name_that_says_its_kind(

@@ -255,6 +255,10 @@ def test_a_bert_without_a_tokenizer_json_gives_the_same_ids(tmp_path: Path) -> N
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertJapaneseTokenizer"}')
     with pytest.raises(UserError, match=r"is a BertJapaneseTokenizer, whose code is not run; only BERT's vocab\.txt"):
         load_tokenizer(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "vocab.txt").write_text("a\nb\n[UNK]\n</s>\n")
+    with pytest.raises(UserError, match=r"vocab\.txt' has no \[CLS\] and no \[SEP\]; only BERT's vocab\.txt is read"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_qwen_without_pictures_has_208_special_tokens(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_without_locks_a_fresh_heartbeat_keeps_others_out(tmp_path: Path, no_loc
 
 def test_without_locks_three_missed_heartbeats_name_the_holder_and_take_over(tmp_path: Path, no_locks: None) -> None:
     record(tmp_path, ELSEWHERE, age=31)
-    with pytest.raises(UserError, match=r"was in use by process 4711 on node7, .*no sign for 31 s.*--take_over"):
+    with pytest.raises(UserError, match=r"is locked by process 4711 on node7, .*not responded for 31 s.*--take_over"):
         FolderLock(tmp_path).__enter__()
     with FolderLock(tmp_path, take_over=True):
         assert Holder.of((tmp_path / FILE).read_bytes()) == Holder.current()

@@ -82,6 +82,7 @@ CASES = [  # files of the repository, and those that are fetched
     ([f"{SAFE}.index.json", *SAFE_SHARDS, "consolidated.safetensors", "original/a.pth"], SAFE_SHARDS),
     ([SAFE, "checkpoint-10/model.safetensors", "mm_projector.bin"], [SAFE]),
     ([TORCH, "training_args.bin"], [TORCH]),
+    (["training_args.bin", f"llm/{SAFE}"], [f"llm/{SAFE}"]),
     (["adapter_model.bin", "non_lora_trainables.bin"], ["adapter_model.bin", "non_lora_trainables.bin"]),
     (["mm_projector.bin", "checkpoint-10/model.safetensors"], ["mm_projector.bin"]),
     (["model_base.pth", "model_large.pth"], ["model_base.pth", "model_large.pth"]),

@@ -127,7 +127,9 @@ def _check_preference(sample: Sample) -> None:
             "unread_key",
             f"Write the better answer as the last turn, and remove `{worse}`",
         )
-    mark = next((key for key in GOOD if sample.entry.get(key) is False), None)
+    # Beside a conversation, `label` is usually the class of an image
+    marks = GOOD if "completion" in sample.entry else ("kto_tag",)
+    mark = next((key for key in marks if sample.entry.get(key) is False), None)
     if mark is not None:
         raise sample.error(
             f"has `{mark}: false`, so its answer is not to be learnt", "unread_key", "Leave the sample out"

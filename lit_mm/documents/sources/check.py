@@ -118,7 +118,7 @@ def check_source(
 def content_hashes(source: Documents) -> set[int]:
     """Return `content_hash` of the sound documents of a source of files; an empty set for other collections.
 
-    The held-out part of a file is such a collection. Its rows are not among the others by construction.
+    The held-out rows of a file that is divided are such a collection; they are not among the others by construction.
     """
     hashes: set[int] = set()
     if isinstance(source, Source):

@@ -12,7 +12,6 @@ from lit_mm.documents.sources.cells import cells_in
 from lit_mm.documents.sources.entries import is_data_file, open_entries, patterns
 from lit_mm.documents.sources.forms import format_of
 from lit_mm.documents.sources.keys import check_keys
-from lit_mm.documents.sources.listed import list_of
 from lit_mm.documents.sources.parquet import LIMIT_GROUP
 from lit_mm.documents.sources.part import Part
 from lit_mm.documents.sources.paths import expand_home, folder_of, is_url, join, name_of
@@ -116,7 +115,7 @@ class PictureFolder(Source):
 
     @staticmethod
     def _text(key: str, sample: Sample) -> str:
-        texts = list_of(sample.entry.get(key))
+        texts = sample.entry.get(key)
         if isinstance(texts, list) and len(texts) == 1 and isinstance(texts[0], str):
             text = texts[0]
         else:

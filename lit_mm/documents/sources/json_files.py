@@ -257,7 +257,8 @@ class CocoAnnotations(JsonList):
         except ValueError as error:
             raise UserError(f"an image of {self.path!r} is not JSON ({error})") from error
         kinds = {"id": int, "file_name": str}
-        if not isinstance(image, dict) or not all(isinstance(image.get(key), kind) for key, kind in kinds.items()):
+        is_image = isinstance(image, dict) and all(isinstance(image.get(key), kind) for key, kind in kinds.items())
+        if not is_image or abs(image["id"]) >= 2**63:
             raise UserError(
                 f"each of the `images` of {self.path!r} has a number `id` and a text `file_name`, got {brief(image)}"
             )

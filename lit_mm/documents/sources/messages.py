@@ -143,7 +143,7 @@ class QueryResponseConversations(Conversations):
     def spoken(self, sample: Sample) -> list[tuple[str, str]]:
         entry = sample.entry if isinstance(sample.entry, Mapping) else {}
         filled = [pair for pair in PAIRS if all(entry.get(key) is not None for key in pair)]
-        if len(filled) > 1:
+        if len(filled) > 1 and filled[0] != PAIRS[0]:  # the format's own pair; other columns may be of any kind
             names = " and ".join(f"`{key}`" for key in dict.fromkeys(key for pair in filled for key in pair))
             raise sample.error(f"has {names}, more than one question with its answer", "bad_entry", "Keep one pair")
         if not filled:

@@ -318,7 +318,7 @@ class Source(ABC):
 def content_hash(document: Document) -> int:
     """Compute a hash of roles, texts and pictures, equal for equal documents of two files within one process.
 
-    Pictures are equal if they have the same path, or the same bytes inside of the data files.
+    Pictures are equal if they have the same path, the same place in one tar, or the same bytes inside of the data.
     """
     turns = [
         (turn.role, *(_place(part.blob) if isinstance(part, SourcePicture) else part for part in turn.parts))

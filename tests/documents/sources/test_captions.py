@@ -179,5 +179,5 @@ def test_a_member_s_name_is_escaped_in_messages(folder):
 
 
 def test_a_folder_in_place_of_shards_is_answered_with_both_ways_to_name_what_is_in_it(tmp_path):
-    with pytest.raises(UserError, match=r"is a folder and not a tar: name its shards, .*`format: folder`"):
+    with pytest.raises(UserError, match=r"is a folder, but `path` names shards: write .*`format: folder`"):
         CaptionShards(str(tmp_path))

@@ -16,11 +16,12 @@ def test_questions_are_conversations_and_captions_pages(folder, write):
             {"images": ["wide.png", "tall.jpg"], "question": "which is taller?", "answer": "the second", "id": 7},
             {"image": "tall.jpg", "caption": "a red page"},
             {"question": "2 + 2?", "answer": ["4"]},
+            {"question": "as JSON?", "answer": '["4"]'},
         ],
         "metadata.jsonl",
     )
     source = PictureFolder(str(folder) + "/")
-    first, second, third, fourth = (source[n] for n in range(4))
+    first, second, third, fourth, fifth = (source[n] for n in range(5))
     assert [turn.role for turn in first.turns] == ["user", "assistant"]
     assert (first.question, first.answer) == ("what colour?", "red")
     assert [(p.width, p.height) for p in second.pictures] == [(20, 10), (16, 32)]
@@ -28,7 +29,7 @@ def test_questions_are_conversations_and_captions_pages(folder, write):
     assert (second.id, third.id) == ("7", "metadata.jsonl:3")
     assert [turn.role for turn in third.turns] == ["page"]
     assert third.turns[0].parts[1] == "a red page"
-    assert (fourth.pictures, fourth.answer) == ((), "4")
+    assert (fourth.pictures, fourth.answer) == ((), "4") and fifth.answer == '["4"]'
     assert source.name == "data"
 
 

@@ -85,7 +85,7 @@ def test_messages_place_their_pictures(write, entry: dict[str, Any], question: l
         ([ANSWER, ANSWER], "bad_entry", "Write the list of turns into an object, under its key `messages`"),
         (user("q", rejected_response="blue"), "unread_key", "its `rejected_response` is a worse answer"),
         (user("q", chosen=ANSWER, rejected=ANSWER), "unread_key", "its `rejected` is a worse answer"),
-        (user("q", label=False), "unread_key", "has `label: false`, so its answer is not to be learnt"),
+        (user("q", kto_tag=False), "unread_key", "has `kto_tag: false`, so its answer is not to be learnt"),
         (
             user("<ref-object>?", objects={"ref": ["a dog"], "bbox": [[1, 2]]}),
             "unread_key",
@@ -117,6 +117,7 @@ def test_messages_that_do_not_fit_are_refused(write, entry: dict[str, Any], kind
         ),
         ({"instruction": "", "input": "x", "output": "a", "history": '[["h", "i"]]'}, [["h"], ["i"], ["x"], ["a"]]),
         ({"prompt": "q", "response": "a"}, [["q"], ["a"]]),
+        ({"query": "q", "response": "a", "answer": "b", "question": "r", "label": False}, [["q"], ["a"]]),
         ({"prompt": "q", "completion": "a", "query": None}, [["q"], ["a"]]),
         ({"question": "q", "answer": "a", "image": "wide.png"}, [[WIDE, "q"], ["a"]]),
     ],
@@ -138,7 +139,8 @@ def test_queries_and_responses_are_conversations(write, entry: dict[str, Any], t
             "placeholder_mismatch",
             "1 x <image>, its `images` names 2",
         ),
-        ({"query": "q", "response": "a", "answer": "b", "question": "r"}, "bad_entry", "Keep one pair"),
+        ({"instruction": "q", "output": "a", "answer": "b", "question": "r"}, "bad_entry", "Keep one pair"),
+        ({"prompt": "q", "completion": "a", "label": False}, "unread_key", "has `label: false`"),
         ({"question": "q", "answer": 4}, "bad_entry", "Write `answer` as text, in quotes"),
         (
             {"question": "q", "answer": ["a", "b"]},
