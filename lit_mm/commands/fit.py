@@ -65,7 +65,7 @@ def fit(arguments: Sequence[str]) -> None:
     """Train stage after stage, then examine on held-out documents beside the blind baseline, and draw the result."""
     quiet()
     use_deterministic_algorithms()
-    cli = RecipeCLI(arguments, "fit")
+    cli = RecipeCLI(arguments, "fit", data_first=True)
     if cli.config.track:
         check_mode(os.environ)
     check_run_dir(cli.config.run_dir)

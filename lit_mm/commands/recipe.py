@@ -189,6 +189,7 @@ class RecipeCLI(LightningCLI):
         build: True makes the model, False only checks its arguments.
         options: options of the command, which are candidates for a misspelt one.
         with_data: False opens no data, for a command that needs none.
+        data_first: True opens the data of all stages before it makes the model, which may take minutes.
         entries: the parsed config with files and lines, for messages; None for a config that is not in a file.
 
     `--allow PACKAGE` on the command line lets the config name classes of another package.
@@ -205,9 +206,11 @@ class RecipeCLI(LightningCLI):
         build: bool = True,
         options: Sequence[str] = (),
         with_data: bool = True,
+        data_first: bool = False,
         entries: Entry | None = None,
     ) -> None:
-        self.build, self.command_options, self.with_data = build, options, with_data
+        self.build, self.command_options, self.with_data, self.data_first = build, options, with_data, data_first
+        self.opened: dict[str, StreamDataModule] = {}  # stage -> its data, opened for the check of stages
         self.words = [] if isinstance(arguments, Mapping) else list(arguments)
         self.nulls: list[str] = []
         if isinstance(arguments, Mapping):
@@ -331,6 +334,10 @@ class RecipeCLI(LightningCLI):
         if not self.build:
             self.config_init = Namespace(stages=[Stage(**stage.as_dict()) for stage in self.config.stages or []])
             return
+        if self.data_first:
+            for stage in self.config.stages or []:
+                if not self.config.only or stage.name in self.config.only:
+                    self.open_data(Stage(**stage.as_dict()))
         config = self.config if self.with_data else self.config.clone()
         if not self.with_data:
             config.pop("data", None)
@@ -408,10 +415,8 @@ class RecipeCLI(LightningCLI):
         check_launch(self.trainer_of([], []))
         by_stage: list[StreamDataModule] = []
         for stage in self.stages:
+            data = self.opened.get(stage.name) or self.open_data(stage)
             with self.placing():
-                data = self.data_of(stage)
-                if not len(data.source()):
-                    raise UserError(f"stages.{stage.name}.data: the data set is empty. Check this key and `data`")
                 check_stage_sources(stage, data)
                 by_stage.append(data)
                 for processor in self.model.processors_of(stage).values():
@@ -419,6 +424,19 @@ class RecipeCLI(LightningCLI):
         if len(by_stage) == len(self.config_init.stages or []) and by_stage:
             held_out = partial(self.datamodule.heldout, self.config.examine_documents)
             check_model_sources(self.model.processor, by_stage, held_out)
+
+    def open_data(self, stage: Stage) -> StreamDataModule:
+        """Open the data of a stage for the check of stages.
+
+        Raises:
+            UserError: see `data_of`; a file is missing, or there is no sample.
+        """
+        with self.placing():
+            data = self.data_of(stage)
+            if not len(data.source()):
+                raise UserError(f"stages.{stage.name}.data: the data set is empty. Check this key and `data`")
+        self.opened[stage.name] = data
+        return data
 
     def data_of(self, stage: Stage | None) -> StreamDataModule:
         """Make the recipe's data module with the changes of a stage.

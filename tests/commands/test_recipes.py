@@ -12,6 +12,7 @@ import pytest
 
 from lit_mm.cli import main
 from lit_mm.commands.config_text import read_config
+from lit_mm.commands.recipe import RecipeCLI
 from lit_mm.commands.recipe_files import RECIPES, recipe_file, recipe_names
 from lit_mm.commands.recipes import headline
 from lit_mm.errors import UserError
@@ -113,3 +114,12 @@ def test_from_a_wheel_a_recipe_trains_beside_files_of_the_user_with_the_same_nam
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "rehears" in done.stdout + done.stderr
+
+
+def test_missing_data_are_named_before_the_model_is_made() -> None:
+    words = ["--config", "own_data", "--data.path", "nowhere.json", "--data.format", "llava"]
+    words += ["--model.init_args.language.init_args.heads", "7"]
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        RecipeCLI(words, "fit", data_first=True)
+    with pytest.raises(UserError, match="`heads` must divide"):
+        RecipeCLI(words, "fit")
