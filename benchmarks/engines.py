@@ -34,12 +34,13 @@ from typing import Any
 
 import yaml
 
-from lit_mm.annotation.shards import PAGE, read_accounts, write_atomically
+from lit_mm.annotation.shards import PAGE, read_accounts
 from lit_mm.commands.trained import open_model
 from lit_mm.datamodules.nano import NanoSource
 from lit_mm.errors import UserError
 from lit_mm.evaluation.examiners import examine
 from lit_mm.evaluation.statistics import Comparison, bootstrap_interval, paired_bootstrap
+from lit_mm.run.files import write_whole
 from lit_mm.stream.order import stable_hash
 
 RECIPE = Path(__file__).parents[1] / "experiments/blip.yaml"
@@ -75,7 +76,7 @@ def write_pages(folder: Path, count: int, *, first: int, noise: float, seed: int
         lines.append(json.dumps({"id": document.id, "image": f"{number:05d}.png", "caption": caption}))
         noisy.append(wrong)
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
-    write_atomically(record, json.dumps(noisy).encode())
+    write_whole(record, json.dumps(noisy))
     return noisy
 
 
@@ -113,7 +114,7 @@ def agree(runs: Path, choices: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{str(runs)!r} holds a study with {values}. Resume with the same, or choose another --runs"
             )
-    write_atomically(record, json.dumps(choices).encode())
+    write_whole(record, json.dumps(choices))
 
 
 def command(*words: str, program: Sequence[str] = (sys.executable, "-m", "lit_mm"), threads: int | None = None) -> None:
@@ -140,7 +141,7 @@ def fit(runs: Path, name: str, config: dict[str, Any], *, threads: int | None = 
         (runs / f"{name}.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
         start = time.monotonic()
         command("fit", "--config", str(runs / f"{name}.yaml"), "--run_dir", str(folder), threads=threads)
-        write_atomically(record, json.dumps({"seconds_of_last_launch": round(time.monotonic() - start)}).encode())
+        write_whole(record, json.dumps({"seconds_of_last_launch": round(time.monotonic() - start)}))
     return folder
 
 
@@ -195,7 +196,7 @@ def hits(runs: Path, name: str, pages: int, seed: int) -> tuple[list[float], lis
             "hits": [float(entry.correct) for entry in final],
             "pages": [entry.document.id for entry in final],
         }
-        write_atomically(record, json.dumps(content).encode())
+        write_whole(record, json.dumps(content))
     content = json.loads(record.read_text())
     return content["hits"], content["pages"]
 
@@ -291,7 +292,7 @@ def main() -> None:
     with ThreadPoolExecutor(choices.side_by_side) as pool:
         list(pool.map(train, KINDS))  # raises the first failure; trainings that have not begun are cancelled
     text = report(runs, noisy, choices.heldout, choices.seed)
-    write_atomically(runs / "report.md", text.encode())
+    write_whole(runs / "report.md", text)
     print(text)
 
 

@@ -95,13 +95,17 @@ def test_other_ranks_than_torchrun_started_are_refused_before_they_wait_for_each
 
 
 AGREES = """
+import os
 from tests.forked import run_ranks
 from tests.tiny import trainer
 from lit_mm.run.agreement import agree
 
+read, write = os.pipe()
+
 def work(rank):
     it = trainer(ranks=2)
     print(rank, agree(it, "run_dir", lambda: f"of {rank}"), agree(it, "resume", lambda: f"at {rank}"), flush=True)
+    os.write(write, b"1") if rank else os.read(read, 1)  # the first rank holds what the other reads
 
 run_ranks(work, 2)
 """

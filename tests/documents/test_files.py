@@ -144,8 +144,8 @@ def test_a_text_file_named_png_is_refused(tmp_path):
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
-    for path in (tmp_path / "absent.png", tmp_path):
-        with pytest.raises(UserError, match="there is no image"):
+    for path, message in ((tmp_path / "absent.png", "there is no image"), (tmp_path, "is a folder and not an image")):
+        with pytest.raises(UserError, match=message):
             FilePicture.open(path)
 
 

@@ -70,7 +70,7 @@ def test_mistakes_are_refused() -> None:
     for documents, metrics, message in (
         ([], ["loss"], "has no held-out documents"),
         (DOCUMENTS, ["los"], "unknown metric 'los'"),
-        ([question], ["anls"], "has no answer to score"),
+        ([question], ["anls"], "has no answer, which 'anls' needs"),
     ):
         with pytest.raises(UserError, match=message):
             DocumentFigures("mine", documents, metrics)

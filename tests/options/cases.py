@@ -76,7 +76,7 @@ TILINGS = {
     CentreCrop: Case(of_tiling, {"size": 28}, {"size": 56}),
     Hd: Case(of_tiling, {"max_tiles": 4, "tile": 28}, {"max_tiles": 9, "tile": 56}),
     Pad: Case(of_tiling, {"size": 28}, {"size": 56}),
-    Stretch: Case(of_tiling, {"size": 28}, {"size": 56}),
+    Stretch: Case(of_tiling, {"size": 28}, {"size": 56, "patch": 5}),
     Uhd: Case(of_tiling, {"max_slices": 4, "size": 56, "patch": 14}, {"max_slices": 6, "size": 84, "patch": 7}),
     UhdArxiv: Case(of_tiling, {"max_slices": 4, "size": 56, "patch": 14}, {"max_slices": 6, "size": 84, "patch": 7}),
     Whole: Case(of_tiling, {"size": (56, 56), "window": 28}, {"size": (84, 84), "window": 14}),
@@ -312,6 +312,7 @@ VISION = {
             "drop_path": 0.9,
             "any_size": True,
             "overrides": SMALL | {"embed_dim": 12},
+            "eps": 0.5,
             "activation_checkpointing": "full",
         }
         | WEIGHTS,
