@@ -18,7 +18,10 @@ CAUSES = {
     "Bus error": "The shared memory, /dev/shm, is full: enlarge it (docker run --shm-size), or set `num_workers` of "
     "the data to 0",
 }
-UNKNOWN = "With `num_workers` 0 of the data, its error would be printed"
+UNKNOWN = (
+    "Systems do this when memory is short: lower `num_workers` of the data. With `num_workers` 0, an error of the worker "
+    "itself would be printed"
+)
 
 
 @contextmanager

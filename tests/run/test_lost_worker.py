@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from types import SimpleNamespace
 from typing import Any
@@ -33,7 +34,9 @@ def test_a_worker_that_was_killed_is_told_with_stage_step_and_cure() -> None:
     with pytest.raises(UserError) as refusal, lost_worker_named(MODULE):
         list(DataLoader(Dying(), batch_size=None, num_workers=1, multiprocessing_context="fork"))
     message = str(refusal.value)
-    assert "was killed (Killed) in stage 'align' after step 3 of 9. Systems do this when memory is short" in message
+    # torch does not always know the signal
+    assert re.search("(was killed .Killed.|has ended) in stage 'align' after step 3 of 9. Systems do this", message)
+    assert "when memory is short: lower `num_workers` of the data" in message
     assert message.endswith("The same command with the same --run_dir resumes (--debug shows torch's error)")
 
 
