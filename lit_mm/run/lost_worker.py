@@ -19,8 +19,8 @@ CAUSES = {
     "the data to 0",
 }
 UNKNOWN = (
-    "Systems do this when memory is short: lower `num_workers` of the data. With `num_workers` 0, an error of the worker "
-    "itself would be printed"
+    "Systems do this when memory is short: lower `num_workers` of the data. With `num_workers` 0, an error of the "
+    "worker itself would be printed"
 )
 
 
