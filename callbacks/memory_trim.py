@@ -14,13 +14,15 @@ from lit_mm.module import MultimodalModule
 class MemoryTrim(StepObserver):
     """Trims the heap of glibc every n optimizer steps; without glibc it does nothing.
 
-    The peak memory of the nano world's CPU run of 900 steps fell from 4.0 to 3.7 GB.
+    Without trims every 25 steps, the peak memory of a nano run of 900 steps was 4.0 GB instead of 3.7 GB. A process
+    takes its memory anew after a trim, which at 25 steps cost a nano run 2 % of its time, and at 100 steps costs none
+    that can be measured.
 
     Args:
         every: number of optimizer steps between trims.
     """
 
-    def __init__(self, every: int = 25) -> None:
+    def __init__(self, every: int = 100) -> None:
         self.every = every
         self.libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 
