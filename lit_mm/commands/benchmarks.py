@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -96,6 +97,24 @@ def list_benchmarks(names: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
+@contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Join the processes of torchrun, among which questions are shared out, for a `with` block or a function.
+
+    One process alone joins nothing. Ranks exchange texts only, so gloo serves on every device. A rank that ended before
+    it had left the group was sometimes aborted by the threads of the group.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@joined_ranks()
 def evaluate_benchmarks(choices: Namespace) -> None:
     """Measure checkpoints on benchmarks and print figures, intervals and comparisons.
 
@@ -106,7 +125,6 @@ def evaluate_benchmarks(choices: Namespace) -> None:
     """
     if choices.data is None:
         raise UserError("--benchmarks needs --data DIR, the folder of all benchmarks; --list shows the layout")
-    join_ranks()
     data = Path(choices.data).absolute()
     tasks = [open_task(name, data, choices.documents) for name in choices.benchmarks.split(",")]
     titles = [task.name for task in tasks]
@@ -140,15 +158,6 @@ def evaluate_benchmarks(choices: Namespace) -> None:
         print(contrast_table(contrasts))
     for note in notes:
         print(note)
-
-
-def join_ranks() -> None:
-    """Join the processes of torchrun, among which questions are shared out. One process alone joins nothing.
-
-    Ranks exchange texts only, so gloo serves on every device.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("gloo")
 
 
 def on_device_of_rank(module: MultimodalModule) -> MultimodalModule:

@@ -18,7 +18,7 @@ from lit_mm.commands.benchmarks import (
     Progress,
     digest_of_weights,
     folder_of_evaluations,
-    join_ranks,
+    joined_ranks,
     model_names,
     on_device_of_rank,
 )
@@ -61,6 +61,7 @@ class ExaminedRun:
     measurement: Measurement
 
 
+@joined_ranks()
 def examine_runs(choices: Namespace, source: Source | None) -> None:
     """Examine checkpoints and print their figures with 95 % intervals, and comparisons on the same questions.
 
@@ -70,7 +71,6 @@ def examine_runs(choices: Namespace, source: Source | None) -> None:
     Raises:
         UserError: a checkpoint or its held-out documents cannot be read.
     """
-    join_ranks()
     names = model_names(choices.checkpoint)
     runs = []
     for place, name in zip(choices.checkpoint, names, strict=True):
