@@ -6,6 +6,7 @@ import errno
 import gc
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,8 @@ ELSEWHERE = {  # names of other programs' commands -> what does the job here
 }
 LOOKING = ("describe", "tiles")  # they start nothing, and close the files that they write
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-FAILED, MISTAKE, INTERRUPTED = 1, 2, 130  # exit codes; 130 is what a shell reports after Ctrl+C
+# Exit codes; 130 is what a shell reports after Ctrl+C, 141 where nobody reads the output any more
+FAILED, MISTAKE, INTERRUPTED, UNREAD = 1, 2, 130, 141
 
 
 def run() -> None:
@@ -80,16 +82,29 @@ def run() -> None:
 
     A command that only looks is over in seconds and leaves nothing behind that must be closed. So it collects no
     garbage, a tenth of its time, and its process ends at once: to take down thousands of modules one by one would be
-    a fifth.
+    a fifth. If the reader of its output has ended, as `head` does, the program ends without a word.
     """
     looking = any(word in LOOKING for word in sys.argv[1:2])
     if looking:
         gc.disable()
-    main()
-    if looking:
+    try:
+        main()
         sys.stdout.flush()
+    except BrokenPipeError:
+        if not has_lost_reader(sys.stdout.fileno()):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        sys.exit(UNREAD)
+    if looking:
         sys.stderr.flush()
         os._exit(0)
+
+
+def has_lost_reader(descriptor: int) -> bool:
+    """Return True if a file descriptor is a pipe whose reader has ended."""
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

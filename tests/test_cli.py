@@ -246,3 +246,10 @@ def test_a_module_of_the_program_that_is_missing_is_a_bug(monkeypatch):
     monkeypatch.setattr(cli, "_command", fail)
     with pytest.raises(ModuleNotFoundError):
         cli.main(["describe"])
+
+
+def test_a_reader_that_has_enough_ends_a_command_without_a_word() -> None:
+    command = [sys.executable, "-m", "lit_mm", "recipes"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 141)
