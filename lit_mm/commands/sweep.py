@@ -324,7 +324,7 @@ def begin_folder(folder: Path, specification: Specification, seed: int, recipe: 
                 f"{str(folder)!r} holds another sweep; it differs in {run_folder.listed(keys, earlier, record)}. "
                 "Resume with the same file and recipe, or choose another folder with --folder"
             )
-        before, now = (held["specification"].get("run_cap") or math.inf for held in (earlier, record))
+        before, now = (version["specification"].get("run_cap") or math.inf for version in (earlier, record))
         if now < before:
             raise UserError(
                 f"{str(folder)!r} holds a sweep of at most {before} trials, and `run_cap` is {now} here. It can "

@@ -100,8 +100,8 @@ def within(state: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
     """Read a folder in Hugging Face layout; see `read_checkpoint`."""
-    found = weight_files(folder)
-    if found is None:
+    weights = weight_files(folder)
+    if weights is None:
         whole = sorted(folder.glob("*.safetensors"))
         if len(whole) != 1:
             raise UserError(
@@ -109,7 +109,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
                 f"file, found {sorted(path.name for path in folder.iterdir())[:SHOWN]}"
             )
         return read_checkpoint(whole[0])
-    index, files = found
+    index, files = weights
     if index.name in WHOLE:
         return read_checkpoint(index)
     state: dict[str, Tensor] = {}
@@ -155,10 +155,10 @@ def weight_files(folder: Path) -> tuple[Path, list[Path]] | None:
         UserError: an index is damaged, or names shards that are not there.
     """
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    found = find_weights(names, lambda index: weight_map(folder / index).values())
-    if found is None:
+    weights = find_weights(names, lambda index: weight_map(folder / index).values())
+    if weights is None:
         return None
-    head, files = found
+    head, files = weights
     if missing := [name for name in files if name not in names]:
         raise UserError(f"checkpoint folder {str(folder)!r}: {head} names shards that are not there: {missing}")
     return folder / head, [folder / name for name in files]

@@ -159,7 +159,7 @@ def check_quantised(place: str | Path, config: Mapping[str, Any], names: Collect
     """
     sections = (config, *(config.get(key) for key in ("text_config", "llm_cfg")))
     tables = [section for section in sections if isinstance(section, dict)]
-    quantised = next((found for table in tables if (found := table.get("quantization_config"))), None)
+    quantised = next((section for table in tables if (section := table.get("quantization_config"))), None)
     if quantised or any(name.endswith(QUANTISED) for name in names):
         method = quantised.get("quant_method", "") if isinstance(quantised, dict) else ""
         raise UserError(
@@ -185,7 +185,7 @@ def check_names(place: Path, config: Mapping[str, Any], names: Collection[str]) 
         )
     for folder in part_folders(place) or [place]:
         inner = "" if folder == place else f"{folder.name}/"
-        head = found[0] if folder.is_dir() and (found := weight_files(folder)) else folder
+        head = weights[0] if folder.is_dir() and (weights := weight_files(folder)) else folder
         listed = [f"{inner}{name}" for name in weight_map(head)] if head.name in INDEXES else []
         if absent := sorted(set(listed) - set(names)):
             raise UserError(
@@ -234,12 +234,12 @@ def tensor_files(place: Path) -> list[Path]:
             f"{str(place)!r} is a checkpoint or run of this program and needs no import. Use it with "
             "generate, evaluate or fit --init_from"
         )
-    found = weight_files(place)
+    whole = weight_files(place)
     lora = [place / name for name in LORA if (place / name).is_file()][:1]
-    if lora and (found is None or found[0].name not in INDEXES):
+    if lora and (whole is None or whole[0].name not in INDEXES):
         return [*lora, *(path for path in [place / REST] if path.is_file())]
-    if found is not None:
-        return found[1]
+    if whole is not None:
+        return whole[1]
     if projectors := [place / name for name in PROJECTORS if (place / name).is_file()]:
         return projectors
     if folders := part_folders(place):
